@@ -1,0 +1,127 @@
+"""Rows of a user's own file: jsonl, jsonl.gz or parquet, with errors that name file and row."""
+
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from inf_jax.errors import UserError
+
+
+class Row(NamedTuple):
+    """One row; `where` is `file:number`, counting lines of jsonl or rows of parquet from 1."""
+
+    where: str
+    values: Mapping[str, Any]
+
+
+def input_files(path: str | Path) -> list[Path]:
+    """The file itself, or a directory's readable files by name.
+
+    Raises:
+      UserError: there is nothing at `path`, or no file of a known kind.
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = sorted(f for f in path.iterdir() if f.is_file() and _reader(f))
+        if not found:
+            raise UserError(f"{path} holds no {', '.join(_READERS)} file; name the file itself")
+        return found
+    if not path.exists():
+        raise UserError(f"there is no file {path}; check the path")
+    if not _reader(path):
+        raise UserError(f"{path} is of no kind that can be read; give a {', '.join(_READERS)} file")
+    return [path]
+
+
+def read_rows(path: str | Path) -> Iterator[Row]:
+    """The rows of a file, or of all files of a directory, in order; nothing is held in memory.
+
+    Raises:
+      UserError: as `input_files`, or a row or file is damaged: names the file and the line.
+    """
+    for file in input_files(path):
+        yield from _reader(file)(file)
+
+
+def text_field(row: Row, *names: str) -> str:
+    """The text of the first of `names` that the row has, outer white space removed; null gives "".
+
+    Raises:
+      UserError: no such field, or it holds no text: names the row, the field and what there is.
+    """
+    for name in names:
+        if name in row.values:
+            value = row.values[name]
+            if value is None:
+                return ""
+            if isinstance(value, str):
+                return value.strip()
+            raise UserError(
+                f"{row.where}: field {name!r} holds {type(value).__name__} {value!r:.40}, "
+                "expected text; correct the row or remove it"
+            )
+    present = ", ".join(row.values) or "no field at all"
+    raise UserError(f"{row.where}: no field {names[0]!r}; the row has: {present}")
+
+
+def _jsonl(path: Path) -> Iterator[Row]:
+    opener = gzip.open if path.suffix == ".gz" else open
+    line = 0
+    try:
+        with opener(path, "rb") as file:
+            for line, data in enumerate(file, 1):
+                if data.strip():
+                    yield Row(f"{path}:{line}", _json_object(data, f"{path}:{line}"))
+    except (OSError, EOFError, zlib.error) as error:  # the three faces of a damaged gzip file
+        raise UserError(
+            f"cannot read {path} after line {line}: {error}; get the file again"
+        ) from error
+
+
+def _json_object(data: bytes, where: str) -> dict[str, Any]:
+    try:
+        # a file saved on Windows may begin with a byte order mark
+        row = json.loads(data.rstrip(b"\r\n").decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{where}: malformed JSON, {error.msg} at column {error.colno}; "
+            "each line must be one JSON object; correct or remove it"
+        ) from error
+    if not isinstance(row, dict):
+        raise UserError(
+            f"{where}: a JSON {type(row).__name__}, expected an object with named fields"
+        )
+    return row
+
+
+def _parquet(path: Path) -> Iterator[Row]:
+    import pyarrow  # slow to import, and only parquet needs it
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                for values in batch.to_pylist():
+                    number += 1
+                    yield Row(f"{path}:{number}", values)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UserError(
+            f"cannot read {path} as parquet after row {number}: {error}; get the file again"
+        ) from error
+
+
+_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+    ".jsonl": _jsonl,
+    ".jsonl.gz": _jsonl,
+    ".parquet": _parquet,
+}
+
+
+def _reader(path: Path) -> Callable[[Path], Iterator[Row]] | None:
+    return next((r for suffix, r in _READERS.items() if path.name.endswith(suffix)), None)

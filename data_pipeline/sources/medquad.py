@@ -1,0 +1,246 @@
+"""MedQuAD: many questions on one subject, so that the instruction alone decides the right passage.
+
+A row's `focus` (the subject: a disease) is the query, its question with the focus taken out is the
+instruction, its answer the passage. Poisoned instruction: another question type of the same focus
+with that type's answer. Poisoned query: a lexically near focus, same type, its own answer.
+
+MedQuAD: Ben Abacha and Demner-Fushman, "A question-entailment approach to question answering", BMC
+Bioinformatics 20:511, 2019. Every choice is a function of the rows alone, not of their order.
+"""
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from data_pipeline.sources.files import read_rows, text_field
+from data_pipeline.validate import fold
+from inf_jax.errors import UserError
+from inf_jax.records import Example, text_hash
+
+MIN_ANSWER_WORDS = 8
+MIN_TYPES = 2  # question types that a focus must have
+
+# For a question that does not name its focus. Distinct, so that the instruction still decides.
+_FALLBACK = {
+    "causes": "What causes it?",
+    "complications": "What complications can it have?",
+    "exams and tests": "How is it diagnosed?",
+    "frequency": "How many people are affected by it?",
+    "genetic changes": "What are the genetic changes related to it?",
+    "information": "What is it?",
+    "inheritance": "Is it inherited?",
+    "outlook": "What is the outlook for it?",
+    "prevention": "How can it be prevented?",
+    "research": "What research is being done on it?",
+    "stages": "What are its stages?",
+    "susceptibility": "Who is at risk for it?",
+    "symptoms": "What are the symptoms of it?",
+    "treatment": "What are the treatments for it?",
+}
+# GARD asks for the causes, GHR for the genetic changes: of these diseases that is one question.
+_ONE_QUESTION = {"genetic changes": "causes"}
+# A trait that more than this share of the foci have (and more foci than the limit) says nothing
+# about nearness ("syndrome"), and its posting list would make the search quadratic.
+_MAX_SHARE = 0.05
+_MIN_LIMIT = 50
+# Words by which two names of one disease may differ.
+_GENERIC_WORDS = frozenset(["and", "disease", "disorder", "of", "syndrome", "the", "type", "with"])
+_MIN_SPELT = 5  # letters of a word that may lack one
+_NUMERALS = {
+    "i": "1",
+    "ii": "2",
+    "iii": "3",
+    "iv": "4",
+    "v": "5",
+    "vi": "6",
+    "vii": "7",
+    "viii": "8",
+}
+
+
+class _Row(NamedTuple):
+    id: str
+    focus: str
+    qtype: str
+    question: str
+    answer: str
+
+
+_Group = dict[str, _Row]  # the rows of one focus by question type
+
+
+def read(path: str | Path, *, dropped: Counter[str] | None = None) -> Iterator[Example]:
+    """One example for every (focus, question type) that is kept, whose triplet is the positive one.
+
+    Examples of one focus share `query_positive` to the letter, and no other focus has that query.
+
+    Args:
+      path: jsonl, jsonl.gz or parquet with the fields id, focus, qtype, question, answer.
+      dropped: counts here, by reason, the rows that give no example.
+
+    Raises:
+      UserError: no such file, a damaged row, a missing field, a field that holds no text.
+    """
+    groups = _groups(_rows(path), Counter() if dropped is None else dropped)
+    near = _NearFoci(groups)
+    # one spelling of a focus wherever it occurs: training knows equal texts by their hash
+    queries = {k: min(group.values(), key=lambda row: row.id).focus for k, group in groups.items()}
+    spoken = {
+        row.id: f" {_key(row.answer)} " for group in groups.values() for row in group.values()
+    }
+    for key, group in groups.items():
+        instructions = _instructions(group)
+        candidates = [groups[other] for other in near.of(key)]
+        for qtype, row in group.items():
+            other = min((t for t in group if t != qtype), key=lambda t: _draw(row.id, t))
+            # the nearest, unless its answer is about this focus too
+            poisons = (found[qtype] for found in candidates if qtype in found)
+            poison = next((p for p in poisons if f" {key} " not in spoken[p.id]), None)
+            yield Example(
+                id=row.id,
+                query_positive=queries[key],
+                instruction_positive=instructions[qtype],
+                document_positive=row.answer,
+                instruction_negative=instructions[other],
+                hard_negative_document_1=group[other].answer,
+                query_negative=queries[_key(poison.focus)] if poison else "",
+                hard_negative_document_2=poison.answer if poison else "",
+            )
+
+
+def instruction(question: str, focus: str, qtype: str) -> str:
+    """The question with every mention of its focus replaced by "it"; a plain one where it has none.
+
+    "What is (are) Farber disease ?" -> "What is it?". Case, hyphens and white space of the mention
+    may differ from the focus, a remark in brackets may be missing.
+    """
+    for name in (focus, re.sub(r"\([^()]*\)", " ", focus)):
+        words = re.findall(r"\w+", name)
+        if not words:
+            continue
+        mention = r"(?:\b(?:the|an?)\s+)?(?<!\w)" + r"\W+".join(words) + r"(?:\s*\)|(?!\w))"
+        text, count = re.subn(mention + r"['\u2019]s(?!\w)", "its", question, flags=re.IGNORECASE)
+        text, more = re.subn(mention, "it", text, flags=re.IGNORECASE)
+        if count + more:
+            break
+    else:
+        return _FALLBACK.get(qtype, f"What is known about its {qtype}?")
+    text = re.sub(r"\b(is|does|was) \((?:are|do|were)\)", r"\1", text)
+    text = " ".join(text.split()).rstrip(" ?.") + "?"
+    return text[0].upper() + text[1:]
+
+
+def _rows(path: str | Path) -> Iterator[_Row]:
+    lines: dict[str, str] = {}
+    for row in read_rows(path):
+        values = _Row(*(text_field(row, name) for name in _Row._fields))
+        first = lines.setdefault(values.id, row.where)
+        if first != row.where:
+            raise UserError(
+                f"{row.where}: id {values.id!r} is also at {first}; give each row an id of its own"
+            )
+        yield values
+
+
+def _groups(rows: Iterator[_Row], dropped: Counter[str]) -> dict[str, _Group]:
+    """The rows that are kept, by focus and question type, in one order whatever the rows' own."""
+    rows = list(rows)
+    copies = Counter(fold(row.answer) for row in rows)
+    grouped = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        if not (row.focus and row.qtype and row.question and row.answer):
+            dropped["empty field"] += 1
+        elif copies[fold(row.answer)] > 1:
+            dropped["answer occurs more than once"] += 1
+        elif len(row.answer.split()) < MIN_ANSWER_WORDS:
+            dropped[f"answer under {MIN_ANSWER_WORDS} words"] += 1
+        else:
+            grouped[_key(row.focus)][_ONE_QUESTION.get(row.qtype, row.qtype)].append(row)
+    groups = {}
+    for key in sorted(grouped):
+        # two answers to one question would each be a wrong negative of the other
+        answers = (min(same, key=lambda row: _draw(row.id)) for same in grouped[key].values())
+        group = {row.qtype: row for row in sorted(answers, key=lambda row: row.qtype)}
+        if surplus := sum(map(len, grouped[key].values())) - len(group):
+            dropped["second answer to one question"] += surplus
+        if len(group) < MIN_TYPES:
+            dropped[f"focus with under {MIN_TYPES} question types"] += len(group)
+        else:
+            groups[key] = group
+    return groups
+
+
+def _instructions(group: _Group) -> dict[str, str]:
+    """Each type's instruction; two types that would get the same one get their plain ones."""
+    texts = {qtype: instruction(row.question, row.focus, qtype) for qtype, row in group.items()}
+    count = Counter(map(fold, texts.values()))
+    return {
+        t: text if count[fold(text)] == 1 else instruction("", "", t) for t, text in texts.items()
+    }
+
+
+class _NearFoci:
+    """Lexical nearness of foci: cosine of words and letter trigrams, weighted by their rarity.
+
+    An inverted index, so that a focus is compared only with those that share a rarer trait of its.
+    """
+
+    def __init__(self, foci: Iterable[str]):
+        traits = {key: _traits(key) for key in foci}
+        postings = defaultdict(list)
+        for key, found in traits.items():
+            for trait in found:
+                postings[trait].append(key)
+        limit = max(_MIN_LIMIT, _MAX_SHARE * len(traits))
+        self._postings = {t: keys for t, keys in postings.items() if 2 <= len(keys) <= limit}
+        weight = {t: math.log(len(traits) / len(keys)) ** 2 for t, keys in postings.items()}
+        self._norms = {k: math.sqrt(sum(weight[t] for t in f)) or 1.0 for k, f in traits.items()}
+        self._traits, self._weight = traits, weight
+        self._bare = {key: _bare(key) for key in traits}
+        self._names = {key: _misspelt(bare) | {bare} for key, bare in self._bare.items()}
+
+    def of(self, key: str) -> list[str]:
+        """The other foci that share a trait, nearest first, without other names of the same."""
+        scores = defaultdict(float)
+        for trait in self._traits[key]:
+            for other in self._postings.get(trait, ()):
+                scores[other] += self._weight[trait] / self._norms[other]
+        names, bare = self._names, self._bare
+        others = (k for k in scores if bare[k] not in names[key] and bare[key] not in names[k])
+        return sorted(others, key=lambda k: (-scores[k], k))
+
+
+def _traits(key: str) -> list[str]:
+    """Words (marked, so that none equals a trigram) and trigrams of a key, each once, in order."""
+    words = key.split()
+    trigrams = (word[i : i + 3] for word in (f" {w} " for w in words) for i in range(len(word) - 2))
+    return list(dict.fromkeys([*(f"#{w}" for w in words), *trigrams]))
+
+
+def _key(text: str) -> str:
+    """A text's words, so that "Graves' disease" and "graves disease" are one focus."""
+    return " ".join(re.findall(r"\w+", re.sub(r"['\u2019]", "", text.casefold())))
+
+
+def _bare(key: str) -> tuple[str, ...]:
+    """What two names of one disease share: "Menkes syndrome", "Menkes disease"; "type II", "2"."""
+    words = (_NUMERALS.get(w, w.rstrip("s")) for w in key.split() if w not in _GENERIC_WORDS)
+    return tuple(sorted(words))
+
+
+def _misspelt(bare: tuple[str, ...]) -> set[tuple[str, ...]]:
+    """The name less one letter of a longer word: GHR has lost accented ones ("Sjgren syndrome")."""
+    return {
+        tuple(sorted((*bare[:i], word[:j] + word[j + 1 :], *bare[i + 1 :])))
+        for i, word in enumerate(bare)
+        if len(word) >= _MIN_SPELT
+        for j in range(len(word))
+    }
+
+
+def _draw(*texts: str) -> int:
+    """A number that looks drawn at random and depends on the texts alone."""
+    return text_hash("\x1f".join(texts))

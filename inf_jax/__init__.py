@@ -1,0 +1,3 @@
+"""Training code for instruction-following retrieval."""
+
+__version__ = "0.1.0"

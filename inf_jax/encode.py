@@ -1,0 +1,108 @@
+"""Texts to vectors: any number of texts of any length through one compiled grid of packed rows."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from inf_jax.errors import UserError
+from inf_jax.mesh import batch_sharding, compiler_options, make_mesh, replicated
+from inf_jax.packing import Packed, pack_chunk, place, stack_chunks
+
+
+def encode_texts(
+    encode: Callable[..., jax.Array],
+    tree: dict,
+    texts: Sequence[np.ndarray],
+    *,
+    row_tokens: int,
+    rows: int,
+    texts_per_row: int = 16,
+    mesh: Mesh | None = None,
+    progress: str = "",
+) -> np.ndarray:
+    """One vector a text, in the order given; a text's vector does not depend on its neighbours.
+
+    Every call of the compiled function sees the same shape, `rows` rows of `row_tokens` a device,
+    so there is one compilation for each (encode, shape) however often this is called; a short list
+    pays for the whole grid, so ask for few rows where lists are short.
+
+    Args:
+      encode: `Encoder.encode`, (tree, packed) -> [c, k, e]. Pass the same object each time: the
+        compiled code is kept by it.
+      tree: one encoder's parameters; copied to every device of the mesh (no copy where they lie
+        there already).
+      texts: n arrays int32[length] of token ids, 1 to `row_tokens` each.
+      row_tokens: tokens of a row, t.
+      rows: rows of a device's chunk, r.
+      texts_per_row: the most texts of a row, s.
+      mesh: one chunk a device; None takes all devices of this process.
+      progress: the label of a progress bar, which counts texts; "" shows none.
+
+    Returns:
+      float32[n, e].
+
+    Raises:
+      UserError: an empty text or one that is longer than a row.
+    """
+    mesh = make_mesh(devices=jax.local_devices()) if mesh is None else mesh
+    lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+    _check(lengths, row_tokens)
+    tree = jax.device_put(tree, replicated(mesh))
+    compiled = jax.jit(encode, compiler_options=compiler_options())
+    grid = {"rows": rows, "row_tokens": row_tokens, "texts_per_row": texts_per_row}
+
+    # All texts are placed at once, longest first, so that the short ones fill the rows of the long
+    # ones. A chunk is then a run of rows: to place its texts by themselves gives the same rows.
+    row_of, _, _ = place(lengths, row_tokens, texts_per_row)
+    by_row = np.argsort(row_of, kind="stable")
+    count = -(-(int(row_of.max(initial=-1)) + 1) // rows)
+    edges = np.searchsorted(row_of[by_row], np.arange(count + 1) * rows)
+    chunks = [np.sort(by_row[a:b]) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+
+    embedding = jax.eval_shape(encode, tree, _grid([], texts, mesh.size, grid)).shape[-1]
+    vectors = np.empty((len(texts), embedding), np.float32)
+    with tqdm(total=len(texts), desc=progress, unit="text", disable=not progress) as bar:
+
+        def keep(members: list[np.ndarray], found: jax.Array) -> None:
+            for chunk, chunk_vectors in zip(members, np.asarray(found), strict=False):
+                vectors[chunk] = chunk_vectors[: len(chunk)]
+                bar.update(len(chunk))
+
+        pending = None
+        for first in range(0, count, mesh.size):
+            members = chunks[first : first + mesh.size]
+            packed = jax.device_put(_grid(members, texts, mesh.size, grid), batch_sharding(mesh))
+            running = members, compiled(tree, packed)
+            if pending:  # the grid before: the device already works on this one
+                keep(*pending)
+            pending = running
+        if pending:
+            keep(*pending)
+    return vectors
+
+
+def _grid(members: list[np.ndarray], texts: Sequence, chunks: int, grid: dict[str, int]) -> Packed:
+    """Packs the chunks' texts; absent chunks and absent texts fill the fixed shape."""
+    slots = grid["rows"] * grid["texts_per_row"]
+    ids = np.zeros(slots, np.uint32)  # they seed dropout, which is off
+    absent = np.zeros(0, np.int32)
+    empty = [np.zeros(0, np.int64)] * (chunks - len(members))
+    return stack_chunks(
+        [
+            pack_chunk([texts[i] for i in m] + [absent] * (slots - len(m)), ids, **grid)
+            for m in [*members, *empty]
+        ]
+    )
+
+
+def _check(lengths: np.ndarray, row_tokens: int) -> None:
+    """Raises UserError that names the first text which no row can hold."""
+    bad = np.flatnonzero((lengths > row_tokens) | (lengths == 0))
+    if bad.size:
+        raise UserError(
+            f"text {bad[0]} has {lengths[bad[0]]} tokens, a row holds 1 to {row_tokens} "
+            f"({bad.size} such texts): truncate it when it is tokenised, or give longer rows"
+        )

@@ -1,0 +1,54 @@
+"""Pooling: token states of packed rows -> one vector a text. One function for train, eval and
+export."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+POOLINGS = ("mean", "cls", "last")
+
+
+def pooling_weights(
+    segments: Int[Array, "r t"],
+    positions: Int[Array, "r t"],
+    *,
+    texts_per_row: int,
+    pooling: str,
+) -> Float[Array, "r s t"]:
+    """Weight of each token in its text's vector; all from segments and positions, no lengths
+    travel.
+
+    mean: 1 / length on each token of the text; cls: 1 on its first token; last: 1 on its last
+    token. A place without a text has weight 0 everywhere.
+    """
+    places = jnp.arange(1, texts_per_row + 1)
+    mine = segments[:, None, :] == places[None, :, None]
+    if pooling == "mean":
+        length = mine.sum(-1, keepdims=True)
+        return mine / jnp.maximum(length, 1).astype(jnp.float32)
+    if pooling == "cls":
+        return (mine & (positions == 0)[:, None, :]).astype(jnp.float32)
+    if pooling == "last":
+        last = jnp.where(mine, positions[:, None, :], -1).max(-1, keepdims=True)
+        return (mine & (positions[:, None, :] == last)).astype(jnp.float32)
+    raise ValueError(f"unknown pooling {pooling!r}: choose one of {POOLINGS}")
+
+
+def pool(
+    hidden: Float[Array, "r t d"],
+    segments: Int[Array, "r t"],
+    positions: Int[Array, "r t"],
+    *,
+    texts_per_row: int,
+    pooling: str,
+) -> Float[Array, "r s d"]:
+    """Vector of each text of each packed row, in float32."""
+    weights = pooling_weights(segments, positions, texts_per_row=texts_per_row, pooling=pooling)
+    return jnp.einsum(
+        "rst,rtd->rsd", weights, hidden.astype(jnp.float32), preferred_element_type=jnp.float32
+    )
+
+
+def normalise(x: Float[Array, "... e"]) -> Float[Array, "... e"]:
+    """Unit length in float32; a zero vector (an absent text) stays zero, with a finite gradient."""
+    square = jnp.sum(x * x, axis=-1, keepdims=True)
+    return x * jnp.where(square > 0, 1.0, 0.0) / jnp.sqrt(jnp.where(square > 0, square, 1.0))

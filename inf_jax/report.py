@@ -1,0 +1,110 @@
+"""What a run tells people: start banner, progress bar, metrics to jsonl and TensorBoard."""
+
+import json
+import os
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.table import Table
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from inf_jax.objective import count_negatives
+from inf_jax.training import Training
+
+
+def table(title: str, rows: list[tuple], header: tuple[str, ...] = ()) -> None:
+    """Prints a small table; first column left, the others right."""
+    out = Table(title=title, title_justify="left", show_header=bool(header))
+    for i, name in enumerate(header or [""] * len(rows[0])):
+        out.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        out.add_row(*map(str, row))
+    Console(width=None if os.isatty(1) else 100).print(out)
+
+
+def banner(config: ConfigDict, training: Training, *, first_step: int) -> None:
+    """The start of a run: what trains, on what, and how many negatives each query gets."""
+    loader, mesh, steps = training.loader, training.mesh, config.train.steps
+    plan, data = loader.plan, loader.dataset
+    negatives = count_negatives(training.objective, pairs=round(plan.pairs))
+    epochs = steps * loader.batch_size / data.num_examples
+    grids = " + ".join(f"{loader.chunks}x{r}x{loader.row_tokens}" for r in plan.rows)
+    parameters = sum(x.size for x in jax.tree.leaves(training.shapes.params))
+    table(
+        f"inf_jax: {training.objective}, steps {first_step} to {steps}",
+        [
+            ("model", config.model.name),
+            ("parameters", f"{parameters:,}, {config.model.towers} towers, {config.model.dtype}"),
+            ("devices", f"{mesh.size} x {jax.devices()[0].device_kind}"),
+            ("hosts", jax.process_count()),
+            ("mesh", " ".join(f"{name}={size}" for name, size in mesh.shape.items())),
+            ("examples", f"{data.num_examples:,} ({epochs:.2f} epochs in {steps} steps)"),
+            ("a step", f"{loader.batch_size} examples, {plan.pairs:.0f} pairs"),
+            ("grid (chunks x rows x tokens)", grids),
+            ("chunks a device", config.train.chunks_per_device),
+            ("tokens a step", f"{plan.tokens:,.0f}, fill {plan.fill:.1%}"),
+            ("shape", "known for all steps" if plan.exact else "from sampled steps, with a margin"),
+            *((f"negatives a query, block {b}", n) for b, n in negatives.items()),
+        ],
+    )
+
+
+def summary(training: Training, *, steps: int, seconds: float) -> None:
+    """The end of a run: how fast it went, compilation included."""
+    plan = training.loader.plan
+    table(
+        "trained",
+        [
+            ("steps", steps),
+            ("seconds", f"{seconds:.0f}"),
+            ("pairs/s", f"{steps * plan.pairs / seconds:.1f}"),
+            ("tokens/s", f"{steps * plan.tokens / seconds:,.0f}"),
+            ("fill", f"{plan.fill:.1%}"),
+        ],
+    )
+
+
+class MetricsLog:
+    """Appends a line a step to `metrics.jsonl`, scalars to TensorBoard, and moves the progress bar.
+
+    Lines at or after `first_step` are of a run that was killed after its last checkpoint: they are
+    dropped, so that a resumed run leaves the same file as an undisturbed one.
+    """
+
+    def __init__(self, directory: Path, *, first_step: int, steps: int, every: int):
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / "metrics.jsonl"
+        kept = [line for line in read_metrics(path) if line["step"] < first_step]
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        partial.replace(path)
+        self._file = path.open("a", buffering=1)
+        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step)
+        self._bar = tqdm(total=steps, initial=first_step, unit="step", desc="train", smoothing=0.1)
+        self._every = every
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Logs the metrics of one finished step (steps count from 0)."""
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._bar.update()
+        if step % self._every == 0:
+            for name, value in metrics.items():
+                self._board.add_scalar(name, value, step)
+            self._bar.set_postfix(loss=f"{metrics['loss']:.4f}", refresh=False)
+
+    def close(self) -> None:
+        """Closes the files and the bar."""
+        self._file.close()
+        self._board.close()
+        self._bar.close()
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The lines of a metrics.jsonl; a last line that a kill cut short is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]

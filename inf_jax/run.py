@@ -1,0 +1,91 @@
+"""From a config to the things that the mains work with: model, texts, data, directories."""
+
+import dataclasses
+from pathlib import Path
+from typing import NamedTuple
+
+from inf_jax.config import ReadLog
+from inf_jax.errors import UserError
+from inf_jax.models import hf
+from inf_jax.models.config import read_config
+from inf_jax.models.encoder import Encoder, EncoderOptions, make_encoder
+from inf_jax.text import TextConfig, TextTokenizer, load_tokenizer
+from inf_jax.tokenise import tokenise
+from inf_jax.tokenised import TokenisedDataset
+
+
+class Model(NamedTuple):
+    """A backbone as the config names it.
+
+    Attributes:
+      directory: its HF directory (config.json, tokenizer, weights).
+      encoder: the pure functions, with the run's dropout and options.
+      tokenizer: its tokenizer.
+    """
+
+    directory: Path
+    encoder: Encoder
+    tokenizer: TextTokenizer
+
+    def load(self) -> hf.Weights:
+        """The backbone's own weights, float32."""
+        return hf.load_weights(self.directory, self.encoder.config)
+
+
+def load_model(config: ReadLog) -> Model:
+    """The `model` section: directory, shape, options, tokenizer; weights are read by
+    `Model.load`."""
+    section = config.model
+    directory = hf.resolve_model(section.name)
+    shape = dataclasses.replace(
+        read_config(directory), dropout=section.dropout, attention_dropout=section.dropout
+    )
+    longest = max(config.data.max_query_tokens, config.data.max_passage_tokens)
+    if longest > shape.max_positions:
+        raise UserError(
+            f"config: texts of {longest} tokens, but {directory} has {shape.max_positions} "
+            "positions; lower data.max_query_tokens or data.max_passage_tokens"
+        )
+    options = EncoderOptions(
+        pooling=section.pooling,
+        normalise=section.normalise,
+        dtype=section.dtype,
+        scan_layers=section.scan_layers,
+        remat=section.remat,
+    )
+    return Model(directory, make_encoder(shape, options), load_tokenizer(directory))
+
+
+def text_config(config: ReadLog) -> TextConfig:
+    """Templates and limits of the `data` section."""
+    return TextConfig(
+        query_template=config.data.query_template,
+        passage_template=config.data.passage_template,
+        max_query_tokens=config.data.max_query_tokens,
+        max_passage_tokens=config.data.max_passage_tokens,
+    )
+
+
+def dataset_dir(config: ReadLog) -> Path:
+    """`<data.dir>/inf_ir/<source>/<version>`; raises UserError where nothing was built."""
+    directory = Path(config.data.dir) / "inf_ir" / config.data.source / config.data.version
+    if not (directory / "dataset_info.json").exists():
+        raise UserError(
+            f"{directory}: no dataset here; build it with "
+            f"`python -m data_pipeline.build --source={config.data.source} "
+            f"--data_dir={config.data.dir}`"
+        )
+    return directory
+
+
+def tokenised_split(config: ReadLog, tokenizer: TextTokenizer, split: str) -> TokenisedDataset:
+    """The split's tokenised records, made now if the cache has none for these texts and
+    tokenizer."""
+    directory = tokenise(
+        dataset_dir(config),
+        split,
+        tokenizer=tokenizer,
+        text=text_config(config),
+        out_dir=Path(config.data.dir) / "tokenised" / config.data.source,
+    )
+    return TokenisedDataset(directory)

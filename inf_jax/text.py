@@ -1,0 +1,250 @@
+"""Instruction + query -> text -> token ids: one place for training, evaluation and export."""
+
+import dataclasses
+import functools
+import hashlib
+import os
+import string
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tokenizers
+
+from inf_jax.errors import UserError
+
+Span = tuple[int, int]
+_TOKENIZER_FILES = ("*token*", "vocab*", "*.model", "tekken*")
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """How texts are rendered and where they are cut.
+
+    Attributes:
+      query_template: the instructed query, from `{query}` and `{instruction}`; the default is the
+        paper's order (arXiv 2505.21439, section 4).
+      passage_template: the passage, from `{passage}`.
+      max_query_tokens, max_passage_tokens: limits, special tokens included.
+
+    Raises:
+      UserError: a template lacks a field, or has it twice, or has another; a limit is under 1.
+    """
+
+    query_template: str = "{query} {instruction}"
+    passage_template: str = "{passage}"
+    max_query_tokens: int = 128
+    max_passage_tokens: int = 512
+
+    def __post_init__(self):
+        for name, fields in (
+            ("query_template", ["instruction", "query"]),
+            ("passage_template", ["passage"]),
+        ):
+            template = getattr(self, name)
+            try:
+                found = sorted(field for _, field in _parts(template) if field is not None)
+            except ValueError as error:  # also an unbalanced brace
+                raise UserError(
+                    f"{name}={template!r}: {error}; literal braces are {{{{ }}}}"
+                ) from error
+            if found != fields:
+                wanted = " and ".join(f"{{{field}}}" for field in fields)
+                raise UserError(f"{name}={template!r} must hold {wanted}, each once, nothing else")
+        for name in ("max_query_tokens", "max_passage_tokens"):
+            limit = getattr(self, name)
+            if not isinstance(limit, int) or limit < 1:
+                raise UserError(f"{name}={limit!r} must be a positive whole number")
+
+
+def instructed_query(query: str, instruction: str, template: str) -> str:
+    """The text of an instructed query.
+
+    With an empty instruction the template is used without its place, white space squeezed, so that
+    "{query} {instruction}" gives the query alone.
+    """
+    return _render_query(query, instruction, template)[0]
+
+
+def passage_text(passage: str, template: str) -> str:
+    """The text of a passage."""
+    return _render(_parts(template), {"passage": passage})[0]
+
+
+class TextTokenizer:
+    """A Hugging Face fast tokenizer with this project's templates and truncation.
+
+    Attributes:
+      pad_id: int, the padding token; where there is none, the end of text, else 0: any id will do,
+        since padding is masked.
+      fingerprint: str, a hash of all that decides which ids a text gets.
+    """
+
+    def __init__(self, hf_tokenizer):
+        # a copy, since the truncation and padding that a file may bring along are switched off
+        self._backend = tokenizers.Tokenizer.from_str(hf_tokenizer.backend_tokenizer.to_str())
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._backend.encode_special_tokens = bool(
+            getattr(hf_tokenizer, "split_special_tokens", False)
+        )
+        candidates = (hf_tokenizer.pad_token_id, hf_tokenizer.eos_token_id, 0)
+        self.pad_id: int = next(i for i in candidates if i is not None)
+        state = self._backend.to_str() + str(self._backend.encode_special_tokens)
+        self.fingerprint: str = hashlib.sha256(state.encode()).hexdigest()
+
+    def queries(self, queries: Sequence[tuple[str, str]], config: TextConfig) -> list[np.ndarray]:
+        """Token ids of (query, instruction) pairs, special tokens included.
+
+        A text over `max_query_tokens` loses the end of its query and keeps the instruction whole;
+        the query keeps `max_query_tokens // 4` tokens, and past that the instruction loses its end.
+
+        Returns:
+          int32[tokens], one array a pair, each at most `max_query_tokens` long.
+        Raises:
+          UserError: the limit is too small for the special tokens and the template's own words.
+        """
+        self._check_limit("query", config.query_template, config.max_query_tokens)
+        rendered = [_render_query(q, i, config.query_template) for q, i in queries]
+        ids = _ids(self._backend.encode_batch_fast([text for text, _ in rendered]))
+        limit = config.max_query_tokens
+        overlong = [n for n, row in enumerate(ids) if len(row) > limit]
+        # offsets are slow to compute and needed only here
+        encodings = self._backend.encode_batch([rendered[n][0] for n in overlong])
+        for n, encoding in zip(overlong, encodings, strict=True):
+            ids[n] = ids[n][_kept(encoding, rendered[n][1], limit=limit)]
+        return ids
+
+    def passages(self, passages: Sequence[str], config: TextConfig) -> list[np.ndarray]:
+        """Token ids of passages, special tokens included; a passage over the limit loses its end.
+
+        Returns:
+          int32[tokens], one array a passage, each at most `max_passage_tokens` long.
+        Raises:
+          UserError: the limit is too small for the special tokens and the template's own words.
+        """
+        limit = config.max_passage_tokens
+        self._check_limit("passage", config.passage_template, limit)
+        encodings = self._backend.encode_batch_fast(
+            [passage_text(p, config.passage_template) for p in passages]
+        )
+        ids = _ids(encodings)
+        for n, row in enumerate(ids):
+            if len(row) > limit:
+                suffix = (
+                    encodings[n].special_tokens_mask[::-1].index(0)
+                )  # special tokens at the end
+                ids[n] = np.concatenate((row[: limit - suffix], row[len(row) - suffix :]))
+        return ids
+
+    @functools.lru_cache(maxsize=8)  # noqa: B019 (a tokenizer lives as long as its process)
+    def _check_limit(self, tower: str, template: str, limit: int) -> None:
+        bare = _render(_parts(template), {"query": "", "instruction": "", "passage": ""})[0]
+        needed = 2 * len(self._backend.encode(bare).ids)
+        if limit < max(needed, 2):
+            raise UserError(
+                f"max_{tower}_tokens={limit} is too small for the special tokens and the words of "
+                f"{tower}_template={template!r}; it must be at least {max(needed, 2)}"
+            )
+
+
+def load_tokenizer(name_or_dir: str | os.PathLike) -> TextTokenizer:
+    """The tokenizer of a local Hugging Face directory or of a hub id.
+
+    Raises:
+      UserError: nothing is there, the hub cannot be reached, or there is no fast tokenizer.
+    """
+    from transformers import AutoTokenizer  # takes seconds to import: not for those who only render
+
+    name = os.fspath(name_or_dir)
+    local = os.path.isdir(name)
+    remedy = "give a local directory that holds tokenizer.json, or the hub id of such a model"
+    if local and not any(f for pattern in _TOKENIZER_FILES for f in Path(name).glob(pattern)):
+        raise UserError(f"no tokenizer in {name!r}: the directory has no tokenizer files; {remedy}")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local)
+    except Exception as error:  # OSError, ValueError, KeyError, ...: it depends on what is missing
+        reason = textwrap.shorten(str(error) or repr(error), 250)
+        where = "directory" if local else "no such directory, nor a hub id that can be loaded now"
+        raise UserError(f"no tokenizer in {name!r} ({where}): {reason}; {remedy}") from error
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"the tokenizer of {name!r} ({type(tokenizer).__name__}) has no fast version; {remedy}"
+        )
+    # without vocabulary files transformers returns a tokenizer that knows its special tokens only
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise UserError(f"the tokenizer of {name!r} has no vocabulary; {remedy}")
+    return TextTokenizer(tokenizer)
+
+
+def _ids(encodings: list[tokenizers.Encoding]) -> list[np.ndarray]:
+    return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+
+class _QuerySpans(NamedTuple):
+    """Where the query and the instruction are in a rendered text, in characters."""
+
+    query: Span
+    instruction: Span
+
+
+@functools.lru_cache(maxsize=64)
+def _parts(template: str) -> tuple[tuple[str, str | None], ...]:
+    """(literal, field or None) pieces of a template; ValueError on anything but plain fields."""
+    parts = []
+    for literal, field, spec, conversion in string.Formatter().parse(template):
+        if spec or conversion:
+            raise ValueError(f"{{{field}}} may have no format of its own")
+        parts.append((literal, field))
+    return tuple(parts)
+
+
+@functools.lru_cache(maxsize=64)
+def _uninstructed(template: str) -> tuple[tuple[str, str | None], ...]:
+    """The template's pieces without the instruction, white space squeezed."""
+    escaped = "".join(
+        literal.replace("{", "{{").replace("}", "}}") + ("{query}" if field == "query" else "")
+        for literal, field in _parts(template)
+    )
+    return _parts(" ".join(escaped.split()))
+
+
+def _render(
+    parts: tuple[tuple[str, str | None], ...], values: dict[str, str]
+) -> tuple[str, dict[str, Span]]:
+    """The text and the span of each field in it."""
+    text, spans = "", {}
+    for literal, field in parts:
+        text += literal
+        if field is not None:
+            spans[field] = (len(text), len(text) + len(values[field]))
+            text += values[field]
+    return text, spans
+
+
+def _render_query(query: str, instruction: str, template: str) -> tuple[str, _QuerySpans]:
+    if not instruction.strip():
+        text, spans = _render(_uninstructed(template), {"query": query})
+        return text, _QuerySpans(spans["query"], (len(text), len(text)))
+    text, spans = _render(_parts(template), {"query": query, "instruction": instruction})
+    return text, _QuerySpans(spans["query"], spans["instruction"])
+
+
+def _kept(encoding: tokenizers.Encoding, spans: _QuerySpans, *, limit: int) -> np.ndarray:
+    """int64[limit]: which tokens of an overlong instructed query stay, in their order."""
+    starts, ends = np.array(encoding.offsets, np.int64).T
+    special = np.array(encoding.special_tokens_mask, bool)
+    # a token that reaches over the border of query and instruction counts as instruction: keep it
+    in_instruction = ~special & (ends > spans.instruction[0]) & (starts < spans.instruction[1])
+    in_query = ~special & ~in_instruction & (starts >= spans.query[0]) & (ends <= spans.query[1])
+    query, instruction = np.flatnonzero(in_query), np.flatnonzero(in_instruction)
+    other = np.flatnonzero(~special & ~in_query & ~in_instruction)
+    least = limit // 4
+    # what goes, first to last; the tail of this list is never reached by a sensible template
+    order = np.concatenate(
+        (query[least:][::-1], instruction[::-1], other[::-1], query[:least][::-1])
+    )
+    dropped = order[: len(special) - limit]
+    return np.setdiff1d(np.arange(len(special)), dropped)

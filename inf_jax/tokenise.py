@@ -1,0 +1,244 @@
+"""Text TFRecords -> tokenised TFRecords with an index, made once per tokenizer and templates.
+
+The result is a directory `<split>-<hash>`: shards `tokens-XXXXX-of-NNNNN.tfrecord`, an index beside
+each, and `manifest.json`, written last. All files are atomic and depend on the inputs alone, so
+that a killed run goes on where it was and ends with the same bytes. `TokenisedDataset` reads it.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import tqdm
+
+from inf_jax.atomic import atomic_file
+from inf_jax.errors import UserError
+from inf_jax.records import (
+    PAIRS_PER_EXAMPLE,
+    TOKENISED_SCHEMA,
+    Example,
+    TokenisedRecord,
+    decode_example,
+    encode_tokenised,
+    pairs,
+    text_hash,
+)
+from inf_jax.text import TextConfig, TextTokenizer
+from inf_jax.tfrecord import CorruptRecordError, Reader, Writer, read_records
+from inf_jax.tokenised import MANIFEST, TokenisedDataset, index_path, load_index, read_json
+
+__all__ = ["TokenisedDataset", "tokenise"]
+
+_TEXTS = 2 * PAIRS_PER_EXAMPLE
+_BATCH = 1024  # examples tokenised in one call: enough to keep all cores busy, little memory
+
+
+def tokenise(
+    dataset_dir: str | os.PathLike,
+    split: str,
+    *,
+    tokenizer: TextTokenizer,
+    text: TextConfig,
+    out_dir: str | os.PathLike,
+    progress: bool = True,
+    examples_per_shard: int = 8192,
+) -> Path:
+    """Tokenises one split of a TFDS directory, or finds that it has been done.
+
+    Args:
+      dataset_dir: the directory with `dataset_info.json`, as `data_pipeline.build` writes it.
+      split: a split's name, "train" or "dev".
+      examples_per_shard: a killed run repeats at most so many examples.
+
+    Returns:
+      `<out_dir>/<split>-<hash16>`, for `TokenisedDataset`. The hash covers the schema, the source
+      files' contents, the tokenizer, the templates, the limits and `examples_per_shard`.
+    Raises:
+      UserError: the split is missing, damaged or empty, a text has no tokens, or a file cannot be
+        written; names file and record.
+    """
+    sources = _source_files(Path(dataset_dir), split)
+    num_examples = sum(count for _, count in sources)
+    recipe = {
+        "schema": TOKENISED_SCHEMA,
+        "split": split,
+        "sources": [[path.name, count, _checksum(path)] for path, count in sources],
+        "tokenizer": tokenizer.fingerprint,
+        "text": dataclasses.asdict(text),
+        "examples_per_shard": examples_per_shard,
+    }
+    fingerprint = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+    directory = Path(out_dir) / f"{split}-{fingerprint[:16]}"
+    shards = _shards(directory, num_examples, examples_per_shard)
+    todo = {path for path, count in shards if not _finished(path, count)}
+    manifest = directory / MANIFEST
+    if not todo and manifest.exists():
+        print(f"{split}: {num_examples} examples are tokenised already, reusing {directory}")
+        return directory
+    if len(todo) < len(shards):
+        print(f"{split}: reusing {len(shards) - len(todo)} of {len(shards)} shards in {directory}")
+
+    examples = _examples(sources)
+    with tqdm.tqdm(
+        total=num_examples, desc=f"tokenise {split}", unit="ex", disable=not progress
+    ) as bar:
+        for path, count in shards:
+            shard = itertools.islice(examples, count)
+            if path in todo:
+                _write_shard(path, shard, tokenizer=tokenizer, text=text, bar=bar)
+            else:
+                bar.update(sum(1 for _ in shard))
+        next(examples, None)  # lets the last source file find that it holds too many records
+    _write_manifest(manifest, recipe, fingerprint=fingerprint, shards=shards)
+    return directory
+
+
+def _source_files(directory: Path, split: str) -> list[tuple[Path, int]]:
+    """The text TFRecords of a split in a TFDS directory, each with its number of records."""
+    info_path = directory / "dataset_info.json"
+    info = read_json(info_path, remedy="build the dataset with `python -m data_pipeline.build`")
+    try:
+        splits = {s["name"]: s for s in info["splits"]}
+        if split not in splits:
+            raise UserError(f"{info_path} has no split {split!r}; it has {sorted(splits)}")
+        counts = [int(n) for n in splits[split]["shardLengths"]]
+        file_format = info.get("fileFormat", "tfrecord")
+        if file_format != "tfrecord":
+            raise UserError(f"{info_path}: file format {file_format!r}, only tfrecord can be read")
+        template = splits[split].get(
+            "filepathTemplate", "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+        )
+        names = [
+            template.format(
+                DATASET=info["name"],
+                SPLIT=split,
+                FILEFORMAT=file_format,
+                SHARD_INDEX=f"{n:05d}",
+                NUM_SHARDS=f"{len(counts):05d}",
+                SHARD_X_OF_Y=f"{n:05d}-of-{len(counts):05d}",
+            )
+            for n in range(len(counts))
+        ]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{info_path} is not a dataset_info.json of TFDS ({error!r}); build the dataset again"
+        ) from error
+    if not sum(counts):
+        raise UserError(f"{info_path}: split {split!r} has no examples")
+    return [(directory / name, count) for name, count in zip(names, counts, strict=True)]
+
+
+def _checksum(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; build the dataset again") from error
+
+
+def _examples(sources: list[tuple[Path, int]]) -> Iterator[Example]:
+    for path, count in sources:
+        for number, data in enumerate(read_records(path, count=count)):
+            try:
+                yield decode_example(data)
+            except UserError as error:
+                raise CorruptRecordError(path, number, str(error)) from error
+
+
+def _shards(directory: Path, num_examples: int, per_shard: int) -> list[tuple[Path, int]]:
+    if per_shard < 1:
+        raise UserError(f"examples_per_shard={per_shard} must be 1 or more")
+    starts = range(0, num_examples, per_shard)
+    return [
+        (
+            directory / f"tokens-{n:05d}-of-{len(starts):05d}.tfrecord",
+            min(per_shard, num_examples - start),
+        )
+        for n, start in enumerate(starts)
+    ]
+
+
+def _finished(path: Path, count: int) -> bool:
+    """Whether a shard and its index are whole; the index is written last."""
+    try:
+        index, _ = load_index(path)
+        Reader(path, index)  # compares sizes
+    except UserError:
+        return False
+    return len(index) == count
+
+
+def _write_shard(
+    path: Path,
+    examples: Iterable[Example],
+    *,
+    tokenizer: TextTokenizer,
+    text: TextConfig,
+    bar: tqdm.tqdm,
+) -> None:
+    lengths = []
+    with Writer(path) as writer:
+        while batch := list(itertools.islice(examples, _BATCH)):
+            for record in _tokenise_batch(batch, tokenizer=tokenizer, text=text):
+                writer.write(encode_tokenised(record))
+                lengths.append(record.lengths)
+            bar.update(len(batch))
+    index = writer.index
+    with atomic_file(index_path(path)) as file:
+        np.savez(
+            file,
+            offsets=index.offsets,
+            lengths=index.lengths,
+            crcs=index.crcs,
+            text_lengths=np.array(lengths, np.int32),
+        )
+
+
+def _tokenise_batch(
+    examples: list[Example], *, tokenizer: TextTokenizer, text: TextConfig
+) -> Iterator[TokenisedRecord]:
+    all_pairs = [pairs(example) for example in examples]
+    present = [pair for group in all_pairs for pair in group if pair is not None]
+    queries = iter(tokenizer.queries([(p.query, p.instruction) for p in present], text))
+    passages = iter(tokenizer.passages([p.passage for p in present], text))
+    for example, group in zip(examples, all_pairs, strict=True):
+        tokens, lengths = [], np.zeros(_TEXTS, np.int32)
+        hashes = np.zeros((PAIRS_PER_EXAMPLE, 3), np.uint64)
+        for n, pair in enumerate(group):
+            if pair is None:
+                continue
+            both = (next(queries), next(passages))
+            if not all(map(len, both)):  # a length of 0 would say that the pair is absent
+                raise UserError(
+                    f"example {example.id!r}: a text of pair {n} has no tokens; remove the example "
+                    "with the validation of `python -m data_pipeline.build`"
+                )
+            tokens += both
+            lengths[2 * n : 2 * n + 2] = [len(ids) for ids in both]
+            hashes[n] = [text_hash(part) for part in pair]
+        yield TokenisedRecord(example.id, np.concatenate(tokens), lengths, hashes)
+
+
+def _write_manifest(
+    path: Path, recipe: dict, *, fingerprint: str, shards: list[tuple[Path, int]]
+) -> None:
+    lengths = np.concatenate([load_index(shard)[1] for shard, _ in shards])
+    limits = (recipe["text"]["max_query_tokens"], recipe["text"]["max_passage_tokens"])
+    at_limit = lengths.reshape(-1, 2) == limits
+    manifest = {
+        "fingerprint": fingerprint,
+        "recipe": recipe,
+        "shards": [{"file": shard.name, "examples": count} for shard, count in shards],
+        "texts": int(np.count_nonzero(lengths)),
+        "tokens": int(lengths.sum()),
+        # as long as the limit allows: most of these have been cut
+        "queries_at_limit": int(at_limit[:, 0].sum()),
+        "passages_at_limit": int(at_limit[:, 1].sum()),
+    }
+    with atomic_file(path) as file:
+        file.write(json.dumps(manifest, indent=2, sort_keys=True).encode() + b"\n")

@@ -1,0 +1,73 @@
+"""Trains an instruction-following retriever.
+
+    python -m inf_jax.train --config=configs/medquad_minilm.py [--config.optim.lr=2e-5 ...]
+
+Reads the text TFRecords of `python -m data_pipeline.build` (tokenises them on first use) and writes
+to `config.out_dir`: config.json, metrics.jsonl, tensorboard/, checkpoints/. Run again, it goes on
+from the newest checkpoint, bit for bit; a finished run says so and ends.
+"""
+
+import time
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from inf_jax import checkpoint, report
+from inf_jax.config import ReadLog, check_all_read, run, save_resolved
+from inf_jax.errors import UserError
+from inf_jax.loader import to_mesh
+from inf_jax.training import make_training
+
+
+def main(resolved: ConfigDict) -> None:
+    """One training run, from its config."""
+    config = ReadLog(resolved)
+    training = make_training(config)
+    loader, steps, out_dir = training.loader, config.train.steps, Path(config.out_dir)
+    save_every, max_nonfinite = config.train.checkpoint_every, config.optim.max_nonfinite
+    log_every, prefetch = config.train.log_every, config.data.prefetch
+    manager = checkpoint.make_manager(out_dir / "checkpoints", keep=config.train.keep_checkpoints)
+    check_all_read(config, "", "data", "model", "loss", "optim", "train", "mesh")
+
+    here = checkpoint.Position(0, config.seed, loader.batch_size, loader.dataset.fingerprint)
+    restored = checkpoint.restore(manager, training.shapes)
+    if restored:
+        state, position = restored
+        checkpoint.check_position(position, here, manager.directory)
+    else:
+        state, position = training.fresh(), here
+    first = position.step
+    if first >= steps:
+        print(f"{out_dir}: all {steps} steps are done, nothing to train")
+        return
+    save_resolved(resolved, out_dir / "config.json")
+    report.banner(resolved, training, first_step=first)
+    log = report.MetricsLog(out_dir, first_step=first, steps=steps, every=log_every)
+
+    def finish(step: int, metrics: dict[str, jax.Array]) -> None:
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        log.write(step, values)
+        if values["skipped_in_a_row"] >= max_nonfinite:
+            raise UserError(
+                f"step {step}: gradients were not finite {max_nonfinite} steps in a row "
+                f"(loss {values['loss']}); lower optim.lr, or look at {out_dir}/metrics.jsonl"
+            )
+
+    started, pending = time.monotonic(), None
+    batches = loader.batches(first, steps, to_device=to_mesh(training.mesh), prefetch=prefetch)
+    for step, batch in enumerate(batches, first):
+        state, metrics = training.step(state, batch)
+        if pending:  # the step before: the device already works on this one
+            finish(*pending)
+        pending = step, metrics
+        if (step + 1) % save_every == 0 or step + 1 == steps:
+            checkpoint.save(manager, state, position._replace(step=step + 1))
+    finish(*pending)
+    manager.wait_until_finished()
+    log.close()
+    report.summary(training, steps=steps - first, seconds=time.monotonic() - started)
+
+
+if __name__ == "__main__":
+    run(main, __doc__)

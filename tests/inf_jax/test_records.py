@@ -1,0 +1,146 @@
+"""Examples and tokenised records come back from their bytes; what is no record is refused."""
+
+import dataclasses
+import hashlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tensorflow_datasets.proto import tf_example_pb2
+
+from inf_jax.errors import UserError
+from inf_jax.records import (
+    FIELDS,
+    Example,
+    Pair,
+    TokenisedRecord,
+    decode_example,
+    decode_tokenised,
+    encode_example,
+    encode_tokenised,
+    pairs,
+    text_hash,
+)
+
+EXAMPLE = Example("train-1", "q+", "i+", "p+", "i-", "p1", "q-", "p2")
+
+
+def proto(**features: list) -> bytes:
+    example = tf_example_pb2.Example()
+    for name, values in features.items():
+        kind = "bytes_list" if isinstance(values[0], bytes) else "int64_list"
+        getattr(example.features.feature[name], kind).value.extend(values)
+    return example.SerializeToString()
+
+
+@given(st.lists(st.text(max_size=30), min_size=8, max_size=8))
+def test_example_round_trip(values):
+    example = Example(*values)
+    assert decode_example(encode_example(example)) == example
+    assert encode_example(example) == encode_example(Example(*values))
+
+
+def test_pairs():
+    assert pairs(EXAMPLE) == (
+        Pair("i+", "q+", "p+"),
+        Pair("i-", "q+", "p1"),
+        Pair("i+", "q-", "p2"),
+    )
+    for absent in ("instruction_negative", "hard_negative_document_1"):
+        assert pairs(dataclasses.replace(EXAMPLE, **{absent: ""}))[1] is None
+    for absent in ("query_negative", "hard_negative_document_2"):
+        assert pairs(dataclasses.replace(EXAMPLE, **{absent: ""}))[2] is None
+
+
+def test_text_hash_is_pinned_and_blind_to_white_space():
+    digest = hashlib.blake2b("résumé of it".encode(), digest_size=8).digest()
+    assert text_hash("résumé of it") == int.from_bytes(digest, "little")
+    assert text_hash("abc") == 0x5995D533D814BBD8  # stored in files: it may never change
+    assert text_hash(" résumé\n\tof  it ") == text_hash("résumé of it")
+    assert text_hash("resume of it") != text_hash("résumé of it")
+
+
+@pytest.mark.parametrize("field", ["id", *FIELDS])
+def test_a_missing_field_is_named(field):
+    features = {n: [getattr(EXAMPLE, n).encode()] for n in ("id", *FIELDS) if n != field}
+    with pytest.raises(UserError, match=field):
+        decode_example(proto(**features))
+
+
+def test_a_field_that_is_not_utf8():
+    features = {n: [b"\xff"] for n in ("id", *FIELDS)}
+    with pytest.raises(UserError, match="unreadable"):
+        decode_example(proto(**features))
+
+
+@pytest.mark.parametrize("decode", [decode_example, decode_tokenised])
+@pytest.mark.parametrize("data", [b"\xff" * 20, b"", b"plain text"])
+def test_bytes_that_are_no_record(decode, data):
+    with pytest.raises(UserError):
+        decode(data)
+
+
+@given(
+    st.lists(st.integers(0, 20), min_size=6, max_size=6),
+    st.lists(st.integers(0, 2**64 - 1), min_size=9, max_size=9),
+    st.randoms(use_true_random=False),
+)
+def test_tokenised_round_trip(lengths, hashes, random):
+    tokens = [random.randrange(2**31) for _ in range(sum(lengths))]
+    record = TokenisedRecord(
+        "train-ü",
+        np.array(tokens, np.int32),
+        np.array(lengths, np.int32),
+        np.array(hashes, np.uint64).reshape(3, 3),
+    )
+    decoded = decode_tokenised(encode_tokenised(record))
+    assert decoded.id == record.id
+    for name in ("tokens", "lengths", "hashes"):
+        assert getattr(decoded, name).dtype == getattr(record, name).dtype
+        np.testing.assert_array_equal(getattr(decoded, name), getattr(record, name))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"lengths": [2, 1, 0, 0, 0]},
+        {"lengths": [2, 1, 0, 0, 0, 1]},
+        {"tokens": [5, 6]},
+        {"hashes": [1] * 8},
+    ],
+)
+def test_a_tokenised_record_that_does_not_add_up(change):
+    features = {
+        "id": [b"x"],
+        "tokens": [5, 6, 7],
+        "lengths": [2, 1, 0, 0, 0, 0],
+        "hashes": [1] * 9,
+    }
+    assert decode_tokenised(proto(**features)).tokens.tolist() == [5, 6, 7]
+    with pytest.raises(UserError, match="not a tokenised record"):
+        decode_tokenised(proto(**(features | change)))
+
+
+def test_tensorflow_reads_both():
+    tf = pytest.importorskip("tensorflow")
+    strings = {name: tf.io.FixedLenFeature([], tf.string) for name in ("id", *FIELDS)}
+    example = dataclasses.replace(EXAMPLE, query_negative="Größe")
+    parsed = tf.io.parse_single_example(encode_example(example), strings)
+    assert {name: value.numpy().decode() for name, value in parsed.items()} == (
+        dataclasses.asdict(example)
+    )
+    record = TokenisedRecord(
+        "x",
+        np.array([7, 8, 9], np.int32),
+        np.array([1, 2, 0, 0, 0, 0], np.int32),
+        np.array([[2**64 - 1, 1, 2]] * 3, np.uint64),
+    )
+    integers = {
+        name: tf.io.FixedLenFeature([length], tf.int64)
+        for name, length in (("tokens", 3), ("lengths", 6), ("hashes", 9))
+    }
+    parsed = tf.io.parse_single_example(encode_tokenised(record), integers)
+    assert parsed["tokens"].numpy().tolist() == [7, 8, 9]
+    assert parsed["lengths"].numpy().tolist() == [1, 2, 0, 0, 0, 0]
+    assert (parsed["hashes"].numpy().view(np.uint64).reshape(3, 3) == record.hashes).all()

