@@ -4,6 +4,7 @@ name."""
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -76,12 +77,42 @@ def restore(
             ),
         )
     except (ValueError, KeyError, OSError, TypeError) as error:
-        raise UserError(
-            f"checkpoint {manager.directory / str(step)} cannot be restored: "
-            f"{_first_line(error)}; it was written by another config or is damaged: give the old "
-            "config, or a new out_dir"
-        ) from error
+        raise _unfit(manager.directory / str(step), error) from error
     return TrainState(**restored["state"]), Position(**restored["position"])
+
+
+def restore_params(directory: str | Path, abstract_params: dict) -> tuple[dict, int] | None:
+    """The newest checkpoint's parameters alone: no optimiser state is read, none needs to be known.
+
+    Args:
+      directory: of the checkpoints, as for `make_manager`; nothing is made or cleaned up in it.
+      abstract_params: ShapeDtypeStructs with shardings, {tower: tree}.
+
+    Returns:
+      (params, step), or None where there is no checkpoint.
+
+    Raises:
+      UserError: the checkpoint does not fit the model or its towers, or is damaged.
+    """
+    path = epath.Path(directory)
+    path = path if "://" in str(directory) else path.absolute()
+    steps = ocp.utils.checkpoint_steps(path)
+    if not steps:
+        return None
+    newest = path / str(max(steps))
+    item = {"params": abstract_params}
+    how = ocp.args.PyTreeRestore(
+        item=item,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(item),
+        partial_restore=True,
+    )
+    try:
+        _check_params(newest, abstract_params)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            params = checkpointer.restore(newest / "state", args=how)["params"]
+    except (ValueError, KeyError, OSError, TypeError) as error:
+        raise _unfit(newest, error) from error
+    return params, max(steps)
 
 
 def check_position(found: Position, expected: Position, directory: str | Path) -> None:
@@ -99,5 +130,34 @@ def check_position(found: Position, expected: Position, directory: str | Path) -
         )
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+def _check_params(checkpoint: epath.Path, abstract_params: dict) -> None:
+    """Raises ValueError naming what the checkpoint has otherwise than the model.
+
+    Before Orbax reads, since that leaves an absent array as it was asked for, says nothing of one
+    too many, and gives up at the first of another shape with its other reads under way.
+    """
+
+    def shapes(tree) -> dict[str, tuple[int, ...]]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {jax.tree_util.keystr(p, simple=True, separator="/"): x.shape for p, x in leaves}
+
+    handler = ocp.PyTreeCheckpointHandler()
+    found = shapes(handler.metadata(checkpoint / "state").tree["params"])
+    handler.close()
+    expected = shapes(abstract_params)
+    differ = [
+        f"{name} {found.get(name, 'absent')}, the model has {expected.get(name, 'none')}"
+        for name in sorted(found.keys() | expected.keys())
+        if found.get(name) != expected.get(name)
+    ]
+    if differ:
+        more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
+        raise ValueError(f"{'; '.join(differ[:3])}{more}")
+
+
+def _unfit(checkpoint: epath.Path, error: Exception) -> UserError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    return UserError(
+        f"checkpoint {checkpoint} cannot be restored: {reason}; it was written by another config "
+        "or is damaged: give the old config, or a new out_dir"
+    )

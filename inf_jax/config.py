@@ -7,6 +7,7 @@ reads are errors.
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -71,7 +72,7 @@ def defaults() -> ConfigDict:
                 "keep_checkpoints": 2,
             },
             "mesh": {"fsdp": 1},  # devices that share one copy of the state
-            "eval": {"split": "dev", "batch_rows": 64, "max_passage_tokens": 256, "top_k": 100},
+            "eval": {"split": "dev", "batch_rows": 64, "max_passage_tokens": 256, "top_k": 1000},
             "export": {"dir": "", "min_cosine": 0.9999},  # "" is <out_dir>/export
         }
     )
@@ -167,6 +168,13 @@ def save_resolved(config: ConfigDict, path: str | os.PathLike) -> None:
     Path(path).write_text(json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n")
 
 
+def command_line() -> str:
+    """This process's command as one would type it: `python -m inf_jax.train --config=...`."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    program = ["-m", spec.name] if spec else sys.argv[:1]
+    return shlex.join(["python", *program, *sys.argv[1:]])
+
+
 def run(main: Callable[[ConfigDict], None], doc: str) -> None:
     """Command line of a main: `--config=FILE` with `--config.a.b=value`; checks; clear errors.
 
@@ -186,20 +194,26 @@ def parse(argv: Iterable[str], doc: str = "") -> ConfigDict:
         raise SystemExit(0)
     values = flags.FlagValues()
     config_flags.DEFINE_config_file(
-        "config", None, "The run's config file.", flag_values=values, lock_config=True
+        "config",
+        None,
+        "The run's config file.",
+        flag_values=values,
+        lock_config=True,
+        sys_argv=argv,  # overrides are looked for there
     )
     try:
         rest = values(argv)
         config = values.config
+        keys = _keys(config) if config else []  # a file that failed to load raises at first use
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         raise UserError(f"command line: {error}; --help lists the keys") from error
     if config is None:
         raise UserError("name a config file, e.g. --config=configs/medquad_minilm.py")
     if len(rest) > 1:
         raise UserError(f"command line: unexpected {' '.join(rest[1:])}; --help shows the usage")
-    missing = sorted(set(_keys(defaults())) ^ set(_keys(config)))
-    if missing:
-        raise UserError(f"config: keys that differ from inf_jax.config.defaults(): {missing}")
+    strange = sorted(set(_keys(defaults())) ^ set(keys))
+    if strange:
+        raise UserError(f"config: keys that differ from inf_jax.config.defaults(): {strange}")
     check(config)
     return config
 

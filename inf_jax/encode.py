@@ -1,5 +1,6 @@
 """Texts to vectors: any number of texts of any length through one compiled grid of packed rows."""
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -60,9 +61,9 @@ def encode_texts(
     by_row = np.argsort(row_of, kind="stable")
     count = -(-(int(row_of.max(initial=-1)) + 1) // rows)
     edges = np.searchsorted(row_of[by_row], np.arange(count + 1) * rows)
-    chunks = [np.sort(by_row[a:b]) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    chunks = [np.sort(by_row[a:b]) for a, b in itertools.pairwise(edges)]
 
-    embedding = jax.eval_shape(encode, tree, _grid([], texts, mesh.size, grid)).shape[-1]
+    embedding = compiled.eval_shape(tree, _grid([], texts, mesh.size, grid)).shape[-1]
     vectors = np.empty((len(texts), embedding), np.float32)
     with tqdm(total=len(texts), desc=progress, unit="text", disable=not progress) as bar:
 

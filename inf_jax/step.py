@@ -2,7 +2,7 @@
 
 GradCache (Gao et al. 2021, arXiv 2101.06983) is a scan over chunks with `jax.checkpoint`: forward
 keeps the embeddings only, the loss sees the whole batch, backward encodes chunk by chunk again.
-Plain autodiff makes the gradients exact, and the one jitted step has one gradient reduction.
+Plain autodiff makes the gradients exact.
 """
 
 from collections.abc import Callable
@@ -137,7 +137,7 @@ def make_train_step(
         with jax.named_scope("optimizer"):
             updates, opt_state = tx.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-        metrics = dict(metrics, grad_norm=optax.global_norm(grads), **nonfinite_counts(opt_state))
+        metrics = dict(metrics, grad_norm=optax.tree.norm(grads), **nonfinite_counts(opt_state))
         if schedule is not None:
             metrics["lr"] = schedule(state.step)
         metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}

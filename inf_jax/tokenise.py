@@ -1,8 +1,11 @@
 """Text TFRecords -> tokenised TFRecords with an index, made once per tokenizer and templates.
 
-The result is a directory `<split>-<hash>`: shards `tokens-XXXXX-of-NNNNN.tfrecord`, an index beside
-each, and `manifest.json`, written last. All files are atomic and depend on the inputs alone, so
-that a killed run goes on where it was and ends with the same bytes. `TokenisedDataset` reads it.
+    python -m inf_jax.tokenise --config=configs/medquad_minilm.py
+
+does it for a config's train split; training does the same on first use. The result is a
+directory `<split>-<hash>`: shards `tokens-XXXXX-of-NNNNN.tfrecord`, an index beside each, and
+`manifest.json`, written last. All files are atomic and depend on the inputs alone, so that a killed
+run goes on where it was and ends with the same bytes. `TokenisedDataset` reads it.
 """
 
 import dataclasses
@@ -15,8 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import tqdm
+from ml_collections import ConfigDict
 
 from inf_jax.atomic import atomic_file
+from inf_jax.config import ReadLog, run
 from inf_jax.errors import UserError
 from inf_jax.records import (
     PAIRS_PER_EXAMPLE,
@@ -96,6 +101,18 @@ def tokenise(
         next(examples, None)  # lets the last source file find that it holds too many records
     _write_manifest(manifest, recipe, fingerprint=fingerprint, shards=shards)
     return directory
+
+
+def read_examples(dataset_dir: str | os.PathLike, split: str) -> Iterator[Example]:
+    """The examples of one split of a TFDS directory, in the order of its files.
+
+    Args:
+      dataset_dir, split: as for `tokenise`.
+
+    Raises:
+      UserError: the split is missing, damaged or empty; names file and record.
+    """
+    yield from _examples(_source_files(Path(dataset_dir), split))
 
 
 def _source_files(directory: Path, split: str) -> list[tuple[Path, int]]:
@@ -242,3 +259,38 @@ def _write_manifest(
     }
     with atomic_file(path) as file:
         file.write(json.dumps(manifest, indent=2, sort_keys=True).encode() + b"\n")
+
+
+def main(resolved: ConfigDict) -> None:
+    """Tokenises the train split of a run, as training would."""
+    # what is imported here is built on this module
+    from inf_jax import report
+    from inf_jax.run import load_model, tokenised_split
+
+    config = ReadLog(resolved)
+    split = config.data.train_split
+    dataset = tokenised_split(config, load_model(config).tokenizer, split)
+    queries, passages = (dataset.text_lengths[:, role::2] for role in (0, 1))
+    report.table(
+        f"{split}: {dataset.num_examples:,} examples",
+        [
+            (
+                name,
+                f"{np.count_nonzero(lengths):,}",
+                f"{lengths.sum():,}",
+                f"{lengths[lengths > 0].mean():.1f}",
+                limit,
+                f"{np.mean(lengths[lengths > 0] == limit):.1%}",
+            )
+            for name, lengths, limit in (
+                ("instructed queries", queries, config.data.max_query_tokens),
+                ("passages", passages, config.data.max_passage_tokens),
+            )
+        ],
+        header=("", "texts", "tokens", "mean", "limit", "at the limit"),
+    )
+    print(f"tokenised records: {dataset.directory}")
+
+
+if __name__ == "__main__":
+    run(main, __doc__)

@@ -3,10 +3,11 @@
     python -m inf_jax.train --config=configs/medquad_minilm.py [--config.optim.lr=2e-5 ...]
 
 Reads the text TFRecords of `python -m data_pipeline.build` (tokenises them on first use) and writes
-to `config.out_dir`: config.json, metrics.jsonl, tensorboard/, checkpoints/. Run again, it goes on
-from the newest checkpoint, bit for bit; a finished run says so and ends.
+to `config.out_dir`: config.json, command.txt, metrics.jsonl, tensorboard/, checkpoints/. Run again,
+it goes on from the newest checkpoint, bit for bit; a finished run says so and ends.
 """
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import jax
 from ml_collections import ConfigDict
 
 from inf_jax import checkpoint, report
-from inf_jax.config import ReadLog, check_all_read, run, save_resolved
+from inf_jax.config import ReadLog, check_all_read, command_line, run, save_resolved
 from inf_jax.errors import UserError
 from inf_jax.loader import to_mesh
 from inf_jax.training import make_training
@@ -42,6 +43,7 @@ def main(resolved: ConfigDict) -> None:
         print(f"{out_dir}: all {steps} steps are done, nothing to train")
         return
     save_resolved(resolved, out_dir / "config.json")
+    (out_dir / "command.txt").write_text(command_line() + "\n")
     report.banner(resolved, training, first_step=first)
     log = report.MetricsLog(out_dir, first_step=first, steps=steps, every=log_every)
 
@@ -56,16 +58,15 @@ def main(resolved: ConfigDict) -> None:
 
     started, pending = time.monotonic(), None
     batches = loader.batches(first, steps, to_device=to_mesh(training.mesh), prefetch=prefetch)
-    for step, batch in enumerate(batches, first):
-        state, metrics = training.step(state, batch)
-        if pending:  # the step before: the device already works on this one
-            finish(*pending)
-        pending = step, metrics
-        if (step + 1) % save_every == 0 or step + 1 == steps:
-            checkpoint.save(manager, state, position._replace(step=step + 1))
-    finish(*pending)
-    manager.wait_until_finished()
-    log.close()
+    with contextlib.closing(log), contextlib.closing(batches), manager:
+        for step, batch in enumerate(batches, first):
+            state, metrics = training.step(state, batch)
+            if pending:  # the step before: the device already works on this one
+                finish(*pending)
+            pending = step, metrics
+            if (step + 1) % save_every == 0 or step + 1 == steps:
+                checkpoint.save(manager, state, position._replace(step=step + 1))
+        finish(*pending)
     report.summary(training, steps=steps - first, seconds=time.monotonic() - started)
 
 

@@ -1,0 +1,141 @@
+"""Scores a run before and after training: the backbone's own weights, and the newest checkpoint.
+
+    python -m inf_jax.evaluate --config=configs/medquad_minilm.py [--config.eval.top_k=100 ...]
+
+Takes the config and flags of `inf_jax.train`. Searches the eval split (`inf_jax.retrieval` says
+what is measured), prints base, trained and gain side by side, and writes `<out_dir>/eval.json` and
+`<out_dir>/eval.png`. All figures are times 100.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from inf_jax import checkpoint, figure, report
+from inf_jax.atomic import atomic_file
+from inf_jax.config import ReadLog, check_all_read, run
+from inf_jax.encode import encode_texts
+from inf_jax.errors import UserError
+from inf_jax.mesh import make_mesh, replicated
+from inf_jax.records import Example, encode_example
+from inf_jax.retrieval import METRICS, evaluate, task_from_examples
+from inf_jax.run import dataset_dir, load_model, text_config
+from inf_jax.step import init_params, tower
+from inf_jax.tokenise import read_examples
+
+
+def main(resolved: ConfigDict) -> None:
+    """Evaluates one run, from its config."""
+    config = ReadLog(resolved)
+    model, section, out_dir = load_model(config), config.eval, Path(config.out_dir)
+    split, rows, top_k = section.split, section.batch_rows, section.top_k
+    text = dataclasses.replace(text_config(config), max_passage_tokens=section.max_passage_tokens)
+    check_all_read(config, "eval")
+    positions = model.encoder.config.max_positions
+    if text.max_passage_tokens > positions:
+        raise UserError(
+            f"eval.max_passage_tokens={text.max_passage_tokens}, but {model.directory} has "
+            f"{positions} positions; lower it"
+        )
+    examples = list(read_examples(dataset_dir(config), split))
+    task = task_from_examples(examples)
+    mesh = make_mesh(devices=jax.local_devices())
+    trained, step = _newest(out_dir, model.encoder.init, config.model.towers, mesh)
+
+    def scores(name: str, params: dict) -> dict[str, float]:
+        def embed(role: str, texts: list[np.ndarray]) -> np.ndarray:
+            return encode_texts(
+                model.encoder.encode,
+                tower(params, role),
+                texts,
+                row_tokens=max(text.max_query_tokens, text.max_passage_tokens),
+                rows=rows,
+                mesh=mesh,
+                progress=f"{name}: {role}",
+            )
+
+        return evaluate(
+            lambda queries: embed("query", model.tokenizer.queries(queries, text)),
+            lambda passages: embed("passage", model.tokenizer.passages(passages, text)),
+            task,
+            top_k=top_k,
+            mesh=mesh,
+        )
+
+    after = scores("trained", trained)
+    del trained
+    before = scores("base", init_params(model.load().params, config.model.towers))
+    gain = {key: after[key] - before[key] for key in after}
+
+    title = f"{resolved.data.source} {split}, step {step:,}"
+    counts = f"{len(task.queries):,} instructed queries, {len(task.corpus):,} passages"
+    report.table(
+        title,
+        [
+            (METRICS[key], f"{before[key]:.1f}", f"{after[key]:.1f}", f"{gain[key]:+.1f}")
+            for key in after
+        ],
+        header=("times 100", "base", "trained", "gain"),
+    )
+    found = {
+        "base": before,
+        "trained": after,
+        "gain": gain,
+        "units": "times 100",
+        "step": step,
+        "dataset": {
+            "source": resolved.data.source,
+            "version": resolved.data.version,
+            "split": split,
+            "fingerprint": _fingerprint(examples),
+        },
+        "queries": len(task.alone),
+        "instructed_queries": len(task.queries),
+        "passages": len(task.corpus),
+        "config": resolved.to_dict(),
+    }
+    with atomic_file(out_dir / "eval.json") as file:
+        file.write(json.dumps(found, indent=2).encode() + b"\n")
+    lines = report.read_metrics(out_dir / "metrics.jsonl")
+    figure.draw(
+        out_dir / "eval.png",
+        title=f"{title}: {counts}",
+        losses=[(line["step"], line["loss"]) for line in lines],
+        bars=[(METRICS[key], before[key], after[key]) for key in after],
+    )
+    print(f"{counts}; wrote {out_dir}/eval.json and {out_dir}/eval.png")
+
+
+def _newest(out_dir: Path, init, towers: str, mesh: jax.sharding.Mesh) -> tuple[dict, int]:
+    """The newest checkpoint's parameters, a copy on each device, and its step."""
+    shapes = jax.eval_shape(lambda key: init_params(init(key), towers), jax.random.key(0))
+    whole = replicated(mesh)
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes
+    )
+    directory = out_dir / "checkpoints"
+    restored = checkpoint.restore_params(directory, abstract)
+    if restored is None:
+        raise UserError(
+            f"{directory}: no checkpoint to evaluate; train first: "
+            "`python -m inf_jax.train --config=...` with the same config and flags"
+        )
+    return restored
+
+
+def _fingerprint(examples: Iterable[Example]) -> str:
+    """A hash of all texts of the split."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(encode_example(example))
+    return digest.hexdigest()
+
+
+if __name__ == "__main__":
+    run(main, __doc__)

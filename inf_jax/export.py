@@ -1,0 +1,215 @@
+"""Exports a trained model as a Hugging Face directory, verified or not at all.
+
+    python -m inf_jax.export --config=configs/medquad_minilm.py
+
+Takes the newest checkpoint of `config.out_dir` and writes `config.export.dir` (default
+<out_dir>/export): weights, config, tokenizer, sentence-transformers files, inf_jax.json, model card
+and parity.json. The directory is opened again with every library that is installed; if one of them
+gives another embedding, nothing is written.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from inf_jax import __version__, checkpoint, parity, st_files
+from inf_jax.atomic_dir import atomic_directory
+from inf_jax.config import ReadLog, check_all_read, run
+from inf_jax.errors import UserError
+from inf_jax.mesh import make_mesh, replicated
+from inf_jax.model_card import RunInfo, model_card
+from inf_jax.models import hf
+from inf_jax.models.config import read_config
+from inf_jax.retriever import FORMAT, SETTINGS_FILE, Retriever, RetrieverConfig
+from inf_jax.run import load_model, text_config
+from inf_jax.st_files import prompt_of, read_json, write_json
+from inf_jax.step import init_params
+from inf_jax.text import TextTokenizer
+
+COMMAND_FILE = "command.txt"  # written by inf_jax.train
+
+# What the export says of the model: it must be what the run was trained with.
+_SAME = """model.name model.towers model.pooling model.normalise data.source data.query_template
+    data.passage_template""".split()
+# What a tokenizer file brings along of how somebody once used it.
+_TOKENIZER_HABITS = """max_length stride truncation_strategy pad_to_multiple_of is_local
+    local_files_only""".split()
+
+
+def main(resolved: ConfigDict) -> None:
+    """One export, from the run's config."""
+    from inf_jax import report
+
+    config = ReadLog(resolved)
+    out_dir = Path(config.out_dir)
+    target = Path(config.export.dir or out_dir / "export")
+    min_cosine = config.export.min_cosine
+    model, settings = load_model(config), retriever_config(config)
+    check_all_read(config, "export")
+    _check_same_run(resolved, out_dir / "config.json")
+    mesh = make_mesh(devices=jax.local_devices())
+    abstract = jax.eval_shape(
+        lambda key: init_params(model.encoder.init(key), settings.towers), jax.random.key(0)
+    )
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), abstract
+    )
+    restored = checkpoint.restore_params(out_dir / "checkpoints", abstract)
+    if restored is None:
+        raise UserError(
+            f"{out_dir}/checkpoints: no checkpoint to export; train first: "
+            "`python -m inf_jax.train --config=...` with the same config and flags"
+        )
+    params, step = restored
+    found = export_hf(
+        params,
+        settings,
+        model.tokenizer,
+        target,
+        backbone=model.directory,
+        min_cosine=min_cosine,
+        info=_run_info(resolved, out_dir, step),
+    )
+    report.table(
+        f"exported step {step} to {target}",
+        found.rows(),
+        header=("loader", "version", "texts", "least cosine"),
+    )
+    if not found.verified:
+        print(
+            f"NOT verified with {' and '.join(found.not_verified)}: install PyTorch and them "
+            "(the extra [torch]) and export again"
+        )
+
+
+def retriever_config(config: ReadLog) -> RetrieverConfig:
+    """What a run's config says of its retriever; passages are cut where they were evaluated."""
+    return RetrieverConfig(
+        towers=config.model.towers,
+        pooling=config.model.pooling,
+        normalise=config.model.normalise,
+        text=dataclasses.replace(
+            text_config(config), max_passage_tokens=config.eval.max_passage_tokens
+        ),
+    )
+
+
+def export_hf(
+    params: dict,
+    model_config: RetrieverConfig,
+    tokenizer: TextTokenizer,
+    out_dir: str | Path,
+    *,
+    backbone: str | Path,
+    min_cosine: float = 0.9999,
+    info: RunInfo = RunInfo(),
+) -> parity.Parity:
+    """Writes `out_dir`, whole and verified or not at all; an older export there is replaced.
+
+    Shared towers give one model directory; separate ones give `query/` and `passage/`, a complete
+    model each.
+
+    Args:
+      params: {tower: tree} of float32 arrays.
+      model_config: towers, pooling, templates and limits.
+      tokenizer: that of the backbone.
+      backbone: the HF directory that the training started from; its config.json, tokenizer and
+        unused tensors (a pooler) are carried over.
+      min_cosine: the least cosine that a loader's embedding may have with ours.
+      info: what the model card tells of the run.
+
+    Returns:
+      The parity report, as in parity.json.
+
+    Raises:
+      UserError: a loader gives another embedding, or `out_dir` cannot be written or is something
+        else than an export.
+    """
+    if not 0 < min_cosine <= 1:
+        raise UserError(f"export.min_cosine={min_cosine!r}: must be in (0, 1]")
+    backbone, shape = Path(backbone), read_config(backbone)
+    reference = Retriever(params, model_config, shape=shape, tokenizer=tokenizer)
+    carried = hf.load_weights(backbone, shape).carried
+    with atomic_directory(out_dir, marker=SETTINGS_FILE) as partial:
+        for name, folder in model_config.folders(partial).items():
+            folder.mkdir(exist_ok=True)
+            hf.save_weights(jax.device_get(params[name]), folder / "model.safetensors", carried)
+            write_config(backbone, folder)
+            length = parity.max_length(model_config, name)
+            write_tokenizer(backbone, folder, max_length=length)
+            write_sentence_transformers(folder, model_config, width=shape.width, max_length=length)
+        settings = dataclasses.asdict(model_config)
+        settings |= {"format": FORMAT, "inf_jax": __version__}
+        settings["run"] = {"config": info.config, "command": info.command, "step": info.step}
+        write_json(partial / SETTINGS_FILE, settings)
+        found = parity.check(partial, reference, min_cosine=min_cosine)
+        write_json(partial / "parity.json", dataclasses.asdict(found))
+        (partial / "README.md").write_text(model_card(model_config, info, found), encoding="utf-8")
+    return found
+
+
+def write_config(backbone: Path, folder: Path) -> None:
+    """The backbone's config.json, for what is saved here: float32, no head."""
+    fields = read_json(backbone / "config.json")
+    for name in ("_name_or_path", "dtype", "transformers_version"):
+        fields.pop(name, None)
+    fields |= {"architectures": ["BertModel"], "torch_dtype": "float32"}
+    write_json(folder / "config.json", fields)
+
+
+def write_tokenizer(backbone: Path, folder: Path, *, max_length: int) -> None:
+    """The backbone's tokenizer files, which cut at `max_length` tokens when asked to truncate."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(backbone, local_files_only=True)
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    for habit in _TOKENIZER_HABITS:
+        tokenizer.init_kwargs.pop(habit, None)
+    tokenizer.model_max_length = max_length
+    tokenizer.save_pretrained(folder)
+
+
+def write_sentence_transformers(
+    folder: Path, config: RetrieverConfig, *, width: int, max_length: int
+) -> None:
+    """What sentence-transformers needs to embed as we do."""
+    model = st_files.StModel(
+        pooling=config.pooling,
+        normalise=config.normalise,
+        max_length=max_length,
+        query_prompt=prompt_of(config.text.query_template),
+        passage_prompt=prompt_of(config.text.passage_template),
+    )
+    st_files.write(folder, model, width=width)
+
+
+def _check_same_run(resolved: ConfigDict, path: Path) -> None:
+    """Raises UserError where the run in out_dir was trained as another kind of model."""
+    saved = read_json(path, default=None)
+    if saved is None:
+        return
+    differ = []
+    for key in _SAME:
+        section, name = key.split(".")
+        was, now = saved.get(section, {}).get(name), resolved[section][name]
+        if was != now:
+            differ.append(f"{key} was {was!r} in training and is {now!r} now")
+    if differ:
+        raise UserError(f"{path}: {'; '.join(differ)}: export with the flags of the training")
+
+
+def _run_info(resolved: ConfigDict, out_dir: Path, step: int) -> RunInfo:
+    command = out_dir / COMMAND_FILE
+    return RunInfo(
+        config=read_json(out_dir / "config.json", default=None) or resolved.to_dict(),
+        command=command.read_text(encoding="utf-8").strip() if command.exists() else "",
+        evaluation=read_json(out_dir / "eval.json", default=None),
+        step=step,
+    )
+
+
+if __name__ == "__main__":
+    run(main, __doc__)

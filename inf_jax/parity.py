@@ -1,0 +1,291 @@
+"""Does an exported directory give the embeddings that were trained? Asked of every loader here.
+
+Each loader opens the directory from its files alone and embeds the same texts; cosine and norm are
+compared with the vectors of the parameters in memory. PyTorch is imported in here only, where it is
+installed.
+"""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import importlib.util
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from inf_jax.errors import UserError
+from inf_jax.retriever import Retriever, RetrieverConfig, load
+from inf_jax.st_files import prompt_of
+from inf_jax.text import TextConfig, instructed_query, passage_text
+
+NORM_TOLERANCE = 1e-3  # relative; a cosine alone would not see a missing normalisation
+
+_LONG = "the passage goes on and on, with one more clause about causes, signs and care, "
+QUERIES = (
+    ("glaucoma", "What are the treatments for it?"),
+    ("glaucoma", "What causes it?"),  # the poisoned instruction
+    ("cataract", "What are the treatments for it?"),  # the poisoned query
+    ("glaucoma", ""),
+    ("", "Explain it to a child."),
+    ("Sjögren’s syndrome – naïve café", "¿Cómo se trata? 何ですか 🙂"),
+    ("a", "b"),
+    (_LONG * 10, "Exclude anything about treatment."),
+)
+PASSAGES = (
+    "Eye drops that lower the pressure in the eye are the first treatment.",
+    "The pressure rises when fluid cannot drain from the front of the eye.",
+    "A surgeon takes the clouded lens out and puts an artificial one in.",
+    "",
+    ".",
+    "CAPITALS, digits 12345.678 and\ttabs\nnew lines   and spaces",
+    "Ünïcödé ß ﬁ 中文字 русский العربية 🙂👩‍🔬 \u200b x\u0301",
+    "antidisestablishmentarianism" * 6,
+    _LONG * 3,
+    _LONG * 60,
+)
+
+
+class Probe(NamedTuple):
+    """A text of one role, rendered, and whether other libraries cut it where we do.
+
+    A query that is too long loses the end of the query here and the end of the text elsewhere.
+    """
+
+    role: str
+    text: str
+    anywhere: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Parity:
+    """The report.
+
+    Attributes:
+      loaders: name -> {"version", "texts", "min_cosine"}.
+      not_verified: loaders that are not installed here.
+      threshold: the least cosine that was allowed.
+    """
+
+    loaders: dict[str, dict]
+    not_verified: tuple[str, ...]
+    threshold: float
+
+    @property
+    def min_cosine(self) -> float:
+        """The least cosine over all loaders and texts."""
+        return min(found["min_cosine"] for found in self.loaders.values())
+
+    @property
+    def verified(self) -> bool:
+        """Whether a library of other people has confirmed it."""
+        return not self.not_verified
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """(loader, version, texts, least cosine) for a table."""
+        rows = [
+            (name, found["version"], str(found["texts"]), f"{found['min_cosine']:.7f}")
+            for name, found in self.loaders.items()
+        ]
+        return rows + [(name, "not installed", "0", "NOT verified") for name in self.not_verified]
+
+
+def max_length(config: RetrieverConfig, role: str) -> int:
+    """Tokens at which a tower's directory cuts any text, as `model_max_length` says it."""
+    text = config.text
+    if config.towers == "shared":
+        return max(text.max_query_tokens, text.max_passage_tokens)
+    return text.max_query_tokens if role == "query" else text.max_passage_tokens
+
+
+def check(directory: Path, reference: Retriever, *, min_cosine: float) -> Parity:
+    """Opens the directory with every loader that is installed and compares.
+
+    Args:
+      directory: the export.
+      reference: the retriever on the parameters in memory.
+      min_cosine: the least cosine allowed.
+
+    Raises:
+      UserError: a loader cannot open the directory, or gives another embedding; names loader and
+        text.
+    """
+    probes = _probes(reference)
+    expected = _ours(reference)
+    loaders: dict[str, Callable[[], np.ndarray]] = {"inf_jax": lambda: _ours(load(directory))}
+    missing = []
+    has_torch = importlib.util.find_spec("torch") is not None
+    for name, embed in (
+        ("transformers", _transformers),
+        ("sentence-transformers", _sentence_transformers),
+    ):
+        if has_torch and importlib.util.find_spec(name.replace("-", "_")) is not None:
+            loaders[name] = lambda embed=embed: embed(directory, reference.config, probes)
+        else:
+            missing.append(name)
+    found = {}
+    for name, embed in loaders.items():
+        try:
+            with _quiet():
+                vectors = embed()
+        except Exception as error:  # whatever a library raises on a directory that it cannot use
+            raise UserError(
+                f"export refused: {name} cannot use it: {type(error).__name__}: "
+                f"{textwrap.shorten(str(error), 300)}"
+            ) from error
+        where = [n for n, probe in enumerate(probes) if name == "inf_jax" or probe.anywhere]
+        cosine = _compare(name, expected[where], vectors, [probes[n] for n in where], min_cosine)
+        version = importlib.metadata.version(name) if name != "inf_jax" else _own_version()
+        found[name] = {"version": version, "texts": len(where), "min_cosine": cosine}
+    return Parity(found, tuple(missing), min_cosine)
+
+
+def _compare(
+    loader: str, expected: np.ndarray, found: np.ndarray, probes: list[Probe], least: float
+) -> float:
+    """The least cosine; UserError where one is under `least` or a length differs."""
+    a, b = expected.astype(np.float64), found.astype(np.float64)
+    lengths = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
+    with np.errstate(all="ignore"):
+        cosines = (a * b).sum(1) / (lengths[0] * lengths[1])
+        ratios = lengths[1] / lengths[0]
+    cosines = np.nan_to_num(np.minimum(cosines, 1.0), nan=-1.0)
+    worst = int(cosines.argmin())
+    reasons = []
+    if not cosines[worst] >= least:
+        reasons.append((worst, f"cosine {cosines[worst]:.6f}, under {least}"))
+    off = np.flatnonzero(~(np.abs(ratios - 1) <= NORM_TOLERANCE))
+    if off.size:
+        reasons.append((int(off[0]), f"{ratios[off[0]]:.4g} times the vector's length"))
+    if reasons:
+        n, reason = reasons[0]
+        text = textwrap.shorten(probes[n].text, 60, placeholder=" ...")
+        raise UserError(
+            f"export refused: {loader} gives another embedding of the {probes[n].role} {text!r}: "
+            f"{reason}"
+        )
+    return float(cosines[worst])
+
+
+def _ours(retriever: Retriever) -> np.ndarray:
+    queries, instructions = zip(*QUERIES, strict=True)
+    return np.concatenate(
+        (retriever.encode_queries(queries, instructions), retriever.encode_passages(PASSAGES))
+    )
+
+
+def _probes(reference: Retriever) -> list[Probe]:
+    """QUERIES, then PASSAGES, rendered."""
+    config, text = reference.config, reference.config.text
+    whole = TextConfig(text.query_template, text.passage_template, 1 << 20, 1 << 20)
+    tokens = {
+        "query": reference.tokenizer.queries(QUERIES, whole),
+        "passage": reference.tokenizer.passages(PASSAGES, whole),
+    }
+    rendered = {
+        "query": [instructed_query(q, i, text.query_template) for q, i in QUERIES],
+        "passage": [passage_text(p, text.passage_template) for p in PASSAGES],
+    }
+    limits = {"query": text.max_query_tokens, "passage": text.max_passage_tokens}
+    return [
+        Probe(
+            role,
+            probe,
+            len(ids) <= limits[role]
+            or (role == "passage" and limits[role] == max_length(config, role)),
+        )
+        for role in ("query", "passage")
+        for probe, ids in zip(rendered[role], tokens[role], strict=True)
+    ]
+
+
+def _by_role(
+    directory: Path, config: RetrieverConfig, probes: list[Probe]
+) -> list[tuple[str, Path, list[str]]]:
+    """(role, directory of its tower, texts that any library cuts alike)."""
+    folders = config.folders(directory)
+    return [
+        (
+            role,
+            folders.get(role, directory),
+            [p.text for p in probes if p.role == role and p.anywhere],
+        )
+        for role in ("query", "passage")
+    ]
+
+
+def _transformers(directory: Path, config: RetrieverConfig, probes: list[Probe]) -> np.ndarray:
+    """As the model card shows it: token states of AutoModel, pooled by hand."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    vectors = []
+    for _, folder, texts in _by_role(directory, config, probes):
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+        batch = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+        with torch.inference_mode():
+            states = model(**batch).last_hidden_state
+        mask = batch["attention_mask"]
+        if config.pooling == "mean":
+            pooled = (states * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
+        else:
+            which = mask.sum(1) - 1 if config.pooling == "last" else torch.zeros(len(texts)).long()
+            pooled = states[torch.arange(len(texts)), which]
+        if config.normalise:
+            pooled = torch.nn.functional.normalize(pooled, dim=1)
+        vectors.append(pooled.numpy())
+    return np.concatenate(vectors)
+
+
+def _sentence_transformers(
+    directory: Path, config: RetrieverConfig, probes: list[Probe]
+) -> np.ndarray:
+    """By its own files alone: texts are given without the words that are its prompt."""
+    from sentence_transformers import SentenceTransformer
+
+    prompts = {
+        "query": prompt_of(config.text.query_template),
+        "passage": prompt_of(config.text.passage_template),
+    }
+    vectors = []
+    for role, folder, texts in _by_role(directory, config, probes):
+        model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+        name = {"query": "query", "passage": "document"}[role]
+        # A query without instruction may start otherwise, since its template is squeezed.
+        whole = [text for text in texts if not text.startswith(prompts[role])]
+        rest = [text[len(prompts[role]) :] for text in texts if text.startswith(prompts[role])]
+        found = dict.fromkeys(texts)
+        for given, part, how in (
+            (whole, whole, {"prompt": ""}),
+            (rest, [prompts[role] + text for text in rest], {"prompt_name": name}),
+        ):
+            if given:
+                embedded = model.encode(given, show_progress_bar=False, **how)
+                found |= dict(zip(part, embedded, strict=True))
+        vectors += [found[text] for text in texts]
+    return np.stack(vectors)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers without its bar, and without its report of a pooler that nothing uses."""
+    from transformers.utils import logging
+
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()
+
+
+def _own_version() -> str:
+    from inf_jax import __version__
+
+    return __version__

@@ -1,0 +1,269 @@
+"""Embeds queries and passages with a trained model: `inf_jax.load(directory).encode(texts)`."""
+
+import dataclasses
+import functools
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from inf_jax import st_files
+from inf_jax.encode import encode_texts
+from inf_jax.errors import UserError
+from inf_jax.mesh import make_mesh, replicated
+from inf_jax.models import hf
+from inf_jax.models.config import EncoderConfig, read_config
+from inf_jax.models.encoder import EncoderOptions, make_encoder
+from inf_jax.models.pooling import POOLINGS
+from inf_jax.packing import rows_needed
+from inf_jax.step import tower
+from inf_jax.text import TextConfig, TextTokenizer, load_tokenizer
+
+SETTINGS_FILE = "inf_jax.json"
+FORMAT = 1  # of SETTINGS_FILE
+CHUNK_TOKENS = 8192  # token slots of a device's chunk at the most
+
+
+# one encoder a shape: retrievers that differ in their weights alone share the compiled code
+_encoder = functools.lru_cache(maxsize=8)(make_encoder)
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrieverConfig:
+    """What turns a BERT directory into a retriever; the contents of `inf_jax.json`.
+
+    Attributes:
+      towers: "shared", or "separate" for one encoder for queries and one for passages.
+      pooling: mean, cls or last.
+      normalise: unit-length vectors.
+      text: templates and limits.
+    """
+
+    towers: str = "shared"
+    pooling: str = "mean"
+    normalise: bool = True
+    text: TextConfig = dataclasses.field(default_factory=TextConfig)
+
+    def folders(self, directory: Path) -> dict[str, Path]:
+        """The model directory of each tower, keyed like the parameters."""
+        if self.towers == "shared":
+            return {"shared": directory}
+        return {role: directory / role for role in ("query", "passage")}
+
+
+class Retriever:
+    """An encoder with its tokenizer, templates and limits, on all devices of this process.
+
+    Args:
+      params: {tower: tree}, as `step.init_params` makes it.
+      config: see RetrieverConfig.
+      shape: the encoder's shape.
+      tokenizer: of both towers.
+      dtype: compute dtype, float32 or bfloat16.
+
+    Raises:
+      UserError: a limit is over the encoder's positions.
+    """
+
+    def __init__(
+        self,
+        params: dict,
+        config: RetrieverConfig,
+        *,
+        shape: EncoderConfig,
+        tokenizer: TextTokenizer,
+        dtype: str = "float32",
+    ):
+        longest = max(config.text.max_query_tokens, config.text.max_passage_tokens)
+        if longest > shape.max_positions:
+            raise UserError(
+                f"texts of up to {longest} tokens, but the encoder has {shape.max_positions} "
+                "positions: lower the limits"
+            )
+        self.config, self.tokenizer = config, tokenizer
+        self.embedding_size: int = shape.width
+        options = EncoderOptions(
+            pooling=config.pooling,
+            normalise=config.normalise,
+            dtype=dtype,
+            scan_layers=jax.default_backend() != "cpu",  # unrolled is faster there
+        )
+        self._encode = _encoder(shape, options).encode
+        self._mesh = make_mesh(devices=jax.local_devices())
+        self._params = jax.device_put(params, replicated(self._mesh))
+
+    def encode(
+        self,
+        texts: str | Sequence[str],
+        *,
+        instruction: str | Sequence[str] | None = None,
+        progress: bool = False,
+    ) -> np.ndarray:
+        """Passages, or with an instruction, queries.
+
+        Args:
+          texts: n texts, or one.
+          instruction: one for all texts, or one each; "" embeds a query that has none. None means
+            that the texts are passages.
+          progress: show a progress bar.
+
+        Returns:
+          float32[n, e], or float32[e] for a single text.
+        """
+        if instruction is None:
+            return self.encode_passages(texts, progress=progress)
+        return self.encode_queries(texts, instruction, progress=progress)
+
+    def encode_queries(
+        self,
+        queries: str | Sequence[str],
+        instructions: str | Sequence[str] = "",
+        *,
+        progress: bool = False,
+    ) -> np.ndarray:
+        """Instructed queries; a long one loses the end of its query and keeps the instruction.
+
+        Returns:
+          float32[n, e], or float32[e] for a single query.
+        Raises:
+          UserError: something else than texts, or not one instruction each.
+        """
+        texts = _texts(queries, "queries")
+        if isinstance(instructions, str):
+            each = [instructions] * len(texts)
+        else:
+            each = _texts(instructions, "instructions")
+        if len(each) != len(texts):
+            raise UserError(
+                f"{len(texts)} queries but {len(each)} instructions: give one each, or a single "
+                "string for all"
+            )
+        tokens = self.tokenizer.queries(list(zip(texts, each, strict=True)), self.config.text)
+        vectors = self._embed("query", tokens, self.config.text.max_query_tokens, progress)
+        return vectors[0] if isinstance(queries, str) else vectors
+
+    def encode_passages(
+        self, passages: str | Sequence[str], *, progress: bool = False
+    ) -> np.ndarray:
+        """Passages; a long one loses its end.
+
+        Returns:
+          float32[n, e], or float32[e] for a single passage.
+        Raises:
+          UserError: something else than texts.
+        """
+        tokens = self.tokenizer.passages(_texts(passages, "passages"), self.config.text)
+        vectors = self._embed("passage", tokens, self.config.text.max_passage_tokens, progress)
+        return vectors[0] if isinstance(passages, str) else vectors
+
+    def _embed(self, role: str, tokens: list[np.ndarray], limit: int, progress: bool) -> np.ndarray:
+        # Grids in powers of two: few compilations, and one short query does not pay for a big one.
+        lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
+        row_tokens = min(limit, _power_of_two(max(32, lengths.max(initial=1))))
+        rows = max(1, CHUNK_TOKENS // row_tokens)
+        if lengths.sum() < rows * row_tokens * self._mesh.size:
+            needed = rows_needed(lengths, row_tokens, 16)
+            rows = min(rows, _power_of_two(-(-needed // self._mesh.size)))
+        return encode_texts(
+            self._encode,
+            tower(self._params, role),
+            tokens,
+            row_tokens=row_tokens,
+            rows=rows,
+            texts_per_row=16,
+            mesh=self._mesh,
+            progress={"query": "queries", "passage": "passages"}[role] if progress else "",
+        )
+
+    def __repr__(self) -> str:
+        return f"Retriever({self.config}, embedding_size={self.embedding_size})"
+
+
+def load(name: str | os.PathLike, *, dtype: str = "float32") -> Retriever:
+    """A retriever from an export of inf_jax, or from any BERT directory or hub id.
+
+    Without `inf_jax.json`, pooling, normalisation, the limit and the prompts come from the
+    sentence-transformers files; where there are none, mean pooling, unit length and the
+    tokenizer's limit are taken (a logged warning says so).
+
+    Args:
+      name: a local directory, a hub id, or `package:NAME/SUB` inside a Python package.
+      dtype: compute dtype, float32 or bfloat16.
+
+    Raises:
+      UserError: nothing there, or something that this version does not cover.
+    """
+    directory = hf.resolve_model(os.fspath(name))
+    if (directory / SETTINGS_FILE).exists():
+        config = read_settings(directory)
+        folders = config.folders(directory)
+    else:
+        config, folder = _foreign_config(directory)
+        folders = config.folders(folder)
+    first = next(iter(folders.values()))
+    shape = read_config(first)
+    params = {role: hf.load_weights(folder, shape).params for role, folder in folders.items()}
+    return Retriever(params, config, shape=shape, tokenizer=load_tokenizer(first), dtype=dtype)
+
+
+def read_settings(directory: Path) -> RetrieverConfig:
+    """The RetrieverConfig of `<directory>/inf_jax.json`; UserError where it is not one of ours."""
+    path = directory / SETTINGS_FILE
+    fields = st_files.read_json(path)
+    if fields.get("format") != FORMAT:
+        raise UserError(
+            f"{path}: format {fields.get('format')!r}, this version reads {FORMAT}: "
+            "export again, or take the inf_jax version that wrote it"
+        )
+    try:
+        towers, pooling, normalise = (fields[k] for k in ("towers", "pooling", "normalise"))
+        text = TextConfig(**fields["text"])
+    except (KeyError, TypeError, UserError) as error:
+        raise UserError(f"{path}: {error}") from error
+    if towers not in ("shared", "separate") or pooling not in POOLINGS:
+        raise UserError(f"{path}: towers={towers!r} or pooling={pooling!r} is not known here")
+    return RetrieverConfig(towers, pooling, bool(normalise), text)
+
+
+def _foreign_config(directory: Path) -> tuple[RetrieverConfig, Path]:
+    """(config, folder of the weights) of a sentence-transformers or plain HF directory."""
+    found = st_files.read(directory)
+    if found is None:
+        logging.getLogger(__name__).warning(
+            "%s: neither %s nor modules.json: mean pooling and unit length are assumed",
+            directory,
+            SETTINGS_FILE,
+        )
+        found = st_files.StModel("mean", True, None)
+    folder = directory / found.path
+    tokenizer = st_files.read_json(folder / "tokenizer_config.json", default={})
+    limits = (
+        read_config(folder).max_positions,
+        found.max_length,
+        tokenizer.get("model_max_length"),
+    )
+    limit = int(min(x for x in limits if x))
+    query, passage = (
+        prompt.replace("{", "{{").replace("}", "}}")
+        for prompt in (found.query_prompt, found.passage_prompt)
+    )
+    text = TextConfig(query + "{query} {instruction}", passage + "{passage}", limit, limit)
+    return RetrieverConfig("shared", found.pooling, found.normalise, text), folder
+
+
+def _texts(value: str | Sequence[str], name: str) -> list[str]:
+    if isinstance(value, bytes) or not hasattr(value, "__iter__"):
+        raise UserError(f"{name}: a {type(value).__name__}, not a text or texts")
+    texts = [value] if isinstance(value, str) else list(value)
+    for n, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise UserError(f"{name}[{n}] is a {type(text).__name__}, not a text")
+    return texts
+
+
+def _power_of_two(n: int) -> int:
+    """The smallest power of two that is at least n."""
+    return 1 << (max(int(n), 1) - 1).bit_length()

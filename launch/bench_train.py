@@ -1,0 +1,294 @@
+"""The training step of a config beside the same step in sentence-transformers.
+
+    python launch/bench.py train [--write] [--config=FILE] [--config.KEY=VALUE ...]
+
+Same weights, same pairs step by step, same batch and length limits, objective, AdamW with clipping,
+float32, same cores. inf_jax: loader, transfer and jitted step, as inf_jax.train does them.
+sentence-transformers: its model, tokenisation and MultipleNegativesRankingLoss (both directions,
+the nearest to multi(P,IQ)) in a plain PyTorch loop with fused AdamW, so none of its Trainer's cost;
+once as it comes, with the dropout of the model's config.json, and once without dropout, as here.
+The contenders take turns, each in its own process; steps before the first round are not counted.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench_tools import ROOT, Worker, peak_memory, publish, serve, table
+
+HELP = "the training step beside sentence-transformers"
+MEASURED = ("seconds", "pairs", "tokens", "slots")
+LABELS = {
+    "ours": "inf_jax",
+    "st": "sentence-transformers",
+    "st_no_dropout": "sentence-transformers, dropout 0",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `bench.py train`."""
+    add = parser.add_argument
+    add("--config", default=str(ROOT / "configs" / "medquad_minilm.py"), metavar="FILE")
+    add("--rounds", type=int, default=7, metavar="N", help="turns of each (default: %(default)s)")
+    add("--steps", type=int, default=3, metavar="N", help="steps a turn (default: %(default)s)")
+    add("--warmup", type=int, default=2, metavar="N", help="steps before (default: %(default)s)")
+    add("--threads", type=int, default=2, metavar="N", help="cores to use (default: %(default)s)")
+    add("--write", action="store_true", help="append the result to launch/benchmarks.md")
+    add("--rows", help=argparse.SUPPRESS)  # where the pairs of the steps lie, for the workers
+    add("--worker", choices=[*WORKERS], help=argparse.SUPPRESS)
+
+
+def main(args: argparse.Namespace, overrides: list[str]) -> None:
+    """The benchmark, or with --worker one of its processes."""
+    if args.worker:
+        serve(lambda: WORKERS[args.worker](args, overrides), threads=args.threads)
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        common = ["train", f"--config={args.config}", *overrides, f"--rows={directory}/rows.json"]
+        common += [f"--threads={args.threads}"]
+        last = args.warmup + args.rounds * args.steps
+        rows = Worker([*common, "--worker=rows"], threads=args.threads)
+        facts = rows.ask(last)
+        rows.close()
+        workers: dict[str, Worker] = {}
+        try:
+            for name in LABELS:
+                workers[name] = Worker([*common, f"--worker={name}"], threads=args.threads)
+                workers[name].ask((0, args.warmup))
+            results = []
+            for number, first in enumerate(range(args.warmup, last, args.steps), 1):
+                turn = {n: w.ask((first, first + args.steps)) for n, w in workers.items()}
+                results.append(turn)
+                speeds = (f"{LABELS[n]} {r['pairs'] / r['seconds']:.1f}" for n, r in turn.items())
+                print(f"round {number} of {args.rounds}, pairs/s: {'; '.join(speeds)}", flush=True)
+            for worker in workers.values():
+                worker.close()
+        finally:
+            for worker in workers.values():
+                worker.kill()
+    text = summary(results, facts | {"steps": args.steps})
+    publish("train", text, threads=args.threads, write=args.write)
+
+
+def summary(results: list[dict[str, dict[str, float]]], facts: dict[str, Any]) -> str:
+    """The tables: medians over the rounds, ratios round by round.
+
+    Args:
+      results: per round and contender the MEASURED sums, `peak` and `loss`.
+      facts: of the run, from the worker `rows`, and `steps`.
+    """
+    rows, rounds = [], []
+    ours = [turn["ours"]["pairs"] / turn["ours"]["seconds"] for turn in results]
+    for name, label in LABELS.items():
+        mine = [turn[name] for turn in results]
+        speeds = [r["pairs"] / r["seconds"] for r in mine]
+        ratios = [a / b for a, b in zip(ours, speeds, strict=True)]
+        pairs, tokens, slots = (sum(r[key] for r in mine) for key in MEASURED[1:])
+        speed = statistics.median(speeds)
+        median, low, high = statistics.median(ratios), min(ratios), max(ratios)
+        rows.append(
+            (
+                label,
+                f"{speed:.1f}",
+                f"{speed * tokens / pairs:,.0f}",
+                f"{tokens / slots:.1%}",
+                f"{max(r['peak'] for r in mine) / 2**20:,.0f} MiB",
+                "" if name == "ours" else f"{median:.2f} ({low:.2f} to {high:.2f})",
+            )
+        )
+        rounds.append((label, *(f"{speed:.1f}" for speed in speeds)))
+    header = ("", "pairs/s", "tokens/s", "fill", "peak memory", "inf_jax is faster by")
+    return (
+        f"{facts['model']}, {facts['objective']}, {facts['batch_size']} examples "
+        f"({facts['pairs']:.0f} pairs) a step, passages up to {facts['max_passage_tokens']} "
+        f"tokens, queries up to {facts['max_query_tokens']}; {facts['versions']}. Medians of "
+        f"{len(results)} rounds of {facts['steps']} steps; the ratio is the median of the rounds' "
+        "own ratios (least to most), peak memory is of the contender's whole process.\n\n"
+        f"{table(header, rows)}\n\npairs/s round by round:\n\n"
+        f"{table(('', *map(str, range(1, len(results) + 1))), rounds)}\n"
+    )
+
+
+def _config(args: argparse.Namespace, overrides: list[str]):
+    from inf_jax.config import ReadLog, parse
+
+    return ReadLog(parse(["bench", f"--config={args.config}", *overrides]))
+
+
+def rows_worker(args: argparse.Namespace, overrides: list[str]) -> Callable[[int], dict]:
+    """Writes what sentence-transformers needs to do the same steps, and answers with the facts.
+
+    A process of its own, so that sentence-transformers' memory holds nothing of ours.
+    """
+    import importlib.metadata
+
+    from inf_jax.errors import UserError, main_guard
+    from inf_jax.records import pairs
+    from inf_jax.run import dataset_dir, text_config
+    from inf_jax.text import instructed_query, passage_text
+    from inf_jax.tokenise import read_examples
+    from inf_jax.training import make_training
+
+    def answer(steps: int) -> dict:
+        with main_guard():
+            config = _config(args, overrides)
+            if steps > config.train.steps:  # the grid is planned for the steps of the run
+                raise UserError(f"{steps} steps to time, but train.steps={config.train.steps}")
+            training = make_training(config)
+            loader, text = training.loader, text_config(config)
+            examples = list(read_examples(dataset_dir(config), config.data.train_split))
+        batches = [
+            [
+                (
+                    instructed_query(p.query, p.instruction, text.query_template),
+                    passage_text(p.passage, text.passage_template),
+                )
+                for index in loader.example_indices(step)
+                for p in pairs(examples[index])
+                if p
+            ]
+            for step in range(steps)
+        ]
+        facts = {
+            "model": config.model.name,
+            "objective": str(training.objective),
+            "batch_size": config.train.batch_size,
+            "pairs": loader.plan.pairs,
+            "max_query_tokens": text.max_query_tokens,
+            "max_passage_tokens": text.max_passage_tokens,
+            "versions": ", ".join(
+                f"{name} {importlib.metadata.version(name)}"
+                for name in ("jax", "torch", "sentence-transformers")
+            ),
+        }
+        optim = {k: getattr(config.optim, k) for k in ("lr", "b1", "b2", "eps", "weight_decay")}
+        rows = {
+            "directory": str(training.model.directory),
+            "scale": config.loss.scale,
+            "clip_norm": config.optim.clip_norm,
+            "optim": optim,
+            "batches": batches,
+        }
+        Path(args.rows).write_text(json.dumps(rows | facts))
+        return facts
+
+    return answer
+
+
+def ours_worker(args: argparse.Namespace, overrides: list[str]) -> Callable[[list[int]], dict]:
+    """Steps of `inf_jax.train`: its loader, its jitted step, metrics fetched one step late."""
+    import jax
+
+    from inf_jax.errors import main_guard
+    from inf_jax.loader import to_mesh
+    from inf_jax.training import make_training
+
+    with main_guard():
+        config = _config(args, overrides)
+        training = make_training(config)
+    loader, prefetch = training.loader, config.data.prefetch
+    to_device = to_mesh(training.mesh)
+    state = training.fresh()
+
+    def answer(steps: list[int]) -> dict:
+        nonlocal state
+        started, pending = time.perf_counter(), None
+        for batch in loader.batches(*steps, to_device=to_device, prefetch=prefetch):
+            state, metrics = training.step(state, batch)
+            if pending:
+                jax.device_get(pending)
+            pending = metrics
+        loss = float(jax.device_get(pending)["loss"])
+        jax.block_until_ready(state)
+        seconds = time.perf_counter() - started
+        done = [loader.dataset.text_lengths[loader.example_indices(s)] for s in range(*steps)]
+        grid = loader.chunks * sum(loader.plan.rows) * loader.row_tokens
+        return {
+            "seconds": seconds,
+            "pairs": sum(int((lengths > 0).sum()) // 2 for lengths in done),
+            "tokens": sum(int(lengths.sum()) for lengths in done),
+            "slots": grid * len(done),
+            "peak": peak_memory(),
+            "loss": loss,
+        }
+
+    return answer
+
+
+def sentence_transformers_worker(
+    args: argparse.Namespace, overrides: list[str], *, dropout: bool
+) -> Callable[[list[int]], dict]:
+    """The same steps in sentence-transformers."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+
+    torch.set_num_threads(args.threads)
+    rows = json.loads(Path(args.rows).read_text())
+    off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    model = SentenceTransformer(
+        rows["directory"], device="cpu", config_kwargs={} if dropout else off
+    ).train()
+    loss_fn = MultipleNegativesRankingLoss(
+        model,
+        scale=rows["scale"],
+        directions=("query_to_doc", "doc_to_query"),
+        partition_mode="per_direction",
+    )
+    optim = rows["optim"]
+    decay = [p for p in model.parameters() if p.ndim > 1]
+    rest = [p for p in model.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": decay, "weight_decay": optim["weight_decay"]},
+            {"params": rest, "weight_decay": 0.0},
+        ],
+        lr=optim["lr"],
+        betas=(optim["b1"], optim["b2"]),
+        eps=optim["eps"],
+        fused=True,
+    )
+    limits = (rows["max_query_tokens"], rows["max_passage_tokens"])
+
+    def answer(steps: list[int]) -> dict:
+        pairs = tokens = slots = 0
+        started = time.perf_counter()
+        for step in range(*steps):
+            columns = zip(*rows["batches"][step], strict=True)
+            features = [
+                model.preprocess(list(texts), max_length=limit)
+                for texts, limit in zip(columns, limits, strict=True)
+            ]
+            loss = loss_fn(features, None)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), rows["clip_norm"])
+            optimizer.step()
+            optimizer.zero_grad()
+            pairs += len(rows["batches"][step])
+            tokens += sum(int(f["attention_mask"].sum()) for f in features)
+            slots += sum(f["input_ids"].numel() for f in features)
+        return {
+            "seconds": time.perf_counter() - started,
+            "pairs": pairs,
+            "tokens": tokens,
+            "slots": slots,
+            "peak": peak_memory(),
+            "loss": loss.item(),
+        }
+
+    return answer
+
+
+WORKERS = {
+    "rows": rows_worker,
+    "ours": ours_worker,
+    "st": lambda args, overrides: sentence_transformers_worker(args, overrides, dropout=True),
+    "st_no_dropout": lambda args, overrides: sentence_transformers_worker(
+        args, overrides, dropout=False
+    ),
+}

@@ -1,0 +1,61 @@
+"""launch/bench.py train on the tiny model: the contenders do the same steps on the same rows."""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+LAUNCH = Path(__file__).resolve().parents[2] / "launch"
+
+
+@pytest.fixture
+def config_file(tiny_config, tmp_path) -> Path:
+    """The tiny run as a config file; 12 examples, so that the 8 chunks have empty slots."""
+    tiny_config.train.batch_size = 12
+    tiny_config.loss.mask = "faithful"  # sentence-transformers has no identity masks
+    path = tmp_path / "config.py"
+    path.write_text(
+        "import json\nfrom ml_collections import ConfigDict\n\ndef get_config():\n"
+        f"    return ConfigDict(json.loads({json.dumps(tiny_config.to_json())}))\n"
+    )
+    return path
+
+
+def test_contenders_do_the_same_steps(config_file, tmp_path, monkeypatch):
+    pytest.importorskip("sentence_transformers")
+    monkeypatch.syspath_prepend(str(LAUNCH))
+    import bench_train
+
+    args = argparse.Namespace(config=str(config_file), rows=str(tmp_path / "rows"), threads=2)
+    facts = bench_train.rows_worker(args, [])(3)
+    ours, theirs = (bench_train.WORKERS[name](args, []) for name in ("ours", "st_no_dropout"))
+    results = [{"ours": ours(s), "st_no_dropout": theirs(s)} for s in ((0, 1), (1, 3))]
+    for turn in results:
+        a, b = turn["ours"], turn["st_no_dropout"]
+        assert (a["pairs"], a["tokens"]) == (b["pairs"], b["tokens"])
+        assert 0 < a["tokens"] <= a["slots"] and 0 < b["tokens"] <= b["slots"]
+        # multi is the sum of the two directions, theirs is the mean
+        assert np.isclose(a["loss"] / 2, b["loss"], rtol=1e-4), (a, b)
+    assert results[0]["ours"]["pairs"] == 36
+    text = bench_train.summary(
+        [turn | {"st": turn["st_no_dropout"]} for turn in results], facts | {"steps": 1}
+    )
+    assert "sentence-transformers, dropout 0" in text and "faster by" in text
+
+
+def test_command_reports_and_says_what_is_wrong(config_file):
+    command = [sys.executable, LAUNCH / "bench.py", "train", f"--config={config_file}"]
+
+    def run(*more: str) -> subprocess.CompletedProcess:
+        return subprocess.run([*command, *more], capture_output=True, text=True, check=False)
+
+    done = run("--rounds=1", "--steps=1", "--config.data.source=nowhere")
+    assert done.returncode == 1
+    assert "data_pipeline.build" in done.stderr
+    done = run("--round=3")
+    assert done.returncode == 2
+    assert "--round=3" in done.stderr

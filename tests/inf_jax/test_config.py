@@ -1,0 +1,87 @@
+"""The command line and the checks: one clear message, exit code 1."""
+
+from pathlib import Path
+
+import pytest
+
+from inf_jax import config as cfg
+from inf_jax.errors import UserError
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+DEMO = f"--config={CONFIGS}/medquad_minilm.py"
+
+
+def test_every_shipped_config_is_valid():
+    names = sorted(p.name for p in CONFIGS.glob("*.py"))
+    assert "medquad_minilm.py" in names
+    for name in names:
+        config = cfg.parse(["main", f"--config={CONFIGS / name}"])
+        assert config.out_dir
+
+
+def test_overrides():
+    config = cfg.parse(["main", DEMO, "--config.optim.lr=3e-4", "--config.model.dropout=0.1"])
+    assert config.optim.lr == 3e-4
+    assert config.model.dropout == 0.1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.optim.lrr=1"], "lrr"),
+        (["--config.train.steps=many"], "many"),
+        (["--config.train.steps=0"], r"train\.steps=0: must be above 0"),
+        (["--config.model.pooling=max"], r"model\.pooling='max': one of mean, cls, last"),
+        (["--config.model.dropout=1.5"], r"model\.dropout=1\.5: must be in \[0, 1\)"),
+        (["--config.data.row_tokens=16"], r"data\.row_tokens=16: a row must hold the longest"),
+        (["--config.optim.warmup_steps=9999"], r"warmup_steps=9999 exceeds train\.steps"),
+        (["--config.optim.weight_decay=-1"], r"weight_decay=-1\.0: must not be negative"),
+        (["stray"], "unexpected stray"),
+        (["--nonsense=1"], "nonsense"),
+    ],
+)
+def test_bad_command_lines(arguments, message):
+    with pytest.raises(UserError, match=message):
+        cfg.parse(["main", DEMO, *arguments])
+
+
+def test_all_problems_at_once():
+    with pytest.raises(UserError) as error:
+        cfg.parse(["main", DEMO, "--config.train.steps=0", "--config.loss.mask=none"])
+    assert "train.steps" in str(error.value)
+    assert "loss.mask" in str(error.value)
+
+
+def test_config_file_problems(tmp_path):
+    with pytest.raises(UserError, match="name a config file"):
+        cfg.parse(["main"])
+    with pytest.raises(UserError, match="nowhere"):
+        cfg.parse(["main", "--config=nowhere.py"])
+    file = tmp_path / "c.py"
+    head = "from inf_jax.config import defaults\ndef get_config():\n    c = defaults()\n"
+    file.write_text(head + "    c.optim.learning_rate = 1\n    return c\n")
+    with pytest.raises(UserError, match="learning_rate"):
+        cfg.parse(["main", f"--config={file}"])
+    file.write_text(head + "    with c.unlocked():\n        c.optim.extra = 1\n    return c\n")
+    with pytest.raises(UserError, match=r"optim\.extra"):
+        cfg.parse(["main", f"--config={file}"])
+
+
+def test_help_lists_the_keys(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cfg.parse(["main", "--help"], "What it does.")
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert "What it does." in out
+    assert "warmup_steps" in out
+
+
+def test_unread_keys_are_named():
+    log = cfg.ReadLog(cfg.defaults())
+    assert log.optim.lr == 1e-5
+    unread = log.unread("optim")
+    assert "optim.lr" not in unread
+    assert "optim.b1" in unread
+    with pytest.raises(UserError, match=r"nothing reads: .*optim\.b1"):
+        cfg.check_all_read(log, "optim")
+    assert set(log.unread("")) == {"out_dir", "seed"}

@@ -1,0 +1,105 @@
+"""Encoding many texts: vectors depend on the text alone, whatever its neighbours and the grid."""
+
+import jax
+import numpy as np
+import pytest
+
+from inf_jax.encode import encode_texts
+from inf_jax.errors import UserError
+from inf_jax.mesh import make_mesh
+from inf_jax.models import hf
+from inf_jax.models.config import read_config
+from inf_jax.models.encoder import make_encoder
+from inf_jax.packing import pack_chunk, stack_chunks
+
+TOKENS = 32  # of a row
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_model_dir):
+    return make_encoder(read_config(tiny_model_dir))
+
+
+@pytest.fixture(scope="module")
+def tree(tiny_model_dir, encoder):
+    return hf.load_weights(tiny_model_dir, encoder.config).params
+
+
+@pytest.fixture(scope="module")
+def texts():
+    """150 texts of all lengths from 1 token to a whole row."""
+    rng = np.random.default_rng(0)
+    lengths = np.concatenate((np.arange(1, TOKENS + 1), rng.integers(2, 20, 118)))
+    return [rng.integers(5, 500, n).astype(np.int32) for n in rng.permutation(lengths)]
+
+
+@pytest.fixture(scope="module")
+def vectors(encoder, tree, texts):
+    return encode_texts(encoder.encode, tree, texts, row_tokens=TOKENS, rows=3)
+
+
+def test_vectors_are_those_of_each_text_by_itself(encoder, tree, texts, vectors):
+    grid = {"rows": 1, "row_tokens": TOKENS, "texts_per_row": 1}
+    alone = [pack_chunk([text], np.zeros(1, np.uint32), **grid) for text in texts]
+    expected = jax.jit(encoder.encode)(tree, stack_chunks(alone))[:, 0]
+    assert vectors.shape == (150, 32) and vectors.dtype == np.float32
+    np.testing.assert_allclose(vectors, expected, atol=1e-6)
+    assert np.ptp(vectors, axis=0).min() > 0.01  # else any mix-up would pass
+
+
+def test_order_and_subset_change_nothing(encoder, tree, texts, vectors):
+    order = np.random.default_rng(1).permutation(len(texts))[:40]
+    chosen = [texts[i] for i in order]
+    found = encode_texts(encoder.encode, tree, chosen, row_tokens=TOKENS, rows=3)
+    np.testing.assert_allclose(found, vectors[order], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "rows, row_tokens, texts_per_row, devices", [(1, TOKENS, 1, 8), (5, 50, 4, 1), (40, 64, 16, 3)]
+)
+def test_grid_and_devices_change_nothing(
+    encoder, tree, texts, vectors, rows, row_tokens, texts_per_row, devices
+):
+    found = encode_texts(
+        encoder.encode,
+        tree,
+        texts[:60],
+        row_tokens=row_tokens,
+        rows=rows,
+        texts_per_row=texts_per_row,
+        mesh=make_mesh(devices=jax.devices()[:devices]),
+    )
+    np.testing.assert_allclose(found, vectors[:60], atol=1e-6)
+
+
+def test_one_compilation_whatever_the_texts(encoder, tree, texts):
+    shapes = []
+
+    def encode(*arguments):  # runs while it is traced, not when the compiled code does
+        shapes.append(arguments[1].tokens.shape)
+        return encoder.encode(*arguments)
+
+    for part in (texts, texts[:1], texts[5:70], []):
+        encode_texts(encode, tree, part, row_tokens=TOKENS, rows=3)
+    assert set(shapes) == {(8, 3, TOKENS)}
+    assert len(shapes) <= 2  # once to know the width of the result
+
+
+def test_no_texts(encoder, tree):
+    found = encode_texts(encoder.encode, tree, [], row_tokens=TOKENS, rows=3)
+    assert found.shape == (0, 32) and found.dtype == np.float32
+
+
+@pytest.mark.parametrize("length", [TOKENS + 1, 0])
+def test_text_that_no_row_holds(encoder, tree, texts, length):
+    bad = [texts[0], np.zeros(length, np.int32)]
+    with pytest.raises(UserError, match=f"text 1 has {length} tokens, a row holds 1 to {TOKENS}"):
+        encode_texts(encoder.encode, tree, bad, row_tokens=TOKENS, rows=3)
+
+
+def test_progress_bar_counts_texts(encoder, tree, texts, capsys):
+    encode_texts(encoder.encode, tree, texts[:7], row_tokens=TOKENS, rows=3, progress="passages")
+    shown = capsys.readouterr().err
+    assert "passages" in shown and "7/7" in shown
+    encode_texts(encoder.encode, tree, texts[:7], row_tokens=TOKENS, rows=3)
+    assert capsys.readouterr().err == ""

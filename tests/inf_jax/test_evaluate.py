@@ -1,0 +1,182 @@
+"""The main: base weights and the newest checkpoint side by side, and what it leaves behind."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import matplotlib.image
+import numpy as np
+import pytest
+
+from inf_jax import checkpoint, figure
+from inf_jax.config import ReadLog
+from inf_jax.encode import encode_texts
+from inf_jax.errors import UserError
+from inf_jax.evaluate import main
+from inf_jax.retrieval import METRICS, evaluate, task_from_examples
+from inf_jax.run import dataset_dir, load_model, text_config
+from inf_jax.step import TrainState, tower
+from inf_jax.tokenise import read_examples
+
+
+def save(config, params, step):
+    """A checkpoint of a run, with an optimiser's state that the evaluation does not know."""
+    state = TrainState(np.int32(step), params, {"mu": jax.tree.map(np.zeros_like, params)})
+    position = checkpoint.Position(step, 0, 8, "dataset")
+    with checkpoint.make_manager(f"{config.out_dir}/checkpoints", keep=2) as manager:
+        checkpoint.save(manager, state, position)
+
+
+def changed(params, seed):
+    """Other weights of the same shapes."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: (x + 0.3 * rng.standard_normal(x.shape)).astype(x.dtype), params)
+
+
+def figures(config, params):
+    """What the weights score, one text a row."""
+    config = ReadLog(config)
+    model = load_model(config)
+    text = dataclasses.replace(
+        text_config(config), max_passage_tokens=config.eval.max_passage_tokens
+    )
+
+    def embed(role, texts):
+        encode = model.encoder.encode
+        return encode_texts(
+            encode, tower(params, role), texts, row_tokens=32, rows=8, texts_per_row=1
+        )
+
+    return evaluate(
+        lambda queries: embed("query", model.tokenizer.queries(queries, text)),
+        lambda passages: embed("passage", model.tokenizer.passages(passages, text)),
+        task_from_examples(read_examples(dataset_dir(config), config.eval.split)),
+        top_k=1000,
+    )
+
+
+def test_base_and_newest_checkpoint(tiny_config, capsys):
+    weights = load_model(ReadLog(tiny_config)).load().params
+    save(tiny_config, {"shared": changed(weights, 0)}, 2)
+    newest = {"shared": changed(weights, 1)}
+    save(tiny_config, newest, 10)
+    main(tiny_config)
+    out = capsys.readouterr().out
+
+    found = json.loads(Path(tiny_config.out_dir, "eval.json").read_text())
+    base, trained = figures(tiny_config, {"shared": weights}), figures(tiny_config, newest)
+    assert base != pytest.approx(trained)
+    assert found["base"] == pytest.approx(base)
+    assert found["trained"] == pytest.approx(trained)
+    assert found["gain"] == pytest.approx({key: trained[key] - base[key] for key in METRICS})
+    assert found["step"] == 10 and found["config"] == tiny_config.to_dict()
+    counts = [found[key] for key in ("queries", "instructed_queries", "passages")]
+    assert counts == [5, 20, 20]
+
+    assert "inf_ir dev, step 10" in out
+    for key, label in METRICS.items():
+        row = next(line.split("│") for line in out.splitlines() if f"│ {label} " in line)
+        shown = [cell.strip() for cell in row[2:5]]
+        gain = trained[key] - base[key]
+        assert shown == [f"{base[key]:.1f}", f"{trained[key]:.1f}", f"{gain:+.1f}"]
+    image = matplotlib.image.imread(f"{tiny_config.out_dir}/eval.png")
+    assert image.shape[:2] == (660, 1650)
+
+
+def test_separate_towers(tiny_config):
+    tiny_config.model.towers = "separate"
+    weights = load_model(ReadLog(tiny_config)).load().params
+    params = {"query": changed(weights, 0), "passage": changed(weights, 1)}
+    save(tiny_config, params, 1)
+    main(tiny_config)
+    found = json.loads(Path(tiny_config.out_dir, "eval.json").read_text())
+    swapped = {"query": params["passage"], "passage": params["query"]}
+    assert found["trained"] == pytest.approx(figures(tiny_config, params))
+    assert found["trained"] != pytest.approx(figures(tiny_config, swapped))
+
+
+def test_dataset_is_named(tiny_config, tiny_dataset_dir):
+    weights = {"shared": load_model(ReadLog(tiny_config)).load().params}
+    save(tiny_config, weights, 1)
+    named = []
+    for split in ("dev", "train", "dev"):
+        tiny_config.eval.split = split
+        main(tiny_config)
+        named.append(json.loads(Path(tiny_config.out_dir, "eval.json").read_text())["dataset"])
+    assert named[0] == named[2]
+    assert named[0]["fingerprint"] != named[1]["fingerprint"]
+    assert [named[1][key] for key in ("source", "version", "split")] == [
+        "inf_ir",
+        tiny_dataset_dir.name,
+        "train",
+    ]
+
+
+def test_no_checkpoint(tiny_config, tmp_path):
+    with pytest.raises(UserError, match=r"no checkpoint.*`python -m inf_jax\.train --config"):
+        main(tiny_config)
+    assert list(tmp_path.iterdir()) == []  # it makes nothing
+
+
+def test_checkpoint_of_other_towers_or_shape(tiny_config):
+    weights = load_model(ReadLog(tiny_config)).load().params
+    save(tiny_config, {"shared": weights}, 1)
+    tiny_config.model.towers = "separate"
+    with pytest.raises(UserError) as caught:
+        main(tiny_config)
+    message = str(caught.value)
+    assert "checkpoints/1 cannot be restored: passage/blocks/attention_norm/bias absent" in message
+    assert "and 60 more; it was written by another config" in message  # 3 x 21 arrays differ
+    tiny_config.model.towers = "shared"
+    save(tiny_config, {"shared": {**weights, "word": weights["word"][:100]}}, 2)
+    expected = r"checkpoints/2 .*: shared/word \(100, 32\), the model has \(500, 32\); it was"
+    with pytest.raises(UserError, match=expected):
+        main(tiny_config)
+
+
+def test_damaged_checkpoint(tiny_config):
+    save(tiny_config, {"shared": load_model(ReadLog(tiny_config)).load().params}, 1)
+    state = Path(tiny_config.out_dir, "checkpoints", "1", "state")
+    (state / "_METADATA").unlink()
+    with pytest.raises(UserError, match="checkpoints/1 cannot be restored: .*damaged"):
+        main(tiny_config)
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("max_passage_tokens", 65, "eval.max_passage_tokens=65, but .* has 64 positions"),
+        ("split", "test", "no split 'test'"),
+        ("top_k", 5, "top_k=5: nDCG@10 needs 10"),
+    ],
+)
+def test_impossible_values(tiny_config, key, value, message):
+    save(tiny_config, {"shared": load_model(ReadLog(tiny_config)).load().params}, 1)
+    tiny_config.eval[key] = value
+    with pytest.raises(UserError, match=message):
+        main(tiny_config)
+
+
+def test_smoothed_curve():
+    # half-life 1: each earlier value counts half as much as the next one
+    found = figure.smooth(np.array([np.nan, 4.0, 2.0, np.nan, 2.0]), half_life=1)
+    expected = [np.nan, 4, (2 + 2) / 1.5, (1 + 1) / 0.75, (0.5 + 0.5 + 2) / 1.375]
+    # the last: 4 * 1/8 + 2 * 1/4 + 2 over 1/8 + 1/4 + 1
+    np.testing.assert_allclose(found, expected)
+
+
+def test_figure_without_a_curve_and_with_gaps(tmp_path):
+    bars = [("nDCG@10", 70.0, 80.0), ("p-MRR", -12.0, 40.0)]
+    images = []
+    for losses in (
+        [],
+        [(0, 1.0), (1, float("nan")), (2, 0.5)],
+        [(n, 1 / (n + 1)) for n in range(50)],
+    ):
+        figure.draw(tmp_path / "x.png", title="a title", losses=losses, bars=bars)
+        images.append(matplotlib.image.imread(tmp_path / "x.png"))
+    assert [file.name for file in tmp_path.iterdir()] == ["x.png"]
+    half = images[0].shape[1] // 3  # the left third: curves alone
+    assert not np.array_equal(images[0][:, :half], images[1][:, :half])
+    assert not np.array_equal(images[1][:, :half], images[2][:, :half])

@@ -1,0 +1,218 @@
+"""The step: the same loss and gradients on every mesh, chunking, packing and sharding."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from inf_jax import packing
+from inf_jax.errors import UserError
+from inf_jax.loader import to_mesh
+from inf_jax.mesh import make_mesh, state_shardings
+from inf_jax.models import hf
+from inf_jax.models.config import read_config
+from inf_jax.models.encoder import make_encoder
+from inf_jax.objective import TextIds, parse_objective
+from inf_jax.optim import decay_mask, make_optimizer, make_schedule
+from inf_jax.step import Batch, TrainState, encode_pairs, init_params, make_train_step
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "models" / "bert"
+ROW, PLACES = 32, 6
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return hf.load_weights(GOLDEN, read_config(GOLDEN)).params
+
+
+def encoder(dropout=0.0):
+    config = read_config(GOLDEN)
+    return make_encoder(dataclasses.replace(config, dropout=dropout, attention_dropout=dropout))
+
+
+def make_pairs(count, seed=0):
+    rng = np.random.default_rng(seed)
+
+    def text(longest):
+        return rng.integers(1, 99, rng.integers(2, longest)).astype(np.int32)
+
+    return [(text(12), text(30)) for _ in range(count)]
+
+
+def make_batch(pairs, *, chunks, towers="shared"):
+    """A batch as the loader would lay it out: pairs dealt to chunks, -1 for an empty slot."""
+    each = -(-len(pairs) // chunks)
+    padded = np.full(each * chunks, -1)
+    padded[: len(pairs)] = np.arange(len(pairs))
+    lengths = np.array([len(q) + len(p) for q, p in pairs] + [0])
+    dealt = padded[packing.deal(lengths[padded], chunks)]
+    empty = np.empty(0, np.int32)
+    columns = {"shared": [(0, 1)], "separate": [(0,), (1,)]}[towers]
+    grids = []
+    for roles in columns:
+        parts = [
+            (
+                [pairs[i][r] if i >= 0 else empty for r in roles for i in chunk],
+                np.concatenate([np.maximum(chunk, 0) * 2 + r for r in roles]),
+            )
+            for chunk in dealt
+        ]
+        rows = max(
+            packing.rows_needed(np.array([len(t) for t in texts]), ROW, PLACES)
+            for texts, _ in parts
+        )
+        grids.append(
+            packing.stack_chunks(
+                [
+                    packing.pack_chunk(texts, ids, rows=rows, row_tokens=ROW, texts_per_row=PLACES)
+                    for texts, ids in parts
+                ]
+            )
+        )
+    flat = dealt.ravel()
+    hashes = np.stack([np.maximum(flat, 0), np.zeros_like(flat)], -1).astype(np.uint32)
+    return Batch(
+        texts=grids[0] if towers == "shared" else tuple(grids),
+        ids=TextIds(hashes, hashes, hashes),
+        valid=flat >= 0,
+    )
+
+
+def loss_and_grads(weights, batch, *, mesh, groups=1, dropout=0.0, fsdp=False, towers="shared"):
+    """Loss and gradients through the step itself: SGD of rate 1 leaves params - grads."""
+    tx = optax.apply_if_finite(optax.sgd(1.0), 5)
+    step = make_train_step(
+        encoder(dropout).encode,
+        parse_objective("multi(P,IQ)"),
+        tx,
+        scale=20.0,
+        groups=groups,
+        dropout_key=jax.random.key(3) if dropout else None,
+    )
+    params = init_params(weights, towers)
+    state = TrainState(jnp.int32(0), params, tx.init(params))
+    shardings = state_shardings(mesh, jax.eval_shape(lambda: state))
+    if fsdp:
+        assert any("fsdp" in str(s.spec) for s in jax.tree.leaves(shardings))
+    state = jax.device_put(state, shardings)
+    after, metrics = jax.jit(step, out_shardings=(shardings, None))(state, to_mesh(mesh)(batch))
+    grads = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), params, after.params)
+    return float(metrics["loss"]), grads
+
+
+def assert_same(found, expected, tolerance=1e-5):
+    assert found[0] == pytest.approx(expected[0], rel=1e-5)
+    for a, b in zip(jax.tree.leaves(found[1]), jax.tree.leaves(expected[1]), strict=True):
+        np.testing.assert_allclose(a, b, atol=tolerance, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def reference(weights):
+    batch = make_batch(make_pairs(22), chunks=1)
+    return loss_and_grads(weights, batch, mesh=make_mesh(devices=jax.devices()[:1]))
+
+
+@pytest.mark.parametrize(
+    ("devices", "groups", "fsdp"),
+    [(1, 4, 1), (2, 1, 1), (4, 2, 2), (8, 1, 1), (8, 2, 4), (8, 1, 8)],
+)
+def test_any_mesh_and_chunking_gives_the_same_gradients(weights, reference, devices, groups, fsdp):
+    # 22 pairs divide among none of these chunk numbers: empty slots take part
+    mesh = make_mesh(fsdp=fsdp, devices=jax.devices()[:devices])
+    batch = make_batch(make_pairs(22), chunks=devices * groups)
+    found = loss_and_grads(weights, batch, mesh=mesh, groups=groups, fsdp=fsdp > 1)
+    assert_same(found, reference)
+
+
+def test_separate_towers_start_equal_and_split_the_gradient(weights, reference):
+    mesh = make_mesh(devices=jax.devices()[:2])
+    batch = make_batch(make_pairs(22), chunks=2, towers="separate")
+    loss, grads = loss_and_grads(weights, batch, mesh=mesh, towers="separate")
+    total = jax.tree.map(np.add, grads["query"], grads["passage"])
+    assert_same((loss, total), (reference[0], reference[1]["shared"]))
+    assert np.abs(grads["query"]["word"]).max() > 0
+    assert np.abs(grads["query"]["word"] - grads["passage"]["word"]).max() > 1e-3
+
+
+def test_dropout_is_the_same_on_any_mesh_and_chunking(weights, reference):
+    one = make_mesh(devices=jax.devices()[:1])
+    plain = make_batch(make_pairs(22), chunks=1)
+    expected = loss_and_grads(weights, plain, mesh=one, dropout=0.1)
+    assert expected[0] != pytest.approx(reference[0], rel=1e-3)  # dropout is on
+    chunked = make_batch(make_pairs(22), chunks=8)
+    found = loss_and_grads(weights, chunked, mesh=make_mesh(fsdp=2), dropout=0.1)
+    assert_same(found, expected)
+    found = loss_and_grads(weights, chunked, mesh=one, groups=8, dropout=0.1)
+    assert_same(found, expected)
+
+
+def test_gradcache_keeps_less_memory_than_all_at_once(weights):
+    batch = make_batch(make_pairs(256), chunks=16)
+
+    def temp(groups):
+        def loss(params, batch):
+            q, p = encode_pairs(params, batch, encode=encoder().encode, groups=groups)
+            return jnp.sum(q * p)
+
+        compiled = jax.jit(jax.grad(loss)).lower({"shared": weights}, batch).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temp(16) < temp(1) / 4
+
+
+def test_nonfinite_gradients_change_nothing_and_are_counted(weights):
+    tx = make_optimizer(
+        make_schedule(lr=0.1, steps=10, warmup_steps=0, schedule="constant"),
+        weight_decay=0.1,
+        b1=0.9,
+        b2=0.99,
+        eps=1e-8,
+        clip_norm=1.0,
+    )
+    step = jax.jit(make_train_step(encoder().encode, parse_objective("uni(P)"), tx, scale=20.0))
+    broken = jax.tree.map(jnp.asarray, weights) | {"position": jnp.full((64, 32), jnp.nan)}
+    batch = make_batch(make_pairs(6), chunks=1)
+    state = TrainState(jnp.int32(0), {"shared": broken}, tx.init({"shared": broken}))
+    for i in (1, 2):
+        before = state.params
+        state, metrics = step(state, batch)
+        assert metrics["skipped_in_a_row"] == i
+        assert metrics["skipped_total"] == i
+        for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(state.params), strict=True):
+            np.testing.assert_array_equal(a, b)
+    healed = state._replace(params={"shared": jax.tree.map(jnp.asarray, weights)})
+    state, metrics = step(healed, batch)
+    assert metrics["skipped_in_a_row"] == 0
+    assert metrics["skipped_total"] == 2
+    assert np.abs(state.params["shared"]["word"] - weights["word"]).max() > 0
+
+
+def test_schedules_against_hand_values():
+    for name, middle in {"linear": 0.5, "cosine": 0.5, "constant": 1.0}.items():
+        s = make_schedule(lr=1.0, steps=110, warmup_steps=10, schedule=name)
+        assert s(0) == 0
+        assert s(5) == pytest.approx(0.5)
+        assert s(10) == pytest.approx(1.0)
+        assert s(60) == pytest.approx(middle)
+        assert s(110) == pytest.approx(1.0 if name == "constant" else 0.0, abs=1e-6)
+
+
+def test_decay_spares_biases_and_norms(weights):
+    mask = hf._flatten(decay_mask(weights))
+    assert {name for name, decays in mask.items() if not decays} == {
+        name for name in mask if name.endswith(("bias", "scale"))
+    }
+    assert sum(mask.values()) == 9  # three tables, six kernels
+
+
+def test_sharding_rules_refuse_strangers_and_odd_sizes(weights):
+    with pytest.raises(UserError, match="no sharding rule for mystery"):
+        state_shardings(make_mesh(), {"mystery": jnp.zeros((3, 3))})
+    with pytest.raises(UserError, match="no multiple of fsdp"):
+        state_shardings(make_mesh(fsdp=8), {"word": jnp.zeros((16, 12))})
+    with pytest.raises(UserError, match=r"mesh\.fsdp=3 does not divide the 8 devices"):
+        make_mesh(fsdp=3)

@@ -1,0 +1,174 @@
+"""The main itself, in processes of its own: killed, resumed, on one device and on eight."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from inf_jax import checkpoint, train
+from inf_jax.config import ReadLog
+from inf_jax.errors import UserError
+from inf_jax.report import read_metrics
+from inf_jax.training import make_training
+
+ROOT = Path(__file__).parents[2]
+
+# The main, but for a kill -9 of itself in the middle: right after it logged step 11, step 12 being
+# under way and a checkpoint on its way to disk.
+KILLED = """
+import os, signal
+from inf_jax import config, report, train
+write = report.MetricsLog.write
+def write_then_die(self, step, metrics):
+    write(self, step, metrics)
+    if step == 11:
+        os.kill(os.getpid(), signal.SIGKILL)
+report.MetricsLog.write = write_then_die
+config.run(train.main, train.__doc__)
+"""
+
+
+def write_config(config, path):
+    """A config file that a command line can name, equal to `config`."""
+    lines = ["from inf_jax.config import defaults", "def get_config():", "    c = defaults()"]
+    for section, value in config.to_dict().items():
+        values = value.items() if isinstance(value, dict) else [(None, value)]
+        for key, v in values:
+            name = f"{section}.{key}" if key else section
+            lines.append(f"    c.{name} = {v!r}")
+    path.write_text("\n".join([*lines, "    return c", ""]))
+    return path
+
+
+def start(config_file, *overrides, devices=1, program=("-m", "inf_jax.train")):
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "PYTHONPATH": str(ROOT),
+    }
+    return subprocess.Popen(
+        [sys.executable, *program, f"--config={config_file}", *overrides],
+        env=environment,
+        cwd=config_file.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process):
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+    return out
+
+
+def final_state(config):
+    training = make_training(ReadLog(config))
+    manager = checkpoint.make_manager(Path(config.out_dir) / "checkpoints", keep=9)
+    state, position = checkpoint.restore(manager, training.shapes)
+    return jax.tree.map(np.asarray, state), position
+
+
+def test_killed_and_resumed_equals_undisturbed_bit_for_bit(tiny_config, tmp_path):
+    tiny_config.train.steps = 20
+    tiny_config.train.checkpoint_every = 3
+    tiny_config.model.dropout = 0.1  # its bits must come back as well
+    tiny_config.optim.lr = 1e-3
+    file = write_config(tiny_config, tmp_path / "c.py")
+    finish(start(file))
+    straight, where = final_state(tiny_config)
+    assert where.step == 20
+
+    killed = tiny_config.copy_and_resolve_references()
+    killed.out_dir = str(tmp_path / "killed")
+    log = Path(killed.out_dir) / "metrics.jsonl"
+    process = start(file, f"--config.out_dir={killed.out_dir}", program=("-c", KILLED))
+    process.communicate(timeout=300)
+    assert process.returncode == -signal.SIGKILL
+    assert len(read_metrics(log)) == 12
+    with log.open("a") as f:
+        f.write('{"step": 12, "lo')  # what a kill in the middle of a write leaves
+    out = finish(start(file, f"--config.out_dir={killed.out_dir}"))
+    assert "steps 0 to 20" not in out  # it did resume
+    resumed, where = final_state(killed)
+    assert where.step == 20
+    for a, b in zip(jax.tree.leaves(straight), jax.tree.leaves(resumed), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert read_metrics(log) == read_metrics(Path(tiny_config.out_dir) / "metrics.jsonl")
+
+    assert "all 20 steps are done" in finish(start(file, f"--config.out_dir={killed.out_dir}"))
+
+
+def test_eight_devices_give_the_loss_curve_of_one(tiny_config, tmp_path):
+    tiny_config.train.steps = 20
+    tiny_config.train.checkpoint_every = 20
+    tiny_config.optim.lr = 1e-3
+    file = write_config(tiny_config, tmp_path / "c.py")
+    curves = {}
+    for name, devices, extra in (
+        ("one", 1, []),
+        ("eight", 8, []),
+        ("fsdp_gradcache", 8, ["--config.mesh.fsdp=4", "--config.train.chunks_per_device=2"]),
+    ):
+        out_dir = tmp_path / name
+        out = finish(start(file, f"--config.out_dir={out_dir}", *extra, devices=devices))
+        assert f"{devices} x cpu" in out
+        assert "negatives a query, block P" in out
+        curves[name] = [line["loss"] for line in read_metrics(out_dir / "metrics.jsonl")]
+        assert len(curves[name]) == 20
+    assert curves["one"][-1] < 0.8 * curves["one"][0]  # it learns
+    np.testing.assert_allclose(curves["eight"], curves["one"], rtol=1e-4)
+    np.testing.assert_allclose(curves["fsdp_gradcache"], curves["one"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("change", ["towers", "bfloat16", "scan"])
+def test_variants_train(tiny_config, change):
+    if change == "towers":
+        tiny_config.model.towers = "separate"
+    elif change == "bfloat16":
+        tiny_config.model.dtype = "bfloat16"
+    else:
+        tiny_config.model.scan_layers = False
+        tiny_config.model.remat = "full"
+    tiny_config.train.batch_size = 16
+    train.main(tiny_config)
+    out_dir = Path(tiny_config.out_dir)
+    lines = read_metrics(out_dir / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [0, 1, 2, 3]
+    assert all(np.isfinite(line["loss"]) for line in lines)
+    assert json.loads((out_dir / "config.json").read_text())["model"]["name"]
+    assert list((out_dir / "tensorboard").glob("events*"))
+    state, _ = final_state(tiny_config)
+    expected = {"query", "passage"} if change == "towers" else {"shared"}
+    assert state.params.keys() == expected
+
+
+def test_non_finite_runs_stop_with_the_reason(tiny_config):
+    tiny_config.optim.max_nonfinite = 2
+    tiny_config.train.steps = 6
+    tiny_config.optim.lr = 1e38  # the first update overflows all that follows
+    with pytest.raises(UserError, match="gradients were not finite 2 steps in a row"):
+        train.main(tiny_config)
+
+
+def test_resuming_with_another_order_or_model_is_refused(tiny_config):
+    train.main(tiny_config)
+    tiny_config.train.steps = 6
+    tiny_config.seed = 5
+    with pytest.raises(UserError, match="seed: 0 in the checkpoint, 5 now"):
+        train.main(tiny_config)
+    tiny_config.seed = 0
+    tiny_config.model.towers = "separate"
+    with pytest.raises(UserError, match="cannot be restored"):
+        train.main(tiny_config)
+
+
+def test_missing_dataset_names_the_command(tiny_config):
+    tiny_config.data.source = "medquad"
+    with pytest.raises(UserError, match=r"python -m data_pipeline\.build --source=medquad"):
+        train.main(tiny_config)

@@ -1,0 +1,234 @@
+"""setup.py, the constraints and the shell scripts; what they install is checked by running them."""
+
+import ast
+import importlib.metadata
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = [*sorted((ROOT / "launch").glob("*.sh")), ROOT / ".ci" / "run"]
+OPTIONAL = {"torch", "sentence_transformers"}  # of extras: imported inside functions only
+
+
+@pytest.fixture(scope="module")
+def metadata() -> dict:
+    """What setup.py gives to setuptools."""
+    import setuptools
+
+    with pytest.MonkeyPatch.context() as patch:
+        given: dict = {}
+        patch.setattr(setuptools, "setup", lambda **keys: given.update(keys))
+        runpy.run_path(str(ROOT / "setup.py"))
+    return given
+
+
+@pytest.fixture(scope="module")
+def constraints() -> dict[str, str]:
+    """launch/constraints.txt as {canonical name: version}."""
+    lines = (ROOT / "launch" / "constraints.txt").read_text().splitlines()
+    exact = [re.fullmatch(r"([\w.-]+)==([\w.]+)", li) for li in lines if not li.startswith("#")]
+    assert all(exact), "a line that is not NAME==VERSION"
+    return {canonicalize_name(match[1]): match[2] for match in exact}
+
+
+def _imports(path: Path, *, everywhere: bool) -> set[str]:
+    """Packages that a module imports; without `everywhere` not inside its functions."""
+    tree = ast.parse(path.read_text())
+    if not everywhere:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                node.body = []
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def _shipped() -> list[Path]:
+    return [p for d in ("inf_jax", "data_pipeline") for p in sorted((ROOT / d).rglob("*.py"))]
+
+
+def test_base_install_has_no_framework_but_jax(metadata):
+    base = {canonicalize_name(Requirement(line).name) for line in metadata["install_requires"]}
+    assert "jax" in base
+    assert not base & {"torch", "tensorflow", "tensorflow-cpu", "tf-keras", "sentence-transformers"}
+
+
+def test_torch_is_pinned_wherever_it_is_required(metadata):
+    for extra in ("torch", "minilm"):  # minilm requires sentence-transformers, which requires torch
+        assert "torch==2.13.0" in metadata["extras_require"][extra]
+
+
+def test_base_is_what_the_packages_import(metadata):
+    base = {canonicalize_name(Requirement(line).name) for line in metadata["install_requires"]}
+    distributions = importlib.metadata.packages_distributions()
+    own = {"inf_jax", "data_pipeline"}
+    used: dict[str, str] = {}
+    for path in _shipped():
+        for name in _imports(path, everywhere=True) - own - OPTIONAL - sys.stdlib_module_names:
+            assert name in distributions, f"{path} imports {name}"
+            found = {canonicalize_name(d) for d in distributions[name]} & base
+            assert found, f"{path} imports {name}, which setup.py does not require"
+            used |= dict.fromkeys(found, path.name)
+    assert base - used.keys() == {"importlib-resources"}  # for tensorflow-datasets
+
+
+def test_shipped_modules_import_no_torch_and_no_tensorflow():
+    assert _shipped()
+    for path in _shipped():
+        assert not _imports(path, everywhere=False) & OPTIONAL, path
+        assert "tensorflow" not in _imports(path, everywhere=True), path
+
+
+def test_package_data_has_the_sample(metadata):
+    [pattern] = metadata["package_data"]["data_pipeline"]
+    shipped = {p.name for p in (ROOT / "data_pipeline").glob(pattern) if p.is_file()}
+    assert {"train.jsonl.gz", "dev.jsonl.gz", "LICENSE.txt"} <= shipped
+    assert {"inf_jax", "inf_jax.models", "data_pipeline.sources"} <= set(metadata["packages"])
+
+
+def test_version_is_the_module_s(metadata):
+    import inf_jax
+
+    assert metadata["version"] == inf_jax.__version__
+
+
+def test_constraints_satisfy_the_ranges(metadata, constraints):
+    lines = [*metadata["install_requires"]]
+    for extra in ("torch", "minilm", "test"):
+        lines += metadata["extras_require"][extra]
+    for requirement in map(Requirement, lines):
+        version = constraints[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(version), requirement
+
+
+def test_constraints_fit_any_machine(constraints):
+    assert constraints["torch"] == "2.13.0"  # without +cpu, which PyPI does not have
+    assert not [n for n in constraints if re.search("nvidia|cuda|triton|tensorflow-cpu|inf-jax", n)]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_shell_scripts_are_sound(script):
+    assert script.stat().st_mode & 0o111, "not executable"
+    subprocess.run(["bash", "-n", script], check=True)
+    shellcheck = Path(sys.executable).with_name("shellcheck")
+    done = subprocess.run([shellcheck, script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_ci_runs_the_tests():
+    assert "launch/test.sh" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_demo_explains_itself_and_refuses_what_it_does_not_know(tmp_path):
+    demo = ["bash", ROOT / "launch" / "demo.sh"]
+    done = subprocess.run([*demo, "--help"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "--config.KEY=VALUE" in done.stdout
+    done = subprocess.run([*demo, "--steps"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "--steps" in done.stderr
+
+
+class Machine:
+    """A copy of the scripts on a machine whose python is a stub that writes down its calls.
+
+    `fail` names a word; pip fails at a call with it, "kill" in front: it is killed instead.
+    """
+
+    STUB = r"""#!/bin/sh
+echo "$(basename "$0") $*" >> "$STUB_LOG"
+case "$*" in
+  "-m venv"*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+  "-m pip install"*"$STUB_KILL"*) [ -z "$STUB_KILL" ] || kill -9 "$PPID" ;;
+esac
+case "$*" in "-m pip install"*"$STUB_FAIL"*) [ -z "$STUB_FAIL" ] || exit 1 ;; esac
+"""
+
+    def __init__(self, root: Path):
+        self.root, self.bin, self.log = root / "project", root / "bin", root / "log"
+        (self.root / "launch").mkdir(parents=True)
+        self.bin.mkdir()
+        for name in ("setup.py", "launch/setup_env.sh", "launch/constraints.txt"):
+            shutil.copy(ROOT / name, self.root / name)
+        for tool in "bash sh cat cp rm mv mkdir grep dirname basename sha256sum".split():
+            (self.bin / tool).symlink_to(shutil.which(tool))
+        (self.bin / "python3").write_text(self.STUB)
+        (self.bin / "python3").chmod(0o755)
+
+    def setup_env(self, *, fail: str = "", kill: str = "") -> tuple[int, str, list[str]]:
+        """Runs it from another directory: exit code, output, the calls of pip and venv."""
+        self.log.write_text("")
+        done = subprocess.run(
+            [self.bin / "bash", self.root / "launch" / "setup_env.sh"],
+            cwd=self.bin,
+            env={
+                "PATH": str(self.bin),
+                "STUB_LOG": str(self.log),
+                "STUB_FAIL": fail,
+                "STUB_KILL": kill,
+            },
+            capture_output=True,
+            text=True,
+        )
+        lines = self.log.read_text().splitlines()
+        calls = [line for line in lines if "-m" in line and "--version" not in line]
+        return (
+            done.returncode,
+            done.stdout + done.stderr,
+            [c for c in calls if "--version" not in c],
+        )
+
+
+def test_setup_env_installs_torch_first_and_once(tmp_path):
+    machine = Machine(tmp_path)
+    code, output, calls = machine.setup_env()
+    assert code == 0, output
+    venv, torch, rest = calls
+    assert venv == "python3 -m venv .venv"
+    assert "pip install" in torch and "torch==2.13.0" in torch and "--no-deps" in torch
+    assert "-c launch/constraints.txt -e .[torch,minilm,test]" in rest
+    code, output, calls = machine.setup_env()
+    assert (code, calls) == (0, [])
+    assert "nothing to install" in output
+
+
+def test_setup_env_installs_again_when_the_set_changes(tmp_path):
+    machine = Machine(tmp_path)
+    machine.setup_env()
+    with open(machine.root / "setup.py", "a") as file:
+        file.write("# changed\n")
+    code, _, calls = machine.setup_env()
+    assert code == 0
+    assert len(calls) == 2 and "-m venv" not in calls[0]  # into the same environment
+
+
+@pytest.mark.parametrize("how", ["fail", "kill"])
+def test_setup_env_takes_no_half_install_for_a_whole_one(tmp_path, how):
+    machine = Machine(tmp_path)
+    code, _, calls = machine.setup_env(**{how: "constraints.txt"})
+    assert code != 0
+    assert len(calls) == 3
+    code, output, calls = machine.setup_env()
+    assert code == 0
+    assert "beginning anew" in output
+    assert len(calls) == 3 and "-m venv" in calls[0]
+
+
+def test_setup_env_says_so_where_python_is_too_old(tmp_path):
+    machine = Machine(tmp_path)
+    (machine.bin / "python3").write_text("#!/bin/sh\n[ $1 = --version ] && echo Python 3.9.2\n")
+    code, output, _ = machine.setup_env()
+    assert code == 1
+    assert "error: no Python 3.11 or newer" in output and "Python 3.9.2" in output
