@@ -56,6 +56,7 @@ def defaults() -> ConfigDict:
                 "lr": 1e-5,
                 "warmup_steps": 0,
                 "schedule": "linear",  # linear, cosine or constant, after the warm-up
+                "final_ratio": 0.0,  # of lr, where linear and cosine end
                 "weight_decay": 0.01,
                 "b1": 0.9,
                 "b2": 0.999,
@@ -109,7 +110,7 @@ def check(config: ConfigDict) -> None:
         for k in not_negative
         if _get(config, k) < 0
     ]
-    below_one = ("model.dropout", "optim.b1", "optim.b2")
+    below_one = ("model.dropout", "optim.final_ratio", "optim.b1", "optim.b2")
     problems += [
         f"{k}={_get(config, k)!r}: must be in [0, 1)"
         for k in below_one

@@ -7,12 +7,17 @@ import optax
 from inf_jax.mesh import path_name
 
 
-def make_schedule(*, lr: float, steps: int, warmup_steps: int, schedule: str) -> optax.Schedule:
-    """Linear warm-up from 0 to `lr`, then linear or cosine decay to 0 at `steps`, or constant."""
+def make_schedule(
+    *, lr: float, steps: int, warmup_steps: int, schedule: str, final_ratio: float = 0.0
+) -> optax.Schedule:
+    """Linear warm-up from 0 to `lr`, then linear or cosine decay to `final_ratio * lr` at `steps`.
+
+    `schedule="constant"` stays at `lr` after the warm-up.
+    """
     left = max(steps - warmup_steps, 1)
     after = {
-        "linear": lambda: optax.linear_schedule(lr, 0.0, left),
-        "cosine": lambda: optax.cosine_decay_schedule(lr, left),
+        "linear": lambda: optax.linear_schedule(lr, final_ratio * lr, left),
+        "cosine": lambda: optax.cosine_decay_schedule(lr, left, alpha=final_ratio),
         "constant": lambda: optax.constant_schedule(lr),
     }[schedule]()
     if not warmup_steps:

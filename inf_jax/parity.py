@@ -80,7 +80,7 @@ class Parity:
 
     @property
     def verified(self) -> bool:
-        """Whether a library of other people has confirmed it."""
+        """Whether every loader was installed, and so has confirmed it."""
         return not self.not_verified
 
     def rows(self) -> list[tuple[str, ...]]:

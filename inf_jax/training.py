@@ -56,7 +56,11 @@ def make_training(config: ReadLog) -> Training:
         process_count=jax.process_count(),
     )
     schedule = make_schedule(
-        lr=optim.lr, steps=train.steps, warmup_steps=optim.warmup_steps, schedule=optim.schedule
+        lr=optim.lr,
+        steps=train.steps,
+        warmup_steps=optim.warmup_steps,
+        schedule=optim.schedule,
+        final_ratio=optim.final_ratio,
     )
     tx = make_optimizer(
         schedule,

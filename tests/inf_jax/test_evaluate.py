@@ -139,7 +139,7 @@ def test_damaged_checkpoint(tiny_config):
     save(tiny_config, {"shared": load_model(ReadLog(tiny_config)).load().params}, 1)
     state = Path(tiny_config.out_dir, "checkpoints", "1", "state")
     (state / "_METADATA").unlink()
-    with pytest.raises(UserError, match="checkpoints/1 cannot be restored: .*damaged"):
+    with pytest.raises(UserError, match=r"checkpoints/1 cannot be restored: .*damaged"):
         main(tiny_config)
 
 

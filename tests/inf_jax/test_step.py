@@ -199,6 +199,10 @@ def test_schedules_against_hand_values():
         assert s(10) == pytest.approx(1.0)
         assert s(60) == pytest.approx(middle)
         assert s(110) == pytest.approx(1.0 if name == "constant" else 0.0, abs=1e-6)
+    for name in ("linear", "cosine"):
+        s = make_schedule(lr=2.0, steps=100, warmup_steps=0, schedule=name, final_ratio=0.25)
+        assert s(50) == pytest.approx(1.25)
+        assert s(100) == pytest.approx(0.5)
 
 
 def test_decay_spares_biases_and_norms(weights):
