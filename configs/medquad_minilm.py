@@ -1,4 +1,4 @@
-"""The demo: all-MiniLM-L6-v2 on MedQuAD, where the instruction alone decides which passage is right.
+"""The demo: all-MiniLM-L6-v2 on MedQuAD, where the instruction decides which passage is right.
 
 Data:      python -m data_pipeline.build --source=medquad --data_dir=out/data
 Command:   python -m inf_jax.train --config=configs/medquad_minilm.py
@@ -35,9 +35,8 @@ def get_config() -> ConfigDict:
     config.optim.warmup_steps = 15
     config.optim.final_ratio = 0.37
     config.train.steps = 100
-    config.train.batch_size = (
-        16  # larger steps are slower a pair: their activations leave the cache
-    )
+    # More examples a step are slower a pair on a CPU: their activations leave the cache.
+    config.train.batch_size = 16
     config.train.checkpoint_every = 25
     config.eval.max_passage_tokens = 128
     return config
