@@ -1,9 +1,9 @@
-"""The paper's setting on a pod slice: E5-base-v2 on the released InF-IR corpus, multi(P,IQ).
+"""The paper's setting on TPUs: E5-base-v2 on the released InF-IR corpus, multi(P,IQ).
 
 Data:      python -m data_pipeline.build --source=inf_ir --data_dir=out/data --path_train=FILE.jsonl
 Command:   python -m inf_jax.train --config=configs/inf_ir_e5_base.py
-Hardware:  TPU v5e-16 (one slice); any number of devices that divides the chunks works. Not run yet.
-Time:      148 steps of 1,536 pairs; not measured yet.
+Hardware:  one host with accelerators, e.g. TPU v5e-8; several hosts come with the pod launcher.
+Time:      148 steps of 1,536 pairs; not run yet, nothing measured.
 Expected:  +8 to +9 p-MRR over the backbone is what the paper reports (arXiv 2505.21439).
 
 From the paper and its code: objective, scale 1 / (0.05 + 1e-4), mean pooling, shared towers, texts

@@ -6,6 +6,7 @@ reads are errors.
 """
 
 import json
+import math
 import os
 import shlex
 import sys
@@ -16,6 +17,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from inf_jax.errors import UserError, main_guard
+from inf_jax.objective import parse_objective
 
 
 def defaults() -> ConfigDict:
@@ -92,6 +94,11 @@ def check(config: ConfigDict) -> None:
         "optim.schedule": ("linear", "cosine", "constant"),
     }
     problems = [
+        f"{key}={_get(config, key)!r}: must be a finite number"
+        for key in _keys(config)
+        if isinstance(_get(config, key), float) and not math.isfinite(_get(config, key))
+    ]
+    problems += [
         f"{key}={_get(config, key)!r}: one of {', '.join(allowed)}"
         for key, allowed in choices.items()
         if _get(config, key) not in allowed
@@ -127,6 +134,20 @@ def check(config: ConfigDict) -> None:
             f"optim.warmup_steps={config.optim.warmup_steps} exceeds train.steps="
             f"{config.train.steps}"
         )
+    if not 0 < config.export.min_cosine <= 1:
+        problems.append(f"export.min_cosine={config.export.min_cosine}: must be in (0, 1]")
+    if config.seed >= 2**32:
+        problems.append(f"seed={config.seed}: must be below 2**32")
+    if not config.out_dir:
+        problems.append("out_dir is empty: name a directory")
+    try:
+        if "I" in parse_objective(config.loss.objective).blocks:
+            problems.append(
+                f"loss.objective={config.loss.objective}: the loader samples no instruction "
+                "negatives, so block I has no candidates"
+            )
+    except UserError as error:
+        problems.append(f"loss.objective: {error}")
     if problems:
         raise UserError("config: " + "; ".join(problems))
 
@@ -161,6 +182,40 @@ def check_all_read(config: ReadLog, *sections: str) -> None:
     unread = config.unread(*sections)
     if unread:
         raise UserError(f"config keys that nothing reads: {', '.join(unread)}; remove them")
+
+
+# What may change between the parts of one run: where it runs and how it is watched.
+_MAY_CHANGE = ("out_dir", "data.dir", "data.prefetch", "model.scan_layers", "model.remat")
+_MAY_CHANGE += ("optim.max_nonfinite", "train.chunks_per_device", "train.log_every")
+_MAY_CHANGE += ("train.checkpoint_every", "train.keep_checkpoints", "train.steps")
+
+
+def check_same_run(config: ConfigDict, path: Path) -> None:
+    """Raises UserError that lists what differs from the saved config of the run in this out_dir.
+
+    The mesh, the chunks and the number of steps may change, and so may evaluation and export.
+    """
+    try:
+        saved = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: checkpoints lie beside it, but it cannot be read ({error}); "
+            "give a new out_dir"
+        ) from None
+    differ = []
+    for key in _keys(config):
+        if key in _MAY_CHANGE or key.split(".")[0] in ("mesh", "eval", "export"):
+            continue
+        was = saved
+        for name in key.split("."):
+            was = was.get(name) if isinstance(was, dict) else None
+        if was != _get(config, key):
+            differ.append(f"{key} was {was!r}, is now {_get(config, key)!r}")
+    if differ:
+        raise UserError(
+            f"{path}: the run in this out_dir was another one ({'; '.join(differ)}); "
+            "restore the old values or give a new out_dir"
+        )
 
 
 def save_resolved(config: ConfigDict, path: str | os.PathLike) -> None:

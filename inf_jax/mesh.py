@@ -5,7 +5,6 @@ that a loss is one global mean whatever the mesh. Parameters follow an ordered t
 patterns; one that matches none raises.
 """
 
-import math
 import re
 from collections.abc import Sequence
 
@@ -80,11 +79,6 @@ def state_shardings(mesh: Mesh, abstract_state):
 def path_name(path) -> str:
     """`params/shared/blocks/up_kernel` of a tree path."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def num_devices(mesh: Mesh) -> int:
-    """Devices of the mesh, n."""
-    return math.prod(mesh.shape.values())
 
 
 def compiler_options() -> dict[str, bool]:

@@ -139,7 +139,8 @@ def make_train_step(
             params = optax.apply_updates(state.params, updates)
         metrics = dict(metrics, grad_norm=optax.tree.norm(grads), **nonfinite_counts(opt_state))
         if schedule is not None:
-            metrics["lr"] = schedule(state.step)
+            # what AdamW's own count saw: a skipped step does not advance it
+            metrics["lr"] = schedule(state.step - state.opt_state.total_notfinite)
         metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
         return TrainState(state.step + 1, params, opt_state), metrics
 

@@ -15,7 +15,14 @@ import jax
 from ml_collections import ConfigDict
 
 from inf_jax import checkpoint, report
-from inf_jax.config import ReadLog, check_all_read, command_line, run, save_resolved
+from inf_jax.config import (
+    ReadLog,
+    check_all_read,
+    check_same_run,
+    command_line,
+    run,
+    save_resolved,
+)
 from inf_jax.errors import UserError
 from inf_jax.loader import to_mesh
 from inf_jax.training import make_training
@@ -32,6 +39,8 @@ def main(resolved: ConfigDict) -> None:
     check_all_read(config, "", "data", "model", "loss", "optim", "train", "mesh")
 
     here = checkpoint.Position(0, config.seed, loader.batch_size, loader.dataset.fingerprint)
+    if manager.latest_step() is not None:
+        check_same_run(resolved, out_dir / "config.json")
     restored = checkpoint.restore(manager, training.shapes)
     if restored:
         state, position = restored
@@ -65,8 +74,9 @@ def main(resolved: ConfigDict) -> None:
                 finish(*pending)
             pending = step, metrics
             if (step + 1) % save_every == 0 or step + 1 == steps:
+                finish(*pending)  # a checkpoint never runs ahead of the log, or of the check
+                pending = None
                 checkpoint.save(manager, state, position._replace(step=step + 1))
-        finish(*pending)
     report.summary(training, steps=steps - first, seconds=time.monotonic() - started)
 
 

@@ -109,7 +109,7 @@ def resolve_model(name: str) -> Path:
     except Exception as error:  # every kind of network, permission and name error of the hub client
         raise UserError(
             f"model {name!r}: neither a local directory nor to be had from the Hugging Face hub "
-            f"({type(error).__name__}: {str(error).splitlines()[0]})"
+            f"({type(error).__name__}: {(str(error).splitlines() or [repr(error)])[0]})"
         ) from None
 
 

@@ -160,11 +160,15 @@ def test_resuming_with_another_order_or_model_is_refused(tiny_config):
     train.main(tiny_config)
     tiny_config.train.steps = 6
     tiny_config.seed = 5
-    with pytest.raises(UserError, match="seed: 0 in the checkpoint, 5 now"):
+    with pytest.raises(UserError, match="seed was 0, is now 5"):
         train.main(tiny_config)
     tiny_config.seed = 0
+    tiny_config.optim.lr = 0.5
+    with pytest.raises(UserError, match=r"optim\.lr was 1e-05, is now 0\.5"):
+        train.main(tiny_config)
+    tiny_config.optim.lr = 1e-5
     tiny_config.model.towers = "separate"
-    with pytest.raises(UserError, match="cannot be restored"):
+    with pytest.raises(UserError, match=r"model\.towers was 'shared', is now 'separate'"):
         train.main(tiny_config)
 
 
