@@ -7,7 +7,8 @@ float32, same cores. inf_jax: loader, transfer and jitted step, as inf_jax.train
 sentence-transformers: its model, tokenisation and MultipleNegativesRankingLoss (both directions,
 the nearest to multi(P,IQ)) in a plain PyTorch loop with fused AdamW, so none of its Trainer's cost;
 once as it comes, with the dropout of the model's config.json, and once without dropout, as here.
-The contenders take turns, each in its own process; steps before the first round are not counted.
+The contenders take turns, each in its own process. The steps before the first round are not
+counted, nor is the first step of a turn: after a pause, memory has to be handed out anew.
 """
 
 import argparse
@@ -51,7 +52,7 @@ def main(args: argparse.Namespace, overrides: list[str]) -> None:
     with tempfile.TemporaryDirectory() as directory:
         common = ["train", f"--config={args.config}", *overrides, f"--rows={directory}/rows.json"]
         common += [f"--threads={args.threads}"]
-        last = args.warmup + args.rounds * args.steps
+        last = args.warmup + args.rounds * (args.steps + 1)
         rows = Worker([*common, "--worker=rows"], threads=args.threads)
         facts = rows.ask(last)
         rows.close()
@@ -61,8 +62,11 @@ def main(args: argparse.Namespace, overrides: list[str]) -> None:
                 workers[name] = Worker([*common, f"--worker={name}"], threads=args.threads)
                 workers[name].ask((0, args.warmup))
             results = []
-            for number, first in enumerate(range(args.warmup, last, args.steps), 1):
-                turn = {n: w.ask((first, first + args.steps)) for n, w in workers.items()}
+            for number, first in enumerate(range(args.warmup, last, args.steps + 1), 1):
+                turn = {}
+                for name, worker in workers.items():
+                    worker.ask((first, first + 1))
+                    turn[name] = worker.ask((first + 1, first + 1 + args.steps))
                 results.append(turn)
                 speeds = (f"{LABELS[n]} {r['pairs'] / r['seconds']:.1f}" for n, r in turn.items())
                 print(f"round {number} of {args.rounds}, pairs/s: {'; '.join(speeds)}", flush=True)
