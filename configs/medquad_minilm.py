@@ -39,4 +39,5 @@ def get_config() -> ConfigDict:
     config.train.batch_size = 16
     config.train.checkpoint_every = 25
     config.eval.max_passage_tokens = 128
+    config.eval.batch_rows = 16
     return config
