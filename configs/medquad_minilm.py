@@ -6,9 +6,9 @@ Hardware:  a CPU with 2 cores, 4 GB of memory
 Time:      about 4 minutes
 Expected:  on dev nDCG@10 96, within-focus accuracy 98 % or more, p-MRR 60 (base: 80, 61 %, 14)
 
-p-MRR falls when training goes on: other settings, twelve runs (more steps, a rate that decays to 0, other
-scales) ended at 37 to 54 with the same nDCG@10. The rate, the steps and the final ratio were chosen
-on this dev split, so its figures flatter the recipe a little.
+p-MRR falls when training goes on: twelve runs with other settings (more steps, a rate that decays
+to 0, other scales) ended at 37 to 54 with the same nDCG@10. The rate, the steps and the final ratio
+were chosen on this dev split, so its figures flatter the recipe a little.
 """
 
 from ml_collections import ConfigDict
