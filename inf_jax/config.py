@@ -16,6 +16,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from inf_jax.atomic import atomic_file
 from inf_jax.errors import UserError, main_guard
 from inf_jax.objective import parse_objective
 
@@ -219,9 +220,9 @@ def check_same_run(config: ConfigDict, path: Path) -> None:
 
 
 def save_resolved(config: ConfigDict, path: str | os.PathLike) -> None:
-    """Writes the config as JSON, all defaults resolved."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n")
+    """Writes the config as JSON, all defaults resolved, atomically: resuming compares with it."""
+    with atomic_file(path) as file:
+        file.write(json.dumps(config.to_dict(), indent=2, sort_keys=True).encode() + b"\n")
 
 
 def command_line() -> str:
