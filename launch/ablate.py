@@ -222,11 +222,11 @@ def publish(config: ConfigDict, results: list[dict]) -> None:
         file.write(text.encode())
     with atomic_file(directory / "ablation.json") as file:
         file.write(json.dumps(found | {"config": config.to_dict()}, indent=2).encode() + b"\n")
-    kinds = "md, .json"
+    written = "ablation.md and .json"
     if right and {"p_mrr", "ndcg@10"} <= columns.keys():
         draw(directory / "ablation.png", title, right)
-        kinds += " and .png"
-    print(f"wrote {directory}/ablation.{kinds}")
+        written = "ablation.md, .json and .png"
+    print(f"wrote {directory}/{written}")
 
 
 def draw(path: Path, title: str, results: list[dict]) -> None:
@@ -247,7 +247,8 @@ def draw(path: Path, title: str, results: list[dict]) -> None:
                 color=COLOURS[mask],
                 label=mask,
             )
-            axes.bar_label(drawn, fmt="%.1f", padding=3, fontsize=7)
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # over the base's line
+            axes.bar_label(drawn, fmt="%.1f", padding=3, fontsize=7, bbox=box)
         axes.axvline(results[0]["base"][key], color="#2b2f36", linestyle="--", label="base")
         axes.set_title(METRICS[key], fontsize=10, loc="left")
         axes.set_yticks(range(len(objectives)), objectives, fontsize=9)
