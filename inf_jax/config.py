@@ -77,7 +77,13 @@ def defaults() -> ConfigDict:
                 "keep_checkpoints": 2,
             },
             "mesh": {"fsdp": 1},  # devices that share one copy of the state
-            "eval": {"split": "dev", "batch_rows": 64, "max_passage_tokens": 256, "top_k": 1000},
+            "eval": {
+                "split": "dev",
+                "batch_rows": 64,
+                "max_passage_tokens": 256,
+                "top_k": 1000,
+                "base_from": "",  # an eval.json whose base scores are taken; "" measures them
+            },
             "export": {"dir": "", "min_cosine": 0.9999},  # "" is <out_dir>/export
         }
     )

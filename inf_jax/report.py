@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
@@ -13,6 +14,18 @@ from tqdm import tqdm
 
 from inf_jax.objective import count_negatives
 from inf_jax.training import Training
+
+# What the table at the end calls a metric, and its format; by block where the name ends in "/".
+_HEALTH = {
+    "health/alignment": ("alignment", ".3f"),
+    "health/uniformity_query": ("uniformity, queries", ".3f"),
+    "health/uniformity_passage": ("uniformity, passages", ".3f"),
+    "health/rank_query": ("effective rank, queries", ".1f"),
+    "health/rank_passage": ("effective rank, passages", ".1f"),
+    "accuracy/": ("in-batch accuracy, block ", ".1%"),
+    "false_negatives/": ("suspected false negatives a row, block ", ".2f"),
+    "masked/": ("masked candidates, block ", ".2%"),
+}
 
 
 def table(title: str, rows: list[tuple], header: tuple[str, ...] = ()) -> None:
@@ -52,8 +65,8 @@ def banner(config: ConfigDict, training: Training, *, first_step: int) -> None:
     )
 
 
-def summary(training: Training, *, steps: int, seconds: float) -> None:
-    """The end of a run: how fast it went, compilation included."""
+def summary(training: Training, *, steps: int, seconds: float, metrics: dict) -> None:
+    """The end of a run: how fast it went, compilation included, and the last step's health."""
     plan = training.loader.plan
     table(
         "trained",
@@ -65,13 +78,30 @@ def summary(training: Training, *, steps: int, seconds: float) -> None:
             ("fill", f"{plan.fill:.1%}"),
         ],
     )
+    rows = health_rows(metrics)
+    if rows:
+        table("health of the last step", rows)
+
+
+def health_rows(metrics: dict) -> list[tuple[str, str]]:
+    """(what, value) of the health figures among these metrics, in the order of the table."""
+    rows = []
+    for key, (label, form) in _HEALTH.items():
+        for name, value in metrics.items():
+            if name == key or (key.endswith("/") and name.startswith(key)):
+                rows.append((label + name.removeprefix(key), format(value, form)))
+    return rows
 
 
 class MetricsLog:
-    """Appends a line a step to `metrics.jsonl`, scalars to TensorBoard, and moves the progress bar.
+    """Appends a line a step to `metrics.jsonl`, draws in TensorBoard, and moves the progress bar.
 
+    A metric is a number, or a list: the shares of a histogram in equal bins over [-1, 1].
     Lines at or after `first_step` are of a run that was killed after its last checkpoint: they are
     dropped, so that a resumed run leaves the same file as an undisturbed one.
+
+    Attributes:
+      last: the metrics of the newest step of this process; {} before the first.
     """
 
     def __init__(self, directory: Path, *, first_step: int, steps: int, every: int):
@@ -85,15 +115,35 @@ class MetricsLog:
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step)
         self._bar = tqdm(total=steps, initial=first_step, unit="step", desc="train", smoothing=0.1)
         self._every = every
+        self.last: dict[str, float | list[float]] = {}
 
-    def write(self, step: int, metrics: dict[str, float]) -> None:
+    def write(self, step: int, metrics: dict[str, float | list[float]]) -> None:
         """Logs the metrics of one finished step (steps count from 0)."""
+        self.last = metrics
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._bar.update()
         if step % self._every == 0:
             for name, value in metrics.items():
-                self._board.add_scalar(name, value, step)
+                if isinstance(value, list):
+                    self._histogram(name, np.array(value), step)
+                else:
+                    self._board.add_scalar(name, value, step)
             self._bar.set_postfix(loss=f"{metrics['loss']:.4f}", refresh=False)
+
+    def _histogram(self, name: str, shares: np.ndarray, step: int) -> None:
+        edges = np.linspace(-1, 1, len(shares) + 1)
+        centres = (edges[:-1] + edges[1:]) / 2
+        self._board.add_histogram_raw(
+            name,
+            min=-1.0,
+            max=1.0,
+            num=shares.sum(),
+            sum=shares @ centres,
+            sum_squares=shares @ centres**2,
+            bucket_limits=edges[1:].tolist(),
+            bucket_counts=shares.tolist(),
+            global_step=step,
+        )
 
     def close(self) -> None:
         """Closes the files and the bar."""
