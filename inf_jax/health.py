@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from inf_jax.blocks import BLOCKS, Rows, TextIds, candidates
 from inf_jax.errors import UserError
-from inf_jax.objective import BLOCKS, Rows, TextIds
 
 BINS = 20  # of width 0.1
 SAMPLE = 512  # rows; 262,144 pairs
@@ -81,7 +81,7 @@ def health(
     if mask == "identity":
         picked = TextIds(*(hashes[chosen] for hashes in ids))
         rows = rows._replace(ids=picked._replace(passage=picked.passage[:, None]))
-    negatives = BLOCKS["P"].candidates(rows, rows)
+    negatives = candidates(BLOCKS["P"], rows, rows)
     counted = rows.valid[:, None] & negatives.other
     if negatives.same is not None:
         counted = counted & ~negatives.same
