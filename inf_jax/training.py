@@ -42,7 +42,7 @@ def make_training(config: ReadLog) -> Training:
     """
     train, data, optim, loss = config.train, config.data, config.optim, config.loss
     model, mesh = load_model(config), make_mesh(fsdp=config.mesh.fsdp)
-    objective = parse_objective(loss.objective)
+    objective, sampled = parse_objective(loss.objective), loss.instruction_negatives
     loader = Loader(
         tokenised_split(config, model.tokenizer, data.train_split),
         seed=config.seed,
@@ -52,6 +52,8 @@ def make_training(config: ReadLog) -> Training:
         row_tokens=data.row_tokens,
         texts_per_row=data.texts_per_row,
         towers=config.model.towers,
+        instruction_negatives=sampled if "I" in objective.blocks else None,
+        query_encoder=config.model.query_encoder,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )

@@ -155,8 +155,8 @@ def test_gradcache_keeps_less_memory_than_all_at_once(weights):
 
     def temp(groups):
         def loss(params, batch):
-            q, p = encode_pairs(params, batch, encode=encoder().encode, groups=groups)
-            return jnp.sum(q * p)
+            found = encode_pairs(params, batch, encode=encoder().encode, groups=groups)
+            return jnp.sum(found.queries * found.passages)
 
         compiled = jax.jit(jax.grad(loss)).lower({"shared": weights}, batch).compile()
         return compiled.memory_analysis().temp_size_in_bytes

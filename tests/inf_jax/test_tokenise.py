@@ -396,7 +396,7 @@ def byte_level() -> TextTokenizer:
     return TextTokenizer(PreTrainedTokenizerFast(tokenizer_object=backend))
 
 
-def test_what_can_be_put_together_is_found_out(run, tokenizer):
+def test_what_can_be_put_together_is_found_out(run, source):
     directory = run()
     manifest = json.loads((directory / "manifest.json").read_text())
     pairs = np.count_nonzero(TokenisedDataset(directory).text_lengths[:, ::2])
@@ -404,16 +404,23 @@ def test_what_can_be_put_together_is_found_out(run, tokenizer):
     for kind in ("crossed", "alone"):
         TokenisedDataset(directory).check_composition(kind)
 
-    merged = TokenisedDataset(
-        run(text=dataclasses.replace(TEXT, query_template="{query}{instruction}"))
-    )
-    with pytest.raises(UserError, match=r"query_template='\{query\}\{instruction\}' do not.*white"):
-        merged.check_composition("crossed")
     wide = dataclasses.replace(TEXT, max_query_tokens=90)
     spaced = TokenisedDataset(run(tokenizer=byte_level(), text=wide))
     spaced.check_composition("crossed")
     with pytest.raises(UserError, match=r'text of its own .*query_encoder="joint"'):
         spaced.check_composition("alone")
+
+    shutil.rmtree(source)
+    worded = [
+        dataclasses.replace(e, query_positive="disease " + "abcde"[n % 5])
+        for n, e in enumerate(EXAMPLES)
+    ]
+    make_dataset(source, {"train": [worded]})
+    merged = TokenisedDataset(
+        run(text=dataclasses.replace(TEXT, query_template="{query}{instruction}"))
+    )
+    with pytest.raises(UserError, match=r"query_template='\{query\}\{instruction\}' do not.*white"):
+        merged.check_composition("crossed")
 
 
 def test_the_sample_is_spread_over_the_split():
