@@ -1,6 +1,8 @@
 """The loader: a pure function of (seed, step), each example once an epoch, hosts share the work."""
 
 import itertools
+import json
+import shutil
 
 import jax
 import numpy as np
@@ -172,8 +174,6 @@ def test_prefetch_gives_the_same_batches_in_order(dataset):
 
 
 def test_a_damaged_record_stops_the_iteration_and_is_named(dataset, tmp_path):
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(dataset.directory, copy)
     shard = next(copy.glob("*.tfrecord"))
@@ -319,11 +319,11 @@ def test_draws_do_not_depend_on_chunks_or_hosts(dataset, towers):
 
 
 def test_draws_differ_between_steps_and_seeds_and_are_even(dataset):
-    examples = dataset.num_examples
-    one = [
-        make(dataset, batch_size=examples, steps=1, instruction_negatives=1, seed=s) for s in (1, 2)
+    count = dataset.num_examples
+    loaders = [
+        make(dataset, batch_size=count, steps=1, instruction_negatives=1, seed=s) for s in (1, 2)
     ]
-    draws = [hash_of(l.host_batch(s).negatives.ids[:, 1]) for l in one for s in (0, 1)]
+    draws = [hash_of(x.host_batch(s).negatives.ids[:, 1]) for x in loaders for s in (0, 1)]
     assert len({d.tobytes() for d in draws}) == 4
     first, deal = np.unique(draws[0], return_counts=True)
     assert len(first) == 4
@@ -436,15 +436,19 @@ def test_attention_has_instruction_and_query_apart(dataset, examples, tiny_model
     assert not batch.negatives.valid[~batch.valid].any()
 
 
-def test_what_cannot_be_put_together_is_refused(tiny_config, dataset):
-    tiny_config.data.query_template = "{query}{instruction}"
-    log = ReadLog(tiny_config)
-    merged = tokenised_split(log, load_model(log).tokenizer, "train")
+def test_what_cannot_be_put_together_is_refused(dataset, tmp_path):
+    copy = tmp_path / "copy"  # of a dataset whose tokenizer merges over the border
+    shutil.copytree(dataset.directory, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["composition"] = {"checked": 180, "crossed": 3, "alone": 2}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    merged = TokenisedDataset(copy)
+    assert make(merged).host_batch(0).negatives is None
     assert make(merged, instruction_negatives=0).host_batch(0).negatives.ids.shape == (18, 1, 2)
-    with pytest.raises(
-        UserError, match=r"data\.query_template='\{query\}\{instruction\}'.*poisons"
-    ):
+    with pytest.raises(UserError, match=r"data\.query_template=.*\(3 of 180.*at 0 \(the poisons"):
         make(merged, instruction_negatives=1)
+    with pytest.raises(UserError, match=r"\(2 of 180 checked differ\).*query_encoder=\"joint\""):
+        make(merged, query_encoder="attention")
     with pytest.raises(UserError, match="none is drawn; set it to 0"):
         make(dataset, query_encoder="attention", instruction_negatives=1)
     with pytest.raises(UserError, match=r"chunks of one pair have none"):
