@@ -266,7 +266,7 @@ class Loader:
         return Plan(
             rows=tuple(int(r) for r in most),
             exact=exact,
-            fill=tokens / capacity,
+            fill=float(tokens / capacity),
             tokens=tokens,
             pairs=pairs,
             sampled_tokens=sampled_tokens,

@@ -125,7 +125,7 @@ def encode_pairs(
     queries, passages = queries.reshape(-1, e), passages.reshape(-1, e)
     if batch.negatives is None:
         return Embeddings(queries, passages, None)
-    # poison is a permutation: its gradient is a gather as well, and the same on every mesh
+    # a permutation: no gradient row is added to twice, so its sum has one order on every mesh
     free = jnp.take(queries, batch.negatives.poison, axis=0, unique_indices=True, mode="clip")
     b, candidates, _ = batch.negatives.ids.shape
     sampled = sampled.reshape(b, candidates - 1, e)
