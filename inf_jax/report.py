@@ -12,6 +12,7 @@ from rich.table import Table
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from inf_jax.loader import Loader
 from inf_jax.objective import count_negatives
 from inf_jax.training import Training
 
@@ -42,7 +43,11 @@ def banner(config: ConfigDict, training: Training, *, first_step: int) -> None:
     """The start of a run: what trains, on what, and how many negatives each query gets."""
     loader, mesh, steps = training.loader, training.mesh, config.train.steps
     plan, data = loader.plan, loader.dataset
-    negatives = count_negatives(training.objective, pairs=round(plan.pairs))
+    negatives = count_negatives(
+        training.objective,
+        pairs=round(plan.pairs),
+        instruction_negatives=loader.instruction_candidates,
+    )
     epochs = steps * loader.batch_size / data.num_examples
     grids = " + ".join(f"{loader.chunks}x{r}x{loader.row_tokens}" for r in plan.rows)
     parameters = sum(x.size for x in jax.tree.leaves(training.shapes.params))
@@ -61,8 +66,23 @@ def banner(config: ConfigDict, training: Training, *, first_step: int) -> None:
             ("tokens a step", f"{plan.tokens:,.0f}, fill {plan.fill:.1%}"),
             ("shape", "known for all steps" if plan.exact else "from sampled steps, with a margin"),
             *((f"negatives a query, block {b}", n) for b, n in negatives.items()),
+            *_instruction_negatives(loader),
         ],
     )
+
+
+def _instruction_negatives(loader: Loader) -> list[tuple[str, str]]:
+    """What block I takes its negatives from, and what they cost."""
+    plan = loader.plan
+    if not loader.block_i:
+        return []
+    if loader.query_encoder == "attention":
+        return [("block I", "the other instructions of a chunk, no tokens of their own")]
+    share = plan.sampled_tokens / plan.tokens
+    return [
+        ("block I, a query", f"{plan.sampled:.2f} drawn, {plan.poisons:.2f} poisons for free"),
+        ("block I, tokens a step", f"{plan.sampled_tokens:,.0f}, {share:.1%} of all"),
+    ]
 
 
 def summary(training: Training, *, steps: int, seconds: float, metrics: dict) -> None:
