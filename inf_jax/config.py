@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from inf_jax.atomic import atomic_file
-from inf_jax.config_checks import check, keys_of
+from inf_jax.config_checks import check, keys_of, value_of
 from inf_jax.errors import UserError, main_guard
 
 
@@ -137,6 +137,7 @@ def check_all_read(config: ReadLog, *sections: str) -> None:
 _MAY_CHANGE = ("out_dir", "data.dir", "data.prefetch", "model.scan_layers", "model.remat")
 _MAY_CHANGE += ("optim.max_nonfinite", "train.chunks_per_device", "train.log_every")
 _MAY_CHANGE += ("train.checkpoint_every", "train.keep_checkpoints", "train.steps")
+_MAY_CHANGE += ("train.health", "loss.engine")
 
 
 def check_same_run(config: ConfigDict, path: Path) -> None:
@@ -158,8 +159,9 @@ def check_same_run(config: ConfigDict, path: Path) -> None:
         was = saved
         for name in key.split("."):
             was = was.get(name) if isinstance(was, dict) else None
-        if was != _get(config, key):
-            differ.append(f"{key} was {was!r}, is now {_get(config, key)!r}")
+        now = json.loads(json.dumps(value_of(config, key)))  # a tuple is saved as a list
+        if was != now:
+            differ.append(f"{key} was {was!r}, is now {now!r}")
     if differ:
         raise UserError(
             f"{path}: the run in this out_dir was another one ({'; '.join(differ)}); "

@@ -23,14 +23,14 @@ def check(config: ConfigDict) -> None:
         "optim.schedule": ("linear", "cosine", "constant"),
     }
     problems = [
-        f"{key}={_get(config, key)!r}: must be a finite number"
+        f"{key}={value_of(config, key)!r}: must be a finite number"
         for key in keys_of(config)
-        if isinstance(_get(config, key), float) and not math.isfinite(_get(config, key))
+        if isinstance(value_of(config, key), float) and not math.isfinite(value_of(config, key))
     ]
     problems += [
-        f"{key}={_get(config, key)!r}: one of {', '.join(allowed)}"
+        f"{key}={value_of(config, key)!r}: one of {', '.join(allowed)}"
         for key, allowed in choices.items()
-        if _get(config, key) not in allowed
+        if value_of(config, key) not in allowed
     ]
     positive = """data.max_query_tokens data.max_passage_tokens data.row_tokens data.texts_per_row
         data.prefetch loss.scale loss.max_scale optim.lr optim.eps optim.clip_norm
@@ -38,20 +38,22 @@ def check(config: ConfigDict) -> None:
         train.checkpoint_every train.keep_checkpoints mesh.fsdp eval.batch_rows
         eval.max_passage_tokens eval.top_k""".split()
     problems += [
-        f"{k}={_get(config, k)!r}: must be above 0" for k in positive if not _get(config, k) > 0
+        f"{k}={value_of(config, k)!r}: must be above 0"
+        for k in positive
+        if not value_of(config, k) > 0
     ]
     not_negative = ("seed", "loss.instruction_negatives", "optim.warmup_steps")
     not_negative += ("optim.weight_decay",)
     problems += [
-        f"{k}={_get(config, k)!r}: must not be negative"
+        f"{k}={value_of(config, k)!r}: must not be negative"
         for k in not_negative
-        if _get(config, k) < 0
+        if value_of(config, k) < 0
     ]
     below_one = ("model.dropout", "optim.final_ratio", "optim.b1", "optim.b2")
     problems += [
-        f"{k}={_get(config, k)!r}: must be in [0, 1)"
+        f"{k}={value_of(config, k)!r}: must be in [0, 1)"
         for k in below_one
-        if not 0 <= _get(config, k) < 1
+        if not 0 <= value_of(config, k) < 1
     ]
     longest = max(config.data.max_query_tokens, config.data.max_passage_tokens)
     if config.data.row_tokens < longest:
@@ -121,7 +123,8 @@ def _loss_problems(config: ConfigDict) -> list[str]:
     return problems
 
 
-def _get(config: ConfigDict, key: str):
+def value_of(config: ConfigDict, key: str):
+    """The value of `section.key`."""
     for name in key.split("."):
         config = config[name]
     return config
