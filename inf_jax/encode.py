@@ -17,6 +17,7 @@ def encode_texts(
     encode: Callable[..., jax.Array],
     tree: dict,
     texts: Sequence[np.ndarray],
+    instructions: Sequence[np.ndarray] | None = None,
     *,
     row_tokens: int,
     rows: int,
@@ -31,14 +32,16 @@ def encode_texts(
     pays for the whole grid, so ask for few rows where lists are short.
 
     Args:
-      encode: `Encoder.encode`, (tree, packed) -> [c, k, e]. Pass the same object each time: the
-        compiled code is kept by it.
+      encode: `Encoder.encode`, (tree, packed) -> [c, k, e], or with instructions
+        `Encoder.encode_queries`. Pass the same object each time: the compiled code is kept by it.
       tree: one encoder's parameters; copied to every device of the mesh (no copy where they lie
         there already).
       texts: n arrays int32[length] of token ids, 1 to `row_tokens` each.
+      instructions: n arrays likewise, encoded apart from the texts; both of a pair have at most
+        `row_tokens // 2` tokens and lie in one row. None where there is nothing beside the texts.
       row_tokens: tokens of a row, t.
       rows: rows of a device's chunk, r.
-      texts_per_row: the most texts of a row, s.
+      texts_per_row: the most texts of a row, s; instructions count.
       mesh: one chunk a device; None takes all devices of this process.
       progress: the label of a progress bar, which counts texts; "" shows none.
 
@@ -49,8 +52,12 @@ def encode_texts(
       UserError: an empty text or one that is longer than a row.
     """
     mesh = make_mesh(devices=jax.local_devices()) if mesh is None else mesh
-    lengths = np.fromiter(map(len, texts), np.int64, len(texts))
-    _check(lengths, row_tokens)
+    lengths = _lengths(texts, row_tokens if instructions is None else row_tokens // 2)
+    if instructions is not None:
+        # A pair is placed as one text, and told apart again in the grid.
+        firsts = _lengths(instructions, row_tokens // 2)
+        texts = [np.concatenate(pair) for pair in zip(instructions, texts, strict=True)]
+        lengths, texts_per_row = lengths + firsts, texts_per_row // 2
     tree = jax.device_put(tree, replicated(mesh))
     compiled = jax.jit(encode, compiler_options=compiler_options())
     grid = {"rows": rows, "row_tokens": row_tokens, "texts_per_row": texts_per_row}
@@ -63,7 +70,11 @@ def encode_texts(
     edges = np.searchsorted(row_of[by_row], np.arange(count + 1) * rows)
     chunks = [np.sort(by_row[a:b]) for a, b in itertools.pairwise(edges)]
 
-    embedding = compiled.eval_shape(tree, _grid([], texts, mesh.size, grid)).shape[-1]
+    def packed(members: list[np.ndarray]) -> Packed:
+        whole = _grid(members, texts, mesh.size, grid)
+        return whole if instructions is None else _split(whole, members, firsts)
+
+    embedding = compiled.eval_shape(tree, packed([])).shape[-1]
     vectors = np.empty((len(texts), embedding), np.float32)
     with tqdm(total=len(texts), desc=progress, unit="text", disable=not progress) as bar:
 
@@ -75,8 +86,7 @@ def encode_texts(
         pending = None
         for first in range(0, count, mesh.size):
             members = chunks[first : first + mesh.size]
-            packed = jax.device_put(_grid(members, texts, mesh.size, grid), batch_sharding(mesh))
-            running = members, compiled(tree, packed)
+            running = members, compiled(tree, jax.device_put(packed(members), batch_sharding(mesh)))
             if pending:  # the grid before: the device already works on this one
                 keep(*pending)
             pending = running
@@ -99,11 +109,37 @@ def _grid(members: list[np.ndarray], texts: Sequence, chunks: int, grid: dict[st
     )
 
 
-def _check(lengths: np.ndarray, row_tokens: int) -> None:
-    """Raises UserError that names the first text which no row can hold."""
-    bad = np.flatnonzero((lengths > row_tokens) | (lengths == 0))
+def _split(whole: Packed, members: list[np.ndarray], firsts: np.ndarray) -> Packed:
+    """Pairs that were packed as one text each -> instructions and queries, k = n + n.
+
+    A pair at place p of its row becomes the texts at 2p, its instruction of `firsts` tokens, and
+    2p + 1; absent pairs stay absent.
+    """
+    c, _, _ = whole.tokens.shape
+    s = whole.text_ids.shape[-1]
+    first = np.zeros((c, whole.text_ids.shape[1] * s), np.int64)  # of each place of each chunk
+    for chunk, pairs in enumerate(members):
+        first[chunk, whole.slots[chunk, : len(pairs)]] = firsts[pairs]
+    place = np.maximum(whole.segments - 1, 0)
+    border = np.take_along_axis(first.reshape(c, -1, s), place, axis=2)
+    in_query = (whole.segments > 0) & (whole.positions >= border)
+    segments = np.where(whole.segments > 0, 2 * place + 1 + in_query, 0)
+    return Packed(
+        whole.tokens,
+        segments.astype(np.int32),
+        (whole.positions - border * in_query).astype(np.int32),
+        np.repeat(whole.text_ids, 2, axis=2),
+        np.concatenate((2 * whole.slots, 2 * whole.slots + 1), axis=1),
+    )
+
+
+def _lengths(texts: Sequence[np.ndarray], limit: int) -> np.ndarray:
+    """int64[n], tokens of each text; UserError that names the first which no row can hold."""
+    lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+    bad = np.flatnonzero((lengths > limit) | (lengths == 0))
     if bad.size:
         raise UserError(
-            f"text {bad[0]} has {lengths[bad[0]]} tokens, a row holds 1 to {row_tokens} "
+            f"text {bad[0]} has {lengths[bad[0]]} tokens, a row holds 1 to {limit} "
             f"({bad.size} such texts): truncate it when it is tokenised, or give longer rows"
         )
+    return lengths

@@ -10,7 +10,7 @@ what is measured), prints base, trained and gain side by side, and writes `<out_
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import jax
@@ -36,6 +36,7 @@ def main(resolved: ConfigDict) -> None:
     model, section, out_dir = load_model(config), config.eval, Path(config.out_dir)
     split, rows, top_k = section.split, section.batch_rows, section.top_k
     text = dataclasses.replace(text_config(config), max_passage_tokens=section.max_passage_tokens)
+    apart = config.model.query_encoder == "attention"
     check_all_read(config, "eval")
     positions = model.encoder.config.max_positions
     if text.max_passage_tokens > positions:
@@ -49,19 +50,27 @@ def main(resolved: ConfigDict) -> None:
     trained, step = _newest(out_dir, model.encoder.init, config.model.towers, mesh)
 
     def scores(name: str, params: dict) -> dict[str, float]:
-        def embed(role: str, texts: list[np.ndarray]) -> np.ndarray:
+        def embed(role: str, texts: list[np.ndarray], instructions=None) -> np.ndarray:
+            longest = max(text.max_query_tokens, text.max_passage_tokens)
             return encode_texts(
-                model.encoder.encode,
+                model.encoder.encode if instructions is None else model.encoder.encode_queries,
                 tower(params, role),
                 texts,
-                row_tokens=max(text.max_query_tokens, text.max_passage_tokens),
+                instructions,
+                row_tokens=longest if instructions is None else 2 * text.max_query_tokens,
                 rows=rows,
                 mesh=mesh,
                 progress=f"{name}: {role}",
             )
 
+        def embed_queries(queries: Sequence[tuple[str, str]]) -> np.ndarray:
+            if not apart:
+                return embed("query", model.tokenizer.queries(queries, text))
+            instructions, alone = model.tokenizer.apart(queries, text)
+            return embed("query", alone, instructions)
+
         return evaluate(
-            lambda queries: embed("query", model.tokenizer.queries(queries, text)),
+            embed_queries,
             lambda passages: embed("passage", model.tokenizer.passages(passages, text)),
             task,
             top_k=top_k,

@@ -4,11 +4,14 @@
 
 Takes the newest checkpoint of `config.out_dir` and writes `config.export.dir` (default
 <out_dir>/export): weights, config, tokenizer, sentence-transformers files, inf_jax.json, model card
-and parity.json. The directory is opened again with every library that is installed; if one of them
-gives another embedding, nothing is written.
+and parity.json. With the attention query encoder, whose queries no standard module of those
+libraries embeds, it adds instructed_encoder.py for them; passages are as ever. The directory is
+opened again with every library that is installed; if one of them gives another embedding, nothing
+is written.
 """
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import jax
@@ -16,7 +19,7 @@ from ml_collections import ConfigDict
 
 from inf_jax import __version__, checkpoint, parity, st_files
 from inf_jax.atomic_dir import atomic_directory
-from inf_jax.config import ReadLog, check_all_read, run
+from inf_jax.config import ReadLog, check_all_read, defaults, run
 from inf_jax.errors import UserError
 from inf_jax.mesh import make_mesh, replicated
 from inf_jax.model_card import RunInfo, model_card
@@ -31,8 +34,8 @@ from inf_jax.text import TextTokenizer
 COMMAND_FILE = "command.txt"  # written by inf_jax.train
 
 # What the export says of the model: it must be what the run was trained with.
-_SAME = """model.name model.towers model.pooling model.normalise data.source data.query_template
-    data.passage_template""".split()
+_SAME = """model.name model.towers model.query_encoder model.pooling model.normalise data.source
+    data.query_template data.passage_template""".split()
 # What a tokenizer file brings along of how somebody once used it.
 _TOKENIZER_HABITS = """max_length stride truncation_strategy pad_to_multiple_of is_local
     local_files_only""".split()
@@ -79,8 +82,8 @@ def main(resolved: ConfigDict) -> None:
     )
     if not found.verified:
         print(
-            f"NOT verified with {' and '.join(found.not_verified)}: install PyTorch and them "
-            "(the extra [torch]) and export again"
+            f"NOT verified with {' and '.join(found.not_verified)}: install PyTorch and its "
+            "libraries (the extra [torch]) and export again"
         )
 
 
@@ -88,6 +91,7 @@ def retriever_config(config: ReadLog) -> RetrieverConfig:
     """What a run's config says of its retriever; passages are cut where they were evaluated."""
     return RetrieverConfig(
         towers=config.model.towers,
+        query_encoder=config.model.query_encoder,
         pooling=config.model.pooling,
         normalise=config.model.normalise,
         text=dataclasses.replace(
@@ -132,6 +136,7 @@ def export_hf(
     backbone, shape = Path(backbone), read_config(backbone)
     reference = Retriever(params, model_config, shape=shape, tokenizer=tokenizer)
     carried = hf.load_weights(backbone, shape).carried
+    apart = model_config.query_encoder == "attention"
     with atomic_directory(out_dir, marker=SETTINGS_FILE) as partial:
         for name, folder in model_config.folders(partial).items():
             folder.mkdir(exist_ok=True)
@@ -139,7 +144,12 @@ def export_hf(
             write_config(backbone, folder)
             length = parity.max_length(model_config, name)
             write_tokenizer(backbone, folder, max_length=length)
-            write_sentence_transformers(folder, model_config, width=shape.width, max_length=length)
+            if name != "query" or not apart:  # else its pooling would look like a query's vector
+                width = shape.width
+                write_sentence_transformers(folder, model_config, width=width, max_length=length)
+        if apart:
+            source = Path(__file__).with_name(parity.INSTRUCTED_FILE)
+            shutil.copyfile(source, partial / parity.INSTRUCTED_FILE)
         settings = dataclasses.asdict(model_config)
         settings |= {"format": FORMAT, "inf_jax": __version__}
         settings["run"] = {"config": info.config, "command": info.command, "step": info.step}
@@ -180,7 +190,9 @@ def write_sentence_transformers(
         pooling=config.pooling,
         normalise=config.normalise,
         max_length=max_length,
-        query_prompt=prompt_of(config.text.query_template),
+        query_prompt=prompt_of(config.text.query_template)
+        if config.query_encoder == "joint"
+        else "",
         passage_prompt=prompt_of(config.text.passage_template),
     )
     st_files.write(folder, model, width=width)
@@ -194,7 +206,9 @@ def _check_same_run(resolved: ConfigDict, path: Path) -> None:
     differ = []
     for key in _SAME:
         section, name = key.split(".")
-        was, now = saved.get(section, {}).get(name), resolved[section][name]
+        # a run from before there was this key was trained as its default says
+        default = defaults()[section][name]
+        was, now = saved.get(section, {}).get(name, default), resolved[section][name]
         if was != now:
             differ.append(f"{key} was {was!r} in training and is {now!r} now")
     if differ:

@@ -17,9 +17,9 @@ import jax
 import numpy as np
 
 from inf_jax import packing
+from inf_jax.blocks import text_ids
 from inf_jax.errors import UserError
 from inf_jax.mesh import batch_sharding
-from inf_jax.objective import text_ids
 from inf_jax.packing import Packed
 from inf_jax.records import PAIRS_PER_EXAMPLE
 from inf_jax.step import Batch

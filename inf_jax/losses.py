@@ -1,40 +1,25 @@
 """The contrastive loss of any objective: one entry point, `contrastive_loss`.
 
-An engine goes over rows and columns and returns `RowStats` for each block; the loss and the metrics
-follow from those, so that engines that never hold the whole matrix (blockwise, ring) come in beside
-`_dense`.
+An engine gives each block's sums over the negatives of each row; the loss and the metrics follow
+from those by plain autodiff. `dense` holds all scores and is the reference; the others are
+`inf_jax.sweep`, whose memory is linear in the batch.
 """
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from inf_jax.errors import UserError
-from inf_jax.objective import BLOCKS, Objective, Rows, TextIds, count_negatives, parse_objective
+from inf_jax.blocks import BLOCKS, Rows, TextIds, candidates
+from inf_jax.loss_checks import ENGINES, check_ids, check_inputs
+from inf_jax.objective import Objective, Term, parse_objective
+from inf_jax.sweep import Coefficients, Counts, Sweep, sweep
 
-__all__ = ["RowStats", "contrastive_loss", "count_negatives"]
+__all__ = ["ENGINES", "contrastive_loss"]
 
-MASKS = ("identity", "faithful")
-
-
-class RowStats(NamedTuple):
-    """What a block's candidates come to for each row.
-
-    Attributes:
-      lse: [b], logsumexp of the scaled scores of the negatives; -inf where there is none.
-      hardest: [b], the largest score (not scaled) of a negative; -inf where there is none. No
-        gradient.
-      negatives: int32[b], candidates left after the identity mask.
-      masked: int32[b], candidates that the identity mask took out.
-    """
-
-    lse: jax.Array
-    hardest: jax.Array
-    negatives: jax.Array
-    masked: jax.Array
+DENSE_SCORES = 2**22  # up to so many scores (16 MiB) the auto engine keeps the matrix
+TILES = {"cpu": (1024, 1024), "gpu": (4096, 4096), "tpu": (4096, 1024)}
 
 
 def contrastive_loss(
@@ -44,21 +29,33 @@ def contrastive_loss(
     *,
     objective: str | Objective,
     scale: float | jax.Array,
+    bias: float | jax.Array = 0.0,
     ids: TextIds | None = None,
     mask: str = "identity",
     valid: jax.Array | None = None,
     instruction_negative_ids: jax.Array | None = None,
+    instruction_negative_valid: jax.Array | None = None,
+    teacher_scores: jax.Array | None = None,
+    dims: Sequence[int] = (),
+    dim_weights: Sequence[float] = (),
+    engine: str = "auto",
+    mesh: Mesh | None = None,
+    tile: tuple[int, int] | None = None,
+    tile_dtype: str | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss of the global batch, and what to log of it.
 
-    With s the scale, pos_i = s <q_i, p_i> and the blocks of `inf_jax.objective`:
+    With s the scale, pos_i = s <q_i, p_i> and the blocks of `inf_jax.blocks`, w_t their weights:
 
-      uni(T)   = mean_i [ logsumexp(pos_i, s * all candidates of row i in all blocks of T) - pos_i ]
-      multi(T) = sum over the blocks t of T of uni(t)
+      uni(T)     = mean_i [ logsumexp(pos_i, s x + log w_t, all negatives x of T) - pos_i ]
+      multi(T)   = sum over the blocks t of T of w_t uni(t)
+      sigmoid(T) = mean_i [ softplus(-(pos_i + bias)) + sum_t w_t sum_x softplus(s x + bias) ]
+      distil(P)  = mean_i KL( softmax_h(teacher_scores_ih) || softmax_h(s <q_i, p_ih>) )
 
-    The positive is counted once (InF-IR, arXiv 2505.21439). One global-view computation: under jit
-    the rows may be sharded over any axes of a mesh, the mean is over the global batch and nothing
-    is rescaled by a number of devices.
+    The positive is counted once (InF-IR, arXiv 2505.21439; the sigmoid loss is SigLIP's, arXiv
+    2303.15343). An objective is a weighted sum of such terms. One global-view computation: under
+    jit the rows may be sharded over any axes of a mesh, the mean is over the global batch and
+    nothing is rescaled by a number of devices.
 
     Args:
       queries: [b, e] unit-norm embeddings of the instructed queries; bf16, float32 or float64.
@@ -69,6 +66,7 @@ def contrastive_loss(
         those out.
       objective: the notation, "multi(P,IQ)", or the parsed object. Static.
       scale: inverse temperature, above 0; a number or a traced scalar (learnable).
+      bias: of the sigmoid's logits; a number or a traced scalar.
       ids: hashes of the pairs' texts, for mask="identity"; passage [b, 2], or [b, 1 + h, 2] with
         hard negatives.
       mask: which candidates are no negatives. "identity": those whose text hashes make them a
@@ -80,116 +78,244 @@ def contrastive_loss(
         included).
       instruction_negative_ids: uint32[b, m, 2], hashes of the instructions of n_ik, for block I
         under "identity".
+      instruction_negative_valid: bool[b, m], False for an empty place; None: all are filled.
+      teacher_scores: [b, 1 + h], logits of a teacher for the row's own passages, for distil.
+      dims: Matryoshka (arXiv 2205.13147): the loss is summed over the embeddings' first so many
+        entries, at unit length each. () is all of them, as they are. Static.
+      dim_weights: factors of `dims`; () is 1 for all. Static.
+      engine: "dense" holds every score; "blockwise" (one device), "ring" and "gather" (all devices
+        of `mesh`) go tile by tile; "auto" is dense for small batches, else ring on a mesh of
+        several devices, else blockwise. Static.
+      mesh: whose axes all split the batch; ring and gather need it. Static.
+      tile: (rows, columns) of a tile on a device; None is what suits the platform. Static.
+      tile_dtype: "bfloat16" rounds the embeddings for the products; None leaves them. Static.
 
     Returns:
       (loss, metrics): a scalar (float32, or float64 for float64 inputs), 0 where no row has a
       negative; and float32 scalars without gradient, means over the valid rows: "loss"; "positive"
       and "hardest_negative" (cosines; the latter over rows with a negative, 0 if there is none);
-      and by block t "loss/t" (uni(t)), "accuracy/t" (share of rows whose positive beats every
-      negative), "negatives/t" (negatives of a row), "masked/t" (share of the candidates that the
-      identity mask took out).
+      and by block t "loss/t" (uni(t), or its part of the sigmoid loss), "accuracy/t" (share of rows
+      whose positive beats every negative), "negatives/t" (negatives of a row), "masked/t" (share of
+      the candidates that the identity mask took out), "false_negatives/t" (negatives of a row that
+      score above its positive: suspects). With `dims`, these are of the whole embeddings, and
+      "loss/dim<d>" is a dimension's loss.
 
     Raises:
       UserError: shapes, dtypes or options that do not fit, ids missing under "identity", block I
         without instruction negatives.
     """
     objective = parse_objective(objective)
-    if mask not in MASKS:
-        raise UserError(f"mask={mask!r}; choose one of {', '.join(MASKS)}")
     queries, passages = jnp.asarray(queries), jnp.asarray(passages)
     if passages.ndim == 2:
         passages = passages[:, None]
     if ids is not None and ids.passage.ndim == 2:
         ids = ids._replace(passage=ids.passage[:, None])
-    _check(queries, passages, instruction_negatives, objective, scale, valid)
+    engine = _choose(engine, passages.shape, mesh)
+    check_inputs(
+        queries,
+        passages,
+        instruction_negatives,
+        objective=objective,
+        scale=scale,
+        bias=bias,
+        mask=mask,
+        valid=valid,
+        teacher_scores=teacher_scores,
+        dims=dims,
+        dim_weights=dim_weights,
+        engine=engine,
+        mesh=mesh,
+        tile=tile,
+        tile_dtype=tile_dtype,
+    )
     if mask == "faithful":
         ids = instruction_negative_ids = None
     else:
-        _check_ids(passages, instruction_negatives, objective, ids, instruction_negative_ids)
+        check_ids(passages, instruction_negatives, objective, ids, instruction_negative_ids)
     if "I" not in objective.blocks:
-        instruction_negatives = instruction_negative_ids = None
+        instruction_negatives = instruction_negative_ids = instruction_negative_valid = None
     rows = Rows(  # in global order: a row's number says which candidate is its own positive
         index=jnp.arange(queries.shape[0], dtype=jnp.int32),
+        valid=jnp.ones(queries.shape[:1], bool) if valid is None else jnp.asarray(valid),
         queries=queries,
         passages=passages,
-        valid=jnp.ones(queries.shape[:1], bool) if valid is None else valid,
         instruction_negatives=instruction_negatives,
         ids=ids,
         instruction_negative_ids=instruction_negative_ids,
+        instruction_negative_valid=instruction_negative_valid,
+    )
+    plan = Sweep(
+        lse=_blocks(objective, "uni", "multi"),
+        softplus=_blocks(objective, "sigmoid"),
+        engine=engine,
+        tile=tile or TILES.get(jax.default_backend(), TILES["cpu"]),
+        mesh=mesh,
     )
 
-    def body(rows: Rows, scale: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def body(rows: Rows, scale, bias, teacher) -> tuple[jax.Array, dict[str, jax.Array]]:
         rows = _without_empty_slots(rows)
-        positive = _positive_scores(rows)
-        scale = jnp.asarray(scale, positive.dtype)
-        stats = _dense(rows, blocks=objective.blocks, scale=scale)
-        return _combine(objective, stats, positive=positive, scale=scale, valid=rows.valid)
+        dtype = jnp.promote_types(jnp.result_type(queries, passages), jnp.float32)
+        coefficients = Coefficients(jnp.asarray(scale, dtype), jnp.asarray(bias, dtype))
+        if tile_dtype:
+            rows = _cast(rows, tile_dtype)
+        if not dims:
+            return _loss(objective, plan, rows, coefficients, teacher)
+        found = [_loss(objective, plan, _truncated(rows, d), coefficients, teacher) for d in dims]
+        weights = dim_weights or (1.0,) * len(dims)
+        loss = sum(w * value for w, (value, _) in zip(weights, found, strict=True))
+        metrics = dict(found[max(range(len(dims)), key=dims.__getitem__)][1], loss=_frozen(loss))
+        parts = zip(dims, found, strict=True)
+        return loss, metrics | {f"loss/dim{d}": _frozen(value) for d, (value, _) in parts}
 
-    mesh = jax.typeof(queries).sharding.mesh
-    if AxisType.Explicit in mesh.axis_types:  # leave the partitioning to XLA there as well
-        body = jax.sharding.auto_axes(body, out_sharding=NamedSharding(mesh, PartitionSpec()))
-    return body(rows, scale)
-
-
-def _dense(rows: Rows, *, blocks: tuple[str, ...], scale: jax.Array) -> dict[str, RowStats]:
-    """The reference engine: every score of a block at once, [b, candidates]; float64-capable."""
-    stats = {}
-    for name in blocks:
-        with jax.named_scope(f"loss_{name}"):
-            scores, other, same = BLOCKS[name].candidates(rows, rows)
-            negative = other if same is None else other & ~same
-            frozen = jax.lax.stop_gradient(scores)
-            negatives = jnp.sum(negative, axis=1, dtype=jnp.int32)
-            stats[name] = RowStats(
-                lse=jax.nn.logsumexp(jnp.where(negative, scale * scores, -jnp.inf), axis=1),
-                hardest=jnp.max(jnp.where(negative, frozen, -jnp.inf), axis=1),
-                negatives=negatives,
-                masked=jnp.sum(other, axis=1, dtype=jnp.int32) - negatives,
-            )
-    return stats
+    around = jax.typeof(queries).sharding.mesh
+    if AxisType.Explicit in around.axis_types:  # leave the partitioning to XLA there as well
+        body = jax.sharding.auto_axes(body, out_sharding=NamedSharding(around, PartitionSpec()))
+    return body(rows, scale, bias, teacher_scores)
 
 
-def _combine(
+def _choose(engine: str, passages: tuple[int, ...], mesh: Mesh | None) -> str:
+    if engine != "auto":
+        return engine
+    b, k, _ = passages
+    if b * b * k <= DENSE_SCORES:
+        return "dense"
+    return "blockwise" if mesh is None or mesh.size == 1 else "ring"
+
+
+def _blocks(objective: Objective, *kinds: str) -> tuple[str, ...]:
+    named = {name for term in objective.terms if term.kind in kinds for name in term.blocks}
+    return tuple(name for name in BLOCKS if name in named)
+
+
+def _loss(
     objective: Objective,
-    stats: Mapping[str, RowStats],
-    *,
-    positive: jax.Array,
-    scale: jax.Array,
-    valid: jax.Array,
+    plan: Sweep,
+    rows: Rows,
+    coefficients: Coefficients,
+    teacher: jax.Array | None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Loss and metrics from any engine's RowStats; positive is <q_i, p_i> [b], not scaled."""
-    pos = scale * positive
-    single = {t: _mean(_softplus(s.lse - pos), valid) for t, s in stats.items()}
-    if objective.kind == "multi":
-        loss = sum(single.values())
-    else:
-        union = jax.nn.logsumexp(jnp.stack([s.lse for s in stats.values()]), axis=0)
-        loss = _mean(_softplus(union - pos), valid)
+    """Loss and metrics of checked rows."""
+    positive = _positive_scores(rows)
+    sums, counts = _sums(plan, rows, positive, coefficients)
+    pos, valid = coefficients.scale * positive, rows.valid
 
-    hardest = jnp.max(jnp.stack([s.hardest for s in stats.values()]), axis=0)
-    has_negative = hardest > -jnp.inf
-    metrics = {
-        "loss": loss,
-        "positive": _mean(positive, valid),
-        "hardest_negative": _mean(jnp.where(has_negative, hardest, 0), valid & has_negative),
-    }
-    for t, s in stats.items():
-        negatives = _mean(s.negatives.astype(jnp.float32), valid)
-        masked = _mean(s.masked.astype(jnp.float32), valid)
+    def uni(lse: jax.Array) -> jax.Array:
+        # softplus(lse - pos) is logsumexp(pos, negatives) - pos, not cancelled
+        return _mean(jax.nn.softplus(lse - pos), valid)
+
+    def of_term(term: Term) -> jax.Array:
+        named = list(zip(term.weights, term.blocks, strict=True))
+        if term.kind == "uni":
+            parts = [jnp.log(jnp.asarray(w, pos.dtype)) + sums[f"lse/{t}"] for w, t in named]
+            return uni(jax.nn.logsumexp(jnp.stack(parts), axis=0))
+        if term.kind == "multi":
+            return sum(w * uni(sums[f"lse/{t}"]) for w, t in named)
+        if term.kind == "sigmoid":
+            negatives = sum(w * sums[f"softplus/{t}"] for w, t in named)
+            return _mean(jax.nn.softplus(-(pos + coefficients.bias)) + negatives, valid)
+        return _distil(rows, teacher, coefficients.scale)
+
+    loss = sum(term.weight * of_term(term) for term in objective.terms)
+    metrics = {"loss": loss, "positive": _mean(positive, valid)}
+    if counts:
+        hardest = jnp.max(jnp.stack([c.hardest for c in counts.values()]), axis=0)
+        has = hardest > -jnp.inf
+        metrics["hardest_negative"] = _mean(jnp.where(has, hardest, 0), valid & has)
+    for t, c in counts.items():
+        negatives, masked, above = (
+            _mean(x.astype(jnp.float32), valid) for x in (c.negatives, c.masked, c.above)
+        )
+        lse, softplus = (sums.get(f"{kind}/{t}") for kind in ("lse", "softplus"))
         metrics |= {
-            f"loss/{t}": single[t],
-            f"accuracy/{t}": _mean((positive > s.hardest).astype(jnp.float32), valid),
+            f"loss/{t}": _mean(softplus, valid) if lse is None else uni(lse),
+            f"accuracy/{t}": _mean((positive > c.hardest).astype(jnp.float32), valid),
             f"negatives/{t}": negatives,
             f"masked/{t}": masked / jnp.maximum(negatives + masked, 1e-9),
+            f"false_negatives/{t}": above,
         }
-    return loss, {
-        name: jax.lax.stop_gradient(value).astype(jnp.float32) for name, value in metrics.items()
-    }
+    return loss, {name: _frozen(value) for name, value in metrics.items()}
 
 
-def _softplus(x: jax.Array) -> jax.Array:
-    """log(1 + exp(x)): at x = lse - pos it is logsumexp(pos, negatives) - pos, not cancelled."""
-    return jnp.logaddexp(x, 0.0)
+def _sums(
+    plan: Sweep, rows: Rows, positive: jax.Array, coefficients: Coefficients
+) -> tuple[dict[str, jax.Array], dict[str, Counts]]:
+    """What the engine gives, in the form of `sweep`, for all blocks."""
+    frozen = jax.lax.stop_gradient(positive)
+    dense = plan.engine == "dense"
+    whole = [t for t in plan.blocks if dense or BLOCKS[t].own]  # a row's own candidates are few
+    sums, counts = _dense(plan, whole, rows, frozen, coefficients)
+    lse, softplus = (
+        tuple(t for t in names if t not in whole) for names in (plan.lse, plan.softplus)
+    )
+    if lse or softplus:
+        swept = rows._replace(
+            instruction_negatives=None,
+            instruction_negative_ids=None,
+            instruction_negative_valid=None,
+        )
+        b = rows.index.shape[0]
+        padding = 0 if plan.engine == "blockwise" else -b % plan.mesh.size
+        swept, frozen = jax.tree.map(
+            lambda x: jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1)), (swept, frozen)
+        )
+        plan = Sweep(lse, softplus, plan.engine, plan.tile, plan.mesh)
+        with jax.named_scope(f"loss_{plan.engine}"):
+            more = sweep(plan, swept, frozen, coefficients)
+        more = jax.tree.map(lambda x: x[:b], more)
+        sums, counts = sums | more[0], counts | more[1]
+    return sums, {t: counts[t] for t in BLOCKS if t in counts}
+
+
+def _dense(
+    plan: Sweep,
+    blocks: Sequence[str],
+    rows: Rows,
+    positive: jax.Array,
+    coefficients: Coefficients,
+) -> tuple[dict[str, jax.Array], dict[str, Counts]]:
+    """The reference: every score of a block at once, [b, candidates]; float64-capable."""
+    sums, counts = {}, {}
+    for name in blocks:
+        with jax.named_scope(f"loss_{name}"):
+            scores, other, same = candidates(BLOCKS[name], rows, rows)
+            negative = other if same is None else other & ~same
+            logits = coefficients.scale * scores
+            if name in plan.lse:
+                sums[f"lse/{name}"] = jax.nn.logsumexp(
+                    jnp.where(negative, logits, -jnp.inf), axis=1
+                )
+            if name in plan.softplus:
+                parts = jax.nn.softplus(logits + coefficients.bias)
+                sums[f"softplus/{name}"] = jnp.sum(jnp.where(negative, parts, 0), axis=1)
+            scores = jax.lax.stop_gradient(scores)
+            kept = jnp.sum(negative, axis=1, dtype=jnp.int32)
+            counts[name] = Counts(
+                hardest=jnp.max(jnp.where(negative, scores, -jnp.inf), axis=1),
+                above=jnp.sum(negative & (scores > positive[:, None]), axis=1, dtype=jnp.int32),
+                negatives=kept,
+                masked=jnp.sum(other, axis=1, dtype=jnp.int32) - kept,
+            )
+    return sums, counts
+
+
+def _distil(rows: Rows, teacher: jax.Array, scale: jax.Array) -> jax.Array:
+    """KL from the teacher's distribution over each row's own passages to ours."""
+    scores = jnp.einsum(
+        "be,bke->bk",
+        rows.queries,
+        rows.passages,
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=scale.dtype,
+    )
+    ours = jax.nn.log_softmax(scale * scores)
+    # empty slots may hold anything
+    teacher = jnp.where(rows.valid[:, None], teacher.astype(scale.dtype), 0)
+    theirs = jax.nn.log_softmax(teacher)
+    return _mean(jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=1), rows.valid)
+
+
+def _frozen(value: jax.Array) -> jax.Array:
+    return jax.lax.stop_gradient(value).astype(jnp.float32)
 
 
 def _mean(values: jax.Array, valid: jax.Array) -> jax.Array:
@@ -204,62 +330,31 @@ def _positive_scores(rows: Rows) -> jax.Array:
     return jnp.sum(rows.queries.astype(dtype) * rows.passages[:, 0].astype(dtype), axis=1)
 
 
+def _embeddings(rows: Rows, change) -> Rows:
+    """The rows with all their embeddings changed."""
+    names = ("queries", "passages", "instruction_negatives")
+    values = {name: getattr(rows, name) for name in names}
+    return rows._replace(**{n: change(x) for n, x in values.items() if x is not None})
+
+
+def _cast(rows: Rows, dtype: str) -> Rows:
+    return _embeddings(rows, lambda x: x.astype(dtype))
+
+
+def _truncated(rows: Rows, dim: int) -> Rows:
+    """The first `dim` entries, at unit length."""
+
+    def cut(x: jax.Array) -> jax.Array:
+        x = x[..., :dim]
+        square = jnp.sum(jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32))), -1)
+        factor = jax.lax.rsqrt(jnp.where(square > 0, square, 1))
+        return (x * factor[..., None]).astype(x.dtype)
+
+    return _embeddings(rows, cut)
+
+
 def _without_empty_slots(rows: Rows) -> Rows:
     """Zeros in empty slots: a NaN there would reach real rows through the products' gradients."""
-
-    def keep(values: jax.Array | None) -> jax.Array | None:
-        if values is None:
-            return None
-        valid = rows.valid.reshape(rows.valid.shape + (1,) * (values.ndim - 1))
-        return jnp.where(valid, values, 0)
-
-    return rows._replace(
-        queries=keep(rows.queries),
-        passages=keep(rows.passages),
-        instruction_negatives=keep(rows.instruction_negatives),
-    )
-
-
-def _check(queries, passages, instruction_negatives, objective, scale, valid) -> None:
-    if queries.ndim != 2 or passages.ndim != 3 or queries.shape != passages[:, 0].shape:
-        raise UserError(
-            f"queries {queries.shape} and passages {passages.shape}: expected [b, e] and [b, e] or "
-            "[b, 1 + h, e]"
-        )
-    if not all(jnp.issubdtype(x.dtype, jnp.floating) for x in (queries, passages)):
-        raise UserError(f"embeddings of {queries.dtype} and {passages.dtype}: expected floats")
-    if jnp.ndim(scale) or (isinstance(scale, int | float) and not scale > 0):
-        raise UserError(f"scale={scale}: expected one number above 0")
-    if valid is not None and (valid.shape != queries.shape[:1] or valid.dtype != bool):
-        raise UserError(f"valid is {valid.dtype}{valid.shape}: expected bool{queries.shape[:1]}")
-    if "I" in objective.blocks:
-        if instruction_negatives is None:
-            raise UserError(
-                f"objective {objective} has block I: give instruction_negatives [b, m, e]"
-            )
-        b, e = queries.shape
-        shape = instruction_negatives.shape
-        if len(shape) != 3 or (shape[0], shape[2]) != (b, e) or not shape[1]:
-            raise UserError(f"instruction_negatives {shape}: expected [{b}, m, {e}] with m above 0")
-
-
-def _check_ids(passages, instruction_negatives, objective, ids, instruction_negative_ids) -> None:
-    if ids is None:
-        raise UserError(
-            'mask="identity" needs the hashes of the texts: give ids=TextIds(...), or '
-            'mask="faithful" to tell negatives by index (a copy of a positive then is a negative)'
-        )
-    b, n = passages.shape[:2]
-    expected = {"instruction": (b, 2), "query": (b, 2), "passage": (b, n, 2)}
-    found = {f"ids.{name}": (getattr(ids, name), shape) for name, shape in expected.items()}
-    if "I" in objective.blocks:
-        if instruction_negative_ids is None:
-            raise UserError(
-                f'objective {objective} with mask="identity" needs instruction_negative_ids, '
-                "the hashes of the instructions of instruction_negatives, uint32[b, m, 2]"
-            )
-        shape = (*instruction_negatives.shape[:2], 2)
-        found["instruction_negative_ids"] = (instruction_negative_ids, shape)
-    for name, (array, shape) in found.items():
-        if array.shape != shape or array.dtype != jnp.uint32:
-            raise UserError(f"{name} is {array.dtype}{array.shape}: expected uint32{shape}")
+    valid = rows.valid
+    keep = lambda x: jnp.where(valid.reshape(valid.shape + (1,) * (x.ndim - 1)), x, 0)  # noqa: E731
+    return _embeddings(rows, keep)

@@ -5,7 +5,7 @@ import json
 import re
 from pathlib import Path
 
-from inf_jax.parity import Parity, max_length
+from inf_jax.parity import INSTRUCTED_FILE, Parity, max_length
 from inf_jax.retrieval import METRICS
 from inf_jax.retriever import RetrieverConfig
 from inf_jax.st_files import prompt_of
@@ -48,10 +48,10 @@ def model_card(config: RetrieverConfig, run: RunInfo, parity: Parity) -> str:
     source = run.config.get("data", {}).get("source", "")
     licence, data = _DATA.get(source, ("", f"`{source}`." if source else "Not recorded."))
     sections = [
-        _front_matter(base, licence),
+        _front_matter(config, base, licence),
         _what_it_is(config, run, base),
         _results(run),
-        _usage(config),
+        _usage(config) if config.query_encoder == "joint" else _usage_apart(config),
         _training(run),
         f"## Data\n\n{data}",
         _parity(parity),
@@ -62,21 +62,29 @@ def model_card(config: RetrieverConfig, run: RunInfo, parity: Parity) -> str:
 def _what_it_is(config: RetrieverConfig, run: RunInfo, base: str) -> str:
     vectors = "unit vectors" if config.normalise else "vectors"
     compare = "dot product" if config.normalise else "cosine"
+    how = f"by {config.pooling} pooling"
+    if config.query_encoder == "attention":
+        how = f"passages {how}, queries by attention between instruction and query"
     return f"""# {_title(run)}
 
 An instruction-following retriever: a query comes with an instruction, and the instruction decides
-which passages about the query are right. It embeds texts as {vectors}, by {config.pooling} pooling;
+which passages about the query are right. It embeds texts as {vectors}, {how};
 compare them by {compare}. Trained with inf_jax{f" from {base}" if base else ""} by the method of
 [Towards Better Instruction Following Retrieval Models](https://arxiv.org/abs/2505.21439)."""
 
 
-def _front_matter(base: str, licence: str) -> str:
-    lines = ["library_name: sentence-transformers", "pipeline_tag: sentence-similarity"]
+def _front_matter(config: RetrieverConfig, base: str, licence: str) -> str:
+    # By these the hub offers its own code for the model, which knows no query of two texts.
+    whole = config.query_encoder == "joint"
+    library = "sentence-transformers" if whole else "transformers"
+    task = "sentence-similarity" if whole else "feature-extraction"
+    lines = [f"library_name: {library}", f"pipeline_tag: {task}"]
     if re.fullmatch(r"[\w.-]+/[\w.-]+", base):
         lines.append(f"base_model: {base}")
     if licence:
         lines.append(f"license: {licence}")
-    tags = ("sentence-transformers", "sentence-similarity", "feature-extraction", "retrieval")
+    tags = ["sentence-transformers", "sentence-similarity"] if whole else []
+    tags += ["feature-extraction", "retrieval"]
     lines += ["tags:", *(f"- {tag}" for tag in tags), "- instruction-following", "- inf_jax"]
     return "\n".join(["---", *lines, "---"])
 
@@ -159,7 +167,6 @@ def _usage(config: RetrieverConfig) -> str:
         f"With transformers alone: {config.pooling} pooling of `last_hidden_state`"
         f"{', then unit length' if config.normalise else ''}."
     )
-    bullets = "\n".join(f"- {note}" for note in notes)
     return f"""## Usage
 
 With sentence-transformers (5 or newer):
@@ -175,7 +182,59 @@ passages = passage_model.encode_document([{shown}])
 print(query_model.similarity(queries, passages))
 ```
 
-With inf_jax:
+{_WITH_INF_JAX}
+
+{_bullets(notes)}"""
+
+
+def _usage_apart(config: RetrieverConfig) -> str:
+    text, separate = config.text, config.towers == "separate"
+    passage = text.passage_template[len(_raw_prefix(text.passage_template)) :]
+    shown = "passage" if passage == "{passage}" else f"f{json.dumps(passage)}"
+    notes = [
+        "Query and instruction are encoded apart: with their token states Q and I, a query's "
+        "vector is the mean over the instruction's tokens of softmax(I Qᵀ / √d) Q"
+        f"{', at unit length' if config.normalise else ''}. No standard module of "
+        f"sentence-transformers or transformers does this: take `{INSTRUCTED_FILE}` of this "
+        "directory, which needs PyTorch and transformers. `encode_query` and a pooled query are "
+        "vectors that were never trained.",
+        "An empty instruction is a text like any other, of special tokens alone.",
+        f"A query and its instruction may have {text.max_query_tokens} tokens each, a passage "
+        f"{text.max_passage_tokens}; what is longer loses its end. sentence-transformers cuts "
+        f"passages at {max_length(config, 'passage')}.",
+        "Passages with transformers alone: "
+        f"{config.pooling} pooling of `last_hidden_state`"
+        f"{', then unit length' if config.normalise else ''}.",
+    ]
+    if separate:
+        notes.insert(0, "Queries and passages have an encoder each, `query/` and `passage/`.")
+    return f"""## Usage
+
+Queries with PyTorch, passages with sentence-transformers (5 or newer):
+
+```python
+import sys
+
+from sentence_transformers import SentenceTransformer
+
+sys.path.append("path/to/this/directory")
+from {INSTRUCTED_FILE.removesuffix(".py")} import InstructedEncoder
+
+query, instruction = "Glaucoma", "What are the treatments for it?"
+passage = "Eye drops that lower the pressure in the eye are the first treatment."
+query_model = InstructedEncoder("path/to/this/directory")
+passage_model = SentenceTransformer("path/to/this/directory{"/passage" if separate else ""}")
+queries = query_model.encode([query], [instruction])
+passages = passage_model.encode_document([{shown}])
+print(passage_model.similarity(queries, passages))
+```
+
+{_WITH_INF_JAX}
+
+{_bullets(notes)}"""
+
+
+_WITH_INF_JAX = """With inf_jax:
 
 ```python
 import inf_jax
@@ -184,9 +243,11 @@ model = inf_jax.load("path/to/this/directory")
 queries = model.encode(["Glaucoma"], instruction="What are the treatments for it?")
 passages = model.encode(["Eye drops that lower the pressure are the first treatment."])
 print(queries @ passages.T)
-```
+```"""
 
-{bullets}"""
+
+def _bullets(notes: list[str]) -> str:
+    return "\n".join(f"- {note}" for note in notes)
 
 
 def _raw_prefix(template: str) -> str:

@@ -1,14 +1,15 @@
 """Does an exported directory give the embeddings that were trained? Asked of every loader here.
 
 Each loader opens the directory from its files alone and embeds the same texts; cosine and norm are
-compared with the vectors of the parameters in memory. PyTorch is imported in here only, where it is
-installed.
+compared with the vectors of the parameters in memory. PyTorch is imported in here only (and in the
+file for PyTorch users that some exports hold), where it is installed.
 """
 
 import contextlib
 import dataclasses
 import importlib.metadata
 import importlib.util
+import runpy
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from inf_jax.retriever import Retriever, RetrieverConfig, load
 from inf_jax.st_files import prompt_of
 from inf_jax.text import TextConfig, instructed_query, passage_text
 
+INSTRUCTED_FILE = "instructed_encoder.py"  # in exports with the attention query encoder
 NORM_TOLERANCE = 1e-3  # relative; a cosine alone would not see a missing normalisation
 
 _LONG = "the passage goes on and on, with one more clause about causes, signs and care, "
@@ -49,14 +51,15 @@ PASSAGES = (
 
 
 class Probe(NamedTuple):
-    """A text of one role, rendered, and whether other libraries cut it where we do.
+    """A text of one role, rendered, and the loaders beside our own that embed it as we do.
 
-    A query that is too long loses the end of the query here and the end of the text elsewhere.
+    A query that is too long loses the end of the query here and the end of the text elsewhere. A
+    query whose instruction is encoded apart is embedded by the export's own file alone.
     """
 
     role: str
     text: str
-    anywhere: bool
+    loaders: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,17 +115,18 @@ def check(directory: Path, reference: Retriever, *, min_cosine: float) -> Parity
       UserError: a loader cannot open the directory, or gives another embedding; names loader and
         text.
     """
-    probes = _probes(reference)
+    probes, config = _probes(reference), reference.config
     expected = _ours(reference)
     loaders: dict[str, Callable[[], np.ndarray]] = {"inf_jax": lambda: _ours(load(directory))}
+    where = {"inf_jax": list(range(len(probes)))}
     missing = []
-    has_torch = importlib.util.find_spec("torch") is not None
-    for name, embed in (
-        ("transformers", _transformers),
-        ("sentence-transformers", _sentence_transformers),
-    ):
-        if has_torch and importlib.util.find_spec(name.replace("-", "_")) is not None:
-            loaders[name] = lambda embed=embed: embed(directory, reference.config, probes)
+    for name, embed in _LOADERS.items():
+        where[name] = [n for n, probe in enumerate(probes) if name in probe.loaders]
+        if not where[name]:
+            continue
+        if all(importlib.util.find_spec(module) for module in ("torch", _module(name))):
+            mine = [probes[n] for n in where[name]]
+            loaders[name] = lambda embed=embed, mine=mine: embed(directory, config, mine)
         else:
             missing.append(name)
     found = {}
@@ -135,10 +139,10 @@ def check(directory: Path, reference: Retriever, *, min_cosine: float) -> Parity
                 f"export refused: {name} cannot use it: {type(error).__name__}: "
                 f"{textwrap.shorten(str(error), 300)}"
             ) from error
-        where = [n for n, probe in enumerate(probes) if name == "inf_jax" or probe.anywhere]
-        cosine = _compare(name, expected[where], vectors, [probes[n] for n in where], min_cosine)
-        version = importlib.metadata.version(name) if name != "inf_jax" else _own_version()
-        found[name] = {"version": version, "texts": len(where), "min_cosine": cosine}
+        mine = where[name]
+        cosine = _compare(name, expected[mine], vectors, [probes[n] for n in mine], min_cosine)
+        version = importlib.metadata.version(_module(name)) if name != "inf_jax" else _own_version()
+        found[name] = {"version": version, "texts": len(mine), "min_cosine": cosine}
     return Parity(found, tuple(missing), min_cosine)
 
 
@@ -189,13 +193,16 @@ def _probes(reference: Retriever) -> list[Probe]:
         "passage": [passage_text(p, text.passage_template) for p in PASSAGES],
     }
     limits = {"query": text.max_query_tokens, "passage": text.max_passage_tokens}
+
+    def loaders(role: str, ids: np.ndarray) -> tuple[str, ...]:
+        if role == "query" and config.query_encoder == "attention":
+            return (INSTRUCTED_FILE,)
+        cut_alike = role == "passage" and limits[role] == max_length(config, role)
+        alike = len(ids) <= limits[role] or cut_alike
+        return ("transformers", "sentence-transformers") if alike else ()
+
     return [
-        Probe(
-            role,
-            probe,
-            len(ids) <= limits[role]
-            or (role == "passage" and limits[role] == max_length(config, role)),
-        )
+        Probe(role, probe, loaders(role, ids))
         for role in ("query", "passage")
         for probe, ids in zip(rendered[role], tokens[role], strict=True)
     ]
@@ -204,16 +211,10 @@ def _probes(reference: Retriever) -> list[Probe]:
 def _by_role(
     directory: Path, config: RetrieverConfig, probes: list[Probe]
 ) -> list[tuple[str, Path, list[str]]]:
-    """(role, directory of its tower, texts that any library cuts alike)."""
+    """(role, directory of its tower, its texts), of the roles that have some."""
     folders = config.folders(directory)
-    return [
-        (
-            role,
-            folders.get(role, directory),
-            [p.text for p in probes if p.role == role and p.anywhere],
-        )
-        for role in ("query", "passage")
-    ]
+    texts = {role: [p.text for p in probes if p.role == role] for role in ("query", "passage")}
+    return [(role, folders.get(role, directory), found) for role, found in texts.items() if found]
 
 
 def _transformers(directory: Path, config: RetrieverConfig, probes: list[Probe]) -> np.ndarray:
@@ -267,6 +268,24 @@ def _sentence_transformers(
                 found |= dict(zip(part, embedded, strict=True))
         vectors += [found[text] for text in texts]
     return np.stack(vectors)
+
+
+def _instructed(directory: Path, config: RetrieverConfig, probes: list[Probe]) -> np.ndarray:
+    """QUERIES by the file that the export holds for it."""
+    encoder = runpy.run_path(str(directory / INSTRUCTED_FILE))["InstructedEncoder"](directory)
+    return encoder.encode(*zip(*QUERIES, strict=True))
+
+
+_LOADERS = {
+    "transformers": _transformers,
+    "sentence-transformers": _sentence_transformers,
+    INSTRUCTED_FILE: _instructed,
+}
+
+
+def _module(loader: str) -> str:
+    """The package that a loader needs beside PyTorch."""
+    return "transformers" if loader == INSTRUCTED_FILE else loader.replace("-", "_")
 
 
 @contextlib.contextmanager

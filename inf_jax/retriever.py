@@ -23,7 +23,8 @@ from inf_jax.step import tower
 from inf_jax.text import TextConfig, TextTokenizer, load_tokenizer
 
 SETTINGS_FILE = "inf_jax.json"
-FORMAT = 1  # of SETTINGS_FILE
+FORMAT = 2  # of SETTINGS_FILE; 1 knew no query_encoder
+QUERY_ENCODERS = ("joint", "attention")
 CHUNK_TOKENS = 8192  # token slots of a device's chunk at the most
 
 
@@ -40,12 +41,16 @@ class RetrieverConfig:
       pooling: mean, cls or last.
       normalise: unit-length vectors.
       text: templates and limits.
+      query_encoder: "joint", query and instruction are one text; or "attention", they are encoded
+        apart (`models.instruct`), each up to `max_query_tokens`, and `pooling` is for passages.
+        An empty instruction, or query, is then a text of special tokens alone.
     """
 
     towers: str = "shared"
     pooling: str = "mean"
     normalise: bool = True
     text: TextConfig = dataclasses.field(default_factory=TextConfig)
+    query_encoder: str = "joint"
 
     def folders(self, directory: Path) -> dict[str, Path]:
         """The model directory of each tower, keyed like the parameters."""
@@ -91,7 +96,7 @@ class Retriever:
             dtype=dtype,
             scan_layers=jax.default_backend() != "cpu",  # unrolled is faster there
         )
-        self._encode = _encoder(shape, options).encode
+        self._encoder = _encoder(shape, options)
         self._mesh = make_mesh(devices=jax.local_devices())
         self._params = jax.device_put(params, replicated(self._mesh))
 
@@ -126,6 +131,8 @@ class Retriever:
     ) -> np.ndarray:
         """Instructed queries; a long one loses the end of its query and keeps the instruction.
 
+        With the attention query encoder, query and instruction have the limit each.
+
         Returns:
           float32[n, e], or float32[e] for a single query.
         Raises:
@@ -141,8 +148,12 @@ class Retriever:
                 f"{len(texts)} queries but {len(each)} instructions: give one each, or a single "
                 "string for all"
             )
-        tokens = self.tokenizer.queries(list(zip(texts, each, strict=True)), self.config.text)
-        vectors = self._embed("query", tokens, self.config.text.max_query_tokens, progress)
+        pairs, text = list(zip(texts, each, strict=True)), self.config.text
+        if self.config.query_encoder == "attention":
+            firsts, tokens = self.tokenizer.apart(pairs, text)
+        else:
+            firsts, tokens = None, self.tokenizer.queries(pairs, text)
+        vectors = self._embed("query", tokens, text.max_query_tokens, progress, firsts)
         return vectors[0] if isinstance(queries, str) else vectors
 
     def encode_passages(
@@ -159,18 +170,32 @@ class Retriever:
         vectors = self._embed("passage", tokens, self.config.text.max_passage_tokens, progress)
         return vectors[0] if isinstance(passages, str) else vectors
 
-    def _embed(self, role: str, tokens: list[np.ndarray], limit: int, progress: bool) -> np.ndarray:
+    def _embed(
+        self,
+        role: str,
+        tokens: list[np.ndarray],
+        limit: int,
+        progress: bool,
+        instructions: list[np.ndarray] | None = None,
+    ) -> np.ndarray:
         # Grids in powers of two: few compilations, and one short query does not pay for a big one.
         lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
-        row_tokens = min(limit, _power_of_two(max(32, lengths.max(initial=1))))
+        longest, per_row = lengths.max(initial=1), 16
+        if instructions is not None:
+            firsts = np.fromiter(map(len, instructions), np.int64, len(tokens))
+            longest = max(longest, firsts.max(initial=1))
+            lengths, per_row = lengths + firsts, 8
+        row_tokens = min(limit, _power_of_two(max(32, longest)))
+        row_tokens *= 1 if instructions is None else 2  # a row holds both texts of a pair
         rows = max(1, CHUNK_TOKENS // row_tokens)
         if lengths.sum() < rows * row_tokens * self._mesh.size:
-            needed = rows_needed(lengths, row_tokens, 16)
+            needed = rows_needed(lengths, row_tokens, per_row)
             rows = min(rows, _power_of_two(-(-needed // self._mesh.size)))
         return encode_texts(
-            self._encode,
+            self._encoder.encode if instructions is None else self._encoder.encode_queries,
             tower(self._params, role),
             tokens,
+            instructions,
             row_tokens=row_tokens,
             rows=rows,
             texts_per_row=16,
@@ -213,19 +238,22 @@ def read_settings(directory: Path) -> RetrieverConfig:
     """The RetrieverConfig of `<directory>/inf_jax.json`; UserError where it is not one of ours."""
     path = directory / SETTINGS_FILE
     fields = st_files.read_json(path)
-    if fields.get("format") != FORMAT:
+    if fields.get("format") not in (1, FORMAT):
         raise UserError(
-            f"{path}: format {fields.get('format')!r}, this version reads {FORMAT}: "
+            f"{path}: format {fields.get('format')!r}, this version reads 1 and {FORMAT}: "
             "export again, or take the inf_jax version that wrote it"
         )
     try:
         towers, pooling, normalise = (fields[k] for k in ("towers", "pooling", "normalise"))
+        query_encoder = "joint" if fields["format"] == 1 else fields["query_encoder"]
         text = TextConfig(**fields["text"])
     except (KeyError, TypeError, UserError) as error:
         raise UserError(f"{path}: {error}") from error
     if towers not in ("shared", "separate") or pooling not in POOLINGS:
         raise UserError(f"{path}: towers={towers!r} or pooling={pooling!r} is not known here")
-    return RetrieverConfig(towers, pooling, bool(normalise), text)
+    if query_encoder not in QUERY_ENCODERS:
+        raise UserError(f"{path}: query_encoder={query_encoder!r} is not one of {QUERY_ENCODERS}")
+    return RetrieverConfig(towers, pooling, bool(normalise), text, query_encoder)
 
 
 def _foreign_config(directory: Path) -> tuple[RetrieverConfig, Path]:

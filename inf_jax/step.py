@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from inf_jax.blocks import TextIds
 from inf_jax.losses import contrastive_loss
-from inf_jax.objective import Objective, TextIds
+from inf_jax.objective import Objective
 from inf_jax.optim import nonfinite_counts
 from inf_jax.packing import Packed
 

@@ -127,9 +127,31 @@ class TextTokenizer:
         """
         limit = config.max_passage_tokens
         self._check_limit("passage", config.passage_template, limit)
-        encodings = self._backend.encode_batch_fast(
-            [passage_text(p, config.passage_template) for p in passages]
-        )
+        return self._cut([passage_text(p, config.passage_template) for p in passages], limit)
+
+    def apart(
+        self, queries: Sequence[tuple[str, str]], config: TextConfig
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Token ids of (query, instruction) pairs, each text by itself, for query_encoder
+        "attention".
+
+        They are those of the bare texts with special tokens: no words of the template. Each text
+        over `max_query_tokens` loses its end. An empty text is its special tokens alone.
+
+        Returns:
+          (instructions, queries), int32[tokens] each, one array a pair, each at most
+          `max_query_tokens` long.
+        Raises:
+          UserError: the limit is too small for the special tokens.
+        """
+        self._check_limit("query", "{query}{instruction}", config.max_query_tokens)
+        texts = [i for _, i in queries] + [q for q, _ in queries]
+        ids = self._cut(texts, config.max_query_tokens)
+        return ids[: len(queries)], ids[len(queries) :]
+
+    def _cut(self, texts: Sequence[str], limit: int) -> list[np.ndarray]:
+        """Token ids; a text over the limit loses its end, and keeps the special tokens there."""
+        encodings = self._backend.encode_batch_fast(texts)
         ids = _ids(encodings)
         for n, row in enumerate(ids):
             if len(row) > limit:

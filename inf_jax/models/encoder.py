@@ -1,11 +1,13 @@
 """The text encoder as pure functions: parameters are a plain dict of arrays, nnx stays in here.
 
-`make_encoder(config)` gives `init(key) -> params` and `encode(params, packed) -> vectors`;
-everything outside this package works on these two.
+`make_encoder(config)` gives `init(key) -> params`, `encode(params, packed) -> vectors` and, for
+queries whose instruction is encoded apart, `encode_instructed`; everything outside this package
+works on these.
 """
 
 import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from jaxtyping import Array, Float
 from inf_jax.models.bert import BertEncoder
 from inf_jax.models.config import EncoderConfig
 from inf_jax.models.dropout import dropout_key
+from inf_jax.models.instruct import attend, attend_all, text_states
 from inf_jax.models.pooling import normalise, pool
 from inf_jax.packing import Packed
 
@@ -40,6 +43,21 @@ class EncoderOptions:
     remat: str = "none"
 
 
+class Instructed(NamedTuple):
+    """Vectors of chunks whose instructions and queries were encoded apart, float32.
+
+    Attributes:
+      queries: [c, n, e], query a under its own instruction.
+      negatives: [c, n, n, e]; [c, a, b] is query a under instruction b, so the diagonal is
+        `queries`. None where they were not asked for.
+      passages: [c, n, e]; None where the grid holds none.
+    """
+
+    queries: Float[Array, "c n e"]
+    negatives: Float[Array, "c n n e"] | None
+    passages: Float[Array, "c n e"] | None
+
+
 @dataclasses.dataclass(frozen=True)
 class Encoder:
     """Pure functions of one encoder; `params` is a nested dict of float32 arrays.
@@ -49,6 +67,14 @@ class Encoder:
       hidden: (params, tokens, segments, positions, **options of BertEncoder) -> token states.
       encode: (params, packed, key=None) -> Float[c, k, e], one float32 vector a text; a key turns
         dropout on.
+      encode_instructed: (params, packed, key=None, *, max_tokens, all_pairs=True, passages=True) ->
+        Instructed, by `models.instruct`, in one pass. A chunk's k = 3n texts are n instructions,
+        their n queries and their n passages (shared towers), or, with passages=False, k = 2n
+        without the passages (the query tower of separate ones; `encode` is for the other tower).
+        No instruction or query is longer than `max_tokens`. all_pairs=False computes no
+        `negatives`.
+      encode_queries: (params, packed) -> Float[c, n, e], the `queries` of a grid of k = 2n texts
+        of at most half a row each, as `encode.encode_texts` makes it.
     """
 
     config: EncoderConfig
@@ -56,6 +82,8 @@ class Encoder:
     init: Callable[[jax.Array], dict]
     hidden: Callable[..., Array]
     encode: Callable[..., Float[Array, "c k e"]]
+    encode_instructed: Callable[..., Instructed]
+    encode_queries: Callable[[dict, Packed], Float[Array, "c n e"]]
 
 
 def make_encoder(config: EncoderConfig, options: EncoderOptions = EncoderOptions()) -> Encoder:
@@ -74,11 +102,10 @@ def make_encoder(config: EncoderConfig, options: EncoderOptions = EncoderOptions
         nnx.replace_by_pure_dict(state, params)
         return nnx.merge(graphdef, state)(*rows, **how)
 
-    def encode(params: dict, packed: Packed, key: jax.Array | None = None) -> Array:
+    def token_states(params: dict, packed: Packed, key: jax.Array | None) -> Array:
         c, r, t = packed.tokens.shape
-        s = packed.text_ids.shape[-1]
         rows = [x.reshape(c * r, t) for x in (packed.tokens, packed.segments, packed.positions)]
-        text_ids = packed.text_ids.reshape(c * r, s)
+        text_ids = packed.text_ids.reshape(c * r, -1)
         with jax.named_scope("encoder"):
             states = hidden(
                 params,
@@ -88,10 +115,67 @@ def make_encoder(config: EncoderConfig, options: EncoderOptions = EncoderOptions
                 scan_layers=options.scan_layers,
                 remat=options.remat,
             )
-        with jax.named_scope("pooling"):
-            vectors = pool(states, rows[1], rows[2], texts_per_row=s, pooling=options.pooling)
-            vectors = vectors.reshape(c, r * s, vectors.shape[-1])
-            vectors = jnp.take_along_axis(vectors, packed.slots[:, :, None], axis=1)
-            return normalise(vectors) if options.normalise else vectors
+        return states.reshape(c, r, t, -1)
 
-    return Encoder(config=config, options=options, init=init, hidden=hidden, encode=encode)
+    def finish(vectors: Array) -> Array:
+        return normalise(vectors) if options.normalise else vectors
+
+    def pooled(states: Array, packed: Packed) -> Array:
+        c, r, _, d = states.shape
+        s = packed.text_ids.shape[-1]
+        rows = [x.reshape(c * r, *x.shape[2:]) for x in (states, packed.segments, packed.positions)]
+        with jax.named_scope("pooling"):
+            vectors = pool(*rows, texts_per_row=s, pooling=options.pooling)
+            vectors = vectors.reshape(c, r * s, d)
+            return finish(jnp.take_along_axis(vectors, packed.slots[:, :, None], axis=1))
+
+    def encode(params: dict, packed: Packed, key: jax.Array | None = None) -> Array:
+        return pooled(token_states(params, packed, key), packed)
+
+    def encode_instructed(
+        params: dict,
+        packed: Packed,
+        key: jax.Array | None = None,
+        *,
+        max_tokens: int,
+        all_pairs: bool = True,
+        passages: bool = True,
+    ) -> Instructed:
+        states = token_states(params, packed, key)
+        k, s = packed.slots.shape[1], packed.text_ids.shape[-1]
+        n, rest = divmod(k, 3 if passages else 2)
+        if rest:
+            raise ValueError(f"{k} texts a chunk are not n each of {3 if passages else 2} kinds")
+
+        def instructed(states: Array, segments: Array, slots: Array) -> tuple:
+            sizes = {"texts_per_row": s, "max_tokens": max_tokens}
+            instructions, instruction_mask = text_states(states, segments, slots[:n], **sizes)
+            queries, query_mask = text_states(states, segments, slots[n : 2 * n], **sizes)
+            texts = instructions, queries, instruction_mask, query_mask
+            if not all_pairs:
+                return finish(jax.vmap(attend)(*texts)), None
+            pairs = attend_all(*texts, normalise=options.normalise)
+            return jnp.diagonal(pairs).T, pairs
+
+        with jax.named_scope("instructed"):
+            queries, negatives = jax.vmap(instructed)(states, packed.segments, packed.slots)
+        if not passages:
+            return Instructed(queries, negatives, None)
+        last = packed._replace(slots=packed.slots[:, 2 * n :])
+        return Instructed(queries, negatives, pooled(states, last))
+
+    def encode_queries(params: dict, packed: Packed) -> Array:
+        half = packed.tokens.shape[-1] // 2
+        return encode_instructed(
+            params, packed, max_tokens=half, all_pairs=False, passages=False
+        ).queries
+
+    return Encoder(
+        config=config,
+        options=options,
+        init=init,
+        hidden=hidden,
+        encode=encode,
+        encode_instructed=encode_instructed,
+        encode_queries=encode_queries,
+    )

@@ -103,3 +103,33 @@ def test_progress_bar_counts_texts(encoder, tree, texts, capsys):
     assert "passages" in shown and "7/7" in shown
     encode_texts(encoder.encode, tree, texts[:7], row_tokens=TOKENS, rows=3)
     assert capsys.readouterr().err == ""
+
+
+def test_pairs_are_those_of_each_pair_by_itself(encoder, tree, texts):
+    """Instructions beside the texts: order, other pairs and the grid change nothing."""
+    short = [text for text in texts if len(text) <= TOKENS // 2]
+    pairs = [(short[n], short[-1 - n]) for n in range(60)]
+    instructions, queries = zip(*pairs, strict=True)
+    apart = encoder.encode_queries
+    found = encode_texts(apart, tree, queries, instructions, row_tokens=TOKENS, rows=3)
+    assert found.shape == (60, 32) and found.dtype == np.float32
+    grid = {"rows": 2, "row_tokens": TOKENS, "texts_per_row": 1}
+    alone = [pack_chunk(pair, np.zeros(2, np.uint32), **grid) for pair in pairs]
+    expected = jax.jit(apart)(tree, stack_chunks(alone))[:, 0]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert np.ptp(found, axis=0).min() > 0.01
+    mesh = make_mesh(devices=jax.devices()[:3])
+    some = {"row_tokens": 48, "rows": 5, "texts_per_row": 6, "mesh": mesh}
+    part = encode_texts(apart, tree, queries[:0:-1], instructions[:0:-1], **some)
+    np.testing.assert_allclose(part, expected[:0:-1], atol=1e-6)
+    assert encode_texts(apart, tree, [], [], row_tokens=TOKENS, rows=3).shape == (0, 32)
+
+
+@pytest.mark.parametrize("length", [TOKENS // 2 + 1, 0])
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_pair_that_no_row_holds(encoder, tree, length, which):
+    good, bad = (np.ones(n, np.int32) for n in (3, length))
+    pairs = [[good, good], [good, good]]
+    pairs[which][1] = bad
+    with pytest.raises(UserError, match=f"text 1 has {length} tokens, a row holds 1 to 16"):
+        encode_texts(encoder.encode_queries, tree, *pairs, row_tokens=TOKENS, rows=3)

@@ -14,9 +14,10 @@ from inf_jax.config import ReadLog
 from inf_jax.encode import encode_texts
 from inf_jax.errors import UserError
 from inf_jax.evaluate import main
+from inf_jax.packing import pack_chunk, stack_chunks
 from inf_jax.retrieval import METRICS, evaluate, task_from_examples
 from inf_jax.run import dataset_dir, load_model, text_config
-from inf_jax.step import TrainState, tower
+from inf_jax.step import TrainState, init_params, tower
 from inf_jax.tokenise import read_examples
 
 
@@ -48,8 +49,25 @@ def figures(config, params):
             encode, tower(params, role), texts, row_tokens=32, rows=8, texts_per_row=1
         )
 
+    def embed_queries(queries):
+        if config.model.query_encoder == "joint":
+            return embed("query", model.tokenizer.queries(queries, text))
+        ids = model.tokenizer.apart(queries, text)
+        grid = {"rows": 2, "row_tokens": 16, "texts_per_row": 1}
+        packed = [
+            pack_chunk(pair, np.zeros(2, np.uint32), **grid) for pair in zip(*ids, strict=True)
+        ]
+        found = model.encoder.encode_instructed(
+            tower(params, "query"),
+            stack_chunks(packed),
+            max_tokens=16,
+            all_pairs=False,
+            passages=False,
+        )
+        return np.asarray(found.queries[:, 0])
+
     return evaluate(
-        lambda queries: embed("query", model.tokenizer.queries(queries, text)),
+        embed_queries,
         lambda passages: embed("passage", model.tokenizer.passages(passages, text)),
         task_from_examples(read_examples(dataset_dir(config), config.eval.split)),
         top_k=1000,
@@ -94,6 +112,20 @@ def test_separate_towers(tiny_config):
     swapped = {"query": params["passage"], "passage": params["query"]}
     assert found["trained"] == pytest.approx(figures(tiny_config, params))
     assert found["trained"] != pytest.approx(figures(tiny_config, swapped))
+
+
+@pytest.mark.parametrize("towers", ["shared", "separate"])
+def test_attention_query_encoder(tiny_config, towers):
+    weights = load_model(ReadLog(tiny_config)).load().params
+    params = init_params(changed(weights, 0), towers)
+    save(tiny_config, params, 1)
+    tiny_config.model.towers = towers
+    joint = figures(tiny_config, params)
+    tiny_config.model.query_encoder = "attention"
+    main(tiny_config)
+    found = json.loads(Path(tiny_config.out_dir, "eval.json").read_text())
+    assert found["trained"] == pytest.approx(figures(tiny_config, params))
+    assert found["trained"] != pytest.approx(joint)
 
 
 def test_dataset_is_named(tiny_config, tiny_dataset_dir):

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import re
+import runpy
 import sys
 from pathlib import Path
 
@@ -38,6 +39,12 @@ CONFIGS = {
         "separate", "last", True, dataclasses.replace(TEXT, max_query_tokens=24)
     ),
     "shared-mean-unnormalised": RetrieverConfig("shared", "mean", False, TEXT),
+}
+APART = {
+    "attention-shared-e5": RetrieverConfig("shared", "mean", True, E5, "attention"),
+    "attention-separate-unnormalised": RetrieverConfig(
+        "separate", "cls", False, dataclasses.replace(TEXT, max_query_tokens=24), "attention"
+    ),
 }
 QUERIES = [("amber", "Tell where it grows."), ("cedar", "")]
 PASSAGES = ["cedar grows on wet hills", "frost and beetles kill young birch " * 12]
@@ -81,7 +88,8 @@ def exports(tiny_model_dir, tmp_path_factory):
     def get(name: str):
         if name not in made:
             out_dir = tmp_path_factory.mktemp("exports") / name
-            made[name] = out_dir, export_tiny(tiny_model_dir, out_dir, CONFIGS[name])
+            config = (CONFIGS | APART)[name]
+            made[name] = out_dir, export_tiny(tiny_model_dir, out_dir, config)
         return made[name]
 
     return get
@@ -112,12 +120,53 @@ def test_sentence_transformers_embeds_alike(exports, name):
     assert np.abs(expected[1][0] - expected[1][1]).max() > 1e-3
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_the_model_cards_examples_run(exports, name, capsys):
+@pytest.mark.parametrize("name", APART)
+def test_queries_encoded_apart_are_embedded_alike(exports, name):
+    """By the file in the export; passages by sentence-transformers as ever."""
+    st = pytest.importorskip("sentence_transformers")
+    directory, report = exports(name)
+    assert report.verified and report.min_cosine >= 0.9999
+    assert {name: found["texts"] for name, found in report.loaders.items()} == {
+        "inf_jax": 18,
+        "transformers": 10,
+        "sentence-transformers": 10,
+        "instructed_encoder.py": 8,
+    }
+    model, config = inf_jax.load(directory), APART[name]
+    assert model.config == config
+    encoder = runpy.run_path(directory / "instructed_encoder.py")["InstructedEncoder"](directory)
+    queries, instructions = zip(*QUERIES, ("iris " * 40, "Tell cooks. " * 20), strict=True)
+    found = encoder.encode(queries, instructions, batch_size=2)
+    assert found.dtype == np.float32 and found.shape == (3, 32)
+    expected = model.encode_queries(queries, instructions)
+    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-5)
+    assert encoder.encode([], []).shape == (0, 32)
+    with pytest.raises(ValueError, match="1 queries but 2 instructions"):
+        encoder.encode(["amber"], ["a", "b"])
+    separate = config.towers == "separate"
+    passages = st.SentenceTransformer(
+        str(directory / "passage" if separate else directory), device="cpu"
+    ).encode_document(PASSAGES)
+    np.testing.assert_allclose(passages, model.encode(PASSAGES), atol=1e-5, rtol=1e-5)
+    # nothing that says how to pool a query
+    assert not (directory / "query" / "modules.json").exists()
+    assert "query: " not in (directory / "README.md").read_text()
+    if not separate:
+        fields = json.loads((directory / "config_sentence_transformers.json").read_text())
+        assert fields["prompts"] == {"query": "", "document": "passage: "}
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, *APART])
+def test_the_model_cards_examples_run(exports, name, capsys, monkeypatch):
     pytest.importorskip("sentence_transformers")
     directory, _ = exports(name)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.delitem(sys.modules, "instructed_encoder", raising=False)
     card = ModelCard.load(directory / "README.md")
-    assert card.data.library_name == "sentence-transformers"
+    assert card.data.library_name == (
+        "sentence-transformers" if name in CONFIGS else "transformers"
+    )
     blocks = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
     assert len(blocks) == 2
     for block in blocks:
@@ -227,6 +276,27 @@ def test_a_wrong_export_is_refused_and_the_old_one_stays(
     assert bytes_of(tmp_path) == {"out/inf_jax.json": b"the older export"}
 
 
+def test_a_wrong_instructed_encoder_is_refused(tiny_model_dir, tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    copy = export.shutil.copyfile
+
+    def sabotaged(source, target):
+        copy(source, target)
+        target.write_text(target.read_text().replace(" * instruction_mask[:, :, None]", ""))
+
+    monkeypatch.setattr(export.shutil, "copyfile", sabotaged)
+    expected = r"refused: instructed_encoder\.py gives another embedding of the query .*cosine"
+    with pytest.raises(UserError, match=expected):
+        export_tiny(tiny_model_dir, tmp_path / "out", APART["attention-shared-e5"])
+    assert not os.listdir(tmp_path)
+
+
+def test_without_torch_the_instructed_encoder_is_not_verified(tiny_model_dir, tmp_path, no_torch):
+    report = export_tiny(tiny_model_dir, tmp_path / "out", APART["attention-shared-e5"])
+    assert list(report.loaders) == ["inf_jax"]
+    assert report.not_verified[-1] == "instructed_encoder.py"
+
+
 def test_least_cosine_of_the_config_is_held(tiny_model_dir, tmp_path):
     with pytest.raises(UserError, match=r"export\.min_cosine=1.5: must be in \(0, 1\]"):
         export_tiny(tiny_model_dir, tmp_path / "out", min_cosine=1.5)
@@ -300,6 +370,27 @@ def test_main_refuses_flags_of_another_model(trained, no_torch):
     config.model.pooling = "cls"
     with pytest.raises(UserError, match=r"model\.pooling was 'mean' in training and is 'cls' now"):
         export.main(config)
+
+
+def test_main_exports_the_query_encoder_of_the_run(trained, no_torch):
+    config, _ = trained
+    config.model.query_encoder = "attention"
+    with pytest.raises(
+        UserError, match=r"query_encoder was 'joint' in training and is 'attention'"
+    ):
+        export.main(config)
+    # a run from before there was the key is one of joint queries
+    saved = config.to_dict()
+    del saved["model"]["query_encoder"]
+    Path(config.out_dir, "config.json").write_text(json.dumps(saved))
+    with pytest.raises(
+        UserError, match=r"query_encoder was 'joint' in training and is 'attention'"
+    ):
+        export.main(config)
+    Path(config.out_dir, "config.json").write_text(json.dumps(config.to_dict()))
+    export.main(config)
+    found = inf_jax.load(Path(config.out_dir) / "export")
+    assert found.config.query_encoder == "attention"
 
 
 def test_main_without_checkpoint_names_the_training_command(tiny_config):

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from inf_jax.blocks import BLOCKS, TextIds, split_hashes
 from inf_jax.errors import UserError
 from inf_jax.losses import contrastive_loss
-from inf_jax.objective import BLOCKS, TextIds, split_hashes
 
 ALL = "P,I,IQ,QQ,PP"
 UNI, MULTI = f"uni({ALL})", f"multi({ALL})"
@@ -92,9 +92,8 @@ def oracle(names, arrays, *, objective, scale, mask):
             return math.log(1 + sum(math.exp(scale * (s - positive)) for s in scores))
 
         for t, scores in kept.items():
-            stats[t].append(
-                (nll(scores), len(scores), len(found[t]), all(positive > s for s in scores))
-            )
+            above = sum(s > positive for s in scores)
+            stats[t].append((nll(scores), len(scores), len(found[t]), above == 0, above))
         union = [s for scores in kept.values() for s in scores]
         losses.append((nll(union), positive, max(union, default=None)))
     mean = lambda x: float(np.mean(x)) if len(x) else 0.0  # noqa: E731
@@ -108,6 +107,7 @@ def oracle(names, arrays, *, objective, scale, mask):
         metrics[f"negatives/{t}"] = mean([x[1] for x in values])
         metrics[f"masked/{t}"] = (total - kept) / total if total else 0.0
         metrics[f"accuracy/{t}"] = mean([x[3] for x in values])
+        metrics[f"false_negatives/{t}"] = mean([x[4] for x in values])
     single = [metrics[f"loss/{t}"] for t in stats]
     metrics["loss"] = mean([x[0] for x in losses]) if kind == "uni" else sum(single)
     return metrics

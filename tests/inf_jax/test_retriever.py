@@ -74,6 +74,41 @@ def test_vectors_are_those_of_the_encoder_on_each_text_alone(tiny_model_dir, con
         np.testing.assert_allclose(found[role], expected, atol=2e-6)
 
 
+@pytest.mark.parametrize("towers", ["shared", "separate"])
+def test_attention_encodes_query_and_instruction_apart(tiny_model_dir, towers):
+    config = RetrieverConfig(towers, "cls", False, TEXT, "attention")
+    retriever, params = make(tiny_model_dir, config)
+    instructions = ["Tell it.", "", "What harms it? " * 20, "Tell where it grows."]
+    queries = [*QUERIES, ""]
+    found = retriever.encode(queries, instruction=instructions)
+    ids = retriever.tokenizer.apart(list(zip(queries, instructions, strict=True)), TEXT)
+    encoder = make_encoder(read_config(tiny_model_dir), EncoderOptions(normalise=False))
+    tree = params["shared" if towers == "shared" else "query"]
+    grid = {"rows": 2, "row_tokens": 32, "texts_per_row": 1}
+    alone = [pack_chunk(pair, np.zeros(2, np.uint32), **grid) for pair in zip(*ids, strict=True)]
+    expected = encoder.encode_instructed(
+        tree, stack_chunks(alone), max_tokens=32, all_pairs=False, passages=False
+    ).queries[:, 0]
+    assert found.shape == (4, 32) and found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=2e-6, rtol=1e-5)
+    for n in range(4):  # a short one by itself has a grid of its own
+        one = retriever.encode(queries[n], instruction=instructions[n])
+        np.testing.assert_allclose(one, found[n], atol=2e-6, rtol=1e-5)
+    # passages are pooled, as ever
+    joint, _ = make(tiny_model_dir, RetrieverConfig(towers, "cls", False, TEXT))
+    np.testing.assert_array_equal(retriever.encode(PASSAGES), joint.encode(PASSAGES))
+    assert np.abs(joint.encode(queries, instruction=instructions) - found).max(1).min() > 1e-2
+    assert retriever.encode([], instruction="Tell it.").shape == (0, 32)
+
+
+def test_many_pairs(tiny_model_dir):
+    retriever, _ = make(tiny_model_dir, RetrieverConfig(text=TEXT, query_encoder="attention"))
+    few = retriever.encode_queries(QUERIES, ["Tell it.", "", "Tell cooks."])
+    many = 20 + len(jax.devices()) * CHUNK_TOKENS // 40  # 3 pairs have some 50 tokens
+    found = retriever.encode_queries(QUERIES * many, ["Tell it.", "", "Tell cooks."] * many)
+    np.testing.assert_allclose(found, np.tile(few, (many, 1)), atol=1e-6)
+
+
 def test_encode_is_queries_with_an_instruction_and_passages_without(retriever):
     passages = retriever.encode(PASSAGES)
     np.testing.assert_array_equal(passages, retriever.encode_passages(PASSAGES))
@@ -185,9 +220,18 @@ def test_what_is_not_covered_is_refused(tiny_model_dir, tmp_path, file, value, m
     "text, message",
     [
         ("{", "not JSON"),
-        ('{"format": 2}', "format 2, this version reads 1"),
+        ('{"format": 3}', "format 3, this version reads 1 and 2"),
         ('{"format": 1, "towers": "shared"}', "pooling"),
         ('{"format": 1, "towers": "two", "pooling": "cls", "normalise": true, "text": {}}', "two"),
+        (
+            '{"format": 2, "towers": "shared", "pooling": "cls", "normalise": true, "text": {}}',
+            "query_encoder",
+        ),
+        (
+            '{"format": 2, "towers": "shared", "pooling": "cls", "normalise": true, "text": {},'
+            ' "query_encoder": "both"}',
+            "query_encoder='both' is not one of",
+        ),
         (
             '{"format": 1, "towers": "shared", "pooling": "cls", "normalise": true,'
             ' "text": {"query_template": "{query}"}}',

@@ -10,13 +10,14 @@ import optax
 import pytest
 
 from inf_jax import packing
+from inf_jax.blocks import TextIds
 from inf_jax.errors import UserError
 from inf_jax.loader import to_mesh
 from inf_jax.mesh import make_mesh, state_shardings
 from inf_jax.models import hf
 from inf_jax.models.config import read_config
 from inf_jax.models.encoder import make_encoder
-from inf_jax.objective import TextIds, parse_objective
+from inf_jax.objective import parse_objective
 from inf_jax.optim import decay_mask, make_optimizer, make_schedule
 from inf_jax.step import Batch, TrainState, encode_pairs, init_params, make_train_step
 

@@ -208,6 +208,21 @@ def test_a_batch_mixes_short_and_long(ours):
     assert ours.queries([], config(20)) == ours.passages([], config(20)) == []
 
 
+def test_query_and_instruction_apart(ours, hf):
+    """The bare texts, each cut at the limit; nothing of the template."""
+    pairs = [("risk", "Explain it."), ("", "risk " * 90), ("risk " * 90, ""), ("a", " \n")]
+    limits = config(20, query_template="Instruct: {instruction} Query: {query}")
+    instructions, queries = ours.apart(pairs, limits)
+    for found, texts in ((queries, [q for q, _ in pairs]), (instructions, [i for _, i in pairs])):
+        assert [x.tolist() for x in found] == [
+            hf(text, truncation=True, max_length=20)["input_ids"] for text in texts
+        ]
+        assert all(x.dtype == np.int32 for x in found)
+    assert ours.apart([], limits) == ([], [])
+    with pytest.raises(UserError, match="max_query_tokens=1 is too small"):
+        ours.apart(pairs, config(1))
+
+
 def test_passage_template_is_kept(ours, hf):
     text = "risk " * 100
     (ids,) = ours.passages([text], config(30, passage_template="passage: {passage}"))
