@@ -145,6 +145,8 @@ def _check_params(checkpoint: epath.Path, abstract_params: dict) -> None:
     found = shapes(handler.metadata(checkpoint / "state").tree["params"])
     handler.close()
     expected = shapes(abstract_params)
+    if "loss" not in abstract_params:  # a learned scale is no part of the model
+        found = {name: shape for name, shape in found.items() if not name.startswith("loss/")}
     differ = [
         f"{name} {found.get(name, 'absent')}, the model has {expected.get(name, 'none')}"
         for name in sorted(found.keys() | expected.keys())

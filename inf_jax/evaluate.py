@@ -35,6 +35,7 @@ def main(resolved: ConfigDict) -> None:
     config = ReadLog(resolved)
     model, section, out_dir = load_model(config), config.eval, Path(config.out_dir)
     split, rows, top_k = section.split, section.batch_rows, section.top_k
+    base_from = section.base_from
     text = dataclasses.replace(text_config(config), max_passage_tokens=section.max_passage_tokens)
     apart = config.model.query_encoder == "attention"
     check_all_read(config, "eval")
@@ -46,6 +47,13 @@ def main(resolved: ConfigDict) -> None:
         )
     examples = list(read_examples(dataset_dir(config), split))
     task = task_from_examples(examples)
+    dataset = {
+        "source": resolved.data.source,
+        "version": resolved.data.version,
+        "split": split,
+        "fingerprint": _fingerprint(examples),
+    }
+    before = _base_of(Path(base_from), dataset, resolved) if base_from else None
     mesh = make_mesh(devices=jax.local_devices())
     trained, step = _newest(out_dir, model.encoder.init, config.model.towers, mesh)
 
@@ -79,7 +87,8 @@ def main(resolved: ConfigDict) -> None:
 
     after = scores("trained", trained)
     del trained
-    before = scores("base", init_params(model.load().params, config.model.towers))
+    if before is None:
+        before = scores("base", init_params(model.load().params, config.model.towers))
     gain = {key: after[key] - before[key] for key in after}
 
     title = f"{resolved.data.source} {split}, step {step:,}"
@@ -98,12 +107,7 @@ def main(resolved: ConfigDict) -> None:
         "gain": gain,
         "units": "times 100",
         "step": step,
-        "dataset": {
-            "source": resolved.data.source,
-            "version": resolved.data.version,
-            "split": split,
-            "fingerprint": _fingerprint(examples),
-        },
+        "dataset": dataset,
         "queries": len(task.alone),
         "instructed_queries": len(task.queries),
         "passages": len(task.corpus),
@@ -119,6 +123,32 @@ def main(resolved: ConfigDict) -> None:
         bars=[(METRICS[key], before[key], after[key]) for key in after],
     )
     print(f"{counts}; wrote {out_dir}/eval.json and {out_dir}/eval.png")
+
+
+def _base_of(path: Path, dataset: dict, config: ConfigDict) -> dict[str, float]:
+    """The base scores of another run's eval.json: same backbone, same texts, same task."""
+    try:
+        found = json.loads(path.read_text())
+        sections = {name: found["config"][name] for name in ("model", "data", "eval")}
+        was, base = {"dataset": found["dataset"], **sections}, found["base"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f'eval.base_from={path}: no eval.json of inf_jax.evaluate ({error!r}); give "" to '
+            "measure the base here"
+        ) from None
+    now = {"dataset": dataset, **json.loads(json.dumps(config.to_dict()))}
+    differ = [
+        f"{section}.{key}"
+        for section, values in was.items()
+        for key in values | now[section]
+        if key != "base_from" and values.get(key) != now[section].get(key)
+    ]
+    if differ:
+        raise UserError(
+            f"eval.base_from={path}: its base was measured on other terms ({', '.join(differ)} "
+            'differ); give "" to measure the base here'
+        )
+    return base
 
 
 def _newest(out_dir: Path, init, towers: str, mesh: jax.sharding.Mesh) -> tuple[dict, int]:

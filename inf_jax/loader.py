@@ -1,13 +1,11 @@
 """(seed, step) -> the global batch: a pure function, without iterator state to save or to lose.
 
-Order is a permutation of the examples per epoch, drawn from (seed, epoch), cut into windows of a
-few steps; a window's examples are dealt to its steps by length, so that all steps hold nearly as
-many tokens. A step deals its pairs to equal chunks in the same way and packs each chunk into one
-grid shape that is known before step 0. Every host computes the same deal from the index's text
-lengths alone and reads only the records of its own chunks.
+A step's examples (inf_jax.order) give pairs, and a pair gives texts (inf_jax.layout); the pairs are
+dealt to chunks of equal size and near equal length, and each chunk is packed into one grid shape
+that is known before step 0. Every host computes the same deal from the index alone and reads only
+the records of its own chunks and of the instructions drawn for them.
 """
 
-import functools
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,18 +15,19 @@ import jax
 import numpy as np
 
 from inf_jax import packing
-from inf_jax.blocks import text_ids
+from inf_jax.blocks import split_hashes, text_ids
+from inf_jax.embed import Batch, InstructionNegatives
 from inf_jax.errors import UserError
+from inf_jax.layout import FIRST_EXTRA, Layout
 from inf_jax.mesh import batch_sharding
-from inf_jax.packing import Packed
+from inf_jax.negatives import draw, free_rows, of_chunk, of_rows, siblings
+from inf_jax.order import Order
 from inf_jax.records import PAIRS_PER_EXAMPLE
-from inf_jax.step import Batch
 from inf_jax.tokenised import TokenisedDataset
 
 PLANNED_TEXTS = 2_000_000  # above this many texts the shape is planned on a sample of the steps
 SAMPLED_STEPS = 64
 MARGIN = 1.03  # rows added to the largest sampled need
-WINDOW_STEPS = 16  # steps that share their examples' lengths evenly
 
 
 class Plan(NamedTuple):
@@ -41,6 +40,9 @@ class Plan(NamedTuple):
       fill: mean share of token slots that hold a token.
       tokens: mean real tokens of a step, over the whole mesh.
       pairs: mean pairs of a step.
+      sampled_tokens: mean tokens of the instruction negatives that are drawn for a step.
+      sampled: mean instruction negatives drawn for a pair.
+      poisons: mean instruction negatives of a pair that are free.
     """
 
     rows: tuple[int, ...]
@@ -48,6 +50,29 @@ class Plan(NamedTuple):
     fill: float
     tokens: float
     pairs: float
+    sampled_tokens: float
+    sampled: float
+    poisons: float
+
+
+class Deal(NamedTuple):
+    """What every host knows of a step without reading a record; p pairs of B examples.
+
+    Attributes:
+      examples: int64[B].
+      chunks: int64[c, n], the pairs of each chunk; -1 for an empty slot.
+      lengths: int64[p, columns], tokens of each text (`Layout`).
+      hashes: uint64[p], of each pair's instruction.
+      sibling: int64[p], the pair with the same query and the other instruction, or its own number.
+      drawn: int64[p, m], the pair whose instruction is drawn; -1 for none.
+    """
+
+    examples: np.ndarray
+    chunks: np.ndarray
+    lengths: np.ndarray
+    hashes: np.ndarray
+    sibling: np.ndarray
+    drawn: np.ndarray
 
 
 class Loader:
@@ -61,11 +86,15 @@ class Loader:
       steps: steps of the run, for the plan.
       row_tokens, texts_per_row: the grid's t and s.
       towers: "shared" (one grid) or "separate" (one for queries, one for passages).
+      instruction_negatives: m, instruction negatives drawn for a pair beside its poison; None where
+        the objective has no block I.
+      query_encoder: "joint" (instruction and query in one text) or "attention" (apart; then a
+        chunk's instructions are each other's negatives, and none is drawn).
       process_index, process_count: which contiguous slice of the chunks is this host's.
 
     Raises:
-      UserError: the chunks do not divide among the hosts, a text is longer than a row, or the
-        dataset is empty.
+      UserError: the chunks do not divide among the hosts, a text is longer than a row, the
+        dataset is empty, or the tokenizer does not let texts be put together.
     """
 
     def __init__(
@@ -79,6 +108,8 @@ class Loader:
         row_tokens: int,
         texts_per_row: int,
         towers: str = "shared",
+        instruction_negatives: int | None = None,
+        query_encoder: str = "joint",
         process_index: int = 0,
         process_count: int = 1,
     ):
@@ -94,21 +125,29 @@ class Loader:
         self.dataset, self.seed, self.batch_size = dataset, seed, batch_size
         self.chunks, self.pairs_per_chunk = chunks, -(-batch_size * PAIRS_PER_EXAMPLE // chunks)
         self.row_tokens, self.texts_per_row = row_tokens, texts_per_row
-        self.shared = towers == "shared"
+        self.query_encoder, self.block_i = query_encoder, instruction_negatives is not None
+        self.sampled = instruction_negatives or 0
+        self._check_query_encoder()
+        self.layout = Layout(
+            dataset, towers=towers, query_encoder=query_encoder, sampled=self.sampled
+        )
         each = chunks // process_count
         self._mine = range(process_index * each, (process_index + 1) * each)
-        self._permutation = functools.lru_cache(maxsize=2)(self._epoch_order)
-        self._window = functools.lru_cache(maxsize=4)(self._window_steps)
+        self._order = Order(dataset.text_lengths.sum(1), seed=seed, batch_size=batch_size)
         self.plan = self._plan(steps)
 
-    def example_indices(self, step: int) -> np.ndarray:
-        """int64[batch_size], the examples of a step; epochs follow each other without a gap.
+    @property
+    def instruction_candidates(self) -> int:
+        """Candidates of a row in block I, before identity masks; 0 where there is no such block."""
+        if not self.block_i:
+            return 0
+        if self.query_encoder == "attention":
+            return self.pairs_per_chunk - 1
+        return 1 + self.sampled
 
-        Each window of WINDOW_STEPS * batch_size examples of the permuted stream is used once,
-        whole.
-        """
-        window, inside = divmod(step, WINDOW_STEPS)
-        return self._window(window)[inside]
+    def example_indices(self, step: int) -> np.ndarray:
+        """int64[batch_size], the examples of a step, as `Order` has them."""
+        return self._order.examples(step)
 
     def host_batch(self, step: int) -> Batch:
         """This host's chunks of the batch of `step`, in numpy; leading axes hold its share only.
@@ -116,49 +155,31 @@ class Loader:
         Raises:
           CorruptRecordError: a record is damaged; names file and record.
         """
-        examples, dealt, lengths = self._deal(step)
-        rows = self.plan.rows if self.plan.exact else self._rows_with_fallback(dealt, lengths)
-        mine = dealt[self._mine.start : self._mine.stop]
+        deal = self._deal(step)
+        rows = self.plan.rows if self.plan.exact else self._rows_with_fallback(deal)
+        mine = deal.chunks[self._mine.start : self._mine.stop]
         present = mine >= 0
-        which = np.where(present, mine, 0)
-        wanted, inverse = np.unique(which // PAIRS_PER_EXAMPLE, return_inverse=True)
-        records = self.dataset.read(examples[wanted])
-        texts = [np.split(r.tokens, np.cumsum(r.lengths)[:-1]) for r in records]
-        hashes = np.stack([r.hashes for r in records])
-
-        inverse = inverse.reshape(which.shape)
-        pair = which % PAIRS_PER_EXAMPLE
-        grids: list[list[Packed]] = [[] for _ in rows]
-        for chunk in range(len(mine)):
-            queries, passages = (
-                [
-                    texts[inverse[chunk, j]][2 * pair[chunk, j] + role]
-                    if present[chunk, j]
-                    else np.empty(0, np.int32)
-                    for j in range(self.pairs_per_chunk)
-                ]
-                for role in (0, 1)
-            )
-            ids = 2 * which[chunk]
-            if self.shared:
-                parts = [(queries + passages, np.concatenate([ids, ids + 1]))]
-            else:
-                parts = [(queries, ids), (passages, ids + 1)]
-            for grid, (part, part_ids), r in zip(grids, parts, rows, strict=True):
-                grid.append(
+        read = self.layout.read(deal.examples, mine[present], deal.drawn)
+        grids = []
+        for number, r in enumerate(rows):
+            chunks = []
+            for chunk in mine:
+                pairs, columns = self.layout.names(chunk, number)
+                chunks.append(
                     packing.pack_chunk(
-                        part,
-                        part_ids,
+                        list(map(read.text, pairs.tolist(), columns.tolist())),
+                        self.layout.text_ids(pairs, columns, count=len(deal.lengths)),
                         rows=r,
                         row_tokens=self.row_tokens,
                         texts_per_row=self.texts_per_row,
                     )
                 )
-        packed = tuple(packing.stack_chunks(grid) for grid in grids)
+            grids.append(packing.stack_chunks(chunks))
         return Batch(
-            texts=packed[0] if self.shared else (packed[0], packed[1]),
-            ids=text_ids(hashes[inverse, pair].reshape(-1, 3)),
+            texts=grids[0] if len(grids) == 1 else (grids[0], grids[1]),
+            ids=text_ids(np.stack([read.hashes(p) for p in mine.ravel().tolist()])),
             valid=present.reshape(-1),
+            negatives=self._block_i(deal) if self.block_i else None,
         )
 
     def batches(
@@ -177,76 +198,108 @@ class Loader:
                 for future in ahead:
                     future.cancel()
 
-    def _window_steps(self, window: int) -> np.ndarray:
-        size = WINDOW_STEPS * self.batch_size
-        epochs, inside = np.divmod(
-            np.arange(window * size, (window + 1) * size), self.dataset.num_examples
-        )
-        examples = np.concatenate(
-            [self._permutation(int(e))[inside[epochs == e]] for e in np.unique(epochs)]
-        )
-        tokens = self.dataset.text_lengths[examples].sum(1)
-        return examples[packing.deal(tokens, WINDOW_STEPS)]
-
-    def _epoch_order(self, epoch: int) -> np.ndarray:
-        generator = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
-        return generator.permutation(self.dataset.num_examples)
-
-    def _deal(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(examples [B], pairs of each chunk [c, n] with -1 for an empty slot, lengths [3B, 2])."""
+    def _deal(self, step: int) -> Deal:
         examples = self.example_indices(step)
-        lengths = self.dataset.text_lengths[examples].reshape(-1, 2)
-        pairs = np.flatnonzero(lengths[:, 0])
+        present = self.dataset.text_lengths[examples, ::2].ravel() > 0
+        hashes = self.dataset.instruction_hashes[examples].ravel()
+        sibling = siblings(present)
+        drawn = draw(
+            hashes,
+            self.dataset.part_lengths[examples, :, 2].ravel() > 0,
+            sibling,
+            count=self.sampled,
+            seed=self.seed,
+            step=step,
+        )
+        lengths = self.layout.lengths(examples, drawn)
+        pairs = np.flatnonzero(present)
         padded = np.full(self.chunks * self.pairs_per_chunk, -1)
         padded[: len(pairs)] = pairs
         weight = np.where(padded >= 0, lengths[padded].sum(1), 0)
-        return examples, padded[packing.deal(weight, self.chunks)], lengths
+        chunks = padded[packing.deal(weight, self.chunks)]
+        return Deal(examples, chunks, lengths, hashes, sibling, drawn)
 
-    def _needs(self, dealt: np.ndarray, lengths: np.ndarray) -> list[int]:
+    def _block_i(self, deal: Deal) -> InstructionNegatives:
+        mine = deal.chunks[self._mine.start : self._mine.stop]
+        if self.query_encoder == "attention":
+            has_instruction = self.dataset.part_lengths[deal.examples, :, 2].ravel() > 0
+            hashes, valid = of_chunk(mine, deal.hashes, has_instruction)
+            return InstructionNegatives(split_hashes(hashes), None, valid)
+        poison = free_rows(deal.chunks.ravel(), deal.sibling).reshape(deal.chunks.shape)
+        hashes, valid = of_rows(mine.ravel(), deal.hashes, deal.sibling, deal.drawn)
+        return InstructionNegatives(split_hashes(hashes), poison[self._mine].ravel(), valid)
+
+    def _needs(self, deal: Deal) -> list[int]:
         """Rows that the fullest chunk needs, one number a grid."""
         needs = []
-        for chunk in dealt:
-            both = np.where(chunk[:, None] >= 0, lengths[chunk], 0)
-            grids = [both.ravel()] if self.shared else [both[:, 0], both[:, 1]]
+        for chunk in deal.chunks:
+            names = [self.layout.names(chunk, grid) for grid in range(len(self.layout.grids))]
+            lengths = [np.where(pairs >= 0, deal.lengths[pairs, at], 0) for pairs, at in names]
             needs.append(
-                [packing.rows_needed(g, self.row_tokens, self.texts_per_row) for g in grids]
+                [packing.rows_needed(x, self.row_tokens, self.texts_per_row) for x in lengths]
             )
         return np.max(needs, axis=0).tolist()
 
     def _plan(self, steps: int) -> Plan:
-        texts_a_step = 2 * PAIRS_PER_EXAMPLE * self.batch_size
+        texts_a_step = self.layout.columns * PAIRS_PER_EXAMPLE * self.batch_size
         exact = steps * texts_a_step <= PLANNED_TEXTS
         sample = (
             np.arange(steps)
             if exact
             else np.unique(np.linspace(0, steps - 1, SAMPLED_STEPS).astype(int))
         )
-        rows, tokens, pairs = [], [], []
+        rows, counts = [], []
         for step in sample.tolist():
-            _, dealt, lengths = self._deal(step)
-            rows.append(self._needs(dealt, lengths))
-            tokens.append(lengths.sum())
-            pairs.append(np.count_nonzero(lengths[:, 0]))
+            deal = self._deal(step)
+            rows.append(self._needs(deal))
+            poisons = deal.hashes[deal.sibling] != deal.hashes
+            extra = deal.lengths[:, FIRST_EXTRA:] * (self.query_encoder == "joint")
+            pairs = np.count_nonzero(deal.lengths[:, 0])
+            counts.append(
+                (deal.lengths.sum(), pairs, extra.sum(), (deal.drawn >= 0).sum(), poisons.sum())
+            )
         most = np.max(rows, axis=0)
         if not exact:
             most = np.ceil(most * MARGIN).astype(int)
         capacity = self.chunks * most.sum() * self.row_tokens
+        tokens, pairs, sampled_tokens, sampled, poisons = np.mean(counts, axis=0).tolist()
         return Plan(
             rows=tuple(int(r) for r in most),
             exact=exact,
-            fill=float(np.mean(tokens) / capacity),
-            tokens=float(np.mean(tokens)),
-            pairs=float(np.mean(pairs)),
+            fill=float(tokens / capacity),
+            tokens=tokens,
+            pairs=pairs,
+            sampled_tokens=sampled_tokens,
+            sampled=sampled / pairs,
+            poisons=poisons / pairs,
         )
 
-    def _rows_with_fallback(self, dealt: np.ndarray, lengths: np.ndarray) -> tuple[int, ...]:
+    def _rows_with_fallback(self, deal: Deal) -> tuple[int, ...]:
         """The planned rows, or where a step needs more, the next of a few larger shapes (a
         recompilation)."""
         larger = []
-        for need, planned in zip(self._needs(dealt, lengths), self.plan.rows, strict=True):
+        for need, planned in zip(self._needs(deal), self.plan.rows, strict=True):
             stride = max(1, planned // 8)
             larger.append(planned + -(-max(0, need - planned) // stride) * stride)
         return tuple(larger)
+
+    def _check_query_encoder(self) -> None:
+        if self.query_encoder == "attention":
+            if self.sampled:
+                raise UserError(
+                    f"loss.instruction_negatives={self.sampled}: with model.query_encoder="
+                    "\"attention\" a chunk's instructions are each other's negatives and none is "
+                    "drawn; set it to 0"
+                )
+            if self.block_i and self.pairs_per_chunk < 2:
+                raise UserError(
+                    'block I with model.query_encoder="attention" takes its negatives from the '
+                    "row's chunk, and chunks of one pair have none: raise train.batch_size or "
+                    "lower train.chunks_per_device"
+                )
+            self.dataset.check_composition("alone")
+        elif self.sampled:
+            self.dataset.check_composition("crossed")
 
 
 def to_mesh(mesh: jax.sharding.Mesh) -> Callable[[Batch], Batch]:

@@ -14,6 +14,7 @@ import numpy as np
 from tensorflow_datasets.proto import tf_example_pb2
 
 from inf_jax.errors import UserError
+from inf_jax.parts import QueryParts, Run
 
 FIELDS = (
     "query_positive",
@@ -25,7 +26,7 @@ FIELDS = (
     "hard_negative_document_2",
 )
 PAIRS_PER_EXAMPLE = 3
-TOKENISED_SCHEMA = 1  # bump when the meaning of a tokenised record changes: caches are rebuilt
+TOKENISED_SCHEMA = 2  # bump when the meaning of a tokenised record changes: caches are rebuilt
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -84,12 +85,38 @@ class TokenisedRecord(NamedTuple):
         tokens included.
       lengths: int32[2 * PAIRS_PER_EXAMPLE], tokens of each text; 0 marks an absent pair.
       hashes: uint64[PAIRS_PER_EXAMPLE, 3], `text_hash` of instruction, query, passage of each pair.
+      spans: int32[PAIRS_PER_EXAMPLE, 5], of each instructed query before it was cut: its tokens,
+        and first token and number of tokens of the query and of the instruction (`QueryParts`).
+      uncut: int32[...], token ids of the instructed queries that were cut, before that, end to end.
     """
 
     id: str
     tokens: np.ndarray
     lengths: np.ndarray
     hashes: np.ndarray
+    spans: np.ndarray
+    uncut: np.ndarray
+
+    def texts(self) -> list[np.ndarray]:
+        """Token ids of IQ0, P0, IQ1, P1, IQ2, P2, int32[length] each."""
+        return np.split(self.tokens, np.cumsum(self.lengths)[:-1])
+
+    def query_parts(self, pair: int) -> QueryParts:
+        """The instructed query of a pair before it was cut."""
+        queries, whole = self.lengths[::2], self.spans[:, 0]
+        was_cut = queries < whole
+        if was_cut[pair]:
+            source, first = self.uncut, whole[:pair][was_cut[:pair]].sum()
+        else:
+            source, first = self.tokens, self.lengths[: 2 * pair].sum()
+        _, q, q_count, i, i_count = self.spans[pair].tolist()
+        return QueryParts(source[first : first + whole[pair]], Run(q, q_count), Run(i, i_count))
+
+
+def part_lengths(spans: np.ndarray) -> np.ndarray:
+    """int32[..., 3] of `TokenisedRecord.spans`: tokens of the uncut instructed query, of its query
+    and of its instruction."""
+    return spans[..., [0, 2, 4]]
 
 
 def encode_example(example: Example) -> bytes:
@@ -123,24 +150,41 @@ def encode_tokenised(record: TokenisedRecord) -> bytes:
     feature["tokens"].int64_list.value.extend(record.tokens.tolist())
     feature["lengths"].int64_list.value.extend(record.lengths.tolist())
     feature["hashes"].int64_list.value.extend(record.hashes.view(np.int64).ravel().tolist())
+    feature["spans"].int64_list.value.extend(record.spans.ravel().tolist())
+    feature["uncut"].int64_list.value.extend(record.uncut.tolist())
     return proto.SerializeToString(deterministic=True)
 
 
 def decode_tokenised(data: bytes) -> TokenisedRecord:
     """Inverse of `encode_tokenised`; raises UserError where the lengths do not add up."""
     feature = _parse(data)
-    lengths = np.array(feature["lengths"].int64_list.value, np.int32)
-    tokens = np.array(feature["tokens"].int64_list.value, np.int32)
-    hashes = np.array(feature["hashes"].int64_list.value, np.int64)
+    found = {
+        name: np.array(feature[name].int64_list.value, np.int64)
+        for name in ("tokens", "lengths", "hashes", "spans", "uncut")
+    }
+    sizes = {name: array.size for name, array in found.items()}
+    expected = {
+        "lengths": 2 * PAIRS_PER_EXAMPLE,
+        "hashes": 3 * PAIRS_PER_EXAMPLE,
+        "spans": 5 * PAIRS_PER_EXAMPLE,
+        "tokens": int(found["lengths"].sum()),
+    }
     ids = feature["id"].bytes_list.value
-    expected = (2 * PAIRS_PER_EXAMPLE, 3 * PAIRS_PER_EXAMPLE, int(lengths.sum()))
-    if not ids or (lengths.size, hashes.size, tokens.size) != expected:
+    if ids and sizes == sizes | expected:
+        lengths, spans = found["lengths"], found["spans"].reshape(PAIRS_PER_EXAMPLE, 5)
+        expected["uncut"] = int(spans[lengths[::2] < spans[:, 0], 0].sum())
+    if not ids or sizes != expected:
         raise UserError(
-            f"not a tokenised record: lengths {lengths.size}, hashes {hashes.size}, tokens "
-            f"{tokens.size}, expected {expected}; delete the tokenised directory and tokenise again"
+            f"not a tokenised record: sizes {sizes}, expected {expected}; delete the tokenised "
+            "directory and tokenise again"
         )
     return TokenisedRecord(
-        ids[0].decode(), tokens, lengths, hashes.view(np.uint64).reshape(PAIRS_PER_EXAMPLE, 3)
+        id=ids[0].decode(),
+        tokens=found["tokens"].astype(np.int32),
+        lengths=lengths.astype(np.int32),
+        hashes=found["hashes"].view(np.uint64).reshape(PAIRS_PER_EXAMPLE, 3),
+        spans=spans.astype(np.int32),
+        uncut=found["uncut"].astype(np.int32),
     )
 
 

@@ -5,14 +5,28 @@ import os
 from pathlib import Path
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from inf_jax.loader import Loader
 from inf_jax.objective import count_negatives
 from inf_jax.training import Training
+
+# What the table at the end calls a metric, and its format; by block where the name ends in "/".
+_HEALTH = {
+    "health/alignment": ("alignment", ".3f"),
+    "health/uniformity_query": ("uniformity, queries", ".3f"),
+    "health/uniformity_passage": ("uniformity, passages", ".3f"),
+    "health/rank_query": ("effective rank, queries", ".1f"),
+    "health/rank_passage": ("effective rank, passages", ".1f"),
+    "accuracy/": ("in-batch accuracy, block ", ".1%"),
+    "false_negatives/": ("suspected false negatives a row, block ", ".2f"),
+    "masked/": ("masked candidates, block ", ".2%"),
+}
 
 
 def table(title: str, rows: list[tuple], header: tuple[str, ...] = ()) -> None:
@@ -29,7 +43,11 @@ def banner(config: ConfigDict, training: Training, *, first_step: int) -> None:
     """The start of a run: what trains, on what, and how many negatives each query gets."""
     loader, mesh, steps = training.loader, training.mesh, config.train.steps
     plan, data = loader.plan, loader.dataset
-    negatives = count_negatives(training.objective, pairs=round(plan.pairs))
+    negatives = count_negatives(
+        training.objective,
+        pairs=round(plan.pairs),
+        instruction_negatives=loader.instruction_candidates,
+    )
     epochs = steps * loader.batch_size / data.num_examples
     grids = " + ".join(f"{loader.chunks}x{r}x{loader.row_tokens}" for r in plan.rows)
     parameters = sum(x.size for x in jax.tree.leaves(training.shapes.params))
@@ -48,12 +66,27 @@ def banner(config: ConfigDict, training: Training, *, first_step: int) -> None:
             ("tokens a step", f"{plan.tokens:,.0f}, fill {plan.fill:.1%}"),
             ("shape", "known for all steps" if plan.exact else "from sampled steps, with a margin"),
             *((f"negatives a query, block {b}", n) for b, n in negatives.items()),
+            *_instruction_negatives(loader),
         ],
     )
 
 
-def summary(training: Training, *, steps: int, seconds: float) -> None:
-    """The end of a run: how fast it went, compilation included."""
+def _instruction_negatives(loader: Loader) -> list[tuple[str, str]]:
+    """What block I takes its negatives from, and what they cost."""
+    plan = loader.plan
+    if not loader.block_i:
+        return []
+    if loader.query_encoder == "attention":
+        return [("block I", "the other instructions of a chunk, no tokens of their own")]
+    share = plan.sampled_tokens / plan.tokens
+    return [
+        ("block I, a query", f"{plan.sampled:.2f} drawn, {plan.poisons:.2f} poisons for free"),
+        ("block I, tokens a step", f"{plan.sampled_tokens:,.0f}, {share:.1%} of all"),
+    ]
+
+
+def summary(training: Training, *, steps: int, seconds: float, metrics: dict) -> None:
+    """The end of a run: how fast it went, compilation included, and the last step's health."""
     plan = training.loader.plan
     table(
         "trained",
@@ -65,13 +98,30 @@ def summary(training: Training, *, steps: int, seconds: float) -> None:
             ("fill", f"{plan.fill:.1%}"),
         ],
     )
+    rows = health_rows(metrics)
+    if rows:
+        table("health of the last step", rows)
+
+
+def health_rows(metrics: dict) -> list[tuple[str, str]]:
+    """(what, value) of the health figures among these metrics, in the order of the table."""
+    rows = []
+    for key, (label, form) in _HEALTH.items():
+        for name, value in metrics.items():
+            if name == key or (key.endswith("/") and name.startswith(key)):
+                rows.append((label + name.removeprefix(key), format(value, form)))
+    return rows
 
 
 class MetricsLog:
-    """Appends a line a step to `metrics.jsonl`, scalars to TensorBoard, and moves the progress bar.
+    """Appends a line a step to `metrics.jsonl`, draws in TensorBoard, and moves the progress bar.
 
+    A metric is a number, or a list: the shares of a histogram in equal bins over [-1, 1].
     Lines at or after `first_step` are of a run that was killed after its last checkpoint: they are
     dropped, so that a resumed run leaves the same file as an undisturbed one.
+
+    Attributes:
+      last: the metrics of the newest step of this process; {} before the first.
     """
 
     def __init__(self, directory: Path, *, first_step: int, steps: int, every: int):
@@ -85,15 +135,35 @@ class MetricsLog:
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step)
         self._bar = tqdm(total=steps, initial=first_step, unit="step", desc="train", smoothing=0.1)
         self._every = every
+        self.last: dict[str, float | list[float]] = {}
 
-    def write(self, step: int, metrics: dict[str, float]) -> None:
+    def write(self, step: int, metrics: dict[str, float | list[float]]) -> None:
         """Logs the metrics of one finished step (steps count from 0)."""
+        self.last = metrics
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._bar.update()
         if step % self._every == 0:
             for name, value in metrics.items():
-                self._board.add_scalar(name, value, step)
+                if isinstance(value, list):
+                    self._histogram(name, np.array(value), step)
+                else:
+                    self._board.add_scalar(name, value, step)
             self._bar.set_postfix(loss=f"{metrics['loss']:.4f}", refresh=False)
+
+    def _histogram(self, name: str, shares: np.ndarray, step: int) -> None:
+        edges = np.linspace(-1, 1, len(shares) + 1)
+        centres = (edges[:-1] + edges[1:]) / 2
+        self._board.add_histogram_raw(
+            name,
+            min=-1.0,
+            max=1.0,
+            num=shares.sum(),
+            sum=shares @ centres,
+            sum_squares=shares @ centres**2,
+            bucket_limits=edges[1:].tolist(),
+            bucket_counts=shares.tolist(),
+            global_step=step,
+        )
 
     def close(self) -> None:
         """Closes the files and the bar."""

@@ -193,14 +193,13 @@ def _go_round(
     Returns:
       (mine, theirs), the latter for this device's own columns, from all devices.
     """
-    tiles = columns.rows.index.shape[0]
+    if plan.engine == "blockwise" or (plan.engine == "ring" and plan.mesh.size == 1):
+        return jax.lax.scan(meet, mine, columns)
     if plan.engine == "gather":
         return _gather(plan, meet, mine, columns, merge_parts=merge_parts)
-    devices = 1 if plan.engine == "blockwise" else plan.mesh.size
+    tiles, devices = columns.rows.index.shape[0], plan.mesh.size
 
     def pass_on(tree):
-        if devices == 1:
-            return tree
         to = [(d, (d - 1) % devices) for d in range(devices)]
         return jax.tree.map(lambda x: jax.lax.ppermute(x, plan.mesh.axis_names, to), tree)
 

@@ -14,6 +14,7 @@ import numpy as np
 import tokenizers
 
 from inf_jax.errors import UserError
+from inf_jax.parts import INSTRUCTION, OTHER, QUERY, SPECIAL, QueryParts, kept, split
 
 Span = tuple[int, int]
 _TOKENIZER_FILES = ("*token*", "vocab*", "*.model", "tekken*")
@@ -80,6 +81,7 @@ class TextTokenizer:
       pad_id: int, the padding token; where there is none, the end of text, else 0: any id will do,
         since padding is masked.
       fingerprint: str, a hash of all that decides which ids a text gets.
+      special: int32[...] twice, the special tokens before and after every text.
     """
 
     def __init__(self, hf_tokenizer):
@@ -94,6 +96,10 @@ class TextTokenizer:
         self.pad_id: int = next(i for i in candidates if i is not None)
         state = self._backend.to_str() + str(self._backend.encode_special_tokens)
         self.fingerprint: str = hashlib.sha256(state.encode()).hexdigest()
+        probe = self._backend.encode("a")
+        ids, text = np.array(probe.ids, np.int32), np.flatnonzero(_special(probe) == 0)
+        first, end = (text[0], text[-1] + 1) if text.size else (len(ids), len(ids))
+        self.special: tuple[np.ndarray, np.ndarray] = (ids[:first], ids[end:])
 
     def queries(self, queries: Sequence[tuple[str, str]], config: TextConfig) -> list[np.ndarray]:
         """Token ids of (query, instruction) pairs, special tokens included.
@@ -114,8 +120,25 @@ class TextTokenizer:
         # offsets are slow to compute and needed only here
         encodings = self._backend.encode_batch([rendered[n][0] for n in overlong])
         for n, encoding in zip(overlong, encodings, strict=True):
-            ids[n] = ids[n][_kept(encoding, rendered[n][1], limit=limit)]
+            ids[n] = ids[n][kept(_kinds(encoding, rendered[n][1]), limit)]
         return ids
+
+    def query_parts(
+        self, queries: Sequence[tuple[str, str]], config: TextConfig
+    ) -> list[tuple[np.ndarray, QueryParts]]:
+        """The ids that `queries` gives, each with the parts of its text before the limit cuts it.
+
+        Slower than `queries`; arguments and errors as there.
+        """
+        self._check_limit("query", config.query_template, config.max_query_tokens)
+        rendered = [_render_query(q, i, config.query_template) for q, i in queries]
+        limit, found = config.max_query_tokens, []
+        encodings = self._backend.encode_batch([text for text, _ in rendered])
+        for encoding, (_, spans) in zip(encodings, rendered, strict=True):
+            ids, kinds = np.array(encoding.ids, np.int32), _kinds(encoding, spans)
+            within = ids[kept(kinds, limit)] if len(ids) > limit else ids
+            found.append((within, split(ids, kinds, limit)))
+        return found
 
     def passages(self, passages: Sequence[str], config: TextConfig) -> list[np.ndarray]:
         """Token ids of passages, special tokens included; a passage over the limit loses its end.
@@ -236,13 +259,17 @@ def _uninstructed(template: str) -> tuple[tuple[str, str | None], ...]:
 def _render(
     parts: tuple[tuple[str, str | None], ...], values: dict[str, str]
 ) -> tuple[str, dict[str, Span]]:
-    """The text and the span of each field in it."""
+    """The text and the span of each field in it.
+
+    White space before a field counts to it, since many tokenizers keep it in a word's first token.
+    """
     text, spans = "", {}
     for literal, field in parts:
+        start = len(text) + len(literal.rstrip())
         text += literal
         if field is not None:
-            spans[field] = (len(text), len(text) + len(values[field]))
             text += values[field]
+            spans[field] = (start, len(text))
     return text, spans
 
 
@@ -254,19 +281,17 @@ def _render_query(query: str, instruction: str, template: str) -> tuple[str, _Qu
     return text, _QuerySpans(spans["query"], spans["instruction"])
 
 
-def _kept(encoding: tokenizers.Encoding, spans: _QuerySpans, *, limit: int) -> np.ndarray:
-    """int64[limit]: which tokens of an overlong instructed query stay, in their order."""
-    starts, ends = np.array(encoding.offsets, np.int64).T
-    special = np.array(encoding.special_tokens_mask, bool)
+def _special(encoding: tokenizers.Encoding) -> np.ndarray:
+    """int64[tokens]: 1 for the special tokens that the tokenizer puts around a text."""
+    return np.array(encoding.special_tokens_mask, np.int64)
+
+
+def _kinds(encoding: tokenizers.Encoding, spans: _QuerySpans) -> np.ndarray:
+    """int8[tokens]: the kind of each token of an instructed query."""
+    starts, ends = np.array(encoding.offsets, np.int64).reshape(-1, 2).T
+    kinds = np.full(len(starts), OTHER, np.int8)
+    kinds[(starts >= spans.query[0]) & (ends <= spans.query[1])] = QUERY
     # a token that reaches over the border of query and instruction counts as instruction: keep it
-    in_instruction = ~special & (ends > spans.instruction[0]) & (starts < spans.instruction[1])
-    in_query = ~special & ~in_instruction & (starts >= spans.query[0]) & (ends <= spans.query[1])
-    query, instruction = np.flatnonzero(in_query), np.flatnonzero(in_instruction)
-    other = np.flatnonzero(~special & ~in_query & ~in_instruction)
-    least = limit // 4
-    # what goes, first to last; the tail of this list is never reached by a sensible template
-    order = np.concatenate(
-        (query[least:][::-1], instruction[::-1], other[::-1], query[:least][::-1])
-    )
-    dropped = order[: len(special) - limit]
-    return np.setdiff1d(np.arange(len(special)), dropped)
+    kinds[(ends > spans.instruction[0]) & (starts < spans.instruction[1])] = INSTRUCTION
+    kinds[_special(encoding) == 1] = SPECIAL
+    return kinds

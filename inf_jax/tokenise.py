@@ -21,6 +21,7 @@ import tqdm
 from ml_collections import ConfigDict
 
 from inf_jax.atomic import atomic_file
+from inf_jax.composition import check_composition, sampled
 from inf_jax.config import ReadLog, run
 from inf_jax.errors import UserError
 from inf_jax.records import (
@@ -31,11 +32,18 @@ from inf_jax.records import (
     decode_example,
     encode_tokenised,
     pairs,
+    part_lengths,
     text_hash,
 )
 from inf_jax.text import TextConfig, TextTokenizer
 from inf_jax.tfrecord import CorruptRecordError, Reader, Writer, read_records
-from inf_jax.tokenised import MANIFEST, TokenisedDataset, index_path, load_index, read_json
+from inf_jax.tokenised import (
+    MANIFEST,
+    TokenisedDataset,
+    index_path,
+    load_sidecar,
+    read_json,
+)
 
 __all__ = ["TokenisedDataset", "tokenise"]
 
@@ -88,7 +96,8 @@ def tokenise(
     if len(todo) < len(shards):
         print(f"{split}: reusing {len(shards) - len(todo)} of {len(shards)} shards in {directory}")
 
-    examples = _examples(sources)
+    sample: list[Example] = []
+    examples = sampled(_examples(sources), count=num_examples, into=sample)
     with tqdm.tqdm(
         total=num_examples, desc=f"tokenise {split}", unit="ex", disable=not progress
     ) as bar:
@@ -99,7 +108,13 @@ def tokenise(
             else:
                 bar.update(sum(1 for _ in shard))
         next(examples, None)  # lets the last source file find that it holds too many records
-    _write_manifest(manifest, recipe, fingerprint=fingerprint, shards=shards)
+    contents = {
+        "fingerprint": fingerprint,
+        "recipe": recipe,
+        "special_tokens": [ids.tolist() for ids in tokenizer.special],
+        "composition": check_composition(sample, tokenizer, text)._asdict(),
+    }
+    _write_manifest(manifest, contents, shards=shards)
     return directory
 
 
@@ -183,7 +198,7 @@ def _shards(directory: Path, num_examples: int, per_shard: int) -> list[tuple[Pa
 def _finished(path: Path, count: int) -> bool:
     """Whether a shard and its index are whole; the index is written last."""
     try:
-        index, _ = load_index(path)
+        index = load_sidecar(path).index
         Reader(path, index)  # compares sizes
     except UserError:
         return False
@@ -198,12 +213,14 @@ def _write_shard(
     text: TextConfig,
     bar: tqdm.tqdm,
 ) -> None:
-    lengths = []
+    lengths, parts, instructions = [], [], []
     with Writer(path) as writer:
         while batch := list(itertools.islice(examples, _BATCH)):
             for record in _tokenise_batch(batch, tokenizer=tokenizer, text=text):
                 writer.write(encode_tokenised(record))
                 lengths.append(record.lengths)
+                parts.append(part_lengths(record.spans))
+                instructions.append(record.hashes[:, 0])
             bar.update(len(batch))
     index = writer.index
     with atomic_file(index_path(path)) as file:
@@ -213,6 +230,8 @@ def _write_shard(
             lengths=index.lengths,
             crcs=index.crcs,
             text_lengths=np.array(lengths, np.int32),
+            part_lengths=np.array(parts, np.int32),
+            instruction_hashes=np.array(instructions, np.uint64),
         )
 
 
@@ -221,35 +240,37 @@ def _tokenise_batch(
 ) -> Iterator[TokenisedRecord]:
     all_pairs = [pairs(example) for example in examples]
     present = [pair for group in all_pairs for pair in group if pair is not None]
-    queries = iter(tokenizer.queries([(p.query, p.instruction) for p in present], text))
+    queries = iter(tokenizer.query_parts([(p.query, p.instruction) for p in present], text))
     passages = iter(tokenizer.passages([p.passage for p in present], text))
     for example, group in zip(examples, all_pairs, strict=True):
         tokens, lengths = [], np.zeros(_TEXTS, np.int32)
         hashes = np.zeros((PAIRS_PER_EXAMPLE, 3), np.uint64)
+        uncut, spans = [np.empty(0, np.int32)], np.zeros((PAIRS_PER_EXAMPLE, 5), np.int32)
         for n, pair in enumerate(group):
             if pair is None:
                 continue
-            both = (next(queries), next(passages))
-            if not all(map(len, both)):  # a length of 0 would say that the pair is absent
+            (query, parts), passage = next(queries), next(passages)
+            if not (len(query) and len(passage)):  # length 0 would say that the pair is absent
                 raise UserError(
                     f"example {example.id!r}: a text of pair {n} has no tokens; remove the example "
                     "with the validation of `python -m data_pipeline.build`"
                 )
-            tokens += both
-            lengths[2 * n : 2 * n + 2] = [len(ids) for ids in both]
+            tokens += (query, passage)
+            lengths[2 * n : 2 * n + 2] = len(query), len(passage)
             hashes[n] = [text_hash(part) for part in pair]
-        yield TokenisedRecord(example.id, np.concatenate(tokens), lengths, hashes)
+            spans[n] = len(parts.ids), *parts.query, *parts.instruction
+            if len(query) < len(parts.ids):
+                uncut.append(parts.ids)
+        yield TokenisedRecord(
+            example.id, np.concatenate(tokens), lengths, hashes, spans, np.concatenate(uncut)
+        )
 
 
-def _write_manifest(
-    path: Path, recipe: dict, *, fingerprint: str, shards: list[tuple[Path, int]]
-) -> None:
-    lengths = np.concatenate([load_index(shard)[1] for shard, _ in shards])
-    limits = (recipe["text"]["max_query_tokens"], recipe["text"]["max_passage_tokens"])
-    at_limit = lengths.reshape(-1, 2) == limits
-    manifest = {
-        "fingerprint": fingerprint,
-        "recipe": recipe,
+def _write_manifest(path: Path, contents: dict, *, shards: list[tuple[Path, int]]) -> None:
+    lengths = np.concatenate([load_sidecar(shard).text_lengths for shard, _ in shards])
+    text = contents["recipe"]["text"]
+    at_limit = lengths.reshape(-1, 2) == (text["max_query_tokens"], text["max_passage_tokens"])
+    manifest = contents | {
         "shards": [{"file": shard.name, "examples": count} for shard, count in shards],
         "texts": int(np.count_nonzero(lengths)),
         "tokens": int(lengths.sum()),

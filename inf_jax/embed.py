@@ -1,0 +1,118 @@
+"""A batch, and its embeddings: which texts of the packed chunks are what."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from inf_jax.blocks import TextIds
+from inf_jax.gradcache import in_chunks
+from inf_jax.packing import Packed
+
+Encode = Callable[..., jax.Array]  # (params, packed, key) -> [c, k, e]
+
+
+class InstructionNegatives(NamedTuple):
+    """Block I of a global batch: which instructions the query of each row is also read under.
+
+    Attributes:
+      ids: uint32[b, 1 + m, 2], hashes of the instructions of n_ik. Column 0 is free: the row of the
+        same query under the example's other instruction. The others are drawn and have texts of
+        their own. A row's own instruction's hash stands where there is no negative. With the query
+        encoder "attention" uint32[b, n, 2], the instructions of the chunk.
+      poison: int32[b], the row (of the global batch) whose instructed query is column 0; the row
+        itself where there is none. A permutation. None with the query encoder "attention".
+      valid: bool[b, 1 + m] or bool[b, n], where there is a negative with another instruction.
+    """
+
+    ids: jax.Array
+    poison: jax.Array | None
+    valid: jax.Array
+
+
+class Batch(NamedTuple):
+    """A global batch; c chunks of n pairs, b = c * n. All leading axes are split over the mesh.
+
+    Attributes:
+      texts: for shared towers Packed with k = 2n + n * m texts a chunk: n instructed queries, their
+        n passages, then the m drawn n_ik of each pair, pair by pair; for separate ones (queries,
+        passages), Packed of k = n + n * m and k = n. With the query encoder "attention" k = 3n: n
+        instructions, n queries, n passages; or k = 2n and k = n.
+      ids: TextIds, uint32[b, 2] each, in chunk order.
+      valid: bool[b], False for an empty slot.
+      negatives: None where the objective has no block I.
+    """
+
+    texts: Packed | tuple[Packed, Packed]
+    ids: TextIds
+    valid: jax.Array
+    negatives: InstructionNegatives | None = None
+
+
+class Embeddings(NamedTuple):
+    """Attributes: queries and passages (float32[b, e]), instruction_negatives (float32[b, 1 + m, e]
+    as `InstructionNegatives.ids` has them, or None)."""
+
+    queries: jax.Array
+    passages: jax.Array
+    instruction_negatives: jax.Array | None
+
+
+def encode_pairs(
+    params: dict,
+    batch: Batch,
+    *,
+    encode: Encode,
+    instructed: Callable | None = None,
+    groups: int = 1,
+    mesh: Mesh | None = None,
+    key: jax.Array | None = None,
+) -> Embeddings:
+    """The embeddings of a batch.
+
+    Args:
+      encode: (tree, packed, key) -> [c, k, e].
+      instructed: for the query encoder "attention", `Encoder.encode_instructed` with its
+        max_tokens; None for "joint".
+      groups: chunks of each device, encoded one after another and again in the backward pass
+        (GradCache); 1 encodes all at once and keeps the activations.
+      mesh: over which batch and parameters are split; None is one device.
+      key: turns dropout on; its bits depend on text and position alone, so chunks and mesh change
+        nothing.
+    """
+
+    def run(how: Callable, role: str, texts: Packed):
+        tree = params["shared"] if "shared" in params else params[role]
+        return in_chunks(lambda tree, p: how(tree, p, key), tree, texts, groups=groups, mesh=mesh)
+
+    shared = isinstance(batch.texts, Packed)
+    of_queries, of_passages = (batch.texts, None) if shared else batch.texts
+    passages = None if shared else run(encode, "passage", of_passages)
+    if instructed is not None:
+        pairs = batch.negatives is not None
+        how = lambda tree, p, key: instructed(tree, p, key, all_pairs=pairs, passages=shared)  # noqa: E731
+        found = run(how, "query", of_queries)
+        b, e = batch.valid.shape[0], found.queries.shape[-1]
+        passages = found.passages if shared else passages
+        return Embeddings(
+            found.queries.reshape(b, e),
+            passages.reshape(b, e),
+            found.negatives.reshape(b, -1, e) if pairs else None,
+        )
+    vectors = run(encode, "query", of_queries)
+    c, _, e = vectors.shape
+    n = batch.valid.shape[0] // c
+    if shared:
+        queries, passages, sampled = jnp.split(vectors, [n, 2 * n], axis=1)
+    else:
+        queries, sampled = jnp.split(vectors, [n], axis=1)
+    queries, passages = queries.reshape(-1, e), passages.reshape(-1, e)
+    if batch.negatives is None:
+        return Embeddings(queries, passages, None)
+    # a permutation: no gradient row is added to twice, so its sum has one order on every mesh
+    free = jnp.take(queries, batch.negatives.poison, axis=0, unique_indices=True, mode="clip")
+    b, candidates, _ = batch.negatives.ids.shape
+    sampled = sampled.reshape(b, candidates - 1, e)
+    return Embeddings(queries, passages, jnp.concatenate([free[:, None], sampled], axis=1))

@@ -1,0 +1,124 @@
+"""The parts of an instructed query, as tokens: where they lie, what a limit cuts, how to swap one.
+
+n_ik, the query of row i under the instruction of row k, is put together from the tokens of both
+rows, so that the loader needs no tokenizer. `inf_jax.tokenise` checks on a sample that this gives
+what the tokenizer gives for the text. Pure numpy.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+SPECIAL, QUERY, INSTRUCTION, OTHER = range(4)  # kinds of tokens; OTHER: the template's own words
+
+
+class Run(NamedTuple):
+    """Tokens that follow each other: the first one's number, and how many."""
+
+    first: int
+    count: int
+
+    @property
+    def end(self) -> int:
+        """One past the last token."""
+        return self.first + self.count
+
+
+class QueryParts(NamedTuple):
+    """An instructed query before a limit cuts it.
+
+    Attributes:
+      ids: int32[tokens], special tokens included.
+      query, instruction: where they lie in `ids`; `instruction.count` is 0 where there is none, and
+        then there is no place for another one.
+    """
+
+    ids: np.ndarray
+    query: Run
+    instruction: Run
+
+    def ids_of(self, part: str) -> np.ndarray:
+        """Token ids of "query" or "instruction"."""
+        run = getattr(self, part)
+        return self.ids[run.first : run.end]
+
+
+def kept(kinds: np.ndarray, limit: int) -> np.ndarray:
+    """Which tokens of an overlong instructed query stay.
+
+    The query loses its end and keeps `limit // 4` tokens; past that the instruction loses its end.
+
+    Args:
+      kinds: int[tokens], the kind of each token; more than `limit` of them.
+
+    Returns:
+      int64[limit], token numbers in rising order.
+    """
+    query, instruction, other = (np.flatnonzero(kinds == k) for k in (QUERY, INSTRUCTION, OTHER))
+    least = limit // 4
+    # what goes, first to last; the tail of this list is never reached by a sensible template
+    order = np.concatenate(
+        (query[least:][::-1], instruction[::-1], other[::-1], query[:least][::-1])
+    )
+    return np.setdiff1d(np.arange(len(kinds)), order[: len(kinds) - limit])
+
+
+def split(ids: np.ndarray, kinds: np.ndarray, limit: int) -> QueryParts:
+    """The parts of a text by the kinds of its tokens, int[tokens].
+
+    Query and instruction are cut at `limit` tokens each: no text of `limit` tokens holds more. A
+    text whose query or instruction is in several pieces counts as one without instruction.
+    """
+    if len(ids) > limit:
+        within = np.ones(len(ids), bool)
+        for kind in (QUERY, INSTRUCTION):
+            within[np.flatnonzero(kinds == kind)[limit:]] = False
+        ids, kinds = ids[within], kinds[within]
+    query, instruction = (_run(kinds == kind) for kind in (QUERY, INSTRUCTION))
+    if query is None or instruction is None:
+        return QueryParts(ids, Run(0, 0), Run(0, 0))
+    return QueryParts(ids, query, instruction)
+
+
+def with_instruction(parts: QueryParts, instruction: np.ndarray) -> QueryParts:
+    """The same query in the same template, with the tokens int32[...] of another instruction."""
+    before, after = parts.ids[: parts.instruction.first], parts.ids[parts.instruction.end :]
+    query = parts.query
+    if query.first > parts.instruction.first:
+        query = Run(query.first + len(instruction) - parts.instruction.count, query.count)
+    return QueryParts(
+        np.concatenate((before, instruction, after)),
+        query,
+        Run(parts.instruction.first, len(instruction)),
+    )
+
+
+def cut(parts: QueryParts, *, special: tuple[np.ndarray, np.ndarray], limit: int) -> np.ndarray:
+    """int32[tokens], the ids within `limit`, by the rule of `kept`.
+
+    Args:
+      special: the special tokens before and after every text.
+    """
+    if len(parts.ids) <= limit:
+        return parts.ids
+    kinds = np.full(len(parts.ids), OTHER, np.int8)
+    kinds[: len(special[0])] = SPECIAL
+    kinds[len(kinds) - len(special[1]) :] = SPECIAL
+    kinds[parts.query.first : parts.query.end] = QUERY
+    kinds[parts.instruction.first : parts.instruction.end] = INSTRUCTION
+    return parts.ids[kept(kinds, limit)]
+
+
+def alone(ids: np.ndarray, *, special: tuple[np.ndarray, np.ndarray], limit: int) -> np.ndarray:
+    """int32[tokens], a query or an instruction as a text of its own, its end cut at `limit`."""
+    room = max(limit - len(special[0]) - len(special[1]), 0)
+    return np.concatenate((special[0], ids[:room], special[1]))
+
+
+def _run(chosen: np.ndarray) -> Run | None:
+    """Where bool[tokens] is True; None if that is in several pieces."""
+    places = np.flatnonzero(chosen)
+    if not places.size:
+        return Run(0, 0)
+    run = Run(int(places[0]), len(places))
+    return run if run.end == places[-1] + 1 else None

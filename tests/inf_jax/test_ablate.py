@@ -1,0 +1,131 @@
+"""launch/ablate.py on the tiny model: a failing cell, going on, reuse, other settings."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+
+from inf_jax.errors import UserError
+from inf_jax.objective import parse_objective
+
+LAUNCH = Path(__file__).resolve().parents[2] / "launch"
+
+
+def write_config(config, path):
+    """A config file that a command line can name, equal to `config`."""
+    path.write_text(
+        "import json\nfrom ml_collections import ConfigDict\n\ndef get_config():\n"
+        f"    return ConfigDict(json.loads({json.dumps(config.to_json())}))\n"
+    )
+    return path
+
+
+@pytest.fixture
+def ablate(tiny_config, tmp_path):
+    """Runs the command with more arguments: (exit code, output)."""
+    tiny_config.train.steps = 2
+    tiny_config.optim.lr = 1e-3
+    path = write_config(tiny_config, tmp_path / "config.py")
+    command = [sys.executable, LAUNCH / "ablate.py", f"--config={path}"]
+
+    def call(*more: str) -> tuple[int, str]:
+        done = subprocess.run(
+            [*command, *more],
+            env=os.environ | {"PYTHONPATH": str(LAUNCH.parent), "XLA_FLAGS": ""},  # one device
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        return done.returncode, done.stdout
+
+    return call
+
+
+def test_two_cells_one_of_which_fails_at_first(ablate, tiny_config):
+    root = Path(tiny_config.out_dir, "ablation")
+    good, bad = root / "uni_P-identity", root / "multi_P_IQ-identity"
+    grid = ("--objectives", "multi(P,IQ)", "uni(P)", "--masks", "identity")
+    bad.mkdir(parents=True)
+    (bad / "command.txt").mkdir()  # in the way
+
+    code, out = ablate(*grid)
+    assert code == 1, out
+    assert "[1/2] multi(P,IQ) identity: FAILED\ninf_jax.train ended with exit code" in out
+    assert "error: 1 of 2 cells failed: multi(P,IQ) identity" in out
+    failed, done = sorted(json.loads((root / "ablation.json").read_text())["cells"], key=len)
+    assert done["objective"] == "uni(P)" and done["step"] == 2
+    assert "IsADirectoryError" in failed["error"]  # the end of its output
+    text = (root / "ablation.md").read_text()
+    assert "Failed: multi(P,IQ), identity" in text and failed["error"] in text
+    evaluated = (good / "eval.json").stat().st_mtime_ns
+
+    (bad / "command.txt").rmdir()
+    code, out = ablate(*grid)
+    assert code == 0, out
+    assert "[2/2] uni(P) identity: done before, reused" in out
+    assert (good / "eval.json").stat().st_mtime_ns == evaluated
+    found = json.loads((root / "ablation.json").read_text())
+    # the base was measured once
+    assert "base: query" in (good / "evaluate.log").read_text()
+    assert "base: query" not in (bad / "evaluate.log").read_text()
+    scores = {
+        c["objective"]: json.loads(Path(c["out_dir"], "eval.json").read_text())
+        for c in found["cells"]
+    }
+    assert scores.keys() == {"uni(P)", "multi(P,IQ)"}
+    for cell in found["cells"]:
+        ours = scores[cell["objective"]]
+        assert cell["trained"] == ours["trained"] != found["base"] == ours["base"]
+        assert ours["config"]["loss"]["objective"] == cell["objective"]
+    by_rank = [c["trained"]["p_mrr"] for c in found["cells"]]
+    assert by_rank == sorted(by_rank, reverse=True)
+
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in (root / "ablation.md").read_text().splitlines()
+        if line.startswith("|")
+    ]
+    assert rows[0][:4] == ["objective", "mask", "p-MRR", "nDCG@10"]
+    assert rows[2][:3] == ["base", "", f"{found['base']['p_mrr']:.1f}"]
+    for row, cell in zip(rows[3:], found["cells"], strict=True):
+        figures = [f"{cell['trained'][key]:.1f}" for key in ("p_mrr", "ndcg@10")]
+        assert row[:4] == [cell["objective"], "identity", *figures]
+    assert matplotlib.image.imread(root / "ablation.png").shape[1] == 1650
+
+    code, out = ablate(*grid, "--config.train.steps=3")
+    assert code == 1
+    assert "begun with other settings (train.steps was 2, is now 3)" in out
+
+
+def test_grid(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(LAUNCH))
+    import ablate
+
+    path = write_config(tiny_config, tmp_path / "config.py")
+    objectives = [text for text in ablate.OBJECTIVES if "I" not in parse_objective(text).blocks]
+    assert len(objectives) == 5
+    cells = ablate.make_cells(tiny_config, [f"--config={path}"], objectives, ablate.MASKS)
+    assert len({cell.config.out_dir for cell in cells}) == len(cells) == 2 * len(objectives)
+    for cell in cells:
+        assert cell.config.loss.objective == cell.objective
+        assert cell.config.loss.mask == cell.mask
+        same = cell.config.copy_and_resolve_references()
+        same.out_dir, same.loss = tiny_config.out_dir, tiny_config.loss
+        assert same == tiny_config
+
+
+def test_impossible_command_lines(ablate, tiny_config, monkeypatch):
+    monkeypatch.syspath_prepend(str(LAUNCH))
+    from ablate import MASKS, make_cells
+
+    with pytest.raises(UserError, match="unknown block 'X'"):
+        make_cells(tiny_config, [], ["uni(X)"], MASKS)
+    with pytest.raises(UserError, match="narrow it by --objectives and --masks"):
+        make_cells(tiny_config, ["--config.loss.mask=faithful"], ["uni(P)"], MASKS)
+    code, out = ablate("--steps=3")
+    assert code == 2 and "unknown arguments: --steps=3" in out

@@ -1,0 +1,84 @@
+"""What a run writes of its metrics: numbers and histograms, in metrics.jsonl and TensorBoard."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from inf_jax.health import health
+from inf_jax.report import MetricsLog, health_rows, read_metrics
+from inf_jax.tfrecord import read_records
+
+
+def values(seed):
+    """Metrics as train.py hands them over: health's, and some of the loss."""
+    rng = np.random.default_rng(seed)
+    q, p = (rng.normal(size=(8, 4)).astype(np.float32) / 2 for _ in range(2))
+    metrics = health(q, p, valid=jnp.ones(8, bool), mask="faithful", bins=4)
+    metrics |= {"loss": jnp.float32(seed), "accuracy/P": jnp.float32(0.5)}
+    return {name: value.tolist() for name, value in jax.device_get(metrics).items()}
+
+
+def events(directory):
+    (file,) = (directory / "tensorboard").glob("events*")
+    read = (Event.FromString(record) for record in read_records(file))
+    return [(event.step, value) for event in read for value in event.summary.value]
+
+
+def test_numbers_and_histograms(tmp_path):
+    log = MetricsLog(tmp_path, first_step=0, steps=3, every=2)
+    assert log.last == {}
+    for step in range(3):
+        log.write(step, values(step))
+    log.close()
+    assert log.last == values(2)
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": n, **values(n)} for n in range(3)]
+
+    found = events(tmp_path)
+    assert {step for step, _ in found} == {0, 2}  # every second one
+    drawn = {v.tag: v for step, v in found if step == 2}
+    assert len(drawn) == len(values(2))
+    assert drawn["loss"].simple_value == 2
+    shares = values(2)["health/negative_scores"]
+    histogram = drawn["health/negative_scores"].histo
+    assert sum(shares) == pytest.approx(1) and len(shares) == 4
+    # tensorboardX may pad with an empty bucket on the left
+    pairs = zip(histogram.bucket_limit, histogram.bucket, strict=True)
+    filled = {round(limit, 6): count for limit, count in pairs if count}
+    expected = {limit: s for limit, s in zip((-0.5, 0, 0.5, 1), shares, strict=True) if s}
+    assert filled == pytest.approx(expected)
+    assert histogram.sum == pytest.approx(np.dot(shares, (-0.75, -0.25, 0.25, 0.75)))
+
+
+def test_a_killed_run_drops_the_lines_after_its_checkpoint(tmp_path):
+    for first, steps in ((0, 4), (2, 3)):
+        log = MetricsLog(tmp_path, first_step=first, steps=4, every=1)
+        for step in range(first, steps):
+            log.write(step, values(step + 10 * first))
+        log.close()
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert [line["loss"] for line in lines] == [0, 1, 22]
+
+
+def test_health_table():
+    metrics = {
+        "loss": 1.0,
+        "masked/P": 0.123,
+        "accuracy/P": 0.5,
+        "accuracy/IQ": math.nan,
+        "false_negatives/P": 1.25,
+        "health/rank_query": 12.34,
+        "health/positive_scores": [0.5, 0.5],
+    }
+    assert health_rows(metrics) == [
+        ("effective rank, queries", "12.3"),
+        ("in-batch accuracy, block P", "50.0%"),
+        ("in-batch accuracy, block IQ", "nan%"),
+        ("suspected false negatives a row, block P", "1.25"),
+        ("masked candidates, block P", "12.30%"),
+    ]
+    assert health_rows(json.loads('{"loss": 1.0}')) == []
