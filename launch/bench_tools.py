@@ -41,7 +41,11 @@ class Worker:
     """
 
     def __init__(
-        self, arguments: Sequence[str], *, threads: int, environment: Mapping[str, str] | None = None
+        self,
+        arguments: Sequence[str],
+        *,
+        threads: int,
+        environment: Mapping[str, str] | None = None,
     ):
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (lives as long as the worker)
         paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
