@@ -1,6 +1,7 @@
 """Benchmarks: this project side by side with others, in one run.
 
     python launch/bench.py train --help
+    python launch/bench.py loss --help
 
 Each contender runs in a process of its own, and they take turns, so that whatever else the machine
 does hits all of them: only the ratios within one run mean something.
@@ -8,10 +9,11 @@ does hits all of them: only the ratios within one run mean something.
 
 import argparse
 
+import bench_loss
 import bench_train
 
 # name -> module with `HELP`, `add_arguments(parser)` and `main(args, overrides)`
-COMMANDS = {"train": bench_train}
+COMMANDS = {"train": bench_train, "loss": bench_loss}
 
 
 def main() -> None:

@@ -4,14 +4,16 @@ Standard library only, so that the parent needs neither cores nor memory of its 
 """
 
 import contextlib
+import ctypes
 import datetime
+import gc
 import json
 import os
 import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +37,16 @@ class Worker:
     Args:
       arguments: of bench.py.
       threads: cores that the process may use.
+      environment: variables on top of ENVIRONMENT.
     """
 
-    def __init__(self, arguments: Sequence[str], *, threads: int):
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        *,
+        threads: int,
+        environment: Mapping[str, str] | None = None,
+    ):
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (lives as long as the worker)
         paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
         self._process = subprocess.Popen(
@@ -45,6 +54,7 @@ class Worker:
             env={
                 **os.environ,
                 **ENVIRONMENT,
+                **(environment or {}),
                 "OMP_NUM_THREADS": str(threads),
                 "PYTHONPATH": os.pathsep.join(filter(None, paths)),
             },
@@ -99,11 +109,25 @@ def serve(setup: Callable[[], Callable[[Any], Any]], *, threads: int) -> None:
 
 
 def peak_memory() -> int:
-    """The most memory that this process ever held, bytes (VmHWM)."""
+    """The most memory that this process held, ever or since `reset_peak_memory`, bytes (VmHWM)."""
+    return _status("VmHWM")
+
+
+def reset_peak_memory() -> int:
+    """Gives free memory back to the system and forgets the peak; returns what is held, bytes."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # 5: the peak only
+    return _status("VmRSS")
+
+
+def _status(name: str) -> int:
+    """A memory figure of /proc/self/status, bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
-    raise OSError("/proc/self/status has no VmHWM: this benchmark needs Linux")
+    raise OSError(f"/proc/self/status has no {name}: this benchmark needs Linux")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

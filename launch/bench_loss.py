@@ -1,0 +1,249 @@
+"""The contrastive loss and its gradients beside PyTorch and sentence-transformers, by batch size.
+
+    python launch/bench.py loss [--batches=1024,...,65536] [--dim=768] [--rounds=3] [--write]
+    python launch/bench.py loss --aot [--write]     per-chip memory on TPUs, compiled without one
+
+Loss and gradients of float32 unit vectors, scale 20, every other row a negative. Contenders: the
+engines of inf_jax (ring and gather on 8 virtual devices, which share the same cores), dense
+InfoNCE in PyTorch (cross-entropy of the whole matrix, for multi(P,IQ) in both directions), and the
+mini-batched loss stage of sentence-transformers' CachedMultipleNegativesRankingLoss. They must
+agree in loss and gradients (1e-4) before anything is timed. Each runs in a process of its own and
+they take turns. Up to --full there is a warm-up, and memory is measured in a further evaluation;
+above it, one evaluation of the first objective gives both. What would need more memory than there
+is, or more time than --limit, is not tried, and the table says so.
+"""
+
+import argparse
+import os
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import bench_loss_aot
+from bench_loss_report import save
+from bench_loss_workers import DEVICES, LABELS, MATRICES, OBJECTIVES, worker
+from bench_tools import Worker, publish, serve, table
+
+HELP = "the loss and its gradients at large batches; with --aot, on TPUs by compilation"
+AGREE = 1e-4  # relative
+REFERENCE = "torch"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `bench.py loss`."""
+    add = parser.add_argument
+    add("--batches", type=_numbers, metavar="N,N", help="default: 1024 to 65536, doubling")
+    add("--dim", type=int, metavar="N", help="of the embeddings (default: 768, with --aot 1024)")
+    add("--objectives", nargs="+", default=list(OBJECTIVES), choices=OBJECTIVES, metavar="TEXT")
+    add("--rounds", type=int, default=3, metavar="N", help="turns of each (default: %(default)s)")
+    add("--full", type=int, default=8192, metavar="N", help="rounds up to this batch (%(default)s)")
+    add("--limit", type=float, default=300, metavar="SECONDS", help="of a step (%(default)s)")
+    add("--threads", type=int, default=2, metavar="N", help="cores to use (default: %(default)s)")
+    add("--platform", choices=("cpu", "gpu"), default="cpu", help="default: %(default)s")
+    add("--write", action="store_true", help="append to launch/benchmarks.md, draw the picture")
+    add("--worker", choices=("aot", *_workers(LABELS)), help=argparse.SUPPRESS)
+    bench_loss_aot.add_arguments(parser)
+
+
+def main(args: argparse.Namespace, overrides: list[str]) -> None:
+    """The benchmark, or with --worker one of its processes."""
+    if overrides:
+        raise SystemExit(f"error: bench.py loss has no config: {' '.join(overrides)}")
+    if args.aot:
+        bench_loss_aot.main(args)
+        return
+    args.batches = args.batches or [2**i for i in range(10, 17)]
+    args.dim = args.dim or 768
+    if args.worker:
+        serve(lambda: worker(args), threads=args.threads)
+        return
+    common = ["loss", f"--dim={args.dim}", f"--threads={args.threads}"]
+    common += [f"--platform={args.platform}"]
+    workers: dict[str, Worker] = {}
+    try:
+        for name in _workers(LABELS):
+            workers[name] = Worker(
+                [*common, f"--worker={name}"],
+                threads=args.threads,
+                environment=_environment(name, args.platform),
+            )
+        facts = [w.ask({"do": "facts"}) for w in workers.values()]
+        cells = measure(workers, args)
+        for w in workers.values():
+            w.close()
+    finally:
+        for w in workers.values():
+            w.kill()
+    versions = {k: v for f in facts for k, v in f["versions"].items()}
+    text = summary(cells, args, ", ".join(f"{k} {v}" for k, v in versions.items()))
+    if args.write:
+        text += "\n\n" + save(args.platform, cells)
+    title = "loss" + (" on a GPU" if args.platform == "gpu" else "")
+    publish(title, text, threads=args.threads, write=args.write)
+
+
+def measure(workers: dict[str, Worker], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """All cells: objective, batch, contender, and `seconds` of the rounds and `peak` bytes, or
+    `skipped`, which says why."""
+    cells: list[dict[str, Any]] = []
+    last: dict[tuple[str, str], tuple[int, float]] = {}  # batch and seconds of a contender
+    for batch in sorted(args.batches):
+        full = batch <= args.full
+        for objective in args.objectives if full else args.objectives[:1]:
+            known = {n: last[objective, n] for n in LABELS if (objective, n) in last}
+            runs = {}
+            free = workers["one"].ask({"do": "facts"})["free"]
+            for name in LABELS:
+                why = _obstacle(name, batch, objective, known=known, free=free, args=args)
+                if why is None:
+                    runs[name] = workers[_worker(name)]
+                elif why:
+                    cell = {"objective": objective, "batch": batch, "contender": name}
+                    cells.append(cell | {"skipped": why})
+            found = _cell(runs, objective, batch, rounds=args.rounds if full else 0)
+            for name, cell in found.items():
+                seconds = statistics.median(cell["seconds"])
+                last[objective, name] = batch, seconds
+                cells.append({"objective": objective, "batch": batch, "contender": name} | cell)
+                peak = cell["peak"] / 2**20
+                print(f"{objective} {batch} {LABELS[name]}: {seconds:.3f} s, {peak:,.0f} MiB")
+    return cells
+
+
+def _cell(runs: dict[str, Worker], objective: str, batch: int, *, rounds: int) -> dict[str, dict]:
+    """Seconds and peaks of the contenders at one batch; `rounds` 0: one evaluation gives both."""
+
+    def turn(*, memory: bool) -> dict[str, dict]:
+        question = {"do": "step", "memory": memory}
+        return {n: w.ask(question | {"contender": n}) for n, w in runs.items()}
+
+    for name, w in runs.items():
+        w.ask({"do": "prepare", "contender": name, "objective": objective, "batch": batch})
+    first = turn(memory=not rounds)
+    agree({n: r["figures"] for n, r in first.items()}, f"{objective} at batch {batch}")
+    peaks = turn(memory=True) if rounds else first
+    turns = [turn(memory=False) for _ in range(rounds)] or [first]
+    for w in runs.values():
+        w.ask({"do": "forget"})
+    return {
+        n: {"seconds": [t[n]["seconds"] for t in turns], "peak": max(1, peaks[n]["peak"])}
+        for n in runs
+    }
+
+
+def agree(figures: dict[str, dict[str, float]], where: str) -> None:
+    """Ends the program unless all contenders computed the same."""
+    for name in figures:
+        base = next(iter(figures))
+        for what, value in figures[name].items():
+            expected = figures[base][what]
+            if not abs(value - expected) <= AGREE * abs(expected):
+                raise SystemExit(
+                    f"error: {where}: {what} is {value} in {LABELS[name]}, {expected} in "
+                    f"{LABELS[base]}: they do not compute the same"
+                )
+
+
+def _obstacle(name: str, batch: int, objective: str, *, known, free: int, args) -> str | None:
+    """Why a contender is not run at this batch; "" for one that needs no mention."""
+    cached = {n: s for n, (_, s) in known.items() if n.startswith("cached")}
+    if (
+        batch > args.full
+        and cached
+        and name.startswith("cached")
+        and name != min(cached, key=cached.__getitem__)
+    ):
+        return ""  # the fastest mini-batch stands for the others
+    if _worker(name) == "mesh" and args.platform == "cpu" and batch % DEVICES:
+        return f"no multiple of {DEVICES}"
+    if name in MATRICES:
+        need = (4 * MATRICES[name][objective] * batch + 16 * args.dim) * batch
+        if need > free:
+            return f"needs about {need / 2**30:.0f} GiB"
+    if name in known:
+        old, seconds = known[name]
+        expected = seconds * (batch / old) ** 2
+        if expected > args.limit:
+            return f"about {expected:.0f} s"
+    return None
+
+
+def summary(cells: Sequence[dict[str, Any]], args: argparse.Namespace, versions: str) -> str:
+    """The tables: by objective seconds, their ratios to dense PyTorch, and peak memory.
+
+    Args:
+      cells: of `measure`.
+    """
+    where = "one CPU" if args.platform == "cpu" else "the GPU"
+    parts = [
+        f"Loss and gradients with respect to queries and passages, float32[batch, {args.dim}], on "
+        f"{where}; {versions}. Up to batch {args.full} medians of {args.rounds} rounds, above it "
+        "one evaluation without warm-up. The contenders' losses and gradients agree within "
+        f"{AGREE:g}. Columns are batches. Virtual devices share the cores. Ratios are to dense "
+        "PyTorch in the same round (least to most). Peak memory is what an evaluation holds above "
+        "its inputs, the gradients included."
+    ]
+    for objective in dict.fromkeys(c["objective"] for c in cells):
+        found = {(c["contender"], c["batch"]): c for c in cells if c["objective"] == objective}
+        batches = sorted({batch for _, batch in found})
+        names = [n for n in LABELS if any((n, b) in found for b in batches)]
+        for title, show in (
+            ("seconds", _seconds),
+            ("seconds as a multiple of dense PyTorch's", _ratio),
+            ("peak memory in MiB (as a multiple of dense PyTorch's)", _peak),
+        ):
+            rows = [
+                (LABELS[n], *(show(found.get((n, b)), found.get((REFERENCE, b))) for b in batches))
+                for n in names
+            ]
+            parts.append(f"{objective}, {title}:\n\n{table(('', *map(str, batches)), rows)}")
+    return "\n\n".join(parts)
+
+
+def _ran(cell: dict[str, Any] | None) -> bool:
+    return bool(cell) and "seconds" in cell
+
+
+def _seconds(cell, reference) -> str:
+    if not _ran(cell):
+        return cell["skipped"] if cell else ""
+    return f"{statistics.median(cell['seconds']):.3g}"
+
+
+def _ratio(cell, reference) -> str:
+    if not _ran(cell) or not _ran(reference):
+        return ""
+    ratios = [a / b for a, b in zip(cell["seconds"], reference["seconds"], strict=True)]
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
+def _peak(cell, reference) -> str:
+    if not _ran(cell):
+        return ""
+    share = f" ({cell['peak'] / reference['peak']:.3f})" if _ran(reference) else ""
+    return f"{cell['peak'] / 2**20:,.0f}{share}"
+
+
+def _worker(name: str) -> str:
+    return name.partition("-")[0]
+
+
+def _workers(names) -> list[str]:
+    return list(dict.fromkeys(map(_worker, names)))
+
+
+def _environment(name: str, platform: str) -> dict[str, str]:
+    if platform == "gpu":
+        return {
+            "JAX_PLATFORMS": "cuda",
+            "JAX_DEFAULT_MATMUL_PRECISION": "float32",  # as PyTorch's default
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # the processes share the GPU
+            "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7"),
+        }
+    # an XLA_FLAGS of the caller would be for one of the two kinds of workers only
+    devices = DEVICES if name == "mesh" else 1
+    return {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]

@@ -1,0 +1,253 @@
+"""The part of `bench.py loss` for TPUs: memory a chip by ahead-of-time compilation, no TPU needed.
+
+libtpu's compiler stands for the chip: `memory_analysis()` is what the program will take there, and
+its text is the schedule. Nothing is run, so there are no seconds but the compiler's.
+"""
+
+import argparse
+import re
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import bench_hlo
+from bench_loss_report import save
+from bench_tools import Worker, publish, serve, table
+
+BATCHES = (2**18, 2**20, 2**22)
+DIM = 1024
+TOPOLOGIES = ("v5e:16x16", "v5p:8x8x16")
+OBJECTIVE = "multi(P,IQ)"
+SCALE = 20.0
+# engine and variant; "trained" has identity masks, empty slots and the metrics, as in training
+PROGRAMS = (("ring", "plain"), ("ring", "trained"), ("gather", "plain"), ("dense", "plain"))
+
+# Else libtpu looks for the machine that it thinks it is on, and says so at length.
+ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_MIN_LOG_LEVEL": "3",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "JAX_PLATFORMS": "cpu",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `bench.py loss --aot`."""
+    add = parser.add_argument
+    add("--aot", action="store_true", help="per-chip memory on TPUs; needs the extra aot")
+    add("--topologies", nargs="+", default=list(TOPOLOGIES), metavar="NAME", help="with --aot")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Compiles all programs in one worker, prints the table."""
+    args.dim = args.dim or DIM
+    if args.worker:
+        serve(lambda: compiler(args), threads=args.threads)
+        return
+    options = ["loss", "--aot", f"--dim={args.dim}", f"--threads={args.threads}", "--worker=aot"]
+    worker = Worker(options, threads=args.threads, environment=ENVIRONMENT)
+    try:
+        versions = worker.ask(None)
+        cells = []
+        for topology in args.topologies:
+            for batch in args.batches or BATCHES:
+                for engine, variant in PROGRAMS:
+                    cell = {"topology": topology, "batch": batch}
+                    cell |= {"engine": engine, "variant": variant}
+                    cell |= worker.ask(cell)
+                    cells.append(cell)
+                    print(*_row(cell), sep="; ", flush=True)
+        worker.close()
+    finally:
+        worker.kill()
+    text = summary(cells, dim=args.dim, versions=versions)
+    if args.write:
+        text += "\n\n" + save("aot", cells)
+    publish("loss, compiled for TPUs", text, threads=args.threads, write=args.write)
+
+
+def compiler(args: argparse.Namespace) -> Callable[[dict | None], Any]:
+    """The worker: None asks for the versions, a program for its figures."""
+    import importlib.metadata
+
+    try:
+        libtpu = importlib.metadata.version("libtpu")
+    except importlib.metadata.PackageNotFoundError:
+        raise SystemExit(
+            "error: --aot needs libtpu (484 MB): pip install -e '.[aot]' -c launch/constraints.txt"
+        ) from None
+    import jax
+
+    def answer(program: dict | None) -> Any:
+        if program is None:
+            return f"jax {jax.__version__}, libtpu {libtpu}"
+        traced, flops = _trace(program, dim=args.dim)
+        started = time.perf_counter()
+        try:
+            compiled = traced.lower().compile()
+        except jax.errors.JaxRuntimeError as error:
+            return {"flops": flops, "seconds": time.perf_counter() - started, **_demand(str(error))}
+        memory = compiled.memory_analysis()
+        found = bench_hlo.collectives(compiled.as_text())
+        kinds: dict[str, list[int]] = {}
+        for c in found:
+            count = kinds.setdefault(c.kind, [0, 0, 0, 0])
+            moved = c.times * c.size
+            for i, n in enumerate((1, c.times, moved, moved * c.beside)):
+                count[i] += n
+        return {
+            "seconds": time.perf_counter() - started,
+            "flops": flops,
+            "demand": memory.temp_size_in_bytes,
+            "temp": memory.temp_size_in_bytes,
+            "arguments": memory.argument_size_in_bytes,
+            "outputs": memory.output_size_in_bytes,
+            "peak": memory.peak_memory_in_bytes,
+            "collectives": kinds,
+        }
+
+    return answer
+
+
+def _trace(program: dict, *, dim: int):
+    """The traced loss and gradients, and the operations of its products a chip."""
+    import jax
+    import jax.numpy as jnp
+    from jax.experimental import topologies
+
+    from inf_jax.blocks import TextIds
+    from inf_jax.losses import TILES, contrastive_loss
+    from inf_jax.mesh import batch_sharding, make_mesh
+
+    devices = topologies.get_topology_desc(
+        platform="tpu", topology_name=program["topology"]
+    ).devices
+    mesh = make_mesh(devices=devices)
+    rows, trained = batch_sharding(mesh), program["variant"] == "trained"
+
+    def array(*shape: int, dtype) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((program["batch"], *shape), dtype, sharding=rows)
+
+    def loss(queries, passages, more):
+        value, metrics = contrastive_loss(
+            queries,
+            passages,
+            objective=OBJECTIVE,
+            scale=SCALE,
+            mask="identity" if trained else "faithful",
+            engine=program["engine"],
+            mesh=None if program["engine"] == "dense" else mesh,
+            tile=TILES["tpu"],
+            **more,
+        )
+        return value, metrics if trained else None
+
+    more = {}
+    if trained:
+        hashes = TextIds(*(array(2, dtype=jnp.uint32) for _ in TextIds._fields))
+        more = {"ids": hashes, "valid": array(dtype=jnp.bool_)}
+    vectors = array(dim, dtype=jnp.bfloat16)
+    step = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+    traced = jax.jit(step, out_shardings=((None, None), (rows, rows))).trace(vectors, vectors, more)
+    return traced, product_flops(traced.jaxpr.jaxpr, devices=mesh.size)
+
+
+def product_flops(jaxpr, *, devices: int = 1) -> float:
+    """Floating-point operations a device of a traced program's matrix products.
+
+    Loops are counted out, which the compiler's own cost analysis does not do. Of branches the
+    dearest counts; a while loop without a static number of turns counts once.
+
+    Args:
+      jaxpr: what is traced.
+      devices: over which the work outside shard_map is split evenly.
+    """
+    total = 0.0
+    for equation in jaxpr.eqns:
+        name, params = equation.primitive.name, equation.params
+        if name == "dot_general":
+            (contracted, _), _ = params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            depth = 1
+            for axis in contracted:
+                depth *= shape[axis]
+            total += 2 * depth * equation.outvars[0].aval.size / devices
+        elif name == "cond":
+            total += max(product_flops(b.jaxpr, devices=devices) for b in params["branches"])
+        else:
+            times = params["length"] if name == "scan" else 1
+            inside = 1 if name == "shard_map" else devices  # shapes in there are a device's own
+            for value in params.values():
+                inner = getattr(value, "jaxpr", value)
+                if hasattr(inner, "eqns"):
+                    total += times * product_flops(inner, devices=inside)
+    return total
+
+
+def _demand(message: str) -> dict[str, Any]:
+    """What a program that does not fit would need, from the compiler's message."""
+    units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    sizes = [float(n) * units[u] for n, u in re.findall(r"\b([\d.]+)([KMGT])\b", message)]
+    if "RESOURCE_EXHAUSTED" not in message or len(sizes) < 2:
+        raise SystemExit(f"error: the compiler failed: {message[:2000]}")
+    return {"demand": sizes[0], "limit": sizes[1]}
+
+
+def summary(cells: Sequence[dict[str, Any]], *, dim: int, versions: str) -> str:
+    """The table.
+
+    Args:
+      cells: of the programs, see `compiler`.
+      dim: of the embeddings.
+      versions: of jax and libtpu.
+    """
+    header = (
+        "chips",
+        "batch",
+        "engine",
+        "temp MiB",
+        "in + out MiB",
+        "peak MiB",
+        "product TFLOP",
+        "collectives in the schedule (runs; MiB; share of it beside products)",
+        "compiled in s",
+    )
+    return (
+        f"{OBJECTIVE}, loss and gradients, bf16[batch, {dim}] embeddings; {versions}. All figures "
+        "are a chip's, from the compiler for that chip; nothing was run. temp is HBM beside "
+        "arguments and results, peak the most at once by the compiler's count, what it keeps on "
+        "the chip included. "
+        '"needs" is the demand that the compiler refuses a program with, beside the memory that '
+        'there is. "trained" has identity masks, empty slots and the metrics, as in training. '
+        "Products are counted from the traced program, loops included. A collective that has no "
+        "part beside products makes the chip wait.\n\n" + table(header, [*map(_row, cells)])
+    )
+
+
+def _row(cell: dict[str, Any]) -> tuple[str, ...]:
+    def mib(key: str) -> str:
+        return f"{cell[key] / 2**20:,.1f}"
+
+    name = cell["engine"] + ("" if cell["variant"] == "plain" else f", {cell['variant']}")
+    if "temp" in cell:
+        sizes = (mib("temp"), f"{(cell['arguments'] + cell['outputs']) / 2**20:,.1f}", mib("peak"))
+        moved = ", ".join(
+            f"{n} {kind} ({runs:,}; {size / 2**20:,.1f}; {beside / max(size, 1):.0%})"
+            for kind, (n, runs, size, beside) in sorted(cell["collectives"].items())
+        )
+    else:
+        sizes = (f"needs {mib('demand')} of {mib('limit')}", "", "")
+        moved = ""
+    return (
+        cell["topology"],
+        f"{cell['batch']:,}",
+        name,
+        *sizes,
+        f"{cell['flops'] / 1e12:.2f}",
+        moved,
+        f"{cell['seconds']:.0f}",
+    )
