@@ -25,6 +25,9 @@ from inf_jax.tiles import (
 )
 
 
+LEAST_ROWS = 256
+
+
 def applies(plan: Sweep) -> bool:
     """Whether `one_pass` can do this sweep."""
     by_row = not any(BLOCKS[name].by_column for name in plan.blocks)
@@ -75,8 +78,10 @@ one_pass.defvjp(_with_gradients, _scaled)
 def _scan(plan, row_losses, rows, positive, own, coefficients, weights, *, gradients):
     """(result, gradients by all arguments), the latter None where not wanted."""
     size, width = rows.queries.shape
-    room = plan.tile[0] * plan.tile[1]
-    height = max(8, min(-(-room // max(size, 1)) // 8 * 8, plan.tile[0]))
+    # As many rows as a tile has room for with all columns, but not so few that adding to the
+    # columns' gradients, once for each of these tiles, takes longer than the products.
+    room = plan.tile[0] * plan.tile[1] // max(size, 1)
+    height = min(max(room, LEAST_ROWS), plan.tile[0])
     whole = Sweep(plan.lse, plan.softplus, plan.engine, (height, max(size, height)))
     left, right = sides(whole, rows, positive=positive)
     columns = jax.tree.map(lambda x: x[0], right)
