@@ -24,7 +24,6 @@ from inf_jax.tiles import (
     tile_partials,
 )
 
-
 LEAST_ROWS = 256
 
 
