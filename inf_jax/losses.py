@@ -5,21 +5,25 @@ from those by plain autodiff. `dense` holds all scores and is the reference; the
 `inf_jax.sweep`, whose memory is linear in the batch.
 """
 
+import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from inf_jax.blocks import BLOCKS, Rows, TextIds, candidates
+from inf_jax import onepass, terms
+from inf_jax.blocks import BLOCKS, Rows, TextIds
+from inf_jax.dense import dense_sums
 from inf_jax.loss_checks import ENGINES, check_ids, check_inputs
-from inf_jax.objective import Objective, Term, parse_objective
-from inf_jax.sweep import Coefficients, Counts, Sweep, sweep
+from inf_jax.objective import Objective, parse_objective
+from inf_jax.sweep import Coefficients, Sweep, sweep
 
 __all__ = ["ENGINES", "contrastive_loss"]
 
 DENSE_SCORES = 2**22  # up to so many scores (16 MiB) the auto engine keeps the matrix
-TILES = {"cpu": (1024, 1024), "gpu": (4096, 4096), "tpu": (4096, 1024)}
+TILES = {"cpu": (2048, 1024), "gpu": (4096, 4096), "tpu": (4096, 1024)}
 
 
 def contrastive_loss(
@@ -196,132 +200,48 @@ def _loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Loss and metrics of checked rows."""
     positive = _positive_scores(rows)
-    sums, counts = _sums(plan, rows, positive, coefficients)
-    pos, valid = coefficients.scale * positive, rows.valid
-
-    def uni(lse: jax.Array) -> jax.Array:
-        # softplus(lse - pos) is logsumexp(pos, negatives) - pos, not cancelled
-        return _mean(jax.nn.softplus(lse - pos), valid)
-
-    def of_term(term: Term) -> jax.Array:
-        named = list(zip(term.weights, term.blocks, strict=True))
-        if term.kind == "uni":
-            parts = [jnp.log(jnp.asarray(w, pos.dtype)) + sums[f"lse/{t}"] for w, t in named]
-            return uni(jax.nn.logsumexp(jnp.stack(parts), axis=0))
-        if term.kind == "multi":
-            return sum(w * uni(sums[f"lse/{t}"]) for w, t in named)
-        if term.kind == "sigmoid":
-            negatives = sum(w * sums[f"softplus/{t}"] for w, t in named)
-            return _mean(jax.nn.softplus(-(pos + coefficients.bias)) + negatives, valid)
-        return _distil(rows, teacher, coefficients.scale)
-
-    loss = sum(term.weight * of_term(term) for term in objective.terms)
-    metrics = {"loss": loss, "positive": _mean(positive, valid)}
-    if counts:
-        hardest = jnp.max(jnp.stack([c.hardest for c in counts.values()]), axis=0)
-        has = hardest > -jnp.inf
-        metrics["hardest_negative"] = _mean(jnp.where(has, hardest, 0), valid & has)
-    for t, c in counts.items():
-        negatives, masked, above = (
-            _mean(x.astype(jnp.float32), valid) for x in (c.negatives, c.masked, c.above)
-        )
-        lse, softplus = (sums.get(f"{kind}/{t}") for kind in ("lse", "softplus"))
-        metrics |= {
-            f"loss/{t}": _mean(softplus, valid) if lse is None else uni(lse),
-            f"accuracy/{t}": _mean((positive > c.hardest).astype(jnp.float32), valid),
-            f"negatives/{t}": negatives,
-            f"masked/{t}": masked / jnp.maximum(negatives + masked, 1e-9),
-            f"false_negatives/{t}": above,
-        }
-    return loss, {name: _frozen(value) for name, value in metrics.items()}
-
-
-def _sums(
-    plan: Sweep, rows: Rows, positive: jax.Array, coefficients: Coefficients
-) -> tuple[dict[str, jax.Array], dict[str, Counts]]:
-    """What the engine gives, in the form of `sweep`, for all blocks."""
+    weights = rows.valid / jnp.maximum(jnp.sum(rows.valid, dtype=positive.dtype), 1)
+    row_losses = functools.partial(terms.row_losses, objective)
     frozen = jax.lax.stop_gradient(positive)
-    dense = plan.engine == "dense"
-    whole = [t for t in plan.blocks if dense or BLOCKS[t].own]  # a row's own candidates are few
-    sums, counts = _dense(plan, whole, rows, frozen, coefficients)
-    lse, softplus = (
-        tuple(t for t in names if t not in whole) for names in (plan.lse, plan.softplus)
+    whole = [t for t in plan.blocks if plan.engine == "dense" or BLOCKS[t].own]
+    sums, counts = dense_sums(plan, whole, rows, frozen, coefficients)
+    swept = dataclasses.replace(
+        plan,
+        lse=tuple(t for t in plan.lse if t not in whole),
+        softplus=tuple(t for t in plan.softplus if t not in whole),
     )
-    if lse or softplus:
-        swept = rows._replace(
-            instruction_negatives=None,
-            instruction_negative_ids=None,
-            instruction_negative_valid=None,
-        )
-        b = rows.index.shape[0]
-        padding = 0 if plan.engine == "blockwise" else -b % plan.mesh.size
-        swept, frozen = jax.tree.map(
-            lambda x: jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1)), (swept, frozen)
-        )
-        plan = Sweep(lse, softplus, plan.engine, plan.tile, plan.mesh)
-        with jax.named_scope(f"loss_{plan.engine}"):
-            more = sweep(plan, swept, frozen, coefficients)
-        more = jax.tree.map(lambda x: x[:b], more)
-        sums, counts = sums | more[0], counts | more[1]
-    return sums, {t: counts[t] for t in BLOCKS if t in counts}
-
-
-def _dense(
-    plan: Sweep,
-    blocks: Sequence[str],
-    rows: Rows,
-    positive: jax.Array,
-    coefficients: Coefficients,
-) -> tuple[dict[str, jax.Array], dict[str, Counts]]:
-    """The reference: every score of a block at once, [b, candidates]; float64-capable."""
-    sums, counts = {}, {}
-    for name in blocks:
-        with jax.named_scope(f"loss_{name}"):
-            scores, other, same = candidates(BLOCKS[name], rows, rows)
-            negative = other if same is None else other & ~same
-            logits = coefficients.scale * scores
-            if name in plan.lse:
-                sums[f"lse/{name}"] = jax.nn.logsumexp(
-                    jnp.where(negative, logits, -jnp.inf), axis=1
-                )
-            if name in plan.softplus:
-                parts = jax.nn.softplus(logits + coefficients.bias)
-                sums[f"softplus/{name}"] = jnp.sum(jnp.where(negative, parts, 0), axis=1)
-            scores = jax.lax.stop_gradient(scores)
-            kept = jnp.sum(negative, axis=1, dtype=jnp.int32)
-            counts[name] = Counts(
-                hardest=jnp.max(jnp.where(negative, scores, -jnp.inf), axis=1),
-                above=jnp.sum(negative & (scores > positive[:, None]), axis=1, dtype=jnp.int32),
-                negatives=kept,
-                masked=jnp.sum(other, axis=1, dtype=jnp.int32) - kept,
+    kept = rows._replace(
+        instruction_negatives=None, instruction_negative_ids=None, instruction_negative_valid=None
+    )
+    with jax.named_scope(f"loss_{plan.engine}"):
+        if onepass.applies(swept):
+            loss, more = onepass.one_pass(
+                swept, row_losses, kept, positive, sums, coefficients, weights
             )
-    return sums, counts
+            sums, counts = sums | more[0], counts | more[1]
+        else:
+            more = _swept(swept, kept, frozen, coefficients) if swept.blocks else ({}, {})
+            sums, counts = sums | more[0], counts | more[1]
+            loss = jnp.sum(weights * row_losses(sums, positive, coefficients))
+    if objective.has("distil"):
+        loss += terms.distil(objective, rows, teacher, coefficients.scale, weights)
+    counts = {t: counts[t] for t in BLOCKS if t in counts}
+    metrics = terms.metrics(sums, counts, positive, coefficients.scale, rows.valid)
+    return loss, {name: _frozen(value) for name, value in {"loss": loss, **metrics}.items()}
 
 
-def _distil(rows: Rows, teacher: jax.Array, scale: jax.Array) -> jax.Array:
-    """KL from the teacher's distribution over each row's own passages to ours."""
-    scores = jnp.einsum(
-        "be,bke->bk",
-        rows.queries,
-        rows.passages,
-        precision=jax.lax.Precision.HIGHEST,
-        preferred_element_type=scale.dtype,
+def _swept(plan: Sweep, rows: Rows, positive: jax.Array, coefficients: Coefficients):
+    """`sweep`, with empty slots at the end where the mesh does not divide the batch."""
+    b = rows.index.shape[0]
+    padding = 0 if plan.engine == "blockwise" else -b % plan.mesh.size
+    rows, positive = jax.tree.map(
+        lambda x: jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1)), (rows, positive)
     )
-    ours = jax.nn.log_softmax(scale * scores)
-    # empty slots may hold anything
-    teacher = jnp.where(rows.valid[:, None], teacher.astype(scale.dtype), 0)
-    theirs = jax.nn.log_softmax(teacher)
-    return _mean(jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=1), rows.valid)
+    return jax.tree.map(lambda x: x[:b], sweep(plan, rows, positive, coefficients))
 
 
 def _frozen(value: jax.Array) -> jax.Array:
     return jax.lax.stop_gradient(value).astype(jnp.float32)
-
-
-def _mean(values: jax.Array, valid: jax.Array) -> jax.Array:
-    """Mean of values [b] over the valid rows; 0 if there is none."""
-    weights = valid.astype(values.dtype)
-    return jnp.sum(weights * values) / jnp.maximum(jnp.sum(weights), 1)
 
 
 def _positive_scores(rows: Rows) -> jax.Array:

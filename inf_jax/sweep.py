@@ -33,6 +33,7 @@ from inf_jax.tiles import (
     Values,
     empty_partial,
     merge,
+    sums_of,
     tile_gradients,
     tile_partials,
 )
@@ -67,7 +68,7 @@ def _keep_sums(plan, rows, positive, coefficients):
 def _differentiate(plan, kept, cotangents):
     rows, positive, coefficients, sums = kept
     texts, slopes = _on_mesh(plan, _backward, (rows, sums, cotangents[0]), coefficients)
-    zeros = jax.tree.map(_zero_cotangent, rows)
+    zeros = jax.tree.map(zero_cotangent, rows)
     # each device's part of the coefficients' derivatives is an entry of [devices]
     return zeros._replace(**texts), jnp.zeros_like(positive), jax.tree.map(jnp.sum, slopes)
 
@@ -92,7 +93,7 @@ def _on_mesh(plan: Sweep, run: Callable, split, coefficients: Coefficients):
 def _forward(plan: Sweep, rows: Rows, positive: jax.Array, coefficients: Coefficients):
     """This device's part of `sweep`."""
     size, scale = rows.index.shape[0], coefficients.scale
-    left, right = _sides(plan, rows, positive=positive)
+    left, right = sides(plan, rows, positive=positive)
     mine, theirs = (
         {
             t: empty_partial(plan, t, side.rows.index.shape, positive.dtype)
@@ -117,23 +118,18 @@ def _forward(plan: Sweep, rows: Rows, positive: jax.Array, coefficients: Coeffic
 
     mine, theirs = _go_round(plan, meet, mine, right, theirs, merge_parts=both)
     partials = jax.tree.map(lambda x: _join(x)[:size], mine | theirs)
-    sums = {
-        f"lse/{t}": scale * partials[t].counts.hardest + jnp.log(partials[t].exponentials)
-        for t in plan.lse
-    }
-    sums |= {f"softplus/{t}": partials[t].softplus for t in plan.softplus}
-    return sums, {t: partials[t].counts for t in plan.blocks}
+    return sums_of(plan, partials, scale), {t: partials[t].counts for t in plan.blocks}
 
 
 def _backward(plan: Sweep, rows: Rows, sums: Values, slopes: Values, coefficients: Coefficients):
     """({field: derivative by this device's texts}, derivatives by the coefficients, [1] each)."""
     size, width, dtype = *rows.queries.shape, coefficients.scale.dtype
-    left, right = _sides(plan, rows, sums=sums, slopes=slopes)
+    left, right = sides(plan, rows, sums=sums, slopes=slopes)
     lefts, rights = (tuple(dict.fromkeys(m[i] for m in plan.matrices)) for i in (0, 1))
 
     def nothing(shape: tuple[int, ...]) -> dict[str, jax.Array]:
         return {
-            name: jnp.zeros((*shape, _texts_a_pair(plan, rows, name), width), dtype)
+            name: jnp.zeros((*shape, texts_a_pair(plan, rows, name), width), dtype)
             for name in rights
         }
 
@@ -160,6 +156,7 @@ def _backward(plan: Sweep, rows: Rows, sums: Values, slopes: Values, coefficient
     by_left, by_right = ({t: _join(x)[:size] for t, x in d.items()} for d in (by_left, by_right))
     # a score is linear in its left text: the scale's derivative is there without another sweep
     scale = sum(jnp.sum(x * texts_of(rows, t)[:, 0]) for t, x in by_left.items())
+    scale = scale / coefficients.scale
     texts = {}
     for name in dict.fromkeys((*lefts, *rights)):
         values = getattr(rows, name)
@@ -168,7 +165,7 @@ def _backward(plan: Sweep, rows: Rows, sums: Values, slopes: Values, coefficient
             total = total.at[:, : by_right[name].shape[1]].add(by_right[name])
         if name in lefts:
             total = total.at[:, 0].add(by_left[name])
-        texts[name] = (coefficients.scale * total).reshape(values.shape).astype(values.dtype)
+        texts[name] = total.reshape(values.shape).astype(values.dtype)
     return texts, Coefficients(scale[None], bias[None])
 
 
@@ -233,7 +230,7 @@ def _gather(plan: Sweep, meet: Callable, mine, columns: Side, *, merge_parts: Ca
     return jax.lax.scan(visit, mine, columns)
 
 
-def _sides(
+def sides(
     plan: Sweep,
     rows: Rows,
     *,
@@ -243,7 +240,7 @@ def _sides(
 ) -> tuple[Side, Side]:
     """This device's rows as [row tiles, size] and as columns [column tiles, size]."""
     lefts, rights = ({m[i] for m in plan.matrices} for i in (0, 1))
-    texts = _texts_a_pair(plan, rows, "passages")
+    texts = texts_a_pair(plan, rows, "passages")
 
     def side(fields: set[str], k: int, *, by_column: bool) -> Side:
         ids = rows.ids
@@ -261,15 +258,15 @@ def _sides(
         )
         return Side(kept, positive, own(sums), own(slopes))
 
-    sides = side(lefts, 1, by_column=False), side(rights, texts, by_column=True)
+    both = side(lefts, 1, by_column=False), side(rights, texts, by_column=True)
     left, right = (
         jax.tree.map(functools.partial(_split, count=count, size=size), tree)
-        for tree, (count, size) in zip(sides, _tile_sizes(plan, rows.index.shape[0]), strict=True)
+        for tree, (count, size) in zip(both, _tile_sizes(plan, rows.index.shape[0]), strict=True)
     )
     return left, right
 
 
-def _texts_a_pair(plan: Sweep, rows: Rows, name: str) -> int:
+def texts_a_pair(plan: Sweep, rows: Rows, name: str) -> int:
     """k of a field on the right: all its texts where a block has them as candidates, else 1."""
     return texts_of(rows, name, every=plan.every(name)).shape[1]
 
@@ -302,7 +299,7 @@ def _join(x: jax.Array) -> jax.Array:
     return x.reshape(-1, *x.shape[2:])
 
 
-def _zero_cotangent(x: jax.Array):
+def zero_cotangent(x: jax.Array):
     if jnp.issubdtype(x.dtype, jnp.floating):
         return jnp.zeros_like(x)
     return np.zeros(x.shape, jax.dtypes.float0)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from inf_jax.blocks import BLOCKS, Rows, dots, same_texts, texts_of
+from inf_jax.blocks import BLOCKS, Block, Rows, dots, same_texts, texts_of
 
 Values = dict[str, jax.Array]  # "lse/P" or "softplus/P" -> [b]
 
@@ -134,19 +134,26 @@ def merge(old: Partial, new: Partial, scale: jax.Array) -> Partial:
     )
 
 
+def sums_of(plan: Sweep, partials: dict[str, Partial], scale: jax.Array) -> Values:
+    """The sums over all candidates from their parts."""
+    lse = {
+        f"lse/{t}": scale * partials[t].counts.hardest + jnp.log(partials[t].exponentials)
+        for t in plan.lse
+    }
+    return lse | {f"softplus/{t}": partials[t].softplus for t in plan.softplus}
+
+
 def tile_partials(
     plan: Sweep, rows: Side, columns: Side, coefficients: Coefficients
 ) -> dict[str, Partial]:
     """Each block's sums over one tile: for its rows, or by column for its columns."""
     found = {}
-    masks = _Masks(rows.rows, columns.rows)
     for matrix, names in plan.matrices.items():
-        scores = _scores(plan, matrix, rows.rows, columns.rows)
+        tile = _Tile(plan, matrix, rows, columns)
         for name in names:
             block = BLOCKS[name]
-            x = _flat(scores if block.every else scores[:, :, :1])
-            other, masked = masks.of(name)
-            negative = other & ~masked
+            x, (other, same) = tile.scores_of(block), tile.masks_of(block)
+            negative = other & ~same
             axis, owner = (0, columns) if block.by_column else (1, rows)
             positive = jnp.expand_dims(owner.positive, axis)
             hardest = jnp.max(jnp.where(negative, x, -jnp.inf), axis)
@@ -159,15 +166,14 @@ def tile_partials(
                 logits = coefficients.scale * x + coefficients.bias
                 softplus = jnp.sum(jnp.where(negative, jax.nn.softplus(logits), 0), axis)
             count = lambda which, axis=axis: jnp.sum(which, axis, dtype=jnp.int32)  # noqa: E731
-            counts = Counts(
-                hardest, count(negative & (x > positive)), count(negative), count(other & masked)
-            )
+            above = count(negative & (x > positive))
+            counts = Counts(hardest, above, count(negative), count(other & same))
             found[name] = Partial(counts, exponentials, softplus)
     return found
 
 
 class TileGradients(NamedTuple):
-    """A tile's part of the derivatives; those by texts are still to be multiplied by the scale.
+    """A tile's part of the derivatives.
 
     Attributes:
       left: field -> [r, e], by the rows' texts on the left of a matrix.
@@ -184,75 +190,73 @@ def tile_gradients(
     plan: Sweep, rows: Side, columns: Side, coefficients: Coefficients
 ) -> TileGradients:
     """Derivatives of sum_i <slopes_i, sums_i> over one tile, its scores computed again."""
-    masks = _Masks(rows.rows, columns.rows)
     left: dict[str, jax.Array] = {}
     right: dict[str, jax.Array] = {}
     bias = jnp.zeros((), coefficients.bias.dtype)
     for matrix, names in plan.matrices.items():
-        x = _scores(plan, matrix, rows.rows, columns.rows)
-        every, one = jnp.zeros_like(x), jnp.zeros_like(x[:, :, :1])
+        tile, slopes = _Tile(plan, matrix, rows, columns), 0
         for name in names:
             block = BLOCKS[name]
-            other, masked = masks.of(name)
+            x, (other, same) = tile.scores_of(block), tile.masks_of(block)
+            logits, slope = coefficients.scale * x, jnp.zeros_like(x)
             owner, axis = (columns, 0) if block.by_column else (rows, 1)
-            own = lambda v, axis=axis: jnp.expand_dims(v, (axis, 2))  # noqa: E731
-            logits = coefficients.scale * (x if block.every else x[:, :, :1])
-            slope = jnp.zeros_like(logits)
+            own = lambda values, axis=axis: jnp.expand_dims(values, axis)  # noqa: E731
             if name in plan.lse:
                 lse = own(owner.sums[f"lse/{name}"])
                 slope += jnp.exp(logits - lse) * own(owner.slopes[f"lse/{name}"])
-            negative = (other & ~masked).reshape(logits.shape)
             if name in plan.softplus:
                 sigmoid = jax.nn.sigmoid(logits + coefficients.bias)
                 part = sigmoid * own(owner.slopes[f"softplus/{name}"])
                 slope += part
-                bias += jnp.sum(jnp.where(negative, part, 0))
-            slope = jnp.where(negative, slope, 0)
-            if block.every:
-                every += slope
-            else:
-                one += slope
-        slopes = every + jnp.pad(one, ((0, 0), (0, 0), (0, x.shape[2] - 1)))
-        _add_products(plan, matrix, slopes, rows.rows, columns.rows, left, right)
+                bias += jnp.sum(jnp.where(other & ~same, part, 0))
+            slopes += tile.spread(jnp.where(other & ~same, slope, 0), block)
+        by_left, by_right = tile.products(coefficients.scale * slopes)
+        left[matrix[0]] = by_left + left.get(matrix[0], 0)
+        right[matrix[1]] = by_right + right.get(matrix[1], 0)
     return TileGradients(left, right, bias)
 
 
-def _add_products(plan, matrix, slopes, rows: Rows, columns: Rows, left: dict, right: dict) -> None:
-    mine = texts_of(rows, matrix[0])[:, 0]
-    theirs = texts_of(columns, matrix[1], every=plan.every(matrix[1]))
-    slopes = slopes.astype(jnp.promote_types(mine.dtype, theirs.dtype))
-    by_left = dots("rck,cke->re", slopes, theirs[:, : slopes.shape[2]])
-    by_right = dots("rck,re->cke", slopes, mine)
-    by_right = jnp.pad(by_right, ((0, 0), (0, theirs.shape[1] - by_right.shape[1]), (0, 0)))
-    left[matrix[0]] = by_left + left.get(matrix[0], 0)
-    right[matrix[1]] = by_right + right.get(matrix[1], 0)
+class _Tile:
+    """The scores of r rows against c columns of k texts, [r, c * k], and what blocks see of them.
 
+    All products are of plain matrices: a compiler may copy the operands of others.
+    """
 
-def _scores(plan: Sweep, matrix: tuple[str, str], rows: Rows, columns: Rows) -> jax.Array:
-    """[r, c, k], k the texts that a block of this matrix has as candidates."""
-    every = any(BLOCKS[name].every for name in plan.matrices[matrix])
-    texts = texts_of(columns, matrix[1], every=every)
-    return dots("re,cke->rck", texts_of(rows, matrix[0])[:, 0], texts)
+    def __init__(self, plan: Sweep, matrix: tuple[str, str], rows: Side, columns: Side):
+        self._rows, self._columns = rows.rows, columns.rows
+        self._mine = texts_of(self._rows, matrix[0])[:, 0]
+        theirs = texts_of(self._columns, matrix[1], every=plan.every(matrix[1]))
+        self._texts = theirs.shape[1]  # a pair, in the sweep; of them the tile has k
+        self._k = self._texts if any(BLOCKS[n].every for n in plan.matrices[matrix]) else 1
+        self._theirs = theirs[:, : self._k].reshape(-1, theirs.shape[2])
+        self._scores = dots("re,ne->rn", self._mine, self._theirs)
 
+    def scores_of(self, block: Block) -> jax.Array:
+        """[r, c * k], or of the first texts alone [r, c]."""
+        if block.every or self._k == 1:
+            return self._scores
+        return self._scores.reshape(-1, len(self._columns.index), self._k)[:, :, 0]
 
-class _Masks:
-    """The masks of one tile, the same for every block but for whose side the candidates are on."""
-
-    def __init__(self, rows: Rows, columns: Rows):
-        self._rows, self._columns = rows, columns
-        self._others = (rows.index[:, None] != columns.index[None])[:, :, None]
-
-    def of(self, name: str) -> tuple[jax.Array, jax.Array]:
-        """(other, same): bool[r, c * k] each, see Candidates."""
-        rows, columns, block = self._rows, self._columns, BLOCKS[name]
-        k = 1
-        if block.every:
-            k = texts_of(columns, block.right, every=True).shape[1]
+    def masks_of(self, block: Block) -> tuple[jax.Array, jax.Array]:
+        """(other, same) in the shape of `scores_of`, see Candidates."""
+        rows, columns, k = self._rows, self._columns, self._k if block.every else 1
+        others = (rows.index[:, None] != columns.index[None])[:, :, None]
         filled = rows.valid[:, None] if block.by_column else columns.valid[None]
-        other = (self._others | (jnp.arange(k)[None, None] > 0)) & filled[:, :, None]
+        other = (others | (jnp.arange(k)[None, None] > 0)) & filled[:, :, None]
         same = jnp.zeros_like(other) if rows.ids is None else same_texts(rows.ids, columns.ids, k)
-        return _flat(other), _flat(same)
+        return tuple(x.reshape(x.shape[0], -1) for x in (other, same))
 
+    def spread(self, values: jax.Array, block: Block) -> jax.Array:
+        """The inverse of `scores_of`: zeros for the texts that the block does not see."""
+        if block.every or self._k == 1:
+            return values
+        wide = jnp.pad(values[:, :, None], ((0, 0), (0, 0), (0, self._k - 1)))
+        return wide.reshape(values.shape[0], -1)
 
-def _flat(x: jax.Array) -> jax.Array:
-    return x.reshape(x.shape[0], -1)
+    def products(self, slopes: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Derivatives by the left texts [r, e] and the right ones [c, texts, e]."""
+        slopes = slopes.astype(jnp.promote_types(self._mine.dtype, self._theirs.dtype))
+        by_left = dots("rn,ne->re", slopes, self._theirs)
+        by_right = dots("rn,re->ne", slopes, self._mine)
+        by_right = by_right.reshape(-1, self._k, by_right.shape[1])
+        return by_left, jnp.pad(by_right, ((0, 0), (0, self._texts - self._k), (0, 0)))

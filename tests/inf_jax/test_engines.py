@@ -76,6 +76,10 @@ CASES = [  # objective, mask, rows, hard negatives, engine, devices, tile
     (f"uni({ALL})", "identity", 37, 1, "blockwise", 1, (5, 16)),
     (f"multi({ALL})", "faithful", 37, 3, "blockwise", 1, (1024, 1024)),
     ("sigmoid(P,IQ,PP)", "identity", 21, 1, "blockwise", 1, (7, 3)),
+    # by row alone: one pass, tiles of many columns
+    ("uni(P,I,QQ,PP)", "identity", 37, 1, "blockwise", 1, (8, 16)),
+    ("multi(P,0.5*I)", "faithful", 24, 3, "blockwise", 1, (2, 4)),
+    ("2*sigmoid(P,QQ) + uni(PP)", "identity", 37, 0, "blockwise", 1, (64, 64)),
     (f"uni({ALL})", "identity", 24, 1, "ring", 1, (8, 4)),
     (f"multi({ALL})", "identity", 37, 0, "ring", 2, (4, 8)),
     (f"multi({ALL})", "identity", 37, 3, "ring", 4, (16, 3)),
@@ -165,12 +169,13 @@ def test_duplicates_of_one_pair_are_masked_in_every_tile():
     assert not any(np.any(x) for x in jax.tree.leaves(grads))
 
 
+@pytest.mark.parametrize("objective", ["multi(P,IQ)", "uni(P,PP)"])
 @pytest.mark.parametrize("engine", ["blockwise", "ring"])
-def test_logits_of_a_thousand(engine):
+def test_logits_of_a_thousand(engine, objective):
     arrays = make(4, b=16)
     how = {"engine": engine, "mesh": mesh_of(8), "tile": (4, 4)}
-    found = value_and_grad(arrays, "multi(P,IQ)", scale=1000.0, **how)
-    expected = value_and_grad(arrays, "multi(P,IQ)", scale=1000.0, engine="dense")
+    found = value_and_grad(arrays, objective, scale=1000.0, **how)
+    expected = value_and_grad(arrays, objective, scale=1000.0, engine="dense")
     assert found[0][0] > 100
     assert_close(found[0], expected[0])
     assert_close(found[1][0], expected[1][0], 1e-3)  # of logits of a thousand, rounded

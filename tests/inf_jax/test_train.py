@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from inf_jax import checkpoint, train
+from inf_jax import checkpoint, evaluate, train
 from inf_jax.config import ReadLog
 from inf_jax.errors import UserError
 from inf_jax.report import read_metrics
@@ -173,6 +173,53 @@ def test_variants_train(tiny_config, change):
     state, _ = final_state(tiny_config)
     expected = {"query", "passage"} if change == "towers" else {"shared"}
     assert state.params.keys() == expected
+
+
+LOSSES = {
+    "learned": {"objective": "multi(P,0.5*IQ) + 0.1*sigmoid(P)", "learn_scale": True, "scale": 9.0},
+    "matryoshka": {"objective": "uni(P,IQ)", "dims": (32, 8), "dim_weights": (1.0, 0.5)},
+    "tiles": {"objective": "multi(P,IQ)", "engine": "ring", "tile_dtype": "bfloat16"},
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_train_and_evaluate(tiny_config, name):
+    tiny_config.loss.update(LOSSES[name])
+    tiny_config.train.batch_size = 16
+    train.main(tiny_config)
+    out_dir = Path(tiny_config.out_dir)
+    lines = read_metrics(out_dir / "metrics.jsonl")
+    assert all(np.isfinite(line["loss"]) for line in lines)
+    assert len(lines[-1]["health/negative_scores"]) == 20
+    state, _ = final_state(tiny_config)
+    if name == "learned":
+        assert lines[0]["scale"] == pytest.approx(9.0) and lines[0]["bias"] == -10.0
+        assert set(state.params) == {"shared", "loss"}
+        assert state.params["loss"]["bias"] != -10.0
+        evaluate.main(tiny_config)  # the learned scale is no part of the model
+        assert json.loads((out_dir / "eval.json").read_text())["step"] == 4
+    if name == "matryoshka":
+        assert lines[-1]["loss"] == pytest.approx(
+            lines[-1]["loss/dim32"] + 0.5 * lines[-1]["loss/dim8"], rel=1e-5
+        )
+
+
+@pytest.mark.parametrize("towers", ["shared", "separate"])
+def test_attention_query_encoder_is_the_same_in_chunks_and_on_a_mesh(tiny_config, tmp_path, towers):
+    """Block I over all pairs of a chunk: the same 16 chunks on 8 devices and on one."""
+    tiny_config.model.query_encoder = "attention"
+    tiny_config.model.towers = towers
+    tiny_config.loss.objective = "multi(P,I,IQ)"
+    tiny_config.train.batch_size = 32
+    file, curves = write_config(tiny_config, tmp_path / "c.py"), []
+    for devices, chunks in ((8, 2), (1, 16)):
+        out_dir = tmp_path / str(devices)
+        extra = f"--config.out_dir={out_dir}", f"--config.train.chunks_per_device={chunks}"
+        finish(start(file, *extra, devices=devices))
+        lines = read_metrics(out_dir / "metrics.jsonl")
+        curves.append([[x["loss"], x["negatives/I"], x["masked/I"]] for x in lines])
+        assert all(x["negatives/I"] > 0 for x in lines)
+    np.testing.assert_allclose(curves[0], curves[1], rtol=1e-4)
 
 
 def test_non_finite_runs_stop_with_the_reason(tiny_config):
