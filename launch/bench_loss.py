@@ -37,7 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--objectives", nargs="+", default=list(OBJECTIVES), choices=OBJECTIVES, metavar="TEXT")
     add("--rounds", type=int, default=3, metavar="N", help="turns of each (default: %(default)s)")
     add("--full", type=int, default=8192, metavar="N", help="rounds up to this batch (%(default)s)")
-    add("--limit", type=float, default=300, metavar="SECONDS", help="of a step (%(default)s)")
+    add(
+        "--limit",
+        type=float,
+        default=300,
+        metavar="S",
+        help="seconds for a contender at a batch (%(default)s)",
+    )
     add("--threads", type=int, default=2, metavar="N", help="cores to use (default: %(default)s)")
     add("--platform", choices=("cpu", "gpu"), default="cpu", help="default: %(default)s")
     add("--write", action="store_true", help="append to launch/benchmarks.md, draw the picture")
@@ -60,6 +66,7 @@ def main(args: argparse.Namespace, overrides: list[str]) -> None:
     common = ["loss", f"--dim={args.dim}", f"--threads={args.threads}"]
     common += [f"--platform={args.platform}"]
     workers: dict[str, Worker] = {}
+    load = os.getloadavg()[0]
     try:
         for name in _workers(LABELS):
             workers[name] = Worker(
@@ -76,6 +83,10 @@ def main(args: argparse.Namespace, overrides: list[str]) -> None:
             w.kill()
     versions = {k: v for f in facts for k, v in f["versions"].items()}
     text = summary(cells, args, ", ".join(f"{k} {v}" for k, v in versions.items()))
+    text += (
+        f"\n\nThe machine's load average was {load:.1f} at the start. Much of it slows PyTorch's "
+        "OpenMP threads more than XLA's: run this on an idle machine."
+    )
     if args.write:
         text += "\n\n" + save(args.platform, cells)
     title = "loss" + (" on a GPU" if args.platform == "gpu" else "")
@@ -163,7 +174,8 @@ def _obstacle(name: str, batch: int, objective: str, *, known, free: int, args) 
     if name in known:
         old, seconds = known[name]
         expected = seconds * (batch / old) ** 2
-        if expected > args.limit:
+        times = args.rounds + 2 if batch <= args.full else 1
+        if expected * times > args.limit:
             return f"about {expected:.0f} s"
     return None
 
@@ -233,8 +245,9 @@ def _workers(names) -> list[str]:
 
 
 def _environment(name: str, platform: str) -> dict[str, str]:
+    shared = {"GLIBC_TUNABLES": ""}  # the allocator as it comes
     if platform == "gpu":
-        return {
+        return shared | {
             "JAX_PLATFORMS": "cuda",
             "JAX_DEFAULT_MATMUL_PRECISION": "float32",  # as PyTorch's default
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # the processes share the GPU
@@ -242,7 +255,7 @@ def _environment(name: str, platform: str) -> dict[str, str]:
         }
     # an XLA_FLAGS of the caller would be for one of the two kinds of workers only
     devices = DEVICES if name == "mesh" else 1
-    return {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    return shared | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
 
 
 def _numbers(text: str) -> list[int]:

@@ -30,8 +30,8 @@ DEVICES = 8  # of the mesh on a CPU; on GPUs it has all there are
 OBJECTIVES = ("multi(P,IQ)", "uni(P)")  # what all contenders can do
 # float32 matrices of batch x batch that a dense contender holds at once, as measured.
 MATRICES = {
-    "torch": {"multi(P,IQ)": 5.0, "uni(P)": 3.0},
-    "one-dense": {"multi(P,IQ)": 5.0, "uni(P)": 3.0},
+    "torch": {"multi(P,IQ)": 5, "uni(P)": 4},
+    "one-dense": {"multi(P,IQ)": 4, "uni(P)": 2},
 }
 
 
