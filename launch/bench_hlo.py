@@ -24,6 +24,11 @@ KINDS = (
     "ragged-all-to-all",
     "reduce-scatter",
 )
+# no work of a chip's units, whatever the size
+FREE = (
+    "bitcast broadcast call conditional constant copy copy-done copy-start dynamic-slice fusion "
+    "get-tuple-element iota parameter reshape slice tuple while"
+).split()
 BYTES = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8, "s32": 4, "u32": 4, "s64": 8, "u64": 8}
 
 
@@ -37,7 +42,8 @@ class Collective:
         number counts once.
       size: bytes of its result (for a start: of its largest part).
       waits: the chip does nothing meanwhile, since it has no start and no end of its own.
-      beside: matrix products run between its start and its end.
+      beside: between its start and its end runs a matrix product, or other work on an array
+        larger than its own.
     """
 
     kind: str
@@ -128,8 +134,8 @@ class _Program:
             # no end in this computation: the loop's next turn has it
             ends = [i for i, x in enumerate(body) if _ends(x) and start.name in x.operands]
             between = body[place + 1 : ends[0] if ends else None]
-        beside = any(self._has_product(x) for x in between)
-        return Collective(kind, times, _bytes(instruction.shape), waits, beside)
+        size = _bytes(instruction.shape)
+        return Collective(kind, times, size, waits, any(self._works(x, size) for x in between))
 
     def _fused(self, inner, body, place, times) -> Collective:
         places = [
@@ -141,11 +147,19 @@ class _Program:
             )
         ]
         between = body[place + 1 : places[-1]]
-        beside = any(self._has_product(x) for x in between)
-        return Collective(inner.opcode, times, _bytes(inner.shape), len(places) == 1, beside)
+        size, waits = _bytes(inner.shape), len(places) == 1
+        beside = any(self._works(x, size) for x in between)
+        return Collective(inner.opcode, times, size, waits, beside)
 
-    def _has_product(self, instruction: _Instruction) -> bool:
-        return any(_is_product(x) for x in (instruction, *self._reached(instruction)))
+    def _works(self, instruction: _Instruction, size: int) -> bool:
+        """Whether it is a product, or works on an array larger than `size` bytes."""
+        for x in (instruction, *self._reached(instruction)):
+            moves = (
+                x.opcode in FREE or x.opcode.removesuffix("-start").removesuffix("-done") in KINDS
+            )
+            if _is_product(x) or (not moves and _bytes(x.shape) > size):
+                return True
+        return False
 
     def _reached(self, instruction: _Instruction) -> list[_Instruction]:
         """All instructions of the computations that it runs, and of those that they run."""

@@ -92,6 +92,7 @@ def compiler(args: argparse.Namespace) -> Callable[[dict | None], Any]:
         except jax.errors.JaxRuntimeError as error:
             return {"flops": flops, "seconds": time.perf_counter() - started, **_demand(str(error))}
         memory = compiled.memory_analysis()
+        at_rest = memory.argument_size_in_bytes + memory.output_size_in_bytes
         found = bench_hlo.collectives(compiled.as_text())
         kinds: dict[str, list[int]] = {}
         for c in found:
@@ -102,7 +103,7 @@ def compiler(args: argparse.Namespace) -> Callable[[dict | None], Any]:
         return {
             "seconds": time.perf_counter() - started,
             "flops": flops,
-            "demand": memory.temp_size_in_bytes,
+            "demand": max(memory.temp_size_in_bytes, memory.peak_memory_in_bytes - at_rest),
             "temp": memory.temp_size_in_bytes,
             "arguments": memory.argument_size_in_bytes,
             "outputs": memory.output_size_in_bytes,
@@ -213,7 +214,7 @@ def summary(cells: Sequence[dict[str, Any]], *, dim: int, versions: str) -> str:
         "in + out MiB",
         "peak MiB",
         "product TFLOP",
-        "collectives in the schedule (runs; MiB; share of it beside products)",
+        "collectives in the schedule (runs; MiB; share of it beside tiles)",
         "compiled in s",
     )
     return (
@@ -223,8 +224,9 @@ def summary(cells: Sequence[dict[str, Any]], *, dim: int, versions: str) -> str:
         "the chip included. "
         '"needs" is the demand that the compiler refuses a program with, beside the memory that '
         'there is. "trained" has identity masks, empty slots and the metrics, as in training. '
-        "Products are counted from the traced program, loops included. A collective that has no "
-        "part beside products makes the chip wait.\n\n" + table(header, [*map(_row, cells)])
+        "Products are counted from the traced program, loops included. Beside tiles: the share of "
+        "the bytes that move while the chip has a product, or work on a larger array; for the "
+        "others it waits.\n\n" + table(header, [*map(_row, cells)])
     )
 
 

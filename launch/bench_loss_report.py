@@ -61,9 +61,9 @@ def draw(path: Path, data: dict[str, list[dict[str, Any]]]) -> None:
 
     measured = [part for part in ("cpu", "gpu") if data.get(part)]
     chips = list(dict.fromkeys(c["topology"] for c in data.get("aot", ())))
-    columns = 2 * len(measured) + len(chips)
-    figure = Figure(figsize=(4.2 * columns, 4.6), dpi=130, layout="constrained", facecolor="white")
-    panels = iter(figure.subplots(1, columns, squeeze=False)[0])
+    rows = len(measured) + (len(chips) + 1) // 2
+    figure = Figure(figsize=(10, 4.3 * rows), dpi=130, layout="constrained", facecolor="white")
+    panels = iter(figure.subplots(rows, 2, squeeze=False).flat)
     for part in measured:
         objective = data[part][0]["objective"]
         cells = [c for c in data[part] if c["objective"] == objective and "seconds" in c]
@@ -71,12 +71,12 @@ def draw(path: Path, data: dict[str, list[dict[str, Any]]]) -> None:
         peaks = _lines(cells, "contender", lambda c: c["peak"] / 2**20)
         where = part.upper()
         _panel(next(panels), f"{objective} on a {where}: seconds", seconds)
-        _panel(next(panels), f"{objective} on a {where}: MiB above the inputs", peaks)
+        _panel(next(panels), f"{objective} on a {where}: MiB above the inputs", peaks, legend=False)
     for chip in chips:
         cells = [c for c in data["aot"] if c["topology"] == chip and c["variant"] == "plain"]
         memory = _lines(cells, "engine", lambda c: max(c["demand"] / 2**20, 0.1))
         axes = next(panels)
-        _panel(axes, f"{chip}, compiled: MiB a chip", memory)
+        _panel(axes, f"{chip}, compiled: MiB a chip beside in and out", memory)
         limit = next((c["limit"] for c in cells if c.get("limit")), None)
         if limit:
             axes.axhline(limit / 2**20, color=_INK, linewidth=1, linestyle=":")
@@ -89,6 +89,8 @@ def draw(path: Path, data: dict[str, list[dict[str, Any]]]) -> None:
                 fontsize=8,
                 color=_INK,
             )
+    for axes in panels:
+        axes.set_axis_off()
     with atomic_file(path) as file:
         figure.savefig(file, format="png")
 
@@ -107,7 +109,9 @@ def _lines(cells, key: str, value) -> dict[str, list[tuple[int, float]]]:
     return {n: sorted(lines[n]) for n in LABELS if n in lines}
 
 
-def _panel(axes, title: str, lines: dict[str, list[tuple[int, float]]]) -> None:
+def _panel(
+    axes, title: str, lines: dict[str, list[tuple[int, float]]], *, legend: bool = True
+) -> None:
     axes.set_title(title, fontsize=10, loc="left", color=_INK)
     axes.set(xscale="log", yscale="log")
     for name, points in lines.items():
@@ -126,4 +130,5 @@ def _panel(axes, title: str, lines: dict[str, list[tuple[int, float]]]) -> None:
     axes.tick_params(colors=_INK, labelsize=9)
     axes.grid(color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.legend(frameon=False, fontsize=8)
+    if legend:
+        axes.legend(frameon=False, fontsize=8)

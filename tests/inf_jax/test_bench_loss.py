@@ -91,6 +91,11 @@ def test_schedule(launch):
         Collective("all-reduce", 1, 256, waits=True, beside=False),
     ]
     assert collectives(SCHEDULE) == expected
+    # any work on larger arrays will do, on smaller ones not
+    vectors = SCHEDULE.replace("convolution(", "add(")
+    assert collectives(vectors) == expected
+    small = collectives(vectors.replace("f32[8,8]", "f32[4,4]"))
+    assert [c.beside for c in small] == [False] * 5
     # the product moved past the end of the permute: nothing runs beside it any more
     lines = SCHEDULE.splitlines(keepends=True)
     tile = next(line for line in lines if line.startswith("  %tile"))
@@ -195,9 +200,9 @@ def test_picture(launch, tmp_path):
     draw(tmp_path / "a.png", data)
     draw(tmp_path / "b.png", {"aot": data["aot"]})
     sizes = [(tmp_path / name).read_bytes()[:24] for name in ("a.png", "b.png")]
-    widths = [int.from_bytes(head[16:20]) for head in sizes]
+    heights = [int.from_bytes(head[20:24]) for head in sizes]
     assert all(head.startswith(b"\x89PNG") for head in sizes)
-    assert widths[0] == 3 * widths[1]  # seconds and memory beside the chip's memory
+    assert heights[0] == 2 * heights[1]  # seconds and memory above the chip's memory
 
 
 def test_command():
