@@ -19,12 +19,15 @@ class Position(NamedTuple):
       step: the next step to do.
       seed, batch_size: of the order.
       dataset: fingerprint of the tokenised dataset.
+      groups: chunks of a step where a chunk's rows are each other's negatives (block I with the
+        query encoder "attention"), else 0.
     """
 
     step: int
     seed: int
     batch_size: int
     dataset: str
+    groups: int = 0
 
 
 def make_manager(directory: str | Path, *, keep: int) -> ocp.CheckpointManager:
@@ -120,12 +123,12 @@ def check_position(found: Position, expected: Position, directory: str | Path) -
     order."""
     differ = [
         f"{name}: {getattr(found, name)} in the checkpoint, {getattr(expected, name)} now"
-        for name in ("seed", "batch_size", "dataset")
+        for name in ("seed", "batch_size", "dataset", "groups")
         if getattr(found, name) != getattr(expected, name)
     ]
     if differ:
         raise UserError(
-            f"{directory}: cannot resume, the data order would change ({'; '.join(differ)}); "
+            f"{directory}: cannot resume, order or negatives would change ({'; '.join(differ)}); "
             "restore the old values or give a new out_dir"
         )
 

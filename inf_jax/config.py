@@ -53,7 +53,7 @@ def defaults() -> ConfigDict:
             "loss": {
                 "objective": "multi(P,IQ)",
                 "scale": 20.0,  # 1 / temperature
-                "learn_scale": False,  # start at scale (and bias) and learn
+                "learn_scale": False,  # start at scale (and bias) and learn, at optim.lr
                 "max_scale": 100.0,  # where a learned scale stops
                 "bias": -10.0,  # of the sigmoid's logits
                 "mask": "identity",  # identity or faithful
@@ -140,6 +140,9 @@ _MAY_CHANGE += ("train.checkpoint_every", "train.keep_checkpoints", "train.steps
 _MAY_CHANGE += ("train.health", "loss.engine")
 
 
+_ABSENT = object()
+
+
 def check_same_run(config: ConfigDict, path: Path) -> None:
     """Raises UserError that lists what differs from the saved config of the run in this out_dir.
 
@@ -158,7 +161,9 @@ def check_same_run(config: ConfigDict, path: Path) -> None:
             continue
         was = saved
         for name in key.split("."):
-            was = was.get(name) if isinstance(was, dict) else None
+            was = was.get(name, _ABSENT) if isinstance(was, dict) else _ABSENT
+        if was is _ABSENT:  # a key that came later: the run had its default
+            was = json.loads(json.dumps(value_of(defaults(), key)))
         now = json.loads(json.dumps(value_of(config, key)))  # a tuple is saved as a list
         if was != now:
             differ.append(f"{key} was {was!r}, is now {now!r}")

@@ -116,9 +116,11 @@ def _loss_problems(config: ConfigDict) -> list[str]:
         )
     if loss.learn_scale and loss.scale > loss.max_scale:
         problems.append(f"loss.scale={loss.scale} exceeds loss.max_scale={loss.max_scale}")
-    if any(d < 1 for d in loss.dims) or len(set(loss.dims)) < len(loss.dims):
-        problems.append(f"loss.dims={loss.dims}: different numbers above 0")
-    if loss.dim_weights and (len(loss.dim_weights) != len(loss.dims) or min(loss.dim_weights) <= 0):
+    whole = all(isinstance(d, int) and d > 0 for d in loss.dims)
+    if not whole or len(set(loss.dims)) < len(loss.dims):
+        problems.append(f"loss.dims={loss.dims}: different whole numbers above 0")
+    numbers = all(isinstance(w, int | float) and w > 0 for w in loss.dim_weights)
+    if loss.dim_weights and (len(loss.dim_weights) != len(loss.dims) or not numbers):
         problems.append(f"loss.dim_weights={loss.dim_weights}: one above 0 for each of loss.dims")
     return problems
 

@@ -20,11 +20,11 @@ class InstructionNegatives(NamedTuple):
     Attributes:
       ids: uint32[b, 1 + m, 2], hashes of the instructions of n_ik. Column 0 is free: the row of the
         same query under the example's other instruction. The others are drawn and have texts of
-        their own. A row's own instruction's hash stands where there is no negative. With the query
-        encoder "attention" uint32[b, n, 2], the instructions of the chunk.
-      poison: int32[b], the row (of the global batch) whose instructed query is column 0; the row
-        itself where there is none. A permutation. None with the query encoder "attention".
-      valid: bool[b, 1 + m] or bool[b, n], where there is a negative with another instruction.
+        their own. A row's own instruction's hash stands where n_ik is known to fit the row's
+        passage. With the query encoder "attention" uint32[b, n, 2], the instructions of the chunk.
+      poison: int32[b], the place in its chunk of the row whose instructed query is column 0; the
+        row's own where there is none. A permutation in each chunk. None with "attention".
+      valid: bool[b, 1 + m] or bool[b, n], where there is an n_ik of another row.
     """
 
     ids: jax.Array
@@ -108,11 +108,11 @@ def encode_pairs(
         queries, passages, sampled = jnp.split(vectors, [n, 2 * n], axis=1)
     else:
         queries, sampled = jnp.split(vectors, [n], axis=1)
-    queries, passages = queries.reshape(-1, e), passages.reshape(-1, e)
+    flat = lambda x: x.reshape(-1, e)  # noqa: E731
     if batch.negatives is None:
-        return Embeddings(queries, passages, None)
-    # a permutation: no gradient row is added to twice, so its sum has one order on every mesh
-    free = jnp.take(queries, batch.negatives.poison, axis=0, unique_indices=True, mode="clip")
-    b, candidates, _ = batch.negatives.ids.shape
-    sampled = sampled.reshape(b, candidates - 1, e)
-    return Embeddings(queries, passages, jnp.concatenate([free[:, None], sampled], axis=1))
+        return Embeddings(flat(queries), flat(passages), None)
+    # inside the chunk: no device needs another's, and no gradient is added to twice
+    places = batch.negatives.poison.reshape(c, n, 1)
+    free = jnp.take_along_axis(queries, places, axis=1).reshape(c * n, 1, e)
+    drawn = sampled.reshape(c * n, -1, e)
+    return Embeddings(flat(queries), flat(passages), jnp.concatenate([free, drawn], axis=1))

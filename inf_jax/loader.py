@@ -18,9 +18,16 @@ from inf_jax import packing
 from inf_jax.blocks import split_hashes, text_ids
 from inf_jax.embed import Batch, InstructionNegatives
 from inf_jax.errors import UserError
-from inf_jax.layout import FIRST_EXTRA, Layout
+from inf_jax.layout import FIRST_EXTRA, Layout, StepTexts
 from inf_jax.mesh import batch_sharding
-from inf_jax.negatives import draw, free_rows, of_chunk, of_rows, siblings
+from inf_jax.negatives import (
+    draw,
+    free_places,
+    instruction_ids,
+    of_chunk,
+    of_rows,
+    siblings,
+)
 from inf_jax.order import Order
 from inf_jax.records import PAIRS_PER_EXAMPLE
 from inf_jax.tokenised import TokenisedDataset
@@ -124,6 +131,8 @@ class Loader:
             raise UserError(f"{dataset.directory} holds no example")
         self.dataset, self.seed, self.batch_size = dataset, seed, batch_size
         self.chunks, self.pairs_per_chunk = chunks, -(-batch_size * PAIRS_PER_EXAMPLE // chunks)
+        if instruction_negatives is not None:  # chunks of whole examples
+            self.pairs_per_chunk = -(-batch_size // chunks) * PAIRS_PER_EXAMPLE
         self.row_tokens, self.texts_per_row = row_tokens, texts_per_row
         self.query_encoder, self.block_i = query_encoder, instruction_negatives is not None
         self.sampled = instruction_negatives or 0
@@ -179,7 +188,7 @@ class Loader:
             texts=grids[0] if len(grids) == 1 else (grids[0], grids[1]),
             ids=text_ids(np.stack([read.hashes(p) for p in mine.ravel().tolist()])),
             valid=present.reshape(-1),
-            negatives=self._block_i(deal) if self.block_i else None,
+            negatives=self._block_i(deal, read) if self.block_i else None,
         )
 
     def batches(
@@ -212,22 +221,41 @@ class Loader:
             step=step,
         )
         lengths = self.layout.lengths(examples, drawn)
-        pairs = np.flatnonzero(present)
-        padded = np.full(self.chunks * self.pairs_per_chunk, -1)
-        padded[: len(pairs)] = pairs
-        weight = np.where(padded >= 0, lengths[padded].sum(1), 0)
-        chunks = padded[packing.deal(weight, self.chunks)]
+        chunks = self._deal_pairs(present, lengths.sum(1))
         return Deal(examples, chunks, lengths, hashes, sibling, drawn)
 
-    def _block_i(self, deal: Deal) -> InstructionNegatives:
+    def _deal_pairs(self, present: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """int64[c, n] of the pairs (bool and int64[p]); -1 for an empty slot."""
+        if not self.block_i:
+            pairs = np.flatnonzero(present)
+            padded = np.full(self.chunks * self.pairs_per_chunk, -1)
+            padded[: len(pairs)] = pairs
+            weight = np.where(padded >= 0, tokens[padded], 0)
+            return padded[packing.deal(weight, self.chunks)]
+        # whole examples: a query under its other instruction is in the chunk, no other device's
+        padded = np.full(self.chunks * (self.pairs_per_chunk // PAIRS_PER_EXAMPLE), -1)
+        padded[: self.batch_size] = np.arange(self.batch_size)
+        whole = (tokens * present).reshape(-1, PAIRS_PER_EXAMPLE).sum(1)
+        weight = np.where(padded >= 0, whole[padded], 0)
+        examples = padded[packing.deal(weight, self.chunks)][:, :, None]
+        pairs = PAIRS_PER_EXAMPLE * examples + np.arange(PAIRS_PER_EXAMPLE)[None, None]
+        return np.where((examples >= 0) & present[pairs], pairs, -1).reshape(self.chunks, -1)
+
+    def _block_i(self, deal: Deal, read: StepTexts) -> InstructionNegatives:
         mine = deal.chunks[self._mine.start : self._mine.stop]
+        rows = mine.ravel()
         if self.query_encoder == "attention":
+            poison = None
             has_instruction = self.dataset.part_lengths[deal.examples, :, 2].ravel() > 0
-            hashes, valid = of_chunk(mine, deal.hashes, has_instruction)
-            return InstructionNegatives(split_hashes(hashes), None, valid)
-        poison = free_rows(deal.chunks.ravel(), deal.sibling).reshape(deal.chunks.shape)
-        hashes, valid = of_rows(mine.ravel(), deal.hashes, deal.sibling, deal.drawn)
-        return InstructionNegatives(split_hashes(hashes), poison[self._mine].ravel(), valid)
+            sources, valid = of_chunk(mine, has_instruction)
+        else:
+            poison = free_places(mine, deal.sibling).ravel()
+            sources, valid = of_rows(rows, deal.sibling, deal.drawn)
+        hashes = np.zeros((len(deal.lengths), 3), np.uint64)
+        for pair in np.unique(sources[sources >= 0]).tolist():
+            hashes[pair] = read.hashes(pair)
+        ids = instruction_ids(rows, sources, hashes)
+        return InstructionNegatives(split_hashes(ids), poison, valid)
 
     def _needs(self, deal: Deal) -> list[int]:
         """Rows that the fullest chunk needs, one number a grid."""
@@ -290,12 +318,6 @@ class Loader:
                     f"loss.instruction_negatives={self.sampled}: with model.query_encoder="
                     "\"attention\" a chunk's instructions are each other's negatives and none is "
                     "drawn; set it to 0"
-                )
-            if self.block_i and self.pairs_per_chunk < 2:
-                raise UserError(
-                    'block I with model.query_encoder="attention" takes its negatives from the '
-                    "row's chunk, and chunks of one pair have none: raise train.batch_size or "
-                    "lower train.chunks_per_device"
                 )
             self.dataset.check_composition("alone")
         elif self.sampled:

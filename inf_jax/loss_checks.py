@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import AxisType, Mesh
 
 from inf_jax.blocks import TextIds
 from inf_jax.errors import UserError
@@ -18,6 +18,7 @@ def check_inputs(
     queries: jax.Array,
     passages: jax.Array,
     instruction_negatives: jax.Array | None,
+    instruction_negative_valid: jax.Array | None,
     *,
     objective: Objective,
     scale: float | jax.Array,
@@ -57,7 +58,18 @@ def check_inputs(
         shape = instruction_negatives.shape
         if len(shape) != 3 or (shape[0], shape[2]) != (b, e) or not shape[1]:
             raise UserError(f"instruction_negatives {shape}: expected [{b}, m, {e}] with m above 0")
+        filled = instruction_negative_valid
+        if filled is not None and (filled.shape != shape[:2] or filled.dtype != bool):
+            raise UserError(
+                f"instruction_negative_valid is {filled.dtype}{filled.shape}: expected "
+                f"bool{shape[:2]}"
+            )
     if objective.has("distil"):
+        if passages.shape[1] < 2:
+            raise UserError(
+                f"objective {objective}: one passage a row leaves a teacher nothing to teach; give "
+                "passages [b, 1 + h, e] with hard negatives"
+            )
         shape = None if teacher_scores is None else teacher_scores.shape
         if shape != passages.shape[:2]:
             raise UserError(
@@ -98,7 +110,7 @@ def check_ids(
 
 
 def _check_dims(e: int, dims: Sequence[int], weights: Sequence[float]) -> None:
-    if any(not 0 < d <= e for d in dims) or len(set(dims)) < len(dims):
+    if any(d != int(d) or not 0 < d <= e for d in dims) or len(set(dims)) < len(dims):
         raise UserError(f"dims={tuple(dims)}: expected different numbers from 1 to {e}")
     if weights and (len(weights) != len(dims) or not all(w > 0 for w in weights)):
         raise UserError(
@@ -113,6 +125,10 @@ def _check_engine(
         raise UserError(f"engine={engine!r}; choose one of auto, {', '.join(ENGINES)}")
     if engine in ("ring", "gather") and mesh is None:
         raise UserError(f"engine={engine!r} needs the mesh that the batch is split over")
+    if engine == "blockwise" and mesh is not None and mesh.size > 1:
+        raise UserError(f"engine='blockwise' is for one device, the mesh has {mesh.size}: use ring")
+    if engine in ("ring", "gather") and AxisType.Explicit in mesh.axis_types:
+        raise UserError(f"engine={engine!r}: the mesh's axes are Explicit; give one of Auto axes")
     if tile is not None and not (len(tile) == 2 and all(n > 0 for n in tile)):
         raise UserError(f"tile={tile}: expected (rows, columns), both above 0")
     if tile_dtype not in (None, "bfloat16"):

@@ -90,19 +90,20 @@ def contrastive_loss(
       engine: "dense" holds every score; "blockwise" (one device), "ring" and "gather" (all devices
         of `mesh`) go tile by tile; "auto" is dense for small batches, else ring on a mesh of
         several devices, else blockwise. Static.
-      mesh: whose axes all split the batch; ring and gather need it. Static.
+      mesh: whose axes, of type Auto, all split the batch; ring and gather need it. Static.
       tile: (rows, columns) of a tile on a device; None is what suits the platform. Static.
       tile_dtype: "bfloat16" rounds the embeddings for the products; None leaves them. Static.
 
     Returns:
-      (loss, metrics): a scalar (float32, or float64 for float64 inputs), 0 where no row has a
-      negative; and float32 scalars without gradient, means over the valid rows: "loss"; "positive"
-      and "hardest_negative" (cosines; the latter over rows with a negative, 0 if there is none);
-      and by block t "loss/t" (uni(t), or its part of the sigmoid loss), "accuracy/t" (share of rows
-      whose positive beats every negative), "negatives/t" (negatives of a row), "masked/t" (share of
-      the candidates that the identity mask took out), "false_negatives/t" (negatives of a row that
-      score above its positive: suspects). With `dims`, these are of the whole embeddings, and
-      "loss/dim<d>" is a dimension's loss.
+      (loss, metrics): a scalar (float32, or float64 for float64 inputs), for uni and multi 0 where
+      no row has a negative; and float32 scalars without gradient, means over the valid rows:
+      "loss"; "positive" and "hardest_negative" (cosines; the latter over rows with a negative, 0 if
+      there is none); and by block t "loss/t" (uni(t), or its part of the sigmoid loss),
+      "negatives/t" (negatives of a row), "masked/t" (share of the candidates that the identity mask
+      took out), "accuracy/t" (share of rows whose positive beats every negative),
+      "false_negatives/t" (negatives of a row that score above its positive: suspects). A copy of a
+      positive ties with it up to rounding: under "faithful" the last two depend on the engine where
+      texts repeat. With `dims`, these are of the longest, and "loss/dim<d>" is a dimension's loss.
 
     Raises:
       UserError: shapes, dtypes or options that do not fit, ids missing under "identity", block I
@@ -119,6 +120,7 @@ def contrastive_loss(
         queries,
         passages,
         instruction_negatives,
+        instruction_negative_valid,
         objective=objective,
         scale=scale,
         bias=bias,
@@ -132,7 +134,7 @@ def contrastive_loss(
         tile=tile,
         tile_dtype=tile_dtype,
     )
-    if mask == "faithful":
+    if mask == "faithful" or not objective.blocks:
         ids = instruction_negative_ids = None
     else:
         check_ids(passages, instruction_negatives, objective, ids, instruction_negative_ids)
@@ -158,10 +160,10 @@ def contrastive_loss(
 
     def body(rows: Rows, scale, bias, teacher) -> tuple[jax.Array, dict[str, jax.Array]]:
         rows = _without_empty_slots(rows)
-        dtype = jnp.promote_types(jnp.result_type(queries, passages), jnp.float32)
-        coefficients = Coefficients(jnp.asarray(scale, dtype), jnp.asarray(bias, dtype))
         if tile_dtype:
             rows = _cast(rows, tile_dtype)
+        dtype = jnp.promote_types(jnp.result_type(rows.queries, rows.passages), jnp.float32)
+        coefficients = Coefficients(jnp.asarray(scale, dtype), jnp.asarray(bias, dtype))
         if not dims:
             return _loss(objective, plan, rows, coefficients, teacher)
         found = [_loss(objective, plan, _truncated(rows, d), coefficients, teacher) for d in dims]
@@ -214,7 +216,7 @@ def _loss(
         instruction_negatives=None, instruction_negative_ids=None, instruction_negative_valid=None
     )
     with jax.named_scope(f"loss_{plan.engine}"):
-        if onepass.applies(swept):
+        if onepass.applies(swept, kept):
             loss, more = onepass.one_pass(
                 swept, row_losses, kept, positive, sums, coefficients, weights
             )
@@ -277,4 +279,9 @@ def _without_empty_slots(rows: Rows) -> Rows:
     """Zeros in empty slots: a NaN there would reach real rows through the products' gradients."""
     valid = rows.valid
     keep = lambda x: jnp.where(valid.reshape(valid.shape + (1,) * (x.ndim - 1)), x, 0)  # noqa: E731
-    return _embeddings(rows, keep)
+    rows = _embeddings(rows, keep)
+    filled = rows.instruction_negative_valid
+    if filled is not None:
+        kept = jnp.where(filled[:, :, None], rows.instruction_negatives, 0)
+        rows = rows._replace(instruction_negatives=kept)
+    return rows

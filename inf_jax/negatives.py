@@ -77,52 +77,65 @@ def draw(
     return drawn
 
 
-def free_rows(pairs: np.ndarray, sibling: np.ndarray) -> np.ndarray:
-    """int32[b], the row of each row's sibling; its own number where there is none.
+def free_places(chunks: np.ndarray, sibling: np.ndarray) -> np.ndarray:
+    """int32[c, n], the place of each row's sibling in its chunk; its own where there is none.
 
     Args:
-      pairs: int64[b], the pair in each row of the global batch; -1 in an empty slot.
+      chunks: int64[c, n], the pairs of each chunk, an example's all in one; -1 in an empty slot.
       sibling: int64[p].
     """
-    rows = np.arange(len(pairs), dtype=np.int32)
-    row_of = np.zeros(len(sibling), np.int32)
-    row_of[pairs[pairs >= 0]] = rows[pairs >= 0]
-    return np.where(pairs >= 0, row_of[sibling[pairs]], rows)
+    places = np.broadcast_to(np.arange(chunks.shape[1], dtype=np.int32), chunks.shape)
+    filled = chunks >= 0
+    place_of = np.zeros(len(sibling), np.int32)
+    place_of[chunks[filled]] = places[filled]
+    return np.where(filled, place_of[sibling[chunks]], places)
 
 
 def of_rows(
-    pairs: np.ndarray, hashes: np.ndarray, sibling: np.ndarray, drawn: np.ndarray
+    pairs: np.ndarray, sibling: np.ndarray, drawn: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Instructions of the n_ik of some rows: the free one, then the drawn ones.
+    """The pairs whose instructions the n_ik of some rows have: the free one, then the drawn ones.
 
     Args:
       pairs: int64[b], the pair in each row; -1 in an empty slot.
-      hashes, sibling, drawn: as in `draw`.
+      sibling, drawn: as in `draw`.
 
     Returns:
-      (hashes, valid), uint64 and bool[b, 1 + m]; where there is no negative, the row's own hash and
-      False.
+      (sources, valid), int64 and bool[b, 1 + m]; the row's own pair, and False, where there is no
+      negative.
     """
     sources = np.hstack([sibling[pairs, None], drawn[pairs]])
-    return _hashes(pairs, sources, hashes, sources >= 0)
+    return _existing(pairs, sources, sources >= 0)
 
 
-def of_chunk(
-    chunks: np.ndarray, hashes: np.ndarray, usable: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Instructions of the n_ik of rows that take all of their chunk, int64[c, n] pairs.
+def of_chunk(chunks: np.ndarray, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same of rows that take all of their chunk, int64[c, n] pairs: [c * n, n] each.
 
-    Returns:
-      (hashes, valid), uint64 and bool[c * n, n]; as `of_rows`.
+    Args:
+      usable: bool[p], pairs that have an instruction.
     """
     sources = np.repeat(chunks, chunks.shape[1], axis=0)
-    return _hashes(chunks.ravel(), sources, hashes, (sources >= 0) & usable[sources])
+    return _existing(chunks.ravel(), sources, (sources >= 0) & usable[sources])
 
 
-def _hashes(
-    pairs: np.ndarray, sources: np.ndarray, hashes: np.ndarray, exists: np.ndarray
+def instruction_ids(pairs: np.ndarray, sources: np.ndarray, hashes: np.ndarray) -> np.ndarray:
+    """uint64[b, k], what the identity mask compares with the row's own instruction.
+
+    The instruction's hash; the row's own where the pair it comes from has the row's query and
+    passage, so that the row's passage is known to be right under it.
+
+    Args:
+      pairs, sources: as `of_rows` takes and gives them.
+      hashes: uint64[p, 3], of instruction, query and passage.
+    """
+    own, theirs = hashes[pairs][:, None], hashes[sources]
+    known = (own[..., 1] == theirs[..., 1]) & (own[..., 2] == theirs[..., 2])
+    return np.where(pairs[:, None] < 0, 0, np.where(known, own[..., 0], theirs[..., 0]))
+
+
+def _existing(
+    pairs: np.ndarray, sources: np.ndarray, exists: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    filled = pairs[:, None] >= 0
-    own = np.where(filled, hashes[pairs, None], 0)
-    found = np.where(filled & exists, hashes[sources], own).astype(np.uint64)
-    return found, found != own
+    own = pairs[:, None]
+    valid = (own >= 0) & exists & (sources != own)
+    return np.where(valid, sources, own), valid

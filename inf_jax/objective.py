@@ -158,4 +158,4 @@ def count_negatives(
 
 
 def _factor(weight: float) -> str:
-    return "" if weight == 1 else f"{weight:.12g}*"
+    return "" if weight == 1 else f"{weight:.12g}*".replace("e+", "e")

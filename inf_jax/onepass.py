@@ -25,12 +25,21 @@ from inf_jax.tiles import (
 )
 
 LEAST_ROWS = 256
+MOST_TILES = 8  # of scores at once
 
 
-def applies(plan: Sweep) -> bool:
-    """Whether `one_pass` can do this sweep."""
+def applies(plan: Sweep, rows: Rows) -> bool:
+    """Whether `one_pass` can do this sweep, and holds not much more at once than its tiles do."""
     by_row = not any(BLOCKS[name].by_column for name in plan.blocks)
-    return plan.engine == "blockwise" and bool(plan.blocks) and by_row
+    room = MOST_TILES * plan.tile[0] * plan.tile[1]
+    fits = min(LEAST_ROWS, plan.tile[0]) * _scores_a_row(plan, rows) <= room
+    return plan.engine == "blockwise" and bool(plan.blocks) and by_row and fits
+
+
+def _scores_a_row(plan: Sweep, rows: Rows) -> int:
+    """Scores of one row with all columns, in all matrices."""
+    texts = sum(texts_a_pair(plan, rows, matrix[1]) for matrix in plan.matrices)
+    return max(texts * rows.index.shape[0], 1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -79,7 +88,7 @@ def _scan(plan, row_losses, rows, positive, own, coefficients, weights, *, gradi
     size, width = rows.queries.shape
     # As many rows as a tile has room for with all columns, but not so few that adding to the
     # columns' gradients, once for each of these tiles, takes longer than the products.
-    room = plan.tile[0] * plan.tile[1] // max(size, 1)
+    room = plan.tile[0] * plan.tile[1] // _scores_a_row(plan, rows)
     height = min(max(room, LEAST_ROWS), plan.tile[0])
     whole = Sweep(plan.lse, plan.softplus, plan.engine, (height, max(size, height)))
     left, right = sides(whole, rows, positive=positive)

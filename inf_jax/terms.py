@@ -53,7 +53,9 @@ def distil(
     theirs = jnp.where(rows.valid[:, None], teacher.astype(scale.dtype), 0)
     theirs = jax.nn.log_softmax(theirs)
     factor = sum(term.weight for term in objective.terms if term.kind == "distil")
-    return factor * jnp.sum(weights * jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=1))
+    # a teacher's -inf, an absent passage, adds 0
+    parts = jnp.where(theirs > -jnp.inf, jnp.exp(theirs) * (theirs - ours), 0)
+    return factor * jnp.sum(weights * jnp.sum(parts, axis=1))
 
 
 def metrics(

@@ -38,7 +38,10 @@ def main(resolved: ConfigDict) -> None:
     manager = checkpoint.make_manager(out_dir / "checkpoints", keep=config.train.keep_checkpoints)
     check_all_read(config, "", "data", "model", "loss", "optim", "train", "mesh")
 
-    here = checkpoint.Position(0, config.seed, loader.batch_size, loader.dataset.fingerprint)
+    groups = loader.chunks if loader.block_i and loader.query_encoder == "attention" else 0
+    here = checkpoint.Position(
+        0, config.seed, loader.batch_size, loader.dataset.fingerprint, groups
+    )
     if manager.latest_step() is not None:
         check_same_run(resolved, out_dir / "config.json")
     restored = checkpoint.restore(manager, training.shapes)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from inf_jax.config import ReadLog
 from inf_jax.embed import Batch
+from inf_jax.errors import UserError
 from inf_jax.loader import Loader
 from inf_jax.mesh import compiler_options, make_mesh, replicated, state_shardings
 from inf_jax.objective import Objective, parse_objective
@@ -45,6 +46,11 @@ def make_training(config: ReadLog) -> Training:
     train, data, optim, loss = config.train, config.data, config.optim, config.loss
     model, mesh = load_model(config), make_mesh(fsdp=config.mesh.fsdp)
     objective, sampled = parse_objective(loss.objective), loss.instruction_negatives
+    width = model.encoder.config.width
+    if max(loss.dims, default=0) > width:
+        raise UserError(f"loss.dims={loss.dims}: {model.directory} has embeddings of {width}")
+    if loss.engine == "blockwise" and mesh.size > 1:
+        raise UserError(f"loss.engine=blockwise is for one device, here are {mesh.size}: use ring")
     loader = Loader(
         tokenised_split(config, model.tokenizer, data.train_split),
         seed=config.seed,

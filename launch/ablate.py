@@ -34,6 +34,7 @@ from inf_jax.retrieval import METRICS
 OBJECTIVES = """uni(P) uni(IQ) uni(I) uni(P,IQ) uni(P,I) uni(I,IQ) uni(P,I,IQ) uni(P,IQ,QQ,PP)
 multi(P,IQ) multi(P,I) multi(I,IQ) multi(P,I,IQ)""".split()
 MASKS = ("identity", "faithful")
+DRAWN = "--config.loss.instruction_negatives="
 OWN = ("--config.loss.objective=", "--config.loss.mask=", "--config.eval.base_from=")
 COLUMNS = {key: METRICS[key] for key in ("p_mrr", "ndcg@10", *METRICS)}  # these two in front
 COLOURS = {"identity": "#12708a", "faithful": "#c9803a"}
@@ -67,7 +68,8 @@ class Failed(Exception):
 def main(args: argparse.Namespace, overrides: list[str]) -> None:
     """Runs what is missing and writes the table; exit code 1 if a cell failed."""
     common = [f"--config={args.config}", *overrides]
-    config = parse(["ablate", *common])
+    # of the cells with block I alone: the config's own objective may have none
+    config = parse(["ablate", *(flag for flag in common if not flag.startswith(DRAWN))])
     cells = make_cells(config, common, args.objectives, args.masks)
     for cell in cells:
         check_unchanged(cell)
@@ -109,7 +111,8 @@ def make_cells(
 ) -> list[Cell]:
     """The grid over a config, which these flags give; each cell's config checked.
 
-    A cell with block I gets an instruction negative a row, unless config or flags say how many.
+    A cell with block I gets as many instruction negatives a row as config or flags say, or 1; none
+    are drawn with the query encoder "attention", nor in the other cells.
 
     Raises:
       UserError: an impossible objective, mask or key, before anything runs.
@@ -117,13 +120,15 @@ def make_cells(
     given = [flag for flag in flags if flag.startswith(OWN)]
     if given:
         raise UserError(f"{given[0]}: that is the grid's; narrow it by --objectives and --masks")
-    key, cells = "--config.loss.instruction_negatives=", []
-    silent = not any(flag.startswith(key) for flag in flags)
+    cells = []
+    said = [flag.removeprefix(DRAWN) for flag in flags if flag.startswith(DRAWN)]
+    wanted = said[-1] if said else str(config.loss.instruction_negatives or 1)
+    flags = [flag for flag in flags if not flag.startswith(DRAWN)]
+    drawn = config.model.query_encoder == "joint"
     for objective in dict.fromkeys(parse_objective(text) for text in objectives):
         slug = re.sub(r"[^A-Za-z0-9.]+", "_", str(objective)).strip("_")
         more = [f"--config.loss.objective={objective}"]
-        if "I" in objective.blocks and silent:
-            more += [f"{key}{config.loss.instruction_negatives or 1}"]
+        more += [DRAWN + (wanted if drawn and "I" in objective.blocks else "0")]
         for mask in dict.fromkeys(masks):
             out_dir = Path(config.out_dir) / "ablation" / f"{slug}-{mask}"
             own = [*flags, *more, f"--config.loss.mask={mask}", f"--config.out_dir={out_dir}"]

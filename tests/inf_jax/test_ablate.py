@@ -107,16 +107,29 @@ def test_grid(tiny_config, tmp_path, monkeypatch):
     import ablate
 
     path = write_config(tiny_config, tmp_path / "config.py")
-    objectives = [text for text in ablate.OBJECTIVES if "I" not in parse_objective(text).blocks]
-    assert len(objectives) == 5
-    cells = ablate.make_cells(tiny_config, [f"--config={path}"], objectives, ablate.MASKS)
+    objectives = ablate.OBJECTIVES
+    assert len(objectives) == 12
+    flags = [f"--config={path}", "--config.loss.instruction_negatives=3"]
+    cells = ablate.make_cells(tiny_config, flags, objectives, ablate.MASKS)
     assert len({cell.config.out_dir for cell in cells}) == len(cells) == 2 * len(objectives)
     for cell in cells:
         assert cell.config.loss.objective == cell.objective
         assert cell.config.loss.mask == cell.mask
+        block_i = "I" in parse_objective(cell.objective).blocks
+        assert cell.config.loss.instruction_negatives == (3 if block_i else 0)
         same = cell.config.copy_and_resolve_references()
         same.out_dir, same.loss = tiny_config.out_dir, tiny_config.loss
         assert same == tiny_config
+
+
+def test_grid_with_the_attention_query_encoder_draws_nothing(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(LAUNCH))
+    import ablate
+
+    tiny_config.model.query_encoder = "attention"
+    path = write_config(tiny_config, tmp_path / "config.py")
+    cells = ablate.make_cells(tiny_config, [f"--config={path}"], ["uni(P,I)"], ["identity"])
+    assert [cell.config.loss.instruction_negatives for cell in cells] == [0]
 
 
 def test_impossible_command_lines(ablate, tiny_config, monkeypatch):

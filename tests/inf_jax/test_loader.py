@@ -217,7 +217,8 @@ def by_pair(batch, n, m):
             for j in range(m)
             if batch.negatives.valid[row, 1 + j]
         ]
-        poison = of_row[batch.negatives.poison[row]] if batch.negatives.valid[row, 0] else None
+        place = row // n * n + batch.negatives.poison[row]
+        poison = of_row[place] if batch.negatives.valid[row, 0] else None
         own = int(hash_of(batch.ids.instruction[row]))
         found[of_row[row]] = (sampled, poison, int(hashes[0]), own)
     return found
@@ -300,14 +301,15 @@ def test_draws_do_not_depend_on_chunks_or_hosts(dataset, towers):
             of_row[r]: (
                 batch.negatives.ids[r].tolist(),
                 batch.negatives.valid[r].tolist(),
-                of_row[batch.negatives.poison[r]],
+                of_row[r // n * n + batch.negatives.poison[r]],
             )
             for r in rows
         }
         empty = ~batch.valid
         assert not batch.negatives.valid[empty].any()
-        assert (batch.negatives.poison[empty] == np.flatnonzero(empty)).all()
-        assert sorted(batch.negatives.poison) == list(range(batch.valid.size))
+        assert (batch.negatives.poison[empty] == np.flatnonzero(empty) % n).all()
+        for places in batch.negatives.poison.reshape(-1, n):
+            assert sorted(places) == list(range(n))
         return texts, negatives
 
     texts, negatives = look(1, 1)
@@ -341,7 +343,8 @@ def test_too_few_instructions_fill_with_the_rows_own():
         found = [int(hashes[k]) for k in drawn[pair] if k >= 0]
         expected = {5, 7, 9} - ruled_out if ruled_out else set()
         assert set(found) == expected and len(found) == len(expected)
-    found, valid = negatives.of_rows(np.array([3, -1, 2, 5]), hashes, sibling, drawn)
+    sources, valid = negatives.of_rows(np.array([3, -1, 2, 5]), sibling, drawn)
+    found = hashes[sources]
     assert found[0].tolist()[:2] == [5, 7] and found[0].tolist()[2:] == [9, 9]
     assert valid.tolist() == [
         [True, True, False, False],
@@ -349,6 +352,14 @@ def test_too_few_instructions_fill_with_the_rows_own():
         [False, True, True, False],
         [False] * 4,
     ]
+
+
+def test_an_instruction_under_which_the_passage_is_right_is_no_negative():
+    hashes = np.array([[1, 7, 4], [2, 7, 4], [3, 7, 5], [2, 8, 4]], np.uint64)
+    pairs = np.array([0, 1, -1])
+    sources = np.array([[0, 1, 2, 3], [1, 0, 2, 3], [-1] * 4])
+    found = negatives.instruction_ids(pairs, sources, hashes)
+    assert found.tolist() == [[1, 1, 3, 2], [2, 2, 3, 2], [0] * 4]
 
 
 @settings(deadline=None)
@@ -431,7 +442,10 @@ def test_attention_has_instruction_and_query_apart(dataset, examples, tiny_model
         np.testing.assert_array_equal(
             hash_of(batch.negatives.ids[row]), np.where(filled, mates, own)
         )
-        np.testing.assert_array_equal(batch.negatives.valid[row], filled & (mates != own))
+        np.testing.assert_array_equal(batch.negatives.valid[row], filled & (np.arange(n) != j))
+        # the poison is a chunk-mate: examples are dealt whole
+        sibling = ids[chunk, n + j] // 2 + (1, -1, 0)[ids[chunk, n + j] // 2 % 3]
+        assert sibling in ids[chunk, n : 2 * n][filled] // 2
     assert batch.negatives.poison is None
     assert not batch.negatives.valid[~batch.valid].any()
 
@@ -451,8 +465,6 @@ def test_what_cannot_be_put_together_is_refused(dataset, tmp_path):
         make(merged, query_encoder="attention")
     with pytest.raises(UserError, match="none is drawn; set it to 0"):
         make(dataset, query_encoder="attention", instruction_negatives=1)
-    with pytest.raises(UserError, match=r"chunks of one pair have none"):
-        make(dataset, chunks=18, query_encoder="attention", instruction_negatives=0)
 
 
 def test_absurd_arguments(dataset):

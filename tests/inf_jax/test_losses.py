@@ -387,6 +387,7 @@ def test_distillation_is_torchs_kl():
     torch = pytest.importorskip("torch")
     _, arrays = make(10, h=3)
     teacher = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+    teacher[:, 3] = -np.inf  # an absent passage
     valid, scale = arrays["valid"], 7.0
 
     def ours(queries, passages):
@@ -412,6 +413,7 @@ def test_an_empty_place_of_an_instruction_negative_is_none():
     _, arrays = make(11)
     filled = np.zeros(arrays["instruction_negative_ids"].shape[:2], bool)
     filled[:, 0] = True
+    arrays["instruction_negatives"][:, 1] = np.nan
     fewer = {
         **arrays,
         "instruction_negatives": arrays["instruction_negatives"][:, :1],
@@ -431,6 +433,8 @@ def test_an_empty_place_of_an_instruction_negative_is_none():
         ({"bias": np.ones(2)}, "bias=.*one number"),
         ({"objective": "uni(P) + distil(P)"}, r"teacher_scores are None, expected \(8, 2\)"),
         ({"dims": (4, 9)}, "from 1 to 8"),
+        ({"dims": (4.5,)}, "from 1 to 8"),
+        ({"instruction_negative_valid": np.ones((8, 1), bool)}, r"expected bool\(8, 2\)"),
         ({"dims": (4, 4)}, "different numbers"),
         ({"dims": (4,), "dim_weights": (1, 2)}, "for each of dims"),
         ({"mask": "index"}, "mask='index'"),

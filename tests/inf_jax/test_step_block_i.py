@@ -1,5 +1,7 @@
 """The step with instruction negatives: right vectors in right places, the same on every mesh."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,7 +91,9 @@ def test_without_block_i_there_are_no_negatives(parts):
     assert batch.negatives is found.instruction_negatives is None
 
 
-def loss_and_grads(parts, objective, *, devices, chunks, groups=1, fsdp=1, towers="shared"):
+def loss_and_grads(
+    parts, objective, *, devices, chunks, groups=1, fsdp=1, towers="shared", engine="dense"
+):
     """Loss, metrics and gradients through the step itself: SGD of rate 1 leaves params - grads."""
     model, weights, dataset = parts
     mesh = make_mesh(fsdp=fsdp, devices=jax.devices()[:devices])
@@ -100,6 +104,8 @@ def loss_and_grads(parts, objective, *, devices, chunks, groups=1, fsdp=1, tower
         tx,
         scale=20.0,
         groups=groups,
+        mesh=mesh,
+        options={"engine": engine},
         dropout_key=jax.random.key(3),
     )
     params = init_params(weights, towers)
@@ -126,7 +132,7 @@ def test_any_mesh_and_chunking_gives_the_same_gradients_with_dropout(parts, obje
     assert float(expected[2]["negatives/I"]) == pytest.approx(2 + 14 / 21)
     assert float(expected[2]["loss/I"]) > 0
     for how in (
-        {"devices": 8, "chunks": 16, "groups": 2, "fsdp": 2},
+        {"devices": 8, "chunks": 16, "groups": 2, "fsdp": 2, "engine": "ring"},
         {"devices": 2, "chunks": 4, "groups": 2},
     ):
         assert_same(loss_and_grads(parts, objective, **how), expected)
@@ -134,7 +140,24 @@ def test_any_mesh_and_chunking_gives_the_same_gradients_with_dropout(parts, obje
 
 def test_separate_towers_split_the_gradient(parts):
     shared = loss_and_grads(parts, "uni(I)", devices=1, chunks=1)
-    found = loss_and_grads(parts, "uni(I)", devices=2, chunks=2, towers="separate")
+    how = {"devices": 2, "chunks": 4, "groups": 2, "fsdp": 2}
+    found = loss_and_grads(parts, "uni(I)", towers="separate", **how)
     total = jax.tree.map(np.add, found[1]["query"], found[1]["passage"])
     assert_same((found[0], total), (shared[0], shared[1]["shared"]))
     assert np.abs(found[1]["passage"]["word"]).max() > 0
+
+
+def test_block_i_takes_nothing_from_other_devices(parts):
+    """The poison is in the row's own chunk: no device holds the whole batch's embeddings."""
+    model, weights, dataset = parts
+    mesh = make_mesh()
+    batch = to_mesh(mesh)(batch_of(dataset, chunks=8))
+
+    def loss(params, batch):
+        found = encode_pairs(params, batch, encode=model.encoder.encode, groups=1, mesh=mesh)
+        return sum(jnp.sum(jnp.sin(x)) for x in found)
+
+    program = jax.jit(jax.grad(loss)).lower({"shared": weights}, batch).compile().as_text()
+    assert " all-reduce(" in program  # of the gradients
+    assert " all-gather(" not in program and " collective-permute(" not in program
+    assert not re.search(r"f32\[(24|8,3),32\]\S* all-reduce", program)
