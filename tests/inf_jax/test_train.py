@@ -246,6 +246,14 @@ def test_resuming_with_another_order_or_model_is_refused(tiny_config):
         train.main(tiny_config)
 
 
+def test_resuming_with_other_chunks_is_refused_where_they_are_the_negatives():
+    """Block I of the query encoder "attention"; elsewhere the position has no chunks."""
+    was = checkpoint.Position(12, 0, 8, "dataset", 16)
+    checkpoint.check_position(was, was._replace(step=0), "run")
+    with pytest.raises(UserError, match="groups: 16 in the checkpoint, 8 now"):
+        checkpoint.check_position(was, was._replace(step=0, groups=8), "run")
+
+
 def test_missing_dataset_names_the_command(tiny_config):
     tiny_config.data.source = "medquad"
     with pytest.raises(UserError, match=r"python -m data_pipeline\.build --source=medquad"):
