@@ -163,11 +163,15 @@ def candidates(block: Block, rows: Rows, columns: Rows) -> Candidates:
     return Candidates(*(None if x is None else _flat(x) for x in (scores, other, same)))
 
 
-def other_texts(rows: Rows, columns: Rows, k: int) -> jax.Array:
-    """bool[r, c, k]: text k of the column is in a filled slot and not the row's own positive."""
+def other_texts(rows: Rows, columns: Rows, k: int, *, by_column: bool = False) -> jax.Array:
+    """bool[r, c, k]: text k of the column is in a filled slot and not the row's own positive.
+
+    by_column: the candidate is the row, which is to be in a filled slot, for the column's text.
+    """
     other = (rows.index[:, None] != columns.index[None])[:, :, None]
     hard = jnp.arange(k)[None, None] > 0
-    return (other | hard) & columns.valid[None, :, None]
+    filled = rows.valid[:, None] if by_column else columns.valid[None]
+    return (other | hard) & filled[:, :, None]
 
 
 def same_texts(rows: TextIds, columns: TextIds, k: int) -> jax.Array:

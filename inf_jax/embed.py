@@ -60,6 +60,11 @@ class Embeddings(NamedTuple):
     instruction_negatives: jax.Array | None
 
 
+def tower(params: dict, role: str) -> dict:
+    """The encoder's tree for `role` ("query" or "passage")."""
+    return params["shared"] if "shared" in params else params[role]
+
+
 def encode_pairs(
     params: dict,
     batch: Batch,
@@ -84,8 +89,13 @@ def encode_pairs(
     """
 
     def run(how: Callable, role: str, texts: Packed):
-        tree = params["shared"] if "shared" in params else params[role]
-        return in_chunks(lambda tree, p: how(tree, p, key), tree, texts, groups=groups, mesh=mesh)
+        return in_chunks(
+            lambda tree, p: how(tree, p, key),
+            tower(params, role),
+            texts,
+            groups=groups,
+            mesh=mesh,
+        )
 
     shared = isinstance(batch.texts, Packed)
     of_queries, of_passages = (batch.texts, None) if shared else batch.texts

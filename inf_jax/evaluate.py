@@ -20,13 +20,14 @@ from ml_collections import ConfigDict
 from inf_jax import checkpoint, figure, report
 from inf_jax.atomic import atomic_file
 from inf_jax.config import ReadLog, check_all_read, run
+from inf_jax.embed import tower
 from inf_jax.encode import encode_texts
 from inf_jax.errors import UserError
 from inf_jax.mesh import make_mesh, replicated
 from inf_jax.records import Example, encode_example
 from inf_jax.retrieval import METRICS, evaluate, task_from_examples
 from inf_jax.run import dataset_dir, load_model, text_config
-from inf_jax.step import init_params, tower
+from inf_jax.step import init_params
 from inf_jax.tokenise import read_examples
 
 

@@ -21,8 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from inf_jax.blocks import BLOCKS, Rows, TextIds, candidates
+from inf_jax.blocks import BLOCKS, Rows, TextIds, candidates, dots
 from inf_jax.errors import UserError
+from inf_jax.terms import mean
 
 BINS = 20  # of width 0.1
 SAMPLE = 512  # rows; 262,144 pairs
@@ -86,7 +87,7 @@ def health(
     if negatives.same is not None:
         counted = counted & ~negatives.same
     return {
-        "health/alignment": _mean(jnp.sum((queries - passages) ** 2, axis=1), valid),
+        "health/alignment": mean(jnp.sum((queries - passages) ** 2, axis=1), valid),
         "health/uniformity_query": _uniformity(rows.queries, rows.valid),
         "health/uniformity_passage": _uniformity(rows.passages[:, 0], rows.valid),
         "health/rank_query": _effective_rank(queries, valid),
@@ -109,7 +110,7 @@ def sample_rows(rows: int, sample: int) -> np.ndarray:
 def _uniformity(vectors: jax.Array, valid: jax.Array) -> jax.Array:
     """log mean exp(-2 ||x - y||^2) over the pairs of two valid rows of [s, e]."""
     squares = jnp.sum(vectors**2, axis=1)
-    distances = squares[:, None] + squares[None] - 2 * _product("se,re->sr", vectors, vectors)
+    distances = squares[:, None] + squares[None] - 2 * dots("se,re->sr", vectors, vectors)
     pairs = valid[:, None] & valid[None] & ~jnp.eye(len(valid), dtype=bool)
     exponents = jnp.where(pairs, -2 * jnp.maximum(distances, 0), -jnp.inf)
     count = jnp.sum(pairs, dtype=jnp.float32)
@@ -119,10 +120,10 @@ def _uniformity(vectors: jax.Array, valid: jax.Array) -> jax.Array:
 
 def _effective_rank(vectors: jax.Array, valid: jax.Array) -> jax.Array:
     """Participation ratio of the covariance of the valid rows of [b, e]; 0 without variance."""
-    mean = jnp.sum(vectors, axis=0) / jnp.maximum(jnp.sum(valid, dtype=jnp.float32), 1)
+    centre = jnp.sum(vectors, axis=0) / jnp.maximum(jnp.sum(valid, dtype=jnp.float32), 1)
     # centred first: as E[xx'] - mean mean' a nearly collapsed space would be rounding errors
-    centred = jnp.where(valid[:, None], vectors - mean[None], 0)
-    scatter = _product("be,bf->ef", centred, centred)
+    centred = jnp.where(valid[:, None], vectors - centre[None], 0)
+    scatter = dots("be,bf->ef", centred, centred)
     trace = jnp.trace(scatter)
     scaled = scatter / jnp.where(trace > 0, trace, 1)  # its square could underflow
     return jnp.where(trace > 0, 1 / jnp.maximum(jnp.sum(scaled**2), 1e-30), 0)
@@ -138,15 +139,6 @@ def _shares(scores: jax.Array, counted: jax.Array, bins: int) -> jax.Array:
     above = jnp.sum(above, axis=axes, dtype=jnp.int32)
     steps = jnp.concatenate([total[None], above, jnp.zeros(1, jnp.int32)])
     return (steps[:-1] - steps[1:]).astype(jnp.float32) / jnp.maximum(total, 1)
-
-
-def _mean(values: jax.Array, valid: jax.Array) -> jax.Array:
-    """Mean over the valid rows; 0 if there is none."""
-    return jnp.sum(values * valid) / jnp.maximum(jnp.sum(valid, dtype=jnp.float32), 1)
-
-
-def _product(spec: str, left: jax.Array, right: jax.Array) -> jax.Array:
-    return jnp.einsum(spec, left, right, precision=jax.lax.Precision.HIGHEST)
 
 
 def _check(queries, passages, valid, ids, mask, bins, sample) -> None:

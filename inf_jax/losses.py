@@ -154,7 +154,7 @@ def contrastive_loss(
         lse=_blocks(objective, "uni", "multi"),
         softplus=_blocks(objective, "sigmoid"),
         engine=engine,
-        tile=tile or TILES.get(jax.default_backend(), TILES["cpu"]),
+        tile=tile or TILES.get(_platform(mesh), TILES["cpu"]),
         mesh=mesh,
     )
 
@@ -186,6 +186,11 @@ def _choose(engine: str, passages: tuple[int, ...], mesh: Mesh | None) -> str:
     if b * b * k <= DENSE_SCORES:
         return "dense"
     return "blockwise" if mesh is None or mesh.size == 1 else "ring"
+
+
+def _platform(mesh: Mesh | None) -> str:
+    """What is compiled for: ahead of time, the mesh's devices are not this machine's."""
+    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
 
 
 def _blocks(objective: Objective, *kinds: str) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from inf_jax.blocks import BLOCKS, Rows, texts_of
-from inf_jax.sweep import sides, texts_a_pair, zero_cotangent
+from inf_jax.sweep import by_field, sides, texts_a_pair, zero_cotangent
 from inf_jax.tiles import (
     Coefficients,
     Counts,
@@ -137,15 +137,7 @@ def _scan(plan, row_losses, rows, positive, own, coefficients, weights, *, gradi
     if not gradients:
         return result, None
     _, _, by_left, by_positive, by_own = found
-    texts = {}
-    for name in dict.fromkeys((*by_left, *by_right)):
-        values = getattr(rows, name)
-        total = jnp.zeros(texts_of(rows, name, every=True).shape, zero.dtype)
-        if name in by_right:
-            total = total.at[:, : by_right[name].shape[1]].add(by_right[name][:size])
-        if name in by_left:
-            total = total.at[:, 0].add(by_left[name])
-        texts[name] = total.reshape(values.shape).astype(values.dtype)
+    texts = by_field(rows, by_left, {name: x[:size] for name, x in by_right.items()})
     by_rows = jax.tree.map(zero_cotangent, rows)._replace(**texts)
     by_weight = jnp.zeros_like(weights).reshape(-1)[:size]
     return result, (by_rows, by_positive, by_own, by_coefficient, by_weight)

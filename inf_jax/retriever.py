@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from inf_jax import st_files
+from inf_jax.embed import tower
 from inf_jax.encode import encode_texts
 from inf_jax.errors import UserError
 from inf_jax.mesh import make_mesh, replicated
@@ -19,7 +20,6 @@ from inf_jax.models.config import EncoderConfig, read_config
 from inf_jax.models.encoder import EncoderOptions, make_encoder
 from inf_jax.models.pooling import POOLINGS
 from inf_jax.packing import rows_needed
-from inf_jax.step import tower
 from inf_jax.text import TextConfig, TextTokenizer, load_tokenizer
 
 SETTINGS_FILE = "inf_jax.json"

@@ -40,11 +40,6 @@ def init_coefficients(scale: float, bias: float, *, sigmoid: bool) -> dict[str, 
     return learned | ({"bias": jnp.asarray(bias, jnp.float32)} if sigmoid else {})
 
 
-def tower(params: dict, role: str) -> dict:
-    """The encoder's tree for `role` ("query" or "passage")."""
-    return params["shared"] if "shared" in params else params[role]
-
-
 def make_train_step(
     encode: Encode,
     objective: Objective,
@@ -69,7 +64,8 @@ def make_train_step(
       scale, bias: of the logits; where the state has `params["loss"]`, that counts in their place.
       max_scale: where a learned scale stops (CLIP, arXiv 2103.00020).
       mask: "identity" or "faithful", see `contrastive_loss`.
-      options: further static options of `contrastive_loss`: dims, dim_weights, engine, tile_dtype.
+      options: further static options of `contrastive_loss`: dims, dim_weights, engine, tile,
+        tile_dtype.
       instructed: the query encoder "attention", see `encode_pairs`.
       groups: chunks a device encodes one after another, see `encode_pairs`.
       mesh: over which state and batch are split; None is one device.

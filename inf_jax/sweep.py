@@ -157,16 +157,27 @@ def _backward(plan: Sweep, rows: Rows, sums: Values, slopes: Values, coefficient
     # a score is linear in its left text: the scale's derivative is there without another sweep
     scale = sum(jnp.sum(x * texts_of(rows, t)[:, 0]) for t, x in by_left.items())
     scale = scale / coefficients.scale
-    texts = {}
-    for name in dict.fromkeys((*lefts, *rights)):
+    return by_field(rows, by_left, by_right), Coefficients(scale[None], bias[None])
+
+
+def by_field(rows: Rows, by_left: Values, by_right: Values) -> dict[str, jax.Array]:
+    """Derivatives by each field of the rows, in its shape and dtype.
+
+    Args:
+      by_left: field -> [b, e], by the first texts as the left of a matrix.
+      by_right: field -> [b, k, e], by the first k texts as the right of one.
+    """
+    found = {}
+    for name in dict.fromkeys((*by_left, *by_right)):
         values = getattr(rows, name)
+        dtype = (by_left | by_right)[name].dtype
         total = jnp.zeros(texts_of(rows, name, every=True).shape, dtype)
-        if name in rights:
+        if name in by_right:
             total = total.at[:, : by_right[name].shape[1]].add(by_right[name])
-        if name in lefts:
+        if name in by_left:
             total = total.at[:, 0].add(by_left[name])
-        texts[name] = total.reshape(values.shape).astype(values.dtype)
-    return texts, Coefficients(scale[None], bias[None])
+        found[name] = total.reshape(values.shape).astype(values.dtype)
+    return found
 
 
 def _go_round(
@@ -300,6 +311,7 @@ def _join(x: jax.Array) -> jax.Array:
 
 
 def zero_cotangent(x: jax.Array):
+    """No derivative by x, in the type that jax wants for x's dtype."""
     if jnp.issubdtype(x.dtype, jnp.floating):
         return jnp.zeros_like(x)
     return np.zeros(x.shape, jax.dtypes.float0)

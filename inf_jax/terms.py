@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from inf_jax.blocks import Rows
+from inf_jax.blocks import Rows, dots
 from inf_jax.objective import Objective
 from inf_jax.tiles import Coefficients, Counts, Values
 
@@ -41,14 +41,7 @@ def distil(
     objective: Objective, rows: Rows, teacher: jax.Array, scale: jax.Array, weights: jax.Array
 ) -> jax.Array:
     """KL from the teacher's distribution over each row's own passages to ours, weighted."""
-    scores = jnp.einsum(
-        "be,bke->bk",
-        rows.queries,
-        rows.passages,
-        precision=jax.lax.Precision.HIGHEST,
-        preferred_element_type=scale.dtype,
-    )
-    ours = jax.nn.log_softmax(scale * scores)
+    ours = jax.nn.log_softmax(scale * dots("be,bke->bk", rows.queries, rows.passages))
     # empty slots may hold anything
     theirs = jnp.where(rows.valid[:, None], teacher.astype(scale.dtype), 0)
     theirs = jax.nn.log_softmax(theirs)
@@ -66,19 +59,19 @@ def metrics(
     valid: jax.Array,
 ) -> dict[str, jax.Array]:
     """What `contrastive_loss` reports, but for the loss itself."""
-    found = {"positive": _mean(positive, valid)}
+    found = {"positive": mean(positive, valid)}
     if counts:
         hardest = jnp.max(jnp.stack([c.hardest for c in counts.values()]), axis=0)
         has = hardest > -jnp.inf
-        found["hardest_negative"] = _mean(jnp.where(has, hardest, 0), valid & has)
+        found["hardest_negative"] = mean(jnp.where(has, hardest, 0), valid & has)
     for t, c in counts.items():
         negatives, masked, above = (
-            _mean(x.astype(jnp.float32), valid) for x in (c.negatives, c.masked, c.above)
+            mean(x.astype(jnp.float32), valid) for x in (c.negatives, c.masked, c.above)
         )
         lse, softplus = (sums.get(f"{kind}/{t}") for kind in ("lse", "softplus"))
         found |= {
-            f"loss/{t}": _mean(softplus if lse is None else _uni(lse, scale * positive), valid),
-            f"accuracy/{t}": _mean((positive > c.hardest).astype(jnp.float32), valid),
+            f"loss/{t}": mean(softplus if lse is None else _uni(lse, scale * positive), valid),
+            f"accuracy/{t}": mean((positive > c.hardest).astype(jnp.float32), valid),
             f"negatives/{t}": negatives,
             f"masked/{t}": masked / jnp.maximum(negatives + masked, 1e-9),
             f"false_negatives/{t}": above,
@@ -91,7 +84,7 @@ def _uni(lse: jax.Array, pos: jax.Array) -> jax.Array:
     return jax.nn.softplus(lse - pos)
 
 
-def _mean(values: jax.Array, valid: jax.Array) -> jax.Array:
+def mean(values: jax.Array, valid: jax.Array) -> jax.Array:
     """Mean of values [b] over the valid rows; 0 if there is none."""
     weights = valid.astype(values.dtype)
     return jnp.sum(weights * values) / jnp.maximum(jnp.sum(weights), 1)

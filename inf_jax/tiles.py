@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from inf_jax.blocks import BLOCKS, Block, Rows, dots, same_texts, texts_of
+from inf_jax.blocks import BLOCKS, Block, Rows, dots, other_texts, same_texts, texts_of
 
 Values = dict[str, jax.Array]  # "lse/P" or "softplus/P" -> [b]
 
@@ -20,9 +20,9 @@ class Sweep:
     Attributes:
       lse, softplus: blocks whose logsumexp(scale x), whose sum of softplus(scale x + bias) over the
         negatives x is wanted.
-      engine: blockwise, ring or gather.
+      engine: dense, blockwise, ring or gather.
       tile: (rows, columns) of a tile at the most, on a device.
-      mesh: all its axes split the batch; None for blockwise.
+      mesh: all its axes split the batch; dense and blockwise need none.
     """
 
     lse: tuple[str, ...]
@@ -240,9 +240,7 @@ class _Tile:
     def masks_of(self, block: Block) -> tuple[jax.Array, jax.Array]:
         """(other, same) in the shape of `scores_of`, see Candidates."""
         rows, columns, k = self._rows, self._columns, self._k if block.every else 1
-        others = (rows.index[:, None] != columns.index[None])[:, :, None]
-        filled = rows.valid[:, None] if block.by_column else columns.valid[None]
-        other = (others | (jnp.arange(k)[None, None] > 0)) & filled[:, :, None]
+        other = other_texts(rows, columns, k, by_column=block.by_column)
         same = jnp.zeros_like(other) if rows.ids is None else same_texts(rows.ids, columns.ids, k)
         return tuple(x.reshape(x.shape[0], -1) for x in (other, same))
 

@@ -11,13 +11,14 @@ import pytest
 
 from inf_jax import checkpoint, figure
 from inf_jax.config import ReadLog
+from inf_jax.embed import tower
 from inf_jax.encode import encode_texts
 from inf_jax.errors import UserError
 from inf_jax.evaluate import main
 from inf_jax.packing import pack_chunk, stack_chunks
 from inf_jax.retrieval import METRICS, evaluate, task_from_examples
 from inf_jax.run import dataset_dir, load_model, text_config
-from inf_jax.step import TrainState, init_params, tower
+from inf_jax.step import TrainState, init_params
 from inf_jax.tokenise import read_examples
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -170,11 +170,14 @@ def assert_close(found, expected, tolerance=1e-6):
 @pytest.mark.parametrize("objective", [UNI, MULTI])
 @settings(max_examples=10, deadline=None)
 @given(seed=seeds)
+@example(seed=62021952)  # the mean of the positives' cosines is -0.0006
 def test_order_of_the_batch_does_not_matter(objective, seed):
     _, arrays = make(seed)
     order = np.random.default_rng(seed).permutation(8)
     value, grads = value_and_grad(arrays, objective)
     moved, moved_grads = value_and_grad(jax.tree.map(lambda x: x[order], arrays), objective)
+    for name in ("positive", "hardest_negative"):  # means of cosines, which may cancel
+        np.testing.assert_allclose(moved[1].pop(name), value[1].pop(name), rtol=0, atol=3e-7)
     assert_close(moved, value, 3e-6)
     assert_close(moved_grads[0], jax.tree.map(lambda x: x[order], grads[0]), 3e-6)
 
