@@ -24,7 +24,7 @@ from inf_jax.tiles import (
     tile_partials,
 )
 
-LEAST_ROWS = 256
+LEAST_ROWS = 512
 MOST_TILES = 8  # of scores at once
 
 
@@ -93,6 +93,10 @@ def _scan(plan, row_losses, rows, positive, own, coefficients, weights, *, gradi
     whole = Sweep(plan.lse, plan.softplus, plan.engine, (height, max(size, height)))
     left, right = sides(whole, rows, positive=positive)
     columns = jax.tree.map(lambda x: x[0], right)
+    # Plain matrices outside the loop: texts with an axis of size 1 are laid out in another way
+    # there, and the loop would get a copy of all of them.
+    shapes = jax.eval_shape(lambda: columns)
+    flat = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]) if x.ndim == 3 else x, columns)
     padding = left.rows.index.size - size
     split = lambda x: jnp.pad(x, (0, padding)).reshape(left.rows.index.shape)  # noqa: E731
     own, weights = jax.tree.map(split, (own, weights))
@@ -108,6 +112,7 @@ def _scan(plan, row_losses, rows, positive, own, coefficients, weights, *, gradi
     def tile(carry, x):
         loss, by_right, slopes_of = carry
         mine, own, weights = x
+        columns = jax.tree.map(lambda x, own: x.reshape(own.shape), flat, shapes)
         partials = tile_partials(whole, mine, columns, coefficients)
         sums = sums_of(whole, partials, coefficients.scale)
         counts = {t: p.counts for t, p in partials.items()}
@@ -119,8 +124,9 @@ def _scan(plan, row_losses, rows, positive, own, coefficients, weights, *, gradi
             part = of(sums, mine.positive, own, coefficients)
             return (loss + part, by_right, slopes_of), (sums, counts)
         part, slopes = jax.value_and_grad(of, (0, 1, 2, 3))(sums, mine.positive, own, coefficients)
-        # the same scores as above: compiled once
-        owner = mine._replace(sums=sums, slopes=slopes[0])
+        # the same scores and exponentials as above: compiled once
+        hardest = {t: c.hardest for t, c in counts.items()}
+        owner = mine._replace(sums=sums, slopes=slopes[0], hardest=hardest)
         new = tile_gradients(whole, owner, columns, coefficients)
         scale = sum(jnp.sum(v * texts_of(mine.rows, name)[:, 0]) for name, v in new.left.items())
         slopes_of = jax.tree.map(jnp.add, slopes_of, slopes[3])

@@ -94,12 +94,15 @@ class Side(NamedTuple):
       positive: [b], <q_i, p_i>; None in the backward pass.
       sums, slopes: in the backward pass, the sums that this side's blocks came to and the loss's
         derivatives by them; else empty.
+      hardest: "P" -> [b], each block's largest score, where this tile's exponentials are at hand:
+        the backward pass then takes them in place of new ones. Else empty.
     """
 
     rows: Rows
     positive: jax.Array | None
     sums: Values
     slopes: Values
+    hardest: Values = {}  # noqa: RUF012 (never changed)
 
 
 def empty_partial(plan: Sweep, name: str, shape: Sequence[int], dtype) -> Partial:
@@ -157,10 +160,9 @@ def tile_partials(
             axis, owner = (0, columns) if block.by_column else (1, rows)
             positive = jnp.expand_dims(owner.positive, axis)
             hardest = jnp.max(jnp.where(negative, x, -jnp.inf), axis)
-            finite = jnp.expand_dims(jnp.where(hardest == -jnp.inf, 0, hardest), axis)
             exponentials = softplus = None
             if name in plan.lse:
-                terms = jnp.where(negative, jnp.exp(coefficients.scale * (x - finite)), 0)
+                terms = _exponentials(x, negative, jnp.expand_dims(hardest, axis), coefficients)
                 exponentials = jnp.sum(terms, axis)
             if name in plan.softplus:
                 logits = coefficients.scale * x + coefficients.bias
@@ -186,6 +188,17 @@ class TileGradients(NamedTuple):
     bias: jax.Array
 
 
+def _exponentials(
+    x: jax.Array, negative: jax.Array, hardest: jax.Array, coefficients: Coefficients
+) -> jax.Array:
+    """exp(scale * (x - hardest)), 0 where not negative."""
+    return jnp.where(negative, jnp.exp(coefficients.scale * (x - _finite(hardest))), 0)
+
+
+def _finite(hardest: jax.Array) -> jax.Array:
+    return jnp.where(hardest == -jnp.inf, 0, hardest)
+
+
 def tile_gradients(
     plan: Sweep, rows: Side, columns: Side, coefficients: Coefficients
 ) -> TileGradients:
@@ -198,18 +211,25 @@ def tile_gradients(
         for name in names:
             block = BLOCKS[name]
             x, (other, same) = tile.scores_of(block), tile.masks_of(block)
+            negative = other & ~same
             logits, slope = coefficients.scale * x, jnp.zeros_like(x)
             owner, axis = (columns, 0) if block.by_column else (rows, 1)
             own = lambda values, axis=axis: jnp.expand_dims(values, axis)  # noqa: E731
             if name in plan.lse:
-                lse = own(owner.sums[f"lse/{name}"])
-                slope += jnp.exp(logits - lse) * own(owner.slopes[f"lse/{name}"])
+                lse, by_lse = owner.sums[f"lse/{name}"], owner.slopes[f"lse/{name}"]
+                if owner.hardest:
+                    hardest = owner.hardest[name]
+                    # lse is -inf where there is no negative, and then so is hardest
+                    rest = jnp.exp(coefficients.scale * _finite(hardest) - _finite(lse)) * by_lse
+                    slope += _exponentials(x, negative, own(hardest), coefficients) * own(rest)
+                else:
+                    slope += jnp.exp(logits - own(lse)) * own(by_lse)
             if name in plan.softplus:
                 sigmoid = jax.nn.sigmoid(logits + coefficients.bias)
                 part = sigmoid * own(owner.slopes[f"softplus/{name}"])
                 slope += part
-                bias += jnp.sum(jnp.where(other & ~same, part, 0))
-            slopes += tile.spread(jnp.where(other & ~same, slope, 0), block)
+                bias += jnp.sum(jnp.where(negative, part, 0))
+            slopes += tile.spread(jnp.where(negative, slope, 0), block)
         by_left, by_right = tile.products(coefficients.scale * slopes)
         left[matrix[0]] = by_left + left.get(matrix[0], 0)
         right[matrix[1]] = by_right + right.get(matrix[1], 0)
