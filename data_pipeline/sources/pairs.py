@@ -1,0 +1,18 @@
+"""The <query, passage> pair that the triplet factory starts from."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SourcePair:
+    """A query and a passage that answers it.
+
+    Attributes:
+      id: unique within the source and the same in every run, e.g. `<query id>:<passage id>`.
+      query: `""` where the source has passages only; the factory then has one generated.
+      passage: the text that the query must retrieve; a title, where it has one, is its first line.
+    """
+
+    id: str
+    query: str
+    passage: str
