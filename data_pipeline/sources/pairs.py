@@ -16,3 +16,8 @@ class SourcePair:
     id: str
     query: str
     passage: str
+
+
+def titled(title: str, text: str) -> str:
+    """A passage's text, its title as the first line; one alone where the other is empty."""
+    return f"{title}\n{text}" if title and text else title or text
