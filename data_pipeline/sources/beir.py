@@ -43,6 +43,7 @@ def read(
     qrels = find_file(path, f"qrels/{split}.tsv")
     yield from join(
         read_table(qrels, COLUMNS, header=True, quoted=True),
+        file=qrels,
         queries=_texts(find_file(path, "queries.jsonl")),
         passages=passages,
         min_score=min_score,

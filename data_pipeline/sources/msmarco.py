@@ -32,6 +32,7 @@ def read(
     yield from join(
         # tabs in MS MARCO's own, spaces in TREC's judgements of it
         read_table(qrels, (query, "iteration", passage, score), separator=None),
+        file=qrels,
         queries=_texts(find_file(path, f"queries.{split}.tsv")),
         passages=passages,
         min_score=min_score,

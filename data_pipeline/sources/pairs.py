@@ -19,5 +19,5 @@ class SourcePair:
 
 
 def titled(title: str, text: str) -> str:
-    """A passage's text, its title as the first line; one alone where the other is empty."""
-    return f"{title}\n{text}" if title and text else title or text
+    """A passage's text with its title as the first line; a title alone makes no passage."""
+    return f"{title}\n{text}" if title and text else text

@@ -9,9 +9,7 @@ from data_pipeline.sources import fields
 
 # MetaMathQA (arXiv 2309.12284), also as its one JSON array. It asks many a question several times,
 # each time with another solution.
-read_metamath = functools.partial(
-    fields.read, fields={"query": ("query", "original_question"), "passage": "response"}
-)
+read_metamath = functools.partial(fields.read, fields={"query": "query", "passage": "response"})
 
 # Collections of LeetCode problems differ: LeetCodeDataset (arXiv 2504.14655; versions 0.1 and 0.2
 # keep the texts under "meta"), and those with the site's own "content" and a solution a language.

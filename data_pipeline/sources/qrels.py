@@ -5,7 +5,8 @@ held in memory; the passages, by far the most, stream by.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 from data_pipeline.sources.files import Row
@@ -27,6 +28,7 @@ class Text(NamedTuple):
 def join(
     qrels: Iterable[Row],
     *,
+    file: Path,
     queries: Iterable[Text],
     passages: Iterable[Text],
     min_score: int,
@@ -36,6 +38,7 @@ def join(
 
     Args:
       qrels: rows with the COLUMNS.
+      file: where they are from, for the error.
       queries, passages: read once each, queries first.
       min_score: judgements below it give no pair.
       dropped: counts here, by reason, the judgements that give no pair.
@@ -45,9 +48,8 @@ def join(
     """
     wanted: dict[str, list[str]] = {}  # passage id -> query ids; emptied once it has streamed by
     needed: dict[str, str] = {}  # one copy of each query id, however often it is judged
-    count, last = 0, "the qrels"
-    for row in qrels:
-        count, last = count + 1, row.where
+    count = 0
+    for count, row in enumerate(qrels, 1):  # noqa: B007 (told in the error)
         if int_field(row, "score") < min_score:
             dropped[f"score under {min_score}"] += 1
             continue
@@ -76,12 +78,12 @@ def join(
     if not matched:
         why = ", ".join(f"{number} for {reason!r}" for reason, number in dropped.most_common(3))
         raise UserError(
-            f"{last.rpartition(':')[0] or last}: none of its {count} rows gives a pair"
+            f"{file}: none of its {count} rows gives a pair"
             f"{'; dropped: ' + why if why else ''}; give the queries and passages that it is about"
         )
 
 
-def _by_id(queries: Iterable[Text], needed: Iterable[str]) -> dict[str, str]:
+def _by_id(queries: Iterable[Text], needed: Collection[str]) -> dict[str, str]:
     texts: dict[str, str] = {}
     for query in queries:
         if query.id in texts:
