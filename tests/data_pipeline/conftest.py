@@ -42,7 +42,7 @@ class LlmServer:
         self._port = int(self.base_url.split(":")[2].split("/")[0])
 
     def stats(self, *, requests: bool = True) -> dict[str, Any]:
-        """What it has seen: see llm_counts.py; `requests` by the hash of `hash_of`."""
+        """What it has seen: see llm_counts.py; `requests` by `hash_of`."""
         return json.loads(self._call("GET", "_stats" + ("" if requests else "?totals=1")))
 
     def set_faults(self, faults: str | list[dict[str, Any]]) -> None:
@@ -61,17 +61,17 @@ class LlmServer:
         self.kill()
         self._start()
 
+    @staticmethod
+    def hash_of(body: dict[str, Any]) -> str:
+        """The server's name of a request's body."""
+        data = json.dumps(body, sort_keys=True, ensure_ascii=False).encode()
+        return hashlib.blake2b(data, digest_size=12).hexdigest()
+
     def _call(self, method: str, path: str, data: bytes | None = None) -> bytes:
         url = f"{self.base_url.removesuffix('v1')}{path}"
         request = urllib.request.Request(url, data=data, method=method)
         with _HTTP.open(request, timeout=30) as response:
             return response.read()
-
-
-def hash_of(body: dict[str, Any]) -> str:
-    """The server's name of a request's body."""
-    data = json.dumps(body, sort_keys=True, ensure_ascii=False).encode()
-    return hashlib.blake2b(data, digest_size=12).hexdigest()
 
 
 def _rules(faults: str | list[dict[str, Any]]) -> str:

@@ -25,6 +25,7 @@ class Counts:
         self.about: dict[str, tuple[str, str]] = {}
         self.faults: Counter = Counter()
         self.http: Counter = Counter()
+        self.batch_attempts: Counter = Counter()  # (kind of fault, hash of a file)
         self.active = self.most_active = 0
         self._log = None
         self.earlier: list[dict[str, Any]] = []

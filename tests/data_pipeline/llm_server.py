@@ -34,6 +34,14 @@ _PHRASES |= {429: "Too Many Requests", 500: "Internal Server Error", 502: "Bad G
 _HTML = b"<html><head><title>502 Bad Gateway</title></head><body>nginx</body></html>"
 
 
+def stage_of(body: Any) -> str:
+    """The stage that a chat request belongs to, by the name of its schema."""
+    try:
+        return body["response_format"]["json_schema"]["name"].removesuffix("_answer")
+    except (LookupError, TypeError, AttributeError):
+        return ""
+
+
 class Answer(NamedTuple):
     """A response; `rule` is the fault that spoils it."""
 
@@ -89,7 +97,7 @@ class Server:
                 answer = await self._route(method, path, dict(parse_qsl(query)), headers, data)
             except Exception:
                 traceback.print_exc()
-                answer = self._json(*llm_checks.error(500, "bug of the local server"))
+                answer = self.json(*llm_checks.error(500, "bug of the local server"))
             if chat and self.options.latency_ms:
                 jitter = 0.5 + draw(answer.identity)
                 await asyncio.sleep(self.options.latency_ms / 1000 * jitter)
@@ -109,7 +117,7 @@ class Server:
         """Writes the response; whether the connection lives on."""
         kind = answer.rule["kind"] if answer.rule else ""
         seconds = (answer.rule or {}).get("seconds")
-        if kind in ("drop_before", "batch_create_lost"):
+        if kind in ("drop_before", "batch_create_lost"):  # read, done, and not a word
             return False
         if kind == "timeout":
             with contextlib.suppress(TimeoutError):  # until the client goes
@@ -156,10 +164,10 @@ class Server:
     ) -> Answer:
         if path == "/_stats":
             stats = self.counts.summary(requests="totals" not in query)
-            return self._json(200, stats | {"batches": self.batches.summary()})
+            return self.json(200, stats | {"batches": self.batches.summary()})
         if (method, path) == ("PUT", "/_faults"):
             self.faults = Faults(read_rules(data.decode()), self.options.seed)
-            return self._json(200, {})
+            return self.json(200, {})
         refused = self._unauthorised(headers.get("authorization", ""))
         if refused:
             return refused
@@ -170,11 +178,11 @@ class Server:
                 {"id": m, "object": "model", "created": 1_700_000_000, "owned_by": "local"}
                 for m in self.models
             ]
-            return self._json(200, {"object": "list", "data": rows})
+            return self.json(200, {"object": "list", "data": rows})
         if path.startswith(("/v1/files", "/v1/batches")):
             return self.batches.route(method, path.split("/")[2:], query, headers, data)
         message = f"Invalid URL ({method} {path})"
-        return self._json(*llm_checks.error(404, message))
+        return self.json(*llm_checks.error(404, message))
 
     def _unauthorised(self, authorization: str) -> Answer | None:
         key = authorization.removeprefix("Bearer ").strip()
@@ -184,20 +192,20 @@ class Server:
             message = (
                 "You didn't provide an API key. You need to provide it in an Authorization header."
             )
-            return self._json(*llm_checks.error(401, message))
+            return self.json(*llm_checks.error(401, message))
         shown = f"{key[:8]}{'*' * max(3, len(key) - 12)}{key[-4:]}"
         message = (
             f"Incorrect API key provided: {shown}. You can find your API key at "
             "https://platform.openai.com/account/api-keys."
         )
-        return self._json(*llm_checks.error(401, message, code="invalid_api_key"))
+        return self.json(*llm_checks.error(401, message, code="invalid_api_key"))
 
     def _chat(self, data: bytes) -> Answer:
         try:
             body = json.loads(data)
         except ValueError:
             message = "We could not parse the JSON body of your request."
-            return self._json(*llm_checks.error(400, message))
+            return self.json(*llm_checks.error(400, message))
         identity = request_hash(body)
         stage, name = stage_of(body), str(body.get("model"))
         attempt = self.counts.attempts(identity)
@@ -210,12 +218,12 @@ class Server:
             return self._refusal(rule, identity, limits)
         wrong = llm_checks.check(body, self.models, self.options.max_context)
         if wrong:
-            return self._json(*wrong, headers=limits)._replace(identity=identity)
+            return self.json(*wrong, headers=limits)._replace(identity=identity)
         completion = self.completion(body, identity, rule)
         self.counts.bill(identity, completion["usage"])
         if rule and rule["kind"] == "no_usage":
             del completion["usage"]
-        answer = self._json(200, completion, headers=limits)
+        answer = self.json(200, completion, headers=limits)
         if body.get("stream"):
             answer = answer._replace(stream=_events(body, completion))
             answer.headers["content-type"] = "text/event-stream; charset=utf-8"
@@ -278,7 +286,7 @@ class Server:
             "unauthorized": (401, "The key was revoked.", "invalid_api_key", ""),
             "drop_before": (500, "", None, ""),
         }[kind]
-        answer = self._json(*llm_checks.error(status, message, code=code, kind=of), headers=headers)
+        answer = self.json(*llm_checks.error(status, message, code=code, kind=of), headers=headers)
         return answer._replace(identity=identity, rule=rule)
 
     def _limited(self) -> tuple[Answer | None, dict[str, str]]:
@@ -298,9 +306,16 @@ class Server:
         self.counts.add("fault", kind="rate_limit")
         message = f"Rate limit reached: Limit {rate:g} a second. Please try again in {wait:.3f}s."
         wrong = llm_checks.error(429, message, code="rate_limit_exceeded", kind="requests")
-        return self._json(*wrong, headers=headers), headers
+        return self.json(*wrong, headers=headers), headers
 
-    def _json(self, status: int, value: Any, *, headers: dict[str, str] | None = None) -> Answer:
+    stage_of = staticmethod(stage_of)
+
+    def raw(self, content: bytes) -> Answer:
+        """A file's content."""
+        return Answer(200, content, {"content-type": "application/octet-stream"})
+
+    def json(self, status: int, value: Any, *, headers: dict[str, str] | None = None) -> Answer:
+        """An answer in JSON with the headers that all have."""
         self._number += 1
         common = {
             "content-type": "application/json",
@@ -310,14 +325,6 @@ class Server:
         }
         body = json.dumps(value, ensure_ascii=False).encode()
         return Answer(status, body, common | (headers or {}))
-
-
-def stage_of(body: Any) -> str:
-    """The stage that a chat request belongs to, by the name of its schema."""
-    try:
-        return body["response_format"]["json_schema"]["name"].removesuffix("_answer")
-    except (LookupError, TypeError, AttributeError):
-        return ""
 
 
 def _limits(limit: int, remaining: int, reset_s: float) -> dict[str, str]:
