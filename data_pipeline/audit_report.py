@@ -12,14 +12,17 @@ _MOST_REASONS = 24  # drawn; the table of pairs has them all
 
 def report_html(report: dict[str, Any]) -> str:
     """Numbers, charts and tables of `summary.summarise`; every text in it is escaped."""
-    panels = [*_charts(report), _pairs(report)]
+    tables = [_pairs(report), _cost(report)]
     if report["relevance"]:
-        panels.append(_relevance(report))
+        tables.append(_relevance(report))
     if report["agreement"]:
-        panels.append(_agreement(report["agreement"]))
-    panels += [_cost(report), _provenance(report)]
-    inner = "".join(f'<section class="panel">{panel}</section>' for panel in panels)
-    return f'{_numbers(report)}<div class="grid">{inner}</div>'
+        tables.append(_agreement(report["agreement"]))
+    tables.append(_provenance(report))
+    charts, tables = (
+        "".join(f'<section class="panel">{panel}</section>' for panel in panels)
+        for panels in (_charts(report), tables)
+    )
+    return f'{_numbers(report)}<div class="charts">{charts}</div><div class="tables">{tables}</div>'
 
 
 def _numbers(report: dict[str, Any]) -> str:
@@ -132,7 +135,7 @@ def _cost(report: dict[str, Any]) -> str:
         rows.append(
             (
                 "",
-                "at the most, of requests without answer",
+                "without answer, at the most",
                 *[""] * 4,
                 f"{usage['usd_unknown']:.4f}",
             )
@@ -148,29 +151,32 @@ def _provenance(report: dict[str, Any]) -> str:
         for made in all_made
         for items in [f"{made['items']:,}"]
     ]
-    return _table("Models and prompts", ("stage", "model", "prompt", "hash", "items"), rows)
+    header = ("stage", "model", "prompt", "hash", "items")
+    return _table("Models and prompts", header, rows, texts=4)
 
 
-def _table(caption: str, header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    """A table; each row begins with its class, its next cell is its header."""
+def _table(
+    caption: str, header: tuple[str, ...], rows: Iterable[tuple[str, ...]], *, texts: int = 1
+) -> str:
+    """A table whose first `texts` columns are texts, the others numbers; each row begins with its
+    class, its next cell is its header."""
+    kinds = [' class="number"' if n >= texts else "" for n in range(len(header))]
     head = "".join(
-        f'<th scope="col"{_number(n)}>{escape(name)}</th>' if name else "<td></td>"
-        for n, name in enumerate(header)
+        f'<th scope="col"{kind}>{escape(name)}</th>' if name else "<td></td>"
+        for name, kind in zip(header, kinds, strict=True)
     )
     body = "".join(
-        f'<tr class="{kind}"><th scope="row">{escape(first)}</th>'
-        + "".join(f"<td{_number(1)}>{escape(cell)}</td>" for cell in cells)
+        f'<tr class="{row_kind}"><th scope="row">{escape(first)}</th>'
+        + "".join(
+            f"<td{kind}>{escape(cell)}</td>" for cell, kind in zip(cells, kinds[1:], strict=True)
+        )
         + "</tr>"
-        for kind, first, *cells in rows
+        for row_kind, first, *cells in rows
     )
     return (
         f'<div class="scroll"><table><caption>{escape(caption)}</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
-
-
-def _number(column: int) -> str:
-    return ' class="number"' if column else ""
 
 
 def _share(part: int, whole: int) -> str:

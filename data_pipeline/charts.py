@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-_WIDTH = 420  # of the drawing; the page scales it
-_LABEL = 168  # of that, the labels of bars
+_WIDTH = 460  # of the drawing; the page scales it
+_LABEL = 196  # of that, the labels of bars
 _BAR = 9
 _HEIGHT = 96
+_PAD = 14
 
 
 def bars(title: str, rows: Sequence[tuple[str, Sequence[int]]], series: Sequence[str]) -> str:
@@ -64,7 +65,7 @@ def histogram(title: str, numbers: Sequence[tuple[str, dict[str, Any]]], *, unit
     full = [n for _, found in counted for n, count in enumerate(found["counts"]) if count]
     first, last = min(full), max(full)
     share = max(max(found["counts"]) / found["count"] for _, found in counted)
-    width = (_WIDTH - 16) / (last - first + 1)
+    width = (_WIDTH - 2 * _PAD) / (last - first + 1)
     start, step, bins = (counted[0][1][k] for k in ("start", "width", "counts"))
     parts = []
     for m, (_, found) in enumerate(counted):
@@ -77,21 +78,22 @@ def histogram(title: str, numbers: Sequence[tuple[str, dict[str, Any]]], *, unit
                 if first + n == len(bins) - 1:
                     range_ = f"from {edge:g} {unit}"
                 parts.append(
-                    f'<rect class="s{m}" x="{8 + n * width + m * shown:.1f}" '
+                    f'<rect class="s{m}" x="{_PAD + n * width + m * shown:.1f}" '
                     f'y="{_HEIGHT + 4 - height:.1f}" width="{shown:.1f}" height="{height:.1f}">'
                     f"<title>{escape(f'{range_}: {count}')}</title></rect>"
                 )
     parts.append(
-        f'<line class="axis" x1="8" x2="{_WIDTH - 8}" y1="{_HEIGHT + 4}" y2="{_HEIGHT + 4}"/>'
+        f'<line class="axis" x1="{_PAD}" x2="{_WIDTH - _PAD}" y1="{_HEIGHT + 4}" y2="{_HEIGHT + 4}"/>'
     )
     for place in range(first, last + 2, max(1, (last - first + 1) // 6)):
         parts.append(
-            f'<text class="tick" x="{8 + (place - first) * width:.1f}" y="{_HEIGHT + 16}">'
+            f'<text class="tick" x="{_PAD + (place - first) * width:.1f}" y="{_HEIGHT + 16}">'
             f"{start + place * step:.4g}</text>"
         )
-    parts.append(f'<text class="unit" x="{_WIDTH - 8}" y="{_HEIGHT + 30}">{escape(unit)}</text>')
+    parts.append(f'<text class="unit" x="{_WIDTH - _PAD}" y="{_HEIGHT + 30}">{escape(unit)}</text>')
     told = "; ".join(
-        f"{name}: mean {found['mean']:.4g}, {found['least']:.4g} to {found['most']:.4g} {unit}"
+        f"{name}: mean {_plain(found['mean'])}, from {_plain(found['least'])} to "
+        f"{_plain(found['most'])} {unit}"
         for name, found in counted
     )
     return _figure(title, names, _svg(f"{title}. {told}", _HEIGHT + 36, parts), told)
@@ -111,4 +113,8 @@ def _figure(title: str, series: Sequence[str], drawing: str, note: str = "") -> 
 
 
 def _short(label: str) -> str:
-    return label if len(label) <= 30 else f"{label[:29]}…"
+    return label if len(label) <= 28 else f"{label[:27]}…"
+
+
+def _plain(number: float) -> str:
+    return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"

@@ -8,6 +8,7 @@ const filters = at("filters");
 // Decisions by id, those on examples of an earlier page included: they are exported again.
 let decisions = new Map();
 let current = null;
+let last = null; // the example that was decided last: what undo is of
 
 /** An element; texts are set as texts, never as HTML. */
 function make(tag, attributes = {}, ...children) {
@@ -126,7 +127,10 @@ function showProgress() {
 
 function marked(segments) {
   const passage = make("p", { class: "passage" });
-  for (const [text, differs] of segments) passage.append(differs ? make("mark", {}, text) : text);
+  for (const [text, differs] of segments) {
+    const [, before, words, after] = /^(\s*)([^]*?)(\s*)$/.exec(text);
+    passage.append(before, differs ? make("mark", {}, words) : words, after);
+  }
   return passage;
 }
 
@@ -182,6 +186,7 @@ function judged(item, query, passage) {
 }
 
 function relevanceTable(item) {
+  if (!item.judgements.length) return make("p", { class: "made" }, "Not judged.");
   const head = make("tr", {}, make("td", {}));
   for (const { name } of item.passages) head.append(make("th", { scope: "col" }, name));
   const body = make("tbody");
@@ -294,9 +299,18 @@ function decide(verdict) {
   const items = shownItems();
   const next = items[items.indexOf(item) + 1];
   change(item, { verdict });
+  last = item;
   say(`${item.id}: ${{ accept: "accepted", reject: "rejected" }[verdict] || "undecided again"}.`);
   if (filters.elements.decision.value) showList();
   show(verdict && next ? next : item);
+}
+
+function undo() {
+  if (!last || !decisionOf(last).verdict) return;
+  change(last, { verdict: null });
+  say(`${last.id}: undecided again.`);
+  showList();
+  show(last);
 }
 
 // --- Files -------------------------------------------------------------------------------------
@@ -348,7 +362,7 @@ async function importReview(file) {
 // --- Events ------------------------------------------------------------------------------------
 
 function view() {
-  const report = location.hash === "#report";
+  const report = location.hash === "#show=report";
   at("report").hidden = !report;
   at("review").hidden = report;
   at("show-report").setAttribute("aria-pressed", String(report));
@@ -358,7 +372,7 @@ function view() {
 const keys = {
   a: () => decide("accept"),
   r: () => decide("reject"),
-  u: () => decide(null),
+  u: undo,
   n: () => move(1),
   p: () => move(-1),
   m: () => at("note") && at("note").focus(),
@@ -388,8 +402,8 @@ at("file").addEventListener("change", (event) => {
   event.target.value = "";
   if (file) importReview(file);
 });
-at("show-review").addEventListener("click", () => (location.hash = ""));
-at("show-report").addEventListener("click", () => (location.hash = "#report"));
+at("show-review").addEventListener("click", () => (location.hash = "#show=review"));
+at("show-report").addEventListener("click", () => (location.hash = "#show=report"));
 window.addEventListener("hashchange", view);
 
 load();
