@@ -1,0 +1,108 @@
+"""The local server of the wire format, as a process of its own."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPT = Path(__file__).parent / "llm_server.py"
+_HTTP = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class LlmServer:
+    """One server; started when made.
+
+    Args:
+      faults: names of presets, or a list of rules: see llm_faults.py.
+      options: of its command line, e.g. latency_ms=5.
+    """
+
+    def __init__(self, faults: str | list[dict[str, Any]] = "", **options: Any):
+        self._options = options | {"faults": _rules(faults)}
+        self._port = 0
+        self._start()
+
+    def _start(self) -> None:
+        line = [sys.executable, str(SCRIPT), "--port", str(self._port)]
+        for name, value in self._options.items():
+            line += [f"--{name.replace('_', '-')}", str(value)]
+        self._process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
+        ready = self._process.stdout.readline()
+        if not ready.startswith("listening on "):
+            self.kill()
+            raise RuntimeError(f"the local server did not start: {ready!r}")
+        self.base_url = ready.split()[-1]
+        self._port = int(self.base_url.split(":")[2].split("/")[0])
+
+    def stats(self, *, requests: bool = True) -> dict[str, Any]:
+        """What it has seen: see llm_counts.py; `requests` by `hash_of`."""
+        return json.loads(self._call("GET", "_stats" + ("" if requests else "?totals=1")))
+
+    def set_faults(self, faults: str | list[dict[str, Any]]) -> None:
+        """Other faults from now on."""
+        self._call("PUT", "_faults", _rules(faults).encode())
+
+    def kill(self) -> None:
+        """kill -9, and it is gone when this returns."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGKILL)
+        self._process.wait()
+        self._process.stdout.close()
+
+    def restart(self) -> None:
+        """Again on the same port with the same options; needs state=... to know what it knew."""
+        self.kill()
+        self._start()
+
+    @staticmethod
+    def hash_of(body: dict[str, Any]) -> str:
+        """The server's name of a request's body."""
+        data = json.dumps(body, sort_keys=True, ensure_ascii=False).encode()
+        return hashlib.blake2b(data, digest_size=12).hexdigest()
+
+    def _call(self, method: str, path: str, data: bytes | None = None) -> bytes:
+        url = f"{self.base_url.removesuffix('v1')}{path}"
+        request = urllib.request.Request(url, data=data, method=method)
+        with _HTTP.open(request, timeout=30) as response:
+            return response.read()
+
+
+def _rules(faults: str | list[dict[str, Any]]) -> str:
+    return faults if isinstance(faults, str) else json.dumps(faults)
+
+
+@pytest.fixture
+def llm_server():
+    """start(faults=..., **options) -> LlmServer; all are killed at the end."""
+    servers: list[LlmServer] = []
+
+    def start(faults: str | list[dict[str, Any]] = "", **options: Any) -> LlmServer:
+        servers.append(LlmServer(faults, **options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.kill()
+
+
+@pytest.fixture(scope="session")
+def calm_server():
+    """One server without faults for all tests that leave no trace of themselves in it."""
+    server = LlmServer()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch):
+    """The machine's proxy settings must not stand between a test and 127.0.0.1."""
+    for name in list(os.environ):
+        if name.lower() in ("http_proxy", "https_proxy", "all_proxy"):
+            monkeypatch.delenv(name)

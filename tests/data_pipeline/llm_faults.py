@@ -1,0 +1,114 @@
+"""Faults by script: which request or batch goes wrong, and how; reproducible, by hashes.
+
+A rule is a dict: `kind`; `rate` (share of the attempts, 1.0); `times` (at most so often for one
+request, 2: an answer comes in the end); `stage` and `model` (only those); and by kind
+`retry_after` (a header's value), `seconds` (of a hang or a slow answer), `code`.
+"""
+
+import json
+from typing import Any
+
+from llm_model import draw
+
+# Before an answer is computed: nothing is billed.
+REFUSING = ("429", "500", "503", "quota", "not_json", "drop_before", "unauthorized")
+# After: the answer is billed, but what arrives is late, cut or useless.
+SPOILING = (
+    *("timeout", "drop", "slow", "malformed_json", "malformed_content", "wrong_schema"),
+    *("refusal", "truncated", "content_filter", "no_usage"),
+)
+# Rows of a batch, whole batches, files.
+ROWS = ("row_500", "row_error", "row_missing")
+BATCHES = ("batch_failed", "batch_expired", "batch_create_500", "batch_create_lost")
+FILES = ("upload_500", "content_500")
+KINDS = (*REFUSING, *SPOILING, *ROWS, *BATCHES, *FILES)
+
+_TRANSIENT = [
+    {"kind": "429", "rate": 0.04, "retry_after": "0.05"},
+    {"kind": "500", "rate": 0.02},
+    {"kind": "503", "rate": 0.02},
+    {"kind": "not_json", "rate": 0.01},
+    {"kind": "drop_before", "rate": 0.02},
+]
+_LOST = [
+    {"kind": "drop", "rate": 0.02},
+    {"kind": "malformed_json", "rate": 0.01},
+    {"kind": "slow", "rate": 0.02, "seconds": 0.3},
+    {"kind": "timeout", "rate": 0.005, "times": 1},
+]
+_PAID = [  # together once for a request: `group` counts over the rules
+    {"kind": "wrong_schema", "rate": 0.02, "times": 1, "group": "paid"},
+    {"kind": "malformed_content", "rate": 0.01, "times": 1, "group": "paid"},
+    {"kind": "refusal", "rate": 0.01, "times": 1, "group": "paid"},
+    {"kind": "truncated", "rate": 0.01, "times": 1, "group": "paid"},
+    {"kind": "content_filter", "rate": 0.01, "times": 1, "group": "paid"},
+]
+_BATCH = [
+    {"kind": "row_500", "rate": 0.03},
+    {"kind": "row_error", "rate": 0.03},
+    {"kind": "row_missing", "rate": 0.03},
+    {"kind": "batch_expired", "rate": 0.2, "times": 1},
+    {"kind": "batch_failed", "rate": 0.2, "times": 1},
+    {"kind": "upload_500", "rate": 0.2, "times": 1},
+    {"kind": "content_500", "rate": 0.2, "times": 1},
+]
+PRESETS: dict[str, list[dict[str, Any]]] = {
+    "none": [],
+    "transient": _TRANSIENT,
+    "lost": _LOST,
+    "paid": _PAID,
+    "batch": _BATCH,
+    "all": [*_TRANSIENT, *_LOST, *_PAID, *_BATCH],
+}
+
+
+def read_rules(text: str) -> list[dict[str, Any]]:
+    """Rules of `--faults`: names of presets joined by commas, or a JSON list."""
+    if text.lstrip().startswith("["):
+        rules = json.loads(text)
+    else:
+        rules = [rule for name in text.split(",") if name for rule in PRESETS[name]]
+    for rule in rules:
+        if rule.get("kind") not in KINDS:
+            raise SystemExit(f"fault {rule}: no such kind; known are {', '.join(KINDS)}")
+    return rules
+
+
+class Faults:
+    """Picks the fault of each attempt.
+
+    Args:
+      rules: see above; the first that applies is taken.
+      seed: of the draws.
+      fired: (group, hash) -> how often so far; filled from a log after a restart.
+    """
+
+    def __init__(self, rules: list[dict[str, Any]], seed: int):
+        self.rules, self._seed = rules, seed
+        self.fired: dict[tuple[str, str], int] = {}
+
+    def pick(
+        self, kinds: tuple[str, ...], identity: str, attempt: int, *, stage: str = "", model="*"
+    ) -> dict[str, Any] | None:
+        """The rule that strikes this attempt, or None."""
+        for number, rule in enumerate(self.rules):
+            if rule["kind"] not in kinds or rule.get("stage", stage) != stage:
+                continue
+            if rule.get("model", model) != model:
+                continue
+            if draw(self._seed, number, identity, attempt) >= rule.get("rate", 1.0):
+                continue
+            if self.fired.get((self.group(rule), identity), 0) >= rule.get("times", 2):
+                continue
+            self.count(rule, identity)
+            return rule
+        return None
+
+    def group(self, rule: dict[str, Any]) -> str:
+        """What a rule's `times` are counted under."""
+        return rule.get("group") or str(self.rules.index(rule))
+
+    def count(self, rule: dict[str, Any], identity: str) -> None:
+        """One more strike."""
+        key = (self.group(rule), identity)
+        self.fired[key] = self.fired.get(key, 0) + 1

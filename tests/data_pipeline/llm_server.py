@@ -1,0 +1,413 @@
+"""A server that speaks OpenAI's wire format, for tests, measurements and the walk-through.
+
+    python -m tests.data_pipeline.llm_server --port 8000
+
+It needs nothing but Python. Chat completions with structured outputs, files and batches; answers
+come from `llm_model.py`, a pure function of the request; faults by script (`llm_faults.py`); what
+it has seen under GET /_stats. PUT /_faults changes the rules of a running server.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import re
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import llm_checks
+from llm_batches import Batches
+from llm_counts import Counts
+from llm_faults import PRESETS, REFUSING, SPOILING, Faults, read_rules
+from llm_model import Model, draw, request_hash, usage
+
+MODELS = "gpt-4o-mini,gpt-4o,gpt-4.1-mini,gpt-4.1-nano,gpt-5-mini,o3-mini,o4-mini,local"
+_PHRASES = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 409: "Conflict"}
+_PHRASES |= {429: "Too Many Requests", 500: "Internal Server Error", 502: "Bad Gateway"}
+_HTML = b"<html><head><title>502 Bad Gateway</title></head><body>nginx</body></html>"
+
+
+def stage_of(body: Any) -> str:
+    """The stage that a chat request belongs to, by the name of its schema."""
+    try:
+        return body["response_format"]["json_schema"]["name"].removesuffix("_answer")
+    except (LookupError, TypeError, AttributeError):
+        return ""
+
+
+class Answer(NamedTuple):
+    """A response; `rule` is the fault that spoils it."""
+
+    status: int
+    body: bytes
+    headers: dict[str, str]
+    rule: dict[str, Any] | None = None
+    identity: str = ""  # of a chat request
+    stream: list[bytes] | None = None  # instead of the body: events
+
+
+class Server:
+    """All that a server knows; one event loop."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.options = options
+        self.models = tuple(options.models.split(","))
+        self.model = Model(options.seed, options.bad_rate, options.second_judge, options.flip_rate)
+        state = Path(options.state) if options.state else None
+        self.counts = Counts(state)
+        self.faults = Faults(read_rules(options.faults), options.seed)
+        for event in self.counts.earlier:
+            if event["event"] == "fault" and "group" in event:
+                key = (event["group"], event["hash"])
+                self.faults.fired[key] = self.faults.fired.get(key, 0) + 1
+        self.batches = Batches(self, state)
+        self._tokens, self._refilled = float(options.burst or options.rate), time.monotonic()
+        self._number = 0
+
+    async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serves one connection until it is closed."""
+        writer.transport.set_write_buffer_limits(0)  # drained means handed to the kernel
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            while await self._exchange(reader, writer):
+                pass
+        writer.close()
+
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        method, target, _ = head[0].split(" ", 2)
+        headers = {}
+        for line in head[1:-2]:
+            name, _, value = line.partition(":")
+            headers[name.lower()] = value.strip()
+        data = await _body(reader, headers)
+        path, _, query = target.partition("?")
+        self.counts.http[f"{method} {re.sub(r'/(file|batch)[-_][^/]+', '/*', path)}"] += 1
+        chat = (method, path) == ("POST", "/v1/chat/completions")
+        if chat:
+            self.counts.began()
+        try:
+            try:
+                answer = await self._route(method, path, dict(parse_qsl(query)), headers, data)
+            except Exception:
+                traceback.print_exc()
+                answer = self.json(*llm_checks.error(500, "bug of the local server"))
+            if chat and self.options.latency_ms:
+                jitter = 0.5 + draw(answer.identity)
+                await asyncio.sleep(self.options.latency_ms / 1000 * jitter)
+            return await self._send(answer, reader, writer, chat=chat)
+        finally:
+            if chat:
+                self.counts.active -= 1
+
+    async def _send(
+        self,
+        answer: Answer,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        *,
+        chat: bool,
+    ) -> bool:
+        """Writes the response; whether the connection lives on."""
+        kind = answer.rule["kind"] if answer.rule else ""
+        seconds = (answer.rule or {}).get("seconds")
+        if kind in ("drop_before", "batch_create_lost"):  # read, done, and not a word
+            return False
+        if kind == "timeout":
+            with contextlib.suppress(TimeoutError):  # until the client goes
+                await asyncio.wait_for(reader.read(1), 3600.0 if seconds is None else seconds)
+            return False
+        phrase = _PHRASES.get(answer.status, "Status")
+        lines = [f"HTTP/1.1 {answer.status} {phrase}"]
+        length = f"content-length: {len(answer.body)}"
+        lines += [length if answer.stream is None else "transfer-encoding: chunked"]
+        lines += [f"{name}: {value}" for name, value in answer.headers.items()]
+        head = "\r\n".join([*lines, "", ""]).encode("latin-1")
+        if answer.stream is not None:
+            parts = [head, *answer.stream]
+        elif kind == "slow":
+            step = max(1, len(answer.body) // 5)
+            parts = [head, *(answer.body[n : n + step] for n in range(0, len(answer.body), step))]
+        else:
+            parts = [head + answer.body]
+        if kind == "drop":
+            parts = [head + answer.body[: len(answer.body) // 2]]
+        pause = (0.3 if seconds is None else seconds) / len(parts) if kind == "slow" else 0.0
+        for part in parts[:-1]:
+            writer.write(part)
+            await writer.drain()
+            await asyncio.sleep(pause)
+        if chat:  # the client may send its next request as soon as it has the last byte
+            self.counts.active -= 1
+        try:
+            writer.write(parts[-1])
+            await writer.drain()
+        finally:
+            if chat:
+                self.counts.active += 1
+        if kind == "drop":
+            return False
+        if answer.identity:
+            self.counts.add("written", hash=answer.identity)
+            if answer.status == 200 and kind in ("", "slow", "no_usage"):
+                self.counts.add("answered", hash=answer.identity)
+        return True
+
+    async def _route(
+        self, method: str, path: str, query: dict[str, str], headers: dict[str, str], data: bytes
+    ) -> Answer:
+        if path == "/_stats":
+            stats = self.counts.summary(requests="totals" not in query)
+            return self.json(200, stats | {"batches": self.batches.summary()})
+        if (method, path) == ("PUT", "/_faults"):
+            self.faults = Faults(read_rules(data.decode()), self.options.seed)
+            return self.json(200, {})
+        refused = self._unauthorised(headers.get("authorization", ""))
+        if refused:
+            return refused
+        if (method, path) == ("POST", "/v1/chat/completions"):
+            return self._chat(data)
+        if (method, path) == ("GET", "/v1/models"):
+            rows = [
+                {"id": m, "object": "model", "created": 1_700_000_000, "owned_by": "local"}
+                for m in self.models
+            ]
+            return self.json(200, {"object": "list", "data": rows})
+        if path.startswith(("/v1/files", "/v1/batches")):
+            return self.batches.route(method, path.split("/")[2:], query, headers, data)
+        message = f"Invalid URL ({method} {path})"
+        return self.json(*llm_checks.error(404, message))
+
+    def _unauthorised(self, authorization: str) -> Answer | None:
+        key = authorization.removeprefix("Bearer ").strip()
+        if not self.options.key or key == self.options.key:
+            return None
+        if not key:
+            message = (
+                "You didn't provide an API key. You need to provide it in an Authorization header."
+            )
+            return self.json(*llm_checks.error(401, message))
+        shown = f"{key[:8]}{'*' * max(3, len(key) - 12)}{key[-4:]}"
+        message = (
+            f"Incorrect API key provided: {shown}. You can find your API key at "
+            "https://platform.openai.com/account/api-keys."
+        )
+        return self.json(*llm_checks.error(401, message, code="invalid_api_key"))
+
+    def _chat(self, data: bytes) -> Answer:
+        try:
+            body = json.loads(data)
+        except ValueError:
+            message = "We could not parse the JSON body of your request."
+            return self.json(*llm_checks.error(400, message))
+        identity = request_hash(body)
+        stage, name = stage_of(body), str(body.get("model"))
+        attempt = self.counts.attempts(identity)
+        self.counts.add("received", hash=identity, stage=stage, model=name)
+        limited, limits = self._limited()
+        if limited:
+            return limited._replace(identity=identity)
+        rule = self.fault((*REFUSING, *SPOILING), identity, attempt, stage=stage, model=name)
+        if rule and rule["kind"] in REFUSING:
+            return self._refusal(rule, identity, limits)
+        wrong = llm_checks.check(body, self.models, self.options.max_context)
+        if wrong:
+            return self.json(*wrong, headers=limits)._replace(identity=identity)
+        completion = self.completion(body, identity, rule)
+        self.counts.bill(identity, completion["usage"])
+        if rule and rule["kind"] == "no_usage":
+            del completion["usage"]
+        answer = self.json(200, completion, headers=limits)
+        if body.get("stream"):
+            answer = answer._replace(stream=_events(body, completion))
+            answer.headers["content-type"] = "text/event-stream; charset=utf-8"
+        if rule and rule["kind"] == "malformed_json":
+            answer = answer._replace(body=answer.body[: len(answer.body) * 2 // 3])
+        return answer._replace(identity=identity, rule=rule)
+
+    def completion(
+        self, body: dict[str, Any], identity: str, rule: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        """The chat completion of a valid body, with the content faults of a rule."""
+        kind = rule["kind"] if rule else ""
+        content: str | None = self.model.answer(body)
+        finish, refusal, tokens = "stop", None, usage(body, content)
+        if tokens["completion_tokens"] < len(content.encode()) // 4 + 1:
+            content, finish = content[: len(content) // 2], "length"
+        if kind == "wrong_schema":
+            content = json.dumps({"answer": "as you like", "relevant": "perhaps"})
+        elif kind == "malformed_content":
+            content = content[:-20]
+        elif kind == "refusal":
+            content, refusal = None, "I'm sorry, I can't assist with that request."
+        elif kind == "truncated":
+            content, finish = content[: len(content) // 2], "length"
+        elif kind == "content_filter":
+            content, finish = "", "content_filter"
+        message = {"role": "assistant", "content": content, "refusal": refusal, "annotations": []}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish}
+        return {
+            "id": f"chatcmpl-{identity}",
+            "object": "chat.completion",
+            "created": int(time.time()),
+            "model": body["model"],
+            "choices": [choice],
+            "usage": tokens,
+            "service_tier": "default",
+            "system_fingerprint": "fp_local",
+        }
+
+    def fault(self, kinds: tuple[str, ...], identity: str, attempt: int, **of: str) -> dict | None:
+        """The rule that strikes, counted."""
+        rule = self.faults.pick(kinds, identity, attempt, **of)
+        if rule:
+            group = self.faults.group(rule)
+            self.counts.add("fault", kind=rule["kind"], hash=identity, group=group)
+        return rule
+
+    def _refusal(self, rule: dict[str, Any], identity: str, limits: dict[str, str]) -> Answer:
+        kind, headers = rule["kind"], dict(limits)
+        if "retry_after" in rule:
+            headers["retry-after"] = rule["retry_after"]
+        headers |= rule.get("headers", {})
+        if kind == "not_json":
+            return Answer(502, _HTML, {"content-type": "text/html"}, identity=identity)
+        status, message, code, of = {
+            "429": (429, "Rate limit reached for requests", "rate_limit_exceeded", "requests"),
+            "500": (500, "The server had an error while processing.", None, "server_error"),
+            "503": (503, "The engine is currently overloaded.", None, "server_error"),
+            "quota": (429, "You exceeded your current quota.", *["insufficient_quota"] * 2),
+            "unauthorized": (401, "The key was revoked.", "invalid_api_key", ""),
+            "drop_before": (500, "", None, ""),
+        }[kind]
+        answer = self.json(*llm_checks.error(status, message, code=code, kind=of), headers=headers)
+        return answer._replace(identity=identity, rule=rule)
+
+    def _limited(self) -> tuple[Answer | None, dict[str, str]]:
+        """The answer to a request above the rate, and the headers of any other."""
+        rate = self.options.rate
+        if not rate:
+            return None, _limits(10_000, 9_999, 0.006)
+        burst, now = self.options.burst or rate, time.monotonic()
+        self._tokens = min(burst, self._tokens + (now - self._refilled) * rate)
+        self._refilled = now
+        if self._tokens >= 1:
+            self._tokens -= 1
+            return None, _limits(int(burst), int(self._tokens), (1 - self._tokens % 1) / rate)
+        wait = (1 - self._tokens) / rate
+        headers = _limits(int(burst), 0, wait)
+        headers |= {"retry-after": str(int(wait) + 1), "retry-after-ms": str(int(wait * 1000) + 1)}
+        self.counts.add("fault", kind="rate_limit")
+        message = f"Rate limit reached: Limit {rate:g} a second. Please try again in {wait:.3f}s."
+        wrong = llm_checks.error(429, message, code="rate_limit_exceeded", kind="requests")
+        return self.json(*wrong, headers=headers), headers
+
+    stage_of = staticmethod(stage_of)
+
+    def raw(self, content: bytes) -> Answer:
+        """A file's content."""
+        return Answer(200, content, {"content-type": "application/octet-stream"})
+
+    def json(self, status: int, value: Any, *, headers: dict[str, str] | None = None) -> Answer:
+        """An answer in JSON with the headers that all have."""
+        self._number += 1
+        common = {
+            "content-type": "application/json",
+            "x-request-id": f"req_{self._number:012x}",
+            "openai-processing-ms": "1",
+            "openai-version": "2020-10-01",
+        }
+        body = json.dumps(value, ensure_ascii=False).encode()
+        return Answer(status, body, common | (headers or {}))
+
+
+def _limits(limit: int, remaining: int, reset_s: float) -> dict[str, str]:
+    reset = f"{reset_s * 1000:.0f}ms" if reset_s < 1 else f"{reset_s:.3f}s"
+    return {
+        "x-ratelimit-limit-requests": str(limit),
+        "x-ratelimit-remaining-requests": str(remaining),
+        "x-ratelimit-reset-requests": reset,
+        "x-ratelimit-limit-tokens": "10000000",
+        "x-ratelimit-remaining-tokens": "9990000",
+        "x-ratelimit-reset-tokens": "6ms",
+    }
+
+
+def _events(body: dict[str, Any], completion: dict[str, Any]) -> list[bytes]:
+    """A streamed answer: chunks of HTTP's chunked coding, one server-sent event each."""
+    base = {name: completion[name] for name in ("id", "created", "model", "system_fingerprint")}
+    base["object"] = "chat.completion.chunk"
+    choice = completion["choices"][0]
+    text = choice["message"]["content"] or ""
+    deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
+    deltas += [{"content": text[n : n + 64]} for n in range(0, len(text), 64)]
+    rows = [{"index": 0, "delta": d, "logprobs": None, "finish_reason": None} for d in deltas]
+    rows.append(
+        {"index": 0, "delta": {}, "logprobs": None, "finish_reason": choice["finish_reason"]}
+    )
+    events = [base | {"choices": [row]} for row in rows]
+    if (body.get("stream_options") or {}).get("include_usage"):
+        events.append(base | {"choices": [], "usage": completion["usage"]})
+    lines = [f"data: {json.dumps(e, ensure_ascii=False)}\n\n".encode() for e in events]
+    lines.append(b"data: [DONE]\n\n")
+    return [b"%x\r\n%s\r\n" % (len(line), line) for line in lines] + [b"0\r\n\r\n"]
+
+
+async def _body(reader: asyncio.StreamReader, headers: dict[str, str]) -> bytes:
+    if headers.get("transfer-encoding", "").lower() != "chunked":
+        return await reader.readexactly(int(headers.get("content-length", 0)))
+    parts = []
+    while size := int(await reader.readuntil(b"\r\n"), 16):
+        parts.append(await reader.readexactly(size))
+        await reader.readexactly(2)
+    await reader.readuntil(b"\r\n")
+    return b"".join(parts)
+
+
+def options(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="llm_server", description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--port", type=int, default=8000, help="0: any free one")
+    add("--seed", type=int, default=0, help="of the answers and the faults")
+    add("--faults", default="", help=f"JSON list of rules, or of {', '.join(PRESETS)}")
+    add("--state", default="", help="directory; a restarted server goes on from it")
+    add("--key", default="", help="the only key that is taken; default: any or none")
+    add("--models", default=MODELS, help="names, joined by commas")
+    add("--latency-ms", type=float, default=0.0, help="mean time of an answer")
+    add("--rate", type=float, default=0.0, help="chat requests a second; 0: no limit")
+    add("--burst", type=float, default=0.0, help="requests at once; default: the rate")
+    add("--bad-rate", type=float, default=0.05, help="share of wrong examples")
+    add("--second-judge", default="gpt-4o", help="model that judges otherwise now and then")
+    add("--flip-rate", type=float, default=0.04, help="share of judgements it turns round")
+    add("--max-context", type=int, default=128_000, help="tokens of a prompt")
+    add("--batch-step-s", type=float, default=0.05, help="seconds in each state of a batch")
+    add("--batch-rows-per-s", type=float, default=5000.0, help="speed of a batch")
+    add("--batch-tokens", type=int, default=0, help="most tokens enqueued in batches; 0: any")
+    return parser.parse_args(arguments)
+
+
+async def serve(given: argparse.Namespace) -> None:
+    """Runs until SIGTERM or SIGINT."""
+    server = Server(given)
+    listening = await asyncio.start_server(
+        server.connection, "127.0.0.1", given.port, limit=1 << 20, backlog=4096
+    )
+    server.batches.resume()
+    port = listening.sockets[0].getsockname()[1]
+    print(f"listening on http://127.0.0.1:{port}/v1", flush=True)
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    await ended.wait()
+    listening.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(options()))
