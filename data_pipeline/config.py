@@ -82,7 +82,11 @@ def defaults() -> ConfigDict:
             },
             "review": {"path": "", "accept_overrides": False},  # review.json of the audit page
             "audit": {"count": 50},  # examples on the audit page
-            "corpus": {"name": "factory", "dev_fraction": 0.1, "data_dir": "out/data"},
+            "corpus": {
+                "name": "",  # on the data card; "" is out_dir's own
+                "dev_fraction": 0.1,  # of the queries, held out for evaluation
+                "data_dir": "",  # for inf_ir/factory; "" is <out_dir>/data
+            },
         }
     )
     config.lock()
@@ -136,7 +140,6 @@ def check(config: ConfigDict) -> None:
             ("source.path", "name the source's file or directory"),
             ("generate.model", "name the endpoint's model"),
             ("judge.model", "name the endpoint's model"),
-            ("corpus.name", "name the corpus"),
         )
         if not value_of(config, key)
     ]
