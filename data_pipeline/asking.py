@@ -181,6 +181,10 @@ class AsyncAsker:
         """Waits for all that is under way, so that no answer that is paid for is lost."""
         await asyncio.gather(*self._asked.values(), return_exceptions=True)
 
+    def status(self) -> str:
+        """What is under way, in a few words."""
+        return f"{self.limiter.active} requests under way"
+
     def stop(self, error: UserError) -> None:
         """Sends nothing more; what is under way may end."""
         self._stop = self._stop or error

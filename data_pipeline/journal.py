@@ -122,8 +122,13 @@ class Journal:
         self._next += 1
         return self._next - 1
 
-    def write(self, rows: Iterable[Sent | Received]) -> None:
+    def write(
+        self, rows: Iterable[Sent | Received], *, event: tuple[str, str, Any] | None = None
+    ) -> None:
         """Writes the rows in one transaction; they are on disk when this returns.
+
+        Args:
+          event: batch, event and value that belong to the rows, see `batch_event`.
 
         Raises:
           UserError: the disk is full or the file damaged; nothing of these rows is written then.
@@ -138,6 +143,8 @@ class Journal:
         with self._errors(), self._transaction() as db:
             db.executemany("INSERT INTO sent VALUES (?, ?, ?, ?, ?, ?, ?, ?)", sent)
             db.executemany("INSERT INTO received VALUES (?, ?, ?, ?, ?, ?, ?)", received)
+            if event:
+                _insert_event(db, *event)
 
     def outcomes(self, key: str) -> list[tuple[str, str]]:
         """(outcome, text) of everything that came back for a request, oldest first."""
@@ -150,8 +157,7 @@ class Journal:
     def batch_event(self, batch: str, event: str, value: Any = "") -> None:
         """Writes that something happened to a batch: see `data_pipeline.batches`."""
         with self._errors(), self._transaction() as db:
-            row = (batch, event, json.dumps(value), time.time())
-            db.execute("INSERT INTO batch_events VALUES (?, ?, ?, ?)", row)
+            _insert_event(db, batch, event, value)
 
     def batches(self) -> dict[str, dict[str, Any]]:
         """Batch -> event -> value, in the order in which the batches were begun."""
@@ -270,6 +276,11 @@ class Journal:
             ) from error
         except OSError as error:
             raise UserError(f"{self.path}: {error.strerror}; choose another out_dir") from error
+
+
+def _insert_event(db: sqlite3.Connection, batch: str, event: str, value: Any) -> None:
+    row = (batch, event, json.dumps(value), time.time())
+    db.execute("INSERT INTO batch_events VALUES (?, ?, ?, ?)", row)
 
 
 def _locked(path: Path):

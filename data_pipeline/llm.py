@@ -122,6 +122,10 @@ class Asker:
             hashlib.blake2b(data, digest_size=16).hexdigest(), self.stage, body, len(data)
         )
 
+    def settings(self) -> list[Any]:
+        """All that the answers depend on but the payload."""
+        return [self.model, self.prompt.hash, self.max_completion_tokens, self.options]
+
     def provenance(self) -> dict[str, str]:
         """What a record says about how it was made."""
         return {

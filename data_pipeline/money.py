@@ -138,13 +138,17 @@ class Budget:
         """USD spent, or under way, or perhaps billed without an answer."""
         return self._spent + self._unknown + self._under_way
 
+    def fits(self, usd: float) -> bool:
+        """Whether so much can be set aside now."""
+        return self.max_usd is None or usd <= 0 or self.at_most + usd <= self.max_usd
+
     async def reserve(self, usd: float) -> None:
         """Sets aside what a request can cost; waits while others under way may free it.
 
         Raises:
           BudgetReached: the cap leaves no room, and nothing under way can change that.
         """
-        while self.max_usd is not None and usd > 0 and self.at_most + usd > self.max_usd:
+        while not self.fits(usd):
             if self._under_way <= 1e-12:
                 raise BudgetReached(
                     f"the cap of {self.max_usd:.2f} USD is reached: {self._spent:.4f} spent, "

@@ -118,6 +118,11 @@ class ReadLog:
         self._read.add(path)
         return value
 
+    def to_dict(self) -> dict:
+        """All keys here and below, as plain values; they count as read."""
+        self._read.update(self._prefix + key for key in keys_of(self._config))
+        return self._config.to_dict()
+
     def unread(self, *sections: str) -> list[str]:
         """Keys under these top-level sections ("" is the top itself) that were not read."""
         keys = [
@@ -200,11 +205,43 @@ def run(main: Callable[[ConfigDict], None], doc: str) -> None:
 
 def parse(argv: Iterable[str], doc: str = "") -> ConfigDict:
     """The checked config of a command line; raises UserError, or SystemExit for --help."""
+    config, _ = parse_flags(argv, doc, defaults=defaults(), example="configs/medquad_minilm.py")
+    check(config)
+    return config
+
+
+def parse_flags(
+    argv: Iterable[str],
+    doc: str,
+    *,
+    defaults: ConfigDict,
+    example: str,
+    define: Callable[[flags.FlagValues], None] = lambda values: None,
+) -> tuple[ConfigDict, flags.FlagValues]:
+    """`--config=FILE --config.a.b=value` and a main's own flags, for any set of keys.
+
+    Args:
+      doc: the main's docstring, shown by --help.
+      defaults: the keys that a config must have, no others.
+      example: a config file, for messages.
+      define: adds the main's own flags to the values.
+
+    Returns:
+      The config, unchecked but for its keys, and the flags.
+
+    Raises:
+      UserError: a flag or key that does not exist, no config file, or one that cannot be read.
+      SystemExit: for --help.
+    """
     argv = list(argv)
-    if {"-h", "--help", "--helpshort"} & set(argv[1:]):
-        print(f"{doc.strip()}\n\nKeys and defaults, --config.KEY=VALUE changes one:\n{defaults()}")
-        raise SystemExit(0)
     values = flags.FlagValues()
+    define(values)
+    if {"-h", "--help", "--helpshort"} & set(argv[1:]):
+        own = [f"  --{name}  {values[name].help}" for name in values]
+        usage = "\n".join(["Flags:", *own, ""]) if own else ""
+        keys = f"Keys and defaults, --config.KEY=VALUE changes one:\n{defaults}"
+        print(f"{doc.strip()}\n\n{usage}{keys}")
+        raise SystemExit(0)
     config_flags.DEFINE_config_file(
         "config",
         None,
@@ -220,11 +257,10 @@ def parse(argv: Iterable[str], doc: str = "") -> ConfigDict:
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         raise UserError(f"command line: {error}; --help lists the keys") from error
     if config is None:
-        raise UserError("name a config file, e.g. --config=configs/medquad_minilm.py")
+        raise UserError(f"name a config file, e.g. --config={example}")
     if len(rest) > 1:
         raise UserError(f"command line: unexpected {' '.join(rest[1:])}; --help shows the usage")
-    strange = sorted(set(keys_of(defaults())) ^ set(keys))
+    strange = sorted(set(keys_of(defaults)) ^ set(keys))
     if strange:
-        raise UserError(f"config: keys that differ from inf_jax.config.defaults(): {strange}")
-    check(config)
-    return config
+        raise UserError(f"config: keys that differ from the defaults of this command: {strange}")
+    return config, values

@@ -1,4 +1,4 @@
-"""Rows of a user's own file: jsonl, jsonl.gz or parquet, with errors that name file and row."""
+"""Rows of a user's own file: jsonl(.gz), parquet, a JSON array; errors name file and row."""
 
 import gzip
 import json
@@ -7,27 +7,30 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data_pipeline.sources.json_array import elements
 from inf_jax.errors import UserError
 
 
 class Row(NamedTuple):
-    """One row; `where` is `file:number`, counting lines of jsonl or rows of parquet from 1."""
+    """One row; `where` is `file:number`, counting lines, or rows of parquet and JSON, from 1."""
 
     where: str
     values: Mapping[str, Any]
 
 
 def input_files(path: str | Path) -> list[Path]:
-    """The file itself, or a directory's readable files by name.
+    """The file itself, or a directory's jsonl and parquet files by name.
 
     Raises:
       UserError: there is nothing at `path`, or no file of a known kind.
     """
     path = Path(path)
     if path.is_dir():
-        found = sorted(f for f in path.iterdir() if f.is_file() and _reader(f))
+        found = sorted(f for f in path.iterdir() if f.is_file() and f.name.endswith(_IN_DIRECTORY))
         if not found:
-            raise UserError(f"{path} holds no {', '.join(_READERS)} file; name the file itself")
+            raise UserError(
+                f"{path} holds no {', '.join(_IN_DIRECTORY)} file; name the file itself"
+            )
         return found
     if not path.exists():
         raise UserError(f"there is no file {path}; check the path")
@@ -46,6 +49,21 @@ def read_rows(path: str | Path) -> Iterator[Row]:
         yield from _reader(file)(file)
 
 
+def id_field(row: Row, *names: str) -> str:
+    """As `text_field`, of an identifier: a whole number counts as its digits, nothing as an error.
+
+    Raises:
+      UserError: as `text_field`, or it is empty.
+    """
+    name = next((name for name in names if name in row.values), names[0])
+    value = row.values.get(name)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if found := text_field(row, *names):
+        return found
+    raise UserError(f"{row.where}: field {name!r} is empty; give each row an id of its own")
+
+
 def text_field(row: Row, *names: str) -> str:
     """The text of the first of `names` that the row has, outer white space removed; null gives "".
 
@@ -58,7 +76,7 @@ def text_field(row: Row, *names: str) -> str:
             if value is None:
                 return ""
             if isinstance(value, str):
-                return value.strip()
+                return _encodable(value.strip(), row.where, name)
             raise UserError(
                 f"{row.where}: field {name!r} holds {type(value).__name__} {value!r:.40}, "
                 "expected text; correct the row or remove it"
@@ -67,36 +85,87 @@ def text_field(row: Row, *names: str) -> str:
     raise UserError(f"{row.where}: no field {names[0]!r}; the row has: {present}")
 
 
-def _jsonl(path: Path) -> Iterator[Row]:
+def _encodable(text: str, where: str, name: str) -> str:
+    # JSON's escapes can spell half of a surrogate pair, which no file and no request can hold
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{where}: field {name!r} holds half a character, {text[error.start]!a}; correct the "
+            "row or remove it"
+        ) from error
+    return text
+
+
+def lines_of(path: Path) -> Iterator[tuple[str, bytes]]:
+    """`file:number` and bytes of each line that is not empty, of a plain or .gz file.
+
+    Raises:
+      UserError: the file cannot be read, or is damaged: names the last good line.
+    """
     opener = gzip.open if path.suffix == ".gz" else open
     line = 0
     try:
         with opener(path, "rb") as file:
             for line, data in enumerate(file, 1):
-                if data.strip():
-                    yield Row(f"{path}:{line}", _json_object(data, f"{path}:{line}"))
+                if not data.isspace():
+                    yield f"{path}:{line}", data
     except (OSError, EOFError, zlib.error) as error:  # the three faces of a damaged gzip file
         raise UserError(
             f"cannot read {path} after line {line}: {error}; get the file again"
         ) from error
 
 
-def _json_object(data: bytes, where: str) -> dict[str, Any]:
+def decoded(data: bytes, where: str) -> str:
+    """A line's text without its end; raises UserError where it is not UTF-8."""
     try:
         # a file saved on Windows may begin with a byte order mark
-        row = json.loads(data.rstrip(b"\r\n").decode("utf-8-sig"))
+        return data.rstrip(b"\r\n").decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
+
+
+def _jsonl(path: Path) -> Iterator[Row]:
+    for where, data in lines_of(path):
+        yield Row(where, _json_object(data, where))
+
+
+def _json_object(data: bytes, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(decoded(data, where))
     except json.JSONDecodeError as error:
         raise UserError(
             f"{where}: malformed JSON, {error.msg} at column {error.colno}; "
             "each line must be one JSON object; correct or remove it"
         ) from error
+    return _checked(row, where)
+
+
+def _checked(row: Any, where: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise UserError(
             f"{where}: a JSON {type(row).__name__}, expected an object with named fields"
         )
     return row
+
+
+def _json(path: Path) -> Iterator[Row]:
+    number = 0
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            for number, row in enumerate(elements(file), 1):
+                yield Row(f"{path}:{number}", _checked(row, f"{path}:{number}"))
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path}:{number + 1}: malformed JSON, {error.msg}; the file must be one array of "
+            "objects (name a file of one object a line .jsonl); correct it or get it again"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: not UTF-8 ({error.reason}) after row {number}; save the file as UTF-8"
+        ) from error
+    except OSError as error:
+        raise UserError(f"cannot read {path} after row {number}: {error}") from error
 
 
 def _parquet(path: Path) -> Iterator[Row]:
@@ -120,7 +189,10 @@ _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".jsonl": _jsonl,
     ".jsonl.gz": _jsonl,
     ".parquet": _parquet,
+    ".json": _json,
 }
+# not .json: beside data it is rather a description of it
+_IN_DIRECTORY = (".jsonl", ".jsonl.gz", ".parquet")
 
 
 def _reader(path: Path) -> Callable[[Path], Iterator[Row]] | None:

@@ -16,3 +16,8 @@ class SourcePair:
     id: str
     query: str
     passage: str
+
+
+def titled(title: str, text: str) -> str:
+    """A passage's text with its title as the first line; a title alone makes no passage."""
+    return f"{title}\n{text}" if title and text else text

@@ -1,0 +1,229 @@
+"""The stages that ask models, run together: generate, filter and judge in one flow.
+
+An example goes to the judges as soon as it is generated, so that a budget that runs out leaves
+whole examples, not a corpus that nobody has judged.
+"""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+from data_pipeline.asking import AsyncAsker
+from data_pipeline.batches import BatchAsker
+from data_pipeline.client import Endpoint
+from data_pipeline.flow import each, one_by_one, ordered, tapped
+from data_pipeline.generate import generate
+from data_pipeline.items import Item
+from data_pipeline.journal import Journal
+from data_pipeline.judge import Judges, judge
+from data_pipeline.llm import Asker, Prompt
+from data_pipeline.money import Budget, BudgetReached, Price, price_of
+from data_pipeline.progress import Progress
+from data_pipeline.stage_files import StageFile
+from inf_jax.config import ReadLog
+from inf_jax.errors import UserError
+
+
+class Models:
+    """Who is asked what, from the config.
+
+    Attributes:
+      query, triplet: of the stages query and generate.
+      judges: of the stage judge.
+      prices: by model.
+    """
+
+    def __init__(self, config: ReadLog):
+        self.prices: dict[str, Price] = {}
+        self.query = self._asker("query", "query", config.query)
+        self.triplet = self._asker("generate", "generate", config.generate)
+        first = self._asker("judge", "judge", config.judge)
+        share, full = config.judge_2.share, config.judge.full_table
+        second = self._asker("judge_2", "judge", config.judge_2) if config.judge_2.model else None
+        self.judges = Judges(first, second, share=share, full_table=full)
+
+    def settings(self) -> dict[str, list]:
+        """What the answers depend on, by stage."""
+        judges = [one.settings() for one in (self.judges.first, self.judges.second) if one]
+        return {
+            "generate": [self.query.settings(), self.triplet.settings()],
+            "judge": [*judges, self.judges.share, self.judges.full_table],
+        }
+
+    def _asker(self, name: str, stage: str, section: ReadLog) -> Asker:
+        options = {
+            key: value
+            for key, value, given in (
+                ("temperature", section.temperature, section.temperature >= 0),
+                ("reasoning_effort", section.reasoning_effort, section.reasoning_effort),
+                ("seed", section.seed, section.seed >= 0),
+            )
+            if given
+        }
+        price = price_of(section.model, tuple(section.price))
+        if self.prices.setdefault(section.model, price) != price:
+            raise UserError(
+                f"{name}.price={tuple(section.price)}: another stage gives {section.model} another "
+                "price; a model has one"
+            )
+        prompt = Prompt.read(section.prompt)
+        return Asker(stage, section.model, prompt, section.max_completion_tokens, options)
+
+
+class Asking:
+    """One process's asking: the endpoint, the journal, the budget, and the asker of the mode.
+
+    Args:
+      config: the factory's.
+      out_dir: where the batches' files are.
+      journal: of the corpus.
+      models: see there.
+      max_usd: cap on the corpus' whole cost; None for none.
+    """
+
+    def __init__(
+        self,
+        config: ReadLog,
+        *,
+        out_dir: Path,
+        journal: Journal,
+        models: Models,
+        max_usd: float | None,
+    ):
+        llm = config.llm
+        self._endpoint = Endpoint(
+            base_url=llm.base_url, key_env=llm.key_env, timeout_s=llm.timeout_s
+        )
+        self._out_dir, self._journal, self._models = out_dir, journal, models
+        self.budget = Budget(journal, max_usd)
+        self._mode, self._max_attempts = llm.mode, llm.max_attempts
+        self._concurrency, self._give_up_s = llm.concurrency, llm.give_up_s
+        self._batch_requests, self._poll_s = llm.batch_requests, llm.batch_poll_s
+        self.cap: BudgetReached | None = None
+        self._asker: AsyncAsker | BatchAsker | None = None
+
+    def run(
+        self,
+        items: Iterator[Item],
+        total: int,
+        files: dict[str, StageFile],
+        *,
+        check: Callable[[Item], Item],
+    ) -> None:
+        """Takes the items through the stages that `files` has, of generate, filter and judge.
+
+        Args:
+          items: from the file before the first of these stages.
+          total: their number.
+          files: stage -> its file.
+          check: the stage filter.
+
+        Raises:
+          UserError: what stops a run; all answers are in the journal then, and no file is written.
+        """
+        asyncio.run(self._run(items, total, files, check))
+
+    async def _run(
+        self,
+        items: Iterator[Item],
+        total: int,
+        files: dict[str, StageFile],
+        check: Callable[[Item], Item],
+    ) -> None:
+        asker = self._asker = await self._make_asker()
+        steps = {
+            "generate": lambda flow: ordered(flow, self._generate, window=asker.window),
+            "filter": lambda flow: one_by_one(flow, check),
+            "judge": lambda flow: ordered(flow, self._judge, window=asker.window),
+        }
+        progress = Progress(dict.fromkeys(files, total), self._status)
+        self.budget.on_change = progress.refresh if self._mode == "batch" else lambda: None
+        try:
+            with contextlib.ExitStack() as stack, self._interrupts(asker):
+                stack.callback(progress.close)
+                flow = each(items)
+                for stage, file in files.items():
+                    write = stack.enter_context(file.writing())
+                    flow = tapped(steps[stage](flow), self._tap(stage, write, progress))
+                async for _ in flow:
+                    pass
+        finally:
+            await asker.settle()
+
+    async def _make_asker(self) -> AsyncAsker | BatchAsker:
+        batches = BatchAsker(
+            self._endpoint,
+            self._journal,
+            self.budget,
+            self._models.prices,
+            directory=self._out_dir / "batches",
+            batch_requests=self._batch_requests,
+            max_attempts=self._max_attempts,
+            poll_s=self._poll_s,
+        )
+        if self._mode == "batch":
+            return batches
+        if batches.pending:
+            print(f"waiting for {batches.pending} batches of an earlier run, which are paid for")
+            await batches.collect()
+        await batches.settle()
+        return AsyncAsker(
+            self._endpoint,
+            self._journal,
+            self.budget,
+            self._models.prices,
+            concurrency=self._concurrency,
+            max_attempts=self._max_attempts,
+            give_up_s=self._give_up_s,
+        )
+
+    @contextlib.contextmanager
+    def _interrupts(self, asker: AsyncAsker | BatchAsker) -> Iterator[None]:
+        """SIGINT and SIGTERM: nothing more is sent, what is under way is waited for."""
+        loop, caught = asyncio.get_running_loop(), (signal.SIGINT, signal.SIGTERM)
+
+        def stop() -> None:
+            asker.stop(UserError("interrupted; all answers are kept: run again to go on"))
+            for each_signal in caught:  # the next one ends the process
+                loop.remove_signal_handler(each_signal)
+
+        for each_signal in caught:
+            loop.add_signal_handler(each_signal, stop)
+        try:
+            yield
+        finally:
+            for each_signal in caught:
+                loop.remove_signal_handler(each_signal)
+
+    def _tap(
+        self, stage: str, write: Callable[[Item], None], progress: Progress
+    ) -> Callable[[Item], None]:
+        def tap(item: Item) -> None:
+            write(item)
+            progress.advance(stage)
+
+        return tap
+
+    async def _generate(self, item: Item) -> Item:
+        query, triplet = self._models.query, self._models.triplet
+        return await self._within_cap(
+            "generate", item, generate(item, self._asker, query=query, triplet=triplet)
+        )
+
+    async def _judge(self, item: Item) -> Item:
+        return await self._within_cap(
+            "judge", item, judge(item, self._asker, judges=self._models.judges)
+        )
+
+    async def _within_cap(self, stage: str, item: Item, work: Awaitable[Item]) -> Item:
+        try:
+            return await work
+        except BudgetReached as error:
+            self.cap = error
+            return item.drop(stage, "budget")
+
+    def _status(self) -> str:
+        cap = "" if self.budget.max_usd is None else f" of {self.budget.max_usd:.2f}"
+        return f"${self.budget.usd:.4f}{cap}, {self._asker.status()}"

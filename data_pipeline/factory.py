@@ -1,0 +1,226 @@
+"""The triplet factory: its stages in order, each from the file of the one before.
+
+    pairs     the source's pairs: checked, sampled, each with a type of instruction    pairs.jsonl
+    generate  a model makes triplets of them                                       generated.jsonl
+    filter    rules, near duplicates, texts of the evaluation                       filtered.jsonl
+    judge     a model checks each relevance table                                     judged.jsonl
+    score     cosines by a model of our own, where one is named                       scored.jsonl
+    corpus    the human review, where there is one; one outcome a pair              outcomes.jsonl
+              and what is kept, with InF-IR's field names                       corpus/train.jsonl
+    report    report.json, audit.html, DATA_CARD.md
+    build     the TFDS dataset inf_ir/<corpus.name>, which training reads
+
+All but journal.sqlite is made from what is before it: any stage can be run again, at any time.
+"""
+
+STAGES = ("pairs", "generate", "filter", "judge", "score", "corpus", "report", "build")
+_ASKING = ("generate", "filter", "judge")
+# stage -> its file; each is made from the one before
+_FILES = {
+    "pairs": "pairs",
+    "generate": "generated",
+    "filter": "filtered",
+    "judge": "judged",
+    "score": "scored",
+    "corpus": "outcomes",
+}
+
+
+class Factory:
+    """One corpus.
+
+    Args:
+      config: checked.
+      max_usd: cap on its whole cost, over all runs; None for none.
+
+    Raises:
+      UserError: a prompt or a price is missing, two stages give a model two prices, the key is not
+        set, another run has the journal, or the journal is damaged.
+    """
+
+    def __init__(self, config: ReadLog, *, max_usd: float | None = None):
+        self._config = config
+        self.out_dir = Path(config.out_dir)
+        self._models = Models(config)
+        self.files = self._stage_files()
+        self.journal = Journal(self.out_dir / "journal.sqlite")
+        self._asking = Asking(
+            config,
+            out_dir=self.out_dir,
+            journal=self.journal,
+            models=self._models,
+            max_usd=max_usd,
+        )
+
+    def run(self, stages: Sequence[str]) -> None:
+        """Runs the stages that are named, or finds that they are done.
+
+        Raises:
+          UserError: bad input, an endpoint that refuses, a full disk; what stages have written
+            before stays. BudgetReached, at the end: what the cap allowed is done.
+        """
+        for stage in stages:
+            if stage not in _ASKING:
+                getattr(self, f"_{stage}")()
+            elif stage == (wanted := [s for s in _ASKING if s in stages])[0]:
+                self._ask(wanted)
+        if self._asking.cap:
+            raise self._asking.cap
+
+    def estimate(self) -> list[StageEstimate]:
+        """What the run still has to ask, after the stage pairs."""
+        batch, max_attempts = self._config.llm.mode == "batch", self._config.llm.max_attempts
+        prices = self._models.prices
+        estimator = Estimator(self.journal, prices, batch=batch, max_attempts=max_attempts)
+        return estimator.estimate(
+            self.files["pairs"].read(),
+            query=self._models.query,
+            triplet=self._models.triplet,
+            judges=self._models.judges,
+        )
+
+    def close(self) -> None:
+        """Lets another process have the journal."""
+        self.journal.close()
+
+    def _stage_files(self) -> dict[str, StageFile]:
+        config, asked = self._config, self._models.settings()
+        source, evaluation = config.source.to_dict(), config.evaluation.to_dict()
+        own: dict[str, Any] = {
+            "pairs": [
+                config.seed,
+                source,
+                _state_of(source["path"]),
+                evaluation,
+                [_state_of(path) for path in evaluation["paths"]],
+                config.generate.types,
+                config.generate.type_weights,
+            ],
+            "generate": [*asked["generate"], config.llm.max_attempts],
+            "filter": [config.filter.to_dict()],
+            "judge": [*asked["judge"], config.llm.max_attempts],
+            "score": [config.score.to_dict()],
+            "corpus": [config.review.to_dict(), _state_of(config.review.path)],
+        }
+        if not config.score.model:
+            del own["score"]
+        files: dict[str, StageFile] = {}
+        fingerprint = ""
+        for stage, settings in own.items():
+            files[stage] = StageFile(
+                self.out_dir, _FILES[stage], settings=settings, source=fingerprint
+            )
+            fingerprint = files[stage].fingerprint
+        return files
+
+    def _before(self, stage: str) -> StageFile:
+        """The file that a stage is made from; raises UserError where it is not there."""
+        names = list(self.files)
+        file = self.files[names[names.index(stage) - 1]]
+        if not file.found():
+            raise UserError(
+                f"{file.path} is missing, damaged or of other settings; run without --stages, or "
+                f"first --stages={names[names.index(stage) - 1]}"
+            )
+        return file
+
+    def _done(self, stage: str) -> bool:
+        found = self.files[stage].found()
+        done = bool(found and found["complete"])
+        if done:
+            print(f"{stage}: reusing {self.files[stage].path} ({found['items']:,} pairs)")
+        return done
+
+    def _pairs(self) -> None:
+        if self._done("pairs"):
+            return
+        config, source, dropped = self._config, self._config.source, Counter()
+        options: dict[str, Any] = {}
+        if source.kind in ("beir", "msmarco"):
+            options = {name: getattr(source, name) for name in ("split", "min_score", "passages_only")}
+        elif source.kind == "fields":
+            options = {"fields": {k: v for k, v in source.fields.to_dict().items() if v}}
+        types, weights = config.generate.types, config.generate.type_weights
+        items = make_items(
+            read_pairs(source.kind, source.path, dropped=dropped, **options),
+            dropped=dropped,
+            limits=Limits(query_words=source.query_words, document_words=source.passage_words),
+            evaluation=self._evaluation(),
+            count=source.count or None,
+            seed=config.seed,
+            types=dict(zip(types, weights or [1.0] * len(types), strict=True)),
+        )
+        with self.files["pairs"].writing(lambda: {"dropped": dict(dropped)}) as write:
+            for item in tqdm(items, desc="pairs", unit=" pairs", disable=None):
+                write(item)
+
+    def _evaluation(self) -> Evaluation | None:
+        evaluation = self._config.evaluation
+        if not evaluation.paths:
+            return None
+        return Evaluation.read(evaluation.paths, threshold=evaluation.threshold)
+
+    def _ask(self, stages: list[str]) -> None:
+        while stages and self._done(stages[0]):
+            stages = stages[1:]
+        if not stages:
+            return
+        before = self._before(stages[0])
+        check = ItemFilter(self._filter_settings(), self._evaluation()) if "filter" in stages else None
+        files = {stage: self.files[stage] for stage in stages}
+        self._asking.run(before.read(), before.found()["items"], files, check=check)
+
+    def _score(self) -> None:
+        if "score" not in self.files or self._done("score"):
+            return
+        score = self._config.score
+        items = self._before("score").read()
+        with self.files["score"].writing() as write:
+            for item in tqdm(
+                score_items(items, model=score.model, band=(score.low, score.high), batch=32),
+                desc="score",
+                unit=" pairs",
+                disable=None,
+            ):
+                write(item)
+
+    def _corpus(self) -> None:
+        if self._done("corpus"):
+            return
+        items = self._before("corpus").read()
+        review = self._config.review
+        if review.path:
+            items = apply_review(
+                items, read_review(review.path), accept_overrides=review.accept_overrides
+            )
+        # the outcomes' own note of being whole is written last
+        with (
+            self.files["corpus"].writing() as write,
+            atomic_file(self.out_dir / "corpus" / "train.jsonl") as corpus,
+        ):
+            for item in items:
+                write(item)
+                if item.alive:
+                    corpus.write(_row(item).encode() + b"\n")
+
+
+def _row(item: Item) -> str:
+    """A line of the corpus: InF-IR's fields, and where they come from."""
+    row = dataclasses.asdict(item.example) | {
+        "instruction_type": item.instruction_type,
+        "provenance": item.provenance,
+        "scores": item.scores,
+    }
+    return json.dumps(row, ensure_ascii=False)
+
+
+def _state_of(path: str) -> list:
+    """Name, size and time of change of a path's files: what tells that they have changed."""
+    if not path:
+        return []
+    root = Path(path)
+    files = sorted(f for f in root.rglob("*") if f.is_file()) if root.is_dir() else [root]
+    try:
+        return [[str(f), (stat := f.stat()).st_size, stat.st_mtime_ns] for f in files]
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}") from error

@@ -1,0 +1,45 @@
+"""MS MARCO's passage ranking files (arXiv 1611.09268), and sets in other languages of that layout.
+
+A directory with `collection.tsv` (passage id, text), `queries.<split>.tsv` (query id, text) and
+`qrels.<split>.tsv` (query id, 0, passage id, score), none with a header; each may be a .gz. Texts
+are taken as they are, the collection's well-known double encodings included.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_pipeline.sources.pairs import SourcePair
+from data_pipeline.sources.qrels import COLUMNS, Text, join
+from data_pipeline.sources.tables import find_file, read_table
+
+
+def read(
+    path: str | Path,
+    *,
+    dropped: Counter[str] | None = None,
+    split: str = "train",
+    min_score: int = 1,
+    passages_only: bool = False,
+) -> Iterator[SourcePair]:
+    """As `beir.read`; splits are named as in the files: "train", "dev", "dev.small"."""
+    passages = _texts(find_file(path, "collection.tsv"))
+    if passages_only:
+        yield from (SourcePair(passage.id, "", passage.text) for passage in passages)
+        return
+    qrels = find_file(path, f"qrels.{split}.tsv")
+    query, passage, score = COLUMNS
+    yield from join(
+        # tabs in MS MARCO's own, spaces in TREC's judgements of it
+        read_table(qrels, (query, "iteration", passage, score), separator=None),
+        file=qrels,
+        queries=_texts(find_file(path, f"queries.{split}.tsv")),
+        passages=passages,
+        min_score=min_score,
+        dropped=Counter() if dropped is None else dropped,
+    )
+
+
+def _texts(file: Path) -> Iterator[Text]:
+    for row in read_table(file, ("id", "text")):
+        yield Text(row.where, row.values["id"], row.values["text"].strip())
