@@ -66,6 +66,7 @@ class Writer:
     async def _flush(self) -> None:
         while self._waiting:
             rows, self._waiting = self._waiting, []
+            began = time.monotonic()
             try:
                 self._journal.write(row for row, _ in rows)
                 error = None
@@ -74,18 +75,23 @@ class Writer:
             for _, done in rows:
                 if not done.done():
                     done.set_exception(error) if error else done.set_result(None)
-            await asyncio.sleep(0.002)  # what arrives meanwhile shares the next transaction
+            # what arrives meanwhile shares the next transaction; a slow disk has half of the time
+            await asyncio.sleep(max(0.002, time.monotonic() - began))
 
 
 class Limiter:
-    """How many requests may be under way: one more a round of successes, fewer when told so."""
+    """How many requests may be under way.
+
+    Twice as many a round of successes until told to slow down for the first time, from then on one
+    more a round.
+    """
 
     def __init__(self, most: int):
         self._most = most
         self.limit = float(min(FIRST_CONCURRENCY, most))
         self.active = 0
         self.highest = 0
-        self._resume_at = self._slowed_at = 0.0
+        self._resume_at, self._slowed_at = 0.0, -1.0
         self._freed = asyncio.Condition()
 
     async def __aenter__(self) -> None:
@@ -114,7 +120,8 @@ class Limiter:
                 self._slowed_at = now
                 self.limit = max(1.0, self.limit * 0.7)
         elif reply.outcome == ANSWER:
-            self.limit = min(float(self._most), self.limit + 1.0 / self.limit)
+            more = 1.0 if self._slowed_at < 0 else 1.0 / self.limit
+            self.limit = min(float(self._most), self.limit + more)
 
 
 class AsyncAsker:

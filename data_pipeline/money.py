@@ -16,6 +16,7 @@ BATCH_FACTOR = 0.5
 PRICES_FILE = Path(__file__).parent / "prices.json"
 _MILLION = 1e6
 _CHARS_PER_TOKEN = 4.0  # of English; for estimates only
+_MOST_TOKENS = 10**9  # of one answer that are believed
 _OVERHEAD = 64  # tokens at the most that an endpoint adds to a request
 
 
@@ -27,8 +28,12 @@ class Price:
     cached_input: float
     output: float
 
+    def paid(self, usage: "Usage", request: Request, *, batch: bool) -> float:
+        """The cost of an answer to a request; the most it can cost where nothing is told of it."""
+        return self.usd(usage, batch=batch) if usage.told else self.most(request, batch=batch)
+
     def usd(self, usage: "Usage", *, batch: bool) -> float:
-        """The cost of one answer."""
+        """The cost of so many tokens."""
         fresh = usage.prompt_tokens - usage.cached_tokens
         usd = (
             fresh * self.input
@@ -51,16 +56,30 @@ class Usage:
     cached_tokens: int
     completion_tokens: int
 
+    @property
+    def told(self) -> bool:
+        """Whether the endpoint said anything."""
+        return bool(self.prompt_tokens or self.completion_tokens)
+
     @classmethod
     def of(cls, usage: Mapping[str, Any] | None) -> "Usage":
-        """From an answer's `usage`; zeros where an endpoint tells nothing."""
+        """From an answer's `usage`; zeros where an endpoint tells nothing.
+
+        Raises:
+          AttributeError, TypeError, ValueError, OverflowError: it is no `usage`.
+        """
         usage = usage or {}
         details = usage.get("prompt_tokens_details") or {}
+        prompt = _tokens(usage.get("prompt_tokens"))
         return cls(
-            int(usage.get("prompt_tokens") or 0),
-            int(details.get("cached_tokens") or 0),
-            int(usage.get("completion_tokens") or 0),
+            prompt,
+            min(prompt, _tokens(details.get("cached_tokens"))),
+            _tokens(usage.get("completion_tokens")),
         )
+
+
+def _tokens(value: Any) -> int:
+    return min(_MOST_TOKENS, max(0, int(value or 0)))
 
 
 def price_of(model: str, own: tuple[float, ...] = ()) -> Price:
