@@ -68,7 +68,8 @@ def defaults() -> ConfigDict:
             | {"full_table": False},  # False: six crossed ones only where the three others hold
             "judge_2": _stage("", "judge_v1", 2000) | {"share": 1.0},  # of the examples
             "filter": {
-                "instruction_words": (2, 80),
+                "instruction_words": (2, 80),  # least and most
+                "document_words": (5, 1200),
                 "languages": (),  # () is that of the pair's own passage
                 "near_duplicate": 0.8,  # Jaccard similarity; 1 for exact duplicates only
                 "leak_words": 6,  # an instruction may not share so many in a row with a passage
@@ -126,7 +127,8 @@ def check(config: ConfigDict) -> None:
         for key in ("seed", "source.count", "audit.count")
         if value_of(config, key) < 0
     ]
-    for key in ("source.query_words", "source.passage_words", "filter.instruction_words"):
+    limits = ("filter.instruction_words", "filter.document_words")
+    for key in ("source.query_words", "source.passage_words", *limits):
         value = value_of(config, key)
         if len(value) != 2 or not 0 < value[0] <= value[1]:
             problems.append(f"{key}={tuple(value)}: least and most words, e.g. (1, 64)")
