@@ -49,7 +49,7 @@ class CardInfo:
 def write_data_card(path: Path, report: dict[str, Any], info: CardInfo) -> None:
     """Writes the card, whole or not at all; raises UserError where it cannot be written."""
     with atomic_file(path) as file:
-        file.write(data_card(report, info).encode("utf-8", "replace"))
+        file.write(data_card(report, info).encode())
 
 
 def data_card(report: dict[str, Any], info: CardInfo) -> str:
