@@ -39,6 +39,7 @@ _TOO_LATE = (504, 524)
 # A connection pool looks through all its connections for each request: several small ones.
 _POOL = 16
 
+
 @dataclasses.dataclass(frozen=True)
 class Reply:
     """What one attempt, or one row of a batch, came to.

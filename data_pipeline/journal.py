@@ -78,16 +78,18 @@ class Journal:
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
-        with self._errors():
+        with contextlib.ExitStack() as opened, self._errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = _locked(self.path)
-            # used by one thread at a time: the event loop's, or the writer's it waits for
+            self._lock = opened.enter_context(_locked(self.path))
+            # used by one thread at a time
             self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+            opened.callback(self._db.close)
             self._open()
             self.run = self._scalar("SELECT coalesce(max(id), 0) + 1 FROM runs")
             with self._transaction() as db:
                 db.execute("INSERT INTO runs VALUES (?, ?)", (self.run, time.time()))
             self._next = self._scalar("SELECT coalesce(max(id), 0) + 1 FROM sent")
+            opened.pop_all()
 
     def _open(self) -> None:
         self._db.execute("PRAGMA journal_mode = WAL")
