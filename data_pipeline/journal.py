@@ -13,6 +13,7 @@ import json
 import os
 import sqlite3
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -38,7 +39,7 @@ CREATE INDEX sent_batch ON sent (batch) WHERE batch IS NOT NULL;
 CREATE TABLE received (
   sent INTEGER PRIMARY KEY, outcome TEXT NOT NULL, text TEXT NOT NULL,
   prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, usd REAL NOT NULL,
-  at REAL NOT NULL);
+  at REAL NOT NULL, crc INTEGER NOT NULL);
 CREATE TABLE batch_events (
   batch TEXT NOT NULL, event TEXT NOT NULL, value TEXT NOT NULL, at REAL NOT NULL);
 """
@@ -141,20 +142,24 @@ class Journal:
             if isinstance(row, Sent):
                 sent.append((row.id, self.run, *row[1:4], row.batch, row.reserved, now))
             else:
-                received.append((*row, now))
+                received.append((*row, now, _crc(row.outcome, row.text)))
         with self._errors(), self._transaction() as db:
             db.executemany("INSERT INTO sent VALUES (?, ?, ?, ?, ?, ?, ?, ?)", sent)
-            db.executemany("INSERT INTO received VALUES (?, ?, ?, ?, ?, ?, ?)", received)
+            db.executemany("INSERT INTO received VALUES (?, ?, ?, ?, ?, ?, ?, ?)", received)
             if event:
                 _insert_event(db, *event)
 
     def outcomes(self, key: str) -> list[tuple[str, str]]:
         """(outcome, text) of everything that came back for a request, oldest first."""
         query = (
-            "SELECT outcome, text FROM sent JOIN received ON sent = id WHERE key = ? ORDER BY id"
+            "SELECT outcome, text, crc FROM sent JOIN received ON sent = id WHERE key = ? "
+            "ORDER BY id"
         )
         with self._errors():
-            return self._db.execute(query, (key,)).fetchall()
+            rows = self._db.execute(query, (key,)).fetchall()
+            if any(_crc(outcome, text) != crc for outcome, text, crc in rows):
+                raise sqlite3.DatabaseError("an answer is not what was written")
+        return [row[:2] for row in rows]
 
     def batch_event(self, batch: str, event: str, value: Any = "") -> None:
         """Writes that something happened to a batch: see `data_pipeline.batches`."""
@@ -266,18 +271,27 @@ class Journal:
         try:
             yield
         except sqlite3.OperationalError as error:
+            if "UTF-8" in str(error):  # the message has the text
+                raise self._damaged("a text is no text") from None
             raise UserError(
                 f"{self.path}: {error}; check the free space and the permissions of "
                 f"{self.path.parent}, then run again: all answers written so far are kept"
             ) from error
         except sqlite3.DatabaseError as error:
-            raise UserError(
-                f"{self.path} is damaged or is no journal ({error}); restore a copy, or save what "
-                f"can be saved with `sqlite3 {self.path.name} .recover`, or move it away to begin "
-                "anew and pay again"
-            ) from error
+            raise self._damaged(error) from error
         except OSError as error:
             raise UserError(f"{self.path}: {error.strerror}; choose another out_dir") from error
+
+    def _damaged(self, why: object) -> UserError:
+        return UserError(
+            f"{self.path} is damaged or is no journal ({why}); restore a copy, or save what can be "
+            f"saved with `sqlite3 {self.path.name} .recover`, or move it away to begin anew and "
+            "pay again"
+        )
+
+
+def _crc(outcome: str, text: str) -> int:
+    return zlib.crc32(f"{outcome}\0{text}".encode())
 
 
 def _insert_event(db: sqlite3.Connection, batch: str, event: str, value: Any) -> None:

@@ -53,7 +53,9 @@ def _define(values: flags.FlagValues) -> None:
         lower_bound=0.0,
         flag_values=values,
     )
-    flags.DEFINE_list("stages", [], f"only these, of {','.join(STAGES)}", flag_values=values)
+    flags.DEFINE_list(
+        "stages", [], f"only these, of {','.join(STAGES)}", flag_values=values
+    )
 
 
 def _show_estimate(factory: Factory) -> None:
