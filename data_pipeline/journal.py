@@ -28,6 +28,12 @@ BAD = ("refusal", "schema", "truncated", "content_filter")  # paid, but of no us
 REJECTED = "rejected"  # the endpoint will never take this request; not paid
 UNPAID = "unpaid"  # rate limit, server error, no connection: nothing was computed
 UNKNOWN = "unknown"  # sent, but no answer came: may have been paid
+# SQLite's errors that are the disk's, not the file's.
+_OF_THE_PLACE = (
+    *(sqlite3.SQLITE_PERM, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM),
+    *(sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN),
+)
+_SMALLEST = 512  # bytes of a SQLite file that is not empty
 _TABLES = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE runs (id INTEGER PRIMARY KEY, at REAL NOT NULL);
@@ -82,6 +88,8 @@ class Journal:
         with contextlib.ExitStack() as opened, self._errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = opened.enter_context(_locked(self.path))
+            if self.path.exists() and 0 < self.path.stat().st_size < _SMALLEST:
+                raise sqlite3.DatabaseError("it is cut off")  # SQLite would begin anew
             # used by one thread at a time
             self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
             opened.callback(self._db.close)
@@ -270,24 +278,21 @@ class Journal:
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.OperationalError as error:
+        except (sqlite3.DatabaseError, UnicodeError) as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _OF_THE_PLACE:
+                raise UserError(
+                    f"{self.path}: {error}; check the free space and the permissions of "
+                    f"{self.path.parent}, then run again: all answers written so far are kept"
+                ) from error
             if "UTF-8" in str(error):  # the message has the text
-                raise self._damaged("a text is no text") from None
+                error = "a text is no text"
             raise UserError(
-                f"{self.path}: {error}; check the free space and the permissions of "
-                f"{self.path.parent}, then run again: all answers written so far are kept"
-            ) from error
-        except sqlite3.DatabaseError as error:
-            raise self._damaged(error) from error
+                f"{self.path} is damaged or is no journal ({error}); restore a copy, or save what "
+                f"can be saved with `sqlite3 {self.path.name} .recover`, or move it away to begin "
+                "anew and pay again"
+            ) from None
         except OSError as error:
             raise UserError(f"{self.path}: {error.strerror}; choose another out_dir") from error
-
-    def _damaged(self, why: object) -> UserError:
-        return UserError(
-            f"{self.path} is damaged or is no journal ({why}); restore a copy, or save what can be "
-            f"saved with `sqlite3 {self.path.name} .recover`, or move it away to begin anew and "
-            "pay again"
-        )
 
 
 def _crc(outcome: str, text: str) -> int:

@@ -67,7 +67,7 @@ def texts(results):
 
 def test_under_faults_the_same_as_without_and_nothing_twice(llm_server, tmp_path, caplog):
     caplog.set_level(logging.DEBUG)
-    requests = [question(n) for n in range(300)]
+    requests = [question(n) for n in range(200)]
     calm, stormy = llm_server(), llm_server("all", latency_ms=2)
     expected, _ = run(tmp_path / "calm.sqlite", calm.base_url, requests)
     results, one = run(tmp_path / "stormy.sqlite", stormy.base_url, requests, t=0.5)
@@ -175,7 +175,7 @@ def test_nobody_there(tmp_path):
         url = f"http://127.0.0.1:{bound.getsockname()[1]}/v1"
         results, one = run(tmp_path / "j", url, [question(n) for n in range(20)])
     assert all("cannot be reached" in str(result) for result in results)
-    assert one.budget.at_most == 0
+    assert one.budget.at_most == pytest.approx(0)
 
 
 def test_a_server_that_comes_back(llm_server, tmp_path):
@@ -188,10 +188,9 @@ def test_a_server_that_comes_back(llm_server, tmp_path):
         await asyncio.to_thread(server.restart)
         results = await asyncio.gather(*asks)
         await one.close()
-        return results, one
+        return results
 
-    results, one = asyncio.run(asked())
-    assert all(texts(results))
+    assert all(texts(asyncio.run(asked())))
     totals = server.stats(requests=False)["totals"]
     assert totals["received"] <= 200 + 16
 
