@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import tensorflow_datasets as tfds
 
-from data_pipeline.beam_build import add_runner, check_paths, make_config
+from data_pipeline.beam_build import add_runner, check_paths, make_config, quiet
 from data_pipeline.beam_errors import worker_errors
 from inf_jax.composition import SAMPLE
 from inf_jax.config import ReadLog, parse
@@ -184,6 +184,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_runner(parser)
     args, options = parser.parse_known_args([flag for flag in argv if flag not in ours])
     with main_guard():
+        quiet()
         config = parse(["beam_tokenise", *ours])
         check_paths(**{"config.data.dir": config.data.dir})
         directory = tokenise(ReadLog(config), make_config(args.runner, options))

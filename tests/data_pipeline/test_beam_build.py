@@ -23,7 +23,7 @@ from inf_jax.tokenise import tokenise
 
 pytest.importorskip("apache_beam", reason="Apache Beam is an extra: pip install -e '.[beam]'")
 
-from data_pipeline import beam_build, beam_steps, beam_tokenise, slices  # noqa: E402
+from data_pipeline import beam_build, beam_steps, beam_tokenise, slices
 
 SAMPLES = Path(__file__).parents[2] / "data_pipeline" / "samples" / "medquad"
 THREADS = ["--direct_running_mode=multi_threading", "--direct_num_workers=3"]
@@ -65,7 +65,7 @@ def corpus():
     rows += [row(70, instruction_positive=""), row(71, query_negative="alone" * 3)]
     rows += [{**row(72), "document_positive": row(9)["document_positive"]}]  # a passage twice
     rows += [{**row(73), "query_positive": row(72)["query_positive"]}]
-    near = row(80)["document_positive"].split()
+    near = (row(80)["document_positive"] + " " + row(81)["document_positive"]).split()
     for n, changed in enumerate((1, 2, 3)):  # a chain, each further from the first
         near[9 * n] = f"changed{changed}"
         rows += [row(80, document_positive=" ".join(near), instruction_positive=f"Tell it {n}.")]
@@ -91,8 +91,7 @@ def fine(monkeypatch):
     monkeypatch.setattr(beam_steps, "slices", small)
 
 
-@pytest.mark.parametrize("options", [[], THREADS])
-@pytest.mark.parametrize("dev_fraction", [0.0, 0.3])
+@pytest.mark.parametrize(("options", "dev_fraction"), [([], 0.0), (THREADS, 0.3)])
 def test_same_bytes_as_in_process(source, fine, tmp_path, options, dev_fraction):
     arguments = {"path_train": source, "dev_fraction": dev_fraction, "near_duplicates": 0.7}
     one, _ = build("factory", tmp_path / "one", **arguments)
@@ -147,7 +146,7 @@ def test_medquad_with_a_dev_file(tmp_path):
     (tmp_path / "dev.jsonl").write_text("".join(lines[170:220]), encoding="utf-8")
     paths = {"path_train": tmp_path / "train.jsonl", "path_dev": tmp_path / "dev.jsonl"}
     one, _ = build("medquad", tmp_path / "one", **paths)
-    many, _ = build("medquad", tmp_path / "many", **paths, beam=direct(*THREADS))
+    many, _ = build("medquad", tmp_path / "many", **paths, beam=direct())
     assert tree(many) == tree(one)
     report = json.loads((many / REPORT_FILE).read_text())["train"]
     assert report["dropped_by_source"]
@@ -167,8 +166,7 @@ def test_medquad_with_a_dev_file(tmp_path):
         ([], "split 'train' of source 'factory' is empty: 0 rows read; give other files"),
     ],
 )
-@pytest.mark.parametrize("options", [[], THREADS])
-def test_bad_input_leaves_nothing(tmp_path, lines, message, options):
+def test_bad_input_leaves_nothing(tmp_path, lines, message):
     texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
     path = tmp_path / "a.jsonl"
     path.write_text("".join(text + "\n" for text in texts))
@@ -176,14 +174,13 @@ def test_bad_input_leaves_nothing(tmp_path, lines, message, options):
     with pytest.raises(UserError, match=message) as one:
         build("factory", tmp_path / "one", **arguments)
     with pytest.raises(UserError, match=message) as many:
-        build("factory", tmp_path / "many", **arguments, beam=direct(*options))
+        build("factory", tmp_path / "many", **arguments, beam=direct())
     assert str(many.value) == str(one.value)
-    assert not [p for p in (tmp_path / "many").rglob("*") if p.is_file() and p.suffix != ".lock"]
+    assert [p.name for p in (tmp_path / "many/inf_ir/factory").iterdir()] == [".1.0.0.lock"]
 
 
 def test_failed_overwrite_keeps_the_old_dataset(source, tmp_path, monkeypatch):
-    arguments = {"path_train": source, "beam": direct()}
-    final, _ = build("factory", tmp_path, **arguments, dev_fraction=0.0)
+    final, _ = build("factory", tmp_path, path_train=source, dev_fraction=0.0)
     before = tree(final)
 
     def write(self, data):
@@ -191,7 +188,9 @@ def test_failed_overwrite_keeps_the_old_dataset(source, tmp_path, monkeypatch):
 
     monkeypatch.setattr("inf_jax.tfrecord.Writer.write", write)
     with pytest.raises(UserError, match="disk full"):
-        build("factory", tmp_path, **arguments, dev_fraction=0.3, overwrite=True)
+        build(
+            "factory", tmp_path, path_train=source, dev_fraction=0.0, overwrite=True, beam=direct()
+        )
     assert tree(final) == before
     assert [p.name for p in final.parent.iterdir() if not p.name.startswith(".")] == ["1.0.0"]
 

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+from collections import Counter
+from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
@@ -30,14 +32,10 @@ def folder(tmp_path):
 @pytest.mark.parametrize("size", [1, 100, 333, 10**6])
 def test_slices_are_the_file(folder, size):
     parts = slices(folder, size=size)
-    assert {"a.jsonl": {1: 41, 10**6: 1}.get(size), "b.jsonl.gz": 1, "c.parquet": 3} == {
-        name: (
-            sum(part.file.endswith(name) for part in parts)
-            if name != "a.jsonl" or size in (1, 10**6)
-            else None
-        )
-        for name in ("a.jsonl", "b.jsonl.gz", "c.parquet")
-    }
+    counts = Counter(Path(part.file).name for part in parts)
+    assert counts["c.parquet"] == 3
+    assert counts["b.jsonl.gz"] == 1
+    assert counts["a.jsonl"] == 1 if size == 10**6 else counts["a.jsonl"] > 3
     found = [pair for part in parts for pair in read_slice(part)]
     assert [row for _, row in found] == list(read_rows(folder))
     assert [f":{number}" for number, _ in found] == [
