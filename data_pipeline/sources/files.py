@@ -76,13 +76,25 @@ def text_field(row: Row, *names: str) -> str:
             if value is None:
                 return ""
             if isinstance(value, str):
-                return value.strip()
+                return _encodable(value.strip(), row.where, name)
             raise UserError(
                 f"{row.where}: field {name!r} holds {type(value).__name__} {value!r:.40}, "
                 "expected text; correct the row or remove it"
             )
     present = ", ".join(row.values) or "no field at all"
     raise UserError(f"{row.where}: no field {names[0]!r}; the row has: {present}")
+
+
+def _encodable(text: str, where: str, name: str) -> str:
+    # JSON's escapes can spell half of a surrogate pair, which no file and no request can hold
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{where}: field {name!r} holds half a character, {text[error.start]!a}; correct the "
+            "row or remove it"
+        ) from error
+    return text
 
 
 def lines_of(path: Path) -> Iterator[tuple[str, bytes]]:
