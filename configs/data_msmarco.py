@@ -7,7 +7,7 @@ Command:   python -m data_pipeline.run --config=configs/data_msmarco.py --dry-ru
 Key:       in the environment, OPENAI_API_KEY
 Cost:      --dry-run tells; by the Batch API, at half the price
 Result:    out/msmarco/corpus/train.jsonl, out/msmarco/audit.html, and the dataset
-           out/data/inf_ir/msmarco, for --config.data.source=msmarco
+           out/msmarco/data: --config.data.dir=out/msmarco/data --config.data.source=factory
 
 Generator and judge are those of arXiv 2505.21439, section 3.
 """
@@ -31,6 +31,5 @@ def get_config() -> ConfigDict:
     config.judge.model = "o3-mini"
     config.judge.reasoning_effort = "low"
 
-    config.corpus.name = "msmarco"
     config.corpus.dev_fraction = 0.02
     return config

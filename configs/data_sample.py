@@ -4,7 +4,7 @@ Server:    anything that speaks OpenAI's wire format on port 8000: vLLM, llama.c
            of the tests, `python tests/data_pipeline/llm_server.py --port 8000`
 Command:   python -m data_pipeline.run --config=configs/data_sample.py
 Time:      seconds with the stand-in
-Result:    out/sample/audit.html, and the dataset out/data/inf_ir/sample
+Result:    out/sample/audit.html, and the dataset out/sample/data/inf_ir/factory
 """
 
 from ml_collections import ConfigDict
@@ -25,6 +25,4 @@ def get_config() -> ConfigDict:
     for stage in (config.query, config.generate, config.judge):
         stage.model = "local"
         stage.price = (0.0, 0.0)
-
-    config.corpus.name = "sample"
     return config

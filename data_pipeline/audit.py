@@ -41,7 +41,7 @@ def write_audit(path: Path, report: dict[str, Any], items: Iterable[Item], *, ti
     """
     page = audit_page(report, items, title=title)
     with atomic_file(path) as file:
-        file.write(page.encode("utf-8", "replace"))
+        file.write(page.encode())
 
 
 def audit_page(report: dict[str, Any], items: Iterable[Item], *, title: str) -> str:

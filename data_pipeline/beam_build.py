@@ -9,6 +9,7 @@ that every worker mounts under the same path.
 """
 
 import argparse
+import logging
 from collections.abc import Sequence
 
 import tensorflow_datasets as tfds
@@ -69,8 +70,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_runner(parser)
     args, options = parser.parse_known_args(argv)
     with main_guard():
+        quiet()
         check_paths(data_dir=args.data_dir, path_train=args.path_train, path_dev=args.path_dev)
         run(args, make_config(args.runner, options))
+
+
+def quiet() -> None:
+    """Keeps Beam from printing a worker's traceback several times beside raising its error."""
+    for name in ("apache_beam.runners.common", "apache_beam.runners.worker.sdk_worker"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def add_runner(parser: argparse.ArgumentParser) -> None:

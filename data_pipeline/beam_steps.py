@@ -17,6 +17,7 @@ from pathlib import Path
 
 import apache_beam as beam
 
+from data_pipeline.beam_errors import worker_errors
 from data_pipeline.inputs import InfIrConfig, Inputs
 from data_pipeline.near import repeats, sketch
 from data_pipeline.slices import Slice, read_slice, slices
@@ -24,7 +25,6 @@ from data_pipeline.sources import inf_ir
 from data_pipeline.sources.files import input_files
 from data_pipeline.validate import Limits, Report, Verdict, evaluation_hashes, validate
 from inf_jax.atomic import atomic_file
-from inf_jax.errors import UserError
 from inf_jax.records import Example
 
 Order = tuple[int, int]  # of a row: number of its file, number of the row in it
@@ -59,26 +59,18 @@ def take_reports(inputs: Inputs, directory: Path) -> dict[str, Report]:
 
 @contextlib.contextmanager
 def user_errors(inputs: Inputs, directory: Path) -> Iterator[None]:
-    """Turns what a runner raises where a worker raised UserError back into that.
-
-    Runners pass errors on as text, often inside another one; ours are one line each.
-    """
+    """`worker_errors`, and the error that a split without examples is."""
     try:
-        yield
+        with worker_errors():
+            yield
     except Exception as error:
-        text = str(error)
-        if empty := re.search(r"generated examples is 0 for split (\w+)", text):  # TFDS's writer
-            with contextlib.suppress(FileNotFoundError):
-                report = Report.from_json(json.loads(_report_path(directory, empty[1]).read_text()))
-                inputs.check_not_empty(report, empty[1])
-            inputs.check_not_empty(Report(), empty[1])
-        if isinstance(error, UserError):
-            found = text
-        elif named := re.search(r"(?:UserError|CorruptRecordError): (.+)", text):
-            found = named[1]
-        else:
+        empty = re.search(r"generated examples is 0 for split (\w+)", str(error))  # TFDS's writer
+        if not empty:
             raise
-        raise UserError(found.split(" [while running")[0]) from error
+        path = _report_path(directory, empty[1])
+        report = Report.from_json(json.loads(path.read_text())) if path.exists() else Report()
+        inputs.check_not_empty(report, empty[1])
+        raise
 
 
 class SplitExamples(beam.PTransform):

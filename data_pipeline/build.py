@@ -20,7 +20,7 @@ import tensorflow_datasets as tfds
 from rich.console import Console
 
 from data_pipeline.builder import REPORT_FILE, InfIr
-from data_pipeline.inputs import DEV_FRACTION, Inputs
+from data_pipeline.inputs import DEV_FRACTION, InfIrConfig, Inputs
 from data_pipeline.validate import Report, report_table
 from inf_jax.errors import UserError, main_guard
 from inf_jax.tfrecord import FRAME_BYTES
@@ -29,7 +29,7 @@ _PARTIAL = "incomplete."  # TFDS's own prefix of a dataset that is being written
 
 
 def build(
-    source: str,
+    source: str | InfIrConfig,
     data_dir: str | Path,
     *,
     path_train: str | Path = "",
@@ -45,7 +45,7 @@ def build(
     are deleted.
 
     Args:
-      source: name of a config of `InfIr`.
+      source: a config, or the name of one of `InfIr`'s.
       data_dir: root of all datasets; missing directories are made.
       path_train, path_dev, dev_fraction, near_duplicates: as for `InfIr`.
       overwrite: replace a dataset that is there; it stays if the new one fails.
@@ -57,14 +57,15 @@ def build(
     Raises:
       UserError: bad input; or, without `overwrite`, a dataset that is damaged or of other input.
     """
-    final = Path(data_dir, InfIr.name, source, str(InfIr.VERSION))
+    config = InfIr.builder_configs[source] if isinstance(source, str) else source
+    final = Path(data_dir, InfIr.name, config.name, str(InfIr.VERSION))
     own = {
         "path_train": str(path_train),
         "path_dev": str(path_dev),
         "dev_fraction": dev_fraction,
         "near_duplicates": near_duplicates,
     }
-    recipe = Inputs.resolve(InfIr.builder_configs[source], **own).recipe()
+    recipe = Inputs.resolve(config, **own).recipe()
     with _turn(final):
         for partial in final.parent.glob(f"{_PARTIAL}*_{final.name}"):
             shutil.rmtree(partial)
@@ -75,7 +76,7 @@ def build(
                 return final, False
             old = final.rename(final.with_name(f"{_PARTIAL}OLD_{final.name}"))
         try:
-            _prepare(InfIr(config=source, data_dir=data_dir, beam=bool(beam), **own), beam)
+            _prepare(InfIr(config=config, data_dir=data_dir, beam=bool(beam), **own), beam)
         except BaseException:
             if old:
                 old.rename(final)

@@ -82,9 +82,7 @@ def histogram(title: str, numbers: Sequence[tuple[str, dict[str, Any]]], *, unit
                     f'y="{_HEIGHT + 4 - height:.1f}" width="{shown:.1f}" height="{height:.1f}">'
                     f"<title>{escape(f'{range_}: {count}')}</title></rect>"
                 )
-    parts.append(
-        f'<line class="axis" x1="{_PAD}" x2="{_WIDTH - _PAD}" y1="{_HEIGHT + 4}" y2="{_HEIGHT + 4}"/>'
-    )
+    parts.append(f'<path class="axis" d="M{_PAD} {_HEIGHT + 4}H{_WIDTH - _PAD}"/>')
     for place in range(first, last + 2, max(1, (last - first + 1) // 6)):
         parts.append(
             f'<text class="tick" x="{_PAD + (place - first) * width:.1f}" y="{_HEIGHT + 16}">'

@@ -32,6 +32,7 @@ class CardInfo:
       languages: ISO 639 codes; () where nobody has said.
       config: the resolved config, as nested dicts; no secrets.
       command: the command line that made the corpus.
+      files: split -> path of its file, from where the card lies; with "train", perhaps "dev".
     """
 
     name: str
@@ -40,12 +41,15 @@ class CardInfo:
     languages: tuple[str, ...] = ()
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
     command: str = ""
+    files: dict[str, str] = dataclasses.field(
+        default_factory=lambda: {"train": "corpus/train.jsonl"}
+    )
 
 
 def write_data_card(path: Path, report: dict[str, Any], info: CardInfo) -> None:
     """Writes the card, whole or not at all; raises UserError where it cannot be written."""
     with atomic_file(path) as file:
-        file.write(data_card(report, info).encode("utf-8", "replace"))
+        file.write(data_card(report, info).encode())
 
 
 def data_card(report: dict[str, Any], info: CardInfo) -> str:
@@ -53,7 +57,7 @@ def data_card(report: dict[str, Any], info: CardInfo) -> str:
     sections = [
         _front_matter(report, info),
         _what_it_is(report, info),
-        _loading(),
+        _loading(info),
         f"## Source\n\n{info.source}{_source_counts(report)}",
         _making(report, info),
         _validation(report),
@@ -78,7 +82,9 @@ def _front_matter(report: dict[str, Any], info: CardInfo) -> str:
     if info.languages:
         lines += ["language:", *(f"- {json.dumps(code)}" for code in info.languages)]
     lines += ["tags:", "- instruction-following", "- synthetic", "- inf_jax"]
-    lines += ["configs:", "- config_name: default", "  data_files: corpus/train.jsonl"]
+    lines += ["configs:", "- config_name: default", "  data_files:"]
+    for split, path in info.files.items():
+        lines += [f"  - split: {json.dumps(split)}", f"    path: {json.dumps(path)}"]
     return "\n".join(["---", *lines, "---"])
 
 
@@ -98,19 +104,20 @@ InF-IR corpus:
 {fields}"""
 
 
-def _loading() -> str:
-    return """## Loading
+def _loading(info: CardInfo) -> str:
+    paths = " ".join(f"--path_{split}={path}" for split, path in info.files.items())
+    return f"""## Loading
 
 ```python
 from datasets import load_dataset
 
-corpus = load_dataset("json", data_files="corpus/train.jsonl", split="train")
+corpus = load_dataset("json", data_files={json.dumps(info.files)})
 ```
 
 For training with inf_jax, as TFRecords:
 
 ```bash
-python -m data_pipeline.build --source=inf_ir --path_train=corpus/train.jsonl --data_dir=out/data
+python -m data_pipeline.build --source=inf_ir {paths} --data_dir=out/data
 ```"""
 
 
@@ -183,8 +190,14 @@ def _validation(report: dict[str, Any]) -> str:
         )
     reviewed = report["review"]
     if reviewed:
-        counts = ", ".join(f"{n:,} times {verdict}" for verdict, n in sorted(reviewed.items()))
-        parts.append(f"Humans have reviewed {sum(reviewed.values()):,} examples: {counts}.")
+        accept, reject, over = (
+            reviewed.get(v, 0) for v in ("accept", "reject", "accept_over_drop")
+        )
+        brought = f", {over:,} of them against a judge or the score" if over else ""
+        parts.append(
+            f"A human has looked at {accept + over + reject:,} examples: {accept + over:,} accepted"
+            f"{brought}, {reject:,} rejected and dropped."
+        )
     return "\n\n".join(parts)
 
 
@@ -200,8 +213,8 @@ def _counts(report: dict[str, Any]) -> str:
         for name, counts in report["types"].items()
     ]
     return (
-        "## Counts\n\nA pair is counted at the stage that dropped it first; the reasons below count "
-        "every pair that they speak against.\n\n"
+        "## Counts\n\nA pair is counted at the stage that dropped it first; the reasons below "
+        "count every pair that they speak against.\n\n"
         f"{_table(('', 'pairs', 'reason'), rows)}\n\n"
         f"{_table(('instruction type', 'made', 'kept'), types)}"
     )

@@ -8,10 +8,38 @@
     corpus    the human review, where there is one; one outcome a pair              outcomes.jsonl
               and what is kept, with InF-IR's field names                       corpus/train.jsonl
     report    report.json, audit.html, DATA_CARD.md
-    build     the TFDS dataset inf_ir/<corpus.name>, which training reads
+    build     the TFDS dataset data/inf_ir/factory, which training reads
 
 All but journal.sqlite is made from what is before it: any stage can be run again, at any time.
 """
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from data_pipeline.asking_stages import Asking, Models
+from data_pipeline.audit import write_audit
+from data_pipeline.contamination import Evaluation
+from data_pipeline.data_card import CardInfo, write_data_card
+from data_pipeline.estimate import Estimator, StageEstimate
+from data_pipeline.filters import FilterSettings, ItemFilter
+from data_pipeline.items import Item
+from data_pipeline.journal import Journal
+from data_pipeline.pairs import make_items, read_pairs
+from data_pipeline.review import apply_review, read_review
+from data_pipeline.sample import AuditSample
+from data_pipeline.scores import score_items
+from data_pipeline.stage_files import StageFile
+from data_pipeline.summary import summarise, write_report
+from data_pipeline.validate import Limits
+from inf_jax.atomic import atomic_file
+from inf_jax.config import ReadLog, command_line
+from inf_jax.errors import UserError
 
 STAGES = ("pairs", "generate", "filter", "judge", "score", "corpus", "report", "build")
 _ASKING = ("generate", "filter", "judge")
@@ -40,6 +68,8 @@ class Factory:
 
     def __init__(self, config: ReadLog, *, max_usd: float | None = None):
         self._config = config
+        self.report: dict[str, Any] | None = None  # of the stage report
+        self.dataset: Path | None = None  # of the stage build
         self.out_dir = Path(config.out_dir)
         self._models = Models(config)
         self.files = self._stage_files()
@@ -116,11 +146,12 @@ class Factory:
     def _before(self, stage: str) -> StageFile:
         """The file that a stage is made from; raises UserError where it is not there."""
         names = list(self.files)
-        file = self.files[names[names.index(stage) - 1]]
+        source = names[names.index(stage) - 1] if stage in names else names[-1]
+        file = self.files[source]
         if not file.found():
             raise UserError(
                 f"{file.path} is missing, damaged or of other settings; run without --stages, or "
-                f"first --stages={names[names.index(stage) - 1]}"
+                f"first --stages={source}"
             )
         return file
 
@@ -137,14 +168,18 @@ class Factory:
         config, source, dropped = self._config, self._config.source, Counter()
         options: dict[str, Any] = {}
         if source.kind in ("beir", "msmarco"):
-            options = {name: getattr(source, name) for name in ("split", "min_score", "passages_only")}
+            options = {
+                name: getattr(source, name) for name in ("split", "min_score", "passages_only")
+            }
         elif source.kind == "fields":
             options = {"fields": {k: v for k, v in source.fields.to_dict().items() if v}}
         types, weights = config.generate.types, config.generate.type_weights
         items = make_items(
             read_pairs(source.kind, source.path, dropped=dropped, **options),
             dropped=dropped,
-            limits=Limits(query_words=source.query_words, document_words=source.passage_words),
+            limits=Limits(
+                query_words=tuple(source.query_words), document_words=tuple(source.passage_words)
+            ),
             evaluation=self._evaluation(),
             count=source.count or None,
             seed=config.seed,
@@ -166,9 +201,23 @@ class Factory:
         if not stages:
             return
         before = self._before(stages[0])
-        check = ItemFilter(self._filter_settings(), self._evaluation()) if "filter" in stages else None
+        check = self._item_filter() if "filter" in stages else None
         files = {stage: self.files[stage] for stage in stages}
         self._asking.run(before.read(), before.found()["items"], files, check=check)
+
+    def _item_filter(self) -> ItemFilter:
+        own, source = self._config.filter, self._config.source
+        settings = FilterSettings(
+            limits=Limits(
+                query_words=tuple(source.query_words),
+                instruction_words=tuple(own.instruction_words),
+                document_words=tuple(own.document_words),
+            ),
+            languages=tuple(own.languages),
+            near_duplicate=own.near_duplicate,
+            leak_words=own.leak_words,
+        )
+        return ItemFilter(settings, self._evaluation())
 
     def _score(self) -> None:
         if "score" not in self.files or self._done("score"):
@@ -202,6 +251,44 @@ class Factory:
                 write(item)
                 if item.alive:
                     corpus.write(_row(item).encode() + b"\n")
+
+    def _report(self) -> None:
+        outcomes, config = self._before("report"), self._config
+        # what became of the source's pairs before they were items
+        source = (self.files["pairs"].found() or {"extra": {}})["extra"]
+        sample = AuditSample(kept=config.audit.count, dropped=config.audit.count, seed=config.seed)
+        self.report = report = summarise(
+            outcomes.read(), self.journal.usage(), pairs_report=source, tap=sample.add
+        )
+        name = config.corpus.name or self.out_dir.name
+        write_report(self.out_dir / "report.json", report)
+        write_audit(self.out_dir / "audit.html", report, sample.items(), title=name)
+        info = CardInfo(
+            name=name,
+            source=f"`{config.source.kind}`: {Path(config.source.path).name}",
+            licence=config.source.license,
+            languages=tuple(config.filter.languages),
+            config=config.to_dict(),
+            command=command_line(),
+        )
+        write_data_card(self.out_dir / "DATA_CARD.md", report, info)
+
+    def _build(self) -> None:
+        from data_pipeline.build import build  # TFDS
+
+        corpus = self._config.corpus
+        data_dir = corpus.data_dir or self.out_dir / "data"
+        options = {
+            "path_train": self.out_dir / "corpus" / "train.jsonl",
+            "dev_fraction": corpus.dev_fraction,
+        }
+        try:
+            self.dataset, _ = build("factory", data_dir, **options)
+        except UserError:
+            if corpus.data_dir:
+                raise
+            # our own directory: an older corpus' dataset is ours to replace
+            self.dataset, _ = build("factory", data_dir, **options, overwrite=True)
 
 
 def _row(item: Item) -> str:

@@ -13,8 +13,7 @@ def example_hash(item: Item) -> str:
     texts = [item.id, item.query, item.passage]
     if item.example:
         texts += [getattr(item.example, name) for name in FIELDS]
-    data = json.dumps(texts, ensure_ascii=False).encode("utf-8", "surrogatepass")
-    return hashlib.blake2b(data, digest_size=8).hexdigest()
+    return hashlib.blake2b(json.dumps(texts).encode(), digest_size=8).hexdigest()
 
 
 class Fingerprint:

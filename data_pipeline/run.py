@@ -17,6 +17,7 @@ from rich.table import Table
 
 from data_pipeline.config import check, defaults
 from data_pipeline.factory import STAGES, Factory
+from data_pipeline.summary_tables import report_tables
 from inf_jax.config import ReadLog, command_line, parse_flags, save_resolved
 from inf_jax.errors import UserError, main_guard
 
@@ -39,7 +40,10 @@ def main(argv: list[str]) -> None:
             return
         save_resolved(resolved, factory.out_dir / "config.json")
         (factory.out_dir / "command.txt").write_text(command_line() + "\n")
-        factory.run(stages)
+        try:
+            factory.run(stages)
+        finally:
+            _show_end(factory)
 
 
 def _define(values: flags.FlagValues) -> None:
@@ -53,9 +57,24 @@ def _define(values: flags.FlagValues) -> None:
         lower_bound=0.0,
         flag_values=values,
     )
-    flags.DEFINE_list(
-        "stages", [], f"only these, of {','.join(STAGES)}", flag_values=values
-    )
+    flags.DEFINE_list("stages", [], f"only these, of {','.join(STAGES)}", flag_values=values)
+
+
+def _show_end(factory: Factory) -> None:
+    """The tables and where everything is; of stages that were not run, nothing."""
+    console = Console(highlight=False, soft_wrap=True)
+    if factory.report:
+        for table in report_tables(factory.report):
+            console.print(table)
+        console.print(f"to look at and to judge: {factory.out_dir / 'audit.html'}")
+        console.print(f"corpus: {factory.out_dir / 'corpus' / 'train.jsonl'}, with DATA_CARD.md")
+    if factory.dataset:
+        data_dir = factory.dataset.parents[2]
+        console.print(
+            f"dataset: {factory.dataset}; to train on it:\n  python -m inf_jax.train "
+            "--config=configs/medquad_minilm.py --config.data.source=factory "
+            f"--config.data.dir={data_dir} --config.out_dir={factory.out_dir / 'run'}"
+        )
 
 
 def _show_estimate(factory: Factory) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from data_pipeline.sources.files import Row, _json_object, input_files, read_rows
+from data_pipeline.sources.files import Row, input_files, json_object, read_rows
 from inf_jax.errors import UserError
 
 _BYTES = 64 << 20  # some seconds of work, little memory
@@ -90,7 +90,7 @@ def _jsonl_rows(part: Slice) -> Iterator[tuple[int, dict]]:
                     raise EOFError("it is shorter than it was when this run began")
                 place, number = place + len(data), number + 1
                 if data.strip():
-                    yield number, _json_object(data, f"{part.file}:{number}")
+                    yield number, json_object(data, f"{part.file}:{number}")
     except (OSError, EOFError) as error:
         raise _unreadable(part.file, number, error) from error
 

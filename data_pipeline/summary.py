@@ -49,7 +49,7 @@ def summarise(
     scores        name -> numbers, see below, of all that were scored
     lengths       kind of text -> numbers of its words, of kept examples
     provenance    stage -> model, prompt, prompt_hash, items
-    review        verdict of a human -> examples
+    review        a human's accept, reject or accept_over_drop -> examples
     usage         of the journal: requests, tokens and USD by stage, in_flight_at_kills
     usd_per_kept  null where nothing is kept
 
@@ -142,7 +142,8 @@ class _Counts:
             self.reasons[stage][reason] += 1
         for stage, made in item.provenance.items():
             if "verdict" in made:
-                self.review[made["verdict"]] += 1
+                over = "_over_drop" if "overrides" in made else ""
+                self.review[made["verdict"] + over] += 1
             else:
                 self.provenance[stage][tuple(sorted(made.items()))] += 1
         for each in item.judgements:

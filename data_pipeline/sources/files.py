@@ -127,10 +127,11 @@ def decoded(data: bytes, where: str) -> str:
 
 def _jsonl(path: Path) -> Iterator[Row]:
     for where, data in lines_of(path):
-        yield Row(where, _json_object(data, where))
+        yield Row(where, json_object(data, where))
 
 
-def _json_object(data: bytes, where: str) -> dict[str, Any]:
+def json_object(data: bytes, where: str) -> dict[str, Any]:
+    """The object that a line holds; raises UserError where it holds none."""
     try:
         row = json.loads(decoded(data, where))
     except json.JSONDecodeError as error:
