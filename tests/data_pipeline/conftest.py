@@ -30,10 +30,11 @@ class LlmServer:
         self._start()
 
     def _start(self) -> None:
-        line = [sys.executable, str(SCRIPT), "--port", str(self._port)]
+        line = [sys.executable, str(SCRIPT), "--until-stdin-closes", "--port", str(self._port)]
         for name, value in self._options.items():
             line += [f"--{name.replace('_', '-')}", str(value)]
-        self._process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
+        pipe = subprocess.PIPE  # of stdin: closed when this process ends, however it ends
+        self._process = subprocess.Popen(line, stdin=pipe, stdout=pipe, text=True)
         ready = self._process.stdout.readline()
         if not ready.startswith("listening on "):
             self.kill()
@@ -54,6 +55,7 @@ class LlmServer:
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGKILL)
         self._process.wait()
+        self._process.stdin.close()
         self._process.stdout.close()
 
     def restart(self) -> None:

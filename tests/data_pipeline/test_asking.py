@@ -70,7 +70,7 @@ def test_under_faults_the_same_as_without_and_nothing_twice(llm_server, tmp_path
     requests = [question(n) for n in range(200)]
     calm, stormy = llm_server(), llm_server("all", latency_ms=2)
     expected, _ = run(tmp_path / "calm.sqlite", calm.base_url, requests)
-    results, one = run(tmp_path / "stormy.sqlite", stormy.base_url, requests, t=0.5)
+    results, one = run(tmp_path / "stormy.sqlite", stormy.base_url, requests, t=3.0)
     assert texts(results) == texts(expected) and all(texts(results))
     stats = stormy.stats()
     assert len(stats["faults"]) > 8
