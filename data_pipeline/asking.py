@@ -125,13 +125,14 @@ class Limiter:
         self._resume_at = 0.0
         self._admit()
 
-    def learn(self, reply: Reply) -> None:
-        """Adapts to what came back."""
+    def learn(self, reply: Reply, *, sent_at: float | None = None) -> None:
+        """Adapts to what came back; `sent_at` is a time of `time.monotonic`, None for now."""
         now = time.monotonic()
         if reply.wait_s is not None:
             self._resume_at = max(self._resume_at, now + reply.wait_s)
         if reply.slow_down:
-            if now - self._slowed_at > 0.5:  # those under way together are one event
+            # those that were under way at the last time are one event with it
+            if (now if sent_at is None else sent_at) > self._slowed_at:
                 self._slowed_at = now
                 self.limit = max(1.0, self.limit * 0.7)
         elif reply.outcome == ANSWER:
@@ -269,9 +270,9 @@ class AsyncAsker:
                 raise self._stop
             sent = Sent(self._journal.new_id(), request.key, request.stage, request.model, most)
             await self._write(sent)
-            cost = None
+            cost, sent_at = None, time.monotonic()
             reply = await self._endpoint.ask(request)
-            reply = self._learn(request, reply)
+            reply = self._learn(request, reply, sent_at)
             paid = reply.outcome == ANSWER or reply.outcome in BAD
             usd = price.paid(reply.usage, most, batch=False) if paid else 0.0
             tokens = reply.usage.prompt_tokens, reply.usage.completion_tokens
@@ -295,9 +296,9 @@ class AsyncAsker:
             self.stop(error)
             raise
 
-    def _learn(self, request: Request, reply: Reply) -> Reply:
+    def _learn(self, request: Request, reply: Reply, sent_at: float) -> Reply:
         """Adapts to a reply; returns it as it is to be written."""
-        self.limiter.learn(reply)
+        self.limiter.learn(reply, sent_at=sent_at)
         now, stage = time.monotonic(), request.stage
         self._any_reached |= reply.reached
         self._refused = 0 if reply.reached else self._refused + 1
