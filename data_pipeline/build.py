@@ -194,8 +194,9 @@ def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
         type=float,
         default=0.0,
         metavar="S",
-        help="drop an example whose words are so much those of an earlier one (Jaccard similarity "
-        "of its shingles, estimated by MinHash), e.g. 0.8; 0: keep all (default: %(default)s)",
+        help="drop an example whose instructed query and passage are both so similar to those of "
+        "an earlier one (Jaccard of their shingles, by MinHash), e.g. 0.8; 0: keep all "
+        "(default: %(default)s)",
     )
     add("--overwrite", action="store_true", help="replace a dataset that is already there")
     return parser

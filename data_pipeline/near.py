@@ -1,6 +1,7 @@
-"""Near duplicates among examples: which text of an example is compared, and with which others.
+"""Near duplicates among examples: what of an example is compared, and with which others.
 
-The text is the positive pair's. An example is dropped where an earlier sound one
+Two examples are near-equal where both their positive instructed queries and their positive passages
+are, as in the factory's stage filter. An example is dropped where an earlier sound one
 (`validate.Verdict.sound`) is near-equal, even where that one is dropped as a duplicate itself: so
 the verdict is a function of the set of records and their order, however they are grouped.
 """
@@ -9,14 +10,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from data_pipeline.filters import instructed_query
+from data_pipeline.minhash import NearDuplicates, bands, compact, signature, similarity
 from inf_jax.records import Example
-
-
-def near_text(example: Example) -> str:
-    """Query, instruction and passage of the positive pair."""
-    return "\n".join(
-        (example.query_positive, example.instruction_positive, example.document_positive)
-    )
 
 
 def is_near(threshold: float) -> Callable[[Example], bool]:
@@ -25,31 +21,29 @@ def is_near(threshold: float) -> Callable[[Example], bool]:
     Raises:
       UserError: a threshold that `minhash` cannot keep.
     """
-    from data_pipeline.minhash import NearDuplicates  # few builds need it, and it imports scipy
-
-    earlier: NearDuplicates[None] = NearDuplicates(threshold)
+    queries: NearDuplicates[np.ndarray] = NearDuplicates(threshold)  # key: the passage's signature
 
     def near(example: Example) -> bool:
-        text = near_text(example)
-        found = any(True for _ in earlier.matches(text))
-        earlier.add(None, text)
+        query, passage = instructed_query(example), compact(signature(example.document_positive))
+        found = any(similarity(passage, p) >= threshold for p in queries.matches(query))
+        queries.add(passage, query)
         return found
 
     return near
 
 
 def sketch(example: Example, threshold: float) -> tuple[tuple[int, ...], bytes]:
-    """Band keys and signature (uint16[n] as bytes) of an example, for `repeats`."""
-    from data_pipeline import minhash
-
-    values = minhash.signature(near_text(example))
-    # NearDuplicates keeps and compares the low halves: the same numbers here
-    return minhash.bands(values, threshold=threshold), values.astype(np.uint16).tobytes()
+    """Band keys of an example's instructed query; its and the passage's signature for `repeats`."""
+    query = signature(instructed_query(example))
+    both = np.stack([compact(query), compact(signature(example.document_positive))])
+    return bands(query, threshold=threshold), both.tobytes()
 
 
-def repeats(signatures: list[bytes], threshold: float) -> list[int]:
-    """Numbers of those signatures, in order, that are near-equal to an earlier one of the list."""
-    rows = np.frombuffer(b"".join(signatures), np.uint16).reshape(len(signatures), -1)
+def repeats(sketches: list[bytes], threshold: float) -> list[int]:
+    """Numbers of those sketches, in order, that are near-equal to an earlier one of the list."""
+    rows = np.frombuffer(b"".join(sketches), np.uint16).reshape(len(sketches), 2, -1)
     return [
-        n for n in range(1, len(rows)) if ((rows[:n] == rows[n]).mean(axis=1) >= threshold).any()
+        n
+        for n in range(1, len(rows))
+        if ((rows[:n] == rows[n]).mean(axis=2) >= threshold).all(axis=1).any()
     ]

@@ -26,6 +26,7 @@ pytest.importorskip("apache_beam", reason="Apache Beam is an extra: pip install 
 from data_pipeline import beam_build, beam_steps, beam_tokenise, slices
 
 SAMPLES = Path(__file__).parents[2] / "data_pipeline" / "samples" / "medquad"
+ALIKE = "Tell me all that is known about it today, and who found it out: number {}."
 THREADS = ["--direct_running_mode=multi_threading", "--direct_num_workers=3"]
 WORDS = [f"{a}{b}" for a in "bdfgklmnprstvz" for b in ("ado", "ire", "opu", "ulen", "esta")]
 
@@ -68,7 +69,7 @@ def corpus():
     near = (row(80)["document_positive"] + " " + row(81)["document_positive"]).split()
     for n, changed in enumerate((1, 2, 3)):  # a chain, each further from the first
         near[9 * n] = f"changed{changed}"
-        rows += [row(80, document_positive=" ".join(near), instruction_positive=f"Tell it {n}.")]
+        rows += [row(80, document_positive=" ".join(near), instruction_positive=ALIKE.format(n))]
     return rows
 
 
@@ -120,10 +121,15 @@ def test_near_duplicates_by_hand(tmp_path):
     words = row(1)["document_positive"].split() * 2
     chain = []
     for n in range(3):
-        chain.append(row(1, document_positive=" ".join(words), instruction_positive=f"Tell {n}!"))
+        chain.append(
+            row(1, document_positive=" ".join(words), instruction_positive=ALIKE.format(n))
+        )
         words[7 * n + 7] = "other"
+    # the same query, nearly, of another passage: no near duplicate
+    other = row(1, document_positive=row(3)["document_positive"])
+    other["instruction_positive"] = ALIKE.format(3)
     path = tmp_path / "a.jsonl"
-    path.write_text("".join(json.dumps(r) + "\n" for r in [*chain, row(2)]))
+    path.write_text("".join(json.dumps(r) + "\n" for r in [*chain, other, row(2)]))
     for name, beam in (("one", None), ("many", direct())):
         final, _ = build(
             "inf_ir",
@@ -135,7 +141,7 @@ def test_near_duplicates_by_hand(tmp_path):
         )
         [shard] = final.glob("inf_ir-train.tfrecord-*")
         kept = {decode_example(data).id for data in read_records(shard)}
-        assert kept == {"a.jsonl:1", "a.jsonl:4"}
+        assert kept == {"a.jsonl:1", "a.jsonl:4", "a.jsonl:5"}
 
 
 def test_medquad_with_a_dev_file(tmp_path):
