@@ -1,10 +1,14 @@
 """Asks an endpoint through the journal: each question once, many at a time, within the cap."""
 
 import asyncio
+import contextlib
 import dataclasses
+import heapq
+import itertools
 import random
 import time
 from collections import Counter
+from collections.abc import AsyncIterator
 from typing import Protocol
 
 from data_pipeline.client import Endpoint, Reply
@@ -14,6 +18,8 @@ from data_pipeline.money import Budget, Price
 from inf_jax.errors import UserError
 
 FIRST_CONCURRENCY = 8
+# What ends an example goes first: a budget that runs out leaves whole ones.
+_RANK = {"judge": 0, "generate": 1, "query": 2}
 MOST_BACKOFF_S = 30.0
 REFUSED_CONNECTIONS = 6  # in a row and with nothing reached before: there is no such endpoint
 # Rejections with no request of the stage ever taken: the requests are wrong, not the texts.
@@ -84,7 +90,7 @@ class Writer:
 
 
 class Limiter:
-    """How many requests may be under way.
+    """How many requests may be under way, and who is next.
 
     Twice as many a round of successes until told to slow down for the first time, from then on one
     more a round.
@@ -96,27 +102,28 @@ class Limiter:
         self.active = 0
         self.highest = 0
         self._resume_at, self._slowed_at = 0.0, -1.0
-        self._freed = asyncio.Condition()
+        self._waiting: list[tuple[int, int, asyncio.Future]] = []
+        self._number = itertools.count()
+        self._timer: asyncio.TimerHandle | None = None
 
-    async def __aenter__(self) -> None:
-        while True:
-            async with self._freed:
-                await self._freed.wait_for(lambda: self.active < int(self.limit))
-                pause = self._resume_at - time.monotonic()
-                if pause <= 0:
-                    self.active += 1
-                    self.highest = max(self.highest, self.active)
-                    return
-            await asyncio.sleep(min(pause, 0.25))
+    @contextlib.asynccontextmanager
+    async def place(self, rank: int = 0) -> AsyncIterator[None]:
+        """Waits until one more request may be sent; a lower rank goes first."""
+        admitted = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._waiting, (rank, next(self._number), admitted))
+        self._admit()
+        try:
+            await admitted
+            yield
+        finally:
+            if admitted.done() and not admitted.cancelled():
+                self.active -= 1
+                self._admit()
 
     def end_pause(self) -> None:
         """Lets all go on that were told to wait."""
         self._resume_at = 0.0
-
-    async def __aexit__(self, *_) -> None:
-        async with self._freed:
-            self.active -= 1
-            self._freed.notify(2)  # the limit may have grown by one
+        self._admit()
 
     def learn(self, reply: Reply) -> None:
         """Adapts to what came back."""
@@ -130,6 +137,24 @@ class Limiter:
         elif reply.outcome == ANSWER:
             more = 1.0 if self._slowed_at < 0 else 1.0 / self.limit
             self.limit = min(float(self._most), self.limit + more)
+
+    def _admit(self) -> None:
+        pause, admits = self._resume_at - time.monotonic(), 0
+        # two at once, since the limit may have grown by one; not all of them: after a pause the
+        # first ones tell whether more can follow
+        while self._waiting and pause <= 0 and admits < 2 and self.active < int(self.limit):
+            *_, admitted = heapq.heappop(self._waiting)
+            if not admitted.done():  # whoever waited was cancelled
+                admits += 1
+                self.active += 1
+                self.highest = max(self.highest, self.active)
+                admitted.set_result(None)
+        if self._waiting and pause > 0 and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(min(pause, 0.25), self._look_again)
+
+    def _look_again(self) -> None:
+        self._timer = None
+        self._admit()
 
 
 class AsyncAsker:
@@ -209,7 +234,7 @@ class AsyncAsker:
         attempt = own_faults = 0
         began = time.monotonic()
         while True:
-            async with self.limiter:
+            async with self.limiter.place(_RANK[request.stage]):
                 reply = await self._attempt(request)
             result = known(self._journal, request.key, self._max_attempts)
             if result:

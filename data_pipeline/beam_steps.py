@@ -89,11 +89,16 @@ class SplitExamples(beam.PTransform):
         self._report = _report_path(directory, split)
         self._path = inputs.path(split)
         self._slices = slices(self._path) if inputs.config.example else []
-        self.kept: beam.PCollection | None = None  # of (id, Example), once expanded
+        # once expanded: what the next split needs, of (Order, Example) and of (id, Example)
+        self.read: tuple[beam.PCollection, beam.PCollection] | None = None
+        self.kept: beam.PCollection | None = None
 
     def expand(self, begin):
         limits, files = self._inputs.config.limits, [str(f) for f in input_files(self._path)]
-        examples, dropped = self._read(begin.pipeline, files)
+        shared = self._dev and self._inputs.dev_fraction  # one file gives both
+        self.read = self._dev.read if shared else self._read(begin.pipeline, files)
+        rows, dropped = self.read
+        examples = rows | "Belongs" >> beam.Filter(_Belongs(self._inputs, self._split))
         hashes = []
         if self._dev:
             hashes = beam.pvalue.AsSingleton(
@@ -146,8 +151,7 @@ class SplitExamples(beam.PTransform):
                 | "ReadAll" >> beam.FlatMap(_read_all, config=config).with_outputs(_DROPPED)
             )
             rows, dropped = both[None] | "Spread" >> beam.Reshuffle(), both[_DROPPED]
-        belongs = _Belongs(self._inputs, self._split)
-        return rows | "Belongs" >> beam.Filter(belongs), dropped
+        return rows, dropped
 
 
 # What runs on the workers: plain functions of elements.

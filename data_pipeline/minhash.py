@@ -66,8 +66,18 @@ def signature(text: str) -> np.ndarray:
 
 
 def similarity(a: np.ndarray, b: np.ndarray) -> float:
-    """The estimated Jaccard similarity of the shingles of two texts, from their signatures."""
+    """The estimated Jaccard similarity of the shingles of two texts, from their signatures,
+    both whole or both `compact`."""
     return float(np.mean(a == b))
+
+
+def compact(values: np.ndarray) -> np.ndarray:
+    """uint16[NUM_PERM] of a signature: what `similarity` needs, in half the memory.
+
+    The low half of a minimum tells as much as the whole, but for a chance of 2^-16 (b-bit MinHash,
+    Li and Koenig 2010). The high half would not: minima are small.
+    """
+    return values.astype(np.uint16)
 
 
 def bands(values: np.ndarray, *, threshold: float) -> tuple[int, ...]:
@@ -98,8 +108,8 @@ def bands(values: np.ndarray, *, threshold: float) -> tuple[int, ...]:
 class NearDuplicates(Generic[Key]):
     """Texts by key, and which of them a text is nearly equal to; within one process.
 
-    Takes about 0.45 kB a text at a threshold of 0.8 (256 bytes of signature, 12 a band), beside the
-    key itself and up to 20 MB in all.
+    Takes 0.6 kB a text at a threshold of 0.8, a small key included (measured over 100,000 texts;
+    256 bytes are the signature's, 12 a band's); datasketch's MinHashLSH takes 5.7 kB.
     """
 
     def __init__(self, threshold: float):
@@ -126,9 +136,9 @@ class NearDuplicates(Generic[Key]):
     def matches(self, text: str) -> Iterator[Key]:
         """The keys of all texts that are near-equal to this one, in the order of `add`."""
         values = signature(text)
-        short = _short(values)
+        mine = compact(values)
         for number in self._postings.find(bands(values, threshold=self.threshold)):
-            if similarity(self._signatures[number // _BLOCK][number % _BLOCK], short) >= (
+            if similarity(self._signatures[number // _BLOCK][number % _BLOCK], mine) >= (
                 self.threshold
             ):
                 yield self._keys[number]
@@ -138,7 +148,7 @@ class NearDuplicates(Generic[Key]):
         values, number = signature(text), len(self._keys)
         if number % _BLOCK == 0:
             self._signatures.append(np.empty((_BLOCK, NUM_PERM), np.uint16))
-        self._signatures[-1][number % _BLOCK] = _short(values)
+        self._signatures[-1][number % _BLOCK] = compact(values)
         self._postings.add(bands(values, threshold=self.threshold), number)
         self._keys.append(key)
 
@@ -188,12 +198,6 @@ class _Postings:
             keys, numbers = np.concatenate([older[0], keys]), np.concatenate([older[1], numbers])
         self._sorted.append((keys, numbers))
         self._recent, self._count = {}, 0
-
-
-def _short(values: np.ndarray) -> np.ndarray:
-    # The low half of a minimum tells as much as the whole, but for a chance of 2^-16 (b-bit
-    # MinHash, Li and Koenig 2010). The high half would not: minima are small.
-    return values.astype(np.uint16)
 
 
 @functools.cache

@@ -365,7 +365,7 @@ def test_the_limiter_never_lets_in_more_and_forgets_nobody():
 
         async def one(number):
             nonlocal active, most, done
-            async with limiter:
+            async with limiter.place(number % 3):
                 active += 1
                 most = max(most, active)
                 assert active <= max(limiter.limit, 50 * 0.7**4)
@@ -383,6 +383,24 @@ def test_the_limiter_never_lets_in_more_and_forgets_nobody():
     most, done, limiter = asyncio.run(entered())
     assert done == 2000
     assert 8 < most <= 50 and limiter.highest == most and limiter.active == 0
+
+
+def test_what_ends_an_example_goes_first_and_who_gives_up_keeps_no_place():
+    async def entered():
+        limiter, order = Limiter(1), []
+
+        async def one(rank):
+            async with limiter.place(rank):
+                order.append(rank)
+                await asyncio.sleep(0.001)
+
+        tasks = [asyncio.create_task(one(rank)) for rank in (2, 2, 1, 0, 1, 0)]
+        await asyncio.sleep(0)
+        tasks[1].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return order, limiter.active
+
+    assert asyncio.run(entered()) == ([2, 0, 0, 1, 1], 0)
 
 
 def test_answers_pass_the_schema(calm_server, tmp_path):
