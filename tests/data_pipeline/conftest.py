@@ -1,5 +1,6 @@
 """The local server of the wire format, as a process of its own."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 
 SCRIPT = Path(__file__).parent / "llm_server.py"
@@ -100,6 +102,18 @@ def calm_server():
     server = LlmServer()
     yield server
     server.kill()
+
+
+@pytest.fixture
+def client_of():
+    """(server, key) -> openai.OpenAI without retries, closed at the end."""
+    with contextlib.ExitStack() as stack:
+
+        def make(server: LlmServer, key: str = "sk-any") -> openai.OpenAI:
+            client = openai.OpenAI(base_url=server.base_url, api_key=key, max_retries=0)
+            return stack.enter_context(client)
+
+        yield make
 
 
 @pytest.fixture(autouse=True)

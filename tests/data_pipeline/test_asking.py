@@ -232,22 +232,22 @@ def test_a_rate_limit_is_kept_to(llm_server, tmp_path, burst):
     results, _ = run(tmp_path / "j", server.base_url, [question(n) for n in range(150)])
     assert all(texts(results))
     refused = server.stats(requests=False)["faults"].get("rate_limit", 0)
-    assert refused < 100  # the headers say when a limit is used up
+    assert refused < 300  # the headers say when a limit is used up; who ignores them has 450
 
 
 def test_the_cap_holds_by_the_server_s_own_count(llm_server, tmp_path):
     server = llm_server("lost", latency_ms=2)
-    price, cap = PRICES["o3-mini"], 0.05
-    requests = [question(n) for n in range(400)]
-    results, one = run(tmp_path / "j", server.base_url, requests, max_usd=cap, t=0.5)
+    price, cap = PRICES["o3-mini"], 0.04
+    requests = [question(n) for n in range(250)]
+    results, one = run(tmp_path / "j", server.base_url, requests, max_usd=cap, t=1.5)
     assert any(isinstance(result, BudgetReached) for result in results)
     assert sum(isinstance(result, Result) for result in results) > 10
     billed = server.stats(requests=False)["totals"]
     most = (billed["prompt"] * price.input + billed["completion"] * price.output) / 1e6
-    assert 0.5 * cap < most <= one.budget.at_most + 1e-9 <= cap + 2e-9
-    results, one = run(tmp_path / "j", server.base_url, requests, max_usd=cap)
+    assert 0.2 * cap < most <= one.budget.at_most + 1e-9 <= cap + 2e-9
+    results, one = run(tmp_path / "j", server.base_url, requests, max_usd=cap, t=1.5)
     assert one.budget.at_most <= cap + 1e-9
-    results, one = run(tmp_path / "j", server.base_url, requests, max_usd=100.0)
+    results, one = run(tmp_path / "j", server.base_url, requests, max_usd=100.0, t=1.5)
     assert all(texts(results))
 
 

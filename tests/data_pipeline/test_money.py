@@ -58,10 +58,8 @@ def _strings(value):
     return [str(value)]
 
 
-def test_the_server_s_own_count_is_below_the_most(calm_server):
-    import openai
-
-    client = openai.OpenAI(base_url=calm_server.base_url, api_key="any")
+def test_the_server_s_own_count_is_below_the_most(client_of, calm_server):
+    client = client_of(calm_server)
     for passage in ("short", "ä" * 500, "漢字" * 300, '"\\\n' * 400):
         payload = {"query": "q", "passage": passage, "instruction_type": "format"}
         request = GENERATE.request(payload)

@@ -2,7 +2,6 @@
 
 import json
 
-import openai
 import pydantic
 import pytest
 
@@ -12,8 +11,8 @@ TRIPLET = {name: f"some {name}" for name in TripletAnswer.model_fields}
 
 
 @pytest.mark.parametrize("stage", SCHEMAS)
-def test_strict_mode_takes_them(calm_server, stage):
-    client = openai.OpenAI(base_url=calm_server.base_url, api_key="any", max_retries=0)
+def test_strict_mode_takes_them(client_of, calm_server, stage):
+    client = client_of(calm_server)
     payload = {"passage": "Some passage.", "query": "q", "instruction": "Briefly."}
     payload["instruction_type"] = "length"
     answer = client.chat.completions.create(
