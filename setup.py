@@ -74,7 +74,9 @@ setup(
     author="the inf_jax authors",
     python_requires=">=3.11",
     packages=find_packages(include=["inf_jax*", "data_pipeline*"]),
-    package_data={"data_pipeline": ["samples/**/*"]},
+    package_data={
+        "data_pipeline": ["samples/**/*", "prompts/*", "audit_page/*", "prices.json"],
+    },
     install_requires=BASE,
     extras_require=EXTRAS,
 )

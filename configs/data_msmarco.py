@@ -1,4 +1,4 @@
-"""The paper's largest subset: triplets from MS MARCO passages, generated and judged by OpenAI's models.
+"""The paper's largest subset: triplets from MS MARCO, written and judged by OpenAI's models.
 
 Data:      collection.tsv, queries.train.tsv and qrels.train.tsv of MS MARCO passage ranking, in
            data/msmarco (https://microsoft.github.io/msmarco/Datasets)
