@@ -181,6 +181,7 @@ main() {
   if [[ $command =~ ^(run|train)$ ]]; then check_train_args "$command"; fi
   if [[ $command =~ ^(run|create|preflight)$ ]]; then check_type; fi
   if [[ $command =~ ^(run|setup)$ ]]; then check_secrets; fi
+  if [[ $command =~ ^(run|create)$ ]]; then assumed=MISSING; fi
   [[ -n ${settings[DRY_RUN]} ]] || command -v gcloud >/dev/null ||
     die 1 "gcloud is not on PATH: https://cloud.google.com/sdk/docs/install, then gcloud auth login"
 

@@ -88,7 +88,7 @@ ask() {
     cat "$tmp"/out.* >"$tmp/out"
     awk 'NR == FNR {if ($0 ~ /^\[[0-9]+\.[0-9]+\] rc=[0-9]+$/) whole[$1]; next} $1 in whole' \
       "$tmp/out" "$tmp/out" >>"$tmp/answers"
-    awk 'NR == FNR {if ($2 ~ /^rc=/) whole[$1]; next} !("[" $1 "." $3 "]" in whole)' "$tmp/answers" "$tmp/todo" >"$tmp/left"
+    awk 'FILENAME == ARGV[1] {if ($2 ~ /^rc=/) whole[$1]; next} !("[" $1 "." $3 "]" in whole)' "$tmp/answers" "$tmp/todo" >"$tmp/left"
     mv "$tmp/left" "$tmp/todo"
     silent=$(awk '{print $1 "." $3}' "$tmp/todo" | paste -sd' ')
     if [[ -z $silent ]] || ((try >= tries)); then break; fi
@@ -127,7 +127,7 @@ answers() { grep -v '\] rc=[0-9]*$' "$tmp/answers" || true; } # what workers sai
 check_secrets() {
   local name
   for name in ${settings[SECRETS]//,/ }; do
-    [[ $name =~ ^[A-Za-z_][A-Za-z0-9_]*$ ]] || usage "--secrets takes names of variables, not values"
+    [[ $name =~ ^[A-Z_][A-Z0-9_]*$ ]] || usage "--secrets takes names of variables (capitals), not values"
     [[ -v $name ]] || usage "--secrets: $name is not set in your environment"
   done
 }

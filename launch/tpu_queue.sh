@@ -12,7 +12,7 @@ readonly not_found='NOT_FOUND|was not found|does not exist'
 made='' # set while a pod that this call asked for is of no use to anybody: deleted on the way out
 hosts='' # of a slice, where the type is known
 child='' # pid of a part that runs in a subshell
-assumed=MISSING # under --dry-run: what the state would be
+assumed=ACTIVE # under --dry-run: what the state would be
 
 print_command() { # as it can be pasted
   local word line=''

@@ -10,7 +10,7 @@
 #   start TOKEN MODULE [ARGUMENT ...]    detached; a start with the same TOKEN finds it done
 #   status | logs LINES | stop SECONDS | profile
 #
-# All is in ~/inf_jax_pod: code.tar.gz, secrets.env (mode 600), src, venv, run.{log,pid,rc,lock,token}.
+# All is in ~/inf_jax_pod: code.tar.gz, secrets.env (mode 600), src, venv, run.{log,pid,rc,...}.
 set -euo pipefail
 
 readonly uv_version=0.13.9 python_version=3.11 # the Python that launch/constraints.txt was made with
@@ -97,7 +97,7 @@ preflight() { # preflight BUCKET GIB CLOCK DEVICES WORKERS SECONDS
   ((offset <= clock && -offset <= clock)) ||
     fail "the clock is $offset s off (at most --clock-seconds=$clock); restart its time service"
 
-  found=$(BUCKET=$bucket WORKERS=$workers LIMIT=$limit LABEL=$label timeout -k 5 "$limit" "$python" - <<'PYTHON'
+  found=$(BUCKET=$bucket WORKERS=$workers LIMIT=$limit LABEL=$label timeout -k 5 "$limit" "$python" - 2>preflight.log <<'PYTHON'
 import os
 
 bucket = os.environ["BUCKET"]
@@ -122,7 +122,7 @@ if int(os.environ["WORKERS"]) > 1:
     jax.distributed.initialize(initialization_timeout=int(os.environ["LIMIT"]))
 print(jax.local_device_count(), jax.device_count(), jax.process_count())
 PYTHON
-  ) 2>preflight.log || status=$?
+  ) || status=$?
   if ((status == 124 || status == 137)); then
     fail "no answer from the TPU in $limit s: another worker is missing, or a process holds the chips"
   elif ((status)); then
@@ -149,7 +149,7 @@ start() { # start TOKEN MODULE [ARGUMENT ...]
   fi
   if running; then fail "a run is active: launch/tpu.sh stop, then train"; fi
   rm -f run.pid run.rc
-  setsid bash "${BASH_SOURCE[0]}" supervise - "$@" </dev/null >>run.log 2>&1 9>"$lock" &
+  setsid bash "$base/tpu_worker.sh" supervise - "$@" </dev/null >>run.log 2>&1 9>"$lock" &
   for ((i = 0; i < 200; i++)); do
     if [[ -s run.pid ]]; then
       echo "$token" >run.token
@@ -163,6 +163,7 @@ start() { # start TOKEN MODULE [ARGUMENT ...]
 
 supervise() { # supervise MODULE [ARGUMENT ...]: start's child, detached from ssh, holds the lock
   flock -w 5 9
+  echo "$$" >"$base/run.group" # started by setsid: this shell leads it
   cd "$base/src"
   set -a
   # shellcheck source=/dev/null
@@ -209,7 +210,7 @@ stop() { # stop SECONDS: SIGTERM, so that the run saves; SIGKILL to all of it af
   kill -TERM "$pid" 2>/dev/null || true
   while running; do
     if ((SECONDS >= deadline)); then
-      kill -KILL -- "-$(ps -o pgid= -p "$pid" | tr -d ' ')" 2>/dev/null || true
+      kill -KILL -- "-$(cat run.group)" 2>/dev/null || true
       echo "did not end in $1 s, killed"
       return
     fi
