@@ -32,6 +32,7 @@
 #
 # Status: 0 done; 1 failed, with a remedy; 2 wrong usage; 3 the pod is gone (preempted); 4 workers do not
 # answer; 5 the run failed. launch/tpu.env.example is a file of settings; launch/xpk.md is the way over GKE.
+# shellcheck disable=SC2034 # the parts use them too
 set -euo pipefail
 shopt -s inherit_errexit # errors within $(...) count too
 
@@ -187,7 +188,6 @@ main() {
 
   exec 3>&1 # where --dry-run prints, also from within $(...)
   tmp=$(mktemp -d)
-  export tmp
   trap 'leave "$?"' EXIT
   trap 'exit 130' INT
   trap 'exit 143' TERM HUP

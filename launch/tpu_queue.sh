@@ -191,6 +191,11 @@ create_pod() {
   assumed=ACTIVE
 }
 
+pause() { # between two looks; the end of a subshell whose script was killed
+  sleep "${settings[POLL_SECONDS]}"
+  kill -0 "$$" 2>/dev/null || exit
+}
+
 cmd_wait() { wait_for_pod; }
 
 wait_for_pod() { # until ACTIVE with all slices READY
@@ -216,7 +221,7 @@ wait_for_pod() { # until ACTIVE with all slices READY
         die 3 "${settings[NAME]} is gone ($state): launch/tpu.sh delete, then create; or run, which does both"
         ;;
     esac
-    sleep "${settings[POLL_SECONDS]}"
+    pause
   done
   say "$(date +%T) ${settings[NAME]}: ACTIVE"
 }

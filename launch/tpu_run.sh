@@ -131,7 +131,7 @@ watch_run() {
       say "no answer from ${silent:-$failed} ($unheard of ${settings[TRIES]})"
       if ((unheard >= settings[TRIES])); then die 4 "workers do not answer: $silent"; fi
     fi
-    sleep "${settings[POLL_SECONDS]}"
+    pause
   done
 }
 
