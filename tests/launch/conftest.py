@@ -192,7 +192,8 @@ class Cloud:
         """No process outlives its test."""
         for process in self.processes:
             process.kill()
-            process.communicate()
+            process.wait()
+            process.stdout.close()
         for group in self.fake.glob("workers/*/*/inf_jax_pod/run.group"):
             with contextlib.suppress(ProcessLookupError, ValueError):
                 os.killpg(int(group.read_text()), signal.SIGKILL)

@@ -21,8 +21,8 @@ def test_dead_worker_is_named(cloud):
 
 
 def test_ssh_that_is_slow_to_come_up_and_ssh_that_hangs(cloud):
-    cloud.env["SSH_SECONDS"] = "2"
-    cloud.plan(deaf={"0.1": 2}, hang={"0.0": 1})
+    cloud.env["SSH_SECONDS"] = "3"
+    cloud.plan(deaf={"0.1": 1}, hang={"0.0": 1})
     cloud.tpu("create")
     status, output = cloud.tpu("setup")
     assert status == 0, output
