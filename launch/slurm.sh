@@ -64,12 +64,9 @@ fi
 [[ -n ${SLURM_JOB_ID:-} ]] || die "not within a Slurm job: sbatch launch/slurm.sh ..., or --dry-run"
 [[ -x $python ]] || die "$PWD/$python is not there: pip install -c launch/constraints.txt -e '.[gpu]' in it"
 
-ending=''
-end() { # srun hands SIGTERM on to every process
-  ending=yes
-  kill -TERM "$step" 2>/dev/null || true
-}
-trap end USR1 TERM
+ending='' step=''
+# srun hands SIGTERM on to every process
+trap 'ending=yes; kill -TERM "$step" 2>/dev/null || true' USR1 TERM
 
 printf '== %s job %s on %s, start %s\n' "$(date -u +%FT%TZ)" "$SLURM_JOB_ID" "${SLURM_JOB_NODELIST:-?}" \
   "${SLURM_RESTART_COUNT:-0}"
@@ -81,6 +78,6 @@ if [[ -n $ending ]]; then # wait returned for the signal; now for the saving
   status=0
   wait "$step" || status=$?
   printf '== ended before its time (status %d), back into the queue\n' "$status"
-  scontrol requeue "$SLURM_JOB_ID"
+  scontrol requeue "$SLURM_JOB_ID" || true # a preemption has done so already
 fi
 exit "$status"

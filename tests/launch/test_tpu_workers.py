@@ -5,8 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -21,7 +19,7 @@ def test_dead_worker_is_named(cloud):
 
 
 def test_ssh_that_is_slow_to_come_up_and_ssh_that_hangs(cloud):
-    cloud.env["SSH_SECONDS"] = "3"
+    cloud.env |= {"SSH_SECONDS": "3", "TRIES": "6"}
     cloud.plan(deaf={"0.1": 1}, hang={"0.0": 1})
     cloud.tpu("create")
     status, output = cloud.tpu("setup")
@@ -29,34 +27,38 @@ def test_ssh_that_is_slow_to_come_up_and_ssh_that_hangs(cloud):
     assert "no answer from" in output and "all workers are at" in output
 
 
-@pytest.mark.parametrize("what", ["python", "libtpu", "devices", "bucket", "tpu", "setup"])
-def test_preflight_says_what_is_wrong(cloud, what):
-    wanted, flags = "", ["--bucket=gs://b"]
-    if what == "python":
-        (cloud.fake / "python.1").write_text("3.11.2\n")
-        wanted = "python is not the same on all workers: 3.11.2 on 0.1; 3.11.9 on 0.0"
-    elif what == "libtpu":
-        lock = "".join(p.read_text() for p in (ROOT / "launch").glob("constraints*.txt"))
-        other = re.sub(r"(?m)^#.*\n", "", lock).replace("libtpu==0.0.42.1", "libtpu==0.0.41")
-        (cloud.fake / "freeze.1").write_text(other)
-        wanted = "preflight failed on 0.1: not the pinned versions: libtpu==0.0.41"
-    elif what == "devices":
-        cloud.plan(devices="4 4 1")
-        wanted = "4 devices in 1 processes, 8 in 2 are expected"
-    elif what == "bucket":
-        flags = ["--bucket=gs://denied"]
-        wanted = "failed on 0.0 0.1: gs://denied cannot be written: 403"
-    elif what == "tpu":
-        (cloud.fake / "no_tpu").touch()
-        flags.append("--preflight-seconds=1")
-        wanted = "no answer from the TPU in 1 s"
-    if what == "setup":
-        cloud.tpu("create")
-        wanted = "no answer from worker 0.0 0.1"  # there is no script yet
-    else:
-        cloud.ready()
-    status, output = cloud.tpu("preflight", *flags)
-    assert (status, wanted in output) == (4 if what == "setup" else 1, True), output
+def test_preflight_says_what_is_wrong(cloud):
+    cloud.tpu("create")
+    status, output = cloud.tpu("preflight")
+    assert status == 4 and "no answer from worker 0.0 0.1" in output  # there is no script yet
+    status, output = cloud.tpu("setup")
+    assert status == 0, output
+
+    def wrong(wanted: str, *flags: str) -> None:
+        status, output = cloud.tpu("preflight", *flags)
+        assert (status, wanted in output) == (1, True), output
+
+    (cloud.fake / "python.1").write_text("3.11.2\n")
+    wrong("python is not the same on all workers: 3.11.2 on 0.1; 3.11.9 on 0.0")
+    (cloud.fake / "python.1").unlink()
+    wrong("failed on 0.0 0.1: gs://denied cannot be written: 403", "--bucket=gs://denied")
+    wrong("GiB of disk are free, 999999 are wanted", "--disk-gib=999999")
+    (cloud.fake / "no_tpu").touch()
+    wrong("no answer from the TPU in 1 s", "--preflight-seconds=1")
+    (cloud.fake / "no_tpu").unlink()
+    cloud.plan(devices="4 4 1")
+    wrong("4 devices in 1 processes, 8 in 2 are expected")
+    cloud.plan(devices="4 8 2")
+    lock = "".join(p.read_text() for p in (ROOT / "launch").glob("constraints*.txt"))
+    other = re.sub(r"(?m)^#.*\n", "", lock).replace("libtpu==0.0.42.1", "libtpu==0.0.41")
+    (cloud.fake / "freeze.1").write_text(other)
+    wrong("preflight failed on 0.1: not the pinned versions: libtpu==0.0.41")
+    (cloud.fake / "freeze.1").unlink()
+    (cloud.worker("0.1") / "inf_jax_pod" / "src" / "setup.py").write_text("# by hand\n")
+    wrong("preflight failed on 0.1: src was changed by hand")
+    status, output = cloud.tpu("setup")  # mends that
+    status, output = cloud.tpu("preflight", "--bucket=gs://b")
+    assert status == 0 and "2 workers, 8 devices" in output, output
 
 
 def test_failed_install_says_why(cloud):
