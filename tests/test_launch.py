@@ -124,6 +124,15 @@ def test_constraints_fit_any_machine(constraints):
     assert not [n for n in constraints if re.search("nvidia|cuda|triton|tensorflow-cpu|inf-jax", n)]
 
 
+def test_constraints_of_tpu_workers_add_to_the_others(metadata, constraints):
+    lines = (ROOT / "launch" / "constraints_tpu.txt").read_text().splitlines()
+    more = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert not more.keys() & constraints.keys()
+    [libtpu] = map(Requirement, metadata["extras_require"]["aot"])  # the release of jax's own pin
+    assert libtpu.specifier.contains(more["libtpu"])
+    assert "gcsfs" in more
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_shell_scripts_are_sound(script):
     assert script.stat().st_mode & 0o111, "not executable"
