@@ -382,7 +382,7 @@ def test_the_limiter_never_lets_in_more_and_forgets_nobody():
 
     most, done, limiter = asyncio.run(entered())
     assert done == 2000
-    assert 8 < most <= limiter.highest <= 50 and limiter.active == 0
+    assert 8 < most <= limiter.highest <= 50 and limiter.active == 0  # highest: with those let in
 
 
 def test_what_ends_an_example_goes_first_and_who_gives_up_keeps_no_place():
