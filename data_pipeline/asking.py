@@ -1,21 +1,31 @@
 """Asks an endpoint through the journal: each question once, many at a time, within the cap."""
 
 import asyncio
+import contextlib
+import dataclasses
+import heapq
+import itertools
 import random
 import time
 from collections import Counter
+from collections.abc import AsyncIterator
 from typing import Protocol
 
 from data_pipeline.client import Endpoint, Reply
-from data_pipeline.journal import ANSWER, BAD, REJECTED, UNKNOWN, Journal, Received, Sent
+from data_pipeline.journal import ANSWER, BAD, REJECTED, UNKNOWN, UNPAID, Journal, Received, Sent
 from data_pipeline.llm import Request
 from data_pipeline.money import Budget, Price
 from inf_jax.errors import UserError
 
 FIRST_CONCURRENCY = 8
+# What ends an example goes first: a budget that runs out leaves whole ones.
+_RANK = {"judge": 0, "generate": 1, "query": 2}
 MOST_BACKOFF_S = 30.0
 REFUSED_CONNECTIONS = 6  # in a row and with nothing reached before: there is no such endpoint
-REJECTED_AT_START = 10  # requests in a row, with none taken: the requests are wrong, not the texts
+# Rejections with no request of the stage ever taken: the requests are wrong, not the texts.
+REJECTED_AT_START = 10
+REJECTED_ALONE = 3  # of one question
+OWN_FAULTS = 5  # attempts without an answer, while others get theirs, after which a question fails
 
 
 class Result:
@@ -66,55 +76,86 @@ class Writer:
     async def _flush(self) -> None:
         while self._waiting:
             rows, self._waiting = self._waiting, []
+            began = time.monotonic()
             try:
                 self._journal.write(row for row, _ in rows)
                 error = None
-            except UserError as raised:
+            except Exception as raised:  # whoever waits for a row gets it
                 error = raised
             for _, done in rows:
                 if not done.done():
                     done.set_exception(error) if error else done.set_result(None)
-            await asyncio.sleep(0.002)  # what arrives meanwhile shares the next transaction
+            # what arrives meanwhile shares the next transaction; a slow disk has half of the time
+            await asyncio.sleep(max(0.002, time.monotonic() - began))
 
 
 class Limiter:
-    """How many requests may be under way: one more a round of successes, fewer when told so."""
+    """How many requests may be under way, and who is next.
+
+    Twice as many a round of successes until told to slow down for the first time, from then on one
+    more a round.
+    """
 
     def __init__(self, most: int):
         self._most = most
         self.limit = float(min(FIRST_CONCURRENCY, most))
         self.active = 0
         self.highest = 0
-        self._resume_at = self._slowed_at = 0.0
-        self._freed = asyncio.Condition()
+        self._resume_at, self._slowed_at = 0.0, -1.0
+        self._waiting: list[tuple[int, int, asyncio.Future]] = []
+        self._number = itertools.count()
+        self._timer: asyncio.TimerHandle | None = None
 
-    async def __aenter__(self) -> None:
-        while True:
-            async with self._freed:
-                await self._freed.wait_for(lambda: self.active < int(self.limit))
-                pause = self._resume_at - time.monotonic()
-                if pause <= 0:
-                    self.active += 1
-                    self.highest = max(self.highest, self.active)
-                    return
-            await asyncio.sleep(pause)
+    @contextlib.asynccontextmanager
+    async def place(self, rank: int = 0) -> AsyncIterator[None]:
+        """Waits until one more request may be sent; a lower rank goes first."""
+        admitted = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._waiting, (rank, next(self._number), admitted))
+        self._admit()
+        try:
+            await admitted
+            yield
+        finally:
+            if admitted.done() and not admitted.cancelled():
+                self.active -= 1
+                self._admit()
 
-    async def __aexit__(self, *_) -> None:
-        async with self._freed:
-            self.active -= 1
-            self._freed.notify(2)  # the limit may have grown by one
+    def end_pause(self) -> None:
+        """Lets all go on that were told to wait."""
+        self._resume_at = 0.0
+        self._admit()
 
-    def learn(self, reply: Reply) -> None:
-        """Adapts to what came back."""
+    def learn(self, reply: Reply, *, sent_at: float | None = None) -> None:
+        """Adapts to what came back; `sent_at` is a time of `time.monotonic`, None for now."""
         now = time.monotonic()
         if reply.wait_s is not None:
             self._resume_at = max(self._resume_at, now + reply.wait_s)
         if reply.slow_down:
-            if now - self._slowed_at > 0.5:  # those under way together are one event
+            # those that were under way at the last time are one event with it
+            if (now if sent_at is None else sent_at) > self._slowed_at:
                 self._slowed_at = now
                 self.limit = max(1.0, self.limit * 0.7)
         elif reply.outcome == ANSWER:
-            self.limit = min(float(self._most), self.limit + 1.0 / self.limit)
+            more = 1.0 if self._slowed_at < 0 else 1.0 / self.limit
+            self.limit = min(float(self._most), self.limit + more)
+
+    def _admit(self) -> None:
+        pause, admits = self._resume_at - time.monotonic(), 0
+        # two at once, since the limit may have grown by one; not all of them: after a pause the
+        # first ones tell whether more can follow
+        while self._waiting and pause <= 0 and admits < 2 and self.active < int(self.limit):
+            *_, admitted = heapq.heappop(self._waiting)
+            if not admitted.done():  # whoever waited was cancelled
+                admits += 1
+                self.active += 1
+                self.highest = max(self.highest, self.active)
+                admitted.set_result(None)
+        if self._waiting and pause > 0 and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(min(pause, 0.25), self._look_again)
+
+    def _look_again(self) -> None:
+        self._timer = None
+        self._admit()
 
 
 class AsyncAsker:
@@ -156,7 +197,8 @@ class AsyncAsker:
         self._success = time.monotonic()
         self._refused = 0
         self._any_reached = False
-        self._rejections, self._taken = Counter(), Counter()
+        self._rejections: Counter[str] = Counter()
+        self._taken: set[str] = set()
         self._asked: dict[str, asyncio.Task] = {}
 
     async def __call__(self, request: Request) -> Result:
@@ -167,11 +209,17 @@ class AsyncAsker:
         task = self._asked.get(request.key)
         if task is None:
             task = self._asked[request.key] = asyncio.create_task(self._answered(request))
-            task.add_done_callback(lambda _: self._asked.pop(request.key, None))
+            task.add_done_callback(lambda done: self._ended(request.key, done))
         return await asyncio.shield(task)
 
+    def _ended(self, key: str, task: asyncio.Task) -> None:
+        self._asked.pop(key, None)
+        if not task.cancelled():
+            task.exception()  # whoever asked has it; nobody may be left
+
     async def settle(self) -> None:
-        """Waits for all that is under way, so that no answer that is paid for is lost."""
+        """Sends nothing more and waits for what is under way: nothing that is paid for is lost."""
+        self.stop(UserError("the run has ended"))
         await asyncio.gather(*self._asked.values(), return_exceptions=True)
 
     def status(self) -> str:
@@ -181,16 +229,23 @@ class AsyncAsker:
     def stop(self, error: UserError) -> None:
         """Sends nothing more; what is under way may end."""
         self._stop = self._stop or error
+        self.limiter.end_pause()
 
     async def _answered(self, request: Request) -> Result:
-        attempt = 0
+        attempt = own_faults = 0
+        began = time.monotonic()
         while True:
-            async with self.limiter:
+            async with self.limiter.place(_RANK[request.stage]):
                 reply = await self._attempt(request)
             result = known(self._journal, request.key, self._max_attempts)
             if result:
                 return result
             attempt += 1
+            # told to wait, or not reached: that is not for what the question asks
+            own_faults += reply.outcome not in BAD and reply.wait_s is None and reply.reached
+            # had nobody got an answer for so long, the run would have stopped
+            if own_faults >= OWN_FAULTS and time.monotonic() - began > self._give_up_s:
+                return Result(failure="unanswered")
             if reply.outcome not in BAD and reply.wait_s is None:
                 await self._sleep(min(MOST_BACKOFF_S, 0.25 * 2**attempt) * random.uniform(0.5, 1))
 
@@ -209,23 +264,23 @@ class AsyncAsker:
         except UserError as error:
             self.stop(error)
             raise
-        ended = False
+        cost: float | None = 0.0  # None: nobody knows
         try:
             if self._stop:
                 raise self._stop
             sent = Sent(self._journal.new_id(), request.key, request.stage, request.model, most)
             await self._write(sent)
+            cost, sent_at = None, time.monotonic()
             reply = await self._endpoint.ask(request)
-            self._learn(request, reply)
-            usd = price.usd(reply.usage, batch=False)
-            usage = reply.usage
-            row = (sent.id, reply.outcome, reply.text, usage.prompt_tokens, usage.completion_tokens)
-            await self._write(Received(*row, usd))
-            self._budget.settle(most, usd, unknown=reply.outcome == UNKNOWN)
-            ended = True
+            reply = self._learn(request, reply, sent_at)
+            paid = reply.outcome == ANSWER or reply.outcome in BAD
+            usd = price.paid(reply.usage, most, batch=False) if paid else 0.0
+            tokens = reply.usage.prompt_tokens, reply.usage.completion_tokens
+            await self._write(Received(sent.id, reply.outcome, reply.text, *tokens, usd))
+            if reply.outcome != UNKNOWN:
+                cost = usd
         finally:
-            if not ended:  # nothing is known of its cost
-                self._budget.settle(most, 0.0, unknown=True)
+            self._budget.settle(most, cost or 0.0, unknown=cost is None)
         if self._stop:
             self._raise_unless_known(request)
         return reply
@@ -241,35 +296,49 @@ class AsyncAsker:
             self.stop(error)
             raise
 
-    def _learn(self, request: Request, reply: Reply) -> None:
-        self.limiter.learn(reply)
-        now = time.monotonic()
+    def _learn(self, request: Request, reply: Reply, sent_at: float) -> Reply:
+        """Adapts to a reply; returns it as it is to be written."""
+        self.limiter.learn(reply, sent_at=sent_at)
+        now, stage = time.monotonic(), request.stage
         self._any_reached |= reply.reached
         self._refused = 0 if reply.reached else self._refused + 1
         if reply.outcome == ANSWER or reply.outcome in BAD:
             self._success = now
-            self._taken[request.stage] += 1
-        elif reply.wait_s:  # told to wait: that is no failure
-            self._success = max(self._success, now + reply.wait_s)
-        if reply.outcome == REJECTED:
-            self._rejections[request.stage] += 1
+            self._taken.add(stage)
+        if reply.outcome == REJECTED and not self._takes(request):
+            self._rejections.update((stage, request.key))
+            # for good only where the endpoint takes others: its own settings may be at fault
+            reply = dataclasses.replace(reply, outcome=UNPAID)
+        if reason := self._reason_to_stop(request, reply, now):
+            self.stop(UserError(reason))
+        return reply
+
+    def _takes(self, request: Request) -> bool:
+        """Whether the endpoint was ever seen to take requests of this stage."""
+        stage = request.stage
+        if stage not in self._taken and self._journal.mean_tokens(stage, request.model):
+            self._taken.add(stage)  # in an earlier run
+        return stage in self._taken
+
+    def _reason_to_stop(self, request: Request, reply: Reply, now: float) -> str:
         name, kept = self._endpoint.name, "all answers are kept: run again to go on"
         if reply.fatal:
-            self.stop(UserError(f"{reply.fatal}; {kept}"))
-        elif not self._any_reached and self._refused >= REFUSED_CONNECTIONS:
-            self.stop(UserError(f"{name} cannot be reached ({reply.text}); check llm.base_url"))
-        elif now - self._success > self._give_up_s:
-            self.stop(
-                UserError(
-                    f"{name}: no answer for {self._give_up_s:.0f} s, last: {reply.text}; {kept}"
-                )
+            return f"{reply.fatal}; {kept}"
+        if not self._any_reached and self._refused >= REFUSED_CONNECTIONS:
+            return f"{name} cannot be reached ({reply.text}); check llm.base_url"
+        if (reply.wait_s or 0.0) > self._give_up_s:
+            return (
+                f"{name} asks to wait {reply.wait_s:.0f} s, longer than llm.give_up_s: a limit is "
+                f"used up; {kept}"
             )
-        elif self._rejections[request.stage] >= REJECTED_AT_START and not self._taken.get(
-            request.stage
-        ):
-            self.stop(
-                UserError(
-                    f"{name} takes no request of the stage {request.stage}: {reply.text}; check "
-                    f"the model {request.model!r} and the stage's options"
-                )
+        if now - self._success > self._give_up_s:
+            return f"{name}: no answer for {self._give_up_s:.0f} s, last: {reply.text}; {kept}"
+        in_stage, alone = self._rejections[request.stage], self._rejections[request.key]
+        if (
+            in_stage >= REJECTED_AT_START or alone >= REJECTED_ALONE
+        ) and request.stage not in self._taken:
+            return (
+                f"{name} takes no request of the stage {request.stage}: {reply.text}; check the "
+                f"model {request.model!r} and the stage's options"
             )
+        return ""

@@ -268,10 +268,14 @@ class BatchAsker:
             key = row.get("custom_id")
             if key in sent and (key not in replies or replies[key].outcome == UNPAID):
                 replies[key] = self._reply(sent[key].stage, row)
-        lost = f"not in the results of a batch that {_ended(state)}"
+        # of a batch that ran, a row that is missing may have been computed and billed all the same
+        lost = Reply(
+            UNPAID if state.status == "failed" else UNKNOWN,
+            f"not in the results of a batch that {_ended(state)}",
+        )
         settle = self._budget.settle_earlier if earlier else self._budget.settle
         for key, one in sent.items():
-            reply = replies.get(key) or Reply(UNPAID, lost)
+            reply = replies.get(key, lost)
             price = self._prices.get(one.model)  # None: the model is no longer in the config
             usd = price.usd(reply.usage, batch=True) if price else one.reserved
             tokens = reply.usage.prompt_tokens, reply.usage.completion_tokens

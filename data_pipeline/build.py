@@ -19,7 +19,8 @@ from typing import Any
 import tensorflow_datasets as tfds
 from rich.console import Console
 
-from data_pipeline.builder import DEV_FRACTION, REPORT_FILE, InfIr, Inputs
+from data_pipeline.builder import REPORT_FILE, InfIr
+from data_pipeline.inputs import DEV_FRACTION, InfIrConfig, Inputs
 from data_pipeline.validate import Report, report_table
 from inf_jax.errors import UserError, main_guard
 from inf_jax.tfrecord import FRAME_BYTES
@@ -28,13 +29,15 @@ _PARTIAL = "incomplete."  # TFDS's own prefix of a dataset that is being written
 
 
 def build(
-    source: str,
+    source: str | InfIrConfig,
     data_dir: str | Path,
     *,
     path_train: str | Path = "",
     path_dev: str | Path = "",
     dev_fraction: float = DEV_FRACTION,
+    near_duplicates: float = 0.0,
     overwrite: bool = False,
+    beam: tfds.download.DownloadConfig | None = None,
 ) -> tuple[Path, bool]:
     """Writes the dataset of a source unless it is there already, whole and from the same files.
 
@@ -42,10 +45,11 @@ def build(
     are deleted.
 
     Args:
-      source: name of a config of `InfIr`.
+      source: a config, or the name of one of `InfIr`'s.
       data_dir: root of all datasets; missing directories are made.
-      path_train, path_dev, dev_fraction: as for `InfIr`.
+      path_train, path_dev, dev_fraction, near_duplicates: as for `InfIr`.
       overwrite: replace a dataset that is there; it stays if the new one fails.
+      beam: runner and options of Apache Beam; None: all is done in this process.
 
     Returns:
       The dataset's directory, and whether it was written (False: reused).
@@ -53,13 +57,15 @@ def build(
     Raises:
       UserError: bad input; or, without `overwrite`, a dataset that is damaged or of other input.
     """
-    final = Path(data_dir, InfIr.name, source, str(InfIr.VERSION))
+    config = InfIr.builder_configs[source] if isinstance(source, str) else source
+    final = Path(data_dir, InfIr.name, config.name, str(InfIr.VERSION))
     own = {
         "path_train": str(path_train),
         "path_dev": str(path_dev),
         "dev_fraction": dev_fraction,
+        "near_duplicates": near_duplicates,
     }
-    recipe = Inputs.resolve(InfIr.builder_configs[source], **own).recipe()
+    recipe = Inputs.resolve(config, **own).recipe()
     with _turn(final):
         for partial in final.parent.glob(f"{_PARTIAL}*_{final.name}"):
             shutil.rmtree(partial)
@@ -70,7 +76,7 @@ def build(
                 return final, False
             old = final.rename(final.with_name(f"{_PARTIAL}OLD_{final.name}"))
         try:
-            _prepare(InfIr(config=source, data_dir=data_dir, **own))
+            _prepare(InfIr(config=config, data_dir=data_dir, beam=bool(beam), **own), beam)
         except BaseException:
             if old:
                 old.rename(final)
@@ -80,10 +86,10 @@ def build(
         return final, True
 
 
-def _prepare(builder: InfIr) -> None:
+def _prepare(builder: InfIr, beam: tfds.download.DownloadConfig | None) -> None:
     tfds.disable_progress_bar()  # the builder has its own
     with tempfile.TemporaryDirectory() as downloads:  # stays empty; TFDS insists on one
-        builder.download_and_prepare(download_dir=downloads)
+        builder.download_and_prepare(download_dir=downloads, download_config=beam)
 
 
 def _check_reusable(final: Path, recipe: dict) -> None:
@@ -95,11 +101,11 @@ def _check_reusable(final: Path, recipe: dict) -> None:
         json.loads((final / REPORT_FILE).read_text())
     except Exception as error:  # whatever TFDS's and protobuf's parsers raise on a damaged file
         raise UserError(f"{final} holds no readable dataset ({error}); {remedy}") from error
-    for name, now in recipe.items():
-        if stored.get(name) != now:
+    for name in [*recipe, *stored]:
+        was, now = stored.get(name), recipe.get(name)
+        if was != now:
             raise UserError(
-                f"{final} was built with other {name}: {_brief(stored.get(name))}; "
-                f"now: {_brief(now)}; {remedy}"
+                f"{final} was built with other {name}: {_brief(was)}; now: {_brief(now)}; {remedy}"
             )
     for split in info.splits.values():
         files = [Path(file) for file in split.filepaths]
@@ -146,10 +152,11 @@ def _turn(final: Path) -> Iterator[None]:
         yield
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """The flags of a build, for this main and for `data_pipeline.beam_build`."""
     parser = argparse.ArgumentParser(
-        prog="python -m data_pipeline.build",
-        description=__doc__,
+        prog=f"python -m {prog}",
+        description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
@@ -170,7 +177,8 @@ def _parser() -> argparse.ArgumentParser:
         default="",
         metavar="FILE",
         help="jsonl, jsonl.gz or parquet file, or a directory of them; medquad: default is the "
-        "shipped sample; inf_ir: required, with InF-IR's field names (instruction_positive, ...)",
+        "shipped sample; others: required, with InF-IR's field names (instruction_positive, ...) "
+        "and, if you like, an id",
     )
     add("--path_dev", default="", metavar="FILE", help="the same for the evaluation split")
     add(
@@ -181,23 +189,39 @@ def _parser() -> argparse.ArgumentParser:
         help="without a dev file: the share of queries held out of the train file for evaluation, "
         "chosen by hash; 0 for no dev split (default: %(default)s)",
     )
+    add(
+        "--near_duplicates",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="drop an example whose instructed query and passage are both so similar to those of "
+        "an earlier one (Jaccard of their shingles, by MinHash), e.g. 0.8; 0: keep all "
+        "(default: %(default)s)",
+    )
     add("--overwrite", action="store_true", help="replace a dataset that is already there")
     return parser
 
 
+def run(args: argparse.Namespace, beam: tfds.download.DownloadConfig | None = None) -> None:
+    """Builds as the flags say, and prints the report; UserError as `build`."""
+    final, written = build(
+        args.source,
+        args.data_dir,
+        path_train=args.path_train,
+        path_dev=args.path_dev,
+        dev_fraction=args.dev_fraction,
+        near_duplicates=args.near_duplicates,
+        overwrite=args.overwrite,
+        beam=beam,
+    )
+    _show(final, written=written)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The command; `argv` without the program's name."""
-    args = _parser().parse_args(argv)
+    args = make_parser("data_pipeline.build", __doc__).parse_args(argv)
     with main_guard():
-        final, written = build(
-            args.source,
-            args.data_dir,
-            path_train=args.path_train,
-            path_dev=args.path_dev,
-            dev_fraction=args.dev_fraction,
-            overwrite=args.overwrite,
-        )
-        _show(final, written=written)
+        run(args)
 
 
 def _show(final: Path, *, written: bool) -> None:

@@ -68,7 +68,8 @@ def defaults() -> ConfigDict:
             | {"full_table": False},  # False: six crossed ones only where the three others hold
             "judge_2": _stage("", "judge_v1", 2000) | {"share": 1.0},  # of the examples
             "filter": {
-                "instruction_words": (2, 80),
+                "instruction_words": (2, 80),  # least and most
+                "document_words": (5, 1200),
                 "languages": (),  # () is that of the pair's own passage
                 "near_duplicate": 0.8,  # Jaccard similarity; 1 for exact duplicates only
                 "leak_words": 6,  # an instruction may not share so many in a row with a passage
@@ -82,7 +83,11 @@ def defaults() -> ConfigDict:
             },
             "review": {"path": "", "accept_overrides": False},  # review.json of the audit page
             "audit": {"count": 50},  # examples on the audit page
-            "corpus": {"name": "factory", "dev_fraction": 0.1, "data_dir": "out/data"},
+            "corpus": {
+                "name": "",  # on the data card; "" is out_dir's own
+                "dev_fraction": 0.1,  # of the queries, held out for evaluation
+                "data_dir": "",  # for inf_ir/factory; "" is <out_dir>/data
+            },
         }
     )
     config.lock()
@@ -122,7 +127,8 @@ def check(config: ConfigDict) -> None:
         for key in ("seed", "source.count", "audit.count")
         if value_of(config, key) < 0
     ]
-    for key in ("source.query_words", "source.passage_words", "filter.instruction_words"):
+    limits = ("filter.instruction_words", "filter.document_words")
+    for key in ("source.query_words", "source.passage_words", *limits):
         value = value_of(config, key)
         if len(value) != 2 or not 0 < value[0] <= value[1]:
             problems.append(f"{key}={tuple(value)}: least and most words, e.g. (1, 64)")
@@ -136,7 +142,6 @@ def check(config: ConfigDict) -> None:
             ("source.path", "name the source's file or directory"),
             ("generate.model", "name the endpoint's model"),
             ("judge.model", "name the endpoint's model"),
-            ("corpus.name", "name the corpus"),
         )
         if not value_of(config, key)
     ]

@@ -13,6 +13,7 @@ import json
 import os
 import sqlite3
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -27,6 +28,12 @@ BAD = ("refusal", "schema", "truncated", "content_filter")  # paid, but of no us
 REJECTED = "rejected"  # the endpoint will never take this request; not paid
 UNPAID = "unpaid"  # rate limit, server error, no connection: nothing was computed
 UNKNOWN = "unknown"  # sent, but no answer came: may have been paid
+# SQLite's errors that are the disk's, not the file's.
+_OF_THE_PLACE = (
+    *(sqlite3.SQLITE_PERM, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM),
+    *(sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN),
+)
+_SMALLEST = 512  # bytes of a SQLite file that is not empty
 _TABLES = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE runs (id INTEGER PRIMARY KEY, at REAL NOT NULL);
@@ -38,7 +45,7 @@ CREATE INDEX sent_batch ON sent (batch) WHERE batch IS NOT NULL;
 CREATE TABLE received (
   sent INTEGER PRIMARY KEY, outcome TEXT NOT NULL, text TEXT NOT NULL,
   prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, usd REAL NOT NULL,
-  at REAL NOT NULL);
+  at REAL NOT NULL, crc INTEGER NOT NULL);
 CREATE TABLE batch_events (
   batch TEXT NOT NULL, event TEXT NOT NULL, value TEXT NOT NULL, at REAL NOT NULL);
 """
@@ -78,16 +85,20 @@ class Journal:
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
-        with self._errors():
+        with contextlib.ExitStack() as opened, self._errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = _locked(self.path)
-            # used by one thread at a time: the event loop's, or the writer's it waits for
+            self._lock = opened.enter_context(_locked(self.path))
+            if self.path.exists() and 0 < self.path.stat().st_size < _SMALLEST:
+                raise sqlite3.DatabaseError("it is cut off")  # SQLite would begin anew
+            # used by one thread at a time
             self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+            opened.callback(self._db.close)
             self._open()
             self.run = self._scalar("SELECT coalesce(max(id), 0) + 1 FROM runs")
             with self._transaction() as db:
                 db.execute("INSERT INTO runs VALUES (?, ?)", (self.run, time.time()))
             self._next = self._scalar("SELECT coalesce(max(id), 0) + 1 FROM sent")
+            opened.pop_all()
 
     def _open(self) -> None:
         self._db.execute("PRAGMA journal_mode = WAL")
@@ -139,20 +150,24 @@ class Journal:
             if isinstance(row, Sent):
                 sent.append((row.id, self.run, *row[1:4], row.batch, row.reserved, now))
             else:
-                received.append((*row, now))
+                received.append((*row, now, _crc(row.outcome, row.text)))
         with self._errors(), self._transaction() as db:
             db.executemany("INSERT INTO sent VALUES (?, ?, ?, ?, ?, ?, ?, ?)", sent)
-            db.executemany("INSERT INTO received VALUES (?, ?, ?, ?, ?, ?, ?)", received)
+            db.executemany("INSERT INTO received VALUES (?, ?, ?, ?, ?, ?, ?, ?)", received)
             if event:
                 _insert_event(db, *event)
 
     def outcomes(self, key: str) -> list[tuple[str, str]]:
         """(outcome, text) of everything that came back for a request, oldest first."""
         query = (
-            "SELECT outcome, text FROM sent JOIN received ON sent = id WHERE key = ? ORDER BY id"
+            "SELECT outcome, text, crc FROM sent JOIN received ON sent = id WHERE key = ? "
+            "ORDER BY id"
         )
         with self._errors():
-            return self._db.execute(query, (key,)).fetchall()
+            rows = self._db.execute(query, (key,)).fetchall()
+            if any(_crc(outcome, text) != crc for outcome, text, crc in rows):
+                raise sqlite3.DatabaseError("an answer is not what was written")
+        return [row[:2] for row in rows]
 
     def batch_event(self, batch: str, event: str, value: Any = "") -> None:
         """Writes that something happened to a batch: see `data_pipeline.batches`."""
@@ -263,19 +278,25 @@ class Journal:
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.OperationalError as error:
-            raise UserError(
-                f"{self.path}: {error}; check the free space and the permissions of "
-                f"{self.path.parent}, then run again: all answers written so far are kept"
-            ) from error
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeError) as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _OF_THE_PLACE:
+                raise UserError(
+                    f"{self.path}: {error}; check the free space and the permissions of "
+                    f"{self.path.parent}, then run again: all answers written so far are kept"
+                ) from error
+            if "UTF-8" in str(error):  # the message has the text
+                error = "a text is no text"
             raise UserError(
                 f"{self.path} is damaged or is no journal ({error}); restore a copy, or save what "
                 f"can be saved with `sqlite3 {self.path.name} .recover`, or move it away to begin "
                 "anew and pay again"
-            ) from error
+            ) from None
         except OSError as error:
             raise UserError(f"{self.path}: {error.strerror}; choose another out_dir") from error
+
+
+def _crc(outcome: str, text: str) -> int:
+    return zlib.crc32(f"{outcome}\0{text}".encode())
 
 
 def _insert_event(db: sqlite3.Connection, batch: str, event: str, value: Any) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +16,9 @@ from inf_jax.errors import UserError
 BATCH_FACTOR = 0.5
 PRICES_FILE = Path(__file__).parent / "prices.json"
 _MILLION = 1e6
+_NOTHING_USD = 1e-9  # what sums of floats may leave where nothing is
 _CHARS_PER_TOKEN = 4.0  # of English; for estimates only
+_MOST_TOKENS = 10**9  # of one answer that are believed
 _OVERHEAD = 64  # tokens at the most that an endpoint adds to a request
 
 
@@ -27,8 +30,12 @@ class Price:
     cached_input: float
     output: float
 
+    def paid(self, usage: "Usage", most: float, *, batch: bool) -> float:
+        """The cost of an answer; `most` where the endpoint tells nothing of its tokens."""
+        return self.usd(usage, batch=batch) if usage.told else most
+
     def usd(self, usage: "Usage", *, batch: bool) -> float:
-        """The cost of one answer."""
+        """The cost of so many tokens."""
         fresh = usage.prompt_tokens - usage.cached_tokens
         usd = (
             fresh * self.input
@@ -51,16 +58,30 @@ class Usage:
     cached_tokens: int
     completion_tokens: int
 
+    @property
+    def told(self) -> bool:
+        """Whether the endpoint said anything."""
+        return bool(self.prompt_tokens or self.completion_tokens)
+
     @classmethod
     def of(cls, usage: Mapping[str, Any] | None) -> "Usage":
-        """From an answer's `usage`; zeros where an endpoint tells nothing."""
+        """From an answer's `usage`; zeros where an endpoint tells nothing.
+
+        Raises:
+          AttributeError, TypeError, ValueError, OverflowError: it is no `usage`.
+        """
         usage = usage or {}
         details = usage.get("prompt_tokens_details") or {}
+        prompt = _tokens(usage.get("prompt_tokens"))
         return cls(
-            int(usage.get("prompt_tokens") or 0),
-            int(details.get("cached_tokens") or 0),
-            int(usage.get("completion_tokens") or 0),
+            prompt,
+            min(prompt, _tokens(details.get("cached_tokens"))),
+            _tokens(usage.get("completion_tokens")),
         )
+
+
+def _tokens(value: Any) -> int:
+    return min(_MOST_TOKENS, max(0, int(value or 0)))
 
 
 def price_of(model: str, own: tuple[float, ...] = ()) -> Price:
@@ -73,14 +94,16 @@ def price_of(model: str, own: tuple[float, ...] = ()) -> Price:
       UserError: neither has it.
     """
     if own:
-        if len(own) not in (2, 3) or min(own) < 0:
+        if len(own) not in (2, 3) or not all(0 <= usd < math.inf for usd in own):
             raise UserError(
                 f"price {tuple(own)} of {model}: give (input, output) or (input, cached input, "
                 "output), USD for a million tokens"
             )
         return Price(own[0], own[1] if len(own) == 3 else own[0], own[-1])
     table = json.loads(PRICES_FILE.read_text())["models"]
-    name = re.sub(r"-20\d\d-\d\d-\d\d$", "", model)  # a dated snapshot costs what its model does
+    name = model
+    if name not in table:  # a dated snapshot costs what its model does, but for those in the table
+        name = re.sub(r"-20\d\d-\d\d-\d\d$", "", model)
     if name not in table:
         raise UserError(
             f"no price of model {model!r} in {PRICES_FILE.name}; give it as the stage's `price`: "
@@ -130,7 +153,7 @@ class Budget:
           BudgetReached: the cap leaves no room, and nothing under way can change that.
         """
         while not self.fits(usd):
-            if self._under_way <= 1e-12:
+            if self._under_way <= _NOTHING_USD:
                 raise BudgetReached(
                     f"the cap of {self.max_usd:.2f} USD is reached: {self._spent:.4f} spent, "
                     f"{self._unknown:.4f} perhaps billed for requests that were never answered, "

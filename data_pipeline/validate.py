@@ -7,7 +7,7 @@ of 64-bit hashes: the same functions run over a stream, or under Beam after a gr
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 from rich.table import Table
@@ -22,6 +22,7 @@ _OPPOSITES = (
     ("document_positive", "hard_negative_document_1"),
     ("document_positive", "hard_negative_document_2"),
 )
+DUPLICATES = ("duplicate_query", "duplicate_document", "near_duplicate")
 _HYPHEN = re.compile(r"(?<=[^\W\d])-(?=[^\W\d])")
 
 
@@ -54,13 +55,23 @@ class Verdict:
     Attributes:
       keep: True where no rule is broken.
       reasons: each rule that is broken, as `rule` or `rule:field`.
-      identity: hashes of the positive instructed query and of the positive passage; once the
-        example is kept, they belong to the `seen` of later ones.
+      identity: hashes of the positive instructed query and of the positive passage; of a sound
+        example, they belong to the `seen` of later ones.
     """
 
     keep: bool
     reasons: tuple[str, ...]
     identity: tuple[int, int]
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing but other examples speaks against it: it is a duplicate at most."""
+        return all(reason in DUPLICATES for reason in self.reasons)
+
+    def also(self, *reasons: str) -> "Verdict":
+        """The verdict once more rules are found broken."""
+        reasons = (*self.reasons, *reasons)
+        return Verdict(not reasons, reasons, self.identity)
 
 
 def validate(
@@ -76,14 +87,14 @@ def validate(
     too_short:, too_long:    outside `limits`
     same_text:<field>        a poisoned text equals its positive one (compared folded, see `fold`)
     repeats_query:<field>    the instruction of the field's pair contains that pair's query
-    duplicate_query          an example with the same instructed query was kept before
-    duplicate_document       ... with the same positive passage, where `limits` forbid it
+    duplicate_query          an earlier sound example has the same instructed query
+    duplicate_document       ... the same positive passage, where `limits` forbid it
     shared_with_eval:<field> a passage, or an instructed query, that the evaluation split has too
 
     Args:
       example: the record.
       limits: lengths, and whether passages may repeat.
-      seen: `identity` of the verdicts on the examples kept so far.
+      seen: `identity` of the verdicts on the sound examples so far.
       eval_hashes: `evaluation_hashes` of every example of the evaluation split.
     """
     folded = Example(id=example.id, **{name: fold(getattr(example, name)) for name in FIELDS})
@@ -148,6 +159,15 @@ class Report:
         self.kept += 1
         self.absent.update(first for first, _ in _POISONS if not getattr(example, first))
 
+    def __add__(self, other: "Report") -> "Report":
+        """The counts of the rows of both."""
+        return Report(
+            **{
+                f.name: getattr(self, f.name) + getattr(other, f.name)
+                for f in dataclasses.fields(self)
+            }
+        )
+
     def to_json(self) -> dict[str, Any]:
         """A dict of plain numbers, in a fixed order; `from_json` reads it back."""
         counters = {
@@ -173,14 +193,25 @@ def kept(
     limits: Limits,
     report: Report,
     eval_hashes: Collection[int] = frozenset(),
+    is_near: Callable[[Example], bool] | None = None,
 ) -> Iterator[Example]:
-    """The examples that pass every rule, in order; `report` counts all."""
+    """The examples that pass every rule, in order; `report` counts all.
+
+    An example is a duplicate of any earlier sound one, even of one that is a duplicate itself: so
+    what is kept does not depend on what else was, and groups of records can be judged apart.
+
+    Args:
+      is_near: asked for each sound example in turn, whether an earlier one is nearly the same.
+    """
     seen: set[int] = set()
     for example in examples:
         verdict = validate(example, limits=limits, seen=seen, eval_hashes=eval_hashes)
+        if verdict.sound:
+            seen.update(verdict.identity)
+            if is_near and is_near(example):
+                verdict = verdict.also("near_duplicate")
         report.add(example, verdict)
         if verdict.keep:
-            seen.update(verdict.identity)
             yield example
 
 

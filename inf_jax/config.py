@@ -118,6 +118,11 @@ class ReadLog:
         self._read.add(path)
         return value
 
+    def to_dict(self) -> dict:
+        """All keys here and below, as plain values; they count as read."""
+        self._read.update(self._prefix + key for key in keys_of(self._config))
+        return self._config.to_dict()
+
     def unread(self, *sections: str) -> list[str]:
         """Keys under these top-level sections ("" is the top itself) that were not read."""
         keys = [

@@ -10,11 +10,12 @@ compression, since it would rule out random access.
 
 import contextlib
 import dataclasses
+import itertools
 import mmap
 import os
 import struct
 from collections.abc import Iterator
-from typing import Self
+from typing import BinaryIO, Self
 
 import google_crc32c
 import numpy as np
@@ -123,22 +124,55 @@ def read_records(path: str | os.PathLike, *, count: int | None = None) -> Iterat
       UserError: the file cannot be opened.
     """
     with _open(path) as file:
-        size, end, record = os.fstat(file.fileno()).st_size, 0, 0
-        while header := file.read(_HEADER.size):
-            if record == count:
-                raise CorruptRecordError(path, record, f"the file must end after {count} records")
-            length = _check_header(path, record, header)
-            end += FRAME_BYTES + length
-            if end > size:
-                raise CorruptRecordError(
-                    path, record, f"the file is cut off: {size} bytes, the record ends at {end}"
-                )
-            data = file.read(length)
-            _check_data(path, record, data, file.read(_CRC.size))
+        found = 0
+        for data in _frames(path, file, first=0, most=count):
+            found += 1
             yield data
-            record += 1
-    if count is not None and record < count:
-        raise CorruptRecordError(path, record, f"the file is cut off: it must hold {count} records")
+    if count is not None and found < count:
+        raise _cut_off(path, found, count)
+
+
+def read_slice(path: str | os.PathLike, *, offset: int, first: int, count: int) -> Iterator[bytes]:
+    """The data of `count` records from the one whose frame begins at byte `offset`.
+
+    Args:
+      first: that record's number in the file, for errors.
+
+    Raises:
+      CorruptRecordError, UserError: as `read_records`.
+    """
+    with _open(path) as file:
+        file.seek(offset)
+        found = 0
+        for data in itertools.islice(_frames(path, file, first=first), count):
+            found += 1
+            yield data
+    if found < count:
+        raise _cut_off(path, first + found, first + count)
+
+
+def _frames(
+    path: str | os.PathLike, file: BinaryIO, *, first: int, most: int | None = None
+) -> Iterator[bytes]:
+    """The data of the records from the file's position to its end; of `most` in all, if given."""
+    size, end, record = os.fstat(file.fileno()).st_size, file.tell(), first
+    while header := file.read(_HEADER.size):
+        if record == most:
+            raise CorruptRecordError(path, record, f"the file must end after {most} records")
+        length = _check_header(path, record, header)
+        end += FRAME_BYTES + length
+        if end > size:
+            raise CorruptRecordError(
+                path, record, f"the file is cut off: {size} bytes, the record ends at {end}"
+            )
+        data = file.read(length)
+        _check_data(path, record, data, file.read(_CRC.size))
+        yield data
+        record += 1
+
+
+def _cut_off(path: str | os.PathLike, record: int, count: int) -> CorruptRecordError:
+    return CorruptRecordError(path, record, f"the file is cut off: it must hold {count} records")
 
 
 def build_index(path: str | os.PathLike, *, count: int | None = None) -> Index:

@@ -76,13 +76,25 @@ def text_field(row: Row, *names: str) -> str:
             if value is None:
                 return ""
             if isinstance(value, str):
-                return value.strip()
+                return _encodable(value.strip(), row.where, name)
             raise UserError(
                 f"{row.where}: field {name!r} holds {type(value).__name__} {value!r:.40}, "
                 "expected text; correct the row or remove it"
             )
     present = ", ".join(row.values) or "no field at all"
     raise UserError(f"{row.where}: no field {names[0]!r}; the row has: {present}")
+
+
+def _encodable(text: str, where: str, name: str) -> str:
+    # JSON's escapes can spell half of a surrogate pair, which no file and no request can hold
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{where}: field {name!r} holds half a character, {text[error.start]!a}; correct the "
+            "row or remove it"
+        ) from error
+    return text
 
 
 def lines_of(path: Path) -> Iterator[tuple[str, bytes]]:
@@ -115,10 +127,11 @@ def decoded(data: bytes, where: str) -> str:
 
 def _jsonl(path: Path) -> Iterator[Row]:
     for where, data in lines_of(path):
-        yield Row(where, _json_object(data, where))
+        yield Row(where, json_object(data, where))
 
 
-def _json_object(data: bytes, where: str) -> dict[str, Any]:
+def json_object(data: bytes, where: str) -> dict[str, Any]:
+    """The object that a line holds; raises UserError where it holds none."""
     try:
         row = json.loads(decoded(data, where))
     except json.JSONDecodeError as error:

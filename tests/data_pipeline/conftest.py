@@ -1,5 +1,6 @@
 """The local server of the wire format, as a process of its own."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 
 SCRIPT = Path(__file__).parent / "llm_server.py"
@@ -30,10 +32,11 @@ class LlmServer:
         self._start()
 
     def _start(self) -> None:
-        line = [sys.executable, str(SCRIPT), "--port", str(self._port)]
+        line = [sys.executable, str(SCRIPT), "--until-stdin-closes", "--port", str(self._port)]
         for name, value in self._options.items():
             line += [f"--{name.replace('_', '-')}", str(value)]
-        self._process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
+        pipe = subprocess.PIPE  # of stdin: closed when this process ends, however it ends
+        self._process = subprocess.Popen(line, stdin=pipe, stdout=pipe, text=True)
         ready = self._process.stdout.readline()
         if not ready.startswith("listening on "):
             self.kill()
@@ -54,6 +57,7 @@ class LlmServer:
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGKILL)
         self._process.wait()
+        self._process.stdin.close()
         self._process.stdout.close()
 
     def restart(self) -> None:
@@ -98,6 +102,18 @@ def calm_server():
     server = LlmServer()
     yield server
     server.kill()
+
+
+@pytest.fixture
+def client_of():
+    """(server, key) -> openai.OpenAI without retries, closed at the end."""
+    with contextlib.ExitStack() as stack:
+
+        def make(server: LlmServer, key: str = "sk-any") -> openai.OpenAI:
+            client = openai.OpenAI(base_url=server.base_url, api_key=key, max_retries=0)
+            return stack.enter_context(client)
+
+        yield make
 
 
 @pytest.fixture(autouse=True)

@@ -387,6 +387,7 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--second-judge", default="gpt-4o", help="model that judges otherwise now and then")
     add("--flip-rate", type=float, default=0.04, help="share of judgements it turns round")
     add("--max-context", type=int, default=128_000, help="tokens of a prompt")
+    add("--until-stdin-closes", action="store_true", help="end with the process that started it")
     add("--batch-step-s", type=float, default=0.05, help="seconds in each state of a batch")
     add("--batch-rows-per-s", type=float, default=5000.0, help="speed of a batch")
     add("--batch-tokens", type=int, default=0, help="most tokens enqueued in batches; 0: any")
@@ -405,6 +406,8 @@ async def serve(given: argparse.Namespace) -> None:
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    if given.until_stdin_closes:
+        asyncio.get_running_loop().add_reader(0, ended.set)
     await ended.wait()
     listening.close()
 

@@ -299,7 +299,7 @@ def test_help(capsys):
         main(["--help"])
     assert stop.value.code == 0
     out = capsys.readouterr().out
-    for text in ("--path_train", "--dev_fraction", "{medquad,inf_ir}", "0.02", "python -m"):
+    for text in ("--path_train", "--dev_fraction", "{medquad,inf_ir,factory}", "0.02", "python -m"):
         assert text in out
 
 

@@ -14,10 +14,6 @@ QUERY = "what causes night blindness"
 PASSAGE = "Night blindness comes from a lack of vitamin A. It can also be inherited. Eat carrots."
 
 
-def client_of(server, **options):
-    return openai.OpenAI(base_url=server.base_url, api_key="sk-any", max_retries=0, **options)
-
-
 def asker(stage, model="gpt-4o-mini"):
     return Asker(stage, model, Prompt.read(f"{stage}_v1"), 4000)
 
@@ -62,7 +58,7 @@ def lines(client, name):
     return [json.loads(li) for li in client.files.content(name).text.splitlines()] if name else []
 
 
-def test_answers_are_the_same_each_time_and_hold_together(calm_server):
+def test_answers_are_the_same_each_time_and_hold_together(client_of, calm_server):
     client = client_of(calm_server)
     with_problem = 0
     for number in range(30):
@@ -90,7 +86,7 @@ def test_answers_are_the_same_each_time_and_hold_together(calm_server):
     assert 0 < with_problem < 15  # numbers in the query break "leave out all numbers"
 
 
-def test_second_judge_differs_a_little(calm_server):
+def test_second_judge_differs_a_little(client_of, calm_server):
     client, differ = client_of(calm_server), 0
     for number in range(100):
         payload = {
@@ -121,7 +117,7 @@ def test_second_judge_differs_a_little(calm_server):
         ({"messages": []}, openai.BadRequestError, "messages"),
     ],
 )
-def test_refuses_what_openai_refuses(calm_server, change, error, says):
+def test_refuses_what_openai_refuses(client_of, calm_server, change, error, says):
     with pytest.raises(error, match=says):
         client_of(calm_server).chat.completions.create(**generate() | change)
 
@@ -143,13 +139,13 @@ def test_refuses_what_openai_refuses(calm_server, change, error, says):
         ({"type": "array", "items": {"type": "string"}}, "type"),
     ],
 )
-def test_refuses_schemas_that_are_not_strict(calm_server, schema, says):
+def test_refuses_schemas_that_are_not_strict(client_of, calm_server, schema, says):
     given = {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": schema}}
     with pytest.raises(openai.BadRequestError, match=says):
         client_of(calm_server).chat.completions.create(**generate() | {"response_format": given})
 
 
-def test_streams_the_same_answer(calm_server):
+def test_streams_the_same_answer(client_of, calm_server):
     client, body = client_of(calm_server), generate()
     whole = client.chat.completions.create(**body)
     text, usage = "", None
@@ -161,7 +157,7 @@ def test_streams_the_same_answer(calm_server):
     assert usage.completion_tokens == whole.usage.completion_tokens
 
 
-def test_faults_strike_as_scripted_and_end(llm_server):
+def test_faults_strike_as_scripted_and_end(client_of, llm_server):
     rules = [{"kind": "500", "times": 2}, {"kind": "drop", "times": 1}, {"kind": "refusal"}]
     server = llm_server(rules)
     client, body, seen = client_of(server), generate(), []
@@ -178,7 +174,7 @@ def test_faults_strike_as_scripted_and_end(llm_server):
     assert counts["stage"] == "generate"
 
 
-def test_a_batch_lives_as_it_does_at_openai(llm_server):
+def test_a_batch_lives_as_it_does_at_openai(client_of, llm_server):
     server = llm_server(batch_rows_per_s=500)
     client = client_of(server)
     bodies = [generate(n) for n in range(250)]
@@ -208,7 +204,7 @@ def test_a_batch_lives_as_it_does_at_openai(llm_server):
         (rows_of([generate() | {"model": "gpt-9"}]), "model_not_found"),
     ],
 )
-def test_a_batch_fails_its_validation(calm_server, data, code):
+def test_a_batch_fails_its_validation(client_of, calm_server, data, code):
     client = client_of(calm_server)
     batch, seen = finished(client, submit(client, data))
     assert seen == ["validating", "failed"]
@@ -216,7 +212,7 @@ def test_a_batch_fails_its_validation(calm_server, data, code):
     assert batch.output_file_id is None
 
 
-def test_batch_faults(llm_server):
+def test_batch_faults(client_of, llm_server):
     rules = [
         {"kind": "row_500", "rate": 0.2},
         {"kind": "row_error", "rate": 0.2},
@@ -251,7 +247,7 @@ def test_batch_faults(llm_server):
     assert 3 < sum("as you like" in text for text in contents) < 25
 
 
-def test_batches_are_listed_in_pages_and_cancelled(llm_server):
+def test_batches_are_listed_in_pages_and_cancelled(client_of, llm_server):
     client = client_of(llm_server(batch_rows_per_s=100))
     made = [submit(client, rows_of([generate(n)])).id for n in range(5)]
     assert [batch.id for batch in client.batches.list(limit=2)] == made[::-1]  # the client pages
@@ -266,7 +262,7 @@ def test_batches_are_listed_in_pages_and_cancelled(llm_server):
         assert next(iter(client.files.list(purpose="batch"))).purpose == "batch"
 
 
-def test_a_restarted_server_knows_what_it_knew(llm_server, tmp_path):
+def test_a_restarted_server_knows_what_it_knew(client_of, llm_server, tmp_path):
     server = llm_server([{"kind": "500", "times": 1}], state=tmp_path, batch_step_s=0.3)
     client, body = client_of(server), generate()
     with pytest.raises(openai.InternalServerError):
@@ -283,7 +279,7 @@ def test_a_restarted_server_knows_what_it_knew(llm_server, tmp_path):
     assert [made["status"] for made in stats["batches"]] == ["completed"]
 
 
-def test_rate_limit_tells_when_to_come_again(llm_server):
+def test_rate_limit_tells_when_to_come_again(client_of, llm_server):
     client, body = client_of(llm_server(rate=20, burst=2)), generate()
     first = client.chat.completions.with_raw_response.create(**body)
     assert first.headers["x-ratelimit-remaining-requests"] == "1"
@@ -296,10 +292,10 @@ def test_rate_limit_tells_when_to_come_again(llm_server):
     assert caught.value.code == "rate_limit_exceeded"
 
 
-def test_a_wrong_key_is_shown_in_part_as_openai_does(llm_server):
+def test_a_wrong_key_is_shown_in_part_as_openai_does(client_of, llm_server):
     server = llm_server(key="sk-right")
-    client = openai.OpenAI(base_url=server.base_url, api_key="sk-abcdefghijklmnop", max_retries=0)
+    client = client_of(server, "sk-abcdefghijklmnop")
     with pytest.raises(openai.AuthenticationError, match=r"sk-abcde\*+mnop"):
         client.models.list()
-    models = openai.OpenAI(base_url=server.base_url, api_key="sk-right").models.list()
+    models = client_of(server, "sk-right").models.list()
     assert "gpt-4o-mini" in [model.id for model in models]

@@ -12,7 +12,8 @@ DEMO = f"--config={CONFIGS}/medquad_minilm.py"
 
 
 def test_every_shipped_config_is_valid():
-    names = sorted(p.name for p in CONFIGS.glob("*.py"))
+    # data_*.py are the triplet factory's, see tests/data_pipeline/test_run.py
+    names = sorted(p.name for p in CONFIGS.glob("*.py") if not p.name.startswith("data_"))
     assert "medquad_minilm.py" in names
     for name in names:
         config = cfg.parse(["main", f"--config={CONFIGS / name}"])

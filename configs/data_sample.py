@@ -1,0 +1,28 @@
+"""The triplet factory on 20 pairs of the shipped PubMedQA sample, against a server of your own.
+
+Server:    anything that speaks OpenAI's wire format on port 8000: vLLM, llama.cpp, or the stand-in
+           of the tests, `python tests/data_pipeline/llm_server.py --port 8000`
+Command:   python -m data_pipeline.run --config=configs/data_sample.py
+Time:      seconds with the stand-in
+Result:    out/sample/audit.html, and the dataset out/sample/data/inf_ir/factory
+"""
+
+from ml_collections import ConfigDict
+
+from data_pipeline.config import defaults
+
+
+def get_config() -> ConfigDict:
+    """20 pairs of 200; --config.source.count=0 takes all."""
+    config = defaults()
+    config.out_dir = "out/sample"
+    config.source.kind = "beir"
+    config.source.path = "data_pipeline/samples/pubmedqa"
+    config.source.license = "mit"
+    config.source.count = 20
+
+    config.llm.base_url = "http://127.0.0.1:8000/v1"
+    for stage in (config.query, config.generate, config.judge):
+        stage.model = "local"
+        stage.price = (0.0, 0.0)
+    return config

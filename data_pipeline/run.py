@@ -1,0 +1,96 @@
+"""The triplet factory: from <query, passage> pairs to a validated corpus in TFRecords.
+
+    python -m data_pipeline.run --config=configs/data_msmarco.py --dry-run
+    python -m data_pipeline.run --config=configs/data_msmarco.py --max-usd=20
+
+Stages: pairs, generate, filter, judge, score, corpus, report, build. Run again, a stage whose input
+and settings are the same is reused, and no question that was ever answered is sent again: a run may
+be killed at any time. Corpus, report, audit page and journal are in `config.out_dir`.
+"""
+
+import contextlib
+import sys
+
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+from data_pipeline.config import check, defaults
+from data_pipeline.factory import STAGES, Factory
+from data_pipeline.summary_tables import report_tables
+from inf_jax.config import ReadLog, command_line, parse_flags, save_resolved
+from inf_jax.errors import UserError, main_guard
+
+
+def main(argv: list[str]) -> None:
+    """One run of a factory; the last line says where the corpus is."""
+    resolved, values = parse_flags(
+        argv, __doc__, defaults=defaults(), example="configs/data_msmarco.py", define=_define
+    )
+    check(resolved)
+    stages = values["stages"].value or list(STAGES)
+    if unknown := sorted(set(stages) - set(STAGES)):
+        raise UserError(f"--stages={','.join(unknown)}: only {','.join(STAGES)}")
+    stages = [stage for stage in STAGES if stage in stages]
+    factory = Factory(ReadLog(resolved), max_usd=values["max-usd"].value)
+    with contextlib.closing(factory):
+        if values["dry-run"].value:
+            factory.run(["pairs"])
+            _show_estimate(factory)
+            return
+        save_resolved(resolved, factory.out_dir / "config.json")
+        (factory.out_dir / "command.txt").write_text(command_line() + "\n")
+        try:
+            factory.run(stages)
+        finally:
+            _show_end(factory)
+
+
+def _define(values: flags.FlagValues) -> None:
+    flags.DEFINE_boolean(
+        "dry-run", False, "estimates the cost of what is left to ask, and ends", flag_values=values
+    )
+    flags.DEFINE_float(
+        "max-usd",
+        None,
+        "cap on the cost of the corpus, over all its runs, requests under way included",
+        lower_bound=0.0,
+        flag_values=values,
+    )
+    flags.DEFINE_list("stages", [], f"only these, of {','.join(STAGES)}", flag_values=values)
+
+
+def _show_end(factory: Factory) -> None:
+    """The tables and where everything is; of stages that were not run, nothing."""
+    console = Console(highlight=False, soft_wrap=True)
+    if factory.report:
+        for table in report_tables(factory.report):
+            console.print(table)
+        console.print(f"to look at and to judge: {factory.out_dir / 'audit.html'}")
+        console.print(f"corpus: {factory.out_dir / 'corpus' / 'train.jsonl'}, with DATA_CARD.md")
+    if factory.dataset:
+        data_dir = factory.dataset.parents[2]
+        console.print(
+            f"dataset: {factory.dataset}; to train on it:\n  python -m inf_jax.train "
+            "--config=configs/medquad_minilm.py --config.data.source=factory "
+            f"--config.data.dir={data_dir} --config.out_dir={factory.out_dir / 'run'}"
+        )
+
+
+def _show_estimate(factory: Factory) -> None:
+    table = Table(title="left to ask, estimated", title_justify="left")
+    for name in ("stage", "model", "answered", "requests", "tokens in", "tokens out", "USD"):
+        table.add_column(name, justify="left" if name in ("stage", "model") else "right")
+    found = factory.estimate()
+    for one in found:
+        numbers = (one.known, one.requests, one.prompt_tokens, one.completion_tokens)
+        table.add_row(one.stage, one.model, *(f"{n:,.0f}" for n in numbers), f"{one.usd:.2f}")
+    table.add_section()
+    table.add_row("", "", "", "", "", "", f"{sum(one.usd for one in found):.2f}")
+    Console(highlight=False).print(table)
+    print(f"spent so far: {factory.journal.spent()[0]:.2f} USD; nothing was sent")
+
+
+if __name__ == "__main__":
+    with main_guard():
+        main(sys.argv)

@@ -1,0 +1,244 @@
+"""The stage `pairs`: what is dropped, what the sample is, which type an item gets."""
+
+import itertools
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipeline.pairs import (
+    EVEN_TYPES,
+    PAIR_SOURCES,
+    draw_type,
+    make_items,
+    read_pairs,
+    sample,
+)
+from data_pipeline.schemas import INSTRUCTION_TYPES
+from data_pipeline.sources.pairs import SourcePair
+from data_pipeline.validate import Limits
+from inf_jax.errors import UserError
+
+
+def pair(number, query="a query", passage="a passage of words"):
+    return SourcePair(f"id{number}", query, passage)
+
+
+PAIRS = [pair(i) for i in range(500)]
+
+
+def ids(pairs):
+    return [p.id for p in pairs]
+
+
+@settings(deadline=None)
+@given(
+    names=st.lists(st.text(max_size=3), unique=True, min_size=1, max_size=40),
+    count=st.integers(1, 45),
+    more=st.integers(0, 10),
+    seed=st.integers(0, 3),
+    shuffled=st.randoms(use_true_random=False),
+)
+def test_sample_is_a_prefix_of_a_larger_one_whatever_the_order(names, count, more, seed, shuffled):
+    pairs = [SourcePair(name, "q", "p") for name in names]
+    small = list(sample(pairs, count=count, seed=seed))
+    assert len(small) == min(count, len(pairs))
+    assert len(set(ids(small))) == len(small)
+    shuffled.shuffle(pairs)
+    assert list(sample(pairs, count=count + more, seed=seed))[:count] == small
+
+
+def test_sample_is_fair_and_another_under_another_seed():
+    taken = Counter()
+    for seed in range(100):
+        taken.update(ids(sample(PAIRS[:50], count=10, seed=seed)))
+    # binomial(100, 0.2): mean 20, sd 4
+    assert len(taken) == 50
+    assert all(4 <= times <= 36 for times in taken.values())
+    assert ids(sample(PAIRS, count=9, seed=0)) != ids(sample(PAIRS, count=9, seed=1))
+
+
+def test_sample_holds_no_more_than_its_count():
+    class Tracked(str):
+        alive = 0
+
+        def __init__(self, _):
+            Tracked.alive += 1
+
+        def __del__(self):
+            Tracked.alive -= 1
+
+    most = 0
+
+    def stream():
+        nonlocal most
+        for i in range(2000):
+            most = max(most, Tracked.alive)
+            yield SourcePair(f"id{i}", "q", Tracked("a passage"))
+
+    assert len(list(sample(stream(), count=20, seed=0))) == 20
+    assert 20 <= most <= 24
+
+
+def test_all_pairs_stream_in_the_order_of_the_source():
+    endless = (pair(i) for i in itertools.count())
+    assert ids(itertools.islice(sample(endless, count=None, seed=0), 3)) == ["id0", "id1", "id2"]
+
+
+def test_impossible_count():
+    for count in (0, -1):
+        with pytest.raises(UserError, match=rf"count={count}: must be at least 1, or None"):
+            list(sample(PAIRS, count=count, seed=0))
+
+
+def test_repeated_id():
+    with pytest.raises(UserError, match=r"id 'id3' occurs twice in the source"):
+        list(sample([*PAIRS[:5], PAIRS[3]], count=None, seed=0))
+    [first, *_, last] = ids(sample(PAIRS, count=500, seed=0))
+    twice = {p.id: p for p in PAIRS}
+    for at in (0, 250, 500):  # wherever the copy stands
+        with pytest.raises(UserError, match=f"id {first!r} occurs twice"):
+            list(sample([*PAIRS[:at], twice[first], *PAIRS[at:]], count=3, seed=0))
+        assert len(list(sample([*PAIRS[:at], twice[last], *PAIRS[at:]], count=3, seed=0))) == 3
+
+
+def test_types_follow_their_weights():
+    types = {"audience": 3, "length": 1, "domain": 0}
+    drawn = Counter(draw_type(f"id{i}", types=types, seed=0) for i in range(4000))
+    # binomial(4000, 0.75): sd 27
+    assert set(drawn) == {"audience", "length"}
+    assert abs(drawn["audience"] - 3000) < 140
+    even = Counter(draw_type(f"id{i}", types=EVEN_TYPES, seed=0) for i in range(7000))
+    assert set(even) == set(INSTRUCTION_TYPES)
+    assert all(abs(number - 1000) < 150 for number in even.values())
+
+
+def test_type_depends_on_seed_and_id_and_not_on_the_order_of_the_types():
+    backwards = dict(reversed(EVEN_TYPES.items()))
+    one, same, other = (
+        [draw_type(p.id, types=types, seed=seed) for p in PAIRS]
+        for types, seed in ((EVEN_TYPES, 0), (backwards, 0), (EVEN_TYPES, 1))
+    )
+    assert one == same
+    assert 0 < sum(a == b for a, b in zip(one, other, strict=True)) < 150  # mean 71
+
+
+def test_another_mix_moves_ids_to_the_heavier_type_alone():
+    before = [draw_type(p.id, types={"format": 1, "length": 1}, seed=0) for p in PAIRS]
+    for more in ({"format": 2, "length": 1}, {"format": 1, "length": 1, "domain": 1}):
+        after = [draw_type(p.id, types=more, seed=0) for p in PAIRS]
+        moved = {(a, b) for a, b in zip(before, after, strict=True) if a != b}
+        assert moved
+        assert {b for _, b in moved} == {"format" if len(more) == 2 else "domain"}
+
+
+class Evaluation:
+    """Every text about the moon belongs to the evaluation set."""
+
+    def shares_query(self, text):
+        return "query" if "moon" in text else ""
+
+    def shares_passage(self, text):
+        return "near_passage" if "moon" in text else ""
+
+
+def test_what_becomes_no_item_is_counted_once():
+    pairs = [
+        pair("fit"),
+        pair("passage only", query=""),
+        pair("empty", passage=""),
+        pair("empty too", query="", passage=""),
+        pair("short", passage="two words"),
+        pair("long", passage="word " * 21),
+        pair("long query", query="word " * 6, passage="word " * 30),
+        pair("short query", query="one"),
+        pair("asked", query="the moon", passage="the very moon"),
+        pair("told", passage="about the moon"),
+    ]
+    limits = Limits(query_words=(2, 5), document_words=(3, 20))
+    dropped = Counter({"no such query": 1})  # a reader's own stay
+    items = list(make_items(pairs, dropped=dropped, limits=limits, evaluation=Evaluation()))
+    assert [(i.id, i.query, i.passage) for i in items] == [
+        ("idfit", "a query", "a passage of words"),
+        ("idpassage only", "", "a passage of words"),
+    ]
+    assert dropped == {
+        "no such query": 1,
+        "empty:passage": 2,
+        "too_short:passage": 1,
+        "too_long:passage": 1,
+        "too_long:query": 1,
+        "too_short:query": 1,
+        "shared_with_eval:query": 1,
+        "shared_with_eval:near_passage": 1,
+    }
+
+
+def test_items_are_new_and_sampled_after_the_filter():
+    pairs = [pair(i, passage="" if i % 2 else "a passage of words") for i in range(100)]
+    dropped = Counter()
+    items = list(make_items(pairs, dropped=dropped, count=20, seed=3))
+    assert len(items) == 20
+    assert dropped == {"empty:passage": 50, "not_sampled": 30}
+    assert ids(items) == ids(sample(pairs[::2], count=20, seed=3))
+    for item in items:
+        assert item.alive
+        assert item.example is None
+        assert item.instruction_type == draw_type(item.id, types=EVEN_TYPES, seed=3)
+
+
+def test_items_are_the_same_whatever_the_order_and_the_count():
+    shuffled = random.Random(0).sample(PAIRS, len(PAIRS))
+    few = list(make_items(PAIRS, dropped=Counter(), count=30))
+    assert list(make_items(shuffled, dropped=Counter(), count=90))[:30] == few
+    every = {i.id: i for i in make_items(PAIRS, dropped=Counter())}
+    assert [every[i.id] for i in few] == few
+
+
+def test_no_fit_pair():
+    with pytest.raises(UserError, match=r"no pair of the source is fit: 2 for 'empty:passage'; "):
+        list(make_items([pair(1, passage=""), pair(2, passage="")], dropped=Counter(), count=1))
+    with pytest.raises(UserError, match=r"no pair of the source is fit; give another source"):
+        list(make_items([], dropped=Counter()))
+
+
+@pytest.mark.parametrize(
+    ("types", "message"),
+    [
+        ({"tone": 1}, r"no instruction type 'tone'; choose of audience, format, "),
+        ({"length": -1}, r"length has weight -1; give a number of 0 or more"),
+        ({"length": float("nan")}, r"length has weight nan"),
+        ({"length": float("inf")}, r"length has weight inf"),
+        ({"length": 0}, r"no instruction type has a weight above 0"),
+        ({}, r"no instruction type has a weight above 0"),
+    ],
+)
+def test_bad_types(types, message):
+    with pytest.raises(UserError, match=message):
+        list(make_items(PAIRS, dropped=Counter(), types=types))
+
+
+def test_sources_by_name(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"query": "q", "response": "r", "own": "s"}\n')
+    [found] = read_pairs("metamath", tmp_path, dropped=Counter())
+    assert found == SourcePair("a.jsonl:1", "q", "r")
+    [found] = read_pairs("fields", tmp_path, dropped=Counter(), fields={"passage": "own"})
+    assert found == SourcePair("a.jsonl:1", "", "s")
+    (tmp_path / "corpus.jsonl").write_text('{"_id": "1", "text": "t"}\n')
+    [found] = read_pairs("beir", tmp_path, dropped=Counter(), passages_only=True)
+    assert found == SourcePair("1", "", "t")
+
+
+def test_unknown_source_or_option(tmp_path):
+    with pytest.raises(
+        UserError, match=rf"no source 'csv'; choose one of {', '.join(PAIR_SOURCES)}"
+    ):
+        read_pairs("csv", tmp_path, dropped=Counter())
+    with pytest.raises(
+        UserError, match=r"'beir' has no option 'splits', only split, min_score, passages_only"
+    ):
+        read_pairs("beir", tmp_path, dropped=Counter(), splits="dev")
+    with pytest.raises(UserError, match=r"'fields': .*'fields'; its options: fields"):
+        read_pairs("fields", tmp_path, dropped=Counter())
