@@ -1,7 +1,7 @@
 """What a model says about its task instead of doing it: refusals, remnants of prompt and format.
 
 A table to read and to add to. Measured to match no passage, question or instruction of MedQuAD,
-PubMedQA, NevIR and CondaQA (tests/data_pipeline/test_filters.py repeats it for MedQuAD).
+PubMedQA, NevIR and CondaQA (tests/data_pipeline/test_phrases.py repeats it for MedQuAD).
 """
 
 import re
@@ -10,7 +10,8 @@ from collections.abc import Iterator
 _CANNOT = r"(?:can(?:no|['’])t|can not|won['’]t|will not|(?:am|are) (?:not able|unable) to)"
 _HELP = r"(?:help|assist|comply|fulfil+|provide|generate|create|produce|write|answer|complete|do)"
 _MODEL = (
-    r"an? (?:AI|artificial intelligence|(?:large )?language model)(?: \w*(?:model|assistant))?[,.;]"
+    r"an? (?:AI|artificial intelligence|(?:large )?language model)"
+    r"(?: (?:\w+ )?(?:model|assistant))?"
 )
 _RESULT = (
     r"(?:passage|text|document|rewrite|rewriting|version|answer|response|output|query|instruction)"
@@ -22,7 +23,8 @@ REFUSALS = {
     "cannot_do_it": rf"\b(?:I|we) {_CANNOT} {_HELP} (?:\w+ ){{0,3}}(?:this|that|your|the)\b"
     r"(?: \w+){0,2} (?:request|task|content|instructions?|prompt|query|question)\b",
     "cannot_help": rf"\bI {_CANNOT} (?:help|assist)(?: you)? with (?:this|that)\b",
-    "as_an_ai": rf"\b(?:as|I am|I['’]m) (?:just |only )?{_MODEL}",
+    "as_an_ai": rf"\bas {_MODEL}(?:,| (?:developed|created|trained)\b)[^.\n]{{0,60}}?\bI\b|"
+    rf"\bI(?: am|['’]m) (?:just |only )?{_MODEL}[,.;]",
     "own_limits": r"\bmy (?:training data|knowledge cut-?off|safety guidelines|content policy)\b|"
     r"\bagainst my (?:programming|guidelines)\b|\bthe data I was trained on\b",
     "german": r"\bals (?:großes )?(?:KI|Sprachmodell|künstliche Intelligenz)(?:-\w+)?,? "
