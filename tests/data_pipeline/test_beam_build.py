@@ -5,6 +5,8 @@ import functools
 import gzip
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from data_pipeline.validate import Limits
 from inf_jax.config import ReadLog, defaults
 from inf_jax.errors import UserError
 from inf_jax.records import decode_example
-from inf_jax.run import load_model, text_config
+from inf_jax.run import load_model, text_config, tokenised_split
 from inf_jax.tfrecord import read_records
 from inf_jax.tokenise import tokenise
 
@@ -25,7 +27,8 @@ pytest.importorskip("apache_beam", reason="Apache Beam is an extra: pip install 
 
 from data_pipeline import beam_build, beam_steps, beam_tokenise, slices
 
-SAMPLES = Path(__file__).parents[2] / "data_pipeline" / "samples" / "medquad"
+ROOT = Path(__file__).parents[2]
+SAMPLES = ROOT / "data_pipeline" / "samples" / "medquad"
 ALIKE = "Tell me all that is known about it today, and who found it out: number {}."
 THREADS = ["--direct_running_mode=multi_threading", "--direct_num_workers=3"]
 WORDS = [f"{a}{b}" for a in "bdfgklmnprstvz" for b in ("ado", "ire", "opu", "ulen", "esta")]
@@ -250,8 +253,7 @@ def tokens(run, tmp_path_factory):
     )
 
 
-@pytest.mark.parametrize("options", [[], THREADS])
-def test_tokenised_bytes(run, tokens, options, tmp_path):
+def test_tokenised_bytes(run, tokens, tmp_path):
     run = run.copy_and_resolve_references()
     data = tmp_path / "data"
     data.mkdir()
@@ -259,7 +261,7 @@ def test_tokenised_bytes(run, tokens, options, tmp_path):
     run.data.dir = str(data)
 
     def call():
-        return beam_tokenise.tokenise(ReadLog(run), direct(*options), examples_per_shard=7)
+        return beam_tokenise.tokenise(ReadLog(run), direct(*THREADS), examples_per_shard=7)
 
     directory = call()
     assert directory.name == tokens.name
@@ -276,6 +278,23 @@ def test_tokenised_bytes(run, tokens, options, tmp_path):
     after = {path: path.stat().st_mtime_ns for path in directory.iterdir()}
     again = {path.name for path in after if after[path] != before.get(path)}
     assert again == {"manifest.json", index.name, index.name.removesuffix(".index.npz")}
+
+
+def test_tokenising_by_processes(run):
+    """The command as a user gives it; training then finds all done."""
+    command = [sys.executable, "-m", "data_pipeline.beam_tokenise"]
+    command += ["--config=configs/medquad_minilm.py", "--config.data.source=factory"]
+    command += [f"--config.data.dir={run.data.dir}", "--direct_running_mode=multi_processing"]
+    result = subprocess.run(
+        [*command, "--direct_num_workers=2"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    directory = Path(result.stdout.splitlines()[-1].removeprefix("tokenised records: "))
+    before = {path: path.stat().st_mtime_ns for path in directory.iterdir()}
+    config = ReadLog(run)
+    dataset = tokenised_split(config, load_model(config).tokenizer, "train")
+    assert dataset.directory == directory
+    assert {path: path.stat().st_mtime_ns for path in directory.iterdir()} == before
 
 
 def test_damaged_text_shard(run, tmp_path):
