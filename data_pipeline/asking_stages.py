@@ -151,6 +151,7 @@ class Asking:
                     pass
         finally:
             await asker.settle()
+            await self._endpoint.close()
 
     async def _make_asker(self) -> AsyncAsker | BatchAsker:
         batches = BatchAsker(

@@ -277,7 +277,9 @@ class BatchAsker:
         for key, one in sent.items():
             reply = replies.get(key, lost)
             price = self._prices.get(one.model)  # None: the model is no longer in the config
-            usd = price.usd(reply.usage, batch=True) if price else one.reserved
+            paid = reply.outcome == ANSWER or reply.outcome in BAD
+            usd = price.paid(reply.usage, one.reserved, batch=True) if price else one.reserved
+            usd = usd if paid else 0.0
             tokens = reply.usage.prompt_tokens, reply.usage.completion_tokens
             received.append(Received(one.id, reply.outcome, reply.text, *tokens, usd))
             settle(one.reserved, usd, unknown=reply.outcome == UNKNOWN)
