@@ -1,0 +1,145 @@
+"""The triplet factory's asking: requests a second, processor time and memory over many records.
+
+    python launch/bench.py factory [--records=100000] [--concurrency=64] [--write]
+
+The stage generate, through client, journal and budget, against the stand-in server of the tests in
+a process of its own on the same cores. A record is one request. A line each tenth of the records:
+what grows with their number would show in the memory.
+"""
+
+import argparse
+import asyncio
+import os
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from bench_tools import ROOT, publish, table
+
+HELP = "the triplet factory's requests a second and memory, against a server on this machine"
+_TENTHS = 10
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `bench.py factory`."""
+    add = parser.add_argument
+    add("--records", type=int, default=100_000, metavar="N", help="default: %(default)s")
+    add("--concurrency", type=int, default=64, metavar="N", help="default: %(default)s")
+    add("--write", action="store_true", help="append to launch/benchmarks.md")
+
+
+def main(args: argparse.Namespace, overrides: list[str]) -> None:
+    """The benchmark."""
+    if overrides:
+        raise SystemExit(f"error: bench.py factory has no config: {' '.join(overrides)}")
+    server = subprocess.Popen(
+        [sys.executable, ROOT / "tests" / "data_pipeline" / "llm_server.py", "--port", "0"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        base_url = re.search(r"http\S+", server.stdout.readline())[0]
+        with tempfile.TemporaryDirectory() as directory:
+            rows = asyncio.run(_run(args, base_url, Path(directory)))
+    finally:
+        server.kill()
+    first, last = rows[0], rows[-1]
+    text = table(
+        ("records", "requests/s", "CPU ms a request", "memory, MiB", "journal, MiB"),
+        [
+            (
+                f"{row['records']:,}",
+                f"{row['rate']:.0f}",
+                f"{row['cpu_ms']:.2f}",
+                f"{row['memory']:.0f}",
+                f"{row['journal']:.0f}",
+            )
+            for row in rows
+        ],
+    )
+    text += (
+        f"\n\n{args.records / sum(row['seconds'] for row in rows):.0f} requests a second over all; "
+        f"memory {last['memory'] - first['memory']:+.0f} MiB from {first['records']:,} to "
+        f"{last['records']:,} records. CPU is the client's alone."
+    )
+    publish("factory: asking", text, threads=os.cpu_count(), write=args.write)
+
+
+async def _run(args: argparse.Namespace, base_url: str, directory: Path) -> list[dict[str, Any]]:
+    from data_pipeline.asking import AsyncAsker
+    from data_pipeline.client import Endpoint
+    from data_pipeline.flow import each, ordered
+    from data_pipeline.generate import generate
+    from data_pipeline.items import Item
+    from data_pipeline.journal import Journal
+    from data_pipeline.llm import Asker, Prompt
+    from data_pipeline.money import Budget, price_of
+    from data_pipeline.stage_files import StageFile
+
+    os.environ.setdefault("OPENAI_API_KEY", "none")
+    endpoint = Endpoint(base_url=base_url, key_env="OPENAI_API_KEY", timeout_s=60.0)
+    journal = Journal(directory / "journal.sqlite")
+    model, budget = "gpt-4o-mini", Budget(journal, 1e6)
+    ask = AsyncAsker(
+        endpoint,
+        journal,
+        budget,
+        {model: price_of(model)},
+        concurrency=args.concurrency,
+        max_attempts=3,
+        give_up_s=60.0,
+    )
+    query = Asker("query", model, Prompt.read("query_v1"), 100)
+    triplet = Asker("generate", model, Prompt.read("generate_v1"), 3000)
+    passage = (
+        "Passage {} of a set of many, which says what there is to say on its own subject. " * 4
+    )
+    items = (
+        Item(str(n), f"what is subject {n}", passage.format(n, n, n, n), "format")
+        for n in range(args.records)
+    )
+    flow = ordered(
+        each(items),
+        lambda item: generate(item, ask, query=query, triplet=triplet),
+        window=ask.window,
+    )
+    rows, done, began, cpu = [], 0, time.monotonic(), _cpu()
+    with StageFile(directory, "generated", settings={}, source="").writing() as write:
+        async for item in flow:
+            write(item)
+            done += 1
+            if done % max(1, args.records // _TENTHS) == 0:
+                seconds, used = time.monotonic() - began, _cpu() - cpu
+                count = done - (rows[-1]["records"] if rows else 0)
+                rows.append(
+                    {
+                        "records": done,
+                        "seconds": seconds,
+                        "rate": count / seconds,
+                        "cpu_ms": 1000 * used / count,
+                        "memory": _memory(),
+                        "journal": sum(f.stat().st_size for f in directory.glob("journal*"))
+                        / 2**20,
+                    }
+                )
+                began, cpu = time.monotonic(), _cpu()
+    await ask.settle()
+    await endpoint.close()
+    journal.close()
+    return rows
+
+
+def _cpu() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def _memory() -> float:
+    """Resident memory of this process, MiB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
