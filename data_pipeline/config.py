@@ -8,6 +8,7 @@ import math
 
 from ml_collections import ConfigDict
 
+from data_pipeline.minhash import THRESHOLDS
 from data_pipeline.pairs import PAIR_SOURCES
 from data_pipeline.schemas import INSTRUCTION_TYPES
 from inf_jax.config_checks import keys_of, value_of
@@ -72,6 +73,7 @@ def defaults() -> ConfigDict:
                 "document_words": (5, 1200),
                 "languages": (),  # () is that of the pair's own passage
                 "near_duplicate": 0.8,  # Jaccard similarity; 1 for exact duplicates only
+                "near_same": 0.9,  # the same, between the passages of one example
                 "leak_words": 6,  # an instruction may not share so many in a row with a passage
             },
             "score": {
@@ -132,9 +134,12 @@ def check(config: ConfigDict) -> None:
         value = value_of(config, key)
         if len(value) != 2 or not 0 < value[0] <= value[1]:
             problems.append(f"{key}={tuple(value)}: least and most words, e.g. (1, 64)")
-    for key in ("evaluation.threshold", "filter.near_duplicate", "judge_2.share"):
-        if not 0 < value_of(config, key) <= 1:
-            problems.append(f"{key}={value_of(config, key)}: must be in (0, 1]")
+    if not 0 < config.judge_2.share <= 1:
+        problems.append(f"judge_2.share={config.judge_2.share}: must be in (0, 1]")
+    for key in ("evaluation.threshold", "filter.near_duplicate", "filter.near_same"):
+        value, (least, most) = value_of(config, key), THRESHOLDS
+        if value != 1 and not least <= value <= most:
+            problems.append(f"{key}={value}: from {least} to {most}, or 1 for equal texts only")
     problems += [
         f"{key} is empty: {what}"
         for key, what in (

@@ -89,11 +89,16 @@ class Factory:
           UserError: bad input, an endpoint that refuses, a full disk; what stages have written
             before stays. BudgetReached, at the end: what the cap allowed is done.
         """
-        for stage in stages:
-            if stage not in _ASKING:
-                getattr(self, f"_{stage}")()
-            elif stage == (wanted := [s for s in _ASKING if s in stages])[0]:
-                self._ask(wanted)
+        try:
+            for stage in stages:
+                if stage not in _ASKING:
+                    getattr(self, f"_{stage}")()
+                elif stage == (wanted := [s for s in _ASKING if s in stages])[0]:
+                    self._ask(wanted)
+        except UserError as error:
+            if self._asking.cap:  # e.g. too few examples for two splits: this is why
+                raise self._asking.cap from error
+            raise
         if self._asking.cap:
             raise self._asking.cap
 
@@ -215,6 +220,7 @@ class Factory:
             ),
             languages=tuple(own.languages),
             near_duplicate=own.near_duplicate,
+            near_same=own.near_same,
             leak_words=own.leak_words,
         )
         return ItemFilter(settings, self._evaluation())

@@ -23,7 +23,12 @@ from inf_jax.errors import UserError, main_guard
 
 
 def main(argv: list[str]) -> None:
-    """One run of a factory; the last line says where the corpus is."""
+    """One run of a factory; a UserError is one line and exit code 1."""
+    with main_guard():
+        _run(argv)
+
+
+def _run(argv: list[str]) -> None:
     resolved, values = parse_flags(
         argv, __doc__, defaults=defaults(), example="configs/data_msmarco.py", define=_define
     )
@@ -92,5 +97,4 @@ def _show_estimate(factory: Factory) -> None:
 
 
 if __name__ == "__main__":
-    with main_guard():
-        main(sys.argv)
+    main(sys.argv)
