@@ -12,6 +12,7 @@ collective is one of these:
 - between slices of TPUs, `send(...)` to the data-centre network's runtime and `send-done(...)`.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -269,7 +270,7 @@ def arrays(shape: str) -> list[tuple[str, tuple[int, ...], int]]:
 
 def sizes(shape: str) -> list[int]:
     """Bytes of an array, or of each of a tuple."""
-    return [BYTES.get(dtype, 1) * int(np.prod(dims)) for dtype, dims, _ in arrays(shape)]
+    return [BYTES.get(dtype, 1) * math.prod(dims) for dtype, dims, _ in arrays(shape)]
 
 
 def largest(shape: str) -> int:
@@ -289,33 +290,38 @@ def _result(instruction: Instruction, body: list[Instruction]) -> int:
     return max(sum(sizes(instruction.shape)) - taken, largest(instruction.shape))
 
 
+_AXES = re.compile(r"\breplica_groups=mesh\[([^\]]*)\](?:, device_ids=\((.*?)\))? \{([^}]*)\}")
+_LISTED = re.compile(r"\b(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}")
+_IOTA = re.compile(r"\breplica_groups=(\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?)")
+
+
 def _groups(rest: str) -> tuple[tuple[int, ...], ...]:
     """Who exchanges with whom, from any of the compiler's ways to write it."""
-    listed = re.search(r"\b(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}", rest)
-    if listed:
+    if listed := _LISTED.search(rest):
         found = re.findall(r"\{([\d,]+)\}", listed[1])
         return tuple(tuple(map(int, group.split(","))) for group in found)
-    axes = re.search(
-        r"\breplica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^)]*\)?)\))? *\{([^}]*)\}", rest
-    )
-    if axes:
+    if axes := _AXES.search(rest):  # devices in a grid with named axes, and the axes to go along
         names = re.findall(r"'([^']*)'=(\d+)", axes[1])
         shape = [int(size) for _, size in names]
-        devices = _iota(axes[2]) if axes[2] else np.arange(int(np.prod(shape)))
-        chosen = [i for i, (name, _) in enumerate(names) if f"'{name}'" in axes[3]]
-        others = [i for i in range(len(shape)) if i not in chosen]
-        grid = devices.reshape(shape).transpose(others + chosen)
-        return _rows(grid.reshape(-1, int(np.prod([shape[i] for i in chosen], initial=1))))
-    iota = re.search(r"\breplica_groups=(\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?)", rest)
+        devices = _iota(axes[2]) if axes[2] else np.arange(math.prod(shape))
+        along = [i for i, (name, _) in enumerate(names) if f"'{name}'" in axes[3]]
+        others = [i for i in range(len(shape)) if i not in along]
+        grid = devices.reshape(shape).transpose(others + along)
+        return _rows(grid.reshape(-1, math.prod(shape[i] for i in along)))
+    iota = _IOTA.search(rest)
     return _rows(_iota(iota[1])) if iota else ()
 
 
 def _iota(text: str) -> np.ndarray:
-    """`[2,4]<=[4,2]T(1,0)`: the numbers from 0 in the shape on the right, transposed, reshaped."""
-    shape, source, order = re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text).groups()
-    numbers = lambda x: [int(n) for n in x.split(",")]  # noqa: E731
-    grid = np.arange(int(np.prod(numbers(source)))).reshape(numbers(source))
-    return (grid.transpose(numbers(order)) if order else grid).reshape(numbers(shape))
+    """The numbers from 0 as `[2,4]<=[4,2]T(1,0)` has them: in the shape on the right, transposed,
+    in the shape on the left; or `[4,2]T(1,0)` alone, or a list of the numbers."""
+    found = re.fullmatch(r"(?:\[([\d,]+)\]<=)?\[([\d,]+)\](?:T\(([\d,]+)\)?)?", text)
+    if not found:
+        return np.array([int(n) for n in re.findall(r"\d+", text)])
+    shape, source, order = ([int(n) for n in x.split(",")] if x else None for x in found.groups())
+    grid = np.arange(math.prod(source)).reshape(source)
+    grid = grid.transpose(order) if order else grid
+    return grid.reshape(shape) if shape else grid
 
 
 def _rows(grid: np.ndarray) -> tuple[tuple[int, ...], ...]:

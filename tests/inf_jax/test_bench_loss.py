@@ -150,7 +150,6 @@ def test_product_flops(launch):
 def test_ring_costs_four_products_a_tile(launch):
     """Scores, the scores again, and two gradients; the dense engine three for each block."""
     from inf_jax.flops import product_flops
-
     from inf_jax.losses import contrastive_loss
     from inf_jax.mesh import make_mesh
 
