@@ -1,19 +1,19 @@
 """What a chip can do, from public documents.
 
-| figure                          | source                                                            |
-|---------------------------------|-------------------------------------------------------------------|
-| v4 peak, HBM                    | https://cloud.google.com/tpu/docs/v4                              |
-| v4 links                        | TPU v4, arXiv 2304.01433, table 4: 6 links of 50 GB/s             |
-| v4 DCN                          | https://jax-ml.github.io/scaling-book/tpus: 25 GB/s a host of 4   |
-| v5e (HBM, ICI, DCN a pod)       | https://docs.cloud.google.com/tpu/docs/v5e                        |
-| v5p (all)                       | https://docs.cloud.google.com/tpu/docs/v5p                        |
-| v6e, tpu7x (all)                | https://docs.cloud.google.com/tpu/docs/tpu7x, table "System ..."  |
-| usable HBM                      | what libtpu 0.0.42.1 refuses a program with                       |
-| passes of a float32 product     | https://docs.jax.dev/en/latest/jax.lax.html, jax.lax.Precision    |
+| figure                    | source                                                            |
+|---------------------------|-------------------------------------------------------------------|
+| v4: peak, HBM             | https://docs.cloud.google.com/tpu/docs/v4                         |
+| v4: links                 | TPU v4, arXiv 2304.01433, table 4: 6 links of 50 GB/s             |
+| v4: network               | https://jax-ml.github.io/scaling-book/tpus: 25 GB/s a host of 4   |
+| v5e: all                  | https://docs.cloud.google.com/tpu/docs/v5e                        |
+| v5p: all                  | https://docs.cloud.google.com/tpu/docs/v5p                        |
+| v6e, tpu7x: all           | https://docs.cloud.google.com/tpu/docs/tpu7x, its table of chips  |
+| usable HBM                | what libtpu 0.0.42.1 says it has when it refuses a program        |
+| rings (wraps)             | https://jax-ml.github.io/scaling-book/tpus                        |
 
-The documents give the interconnect as the sum of both directions of all links of a chip, so a link
-carries that over twice the links one way. The network between slices is given a pod (v5e: 6.4 Tbit/s
-for 256 chips) or a chip.
+The documents give the interconnect as the sum of both directions of all links of a chip: a link
+carries that over twice the number of links one way. The network between slices is given a chip, or
+a pod (v5e: 6.4 Tbit/s for 256 chips).
 """
 
 import dataclasses

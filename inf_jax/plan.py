@@ -4,11 +4,11 @@
     python -m inf_jax.plan --config=configs/x.py --topology=v5e:16x16 --search=batch_size
     python -m inf_jax.plan --config=configs/x.py --compare=v5e:16x16,v5p:8x8x8
 
-Compiles the step that training runs for the chips of a TPU topology, on any machine with libtpu (the
-extra aot; --topology=cpu:8 tries the command without). Neither data nor weights need be there: the
-model's shape is that of its config.json, or of plan_models.json; lengths are measured where the
-dataset is, else assumed. Seconds are a roofline's (inf_jax/roofline.py): a bound, not a measurement.
-A run that does not fit gives exit code 1 and says what would help.
+Compiles the step that training runs for the chips of a TPU topology, on any machine with libtpu
+(the extra aot; --topology=cpu:8 tries the command without). Neither data nor weights need be there:
+the model's shape is that of its config.json, or of plan_models.json; lengths are measured where the
+dataset is, else assumed. Seconds are a roofline's (inf_jax/roofline.py): a bound, not a
+measurement. A run that does not fit gives exit code 1 and says what would help.
 
 Options, beside --config and --config.KEY=VALUE:
   --topology=NAME         v4:AxBxC, v5e:AxB, v5p:AxBxC, v6e:AxB, tpu7x:AxBxC, or cpu:N
@@ -179,7 +179,7 @@ def show(found: dict[str, Any]) -> None:
         )
     rates, compiler = found["rates"], seconds["compiler"]
     table(
-        "predicted (a roofline: no step is faster)",
+        "predicted (a roofline: a bound from below)",
         [
             ("compute at peak, s", f"{seconds['compute']:.4f}"),
             ("memory at its rate, s", f"{seconds['memory']:.4f}"),
@@ -230,7 +230,7 @@ def unfit(found: dict[str, Any]) -> str:
     helps = "; ".join(f"--config.{o['key']}={o['value']} ({o['why']})" for o in found["advice"])
     return (
         f"{found['topology']}: a step needs {memory['needed'] / GIB:.2f} GiB of a device's "
-        f"{memory['limit'] / GIB:.2f}, {-memory['free'] / GIB:.2f} too much; what may help: "
+        f"{memory['limit'] / GIB:.2f}, {-memory['free'] / GIB:.2f} GiB too much; what may help: "
         f"{helps or 'more chips'}; or a smaller train.batch_size (--search=batch_size finds it)"
     )
 

@@ -118,8 +118,8 @@ def _assumed(
         fill=tokens * pairs / (chunks * sum(rows) * data.row_tokens),
         instructions=instructions,
         note=(
-            f"ASSUMED: queries of {query_tokens:g} tokens and passages of {passage_tokens:g} in the "
-            f"mean (--query_tokens, --passage_tokens); {why}"
+            f"ASSUMED: queries of {query_tokens:g} tokens and passages of {passage_tokens:g} in "
+            f"the mean (--query_tokens, --passage_tokens); {why}"
         ),
         measured=False,
     )

@@ -10,10 +10,11 @@ bound with the work. A collective of n devices whose result has S bytes takes
     reduce-scatter         S (n - 1)      / R
     all-to-all             S (n - 1) / n  / R   (no limit by the torus's bisection)
     collective-permute     S / one link
-    dcn                    S / the chip's share of the network, twice (s - 1) / s of it for all-reduce
+    dcn                    S / N, for all-reduce of s slices 2 S (s - 1) / s / N
 
-plus a microsecond a hop (Austin et al., How to Scale Your Model, jax-ml.github.io/scaling-book): R is
-one way over all links of the slice in use, or over one ring where a group is a part of the slice.
+plus a microsecond a hop (Austin et al., How to Scale Your Model, jax-ml.github.io/scaling-book).
+R is one way over all links of the slice in use, or over one ring where a group is a part of the
+slice; N is the chip's share of the network between slices.
 """
 
 import math

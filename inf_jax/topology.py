@@ -15,6 +15,7 @@ from inf_jax.errors import UserError
 # Else libtpu looks for the machine that it thinks it is on, and says so at length.
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # else one process a machine, by a lock file in /tmp
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",

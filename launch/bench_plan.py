@@ -1,4 +1,4 @@
-"""Plans of all shipped configs by ahead-of-time compilation for TPUs: no TPU needed, nothing is run.
+"""Plans of all shipped configs, compiled ahead of time for TPUs: nothing is run, no TPU needed.
 
     python launch/bench.py plan --write
     python launch/bench.py plan --only scaling/e5_large.py:v5e-1048576
@@ -7,8 +7,10 @@ Each plan is `python -m inf_jax.plan` in a process of its own; needs the extra a
 """
 
 import argparse
+import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -35,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `bench.py plan`."""
     add = parser.add_argument
     add("--only", nargs="+", default=[], metavar="CONFIG", help="of configs/, as in the table")
+    add("--cache", metavar="DIR", help="keep plans there; those that are there are not made again")
     add("--write", action="store_true", help="append the table to launch/benchmarks.md")
 
 
@@ -45,7 +48,7 @@ def main(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         raise SystemExit(f"error: --only: choose from {', '.join(p[0] for p in PROGRAMS)}")
     rows = []
     for config, topology, slices in programs:
-        found = plan(config, topology, slices, overrides)
+        found = plan(config, topology, slices, overrides, cache=args.cache)
         rows.append(_row(config, found))
         print(*rows[-1], sep="; ", flush=True)
     if any("NO" in row for row in rows):
@@ -54,18 +57,26 @@ def main(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     publish("plan", text, threads=os.cpu_count() or 1, write=args.write)
 
 
-def plan(config: str, topology: str, slices: int, overrides: Sequence[str]) -> dict[str, Any]:
+def plan(
+    config: str, topology: str, slices: int, overrides: Sequence[str], *, cache: str | None = None
+) -> dict[str, Any]:
     """The JSON of one plan; it is there also where the program does not fit (exit code 1)."""
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "plan.json"
+    name = re.sub(r"\W+", "-", f"{config} {topology} {slices} {' '.join(overrides)}") + ".json"
+    with contextlib.ExitStack() as stack:
+        folder = cache or stack.enter_context(tempfile.TemporaryDirectory())
+        file = Path(folder).resolve() / name
+        if file.exists():
+            return json.loads(file.read_text())
         command = [sys.executable, "-m", "inf_jax.plan", f"--config=configs/{config}"]
         command += [f"--topology={topology}", f"--slices={slices}", f"--json={file}", *overrides]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if not file.exists():
             raise SystemExit(f"error: {config} on {topology}: {done.stderr[-2000:]}")
         found = json.loads(file.read_text())
-    return found | {"compile_seconds": time.perf_counter() - started}
+        found["compile_seconds"] = time.perf_counter() - started
+        file.write_text(json.dumps(found, indent=2))
+    return found
 
 
 def summary(rows: Sequence[Sequence[str]], *, version: str, note: str) -> str:
@@ -93,10 +104,10 @@ def summary(rows: Sequence[Sequence[str]], *, version: str, note: str) -> str:
         "planned in s",
     )
     return (
-        f"`python -m inf_jax.plan`, libtpu {version}; lengths {note}. GiB, TFLOP and MiB are a chip's. "
-        "Seconds are a bound by the roofline of `inf_jax/roofline.py`, MFU, examples/s and hours "
-        "follow from it; beside it what the compiler's own count of cycles comes to at the chip's "
-        "clock. Nothing was run.\n\n" + table(header, rows)
+        f"`python -m inf_jax.plan`, libtpu {version}; lengths {note}. GiB, TFLOP and MiB are a "
+        "chip's. Seconds are a bound by the roofline of `inf_jax/roofline.py`; MFU, examples/s and "
+        "hours follow from it. Beside it what the compiler's own count of cycles comes to at the "
+        "chip's clock. Nothing was run.\n\n" + table(header, rows)
     )
 
 
