@@ -350,7 +350,13 @@ def test_assumed_lengths(tiny_config):
 
 
 @pytest.fixture
-def config_file(tiny_config, tmp_path):
+def config_file(tiny_config, tmp_path, monkeypatch):
+    quick = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+    monkeypatch.setattr(  # compiling is most of the time
+        "inf_jax.training.compiler_options",
+        lambda mesh: quick if mesh.devices.flat[0].platform == "cpu" else {},
+    )
+    tiny_config.train.health = False
     lines = ["from inf_jax.config import defaults", "def get_config():", "    c = defaults()"]
     for section, value in tiny_config.to_dict().items():
         values = value.items() if isinstance(value, dict) else [(None, value)]
@@ -394,7 +400,7 @@ def test_plan_of_virtual_devices(config_file, tiny_config, tmp_path, capsys, mon
     assert "| tiny.py | cpu:8 |" in text and len({x.count("|") for x in text.split("\n")[2:]}) == 1
 
 
-def test_unfit_says_what_helps(config_file, tmp_path, capsys):
+def test_unfit_says_what_helps(config_file, tiny_config, tmp_path, capsys):
     file = tmp_path / "plan.json"
     options = [f"--config={config_file}", f"--json={file}", "--compare=cpu:1,cpu:2"]
     plan.main([*options, "--hbm_gib=0.0009"])
@@ -403,14 +409,13 @@ def test_unfit_says_what_helps(config_file, tmp_path, capsys):
     over = one["hbm"]["needed"] - one["hbm"]["limit"]
     message = plan.unfit(one)
     assert one["hbm"]["free"] == -over < 0
-    assert f"{over / 2**30:.2f} too much" in message
+    assert f"{over / 2**30:.2f} GiB too much" in message
     for option in ("model.remat=full", "model.dtype=bfloat16", "train.chunks_per_device="):
         assert f"--config.{option}" in message
     assert "mesh.fsdp=2" in plan.unfit(two) and "mesh.fsdp" not in message
     # each piece of advice is a config that the checks let through
-    config = defaults()
     for option in two["advice"]:
-        planning.with_option(config, option["key"], option["value"])
+        planning.with_option(tiny_config, option["key"], option["value"])
 
 
 def fake_plan(per_example: float, limit: float):
