@@ -76,6 +76,7 @@ setup(
     packages=find_packages(include=["inf_jax*", "data_pipeline*"]),
     package_data={
         "data_pipeline": ["samples/**/*", "prompts/*", "audit_page/*", "prices.json"],
+        "inf_jax": ["plan_models.json"],
     },
     install_requires=BASE,
     extras_require=EXTRAS,

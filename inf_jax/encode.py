@@ -59,7 +59,7 @@ def encode_texts(
         texts = [np.concatenate(pair) for pair in zip(instructions, texts, strict=True)]
         lengths, texts_per_row = lengths + firsts, texts_per_row // 2
     tree = jax.device_put(tree, replicated(mesh))
-    compiled = jax.jit(encode, compiler_options=compiler_options())
+    compiled = jax.jit(encode, compiler_options=compiler_options(mesh))
     grid = {"rows": rows, "row_tokens": row_tokens, "texts_per_row": texts_per_row}
 
     # All texts are placed at once, longest first, so that the short ones fill the rows of the long

@@ -19,6 +19,17 @@ from inf_jax.tokenised import TokenisedDataset
 QUERY, PASSAGE, FIRST_EXTRA = 0, 1, 2
 
 
+def grids(*, towers: str, query_encoder: str, sampled: int) -> list[list[list[int]]]:
+    """`Layout.grids`; arguments as there."""
+    joint = query_encoder == "joint"
+    extra = list(range(FIRST_EXTRA, FIRST_EXTRA + (sampled if joint else 1)))
+    if joint:
+        shared, queries = [[QUERY], [PASSAGE], extra], [[QUERY], extra]
+    else:
+        shared, queries = [extra, [QUERY], [PASSAGE]], [extra, [QUERY]]
+    return [shared] if towers == "shared" else [queries, [[PASSAGE]]]
+
+
 class Layout:
     """The columns of one run.
 
@@ -36,13 +47,8 @@ class Layout:
 
     def __init__(self, dataset: TokenisedDataset, *, towers: str, query_encoder: str, sampled: int):
         self._dataset, self._joint = dataset, query_encoder == "joint"
-        extra = list(range(FIRST_EXTRA, FIRST_EXTRA + (sampled if self._joint else 1)))
-        self.columns = FIRST_EXTRA + len(extra)
-        if self._joint:
-            shared, queries = [[QUERY], [PASSAGE], extra], [[QUERY], extra]
-        else:
-            shared, queries = [extra, [QUERY], [PASSAGE]], [extra, [QUERY]]
-        self.grids = [shared] if towers == "shared" else [queries, [[PASSAGE]]]
+        self.grids = grids(towers=towers, query_encoder=query_encoder, sampled=sampled)
+        self.columns = sum(len(group) for grid in self.grids for group in grid)
 
     def lengths(self, examples: np.ndarray, drawn: np.ndarray) -> np.ndarray:
         """int64[p, columns], tokens of each text; 0 where it is absent.

@@ -82,6 +82,22 @@ class Deal(NamedTuple):
     drawn: np.ndarray
 
 
+def pairs_per_chunk(batch_size: int, chunks: int, *, whole_examples: bool) -> int:
+    """Pairs of a chunk, n; `whole_examples` (block I) keeps an example's pairs together.
+
+    Raises:
+      UserError: there are more chunks than pairs.
+    """
+    if batch_size * PAIRS_PER_EXAMPLE < chunks:
+        raise UserError(
+            f"train.batch_size={batch_size} gives fewer pairs than there are chunks "
+            f"({chunks}): raise it or lower train.chunks_per_device"
+        )
+    if whole_examples:
+        return -(-batch_size // chunks) * PAIRS_PER_EXAMPLE
+    return -(-batch_size * PAIRS_PER_EXAMPLE // chunks)
+
+
 class Loader:
     """Batches of a tokenised dataset by step number; threads may share it.
 
@@ -122,17 +138,13 @@ class Loader:
     ):
         if chunks % process_count:
             raise UserError(f"{chunks} chunks do not divide among {process_count} hosts")
-        if batch_size * PAIRS_PER_EXAMPLE < chunks:
-            raise UserError(
-                f"train.batch_size={batch_size} gives fewer pairs than there are chunks "
-                f"({chunks}): raise it or lower train.chunks_per_device"
-            )
         if not dataset.num_examples:
             raise UserError(f"{dataset.directory} holds no example")
         self.dataset, self.seed, self.batch_size = dataset, seed, batch_size
-        self.chunks, self.pairs_per_chunk = chunks, -(-batch_size * PAIRS_PER_EXAMPLE // chunks)
-        if instruction_negatives is not None:  # chunks of whole examples
-            self.pairs_per_chunk = -(-batch_size // chunks) * PAIRS_PER_EXAMPLE
+        self.chunks = chunks
+        self.pairs_per_chunk = pairs_per_chunk(
+            batch_size, chunks, whole_examples=instruction_negatives is not None
+        )
         self.row_tokens, self.texts_per_row = row_tokens, texts_per_row
         self.query_encoder, self.block_i = query_encoder, instruction_negatives is not None
         self.sampled = instruction_negatives or 0

@@ -81,12 +81,12 @@ def path_name(path) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def compiler_options() -> dict[str, bool]:
-    """XLA options of the training step on this platform.
+def compiler_options(mesh: Mesh) -> dict[str, bool]:
+    """XLA options of the training step for the platform of the mesh's devices.
 
     XLA's CPU scheduler trades memory for concurrency by default: 30 % more of it for the step, and
     slower.
     """
-    if jax.default_backend() == "cpu":
+    if mesh.devices.flat[0].platform == "cpu":
         return {"xla_cpu_enable_concurrency_optimized_scheduler": False}
     return {}

@@ -1,13 +1,14 @@
 """From a config to the things that the mains work with: model, texts, data, directories."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import NamedTuple
 
 from inf_jax.config import ReadLog
 from inf_jax.errors import UserError
 from inf_jax.models import hf
-from inf_jax.models.config import read_config
+from inf_jax.models.config import EncoderConfig, read_config
 from inf_jax.models.encoder import Encoder, EncoderOptions, make_encoder
 from inf_jax.text import TextConfig, TextTokenizer, load_tokenizer
 from inf_jax.tokenise import tokenise
@@ -35,15 +36,25 @@ class Model(NamedTuple):
 def load_model(config: ReadLog) -> Model:
     """The `model` section: directory, shape, options, tokenizer; weights are read by
     `Model.load`."""
+    directory = hf.resolve_model(config.model.name)
+    encoder = configured_encoder(config, read_config(directory), source=directory)
+    return Model(directory, encoder, load_tokenizer(directory))
+
+
+def configured_encoder(
+    config: ReadLog, shape: EncoderConfig, *, source: str | os.PathLike
+) -> Encoder:
+    """An encoder of this shape with the dropout and the options of the `model` section.
+
+    Raises:
+      UserError: texts may be longer than the shape has positions; names `source`.
+    """
     section = config.model
-    directory = hf.resolve_model(section.name)
-    shape = dataclasses.replace(
-        read_config(directory), dropout=section.dropout, attention_dropout=section.dropout
-    )
+    shape = dataclasses.replace(shape, dropout=section.dropout, attention_dropout=section.dropout)
     longest = max(config.data.max_query_tokens, config.data.max_passage_tokens)
     if longest > shape.max_positions:
         raise UserError(
-            f"config: texts of {longest} tokens, but {directory} has {shape.max_positions} "
+            f"config: texts of {longest} tokens, but {source} has {shape.max_positions} "
             "positions; lower data.max_query_tokens or data.max_passage_tokens"
         )
     options = EncoderOptions(
@@ -53,7 +64,7 @@ def load_model(config: ReadLog) -> Model:
         scan_layers=section.scan_layers,
         remat=section.remat,
     )
-    return Model(directory, make_encoder(shape, options), load_tokenizer(directory))
+    return make_encoder(shape, options)
 
 
 def text_config(config: ReadLog) -> TextConfig:

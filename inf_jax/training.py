@@ -12,10 +12,29 @@ from inf_jax.embed import Batch
 from inf_jax.errors import UserError
 from inf_jax.loader import Loader
 from inf_jax.mesh import compiler_options, make_mesh, replicated, state_shardings
+from inf_jax.models.encoder import Encoder
 from inf_jax.objective import Objective, parse_objective
 from inf_jax.optim import make_optimizer, make_schedule
 from inf_jax.run import Model, load_model, tokenised_split
 from inf_jax.step import TrainState, init_coefficients, init_params, make_train_step
+from inf_jax.text import TextTokenizer
+
+
+class Program(NamedTuple):
+    """The step of a run and its state, on a mesh whose devices need not be there (`plan`).
+
+    Attributes:
+      mesh, objective: as the config names them.
+      step: jitted (state, batch) -> (state, metrics); the state is donated.
+      shapes: TrainState of ShapeDtypeStructs with shardings.
+      init: jitted, one encoder's tree -> TrainState at step 0 on its shards.
+    """
+
+    mesh: jax.sharding.Mesh
+    objective: Objective
+    step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+    shapes: TrainState
+    init: Callable[[dict], TrainState]
 
 
 class Training(NamedTuple):
@@ -43,19 +62,32 @@ def make_training(config: ReadLog) -> Training:
     Raises:
       UserError: the model, the data or the mesh are not to be had as configured.
     """
-    train, data, optim, loss = config.train, config.data, config.optim, config.loss
     model, mesh = load_model(config), make_mesh(fsdp=config.mesh.fsdp)
+    program = make_program(config, model.encoder, mesh, source=model.directory)
+    return Training(
+        model=model,
+        mesh=mesh,
+        objective=program.objective,
+        loader=make_loader(config, model.tokenizer, devices=mesh.size),
+        step=program.step,
+        shapes=program.shapes,
+        fresh=lambda: program.init(model.load().params),
+    )
+
+
+def make_loader(config: ReadLog, tokenizer: TextTokenizer, *, devices: int) -> Loader:
+    """The loader of the training split, for a mesh of so many devices.
+
+    Raises:
+      UserError: there is no such dataset, or it cannot be dealt to these devices.
+    """
+    train, data, loss = config.train, config.data, config.loss
     objective, sampled = parse_objective(loss.objective), loss.instruction_negatives
-    width = model.encoder.config.width
-    if max(loss.dims, default=0) > width:
-        raise UserError(f"loss.dims={loss.dims}: {model.directory} has embeddings of {width}")
-    if loss.engine == "blockwise" and mesh.size > 1:
-        raise UserError(f"loss.engine=blockwise is for one device, here are {mesh.size}: use ring")
-    loader = Loader(
-        tokenised_split(config, model.tokenizer, data.train_split),
+    return Loader(
+        tokenised_split(config, tokenizer, data.train_split),
         seed=config.seed,
         batch_size=train.batch_size,
-        chunks=mesh.size * train.chunks_per_device,
+        chunks=devices * train.chunks_per_device,
         steps=train.steps,
         row_tokens=data.row_tokens,
         texts_per_row=data.texts_per_row,
@@ -65,6 +97,28 @@ def make_training(config: ReadLog) -> Training:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+
+
+def make_program(
+    config: ReadLog, encoder: Encoder, mesh: jax.sharding.Mesh, *, source: object
+) -> Program:
+    """The step for an encoder on a mesh: no data, no weights, and no device that can run it.
+
+    Args:
+      encoder: with the options of the `model` section.
+      mesh: of devices of one platform, this machine's or a topology's.
+      source: where the encoder's shape is from, for messages.
+
+    Raises:
+      UserError: the loss does not suit the encoder or the mesh, or the mesh does not divide the
+        parameters.
+    """
+    train, data, optim, loss = config.train, config.data, config.optim, config.loss
+    objective, width = parse_objective(loss.objective), encoder.config.width
+    if max(loss.dims, default=0) > width:
+        raise UserError(f"loss.dims={loss.dims}: {source} has embeddings of {width}")
+    if loss.engine == "blockwise" and mesh.size > 1:
+        raise UserError(f"loss.engine=blockwise is for one device, here are {mesh.size}: use ring")
     schedule = make_schedule(
         lr=optim.lr,
         steps=train.steps,
@@ -82,11 +136,9 @@ def make_training(config: ReadLog) -> Training:
     )
     instructed = None
     if config.model.query_encoder == "attention":
-        instructed = functools.partial(
-            model.encoder.encode_instructed, max_tokens=data.max_query_tokens
-        )
+        instructed = functools.partial(encoder.encode_instructed, max_tokens=data.max_query_tokens)
     step = make_train_step(
-        model.encoder.encode,
+        encoder.encode,
         objective,
         tx,
         scale=loss.scale,
@@ -116,21 +168,19 @@ def make_training(config: ReadLog) -> Training:
         return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
 
     # Shapes first: the state is born on its shards, from a checkpoint or from the backbone.
-    shapes = jax.eval_shape(init, jax.eval_shape(model.encoder.init, jax.random.key(0)))
+    shapes = jax.eval_shape(init, jax.eval_shape(encoder.init, jax.random.key(0)))
     shardings = state_shardings(mesh, shapes)
-    return Training(
-        model=model,
+    return Program(
         mesh=mesh,
         objective=objective,
-        loader=loader,
         step=jax.jit(
             step,
             donate_argnums=0,
             out_shardings=(shardings, replicated(mesh)),
-            compiler_options=compiler_options(),
+            compiler_options=compiler_options(mesh),
         ),
         shapes=jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
         ),
-        fresh=lambda: jax.jit(init, out_shardings=shardings)(model.load().params),
+        init=jax.jit(init, out_shardings=shardings),
     )

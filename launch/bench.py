@@ -3,6 +3,7 @@
     python launch/bench.py train --help
     python launch/bench.py loss --help
     python launch/bench.py factory --help
+    python launch/bench.py plan --help
 
 Each contender runs in a process of its own, and they take turns, so that whatever else the machine
 does hits all of them: only the ratios within one run mean something.
@@ -12,10 +13,16 @@ import argparse
 
 import bench_factory
 import bench_loss
+import bench_plan
 import bench_train
 
 # name -> module with `HELP`, `add_arguments(parser)` and `main(args, overrides)`
-COMMANDS = {"train": bench_train, "loss": bench_loss, "factory": bench_factory}
+COMMANDS = {
+    "train": bench_train,
+    "loss": bench_loss,
+    "factory": bench_factory,
+    "plan": bench_plan,
+}
 
 
 def main() -> None:

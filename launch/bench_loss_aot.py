@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import bench_hlo
 from bench_loss_report import save
 from bench_tools import Worker, publish, serve, table
 
@@ -82,6 +81,8 @@ def compiler(args: argparse.Namespace) -> Callable[[dict | None], Any]:
         ) from None
     import jax
 
+    from inf_jax.hlo import collectives
+
     def answer(program: dict | None) -> Any:
         if program is None:
             return f"jax {jax.__version__}, libtpu {libtpu}"
@@ -93,7 +94,7 @@ def compiler(args: argparse.Namespace) -> Callable[[dict | None], Any]:
             return {"flops": flops, "seconds": time.perf_counter() - started, **_demand(str(error))}
         memory = compiled.memory_analysis()
         at_rest = memory.argument_size_in_bytes + memory.output_size_in_bytes
-        found = bench_hlo.collectives(compiled.as_text())
+        found = collectives(compiled.as_text())
         kinds: dict[str, list[int]] = {}
         for c in found:
             count = kinds.setdefault(c.kind, [0, 0, 0, 0])
@@ -121,6 +122,7 @@ def _trace(program: dict, *, dim: int):
     from jax.experimental import topologies
 
     from inf_jax.blocks import TextIds
+    from inf_jax.flops import product_flops
     from inf_jax.losses import TILES, contrastive_loss
     from inf_jax.mesh import batch_sharding, make_mesh
 
@@ -155,38 +157,6 @@ def _trace(program: dict, *, dim: int):
     step = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
     traced = jax.jit(step, out_shardings=((None, None), (rows, rows))).trace(vectors, vectors, more)
     return traced, product_flops(traced.jaxpr.jaxpr, devices=mesh.size)
-
-
-def product_flops(jaxpr, *, devices: int = 1) -> float:
-    """Floating-point operations a device of a traced program's matrix products.
-
-    Loops are counted out, which the compiler's own cost analysis does not do. Of branches the
-    dearest counts; a while loop without a static number of turns counts once.
-
-    Args:
-      jaxpr: what is traced.
-      devices: over which the work outside shard_map is split evenly.
-    """
-    total = 0.0
-    for equation in jaxpr.eqns:
-        name, params = equation.primitive.name, equation.params
-        if name == "dot_general":
-            (contracted, _), _ = params["dimension_numbers"]
-            shape = equation.invars[0].aval.shape
-            depth = 1
-            for axis in contracted:
-                depth *= shape[axis]
-            total += 2 * depth * equation.outvars[0].aval.size / devices
-        elif name == "cond":
-            total += max(product_flops(b.jaxpr, devices=devices) for b in params["branches"])
-        else:
-            times = params["length"] if name == "scan" else 1
-            inside = 1 if name == "shard_map" else devices  # shapes in there are a device's own
-            for value in params.values():
-                inner = getattr(value, "jaxpr", value)
-                if hasattr(inner, "eqns"):
-                    total += times * product_flops(inner, devices=inside)
-    return total
 
 
 def _demand(message: str) -> dict[str, Any]:

@@ -148,7 +148,7 @@ def jax_cells(args: argparse.Namespace) -> Callable[[str, str, int], Cell]:
             )[0]
 
         step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(*arrays)
-        step = step.compile(compiler_options())
+        step = step.compile(compiler_options(mesh))
 
         def figures(result) -> dict[str, float]:
             return _figures(result[0], [np.asarray(x) for x in result[1]], vectors)

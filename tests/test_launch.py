@@ -96,13 +96,11 @@ def test_shipped_modules_import_no_torch_and_no_tensorflow():
 
 
 def test_package_data_has_all_that_is_no_code(metadata):
-    folder = ROOT / "data_pipeline"
-    patterns = metadata["package_data"]["data_pipeline"]
-    shipped = {p for pattern in patterns for p in folder.glob(pattern) if p.is_file()}
-    assert {"train.jsonl.gz", "dev.jsonl.gz", "LICENSE.txt"} <= {p.name for p in shipped}
-    # whatever is no code is data
-    files = (p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
-    assert {p for p in files if p.suffix != ".py"} == shipped
+    for package in ("data_pipeline", "inf_jax"):
+        folder, patterns = ROOT / package, metadata["package_data"][package]
+        shipped = {p for pattern in patterns for p in folder.glob(pattern) if p.is_file()}
+        files = (p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+        assert {p for p in files if p.suffix != ".py"} == shipped
     assert {"inf_jax", "inf_jax.models", "data_pipeline.sources"} <= set(metadata["packages"])
 
 

@@ -1,0 +1,60 @@
+"""Large batches: E5-large-v2, multi(P,IQ), 4 thousand to a million pairs a step on v5e or v5p.
+
+Command:   python -m inf_jax.train --config=configs/scaling/e5_large.py:v5e-65536
+Plan:      python launch/scaling.py [v5e-65536 ...]   refuses what does not fit
+Hardware:  v5e:16x16 (256 chips) or v5p:8x8x8 (512 chips), see launch/benchmarks.md for their plans
+Time:      not run yet, nothing measured.
+
+One function makes all of them; a name is a chip and a number of pairs. The batch counts pairs: each
+gives a row, and every other pair is its negative. `train.batch_size` counts examples of three
+pairs, so 1,048,576 are 349,525 examples and one empty slot. The rate is 1e-5 at 4,096 pairs and
+grows with the square root of the batch; all runs see as many pairs.
+"""
+
+from ml_collections import ConfigDict
+
+from inf_jax.config import defaults
+
+TOPOLOGIES = {"v5e": ("v5e:16x16", 256), "v5p": ("v5p:8x8x8", 512)}
+PAIRS = tuple(4096 * 4**n for n in range(5))  # to 1,048,576
+NAMES = tuple(f"{chip}-{pairs}" for chip in TOPOLOGIES for pairs in PAIRS)
+
+RUN_PAIRS = 2**26  # of every run
+CHUNK_PAIRS = {"v5e": 64, "v5p": 256}  # of a device at once; above that, GradCache
+
+
+def get_config(name: str = "v5e-65536") -> ConfigDict:
+    """The config of "CHIP-PAIRS", a name of NAMES."""
+    if name not in NAMES:
+        raise ValueError(f"{name!r}: one of {', '.join(NAMES)}")
+    chip, pairs = name.split("-")
+    pairs, (_, chips) = int(pairs), TOPOLOGIES[chip]
+
+    config = defaults()
+    config.out_dir = f"out/scaling/e5_large-{name}"
+
+    config.data.source = "inf_ir"
+    config.data.query_template = "query: {query} {instruction}"  # E5's prefixes
+    config.data.passage_template = "passage: {passage}"
+    config.data.max_query_tokens = 128
+    config.data.max_passage_tokens = 256
+    config.data.row_tokens = 256
+
+    config.model.name = "intfloat/e5-large-v2"
+    config.model.dtype = "bfloat16"
+    config.model.remat = "full"
+
+    config.loss.objective = "multi(P,IQ)"
+    config.loss.scale = 1 / (0.05 + 1e-4)
+    config.loss.tile_dtype = "bfloat16"  # float32 products take six passes of the matrix unit
+
+    config.optim.lr = 1e-5 * (pairs / 4096) ** 0.5
+    config.train.steps = RUN_PAIRS // pairs
+    config.optim.warmup_steps = config.train.steps // 16
+    config.train.batch_size = pairs // 3
+    config.train.chunks_per_device = max(1, pairs // chips // CHUNK_PAIRS[chip])
+    config.train.checkpoint_every = max(1, config.train.steps // 16)
+    # Only GradCache gathers the weights once a step; without it the compiler splits the products
+    # over the shards and moves activations instead, ten times the bytes.
+    config.mesh.fsdp = 8 if config.train.chunks_per_device > 1 else 1
+    return config

@@ -1,0 +1,148 @@
+"""Plans of all shipped configs, compiled ahead of time for TPUs: nothing is run, no TPU needed.
+
+    python launch/bench.py plan --write
+    python launch/bench.py plan --only scaling/e5_large.py:v5e-1048576
+
+Each plan is `python -m inf_jax.plan` in a process of its own; needs the extra aot (libtpu).
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench_tools import ROOT, publish, table
+
+HELP = "does each shipped config fit its TPUs, and how long is a step"
+
+# config, topology, slices
+PROGRAMS = (
+    ("medquad_minilm.py", "v5e:2x2", 1),
+    ("inf_ir_e5_base.py", "v5e:2x4", 1),
+    *((f"scaling/e5_large.py:v5e-{4096 * 4**n}", "v5e:16x16", 1) for n in range(5)),
+    *((f"scaling/e5_large.py:v5p-{4096 * 4**n}", "v5p:8x8x8", 1) for n in range(5)),
+    ("scaling/e5_large.py:v5e-1048576", "v5e:16x16", 2),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `bench.py plan`."""
+    add = parser.add_argument
+    add("--only", nargs="+", default=[], metavar="CONFIG", help="of configs/, as in the table")
+    add("--cache", metavar="DIR", help="keep plans there; those that are there are not made again")
+    add("--write", action="store_true", help="append the table to launch/benchmarks.md")
+
+
+def main(args: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """Plans one after another, prints the table."""
+    programs = [p for p in PROGRAMS if not args.only or p[0] in args.only]
+    if not programs:
+        raise SystemExit(f"error: --only: choose from {', '.join(p[0] for p in PROGRAMS)}")
+    rows = []
+    for config, topology, slices in programs:
+        found = plan(config, topology, slices, overrides, cache=args.cache)
+        rows.append(_row(config, found))
+        print(*rows[-1], sep="; ", flush=True)
+    if any("NO" in row for row in rows):
+        print("error: a shipped config does not fit", file=sys.stderr)
+    text = summary(rows, version=_libtpu(), note=found["batch"]["note"].partition(";")[0])
+    publish("plan", text, threads=os.cpu_count() or 1, write=args.write)
+
+
+def plan(
+    config: str, topology: str, slices: int, overrides: Sequence[str], *, cache: str | None = None
+) -> dict[str, Any]:
+    """The JSON of one plan; it is there also where the program does not fit (exit code 1)."""
+    started = time.perf_counter()
+    name = re.sub(r"\W+", "-", f"{config} {topology} {slices} {' '.join(overrides)}") + ".json"
+    with contextlib.ExitStack() as stack:
+        folder = cache or stack.enter_context(tempfile.TemporaryDirectory())
+        file = Path(folder).resolve() / name
+        if file.exists():
+            return json.loads(file.read_text())
+        command = [sys.executable, "-m", "inf_jax.plan", f"--config=configs/{config}"]
+        command += [f"--topology={topology}", f"--slices={slices}", f"--json={file}", *overrides]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if not file.exists():
+            raise SystemExit(f"error: {config} on {topology}: {done.stderr[-2000:]}")
+        found = json.loads(file.read_text())
+        found["compile_seconds"] = time.perf_counter() - started
+        file.write_text(json.dumps(found, indent=2))
+    return found
+
+
+def summary(rows: Sequence[Sequence[str]], *, version: str, note: str) -> str:
+    """The table.
+
+    Args:
+      rows: of `_row`.
+      version: of libtpu.
+      note: where the texts' lengths are from.
+    """
+    header = (
+        "config",
+        "chips",
+        "pairs a step",
+        "GiB needed",
+        "fits",
+        "model TFLOP",
+        "compiled TFLOP",
+        "collectives MiB",
+        "s a step, roofline",
+        "s, compiler's cycles",
+        "MFU",
+        "examples/s",
+        "run h",
+        "planned in s",
+    )
+    return (
+        f"`python -m inf_jax.plan`, libtpu {version}; lengths {note}. GiB, TFLOP and MiB are a "
+        "chip's. Seconds are a bound by the roofline of `inf_jax/roofline.py`; MFU, examples/s and "
+        "hours follow from it. Beside it what the compiler's own count of cycles comes to at the "
+        "chip's clock. Nothing was run.\n\n" + table(header, rows)
+    )
+
+
+def _row(config: str, found: dict[str, Any]) -> tuple[str, ...]:
+    memory, batch = found["hbm"], found["batch"]
+    chips = f"{found['slices']} x " if found["slices"] > 1 else ""
+    row = (
+        config,
+        chips + found["topology"],
+        f"{batch['pairs']:,.0f}",
+        f"{memory['needed'] / 2**30:.2f} of {memory['limit'] / 2**30:.2f}",
+        "yes" if memory["fits"] else "NO",
+    )
+    if "seconds" not in found:
+        return (*row, *[""] * 8, f"{found['compile_seconds']:.0f}")
+    flops, seconds, rates = found["flops"], found["seconds"], found["rates"]
+    moved = sum(c["bytes"] for c in found["collectives"])
+    return (
+        *row,
+        f"{flops['model'] / 1e12:,.2f}",
+        f"{flops['compiled'] / 1e12:,.2f}",
+        f"{moved / 2**20:,.0f}",
+        f"{seconds['step']:.4f}",
+        f"{seconds['compiler']:.4f}" if seconds["compiler"] else "",
+        f"{rates['mfu']:.1%}",
+        f"{rates['examples_per_second']:,.0f}",
+        f"{rates['run_hours']:.2f}",
+        f"{found['compile_seconds']:.0f}",
+    )
+
+
+def _libtpu() -> str:
+    import importlib.metadata
+
+    try:
+        return importlib.metadata.version("libtpu")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
