@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 from data_pipeline.asking import AsyncAsker
+from data_pipeline.batch_course import BatchCourse
 from data_pipeline.batches import BatchAsker
 from data_pipeline.client import Endpoint
 from data_pipeline.flow import each, one_by_one, ordered, tapped
@@ -93,9 +94,8 @@ class Asking:
         max_usd: float | None,
     ):
         llm = config.llm
-        self._endpoint = Endpoint(
-            base_url=llm.base_url, key_env=llm.key_env, timeout_s=llm.timeout_s
-        )
+        self._base_url, self._key_env, self._timeout_s = llm.base_url, llm.key_env, llm.timeout_s
+        self._endpoint: Endpoint | None = None
         self._out_dir, self._journal, self._models = out_dir, journal, models
         self.budget = Budget(journal, max_usd)
         self._mode, self._max_attempts = llm.mode, llm.max_attempts
@@ -103,6 +103,12 @@ class Asking:
         self._batch_requests, self._poll_s = llm.batch_requests, llm.batch_poll_s
         self.cap: BudgetReached | None = None
         self._asker: AsyncAsker | BatchAsker | None = None
+
+    def connect(self) -> None:
+        """Makes the client; raises UserError where there is no key, before any long work."""
+        self._endpoint = self._endpoint or Endpoint(
+            base_url=self._base_url, key_env=self._key_env, timeout_s=self._timeout_s
+        )
 
     def run(
         self,
@@ -123,6 +129,7 @@ class Asking:
         Raises:
           UserError: what stops a run; all answers are in the journal then, and no file is written.
         """
+        self.connect()
         asyncio.run(self._run(items, total, files, check))
 
     async def _run(
@@ -152,17 +159,24 @@ class Asking:
         finally:
             await asker.settle()
             await self._endpoint.close()
+            self._endpoint = None
 
     async def _make_asker(self) -> AsyncAsker | BatchAsker:
+        course = BatchCourse(
+            self._endpoint,
+            self._journal,
+            self._out_dir / "batches",
+            poll_s=self._poll_s,
+            give_up_s=self._give_up_s,
+        )
         batches = BatchAsker(
             self._endpoint,
             self._journal,
             self.budget,
             self._models.prices,
-            directory=self._out_dir / "batches",
+            course=course,
             batch_requests=self._batch_requests,
             max_attempts=self._max_attempts,
-            poll_s=self._poll_s,
         )
         if self._mode == "batch":
             return batches

@@ -14,7 +14,8 @@ from inf_jax.errors import UserError
 
 ENDED = ("completed", "failed", "expired", "cancelled")
 _LABEL = "inf_jax_batch"  # the batch's metadata that holds our name of it
-_RETRIES = 8  # of calls that can be repeated; the client waits longer each time
+_RETRIES = 4  # of calls that can be repeated; the client waits longer each time
+_PASSING = (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +39,15 @@ class State:
     problem: str
 
 
+class Unreachable(UserError):
+    """The endpoint did not answer, or not now: the call may be repeated."""
+
+
 class BatchApi:
     """The Batch API of one endpoint.
 
-    Every method raises UserError, without secrets, where the endpoint refuses or cannot be reached.
+    Every method raises UserError, without secrets, where the endpoint refuses, and Unreachable
+    where it does not answer.
     """
 
     def __init__(self, endpoint: Endpoint):
@@ -72,7 +78,7 @@ class BatchApi:
             )
         except (openai.APIConnectionError, openai.InternalServerError):
             raise
-        except openai.APIError as error:
+        except openai.APIError as error:  # of these the endpoint has said that there is no batch
             raise self._refused(f"submit the batch {name}", error) from None
         return found.id
 
@@ -127,7 +133,9 @@ class BatchApi:
         elif isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
             remedy = "check the key; " + remedy
         reason = self._endpoint.clean(str(error.message))
-        return UserError(f"{self._endpoint.name}: cannot {what}: {reason}; {remedy}")
+        again = isinstance(error, _PASSING)
+        kind = Unreachable if again else UserError
+        return kind(f"{self._endpoint.name}: cannot {what}: {reason}; {remedy}")
 
 
 def _objects(text: str) -> Iterator[dict[str, Any]]:

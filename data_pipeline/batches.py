@@ -1,40 +1,28 @@
 """Asks by the Batch API: half the price, answers within a day, nothing submitted twice.
 
-A batch's steps are events in the journal, each written when it is done:
-
-    planned    requests written to `batches/<name>.jsonl` and, as sent, to the journal
-    uploaded   the endpoint's id of the file
-    submitted  the endpoint's id of the batch
-    ended      all its requests have a row in `received`
-
-A run that is killed goes on after the newest of them. Between uploaded and submitted the endpoint
-is asked whether it knows a batch of this name: it is found again and never submitted twice. Rows
-that failed or are missing are asked again, in another batch.
+Questions are gathered into batches, see `batch_course`; rows that failed or are missing are asked
+again, in another batch.
 """
 
 import asyncio
 import contextlib
 import dataclasses
-import json
-import secrets
 from collections.abc import Callable
-from pathlib import Path
-
-import openai
+from typing import Any
 
 from data_pipeline.asking import Result, known
-from data_pipeline.batch_api import ENDED, BatchApi, State
+from data_pipeline.batch_api import State
+from data_pipeline.batch_course import BatchCourse
 from data_pipeline.client import Endpoint, Reply, read_answer
-from data_pipeline.journal import ANSWER, BAD, REJECTED, UNKNOWN, UNPAID, Journal, Received, Sent
+from data_pipeline.journal import ANSWER, BAD, REJECTED, UNKNOWN, UNPAID, Journal, Received
 from data_pipeline.llm import Request
-from data_pipeline.money import Budget, Price
-from inf_jax.atomic import atomic_file
+from data_pipeline.money import Budget, BudgetReached, Price
 from inf_jax.errors import UserError
 
 MOST_BYTES = 190_000_000  # of a batch's file; the API takes 200 MB
 _LINGER_S = 0.3  # without a new question: what has come together is sent
 _FAILED_IN_A_ROW = 3  # batches without any answer, after which the run stops
-_SUBMIT_TRIES = 6
+_CROWDED_IN_A_ROW = 30  # the same, of batches for which there was no room beside others
 
 
 @dataclasses.dataclass
@@ -49,10 +37,9 @@ class BatchAsker:
     Args:
       endpoint, journal, budget: see there.
       prices: of each model.
-      directory: for the batches' files.
+      course: takes the batches to their ends.
       batch_requests: most requests of a batch.
       max_attempts: useless answers of a question after which it has failed.
-      poll_s: seconds between two looks at a batch.
 
     Raises (from calls):
       UserError: the endpoint refuses, batches fail one after another, full disk.
@@ -66,19 +53,13 @@ class BatchAsker:
         budget: Budget,
         prices: dict[str, Price],
         *,
-        directory: Path,
+        course: BatchCourse,
         batch_requests: int,
         max_attempts: int,
-        poll_s: float,
     ):
         self._endpoint, self._journal, self._budget = endpoint, journal, budget
-        self._api = BatchApi(endpoint)
-        self._prices, self._directory = prices, directory
-        self._batch_requests, self._max_attempts, self._poll_s = (
-            batch_requests,
-            max_attempts,
-            poll_s,
-        )
+        self._prices, self._course = prices, course
+        self._batch_requests, self._max_attempts = batch_requests, max_attempts
         self.window = 2 * batch_requests
         self.on_change: Callable[[], None] = lambda: None
         self.states: dict[str, State] = {}  # of the batches under way, by our name
@@ -89,10 +70,9 @@ class BatchAsker:
         self._answerless = 0
         self._tasks: set[asyncio.Task] = set()
         self._collector: asyncio.Task | None = None
-        for name, events in journal.batches().items():
-            if "ended" not in events:
-                self._open |= dict.fromkeys(journal.open_in_batch(name))
-                self._start(self._follow(name, events, earlier=True))
+        for name, events in course.under_way().items():
+            self._open |= dict.fromkeys(journal.open_in_batch(name))
+            self._start(self._follow(name, events, earlier=True))
 
     async def __call__(self, request: Request) -> Result:
         result = known(self._journal, request.key, self._max_attempts)
@@ -169,8 +149,15 @@ class BatchAsker:
                     await asyncio.wait_for(self._arrived.wait(), _LINGER_S)
                     continue
             batch = await self._next_batch()
-            name = self._plan(batch)
-            self._start(self._follow(name, {"planned": len(batch)}, earlier=False))
+            if self._stop:  # meanwhile; what was set aside is free again
+                for question in batch:
+                    self._budget.settle(self._most(question.request), 0.0)
+                return
+            planned = [(q.request, self._most(q.request)) for q in batch]
+            name, events = self._course.plan(planned)
+            for request, _ in planned:
+                self._open[request.key] = self._new.pop(request.key)
+            self._start(self._follow(name, events, earlier=False))
 
     async def _next_batch(self) -> list[_Question]:
         """The oldest questions of one model that fit into a batch and under the cap."""
@@ -184,84 +171,46 @@ class BatchAsker:
             most = self._most(question.request)
             if batch and not self._budget.fits(most):
                 break  # the rest waits for what these leave
-            await self._budget.reserve(most)
+            await self._reserve(most)
             batch.append(question)
         return batch
 
-    def _plan(self, batch: list[_Question]) -> str:
-        name = secrets.token_hex(8)
-        lines = [
-            {
-                "custom_id": q.request.key,
-                "method": "POST",
-                "url": "/v1/chat/completions",
-                "body": q.request.body,
-            }
-            for q in batch
-        ]
-        with atomic_file(self._directory / f"{name}.jsonl") as file:
-            file.writelines(json.dumps(line).encode() + b"\n" for line in lines)
-        journal = self._journal
-        rows = [
-            Sent(journal.new_id(), r.key, r.stage, r.model, self._most(r), name)
-            for r in (q.request for q in batch)
-        ]
-        journal.write(rows, event=(name, "planned", len(rows)))
-        for question in batch:
-            self._open[question.request.key] = self._new.pop(question.request.key)
-        return name
+    async def _reserve(self, usd: float) -> None:
+        """As the budget's; an earlier run's batches, when they end, may free some of it too."""
+        while True:
+            try:
+                return await self._budget.reserve(usd)
+            except BudgetReached:
+                if not self.pending:
+                    raise
+                following = self._tasks - {self._collector}
+                await asyncio.wait(following, return_when=asyncio.FIRST_COMPLETED)
 
     def _most(self, request: Request) -> float:
         return self._prices[request.model].most(request, batch=True)
 
-    async def _follow(self, name: str, events: dict, *, earlier: bool) -> None:
-        """Brings a batch from its newest event to its end."""
-        file = events.get("uploaded") or await self._upload(name)
-        batch = events.get("submitted") or await self._submit(name, file, earlier=earlier)
-        while True:
-            state = await self._api.state(batch)
+    async def _follow(self, name: str, events: dict[str, Any], *, earlier: bool) -> None:
+        """Brings a batch to its end."""
+
+        def tell(state: State) -> None:
             self.states[name] = state
             self.on_change()
-            if state.status in ENDED:
-                break
-            await asyncio.sleep(self._poll_s)
-        rows = [*await self._api.rows(state.output), *await self._api.rows(state.errors)]
-        self._receive(name, state, rows, earlier=earlier)
-        for each in (file, state.output, state.errors):
-            if each:
-                await self._api.delete(each)
 
-    async def _upload(self, name: str) -> str:
-        path = self._directory / f"{name}.jsonl"
-        if not path.exists():
-            raise UserError(
-                f"{path} is missing: the journal has a batch that was never uploaded; put the file "
-                "back, or give a new out_dir"
-            )
-        file = await self._api.upload(path)
-        self._journal.batch_event(name, "uploaded", file)
-        return file
+        state, rows = await self._course.results(name, events, earlier=earlier, tell=tell)
+        keys, received = self._receive(name, state, rows, earlier=earlier)
+        self._course.end(name, state, received)
+        self.states.pop(name, None)
+        self._count_failures(state, received)
+        if state.status == "failed":
+            await self._course.pause()
+        for key in keys:
+            self._answer(key)
+        await self._course.tidy(events, state)
 
-    async def _submit(self, name: str, file: str, *, earlier: bool) -> str:
-        asked_before, reason = earlier, ""
-        for attempt in range(_SUBMIT_TRIES):
-            batch = await self._api.find(name) if asked_before else ""
-            if not batch:
-                asked_before = True
-                try:
-                    batch = await self._api.create(file, name)
-                except (openai.APIConnectionError, openai.InternalServerError) as error:
-                    reason = str(error)
-                    await asyncio.sleep(min(self._poll_s, 0.5 * 2**attempt))
-                    continue
-            self._journal.batch_event(name, "submitted", batch)
-            return batch
-        raise UserError(
-            f"a batch could not be submitted in {_SUBMIT_TRIES} tries ({reason}); run again to "
-            "go on"
-        )
-
-    def _receive(self, name: str, state: State, rows: list[dict], *, earlier: bool) -> None:
+    def _receive(
+        self, name: str, state: State, rows: list[dict[str, Any]], *, earlier: bool
+    ) -> tuple[list[str], list[Received]]:
+        """What came of a batch's requests, their costs settled: keys, and rows for the journal."""
         sent = self._journal.open_in_batch(name)
         received, replies = [], {}
         for row in rows:
@@ -283,21 +232,24 @@ class BatchAsker:
             tokens = reply.usage.prompt_tokens, reply.usage.completion_tokens
             received.append(Received(one.id, reply.outcome, reply.text, *tokens, usd))
             settle(one.reserved, usd, unknown=reply.outcome == UNKNOWN)
-        self._journal.write(received, event=(name, "ended", state.status))
-        self.states.pop(name, None)
-        (self._directory / f"{name}.jsonl").unlink(missing_ok=True)
+        return list(sent), received
+
+    def _count_failures(self, state: State, received: list[Received]) -> None:
+        crowded = state.status == "failed" and "limit" in state.problem
+        if crowded:  # more tokens enqueued than the account may have
+            self._batch_requests = max(1, self._batch_requests // 2)
         useful = any(r.outcome == ANSWER or r.outcome in BAD for r in received)
         self._answerless = 0 if useful or not received else self._answerless + 1
-        if self._answerless >= _FAILED_IN_A_ROW:
-            first = next(r.text for r in received)
+        # while others are under way, there may be room when they have ended
+        most = _CROWDED_IN_A_ROW if crowded and self.pending > 1 else _FAILED_IN_A_ROW
+        if self._answerless >= most:
+            reason = state.problem or received[0].text
             self.stop(
                 UserError(
-                    f"{_FAILED_IN_A_ROW} batches in a row gave no answer, the last "
-                    f"{_ended(state)}: {state.problem or first}; all answers are kept"
+                    f"{self._answerless} batches in a row gave no answer, the last "
+                    f"{_ended(state)}: {reason}; all answers are kept"
                 )
             )
-        for key in sent:
-            self._answer(key)
 
     def _answer(self, key: str) -> None:
         """Gives a question its result, or puts it into the next batch."""

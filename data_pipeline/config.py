@@ -156,6 +156,11 @@ def check(config: ConfigDict) -> None:
         )
     if not 0 <= config.corpus.dev_fraction < 1:
         problems.append(f"corpus.dev_fraction={config.corpus.dev_fraction}: must be in [0, 1)")
+    if "@" in config.llm.base_url.split("//")[-1].split("/")[0]:
+        problems.append(
+            "llm.base_url holds a name or a password, which would be saved with the run: give the "
+            "key in the environment variable of llm.key_env"
+        )
     if not config.score.low < config.score.high:
         problems.append(f"score.low={config.score.low} must be below score.high")
     types, weights = config.generate.types, config.generate.type_weights

@@ -89,6 +89,8 @@ class Factory:
           UserError: bad input, an endpoint that refuses, a full disk; what stages have written
             before stays. BudgetReached, at the end: what the cap allowed is done.
         """
+        if set(stages) & set(_ASKING):
+            self._asking.connect()
         try:
             for stage in stages:
                 if stage not in _ASKING:

@@ -101,6 +101,7 @@ def test_every_shipped_config_is_valid():
         ("judge_2.share", 0.0, "judge_2.share=0.0"),
         ("score.low", float("nan"), "score.low=nan: must be a finite number"),
         ("score.high", -0.9, "must be below score.high"),
+        ("llm.base_url", "http://me:secret@host/v1", "llm.base_url holds a name or a password"),
         ("generate.types", ("haiku",), "generate.types=('haiku',)"),
         ("generate.type_weights", (1.0,), "one above 0 for each type"),
         ("corpus.dev_fraction", 1.0, "corpus.dev_fraction=1.0"),
