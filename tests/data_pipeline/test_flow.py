@@ -19,12 +19,15 @@ async def _all(flow) -> list[Item]:
 
 @pytest.mark.parametrize("window", [1, 3, 100])
 def test_order_is_the_input_s_and_no_more_than_the_window_is_under_way(window):
-    rng, active, highest = random.Random(0), 0, 0
+    rng, active, highest, full = random.Random(0), 0, 0, asyncio.Event()
 
     async def process(item: Item) -> Item:
         nonlocal active, highest
         active += 1
         highest = max(highest, active)
+        if active == min(window, 40):
+            full.set()
+        await full.wait()
         await asyncio.sleep(rng.random() / 500)
         active -= 1
         item.scores["seen"] = 1.0
