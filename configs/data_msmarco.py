@@ -3,7 +3,7 @@
 Data:      collection.tsv, queries.train.tsv and qrels.train.tsv of MS MARCO passage ranking, in
            data/msmarco (https://microsoft.github.io/msmarco/Datasets)
 Command:   python -m data_pipeline.run --config=configs/data_msmarco.py --dry-run
-           python -m data_pipeline.run --config=configs/data_msmarco.py --max-usd=150
+           python -m data_pipeline.run --config=configs/data_msmarco.py --max-usd=250
 Key:       in the environment, OPENAI_API_KEY
 Cost:      --dry-run tells; by the Batch API, at half the price
 Result:    out/msmarco/corpus/train.jsonl, out/msmarco/audit.html, and the dataset

@@ -82,6 +82,7 @@ class Asking:
       journal: of the corpus.
       models: see there.
       max_usd: cap on the corpus' whole cost; None for none.
+      forget_batches: give up the batches of earlier runs, whatever they may have cost.
     """
 
     def __init__(
@@ -92,8 +93,10 @@ class Asking:
         journal: Journal,
         models: Models,
         max_usd: float | None,
+        forget_batches: bool,
     ):
         llm = config.llm
+        self._forget = forget_batches
         self._base_url, self._key_env, self._timeout_s = llm.base_url, llm.key_env, llm.timeout_s
         self._endpoint: Endpoint | None = None
         self._out_dir, self._journal, self._models = out_dir, journal, models
@@ -146,7 +149,8 @@ class Asking:
             "judge": lambda flow: ordered(flow, self._judge, window=asker.window),
         }
         progress = Progress(dict.fromkeys(files, total), self._status)
-        self.budget.on_change = progress.refresh if self._mode == "batch" else lambda: None
+        if isinstance(asker, BatchAsker):
+            asker.on_change = progress.refresh
         try:
             with contextlib.ExitStack() as stack, self._interrupts(asker):
                 stack.callback(progress.close)
@@ -169,6 +173,8 @@ class Asking:
             poll_s=self._poll_s,
             give_up_s=self._give_up_s,
         )
+        if self._forget and (count := course.forget()):
+            print(f"{count} batches of earlier runs are given up")
         batches = BatchAsker(
             self._endpoint,
             self._journal,
@@ -181,7 +187,7 @@ class Asking:
         if self._mode == "batch":
             return batches
         if batches.pending:
-            print(f"waiting for {batches.pending} batches of an earlier run, which are paid for")
+            print(f"looking for {batches.pending} batches of an earlier run first")
             await batches.collect()
         await batches.settle()
         return AsyncAsker(

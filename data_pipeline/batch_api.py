@@ -112,7 +112,7 @@ class BatchApi:
             return []
         with self._errors(f"download the file {file}"):
             content = await self._client.files.content(file)
-        return list(_objects(content.text))
+        return list(_objects(content.content))
 
     async def delete(self, file: str) -> None:
         """Deletes a file; a failure is of no consequence."""
@@ -129,7 +129,10 @@ class BatchApi:
     def _refused(self, what: str, error: openai.APIError) -> UserError:
         remedy = "all answers are kept: run again to go on"
         if isinstance(error, openai.NotFoundError):
-            remedy = "check llm.base_url; an endpoint without the Batch API needs llm.mode=async"
+            remedy = (
+                "check key and llm.base_url; an endpoint without the Batch API needs "
+                "llm.mode=async; a batch that is gone is given up by --forget-batches"
+            )
         elif isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
             remedy = "check the key; " + remedy
         reason = self._endpoint.clean(str(error.message))
@@ -138,8 +141,8 @@ class BatchApi:
         return kind(f"{self._endpoint.name}: cannot {what}: {reason}; {remedy}")
 
 
-def _objects(text: str) -> Iterator[dict[str, Any]]:
-    for line in text.splitlines():
+def _objects(data: bytes) -> Iterator[dict[str, Any]]:
+    for line in data.split(b"\n"):  # a text may hold other characters that end a line
         with contextlib.suppress(ValueError):
             row = json.loads(line)
             if isinstance(row, dict):

@@ -7,8 +7,9 @@ Its steps are events in the journal, each written when it is done:
     submitted  the endpoint's id of the batch
     ended      all its requests have a row in `received`
 
-A run that is killed goes on after the newest of them. Between uploaded and submitted the endpoint
-is asked whether it knows a batch of this name: it is found again and never submitted twice.
+A later run goes on with what was submitted. Of an earlier run's batch that the journal has as
+uploaded only, the endpoint is asked by name: it is found again and never submitted twice. What was
+not submitted never is: its questions are asked anew, if they are still wanted and the cap allows.
 """
 
 import asyncio
@@ -23,12 +24,13 @@ import openai
 
 from data_pipeline.batch_api import ENDED, BatchApi, State, Unreachable
 from data_pipeline.client import Endpoint
-from data_pipeline.journal import Journal, Received, Sent
+from data_pipeline.journal import UNKNOWN, Journal, Received, Sent
 from data_pipeline.llm import Request
 from inf_jax.atomic import atomic_file
 from inf_jax.errors import UserError
 
 T = TypeVar("T")
+UNSUBMITTED = "unsubmitted"
 _SUBMIT_TRIES = 6
 
 
@@ -63,6 +65,16 @@ class BatchCourse:
                 path.unlink(missing_ok=True)
         return found
 
+    def forget(self) -> int:
+        """Gives up all batches under way, whatever they may have cost; returns their number."""
+        found = self.under_way()
+        for name in found:
+            text = "given up by --forget-batches"
+            rows = self._journal.open_in_batch(name).values()
+            lost = [Received(sent.id, UNKNOWN, text) for sent in rows]
+            self._journal.write(lost, event=(name, "ended", "forgotten"))
+        return len(found)
+
     def plan(self, requests: list[tuple[Request, float]]) -> tuple[str, dict[str, Any]]:
         """Begins a batch of requests, each with what it can cost at the most: name and events.
 
@@ -90,11 +102,22 @@ class BatchCourse:
         """Waits for a batch from its newest event on: its last state and all rows of its results.
 
         Args:
-          earlier: begun by an earlier run, which may have been killed while it submitted.
+          earlier: begun by an earlier run.
           tell: gets each state.
+
+        Returns:
+          With the status "unsubmitted" where an earlier run did not come so far.
         """
-        file = events["uploaded"] = events.get("uploaded") or await self._upload(name)
-        batch = events.get("submitted") or await self._submit(name, file, earlier=earlier)
+        file, batch = events.get("uploaded", ""), events.get("submitted", "")
+        if earlier and file and not batch:  # killed while it submitted, perhaps
+            batch = await self._patiently(lambda: self._api.find(name))
+            if batch:
+                self._journal.batch_event(name, "submitted", batch)
+        if earlier and not batch:
+            return State("", UNSUBMITTED, 0, 0, "", "", ""), []
+        if not batch:
+            file = events["uploaded"] = await self._upload(name)
+            batch = await self._submit(name, file)
         while True:
             state = await self._patiently(lambda: self._api.state(batch))
             tell(state)
@@ -117,7 +140,7 @@ class BatchCourse:
 
     async def tidy(self, events: dict[str, Any], state: State) -> None:
         """Deletes a batch's files at the endpoint."""
-        for file in (events["uploaded"], state.output, state.errors):
+        for file in (events.get("uploaded"), state.output, state.errors):
             if file:
                 await self._api.delete(file)
 
@@ -126,17 +149,12 @@ class BatchCourse:
 
     async def _upload(self, name: str) -> str:
         path = self._path(name)
-        if not path.exists():
-            raise UserError(
-                f"{path} is missing: the journal has a batch that was never uploaded; put the file "
-                "back, or give a new out_dir"
-            )
         file = await self._patiently(lambda: self._api.upload(path))
         self._journal.batch_event(name, "uploaded", file)
         return file
 
-    async def _submit(self, name: str, file: str, *, earlier: bool) -> str:
-        asked_before, reason = earlier, ""
+    async def _submit(self, name: str, file: str) -> str:
+        asked_before, reason = False, ""
         for attempt in range(_SUBMIT_TRIES):
             batch = ""
             if asked_before:

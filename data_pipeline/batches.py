@@ -7,19 +7,22 @@ again, in another batch.
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Callable
+import json
+from collections import Counter
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from data_pipeline.asking import Result, known
+from data_pipeline.asking import OWN_FAULTS, Result, known
 from data_pipeline.batch_api import State
-from data_pipeline.batch_course import BatchCourse
+from data_pipeline.batch_course import UNSUBMITTED, BatchCourse
 from data_pipeline.client import Endpoint, Reply, read_answer
-from data_pipeline.journal import ANSWER, BAD, REJECTED, UNKNOWN, UNPAID, Journal, Received
+from data_pipeline.journal import ANSWER, BAD, REJECTED, UNKNOWN, UNPAID, Journal, Received, Sent
 from data_pipeline.llm import Request
 from data_pipeline.money import Budget, BudgetReached, Price
 from inf_jax.errors import UserError
 
 MOST_BYTES = 190_000_000  # of a batch's file; the API takes 200 MB
+_LINE_BYTES = 200  # of a line beside the body
 _LINGER_S = 0.3  # without a new question: what has come together is sent
 _FAILED_IN_A_ROW = 3  # batches without any answer, after which the run stops
 _CROWDED_IN_A_ROW = 30  # the same, of batches for which there was no room beside others
@@ -66,13 +69,15 @@ class BatchAsker:
         self._new: dict[str, _Question] = {}
         self._open: dict[str, _Question | None] = {}  # in a batch that is under way
         self._arrived = asyncio.Event()
-        self._stop: UserError | None = None
+        self._stop: Exception | None = None
         self._answerless = 0
+        self._taken: set[str] = set()  # stages of which the endpoint has taken requests
+        self._own_faults: Counter[str] = Counter()  # of questions, in batches that ran
         self._tasks: set[asyncio.Task] = set()
         self._collector: asyncio.Task | None = None
         for name, events in course.under_way().items():
             self._open |= dict.fromkeys(journal.open_in_batch(name))
-            self._start(self._follow(name, events, earlier=True))
+            self._start(self._follow, name, events, earlier=True)
 
     async def __call__(self, request: Request) -> Result:
         result = known(self._journal, request.key, self._max_attempts)
@@ -113,7 +118,7 @@ class BatchAsker:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def stop(self, error: UserError) -> None:
+    def stop(self, error: Exception) -> None:
         """Submits nothing more, and all that wait get the error."""
         self._stop = self._stop or error
         for question in (*self._new.values(), *self._open.values()):
@@ -122,23 +127,23 @@ class BatchAsker:
                 question.future.exception()  # whoever waits has it; nobody may
         self._new.clear()
 
-    def _start(self, work) -> asyncio.Task:
-        task = asyncio.create_task(self._guarded(work))
+    def _start(self, work: Callable[..., Awaitable[None]], *args, **options) -> asyncio.Task:
+        task = asyncio.create_task(self._guarded(work, *args, **options))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _guarded(self, work) -> None:
+    async def _guarded(self, work: Callable[..., Awaitable[None]], *args, **options) -> None:
         try:
-            await work
-        except UserError as error:
+            await work(*args, **options)
+        except Exception as error:  # a bug of ours too: nobody may wait for ever
             self.stop(error)
 
     def _queue(self, question: _Question) -> None:
         self._new[question.request.key] = question
         self._arrived.set()
         if self._collector is None or self._collector.done():
-            self._collector = self._start(self._collect_new())
+            self._collector = self._start(self._collect_new)
 
     async def _collect_new(self) -> None:
         """Sends what has come together when it is enough, or when nothing more comes."""
@@ -157,7 +162,7 @@ class BatchAsker:
             name, events = self._course.plan(planned)
             for request, _ in planned:
                 self._open[request.key] = self._new.pop(request.key)
-            self._start(self._follow(name, events, earlier=False))
+            self._start(self._follow, name, events, earlier=False)
 
     async def _next_batch(self) -> list[_Question]:
         """The oldest questions of one model that fit into a batch and under the cap."""
@@ -165,7 +170,7 @@ class BatchAsker:
         batch: list[_Question] = []
         size = 0
         for question in [q for q in self._new.values() if q.request.model == model]:
-            size += 2 * question.request.bytes  # JSON may escape what is not ASCII
+            size += len(json.dumps(question.request.body)) + _LINE_BYTES
             if batch and (len(batch) == self._batch_requests or size > MOST_BYTES):
                 break
             most = self._most(question.request)
@@ -197,34 +202,45 @@ class BatchAsker:
             self.on_change()
 
         state, rows = await self._course.results(name, events, earlier=earlier, tell=tell)
-        keys, received = self._receive(name, state, rows, earlier=earlier)
+        sent, received = self._receive(name, state, rows, earlier=earlier)
         self._course.end(name, state, received)
         self.states.pop(name, None)
-        self._count_failures(state, received)
+        self._count_failures(state, sent, received)
         if state.status == "failed":
             await self._course.pause()
-        for key in keys:
-            self._answer(key)
+        for one in sent:
+            self._answer(one.key)
         await self._course.tidy(events, state)
 
     def _receive(
         self, name: str, state: State, rows: list[dict[str, Any]], *, earlier: bool
-    ) -> tuple[list[str], list[Received]]:
-        """What came of a batch's requests, their costs settled: keys, and rows for the journal."""
+    ) -> tuple[list[Sent], list[Received]]:
+        """What came of a batch's requests, their costs settled; rows for the journal."""
         sent = self._journal.open_in_batch(name)
         received, replies = [], {}
         for row in rows:
             key = row.get("custom_id")
             if key in sent and (key not in replies or replies[key].outcome == UNPAID):
-                replies[key] = self._reply(sent[key].stage, row)
+                replies[key] = self._reply(sent[key], row)
+        for reply in replies.values():
+            if reply.fatal:
+                self.stop(UserError(f"{reply.fatal}; all answers are kept: run again to go on"))
+        self._taken |= {
+            sent[key].stage for key, r in replies.items() if r.outcome in (ANSWER, *BAD)
+        }
         # of a batch that ran, a row that is missing may have been computed and billed all the same
         lost = Reply(
-            UNPAID if state.status == "failed" else UNKNOWN,
+            UNPAID if state.status in ("failed", UNSUBMITTED) else UNKNOWN,
             f"not in the results of a batch that {_ended(state)}",
         )
         settle = self._budget.settle_earlier if earlier else self._budget.settle
         for key, one in sent.items():
             reply = replies.get(key, lost)
+            if reply.outcome == REJECTED and not self._takes(one):
+                # for good only where the endpoint takes others: its own settings may be at fault
+                reply = dataclasses.replace(reply, outcome=UNPAID)
+            if state.status == "completed" and reply.outcome in (UNPAID, UNKNOWN):
+                self._own_faults[key] += 1
             price = self._prices.get(one.model)  # None: the model is no longer in the config
             paid = reply.outcome == ANSWER or reply.outcome in BAD
             usd = price.paid(reply.usage, one.reserved, batch=True) if price else one.reserved
@@ -232,14 +248,19 @@ class BatchAsker:
             tokens = reply.usage.prompt_tokens, reply.usage.completion_tokens
             received.append(Received(one.id, reply.outcome, reply.text, *tokens, usd))
             settle(one.reserved, usd, unknown=reply.outcome == UNKNOWN)
-        return list(sent), received
+        return list(sent.values()), received
 
-    def _count_failures(self, state: State, received: list[Received]) -> None:
+    def _count_failures(self, state: State, sent: list[Sent], received: list[Received]) -> None:
         crowded = state.status == "failed" and "limit" in state.problem
         if crowded:  # more tokens enqueued than the account may have
             self._batch_requests = max(1, self._batch_requests // 2)
-        useful = any(r.outcome == ANSWER or r.outcome in BAD for r in received)
-        self._answerless = 0 if useful or not received else self._answerless + 1
+        useful = any(r.outcome in (ANSWER, *BAD) for r in received)
+        # a few questions that never get an answer end by themselves, see `_answer`
+        lonely = state.status == "completed" and any(map(self._takes, sent))
+        if useful or lonely or not received or state.status == UNSUBMITTED:
+            self._answerless = 0
+        else:
+            self._answerless += 1
         # while others are under way, there may be room when they have ended
         most = _CROWDED_IN_A_ROW if crowded and self.pending > 1 else _FAILED_IN_A_ROW
         if self._answerless >= most:
@@ -262,19 +283,33 @@ class BatchAsker:
         elif self._stop:
             question.future.set_exception(self._stop)
             question.future.exception()
+        elif self._own_faults[key] >= OWN_FAULTS:
+            question.future.set_result(Result(failure="unanswered"))
         else:
             self._queue(question)
 
-    def _reply(self, stage: str, row: dict) -> Reply:
+    def _takes(self, sent: Sent) -> bool:
+        """Whether the endpoint was ever seen to take requests of this stage."""
+        if sent.stage not in self._taken and self._journal.mean_tokens(sent.stage, sent.model):
+            self._taken.add(sent.stage)  # in an earlier run
+        return sent.stage in self._taken
+
+    def _reply(self, sent: Sent, row: dict[str, Any]) -> Reply:
         """One row of an output or error file."""
-        response, error = row.get("response") or {}, row.get("error") or {}
-        status, body = response.get("status_code"), response.get("body") or {}
+        response, error = _dict(row.get("response")), _dict(row.get("error"))
+        status, body = response.get("status_code"), _dict(response.get("body"))
         if status == 200:
-            return read_answer(stage, body)
-        problem = (body.get("error") if isinstance(body, dict) else None) or error or {}
-        text = f"{status or ''} {problem.get('code') or ''}: {problem.get('message') or ''}"
-        outcome = REJECTED if status in (400, 413, 422) else UNPAID
-        return Reply(outcome, self._endpoint.clean(text))
+            return read_answer(sent.stage, body)
+        problem = _dict(body.get("error")) or error
+        if not isinstance(status, int):  # of the error file, e.g. batch_expired: it never ran
+            problem = problem or {"message": "neither a response nor an error"}
+            text = f"{problem.get('code') or ''}: {problem.get('message') or ''}"
+            return Reply(UNPAID if error else UNKNOWN, self._endpoint.clean(text))
+        return self._endpoint.refusal(status, problem, model=sent.model)
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _ended(state: State) -> str:

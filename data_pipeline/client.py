@@ -160,12 +160,25 @@ class Endpoint:
             pool[1] -= 1
 
     def _refused(self, request: Request, error: openai.APIStatusError) -> Reply:
-        status, body = error.status_code, error.body if isinstance(error.body, dict) else {}
-        code = str(body.get("code") or "")
-        text = self.clean(f"{status} {code}: {body.get('message') or error.message}")
+        body = error.body if isinstance(error.body, dict) else {}
+        body = {"message": error.message} | {k: v for k, v in body.items() if v}
         headers = error.response.headers
         wait = _retry_after(headers)
         wait = _exhausted(headers) if wait is None else wait
+        return self.refusal(error.status_code, body, model=request.model, wait_s=wait)
+
+    def refusal(
+        self, status: int, body: dict[str, Any], *, model: str, wait_s: float | None = None
+    ) -> Reply:
+        """What a request came to that was refused, alone or as a row of a batch.
+
+        Args:
+          status: of HTTP.
+          body: the answer's `error`.
+          wait_s: see Reply.
+        """
+        code, wait = str(body.get("code") or ""), wait_s
+        text = self.clean(f"{status} {code}: {body.get('message') or ''}")
         if code in _QUOTA or body.get("type") in _QUOTA:
             return Reply(UNPAID, text, fatal=f"{self.name} refuses: {text}; check the account")
         if status in _TOO_LATE:
@@ -177,7 +190,7 @@ class Endpoint:
                 401: f"check the key in {self._key_env}",
                 402: "check the account",
                 403: f"check what the key in {self._key_env} may use",
-                404: f"check the model {request.model!r} and llm.base_url",
+                404: f"check the model {model!r} and llm.base_url",
             }[status]
             return Reply(UNPAID, text, fatal=f"{self.name} answers {text}; {remedy}")
         return Reply(REJECTED, text)

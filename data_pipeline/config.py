@@ -5,6 +5,7 @@ A file in configs/ starts from `defaults()`; the command line changes single key
 """
 
 import math
+import re
 
 from ml_collections import ConfigDict
 
@@ -156,10 +157,15 @@ def check(config: ConfigDict) -> None:
         )
     if not 0 <= config.corpus.dev_fraction < 1:
         problems.append(f"corpus.dev_fraction={config.corpus.dev_fraction}: must be in [0, 1)")
-    if "@" in config.llm.base_url.split("//")[-1].split("/")[0]:
+    if set("@?#") & set(config.llm.base_url):  # not repeated here: it may be a secret
         problems.append(
-            "llm.base_url holds a name or a password, which would be saved with the run: give the "
-            "key in the environment variable of llm.key_env"
+            "llm.base_url holds a name, a password or a query, which would be saved with the run: "
+            "give the key in the environment variable of llm.key_env"
+        )
+    if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", config.llm.key_env):
+        problems.append(
+            "llm.key_env is not the name of an environment variable, in capitals: if it is the key "
+            "itself, export it as OPENAI_API_KEY"
         )
     if not config.score.low < config.score.high:
         problems.append(f"score.low={config.score.low} must be below score.high")

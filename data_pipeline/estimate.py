@@ -3,13 +3,15 @@
 import dataclasses
 from collections.abc import Iterable
 
-from data_pipeline.asking import known
-from data_pipeline.generate import triplet_payload
+from data_pipeline.asking import Result, known
+from data_pipeline.generate import example_of, triplet_payload
 from data_pipeline.items import Item
 from data_pipeline.journal import Journal
-from data_pipeline.judge import CROSSED, DIAGONAL, Judges
+from data_pipeline.judge import CROSSED, DIAGONAL, Judges, judge_payload
 from data_pipeline.llm import Asker, Request
 from data_pipeline.money import Price, Usage, estimated_tokens
+from data_pipeline.schemas import JudgeAnswer, QueryAnswer
+from inf_jax.records import Example
 
 # Tokens of an answer where the journal holds none of the stage and model yet.
 _COMPLETION = {"query": 15.0, "generate": 600.0, "judge": 80.0}
@@ -63,7 +65,8 @@ class Estimator:
         """Of all stages, for pairs as they come from the stage pairs; one pass, flat memory.
 
         Examples that do not exist yet are taken to be as long as their pair; of what is generated,
-        all is taken to reach the judges.
+        all is taken to reach the judges, and of what they have not judged, a share to need the
+        whole table.
         """
         stages = {
             "query": StageEstimate("query", query.model),
@@ -73,20 +76,48 @@ class Estimator:
         if judges.second:
             stages["judge_2"] = StageEstimate("judge_2", judges.second.model)
         for item in items:
-            text = item.query or _QUERY
-            if not item.query:
-                self._add(stages["query"], query.request({"passage": item.passage}))
-            self._add(stages["generate"], triplet.request(triplet_payload(item, text)))
-            payload = {"instruction": 2 * _QUERY, "query": text, "passage": item.passage}
-            count = len(DIAGONAL) + len(CROSSED) * (1.0 if judges.full_table else _DIAGONAL_HOLDS)
+            text = item.query
+            if not text:
+                found = self._add(stages["query"], query.request({"passage": item.passage}))
+                text = QueryAnswer.model_validate_json(found.text).query if found.text else _QUERY
+            found = self._add(stages["generate"], triplet.request(triplet_payload(item, text)))
+            if found.failure:
+                continue
+            example = example_of(item, text, found.text) if found.text else None
             for name, judge in judges.of(item).items():
-                self._add(stages[name], judge.request(payload), count=count)
+                self._add_table(stages[name], judge, item, text, example, judges.full_table)
         return [stage for stage in stages.values() if stage.requests or stage.known]
 
-    def _add(self, stage: StageEstimate, request: Request, *, count: float = 1.0) -> None:
-        if known(self._journal, request.key, self._max_attempts):
-            stage.known += 1
+    def _add_table(
+        self,
+        stage: StageEstimate,
+        judge: Asker,
+        item: Item,
+        query: str,
+        example: Example | None,
+        full: bool,
+    ) -> None:
+        if example is None:
+            payload = {"instruction": 2 * _QUERY, "query": query, "passage": item.passage}
+            count = len(DIAGONAL) + len(CROSSED) * (1.0 if full else _DIAGONAL_HOLDS)
+            self._add(stage, judge.request(payload), count=count)
             return
+        share = 1.0  # of the crossed combinations
+        for combination in DIAGONAL:
+            found = self._add(stage, judge.request(judge_payload(example, *combination)))
+            if not full and not (
+                found.text and JudgeAnswer.model_validate_json(found.text).relevant
+            ):
+                share = min(share, 0.0 if found.text or found.failure else _DIAGONAL_HOLDS)
+        for combination in CROSSED if share else ():
+            self._add(stage, judge.request(judge_payload(example, *combination)), count=share)
+
+    def _add(self, stage: StageEstimate, request: Request, *, count: float = 1.0) -> Result:
+        """Counts a question; its result where the journal has one, else an empty one."""
+        result = known(self._journal, request.key, self._max_attempts)
+        if result:
+            stage.known += 1
+            return result
         prompt, completion = self._tokens(request)
         stage.requests += count
         stage.prompt_tokens += count * prompt
@@ -94,6 +125,7 @@ class Estimator:
         # the price is linear in the tokens, so that fractions of them add up
         usage = Usage(prompt, 0, completion)
         stage.usd += count * self._prices[request.model].usd(usage, batch=self._batch)
+        return Result()
 
     def _tokens(self, request: Request) -> tuple[float, float]:
         which = request.stage, request.model

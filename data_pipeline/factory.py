@@ -14,6 +14,7 @@ All but journal.sqlite is made from what is before it: any stage can be run agai
 """
 
 import dataclasses
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -60,13 +61,16 @@ class Factory:
     Args:
       config: checked.
       max_usd: cap on its whole cost, over all runs; None for none.
+      forget_batches: give up the batches of earlier runs.
 
     Raises:
       UserError: a prompt or a price is missing, two stages give a model two prices, the key is not
         set, another run has the journal, or the journal is damaged.
     """
 
-    def __init__(self, config: ReadLog, *, max_usd: float | None = None):
+    def __init__(
+        self, config: ReadLog, *, max_usd: float | None = None, forget_batches: bool = False
+    ):
         self._config = config
         self.report: dict[str, Any] | None = None  # of the stage report
         self.dataset: Path | None = None  # of the stage build
@@ -80,6 +84,7 @@ class Factory:
             journal=self.journal,
             models=self._models,
             max_usd=max_usd,
+            forget_batches=forget_batches,
         )
 
     def run(self, stages: Sequence[str]) -> None:
@@ -92,11 +97,11 @@ class Factory:
         if set(stages) & set(_ASKING):
             self._asking.connect()
         try:
-            for stage in stages:
-                if stage not in _ASKING:
-                    getattr(self, f"_{stage}")()
-                elif stage == (wanted := [s for s in _ASKING if s in stages])[0]:
-                    self._ask(wanted)
+            for group in _groups(stages):
+                if group[0] in _ASKING:
+                    self._ask(group)
+                else:
+                    getattr(self, f"_{group[0]}")()
         except UserError as error:
             if self._asking.cap:  # e.g. too few examples for two splits: this is why
                 raise self._asking.cap from error
@@ -242,7 +247,10 @@ class Factory:
                 write(item)
 
     def _corpus(self) -> None:
-        if self._done("corpus"):
+        path = self.out_dir / "corpus" / "train.jsonl"
+        found = self.files["corpus"].found()
+        whole = found and path.exists() and found["extra"].get("corpus") == _sha256(path)
+        if whole and self._done("corpus"):
             return
         items = self._before("corpus").read()
         review = self._config.review
@@ -252,8 +260,8 @@ class Factory:
             )
         # the outcomes' own note of being whole is written last
         with (
-            self.files["corpus"].writing() as write,
-            atomic_file(self.out_dir / "corpus" / "train.jsonl") as corpus,
+            self.files["corpus"].writing(lambda: {"corpus": _sha256(path)}) as write,
+            atomic_file(path) as corpus,
         ):
             for item in items:
                 write(item)
@@ -284,7 +292,11 @@ class Factory:
     def _build(self) -> None:
         from data_pipeline.build import build  # TFDS
 
-        corpus = self._config.corpus
+        outcomes, corpus = self._before("build").found(), self._config.corpus
+        if not outcomes["alive"]:
+            reasons = Counter(item.reasons[0] for item in self.files["corpus"].read())
+            most = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common(3))
+            raise UserError(f"nothing was kept of {outcomes['items']:,} pairs: {most}")
         data_dir = corpus.data_dir or self.out_dir / "data"
         options = {
             "path_train": self.out_dir / "corpus" / "train.jsonl",
@@ -297,6 +309,23 @@ class Factory:
                 raise
             # our own directory: an older corpus' dataset is ours to replace
             self.dataset, _ = build("factory", data_dir, **options, overwrite=True)
+
+
+def _groups(stages: Sequence[str]) -> list[list[str]]:
+    """The stages one by one, but those that ask, where they follow each other, together."""
+    groups: list[list[str]] = []
+    for stage in stages:
+        before = STAGES[STAGES.index(stage) - 1]
+        if groups and stage in _ASKING and before in _ASKING and groups[-1][-1] == before:
+            groups[-1].append(stage)
+        else:
+            groups.append([stage])
+    return groups
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _row(item: Item) -> str:

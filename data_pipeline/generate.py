@@ -31,10 +31,16 @@ async def generate(item: Item, ask: Ask, *, query: Asker, triplet: Asker) -> Ite
     if result.failure:
         return item.drop("generate", result.failure)
     item.provenance["generate"] = triplet.provenance()
-    answer = TripletAnswer.model_validate_json(result.text)
-    item.example = Example(
+    item.example = example_of(item, text, result.text)
+    return item
+
+
+def example_of(item: Item, query: str, answer_json: str) -> Example:
+    """The example that an answer of the stage generate makes of a pair."""
+    answer = TripletAnswer.model_validate_json(answer_json)
+    return Example(
         id=item.id,
-        query_positive=text,
+        query_positive=query,
         instruction_positive=answer.instruction_positive,
         document_positive=answer.document_positive or item.passage,
         instruction_negative=answer.instruction_negative,
@@ -42,7 +48,6 @@ async def generate(item: Item, ask: Ask, *, query: Asker, triplet: Asker) -> Ite
         query_negative=answer.query_negative,
         hard_negative_document_2=answer.hard_negative_document_2,
     )
-    return item
 
 
 def triplet_payload(item: Item, query: str) -> dict[str, str]:

@@ -155,7 +155,7 @@ class Budget:
         while not self.fits(usd):
             if self._under_way <= _NOTHING_USD:
                 raise BudgetReached(
-                    f"the cap of {self.max_usd:.2f} USD is reached: {self._spent:.4f} spent, "
+                    f"the cap of {self.max_usd:g} USD is reached: {self._spent:.4f} spent, "
                     f"{self._unknown:.4f} perhaps billed for requests that were never answered, "
                     f"and the next request may cost {usd:.4f}; all answers are kept: raise "
                     "--max-usd and run again to go on"

@@ -32,17 +32,22 @@ class Progress:
         if not bar.disable:
             bar.set_postfix_str(self._status(), refresh=False)
         bar.update()
-        now = time.monotonic()
-        if bar.disable and now - self._said > _EVERY_S:
-            self._said = now
-            done = ", ".join(f"{n} {self._done[n]:,}/{b.total:,}" for n, b in self._bars.items())
-            print(f"{done}; {self._status()}", flush=True)
+        self._say()
 
     def refresh(self) -> None:
         """Shows a status that has changed without an item's passing."""
         for bar in self._bars.values():
             if not bar.disable:
                 bar.set_postfix_str(self._status())
+        self._say()
+
+    def _say(self) -> None:
+        """A line where there is no terminal."""
+        now = time.monotonic()
+        if now - self._said > _EVERY_S and any(bar.disable for bar in self._bars.values()):
+            self._said = now
+            done = ", ".join(f"{n} {self._done[n]:,}/{b.total:,}" for n, b in self._bars.items())
+            print(f"{done}; {self._status()}", flush=True)
 
     def close(self) -> None:
         """Ends the bars."""

@@ -9,6 +9,7 @@ be killed at any time. Corpus, report, audit page and journal are in `config.out
 """
 
 import contextlib
+import math
 import sys
 
 from absl import flags
@@ -37,7 +38,11 @@ def _run(argv: list[str]) -> None:
     if unknown := sorted(set(stages) - set(STAGES)):
         raise UserError(f"--stages={','.join(unknown)}: only {','.join(STAGES)}")
     stages = [stage for stage in STAGES if stage in stages]
-    factory = Factory(ReadLog(resolved), max_usd=values["max-usd"].value)
+    max_usd = values["max-usd"].value
+    if max_usd is not None and not math.isfinite(max_usd):
+        raise UserError(f"--max-usd={max_usd}: must be a finite number")
+    forget = values["forget-batches"].value
+    factory = Factory(ReadLog(resolved), max_usd=max_usd, forget_batches=forget)
     with contextlib.closing(factory):
         if values["dry-run"].value:
             factory.run(["pairs"])
@@ -60,6 +65,12 @@ def _define(values: flags.FlagValues) -> None:
         None,
         "cap on the cost of the corpus, over all its runs, requests under way included",
         lower_bound=0.0,
+        flag_values=values,
+    )
+    flags.DEFINE_boolean(
+        "forget-batches",
+        False,
+        "gives up the batches of earlier runs; what they may have cost stays counted",
         flag_values=values,
     )
     flags.DEFINE_list("stages", [], f"only these, of {','.join(STAGES)}", flag_values=values)

@@ -10,6 +10,9 @@ from typing import Any
 from data_pipeline.items import Item, read_items
 from inf_jax.atomic import atomic_file
 
+# Reasons that another run may not have: for want of money, or of an answer.
+_PASSING = ("budget", "unanswered")
+
 
 class StageFile:
     """The output of one stage: `<name>.jsonl`, and beside it what made it.
@@ -30,7 +33,8 @@ class StageFile:
     def found(self) -> dict[str, Any] | None:
         """What is known of the file where it is whole and of these settings; else None.
 
-        Its keys: items, alive, sha256, complete (no item is left out for want of money), extra.
+        Its keys: items, alive, sha256, complete (no item is left out for want of money or of an
+        answer), extra.
         """
         with contextlib.suppress(OSError, ValueError, KeyError):
             meta = json.loads(self._meta.read_bytes())
@@ -61,7 +65,7 @@ class StageFile:
                 counts["items"] += 1
                 counts["alive"] += item.alive
                 checksum.update(line)
-                counts["complete"] &= not any(reason.endswith(":budget") for reason in item.reasons)
+                counts["complete"] &= not any(map(_may_end_otherwise, item.reasons))
 
             yield write
         meta = counts | {"sha256": checksum.hexdigest(), "fingerprint": self.fingerprint}
@@ -72,3 +76,7 @@ class StageFile:
     def read(self) -> Iterator[Item]:
         """The items; raises UserError where the file is missing or damaged."""
         return read_items(self.path)
+
+
+def _may_end_otherwise(reason: str) -> bool:
+    return reason.endswith(_PASSING)

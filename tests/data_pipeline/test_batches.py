@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import json
 from pathlib import Path
 
 import pytest
 
+from data_pipeline.batch_api import BatchApi, _objects
 from data_pipeline.batch_course import BatchCourse
 from data_pipeline.batches import BatchAsker
 from data_pipeline.client import Endpoint
@@ -218,3 +220,101 @@ def test_the_cap_holds_and_an_earlier_batch_frees_what_it_did_not_need(llm_serve
     third = Run(tmp_path / "third", server.base_url, max_usd=0.5 * most)
     with pytest.raises(UserError, match="the cap of"):
         third.ask(questions(2))
+
+
+def test_what_was_never_submitted_is_asked_anew_only_if_it_is_wanted(llm_server, tmp_path):
+    run = Run(tmp_path, "http://127.0.0.1:9/v1", give_up_s=0.1)
+    with pytest.raises(UserError):
+        run.ask(questions(10))  # planned, and that is all
+    assert run.spent[1] > 0
+    server = llm_server()
+    most = price_of(MODEL).most(questions(1)[0], batch=True)
+    poor = Run(tmp_path, server.base_url, max_usd=0.5 * most)
+    with pytest.raises(UserError, match="the cap of"):
+        poor.ask(questions(10))
+    assert not batches(server) and poor.spent == (0, 0)
+    assert len(Run(tmp_path, server.base_url).ask(questions(3))) == 3
+    assert [b["request_counts"]["total"] for b in batches(server)] == [3]
+
+
+def test_a_batch_that_is_gone_is_given_up_on_demand(llm_server, tmp_path):
+    server = llm_server(batch_step_s=0.3)
+    run = Run(tmp_path, server.base_url)
+    run.ask_until(questions(5), lambda: len(batches(server)) == 1)
+    other = Run(tmp_path, llm_server().base_url)
+    with pytest.raises(UserError, match="--forget-batches"):
+        other.ask(questions(5))
+
+    async def forget():
+        async with other.asker() as asker:
+            await asker.settle()
+            return asker._course.forget()
+
+    assert asyncio.run(forget()) == 1
+    assert other.spent[1] > 0  # it may have been billed: that stays counted
+    assert all('"relevant"' in text for text in other.ask(questions(5)))
+
+
+def test_a_question_that_never_gets_an_answer_ends_and_the_rest_stays(
+    llm_server, tmp_path, monkeypatch
+):
+    *_, doomed = asked = questions(5)
+    failed = {"status_code": 500, "body": {"error": {"message": "always"}}}
+    altered(
+        monkeypatch,
+        lambda row: row | ({"response": failed} if row["custom_id"] == doomed.key else {}),
+        always=True,
+    )
+    server = llm_server()
+    answers = Run(tmp_path, server.base_url).ask(asked)
+    assert all('"relevant"' in text for text in answers[:4])
+    assert answers[4] == "unanswered"
+    assert Run(tmp_path, server.base_url).ask([doomed]) == ["unanswered"]  # alone, it ends too
+
+
+def altered(monkeypatch, change, *, always=False) -> None:
+    """The rows of the first result file, or of all, are changed as they arrive."""
+    rows_of, seen = BatchApi.rows, []
+
+    async def rows(self, file):
+        found = await rows_of(self, file)
+        if file and (always or not seen):
+            seen.append(file)
+            found = [change(row) for row in found]
+        return found
+
+    monkeypatch.setattr(BatchApi, "rows", rows)
+
+
+@pytest.mark.parametrize("response", ["abc", None, {"status_code": 200, "body": "x"}, {"x": []}])
+def test_a_malformed_row_is_asked_again(llm_server, tmp_path, monkeypatch, response):
+    altered(monkeypatch, lambda row: row | {"response": response})
+    run = Run(tmp_path, llm_server().base_url)
+    assert all('"relevant"' in text for text in run.ask(questions(4)))
+    assert run.spent[1] > 0  # the first may have been billed
+
+
+def test_rows_that_are_all_refused_are_no_end_of_their_questions(llm_server, tmp_path, monkeypatch):
+    error = {"code": "billing_hard_limit_reached", "message": "limit"}
+    response = {"status_code": 400, "body": {"error": error}}
+    server = llm_server()
+    with monkeypatch.context() as patch:
+        altered(patch, lambda row: row | {"response": response})
+        with pytest.raises(UserError, match="check the account"):
+            Run(tmp_path, server.base_url).ask(questions(4))
+    assert all('"relevant"' in text for text in Run(tmp_path, server.base_url).ask(questions(4)))
+
+
+def test_a_bug_ends_the_run_and_nobody_waits_for_ever(llm_server, tmp_path, monkeypatch):
+    async def state(self, batch):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(BatchApi, "state", state)
+    with pytest.raises(RuntimeError, match="a bug"):
+        Run(tmp_path, llm_server().base_url).ask(questions(2))
+
+
+def test_only_a_line_feed_ends_a_row():
+    row = {"custom_id": "k", "text": "a\u2028b\u2029c\x85d\x0be"}
+    data = json.dumps(row, ensure_ascii=False).encode() + b'\nno json\n{"custom_id": "l"}\n'
+    assert list(_objects(data)) == [row, {"custom_id": "l"}]

@@ -101,7 +101,8 @@ def test_every_shipped_config_is_valid():
         ("judge_2.share", 0.0, "judge_2.share=0.0"),
         ("score.low", float("nan"), "score.low=nan: must be a finite number"),
         ("score.high", -0.9, "must be below score.high"),
-        ("llm.base_url", "http://me:secret@host/v1", "llm.base_url holds a name or a password"),
+        ("llm.base_url", "http://me:secret@host/v1", "llm.base_url holds a name, a password"),
+        ("llm.key_env", "sk-proj-Abc0123", "llm.key_env is not the name of an environment"),
         ("generate.types", ("haiku",), "generate.types=('haiku',)"),
         ("generate.type_weights", (1.0,), "one above 0 for each type"),
         ("corpus.dev_fraction", 1.0, "corpus.dev_fraction=1.0"),
@@ -268,7 +269,7 @@ def test_a_human_s_review_is_applied(finished, tmp_path, calm_server):
 def test_the_cap_leaves_whole_examples_and_more_money_the_rest(tmp_path, calm_server, finished):
     prices = [f"--config.{s}.price=(40.0,160.0)" for s in ("query", "generate", "judge")]
     capped = run(tmp_path, calm_server.base_url, *prices, "--max-usd=4.5", check=False)
-    assert "the cap of 4.50 USD is reached" in refused(capped)
+    assert "the cap of 4.5 USD is reached" in refused(capped)
     report = json.loads((tmp_path / "report.json").read_text())
     spent = report["usage"]["usd"] + report["usage"]["usd_unknown"]
     assert 0 < spent <= 4.5 and report["pairs"] == 20
