@@ -66,6 +66,15 @@ def rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def rows_dropped(out_dir: Path, stage: str) -> list[dict]:
+    """Outcomes that a stage dropped."""
+    return [
+        row
+        for row in rows(out_dir / "outcomes.jsonl")
+        if row["reasons"] and row["reasons"][0].startswith(f"{stage}:")
+    ]
+
+
 def received(server) -> int:
     """Chat requests that a server has seen."""
     return server.stats(requests=False)["totals"]["received"]
@@ -181,10 +190,18 @@ def test_the_estimate_is_near_what_was_paid(tmp_path, calm_server):
         cells = [cell.strip().replace(",", "") for cell in line.strip("│ ").split("│")]
         rows[cells[0]] = cells
     assert rows["generate"][2:4] == ["20", "40"]  # answered, left to ask
+    assert int(rows["judge"][2]) > 100  # of the first twenty
     before = _spent(tmp_path, calm_server, prices, 20)
     after = _spent(tmp_path, calm_server, prices, 60)
     paid = after["generate"]["usd"] - before["generate"]["usd"]
     assert float(rows["generate"][6]) == pytest.approx(paid, rel=0.25)
+    judged = after["judge"]["usd"] - before["judge"]["usd"]
+    assert float(rows["judge"][6]) == pytest.approx(judged, rel=0.4)
+    again = run(tmp_path, calm_server.base_url, *prices, "--config.source.count=60", "--dry-run")
+    [line] = [line for line in again.stdout.splitlines() if "judge" in line]
+    left = int([cell.strip() for cell in line.strip("│ ").split("│")][3])
+    dropped = sum(each["example"] is not None for each in rows_dropped(tmp_path, "filter"))
+    assert left <= 7 * dropped + 1  # the estimate does not filter
 
 
 def _spent(out_dir: Path, server, prices: list[str], count: int) -> dict:
@@ -227,8 +244,43 @@ def test_each_stage_alone_and_the_order_is_kept(tmp_path, calm_server, finished)
 def test_a_stage_without_its_input_says_what_to_run(tmp_path, calm_server):
     error = refused(run(tmp_path, calm_server.base_url, "--stages=judge", check=False))
     assert "filtered.jsonl is missing" in error and "--stages=filter" in error
+    gap = "--stages=pairs,generate,judge"  # judging what nobody has filtered
+    error = refused(run(tmp_path, calm_server.base_url, gap, check=False))
+    assert "filtered.jsonl is missing" in error
+    error = refused(run(tmp_path, calm_server.base_url, "--max-usd=nan", check=False))
+    assert "--max-usd=nan" in error
     error = refused(run(tmp_path, calm_server.base_url, "--stages=cook", check=False))
     assert "--stages=cook: only pairs," in error
+
+
+def test_a_corpus_that_is_gone_or_stale_is_made_again(tmp_path, calm_server, finished):
+    run(tmp_path, calm_server.base_url)
+    path = tmp_path / "corpus" / "train.jsonl"
+    whole = path.read_bytes()
+    for damage in (path.unlink, lambda: path.write_bytes(whole[:100])):
+        damage()
+        run(tmp_path, calm_server.base_url)
+        assert path.read_bytes() == whole
+    stale = ["--stages=build", "--config.filter.leak_words=5"]
+    error = refused(run(tmp_path, calm_server.base_url, *stale, check=False))
+    assert "outcomes.jsonl is missing, damaged or of other settings" in error
+
+
+def test_nothing_kept_says_why(tmp_path, llm_server):
+    server = llm_server([{"kind": "refusal", "times": 10**6}])
+    error = refused(run(tmp_path, server.base_url, "--config.source.count=3", check=False))
+    assert "nothing was kept of 3 pairs: 3 generate:refusal" in error
+
+
+def test_from_batches_to_single_requests(tmp_path, calm_server):
+    """What no endpoint has seen is asked one by one."""
+    nowhere = "http://127.0.0.1:9/v1"
+    batch = ["--config.llm.mode=batch", "--config.llm.give_up_s=0.1"]
+    error = refused(run(tmp_path, nowhere, *batch, check=False))
+    assert "cannot upload" in error
+    output = run(tmp_path, calm_server.base_url).stdout
+    assert "looking for 1 batches of an earlier run first" in output
+    assert json.loads((tmp_path / "report.json").read_text())["usage"]["usd_unknown"] == 0
 
 
 def test_a_second_judge_by_batches(tmp_path, calm_server):
