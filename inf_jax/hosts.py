@@ -146,13 +146,14 @@ def barrier(name: str, *, timeout_s: float) -> None:
 @contextlib.contextmanager
 def lead_first(name: str) -> Iterator[None]:
     """The body, on the lead first: the others find on a shared disk what it made, and make it
-    themselves, at the same time, where each has a disk of its own."""
+    themselves, at the same time, where each has a disk of its own. All leave it together."""
     lead = is_lead()
     if not lead:
         barrier(name, timeout_s=_LONG_WORK_S)
     yield
     if lead:
         barrier(name, timeout_s=_LONG_WORK_S)
+    barrier(f"{name}, all", timeout_s=_LONG_WORK_S)
 
 
 def check_shared(directory: Path) -> None:

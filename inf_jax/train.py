@@ -32,12 +32,12 @@ from inf_jax.training import make_training
 def main(resolved: ConfigDict) -> None:
     """One training run, from its config."""
     config = ReadLog(resolved)
-    training = make_training(config)
-    loader, steps, out_dir = training.loader, config.train.steps, Path(config.out_dir)
+    out_dir = Path(config.out_dir)
+    hosts.check_shared(out_dir)
+    lead, training = hosts.is_lead(), make_training(config)
+    loader, steps = training.loader, config.train.steps
     save_every, max_nonfinite = config.train.checkpoint_every, config.optim.max_nonfinite
     log_every, prefetch = config.train.log_every, config.data.prefetch
-    hosts.check_shared(out_dir)
-    lead = hosts.is_lead()
     manager = checkpoint.make_manager(out_dir / "checkpoints", keep=config.train.keep_checkpoints)
     check_all_read(config, "", "data", "model", "loss", "optim", "train", "mesh")
 
