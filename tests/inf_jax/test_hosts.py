@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -182,9 +183,14 @@ def test_one_two_and_four_processes_are_one_run(config, tmp_path, compiled):
     assert_same("two", 9)
 
 
-def test_an_error_of_one_process_ends_all(config, tmp_path, compiled):
+def test_the_lead_tokenises_and_an_error_of_one_process_ends_all(config, tmp_path, compiled):
+    data = tmp_path / "data"
+    shutil.copytree(config.data.dir, data, ignore=shutil.ignore_patterns("tokenised"))
+    config.data.dir = str(data)
     file = write_config(config, tmp_path / "c.py")
     outs, codes = launch(file, count=2, program=("-c", DAMAGED), cache=compiled)
+    assert "tokenised already" not in outs[0] and "60/60" in outs[0]
+    assert "60 examples are tokenised already" in outs[1] and "60/60" not in outs[1]
     assert "error: record 7 is damaged" in outs[1]
     assert codes[1] == 1 and codes[0] != 0
 
