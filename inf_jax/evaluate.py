@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from inf_jax import checkpoint, figure, report
+from inf_jax import checkpoint, figure, hosts, report
 from inf_jax.atomic import atomic_file
 from inf_jax.config import ReadLog, check_all_read, run
 from inf_jax.embed import tower
@@ -178,4 +178,4 @@ def _fingerprint(examples: Iterable[Example]) -> str:
 
 
 if __name__ == "__main__":
-    run(main, __doc__)
+    run(hosts.alone(main), __doc__)

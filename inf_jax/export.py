@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from inf_jax import __version__, checkpoint, parity, st_files
+from inf_jax import __version__, checkpoint, hosts, parity, st_files
 from inf_jax.atomic_dir import atomic_directory
 from inf_jax.config import ReadLog, check_all_read, defaults, run
 from inf_jax.errors import UserError
@@ -226,4 +226,4 @@ def _run_info(resolved: ConfigDict, out_dir: Path, step: int) -> RunInfo:
 
 
 if __name__ == "__main__":
-    run(main, __doc__)
+    run(hosts.alone(main), __doc__)

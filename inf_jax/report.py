@@ -172,6 +172,19 @@ class MetricsLog:
         self._bar.close()
 
 
+class NoLog:
+    """What a process that is not the lead writes: nothing."""
+
+    def __init__(self):
+        self.last: dict[str, float | list[float]] = {}
+
+    def write(self, step: int, metrics: dict[str, float | list[float]]) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 def read_metrics(path: Path) -> list[dict]:
     """The lines of a metrics.jsonl; a last line that a kill cut short is left out."""
     if not path.exists():

@@ -4,7 +4,8 @@
 
 Reads the text TFRecords of `python -m data_pipeline.build` (tokenises them on first use) and writes
 to `config.out_dir`: config.json, command.txt, metrics.jsonl, tensorboard/, checkpoints/. Run again,
-it goes on from the newest checkpoint, bit for bit; a finished run says so and ends.
+it goes on from the newest checkpoint, bit for bit; a finished run says so and ends. Several
+processes are one run (`inf_jax.hosts`): the first of them writes all files but the checkpoints.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from inf_jax import checkpoint, report
+from inf_jax import checkpoint, hosts, report
 from inf_jax.config import (
     ReadLog,
     check_all_read,
@@ -31,8 +32,10 @@ from inf_jax.training import make_training
 def main(resolved: ConfigDict) -> None:
     """One training run, from its config."""
     config = ReadLog(resolved)
-    training = make_training(config)
-    loader, steps, out_dir = training.loader, config.train.steps, Path(config.out_dir)
+    out_dir = Path(config.out_dir)
+    hosts.check_shared(out_dir)
+    lead, training = hosts.is_lead(), make_training(config)
+    loader, steps = training.loader, config.train.steps
     save_every, max_nonfinite = config.train.checkpoint_every, config.optim.max_nonfinite
     log_every, prefetch = config.train.log_every, config.data.prefetch
     manager = checkpoint.make_manager(out_dir / "checkpoints", keep=config.train.keep_checkpoints)
@@ -52,12 +55,15 @@ def main(resolved: ConfigDict) -> None:
         state, position = training.fresh(), here
     first = position.step
     if first >= steps:
-        print(f"{out_dir}: all {steps} steps are done, nothing to train")
+        if lead:
+            print(f"{out_dir}: all {steps} steps are done, nothing to train")
         return
-    save_resolved(resolved, out_dir / "config.json")
-    (out_dir / "command.txt").write_text(command_line() + "\n")
-    report.banner(resolved, training, first_step=first)
-    log = report.MetricsLog(out_dir, first_step=first, steps=steps, every=log_every)
+    log = report.NoLog()
+    if lead:
+        save_resolved(resolved, out_dir / "config.json")
+        (out_dir / "command.txt").write_text(command_line() + "\n")
+        report.banner(resolved, training, first_step=first)
+        log = report.MetricsLog(out_dir, first_step=first, steps=steps, every=log_every)
 
     def finish(step: int, metrics: dict[str, jax.Array]) -> None:
         values = {name: value.tolist() for name, value in jax.device_get(metrics).items()}
@@ -81,8 +87,9 @@ def main(resolved: ConfigDict) -> None:
                 pending = None
                 checkpoint.save(manager, state, position._replace(step=step + 1))
     seconds = time.monotonic() - started
-    report.summary(training, steps=steps - first, seconds=seconds, metrics=log.last)
+    if lead:
+        report.summary(training, steps=steps - first, seconds=seconds, metrics=log.last)
 
 
 if __name__ == "__main__":
-    run(main, __doc__)
+    run(hosts.on_all(main), __doc__)

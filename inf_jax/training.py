@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from inf_jax import hosts
 from inf_jax.config import ReadLog
 from inf_jax.embed import Batch
 from inf_jax.errors import UserError
@@ -83,8 +84,10 @@ def make_loader(config: ReadLog, tokenizer: TextTokenizer, *, devices: int) -> L
     """
     train, data, loss = config.train, config.data, config.loss
     objective, sampled = parse_objective(loss.objective), loss.instruction_negatives
+    with hosts.lead_first("tokenised"):
+        dataset = tokenised_split(config, tokenizer, data.train_split)
     return Loader(
-        tokenised_split(config, tokenizer, data.train_split),
+        dataset,
         seed=config.seed,
         batch_size=train.batch_size,
         chunks=devices * train.chunks_per_device,

@@ -1,0 +1,337 @@
+"""Several processes as one run, on 127.0.0.1 with gloo: mostly the main, as users start it."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from inf_jax import checkpoint, hosts
+from inf_jax.config import ReadLog
+from inf_jax.errors import UserError
+from inf_jax.mesh import path_name
+from inf_jax.report import read_metrics
+from inf_jax.roll_call import roll_call
+from inf_jax.training import make_training
+
+ROOT = Path(__file__).parents[2]
+DEVICES = 4  # of a run, however many processes share them
+
+# The main, but process 1 finds a damaged record in its share of step 2.
+DAMAGED = """
+import jax
+from inf_jax import config, hosts, loader, train
+from inf_jax.errors import UserError
+host_batch = loader.Loader.host_batch
+def damaged(self, step):
+    if step == 2 and jax.process_index() == 1:
+        raise UserError("record 7 is damaged")
+    return host_batch(self, step)
+loader.Loader.host_batch = damaged
+config.run(hosts.on_all(train.main), train.__doc__)
+"""
+
+# Process 1 comes to no barrier, and sees another directory than process 0.
+APART = """
+import os, pathlib, sys
+from jax._src import distributed
+from inf_jax import hosts
+from inf_jax.errors import UserError
+hosts.initialise()
+client = distributed.global_state.client
+if hosts.is_lead():
+    try:
+        hosts.barrier("meeting", timeout_s=1)
+    except UserError as error:
+        print(error)
+    client.key_value_set("told", "yes")
+client.blocking_key_value_get("told", 60_000)
+directory = pathlib.Path(sys.argv[1].removeprefix("--config=")).parent / "out"
+try:
+    hosts.check_shared(directory if hosts.is_lead() else directory / "elsewhere")
+except UserError as error:
+    print(error)
+"""
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def place(count, process, port, *, timeout_s=120):
+    """The environment of one process of several."""
+    return {
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": str(count),
+        "JAX_PROCESS_ID": str(process),
+        "INF_JAX_START_TIMEOUT": str(timeout_s),
+    }
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """What process 0 compiled once."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture
+def config(tiny_config):
+    """A run that compiles fast, in which rounding does not grow: a key's bias has the gradient 0,
+    but for what the order of a sum leaves, and Adam would make a full step of that."""
+    tiny_config.train.update({"steps": 9, "checkpoint_every": 3, "health": False})
+    tiny_config.optim.update({"lr": 1e-3, "schedule": "constant", "eps": 1e-4})
+    tiny_config.loss.objective = "uni(P)"
+    tiny_config.mesh.fsdp = 2
+    return tiny_config
+
+
+def launch(
+    file, *overrides, count, only=None, program=("-m", "inf_jax.train"), timeout_s=120, cache=None
+):
+    """All processes of a run, or those in `only`; their outputs and exit codes."""
+    port, processes = free_port(), []
+    for process in range(count) if only is None else only:
+        environment = os.environ | {
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // count}",
+            "PYTHONPATH": str(ROOT),
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        }
+        if cache:
+            environment["JAX_COMPILATION_CACHE_DIR"] = str(cache)
+            environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        if count > 1:
+            environment |= place(count, process, port, timeout_s=timeout_s)
+        started = subprocess.Popen(
+            [sys.executable, *program, f"--config={file}", *overrides],
+            env=environment,
+            cwd=file.parent,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        processes.append(started)
+    try:
+        outs = [process.communicate(timeout=240)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return outs, [process.returncode for process in processes]
+
+
+def write_config(config, path):
+    """A config file that a command line can name, equal to `config`."""
+    lines = ["from inf_jax.config import defaults", "def get_config():", "    c = defaults()"]
+    for section, value in config.to_dict().items():
+        values = value.items() if isinstance(value, dict) else [(None, value)]
+        for key, v in values:
+            name = f"{section}.{key}" if key else section
+            lines.append(f"    c.{name} = {v!r}")
+    path.write_text("\n".join([*lines, "    return c", ""]))
+    return path
+
+
+def test_one_two_and_four_processes_are_one_run(config, tmp_path, compiled):
+    """And two that one goes on from."""
+    file = write_config(config, tmp_path / "c.py")
+    shapes = make_training(ReadLog(config)).shapes
+
+    def train(name, count, steps, *, starts=1):
+        out_dir = tmp_path / name
+        overrides = f"--config.out_dir={out_dir}", f"--config.train.steps={steps}"
+        outs, codes = launch(file, *overrides, count=count, cache=compiled)
+        assert codes == [0] * count, "\n".join(outs)
+        assert re.search(rf"hosts +. +{count} ", outs[0])
+        assert not any(re.search(r"tokens a step|\d/\d|trained", out) for out in outs[1:])
+        assert sorted(path.name for path in out_dir.iterdir()) == [
+            "checkpoints",
+            "command.txt",
+            "config.json",
+            "metrics.jsonl",
+            "tensorboard",
+        ]
+        assert len(list((out_dir / "tensorboard").iterdir())) == starts
+        lines = read_metrics(out_dir / "metrics.jsonl")
+        assert [line["step"] for line in lines] == list(range(steps))
+        return [line["loss"] for line in lines]
+
+    def state(name, step):
+        with checkpoint.make_manager(tmp_path / name / "checkpoints", keep=9) as manager:
+            found, position = checkpoint.restore(manager, shapes, step)
+        leaves = jax.tree_util.tree_leaves_with_path(found)
+        return [(path, np.asarray(x)) for path, x in leaves], position
+
+    def assert_same(name, step):
+        (found, at), (expected, at_1) = state(name, step), state("one", step)
+        assert at == at_1 and at.step == step
+        for (path, a), (_, b) in zip(found, expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-6, err_msg=path_name(path))
+
+    straight = train("one", 1, 9)
+    assert straight[-1] < straight[0]
+    for name, count in (("four", 4), ("two", 2)):
+        np.testing.assert_allclose(train(name, count, 6), straight[:6], rtol=1e-5)
+        assert_same(name, 6)
+    np.testing.assert_allclose(train("two", 1, 9, starts=2), straight, rtol=1e-5)
+    assert_same("two", 9)
+
+
+def test_the_lead_tokenises_and_an_error_of_one_process_ends_all(config, tmp_path, compiled):
+    data = tmp_path / "data"
+    shutil.copytree(config.data.dir, data, ignore=shutil.ignore_patterns("tokenised"))
+    config.data.dir = str(data)
+    file = write_config(config, tmp_path / "c.py")
+    outs, codes = launch(file, count=2, program=("-c", DAMAGED), cache=compiled)
+    assert "tokenised already" not in outs[0] and "60/60" in outs[0]
+    assert "60 examples are tokenised already" in outs[1] and "60/60" not in outs[1]
+    assert "error: record 7 is damaged" in outs[1]
+    assert codes[1] == 1 and codes[0] != 0
+
+
+def test_a_process_that_does_not_start_is_named(tiny_config, tmp_path):
+    file = write_config(tiny_config, tmp_path / "c.py")
+    (out,), codes = launch(file, count=2, only=[0], timeout_s=2)
+    assert codes == [1]
+    assert re.fullmatch(
+        r"error: 1 of 2 processes did not come to 127\.0\.0\.1:\d+ within 2 s: process 1; .*\n", out
+    )
+    assert not Path(tiny_config.out_dir).exists()
+
+
+def test_what_goes_wrong_between_processes_is_named(tmp_path):
+    outs, codes = launch(tmp_path / "c.py", count=2, program=("-c", APART))
+    assert codes == [0, 0], "\n".join(outs)
+    assert "process 0 waited 1 s at 'meeting': no sign of process 1; look at" in outs[0]
+    for out in outs:
+        assert re.search(
+            r"process 1 \(.+\): what process 0 writes in .*/out(/elsewhere)? is not there", out
+        )
+    assert not list((tmp_path / "out").iterdir())
+
+
+def call_roll(*callers, timeout_s=30):
+    """The error of each (count, process), "" where all is well; and the address."""
+    address = f"127.0.0.1:{free_port()}"
+
+    def one(count, process):
+        try:
+            roll_call(address, count, process, timeout_s=timeout_s)
+        except UserError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(len(callers)) as pool:
+        return list(pool.map(one, *zip(*callers, strict=True))), address
+
+
+def test_roll_call():
+    said, address = call_roll((3, 2), (3, 1), (3, 0))
+    assert said == ["", "", ""]
+    socket.create_server(("127.0.0.1", int(address.rpartition(":")[2]))).close()  # free again
+
+    said, address = call_roll((4, 0), (4, 2), timeout_s=1)
+    assert said[0] == said[1]
+    assert said[0].startswith(
+        f"2 of 4 processes did not come to {address} within 1 s: process 1, 3;"
+    )
+
+    said, address = call_roll((2, 1), timeout_s=1)
+    assert re.match(rf"process 1 of 2: process 0 did not answer at {address} within 1 s", said[0])
+
+    said, _ = call_roll((3, 0), (3, 1), (3, 1))
+    assert said == ["two processes were started as number 1 of 3"] * 3
+    said, _ = call_roll((2, 0), (4, 1))
+    assert said == ["process 1 was started as one of 4, process 0 as one of 2"] * 2
+
+
+def test_roll_call_passes_over_strangers():
+    port = free_port()
+    with ThreadPoolExecutor() as pool:
+        lead = pool.submit(roll_call, f"127.0.0.1:{port}", 2, 0, timeout_s=30)
+        while True:
+            try:
+                with socket.create_connection(("127.0.0.1", port)) as stranger:
+                    stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+                    assert stranger.recv(1) == b""
+                break
+            except ConnectionRefusedError:
+                pass
+            except ConnectionResetError:
+                break
+        roll_call(f"127.0.0.1:{port}", 2, 1, timeout_s=30)
+        lead.result()
+
+
+def set_environment(monkeypatch, values):
+    for name in list(os.environ):
+        if name.startswith(("JAX_", "SLURM_", "OMPI_", "INF_JAX_")):
+            monkeypatch.delenv(name)
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+
+
+SLURM = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_NODELIST": "gpu[07-08]",
+    "SLURM_NTASKS": "16",
+    "SLURM_PROCID": "9",
+    "SLURM_LOCALID": "1",
+}
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, None),
+        (place(4, 3, 99), hosts.Place("127.0.0.1:99", 4, 3, None)),
+        (place(1, 0, 99), None),
+        (SLURM, hosts.Place("gpu07:61447", 16, 9, [1])),
+        (SLURM | {"JAX_LOCAL_DEVICE_IDS": "0,1"}, hosts.Place("gpu07:61447", 16, 9, [0, 1])),
+        (SLURM | {"SLURM_NTASKS": "1"}, None),
+        (SLURM | {"JAX_NUM_PROCESSES": "1"}, None),
+    ],
+)
+def test_place(monkeypatch, environment, expected):
+    set_environment(monkeypatch, environment)
+    assert hosts.find_place() == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"JAX_PROCESS_ID": "1"}, "JAX_PROCESS_ID without JAX_COORDINATOR_ADDRESS, JAX_NUM_PROC"),
+        (place(2, 2, 99), "JAX_PROCESS_ID=2, JAX_NUM_PROCESSES=2: the first counts from 0"),
+        (place(2, "one", 99), "JAX_PROCESS_ID=one"),
+        (place(2, 1, ""), "JAX_COORDINATOR_ADDRESS=127.0.0.1:: must be HOST:PORT"),
+        (SLURM | {"SLURM_PROCID": "x"}, "JAX sees a cluster but not this process's place in it"),
+    ],
+)
+def test_impossible_places_are_refused(monkeypatch, environment, message):
+    set_environment(monkeypatch, environment)
+    with pytest.raises(UserError, match=re.escape(message)):
+        hosts.initialise()
+
+
+def test_impossible_start_timeout_is_refused(monkeypatch):
+    set_environment(monkeypatch, place(2, 1, 99, timeout_s="soon"))
+    with pytest.raises(UserError, match="INF_JAX_START_TIMEOUT=soon: seconds"):
+        hosts.initialise()
+
+
+def test_mains_for_one_process_refuse_several(monkeypatch):
+    ran = []
+    main = hosts.alone(ran.append)
+    set_environment(monkeypatch, place(2, 1, 99))
+    with pytest.raises(UserError, match=r"for one process, here are 2: .* JAX_NUM_PROCESSES=1"):
+        main("config")
+    assert not ran
+    set_environment(monkeypatch, {})
+    main("config")
+    assert ran == ["config"]
