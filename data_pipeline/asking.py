@@ -1,23 +1,19 @@
 """Asks an endpoint through the journal: each question once, many at a time, within the cap."""
 
 import asyncio
-import contextlib
 import dataclasses
-import heapq
-import itertools
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
 from typing import Protocol
 
 from data_pipeline.client import Endpoint, Reply
 from data_pipeline.journal import ANSWER, BAD, REJECTED, UNKNOWN, UNPAID, Journal, Received, Sent
+from data_pipeline.limiter import Limiter
 from data_pipeline.llm import Request
 from data_pipeline.money import Budget, Price
 from inf_jax.errors import UserError
 
-FIRST_CONCURRENCY = 8
 # What ends an example goes first: a budget that runs out leaves whole ones.
 _RANK = {"judge": 0, "generate": 1, "query": 2}
 MOST_BACKOFF_S = 30.0
@@ -87,75 +83,6 @@ class Writer:
                     done.set_exception(error) if error else done.set_result(None)
             # what arrives meanwhile shares the next transaction; a slow disk has half of the time
             await asyncio.sleep(max(0.002, time.monotonic() - began))
-
-
-class Limiter:
-    """How many requests may be under way, and who is next.
-
-    Twice as many a round of successes until told to slow down for the first time, from then on one
-    more a round.
-    """
-
-    def __init__(self, most: int):
-        self._most = most
-        self.limit = float(min(FIRST_CONCURRENCY, most))
-        self.active = 0
-        self.highest = 0
-        self._resume_at, self._slowed_at = 0.0, -1.0
-        self._waiting: list[tuple[int, int, asyncio.Future]] = []
-        self._number = itertools.count()
-        self._timer: asyncio.TimerHandle | None = None
-
-    @contextlib.asynccontextmanager
-    async def place(self, rank: int = 0) -> AsyncIterator[None]:
-        """Waits until one more request may be sent; a lower rank goes first."""
-        admitted = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._waiting, (rank, next(self._number), admitted))
-        self._admit()
-        try:
-            await admitted
-            yield
-        finally:
-            if admitted.done() and not admitted.cancelled():
-                self.active -= 1
-                self._admit()
-
-    def end_pause(self) -> None:
-        """Lets all go on that were told to wait."""
-        self._resume_at = 0.0
-        self._admit()
-
-    def learn(self, reply: Reply, *, sent_at: float | None = None) -> None:
-        """Adapts to what came back; `sent_at` is a time of `time.monotonic`, None for now."""
-        now = time.monotonic()
-        if reply.wait_s is not None:
-            self._resume_at = max(self._resume_at, now + reply.wait_s)
-        if reply.slow_down:
-            # those that were under way at the last time are one event with it
-            if (now if sent_at is None else sent_at) > self._slowed_at:
-                self._slowed_at = now
-                self.limit = max(1.0, self.limit * 0.7)
-        elif reply.outcome == ANSWER:
-            more = 1.0 if self._slowed_at < 0 else 1.0 / self.limit
-            self.limit = min(float(self._most), self.limit + more)
-
-    def _admit(self) -> None:
-        pause, admits = self._resume_at - time.monotonic(), 0
-        # two at once, since the limit may have grown by one; not all of them: after a pause the
-        # first ones tell whether more can follow
-        while self._waiting and pause <= 0 and admits < 2 and self.active < int(self.limit):
-            *_, admitted = heapq.heappop(self._waiting)
-            if not admitted.done():  # whoever waited was cancelled
-                admits += 1
-                self.active += 1
-                self.highest = max(self.highest, self.active)
-                admitted.set_result(None)
-        if self._waiting and pause > 0 and self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(min(pause, 0.25), self._look_again)
-
-    def _look_again(self) -> None:
-        self._timer = None
-        self._admit()
 
 
 class AsyncAsker:
@@ -243,8 +170,9 @@ class AsyncAsker:
             attempt += 1
             # told to wait, or not reached: that is not for what the question asks
             own_faults += reply.outcome not in BAD and reply.wait_s is None and reply.reached
-            # had nobody got an answer for so long, the run would have stopped
-            if own_faults >= OWN_FAULTS and time.monotonic() - began > self._give_up_s:
+            # others have got theirs meanwhile: where nobody does, the run stops
+            long = time.monotonic() - began > self._give_up_s and self._success > began
+            if own_faults >= OWN_FAULTS and long:
                 return Result(failure="unanswered")
             if reply.outcome not in BAD and reply.wait_s is None:
                 await self._sleep(min(MOST_BACKOFF_S, 0.25 * 2**attempt) * random.uniform(0.5, 1))

@@ -14,7 +14,6 @@ All but journal.sqlite is made from what is before it: any stage can be run agai
 """
 
 import dataclasses
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -35,7 +34,7 @@ from data_pipeline.pairs import make_items, read_pairs
 from data_pipeline.review import apply_review, read_review
 from data_pipeline.sample import AuditSample
 from data_pipeline.scores import score_items
-from data_pipeline.stage_files import StageFile
+from data_pipeline.stage_files import StageFile, sha256, state_of
 from data_pipeline.summary import summarise, write_report
 from data_pipeline.validate import Limits
 from inf_jax.atomic import atomic_file
@@ -132,9 +131,9 @@ class Factory:
             "pairs": [
                 config.seed,
                 source,
-                _state_of(source["path"]),
+                state_of(source["path"]),
                 evaluation,
-                [_state_of(path) for path in evaluation["paths"]],
+                [state_of(path) for path in evaluation["paths"]],
                 config.generate.types,
                 config.generate.type_weights,
             ],
@@ -142,7 +141,7 @@ class Factory:
             "filter": [config.filter.to_dict()],
             "judge": [*asked["judge"], config.llm.max_attempts],
             "score": [config.score.to_dict()],
-            "corpus": [config.review.to_dict(), _state_of(config.review.path)],
+            "corpus": [config.review.to_dict(), state_of(config.review.path)],
         }
         if not config.score.model:
             del own["score"]
@@ -249,7 +248,7 @@ class Factory:
     def _corpus(self) -> None:
         path = self.out_dir / "corpus" / "train.jsonl"
         found = self.files["corpus"].found()
-        whole = found and path.exists() and found["extra"].get("corpus") == _sha256(path)
+        whole = found and path.exists() and found["extra"].get("corpus") == sha256(path)
         if whole and self._done("corpus"):
             return
         items = self._before("corpus").read()
@@ -260,7 +259,7 @@ class Factory:
             )
         # the outcomes' own note of being whole is written last
         with (
-            self.files["corpus"].writing(lambda: {"corpus": _sha256(path)}) as write,
+            self.files["corpus"].writing(lambda: {"corpus": sha256(path)}) as write,
             atomic_file(path) as corpus,
         ):
             for item in items:
@@ -323,11 +322,6 @@ def _groups(stages: Sequence[str]) -> list[list[str]]:
     return groups
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _row(item: Item) -> str:
     """A line of the corpus: InF-IR's fields, and where they come from."""
     row = dataclasses.asdict(item.example) | {
@@ -336,15 +330,3 @@ def _row(item: Item) -> str:
         "scores": item.scores,
     }
     return json.dumps(row, ensure_ascii=False)
-
-
-def _state_of(path: str) -> list:
-    """Name, size and time of change of a path's files: what tells that they have changed."""
-    if not path:
-        return []
-    root = Path(path)
-    files = sorted(f for f in root.rglob("*") if f.is_file()) if root.is_dir() else [root]
-    try:
-        return [[str(f), (stat := f.stat()).st_size, stat.st_mtime_ns] for f in files]
-    except OSError as error:
-        raise UserError(f"cannot read {error.filename}: {error.strerror}") from error

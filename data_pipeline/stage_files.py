@@ -9,6 +9,7 @@ from typing import Any
 
 from data_pipeline.items import Item, read_items
 from inf_jax.atomic import atomic_file
+from inf_jax.errors import UserError
 
 # Reasons that another run may not have: for want of money, or of an answer.
 _PASSING = ("budget", "unanswered")
@@ -40,9 +41,8 @@ class StageFile:
             meta = json.loads(self._meta.read_bytes())
             if meta["fingerprint"] != self.fingerprint:
                 return None
-            with open(self.path, "rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() == meta["sha256"]:
-                    return meta
+            if sha256(self.path) == meta["sha256"]:
+                return meta
         return None
 
     @contextlib.contextmanager
@@ -80,3 +80,21 @@ class StageFile:
 
 def _may_end_otherwise(reason: str) -> bool:
     return reason.endswith(_PASSING)
+
+
+def sha256(path: Path) -> str:
+    """Of a file's contents, in hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def state_of(path: str) -> list:
+    """Name, size and time of change of a path's files: what tells that they have changed."""
+    if not path:
+        return []
+    root = Path(path)
+    files = sorted(f for f in root.rglob("*") if f.is_file()) if root.is_dir() else [root]
+    try:
+        return [[str(f), (stat := f.stat()).st_size, stat.st_mtime_ns] for f in files]
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}") from error

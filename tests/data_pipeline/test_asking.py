@@ -8,9 +8,10 @@ import socket
 import pytest
 
 from data_pipeline import asking
-from data_pipeline.asking import AsyncAsker, Limiter, Result, Writer, known
+from data_pipeline.asking import AsyncAsker, Result, Writer, known
 from data_pipeline.client import Endpoint, Reply
 from data_pipeline.journal import ANSWER, BAD, UNKNOWN, UNPAID, Journal, Received, Sent
+from data_pipeline.limiter import Limiter
 from data_pipeline.llm import Asker, Prompt
 from data_pipeline.money import Budget, BudgetReached, price_of
 from inf_jax.errors import UserError

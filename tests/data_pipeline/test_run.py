@@ -412,7 +412,7 @@ def test_every_key_of_the_config_is_read(tmp_path, calm_server, monkeypatch):
     # all at once says nothing of who reads what
     monkeypatch.setattr(ReadLog, "to_dict", lambda log: log._config.to_dict())
     log = ReadLog(config, "", seen)
-    monkeypatch.setattr("data_pipeline.factory._state_of", lambda path: [])
+    monkeypatch.setattr("data_pipeline.factory.state_of", lambda path: [])
     factory = Factory(log)
     try:
         factory.run(["pairs", "generate", "filter", "judge", "score"])
