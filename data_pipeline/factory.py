@@ -140,7 +140,8 @@ class Factory:
             "generate": [*asked["generate"], config.llm.max_attempts],
             "filter": [config.filter.to_dict()],
             "judge": [*asked["judge"], config.llm.max_attempts],
-            "score": [config.score.to_dict()],
+            # a model that was trained anew in its directory is another one
+            "score": [config.score.to_dict(), _model_state(config.score.model)],
             "corpus": [config.review.to_dict(), state_of(config.review.path)],
         }
         if not config.score.model:
@@ -320,6 +321,10 @@ def _groups(stages: Sequence[str]) -> list[list[str]]:
         else:
             groups.append([stage])
     return groups
+
+
+def _model_state(name: str) -> list:
+    return state_of(name) if name and Path(name).is_dir() else []
 
 
 def _row(item: Item) -> str:

@@ -17,7 +17,7 @@ from data_pipeline.items import Item
 from data_pipeline.schemas import INSTRUCTION_TYPES
 from data_pipeline.sources import beir, fields, msmarco, problems
 from data_pipeline.sources.pairs import SourcePair
-from data_pipeline.validate import Limits
+from data_pipeline.validate import Limits, fold
 from inf_jax.errors import UserError
 from inf_jax.records import text_hash
 
@@ -78,10 +78,11 @@ def make_items(
       pairs: of a source.
       dropped: counts here each pair that becomes no item, under one reason: empty:passage,
         too_short: or too_long: and query or passage, shared_with_eval: and the evaluation's
-        reason, not_sampled.
+        reason, not_sampled, duplicate_pair.
       limits: words of a query (where there is one) and of a passage (`document_words`).
       evaluation: None where there is no evaluation set.
-      count: how many; None for all, in the source's order.
+      count: how many, less those that are the same texts under another id; None for all, in the
+        source's order.
       seed: of the sample and of the types.
       types: instruction type -> weight, as `draw_type`.
 
@@ -100,9 +101,15 @@ def make_items(
                 fit += 1
                 yield pair
 
-    made = 0
+    sampled, seen = 0, set()
     for pair in sample(fit_pairs(), count=count, seed=seed):
-        made += 1
+        sampled += 1
+        # of the sample, not of the source: whatever its order, the same ones are left
+        identity = text_hash(f"{fold(pair.query)}\x1f{fold(pair.passage)}")
+        if identity in seen:
+            dropped["duplicate_pair"] += 1
+            continue
+        seen.add(identity)
         yield Item(pair.id, pair.query, pair.passage, draw_type(pair.id, types=types, seed=seed))
     if not fit:
         why = ", ".join(f"{number} for {reason!r}" for reason, number in dropped.most_common(3))
@@ -110,8 +117,8 @@ def make_items(
             f"no pair of the source is fit{': ' + why if why else ''}; give another source or "
             "other limits"
         )
-    if fit > made:
-        dropped["not_sampled"] += fit - made
+    if fit > sampled:
+        dropped["not_sampled"] += fit - sampled
 
 
 def sample(pairs: Iterable[SourcePair], *, count: int | None, seed: int) -> Iterator[SourcePair]:

@@ -26,7 +26,7 @@ def pair(number, query="a query", passage="a passage of words"):
     return SourcePair(f"id{number}", query, passage)
 
 
-PAIRS = [pair(i) for i in range(500)]
+PAIRS = [pair(i, query=f"query {i}") for i in range(500)]
 
 
 def ids(pairs):
@@ -177,7 +177,8 @@ def test_what_becomes_no_item_is_counted_once():
 
 
 def test_items_are_new_and_sampled_after_the_filter():
-    pairs = [pair(i, passage="" if i % 2 else "a passage of words") for i in range(100)]
+    texts = ["" if i % 2 else f"a passage of words {i}" for i in range(100)]
+    pairs = [pair(i, passage=text) for i, text in enumerate(texts)]
     dropped = Counter()
     items = list(make_items(pairs, dropped=dropped, count=20, seed=3))
     assert len(items) == 20
@@ -242,3 +243,14 @@ def test_unknown_source_or_option(tmp_path):
         read_pairs("beir", tmp_path, dropped=Counter(), splits="dev")
     with pytest.raises(UserError, match=r"'fields': .*'fields'; its options: fields"):
         read_pairs("fields", tmp_path, dropped=Counter())
+
+
+@pytest.mark.parametrize("count", [None, 4, 6])
+def test_the_same_texts_under_another_id_are_one_pair(count):
+    pairs = [SourcePair(f"{n}", f"query {n % 3}", f"A passage of words {n % 3}") for n in range(6)]
+    pairs[5] = SourcePair("5", "Query  2", "a passage of words 2")  # folded, the same
+    dropped = Counter()
+    items = list(make_items(pairs, dropped=dropped, count=count, seed=3, limits=Limits()))
+    assert len({item.query.casefold().split()[-1] for item in items}) == len(items) <= 3
+    assert len(items) + dropped["duplicate_pair"] == (count or 6)
+    assert len(items) + sum(dropped.values()) == 6
