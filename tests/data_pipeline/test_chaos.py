@@ -23,7 +23,7 @@ MEDQUAD = ROOT / "data_pipeline" / "samples" / "medquad" / "train.jsonl.gz"
 CONCURRENCY = 32
 PRICES = {"generate": (0.15, 0.6), "judge": (1.1, 4.4)}  # USD for a million tokens, in and out
 MODELS = {"generate": "gpt-4o-mini", "judge": "o3-mini"}
-PAIRS, KILLS = map(int, os.environ.get("INF_JAX_CHAOS", "200,6").split(","))
+PAIRS, KILLS = map(int, os.environ.get("INF_JAX_CHAOS", "120,4").split(","))
 CAP = 40.0  # enough for everything; the first runs get less
 
 
@@ -128,7 +128,7 @@ def test_async(tmp_path, llm_server, undisturbed):
     runs = Runs(tmp_path / "out", server.base_url, pairs=pairs, timeout_s=4)
     # kills spread over the whole of the work, of which a pair has ten requests
     most = 16 * pairs // KILLS
-    runs.chaos(KILLS, rng, server=server, most=most, caps=[0.2, 0.4, 0.8])
+    runs.chaos(KILLS, rng, server=server, most=most, caps=[0.2, 0.4] if KILLS > 9 else [0.2])
     runs.finish()
 
     ids = Counter(row["id"] for row in runs.outcomes())
@@ -184,7 +184,9 @@ def test_batches(tmp_path, llm_server, undisturbed):
     # every batch that the server has was submitted once, and is in the journal to its end
     names = Counter(batch["metadata"]["inf_jax_batch"] for batch in stats["batches"])
     assert names and set(names.values()) == {1}
-    ended = {name for (name,) in runs.rows("SELECT batch FROM batch_events WHERE event = 'ended'")}
+    # (those that a kill kept from being submitted are ended as such, and never are)
+    query = "SELECT batch FROM batch_events WHERE event = 'ended' AND value != '\"unsubmitted\"'"
+    ended = {name for (name,) in runs.rows(query)}
     assert set(names) == ended
     assert not list((runs.out_dir / "batches").iterdir())
     # nothing is lost at a kill: every request of a batch has its end
