@@ -60,8 +60,11 @@ class BatchCourse:
     def under_way(self) -> dict[str, dict[str, Any]]:
         """Name -> events, of batches that have not ended; files of all others are deleted."""
         found = {n: e for n, e in self._journal.batches().items() if "ended" not in e}
-        for path in self._directory.glob("*.jsonl"):
-            if path.stem not in found:  # of a run that was killed just before or after
+        wanted = {self._path(name) for name in found}
+        for path in self._directory.glob("*.jsonl*"):
+            if (
+                path not in wanted
+            ):  # of a run that was killed just before or after, or in writing it
                 path.unlink(missing_ok=True)
         return found
 

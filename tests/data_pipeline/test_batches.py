@@ -132,12 +132,16 @@ def test_a_lost_reply_to_a_submission_is_no_second_batch(llm_server, tmp_path, k
 def test_a_run_that_is_killed_finds_its_batches_again(llm_server, tmp_path):
     server = llm_server(batch_step_s=0.3)
     run = Run(tmp_path, server.base_url)
+    (tmp_path / "batches").mkdir()
+    for name in ("0123.jsonl", "4567.jsonl.partial-1-2"):  # what other kills have left
+        (tmp_path / "batches" / name).touch()
     run.ask_until(questions(20), lambda: len(batches(server)) == 2)
     assert run.spent[1] > 0  # all of it may still be billed
     answers = run.ask(questions(20))
     assert all('"relevant"' in text for text in answers)
     assert len(names(server)) == len(set(names(server))) == 2
     assert run.spent[0] > 0 and run.spent[1] == 0
+    assert not list((tmp_path / "batches").iterdir())
 
 
 def test_one_that_is_killed_before_it_knows_of_its_batch(llm_server, tmp_path):
