@@ -25,6 +25,7 @@ MOST_BYTES = 190_000_000  # of a batch's file; the API takes 200 MB
 _LINE_BYTES = 200  # of a line beside the body
 _LINGER_S = 0.3  # without a new question: what has come together is sent
 _FAILED_IN_A_ROW = 3  # batches without any answer, after which the run stops
+_FAILED_LATER_IN_A_ROW = 10  # the same, where the endpoint has given answers before
 _CROWDED_IN_A_ROW = 30  # the same, of batches for which there was no room beside others
 
 
@@ -255,14 +256,16 @@ class BatchAsker:
         if crowded:  # more tokens enqueued than the account may have
             self._batch_requests = max(1, self._batch_requests // 2)
         useful = any(r.outcome in (ANSWER, *BAD) for r in received)
+        worked = any(map(self._takes, sent))  # at some time
         # a few questions that never get an answer end by themselves, see `_answer`
-        lonely = state.status == "completed" and any(map(self._takes, sent))
+        lonely = state.status == "completed" and worked
         if useful or lonely or not received or state.status == UNSUBMITTED:
             self._answerless = 0
         else:
             self._answerless += 1
         # while others are under way, there may be room when they have ended
-        most = _CROWDED_IN_A_ROW if crowded and self.pending > 1 else _FAILED_IN_A_ROW
+        most = _FAILED_LATER_IN_A_ROW if worked else _FAILED_IN_A_ROW
+        most = _CROWDED_IN_A_ROW if crowded and self.pending > 1 else most
         if self._answerless >= most:
             reason = state.problem or received[0].text
             self.stop(
