@@ -180,7 +180,8 @@ def test_batches(tmp_path, llm_server, undisturbed):
     ids = Counter(row["id"] for row in runs.outcomes())
     assert len(ids) == pairs and set(ids.values()) == {1}
     kinds = {kind for kind, count in stats["faults"].items() if count}
-    assert kinds >= {"row_500", "row_error", "row_missing", "batch_failed", "batch_expired"}
+    assert kinds >= {"row_500", "row_error", "row_missing"}
+    assert kinds & {"batch_failed", "batch_expired"}  # which batch gets which is a matter of time
     # every batch that the server has was submitted once, and is in the journal to its end
     names = Counter(batch["metadata"]["inf_jax_batch"] for batch in stats["batches"])
     assert names and set(names.values()) == {1}
