@@ -142,7 +142,23 @@ class Asking:
         files: dict[str, StageFile],
         check: Callable[[Item], Item],
     ) -> None:
-        asker = self._asker = await self._make_asker()
+        try:
+            asker = self._asker = await self._make_asker()
+            await self._flow(asker, items, total, files, check)
+        finally:
+            if self._asker:
+                await self._asker.settle()
+            await self._endpoint.close()
+            self._endpoint = self._asker = None
+
+    async def _flow(
+        self,
+        asker: AsyncAsker | BatchAsker,
+        items: Iterator[Item],
+        total: int,
+        files: dict[str, StageFile],
+        check: Callable[[Item], Item],
+    ) -> None:
         steps = {
             "generate": lambda flow: ordered(flow, self._generate, window=asker.window),
             "filter": lambda flow: one_by_one(flow, check),
@@ -151,19 +167,14 @@ class Asking:
         progress = Progress(dict.fromkeys(files, total), self._status)
         if isinstance(asker, BatchAsker):
             asker.on_change = progress.refresh
-        try:
-            with contextlib.ExitStack() as stack, self._interrupts(asker):
-                stack.callback(progress.close)
-                flow = each(items)
-                for stage, file in files.items():
-                    write = stack.enter_context(file.writing())
-                    flow = tapped(steps[stage](flow), self._tap(stage, write, progress))
-                async for _ in flow:
-                    pass
-        finally:
-            await asker.settle()
-            await self._endpoint.close()
-            self._endpoint = None
+        with contextlib.ExitStack() as stack, self._interrupts(asker):
+            stack.callback(progress.close)
+            flow = each(items)
+            for stage, file in files.items():
+                write = stack.enter_context(file.writing())
+                flow = tapped(steps[stage](flow), self._tap(stage, write, progress))
+            async for _ in flow:
+                pass
 
     async def _make_asker(self) -> AsyncAsker | BatchAsker:
         course = BatchCourse(
@@ -186,10 +197,12 @@ class Asking:
         )
         if self._mode == "batch":
             return batches
-        if batches.pending:
-            print(f"looking for {batches.pending} batches of an earlier run first")
-            await batches.collect()
-        await batches.settle()
+        try:
+            if batches.pending:
+                print(f"looking for {batches.pending} batches of an earlier run first")
+                await batches.collect()
+        finally:
+            await batches.settle()
         return AsyncAsker(
             self._endpoint,
             self._journal,
@@ -246,5 +259,5 @@ class Asking:
             return item.drop(stage, "budget")
 
     def _status(self) -> str:
-        cap = "" if self.budget.max_usd is None else f" of {self.budget.max_usd:.2f}"
+        cap = "" if self.budget.max_usd is None else f" of {self.budget.max_usd:g}"
         return f"${self.budget.usd:.4f}{cap}, {self._asker.status()}"

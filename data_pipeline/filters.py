@@ -86,7 +86,11 @@ class ItemFilter:
             _check_languages(settings.languages)
 
     def __call__(self, item: Item) -> Item:
-        """The item itself, with reasons if there are any; a dropped one as it is."""
+        """The item itself, with reasons if there are any; a dropped one as it is.
+
+        Raises:
+          UserError: the item is not dropped and has no example.
+        """
         if not item.alive:
             return item
         example = _example(item)
@@ -103,17 +107,6 @@ class ItemFilter:
         if not reasons:
             self._seen.update(verdict.identity)
         return item.drop("filter", *reasons)
-
-
-def filter_items(
-    items: Iterator[Item], *, settings: FilterSettings, evaluation: Evaluation | None = None
-) -> Iterator[Item]:
-    """The items in order, each through one `ItemFilter`.
-
-    Raises:
-      UserError: as `ItemFilter`, or an item that is not dropped has no example.
-    """
-    return map(ItemFilter(settings, evaluation), items)
 
 
 def item_reasons(

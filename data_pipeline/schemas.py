@@ -1,6 +1,6 @@
 """What the models answer: pydantic models, sent as JSON schemas and checked again on arrival."""
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,7 +14,6 @@ INSTRUCTION_TYPES = (
     "perspective",  # a critic's, a patient's, a historical one
     "domain",  # law, economics, chemistry
 )
-InstructionType = Literal[INSTRUCTION_TYPES]
 
 
 class Answer(BaseModel):

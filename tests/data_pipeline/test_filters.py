@@ -12,7 +12,6 @@ from data_pipeline.filters import (
     ItemFilter,
     boilerplate,
     contamination,
-    filter_items,
     item_reasons,
     leaks,
     near_same,
@@ -64,7 +63,7 @@ def evaluation():
 
 
 def test_good_example(evaluation):
-    [out] = filter_items(iter([item()]), settings=FilterSettings())
+    out = ItemFilter(FilterSettings())(item())
     assert out.alive
     assert list(item_reasons(item(query_negative="how do masks work"), FilterSettings())) == []
 
@@ -209,7 +208,7 @@ def test_the_first_of_near_duplicates_stays():
         item(id="6", instruction_positive=f"{longer} Do!", document_positive=rewritten),
     ]
     settings = FilterSettings(rules=("duplicates",))
-    out = list(filter_items(iter(items), settings=settings))
+    out = list(map(ItemFilter(settings), items))
     assert [x.id for x in out] == ["1", "2", "3", "4", "5", "6"]
     assert {x.id: x.reasons for x in out if not x.alive} == {
         "2": ["filter:near_duplicate"],
@@ -220,7 +219,7 @@ def test_the_first_of_near_duplicates_stays():
 
 def test_what_is_dropped_is_no_earlier_example():
     bad = item(id="1", hard_negative_document_1=GOOD.document_positive)
-    out = list(filter_items(iter([bad, item(id="2")]), settings=FilterSettings()))
+    out = list(map(ItemFilter(FilterSettings()), [bad, item(id="2")]))
     assert out[0].reasons == ["filter:same_text:hard_negative_document_1"]
     assert out[1].alive
 
@@ -230,7 +229,7 @@ def test_only_equal_duplicates(settings):
     near = GOOD.document_positive.replace("get ill", "fall ill")
     spaced = GOOD.instruction_positive.replace("child", "child,")
     items = [item(), item(document_positive=near, instruction_positive=spaced), item()]
-    out = list(filter_items(iter(items), settings=FilterSettings(**settings)))
+    out = list(map(ItemFilter(FilterSettings(**settings)), items))
     assert [x.reasons for x in out] == [[], [], ["filter:duplicate_query"]]
 
 
@@ -244,7 +243,7 @@ def test_all_reasons_are_named_and_others_pass_through(evaluation):
     )
     items = [failed, dropped, bad]
     settings = FilterSettings(limits=Limits(instruction_words=(3, 50)))
-    out = list(filter_items(iter(items), settings=settings, evaluation=evaluation))
+    out = list(map(ItemFilter(settings, evaluation), items))
     assert failed.reasons == ["generate:refusal"]
     assert dataclasses.asdict(out[1]) == before
     assert out[2].reasons == [
@@ -291,7 +290,7 @@ def test_rules_can_be_switched_off(rule):
     ):
         second.reasons.clear()
         settings = FilterSettings(rules=rules)
-        list(filter_items(iter([first, second]), settings=settings, evaluation=evaluation))
+        list(map(ItemFilter(settings, evaluation), [first, second]))
         assert second.reasons == reasons
 
 
@@ -302,4 +301,4 @@ def test_unknown_rule():
 
 def test_item_without_an_example():
     with pytest.raises(UserError, match="pair '7' has no example"):
-        list(filter_items(iter([Item("7", "q", "p")]), settings=FilterSettings()))
+        list(map(ItemFilter(FilterSettings()), [Item("7", "q", "p")]))
