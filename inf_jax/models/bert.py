@@ -122,15 +122,20 @@ class Block(nnx.Module):
         config, dtype = self.config, x.dtype
         site = 3 * jnp.asarray(layer, jnp.uint32)
 
-        def heads(kernel: nnx.Param, bias: nnx.Param) -> Float[Array, "r h t k"]:
+        def heads(kernel: nnx.Param, bias: Array) -> Float[Array, "r h t k"]:
             y = jnp.einsum("rtd,dhk->rhtk", x, kernel[...].astype(dtype))
-            return y + bias[...].astype(dtype)[None, :, None, :]
+            return y + bias.astype(dtype)[None, :, None, :]
+
+        # A key's bias adds the same to all scores of a query, which the softmax takes out: its
+        # gradient is 0. What rounding leaves of it would differ from mesh to mesh, and Adam, which
+        # divides by its size, would make full steps of that.
+        key_bias = jax.lax.stop_gradient(self.key_bias[...])
 
         with jax.named_scope("attention"):
             mixed = attention(
-                heads(self.query_kernel, self.query_bias),
-                heads(self.key_kernel, self.key_bias),
-                heads(self.value_kernel, self.value_bias),
+                heads(self.query_kernel, self.query_bias[...]),
+                heads(self.key_kernel, key_bias),
+                heads(self.value_kernel, self.value_bias[...]),
                 segments=segments,
                 dropout_rate=config.attention_dropout,
                 dropout_key=key,
