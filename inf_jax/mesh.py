@@ -21,7 +21,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(word|position|token_type)$", PartitionSpec(None, "fsdp")),
     (r"(query|key|value)_kernel$", PartitionSpec(None, "fsdp", None, None)),
     (r"out_kernel$", PartitionSpec(None, None, None, "fsdp")),
-    (r"up_kernel$", PartitionSpec(None, "fsdp", None)),
+    (r"(up|gate)_kernel$", PartitionSpec(None, "fsdp", None)),
     (r"down_kernel$", PartitionSpec(None, None, "fsdp")),
     (r"(_bias|norm/(scale|bias))$", PartitionSpec()),
 )

@@ -1,12 +1,13 @@
-"""The BERT encoder on packed rows (Devlin et al. 2018, arXiv 1810.04805), defined in nnx.
+"""One transformer on packed rows for all families, put together by its config, defined in nnx.
 
 Layers are one stacked block: parameters have a leading layer axis whatever way the forward pass
-goes through them.
-Einsum letters: r rows, t tokens, d model width, h heads, k head width, f ffn.
+goes through them, and what differs from layer to layer (window, rotary base) travels beside them.
+Einsum letters: r rows, t tokens, d model width, h heads, g heads of keys and values, k head width,
+f ffn.
 """
 
-import functools
 import operator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +15,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from inf_jax.errors import UserError
 from inf_jax.models.attention import attention
-from inf_jax.models.config import EncoderConfig
 from inf_jax.models.dropout import DropoutKey, dropout
+from inf_jax.models.layers import ACTIVATIONS, Norm, add, relative_bias, rope_tables, rotate
+from inf_jax.models.shape import EncoderConfig
 
 REMAT = {
     "none": None,
@@ -26,74 +27,41 @@ REMAT = {
 }
 
 
-@jax.custom_vjp
-def _gelu(x: Array) -> Array:
-    """The exact gelu, by erf: jax.nn.gelu goes by erfc, which costs twice as much on a CPU."""
-    return 0.5 * x * (1.0 + jax.lax.erf(x * np.sqrt(0.5).astype(x.dtype)))
+class Rows(NamedTuple):
+    """What all layers share of packed rows.
+
+    Attributes:
+      segments, positions: see `packing.Packed`.
+      bias: of the scores, [1, h, t, t], or None.
+      key: dropout's, or None.
+    """
+
+    segments: Int[Array, "r t"]
+    positions: Int[Array, "r t"]
+    bias: Array | None
+    key: DropoutKey | None
 
 
-def _gelu_backward(x: Array, g: Array) -> tuple[Array]:
-    # Autodiff would keep erf and exp of x beside x: three arrays of the ffn's width a layer.
-    cdf = 0.5 * (1.0 + jax.lax.erf(x * np.sqrt(0.5).astype(x.dtype)))
-    density = jnp.exp(-0.5 * x * x) * np.sqrt(0.5 / np.pi).astype(x.dtype)
-    return (g * (cdf + x * density),)
+class Kind(NamedTuple):
+    """What is a layer's own beside its parameters.
 
+    Attributes:
+      number: of the layer, uint32; it numbers its dropout sites.
+      window: see EncoderConfig; None where no layer has one.
+      tables: rotary cosine and sine, or None.
+    """
 
-_gelu.defvjp(lambda x: (_gelu(x), x), _gelu_backward)
-
-
-ACTIVATIONS = {
-    "gelu": _gelu,
-    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
-    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-    "relu": jax.nn.relu,
-}
-
-
-def _add(x: Array, bias: Array) -> Array:
-    return x + bias.astype(x.dtype).reshape((1,) * (x.ndim - bias.ndim) + bias.shape)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _standardise(x: Array, eps: float) -> Array:
-    """Zero mean and unit variance over the last axis; backward keeps the result and one scalar a
-    token."""
-    return _standardise_forward(x, eps)[0]
-
-
-def _standardise_forward(x: Array, eps: float) -> tuple[Array, tuple[Array, Array]]:
-    x = x - x.mean(-1, keepdims=True)
-    inverse = jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + eps)
-    return x * inverse, (x * inverse, inverse)
-
-
-def _standardise_backward(eps: float, kept: tuple[Array, Array], g: Array) -> tuple[Array]:
-    y, inverse = kept
-    return (inverse * (g - g.mean(-1, keepdims=True) - y * (g * y).mean(-1, keepdims=True)),)
-
-
-_standardise.defvjp(_standardise_forward, _standardise_backward)
-
-
-class LayerNorm(nnx.Module):
-    """Layer normalisation in float32, whatever the compute dtype."""
-
-    def __init__(self, width: int, eps: float):
-        self.eps = eps
-        self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
-
-    def __call__(self, x: Float[Array, "r t d"]) -> Float[Array, "r t d"]:
-        """Same shape and dtype as x."""
-        y = _standardise(x.astype(jnp.float32), self.eps)
-        return _add(y * self.scale[...][None, None, :], self.bias[...]).astype(x.dtype)
+    number: Array
+    window: Array | int | None
+    tables: tuple[Array, Array] | None
 
 
 class Block(nnx.Module):
-    """One post-norm transformer layer."""
+    """One transformer layer."""
 
     def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
-        d, h, k, f = config.width, config.heads, config.head_width, config.ffn
+        d, h, g, k = config.width, config.heads, config.kv_heads, config.head_width
+        f = config.ffn
         self.config = config
 
         def weight(*shape: int) -> nnx.Param:
@@ -102,74 +70,119 @@ class Block(nnx.Module):
         def zeros(*shape: int) -> nnx.Param:
             return nnx.Param(jnp.zeros(shape, jnp.float32))
 
-        self.query_kernel, self.query_bias = weight(d, h, k), zeros(h, k)
-        self.key_kernel, self.key_bias = weight(d, h, k), zeros(h, k)
-        self.value_kernel, self.value_bias = weight(d, h, k), zeros(h, k)
-        self.out_kernel, self.out_bias = weight(h, k, d), zeros(d)
-        self.attention_norm = LayerNorm(d, config.norm_eps)
-        self.up_kernel, self.up_bias = weight(d, f), zeros(f)
-        self.down_kernel, self.down_bias = weight(f, d), zeros(d)
-        self.ffn_norm = LayerNorm(d, config.norm_eps)
+        self.query_kernel = weight(d, h, k)
+        self.key_kernel = weight(d, g, k)
+        self.value_kernel = weight(d, g, k)
+        self.out_kernel = weight(h, k, d)
+        self.attention_norm = Norm(d, config)
+        self.up_kernel = weight(d, f)
+        self.down_kernel = weight(f, d)
+        self.ffn_norm = Norm(d, config)
+        if config.qkv_bias:
+            self.query_bias, self.key_bias, self.value_bias = zeros(h, k), zeros(g, k), zeros(g, k)
+        if config.out_bias:
+            self.out_bias = zeros(d)
+        if config.gated:
+            self.gate_kernel = weight(d, f)
+        if config.ffn_bias:
+            self.up_bias, self.down_bias = zeros(f), zeros(d)
+            if config.gated:
+                self.gate_bias = zeros(f)
+        if config.qk_norm:
+            self.query_norm, self.key_norm = Norm(k, config), Norm(k, config)
+        if config.norm_place == "both":
+            self.attention_post_norm, self.ffn_post_norm = Norm(d, config), Norm(d, config)
 
-    def __call__(
-        self,
-        x: Float[Array, "r t d"],
-        segments: Int[Array, "r t"],
-        key: DropoutKey | None,
-        layer: Array | int,
-    ) -> Float[Array, "r t d"]:
-        """Token states after this layer; `layer` numbers its dropout sites."""
-        config, dtype = self.config, x.dtype
-        site = 3 * jnp.asarray(layer, jnp.uint32)
-
-        def heads(kernel: nnx.Param, bias: Array) -> Float[Array, "r h t k"]:
-            y = jnp.einsum("rtd,dhk->rhtk", x, kernel[...].astype(dtype))
-            return y + bias.astype(dtype)[None, :, None, :]
-
-        # A key's bias adds the same to all scores of a query, which the softmax takes out: its
-        # gradient is 0. What rounding leaves of it would differ from mesh to mesh, and Adam, which
-        # divides by its size, would make full steps of that.
-        key_bias = jax.lax.stop_gradient(self.key_bias[...])
-
+    def __call__(self, x: Float[Array, "r t d"], rows: Rows, kind: Kind) -> Float[Array, "r t d"]:
+        """Token states after this layer."""
+        config, before = self.config, self.config.norm_place != "post"
+        site = 3 * kind.number
         with jax.named_scope("attention"):
-            mixed = attention(
-                heads(self.query_kernel, self.query_bias[...]),
-                heads(self.key_kernel, key_bias),
-                heads(self.value_kernel, self.value_bias[...]),
-                segments=segments,
-                dropout_rate=config.attention_dropout,
-                dropout_key=key,
-                site=site + 1,
-            )
-            y = jnp.einsum("rhtk,hkd->rtd", mixed, self.out_kernel[...].astype(dtype))
-            y = dropout(_add(y, self.out_bias[...]), config.dropout, key, site + 2)
-            x = self.attention_norm(x + y)
+            y = self.attention_norm(x) if before else x
+            if not config.first_norm:
+                y = jnp.where(kind.number > 0, y, x)
+            y = self._attend(y, rows, kind)
+            y = dropout(y, config.dropout, rows.key, site + 2)
+            if config.norm_place == "both":
+                y = self.attention_post_norm(y)
+            x = x + y if before else self.attention_norm(x + y)
         with jax.named_scope("ffn"):
-            y = jnp.einsum("rtd,df->rtf", x, self.up_kernel[...].astype(dtype))
-            y = ACTIVATIONS[config.activation](_add(y, self.up_bias[...]))
-            y = jnp.einsum("rtf,fd->rtd", y, self.down_kernel[...].astype(dtype))
-            y = dropout(_add(y, self.down_bias[...]), config.dropout, key, site + 3)
-            return self.ffn_norm(x + y)
+            y = self._feed(self.ffn_norm(x) if before else x)
+            y = dropout(y, config.dropout, rows.key, site + 3)
+            if config.norm_place == "both":
+                y = self.ffn_post_norm(y)
+            return x + y if before else self.ffn_norm(x + y)
+
+    def _attend(self, x: Float[Array, "r t d"], rows: Rows, kind: Kind) -> Float[Array, "r t d"]:
+        config, dtype = self.config, x.dtype
+
+        def heads(name: str) -> Float[Array, "r h t k"]:
+            kernel = getattr(self, f"{name}_kernel")[...].astype(dtype)
+            y = jnp.einsum("rtd,dhk->rhtk", x, kernel)
+            if config.qkv_bias:
+                bias = getattr(self, f"{name}_bias")[...]
+                if name == "key" and _idle_key_bias(config):
+                    bias = jax.lax.stop_gradient(bias)
+                y = y + bias.astype(dtype)[None, :, None, :]
+            return y
+
+        q, k, v = heads("query"), heads("key"), heads("value")
+        if config.qk_norm:
+            q, k = self.query_norm(q), self.key_norm(k)
+        if kind.tables is not None:
+            q, k = rotate(q, kind.tables), rotate(k, kind.tables)
+        mixed = attention(
+            q,
+            k,
+            v,
+            segments=rows.segments,
+            positions=rows.positions,
+            scale=config.scale,
+            causal=config.causal,
+            window=kind.window,
+            softcap=config.softcap,
+            bias=rows.bias,
+            dropout_rate=config.attention_dropout,
+            dropout_key=rows.key,
+            site=3 * kind.number + 1,
+        )
+        y = jnp.einsum("rhtk,hkd->rtd", mixed, self.out_kernel[...].astype(dtype))
+        return add(y, self.out_bias[...]) if config.out_bias else y
+
+    def _feed(self, x: Float[Array, "r t d"]) -> Float[Array, "r t d"]:
+        config = self.config
+
+        def dense(x: Array, name: str) -> Array:
+            kernel = getattr(self, f"{name}_kernel")[...].astype(x.dtype)
+            y = jnp.einsum("rti,io->rto", x, kernel)
+            return add(y, getattr(self, f"{name}_bias")[...]) if config.ffn_bias else y
+
+        act = ACTIVATIONS[config.activation]
+        if config.gated:
+            return dense(act(dense(x, "gate")) * dense(x, "up"), "down")
+        return dense(act(dense(x, "up")), "down")
 
 
-class BertEncoder(nnx.Module):
+class Transformer(nnx.Module):
     """Embeddings and stacked blocks. `rngs` seeds random weights (dropout has its own keys)."""
 
     def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
-        if config.activation not in ACTIVATIONS:
-            raise UserError(
-                f"hidden_act={config.activation!r} is not covered: one of {sorted(ACTIVATIONS)}"
-            )
         self.config = config
 
-        def table(rows: int) -> nnx.Param:
-            shape = (rows, config.width)
+        def table(*shape: int) -> nnx.Param:
             return nnx.Param(config.init_std * jax.random.normal(rngs.params(), shape, jnp.float32))
 
-        self.word = table(config.vocab_size)
-        self.position = table(config.max_positions)
-        self.token_type = table(config.type_vocab_size)
-        self.norm = LayerNorm(config.width, config.norm_eps)
+        self.word = table(config.vocab_size, config.width)
+        if config.positions == "learned":
+            self.position = table(config.max_positions + config.position_offset, config.width)
+        if config.positions == "relative":
+            self.relative_bias = table(config.relative_buckets, config.heads)
+        if config.type_vocab_size:
+            self.token_type = table(config.type_vocab_size, config.width)
+        if config.embedding_norm:
+            self.norm = Norm(config.width, config)
+        if config.final_norm:
+            self.final_norm = Norm(config.width, config)
         stacked = nnx.vmap(lambda r: Block(config, r), in_axes=0, out_axes=0)
         self.blocks = stacked(rngs.split(config.layers))
 
@@ -196,23 +209,93 @@ class BertEncoder(nnx.Module):
           all_layers: return the states after the embeddings and after each layer (for parity
             checks).
         """
-        word = jnp.take(self.word[...], tokens, axis=0)
-        position = jnp.take(self.position[...], positions, axis=0)
-        x = word + position + self.token_type[0][None, None, :]
-        x = dropout(self.norm(x).astype(dtype), self.config.dropout, key, 0)
+        config = self.config
+        x = self._embed(tokens, positions)
+        x = dropout(x.astype(dtype), config.dropout, key, 0)
+        bias = None
+        if config.positions == "relative":
+            table, limit = self.relative_bias[...], config.relative_distance
+            bias = relative_bias(table, tokens.shape[1], limit=limit)
+        rows = Rows(segments, positions, bias, key)
         graphdef, stacked = nnx.split(self.blocks)
 
-        def layer(x: Array, numbered: tuple) -> tuple[Array, None]:
-            params, number = numbered
-            return nnx.merge(graphdef, params)(x, segments, key, number), None
+        def layer(x: Array, params: nnx.State, kind: Kind) -> Array:
+            return nnx.merge(graphdef, params)(x, rows, kind)
 
         if REMAT[remat] is not None:
             layer = jax.checkpoint(layer, policy=REMAT[remat])
-        numbers = jnp.arange(self.config.layers, dtype=jnp.uint32)
+        kinds = _Kinds(config, positions)
         if scan_layers and not all_layers:
-            return jax.lax.scan(layer, x, (stacked, numbers))[0]
+            numbers = np.arange(config.layers, dtype=np.uint32)
+
+            def turn(x: Array, mine: tuple) -> tuple[Array, None]:
+                params, number, which = mine
+                return layer(x, params, kinds.traced(number, which)), None
+
+            x = jax.lax.scan(turn, x, (stacked, numbers, kinds.of_layer))[0]
+            return self._finish(x)
         states = [x]
-        for i in range(self.config.layers):
+        for i in range(config.layers):
             mine = jax.tree.map(operator.itemgetter(i), stacked)
-            states.append(layer(states[-1], (mine, numbers[i]))[0])
+            states.append(layer(states[-1], mine, kinds.static(i)))
+        states[-1] = self._finish(states[-1])
         return states if all_layers else states[-1]
+
+    def _embed(self, tokens: Int[Array, "r t"], positions: Int[Array, "r t"]) -> Array:
+        config = self.config
+        x = jnp.take(self.word[...], tokens, axis=0)
+        if config.embedding_scale != 1.0:
+            x = x * config.embedding_scale
+        if config.positions == "learned":
+            x = x + jnp.take(self.position[...], positions + config.position_offset, axis=0)
+        if config.type_vocab_size:
+            x = x + self.token_type[0][None, None, :]
+        return self.norm(x) if config.embedding_norm else x
+
+    def _finish(self, x: Float[Array, "r t d"]) -> Float[Array, "r t d"]:
+        return self.final_norm(x) if self.config.final_norm else x
+
+
+class _Kinds:
+    """The layers' windows and rotary tables, each different pair made once.
+
+    Attributes:
+      of_layer: which of the pairs is a layer's, int32[layers].
+    """
+
+    def __init__(self, config: EncoderConfig, positions: Int[Array, "r t"]):
+        ropes = config.ropes or (None,) * config.layers
+        pairs = list(zip(config.windows, ropes, strict=True))
+        self._different = list(dict.fromkeys(pairs))
+        self.of_layer = np.array([self._different.index(pair) for pair in pairs], np.int32)
+        made = {
+            rope: rope_tables(rope, positions, config.head_width) for rope in set(ropes) - {None}
+        }
+        self._tables = [made.get(rope) for _, rope in self._different]
+        self._windows = [window for window, _ in self._different]
+
+    def static(self, layer: int) -> Kind:
+        """A layer's, by its number."""
+        which = self.of_layer[layer]
+        return Kind(jnp.uint32(layer), self._windows[which], self._tables[which])
+
+    def traced(self, number: Array, which: Array) -> Kind:
+        """A layer's inside a scan: `which` picks among the pairs if there are several."""
+        if len(self._different) == 1:
+            return Kind(number, self._windows[0], self._tables[0])
+        everything = np.iinfo(np.int32).max
+        windows = np.array([everything if w is None else w for w in self._windows], np.int32)
+        tables = None
+        if self._tables[0] is not None:
+            tables = tuple(jnp.stack(each)[which] for each in zip(*self._tables, strict=True))
+        window = None if set(self._windows) == {None} else jnp.asarray(windows)[which]
+        return Kind(number, window, tables)
+
+
+def _idle_key_bias(config: EncoderConfig) -> bool:
+    """Whether a key's bias adds the same to all scores of a query, which the softmax takes out.
+
+    Its gradient is 0 then. What rounding leaves of it would differ from mesh to mesh, and Adam,
+    which divides by its size, would make full steps of that.
+    """
+    return config.positions != "rope" and config.softcap is None and not config.qk_norm

@@ -1,0 +1,450 @@
+"""The families of models by their config.json: what each field means, one function a family.
+
+A field that the function reads is handled; those of `required` may have the listed values only;
+those of `ignored` are knowingly without effect on the token states. Anything else is unknown.
+Fields are named as in transformers 5; the older names beside them where they differ.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from inf_jax.models.layers import ACTIVATIONS
+from inf_jax.models.shape import Rope
+
+_NEEDED = object()
+_NUMBER = (int, float)
+
+
+class Fields:
+    """A config.json under reading.
+
+    Attributes:
+      seen: names that were asked for.
+      problems: one text for each that is missing or of another type.
+    """
+
+    def __init__(self, fields: Mapping[str, Any]):
+        self._fields = fields
+        self.seen: set[str] = set()
+        self.problems: list[str] = []
+
+    def get(self, name: str, default: Any = _NEEDED, *, kind: type | tuple = int) -> Any:
+        """The value; `default` where it is absent or null. Without one, a 1 and a problem; an int
+        must then be above 0."""
+        self.seen.add(name)
+        value = self._fields.get(name)
+        if value is None:
+            if default is not _NEEDED:
+                return default
+            self.problems.append(f"missing field {name!r}")
+            return 1
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            self.problems.append(f"{name}={value!r} (a value of another type is expected)")
+            return 1 if default is _NEEDED else default
+        if default is _NEEDED and kind is int and value < 1:
+            self.problems.append(f"{name}={value!r} (must be above 0)")
+            return 1
+        return value
+
+    def activation(self, *names: str) -> str:
+        """The first of these that is given, one of ours."""
+        values = [self.get(name, None, kind=str) for name in names]
+        found = next((value for value in values if value), None)
+        if found is None:
+            self.problems.append(f"missing field {names[0]!r}")
+        elif found not in ACTIVATIONS:
+            covered = ", ".join(sorted(ACTIVATIONS))
+            self.problems.append(f"{names[0]}={found!r} (covered: {covered})")
+        return found or "gelu"
+
+
+class Family(NamedTuple):
+    """Attributes: `read`, a config.json's fields to the options of EncoderConfig; see the
+    module."""
+
+    read: Callable[[Fields], dict[str, Any]]
+    required: Mapping[str, tuple] = {}
+    ignored: frozenset[str] = frozenset()
+
+
+# Bookkeeping, heads that are not built, generation.
+IGNORED = frozenset(
+    """_name_or_path architectures auto_map transformers_version torch_dtype dtype use_cache
+    gradient_checkpointing pad_token_id bos_token_id eos_token_id sep_token_id cls_token_id
+    decoder_start_token_id classifier_dropout id2label label2id num_labels problem_type
+    finetuning_task task_specific_params output_attentions output_hidden_states output_past
+    return_dict torchscript _attn_implementation_autoset attn_implementation _attn_implementation
+    tokenizer_class prefix model_max_length tie_word_embeddings unsloth_version unsloth_fixed
+    max_length pretraining_tp cache_implementation""".split()
+)
+_ENCODER_ONLY = {
+    "is_decoder": (False,),
+    "add_cross_attention": (False,),
+    "is_encoder_decoder": (False,),
+    "chunk_size_feed_forward": (0,),
+    "pruned_heads": ({}, None),
+    "cross_attention_hidden_size": (None,),
+}
+
+
+def _heads(fields: Fields, width: int, heads: int) -> int:
+    if width % heads and not fields.problems:  # of a missing one nothing is said twice
+        fields.problems.append(f"hidden_size={width} is no multiple of the {heads} heads")
+    return max(width // heads, 1)
+
+
+def _bert(fields: Fields) -> dict[str, Any]:
+    width, heads = fields.get("hidden_size"), fields.get("num_attention_heads")
+    layers = fields.get("num_hidden_layers")
+    head_width = _heads(fields, width, heads)
+    return {
+        "vocab_size": fields.get("vocab_size"),
+        "width": width,
+        "layers": layers,
+        "heads": heads,
+        "kv_heads": heads,
+        "head_width": head_width,
+        "ffn": fields.get("intermediate_size"),
+        "max_positions": fields.get("max_position_embeddings"),
+        "type_vocab_size": fields.get("type_vocab_size"),
+        "norm": "layer",
+        "norm_eps": fields.get("layer_norm_eps", kind=_NUMBER),
+        "norm_bias": True,
+        "norm_place": "post",
+        "embedding_norm": True,
+        "final_norm": False,
+        "activation": fields.activation("hidden_act"),
+        "positions": "learned",
+        "scale": head_width**-0.5,
+        "windows": (None,) * layers,
+        "qkv_bias": True,
+        "out_bias": True,
+        "ffn_bias": True,
+        "dropout": fields.get("hidden_dropout_prob", 0.0, kind=_NUMBER),
+        "attention_dropout": fields.get("attention_probs_dropout_prob", 0.0, kind=_NUMBER),
+        "init_std": fields.get("initializer_range", 0.02, kind=_NUMBER),
+    }
+
+
+def _roberta(fields: Fields) -> dict[str, Any]:
+    # A text's positions start behind the padding token's id, which has a row of its own.
+    offset = fields.get("pad_token_id", 1) + 1
+    options = _bert(fields)
+    return options | {
+        "position_offset": offset,
+        "max_positions": options["max_positions"] - offset,
+    }
+
+
+def _modernbert(fields: Fields) -> dict[str, Any]:
+    width, heads = fields.get("hidden_size"), fields.get("num_attention_heads")
+    layers = fields.get("num_hidden_layers")
+    head_width = _heads(fields, width, heads)
+    every = fields.get("global_attn_every_n_layers", 3)
+    kinds = _layer_types(fields, layers, lambda i: i % every == 0)
+    bias = fields.get("attention_bias", False, kind=bool)
+    ropes = _ropes(
+        fields,
+        {
+            "full_attention": fields.get("global_rope_theta", 160_000.0, kind=_NUMBER),
+            "sliding_attention": fields.get("local_rope_theta", 10_000.0, kind=_NUMBER),
+        },
+    )
+    return {
+        "vocab_size": fields.get("vocab_size"),
+        "width": width,
+        "layers": layers,
+        "heads": heads,
+        "kv_heads": heads,
+        "head_width": head_width,
+        "ffn": fields.get("intermediate_size"),
+        "max_positions": fields.get("max_position_embeddings"),
+        "norm": "layer",
+        "norm_eps": fields.get("norm_eps", 1e-5, kind=_NUMBER),
+        "norm_bias": fields.get("norm_bias", False, kind=bool),
+        "norm_place": "pre",
+        "embedding_norm": True,
+        "first_norm": False,
+        "activation": fields.activation("hidden_activation"),
+        "gated": True,
+        "positions": "rope",
+        "ropes": tuple(ropes[kind] for kind in kinds),
+        "windows": _windows(kinds, fields.get("local_attention", 128) // 2),
+        "scale": head_width**-0.5,
+        "qkv_bias": bias,
+        "out_bias": bias,
+        "ffn_bias": fields.get("mlp_bias", False, kind=bool),
+        "attention_dropout": fields.get("attention_dropout", 0.0, kind=_NUMBER),
+        "init_std": fields.get("initializer_range", 0.02, kind=_NUMBER),
+    }
+
+
+def _t5(fields: Fields) -> dict[str, Any]:
+    layers, heads = fields.get("num_layers"), fields.get("num_heads")
+    gate, _, activation = fields.get("feed_forward_proj", "relu", kind=str).rpartition("-")
+    if gate not in ("", "gated") or activation not in ACTIVATIONS:
+        fields.problems.append(f"feed_forward_proj={gate}-{activation!r} is not covered")
+    # that "gated-gelu" means the tanh form is transformers' rule
+    activation = "gelu_new" if (gate, activation) == ("gated", "gelu") else activation
+    if fields.get("dense_act_fn", activation, kind=str) != activation:
+        fields.problems.append("dense_act_fn is not that of feed_forward_proj")
+    if fields.get("is_gated_act", bool(gate), kind=bool) != bool(gate):
+        fields.problems.append("is_gated_act is not that of feed_forward_proj")
+    dropout = fields.get("dropout_rate", 0.0, kind=_NUMBER)
+    return {
+        "vocab_size": fields.get("vocab_size"),
+        "width": fields.get("d_model"),
+        "layers": layers,
+        "heads": heads,
+        "kv_heads": heads,
+        "head_width": fields.get("d_kv"),
+        "ffn": fields.get("d_ff"),
+        "max_positions": fields.get("n_positions", 512),  # what T5 was trained with; not a limit
+        "norm": "rms",
+        "norm_eps": fields.get("layer_norm_epsilon", 1e-6, kind=_NUMBER),
+        "norm_place": "pre",
+        "activation": activation,
+        "gated": bool(gate),
+        "positions": "relative",
+        "relative_buckets": fields.get("relative_attention_num_buckets", 32),
+        "relative_distance": fields.get("relative_attention_max_distance", 128),
+        "windows": (None,) * layers,
+        "scale": 1.0,
+        "dropout": dropout,
+        "attention_dropout": dropout,
+    }
+
+
+def _decoder(fields: Fields, *activation: str) -> dict[str, Any]:
+    """What Llama and those after it have in common; `activation` names the field."""
+    width, heads = fields.get("hidden_size"), fields.get("num_attention_heads")
+    kv_heads = fields.get("num_key_value_heads", heads)
+    head_width = fields.get("head_dim", None) or _heads(fields, width, heads)
+    if kv_heads < 1 or heads % kv_heads:
+        fields.problems.append(f"num_key_value_heads={kv_heads} does not divide the {heads} heads")
+    layers = fields.get("num_hidden_layers")
+    return {
+        "vocab_size": fields.get("vocab_size"),
+        "width": width,
+        "layers": layers,
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "head_width": head_width,
+        "ffn": fields.get("intermediate_size"),
+        "max_positions": fields.get("max_position_embeddings"),
+        "norm": "rms",
+        "norm_eps": fields.get("rms_norm_eps", 1e-6, kind=_NUMBER),
+        "norm_place": "pre",
+        "activation": fields.activation(*(activation or ("hidden_act",))),
+        "gated": True,
+        "positions": "rope",
+        "windows": (None,) * layers,
+        "scale": head_width**-0.5,
+        "decoder": True,
+        "causal": fields.get("is_causal", True, kind=bool),
+        "attention_dropout": fields.get("attention_dropout", 0.0, kind=_NUMBER),
+        "init_std": fields.get("initializer_range", 0.02, kind=_NUMBER),
+    }
+
+
+def _one_rope(fields: Fields, layers: int) -> tuple[Rope, ...]:
+    theta = fields.get("rope_theta", 10_000.0, kind=_NUMBER)
+    return (_ropes(fields, {"": theta})[""],) * layers
+
+
+def _attention_bias(fields: Fields) -> dict[str, bool]:
+    bias = fields.get("attention_bias", False, kind=bool)
+    return {"qkv_bias": bias, "out_bias": bias}
+
+
+def _llama(fields: Fields) -> dict[str, Any]:
+    options = _decoder(fields) | _attention_bias(fields)
+    options["ffn_bias"] = fields.get("mlp_bias", False, kind=bool)
+    return options | {"ropes": _one_rope(fields, options["layers"])}
+
+
+def _mistral(fields: Fields) -> dict[str, Any]:
+    options = _decoder(fields)
+    layers = options["layers"]
+    windows = (fields.get("sliding_window", None),) * layers
+    return options | {"windows": windows, "ropes": _one_rope(fields, layers)}
+
+
+def _qwen2(fields: Fields) -> dict[str, Any]:
+    options = _decoder(fields) | {"qkv_bias": True}
+    layers, first = options["layers"], fields.get("max_window_layers", 28)
+    window = fields.get("sliding_window", 4096)
+    window = window if fields.get("use_sliding_window", False, kind=bool) else None
+    kinds = _layer_types(fields, layers, lambda i: window is None or i < first)
+    if window is None and "sliding_attention" in kinds:
+        fields.problems.append("layer_types has sliding_attention, use_sliding_window is false")
+    return options | {"windows": _windows(kinds, window), "ropes": _one_rope(fields, layers)}
+
+
+def _qwen3(fields: Fields) -> dict[str, Any]:
+    return _qwen2(fields) | _attention_bias(fields) | {"qk_norm": True}
+
+
+def _gemma(fields: Fields) -> dict[str, Any]:
+    options = _decoder(fields, "hidden_activation", "hidden_act") | _attention_bias(fields)
+    given = options["activation"]
+    return options | {
+        "norm_offset": True,
+        "embedding_scale": options["width"] ** 0.5,
+        # the first releases say gelu and mean its tanh form
+        "activation": "gelu_pytorch_tanh" if given == "gelu" else given,
+    }
+
+
+def _gemma1(fields: Fields) -> dict[str, Any]:
+    options = _gemma(fields)
+    return options | {"ropes": _one_rope(fields, options["layers"])}
+
+
+def _gemma2(fields: Fields) -> dict[str, Any]:
+    options = _gemma(fields)
+    kinds = _layer_types(fields, options["layers"], lambda i: i % 2 == 1)
+    return options | {
+        "norm_place": "both",
+        "scale": fields.get("query_pre_attn_scalar", 256, kind=_NUMBER) ** -0.5,
+        "softcap": fields.get("attn_logit_softcapping", None, kind=_NUMBER),
+        "windows": _windows(kinds, fields.get("sliding_window", 4096)),
+        "ropes": _one_rope(fields, options["layers"]),
+    }
+
+
+def _gemma3(fields: Fields) -> dict[str, Any]:
+    options = _gemma(fields)
+    # twice in some files; the underscored one is what transformers 5 writes
+    every = fields.get("_sliding_window_pattern", 6)
+    every = fields.get("sliding_window_pattern", every)
+    kinds = _layer_types(fields, options["layers"], lambda i: (i + 1) % every == 0)
+    both_ways = fields.get("use_bidirectional_attention", False, kind=bool)
+    window = fields.get("sliding_window", 4096)
+    ropes = _ropes(
+        fields,
+        {
+            "full_attention": fields.get("rope_theta", 1_000_000.0, kind=_NUMBER),
+            "sliding_attention": fields.get("rope_local_base_freq", 10_000.0, kind=_NUMBER),
+        },
+    )
+    return options | {
+        "norm_place": "both",
+        "qk_norm": True,
+        "scale": fields.get("query_pre_attn_scalar", 256, kind=_NUMBER) ** -0.5,
+        "causal": options["causal"] and not both_ways,
+        # both ways the file's number is what a token sees in all
+        "windows": _windows(kinds, window // 2 if both_ways else window),
+        "ropes": tuple(ropes[kind] for kind in kinds),
+    }
+
+
+def _layer_types(fields: Fields, layers: int, full: Callable[[int], bool]) -> tuple[str, ...]:
+    """Each layer's kind of attention, by `full` where the file does not list them."""
+    names = ("sliding_attention", "full_attention")
+    kinds = fields.get("layer_types", None, kind=list)
+    if kinds is None:
+        return tuple(names[bool(full(i))] for i in range(layers))
+    if len(kinds) != layers or not set(kinds) <= set(names):
+        fields.problems.append(f"layer_types={kinds!r}: {layers} of {', '.join(names)}")
+        return names[1:] * layers
+    return tuple(kinds)
+
+
+def _windows(kinds: tuple[str, ...], window: int | None) -> tuple[int | None, ...]:
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+
+
+def _ropes(fields: Fields, bases: Mapping[str, float]) -> dict[str, Rope]:
+    """A Rope for each kind of layer in `bases` (kind -> its default base); "" is all layers.
+
+    `rope_parameters` holds base and scaling, of each kind where there are several; before
+    transformers 5 `rope_scaling` held the scaling, which in Gemma 3 is for full attention only.
+    """
+    new = fields.get("rope_parameters", None, kind=dict)
+    old = fields.get("rope_scaling", None, kind=dict) or {}
+    if new is None:
+        scaled = {"": old, "full_attention": old, "sliding_attention": {}}
+        new = {kind: scaled[kind] for kind in bases}
+    elif not bases.keys() <= new.keys():
+        new = dict.fromkeys(bases, new)
+    return {kind: _rope(fields, new[kind] or {}, base) for kind, base in bases.items()}
+
+
+def _rope(fields: Fields, given: Mapping[str, Any], base: float) -> Rope:
+    inner = Fields(given)
+    kind = inner.get("rope_type", None, kind=str) or inner.get("type", "default", kind=str)
+    inner.seen.add("type")
+    base = inner.get("rope_theta", base, kind=_NUMBER)
+    if inner.get("partial_rotary_factor", 1.0, kind=_NUMBER) != 1:
+        inner.problems.append("partial_rotary_factor is not covered")
+    factor, original, low, high = 1.0, None, 1.0, 4.0
+    if kind in ("linear", "llama3"):
+        factor = inner.get("factor", kind=_NUMBER)
+    if kind == "llama3":
+        original = inner.get("original_max_position_embeddings", None)
+        original = original or fields.get("max_position_embeddings")
+        low = inner.get("low_freq_factor", kind=_NUMBER)
+        high = inner.get("high_freq_factor", kind=_NUMBER)
+    if kind not in ("default", "linear", "llama3"):
+        inner.problems.append(f"rope_type={kind!r} (covered: default, linear, llama3)")
+    else:
+        inner.problems += [f"unknown field {n!r}" for n in sorted(given.keys() - inner.seen)]
+    fields.problems += [f"rope_parameters: {problem}" for problem in inner.problems]
+    return Rope(float(base), float(factor), original, float(low), float(high))
+
+
+_BERT = Family(
+    _bert,
+    required=_ENCODER_ONLY | {"position_embedding_type": ("absolute",)},
+    ignored=frozenset(
+        """directionality pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers
+        pooler_size_per_head pooler_type""".split()
+    ),
+)
+_ROBERTA = _BERT._replace(read=_roberta)
+_MODERNBERT = Family(
+    _modernbert,
+    required=_ENCODER_ONLY
+    | {"position_embedding_type": ("absolute", "sans_pos"), "rope_scaling": (None,)},
+    # its dropouts are the run's own, its initialisation is for training from nothing
+    ignored=frozenset(
+        """embedding_dropout mlp_dropout initializer_cutoff_factor decoder_bias classifier_pooling
+        classifier_bias classifier_activation deterministic_flash_attn sparse_prediction
+        sparse_pred_ignore_index reference_compile repad_logits_with_grad layer_norm_eps""".split()
+    ),
+)
+_T5 = Family(
+    _t5,
+    required={"is_decoder": (False,)},
+    # the decoder's, which is not built; initialisation
+    ignored=frozenset(
+        """num_decoder_layers scale_decoder_outputs is_encoder_decoder initializer_factor
+        initializer_range num_hidden_layers num_attention_heads hidden_size head_dim""".split()
+    ),
+)
+_NO_ENCODER = {"is_encoder_decoder": (False,), "add_cross_attention": (False,)}
+_NO_ENCODER |= {"chunk_size_feed_forward": (0,), "is_decoder": (False,)}
+_GEMMA = frozenset(("final_logit_softcapping",))
+_TWO_WAY = {"use_bidirectional_attention": (False, None)}  # transformers keeps its mask causal
+
+# model_type -> family
+FAMILIES: dict[str, Family] = {
+    "bert": _BERT,
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+    "modernbert": _MODERNBERT,
+    "t5": _T5,
+    "llama": Family(_llama, required=_NO_ENCODER),
+    "mistral": Family(_mistral, required=_NO_ENCODER),
+    "qwen2": Family(_qwen2, required=_NO_ENCODER),
+    "qwen3": Family(_qwen3, required=_NO_ENCODER),
+    "gemma": Family(_gemma1, required=_NO_ENCODER | _TWO_WAY, ignored=_GEMMA),
+    "gemma2": Family(_gemma2, required=_NO_ENCODER | _TWO_WAY, ignored=_GEMMA),
+    "gemma3_text": Family(
+        _gemma3,
+        # transformers reads attn_logit_softcapping and does not apply it
+        required=_NO_ENCODER | {"attn_logit_softcapping": (None,)},
+        ignored=_GEMMA,
+    ),
+}
