@@ -4,6 +4,7 @@ import dataclasses
 from functools import cache
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from inf_jax import packing
@@ -12,6 +13,14 @@ from inf_jax.models.config import EncoderConfig, read_config
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "models"
 NAMES = sorted(path.parent.name for path in GOLDEN.glob("*/model.safetensors"))
+
+# half of the time to compile, and these programs hardly run
+QUICK = {"xla_backend_optimization_level": 0}
+
+
+def quick_jit(function):
+    """jax.jit for a program that runs once."""
+    return jax.jit(function, compiler_options=QUICK)
 
 
 def shape_of(name: str) -> EncoderConfig:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from inf_jax.errors import UserError
+from inf_jax.flops import encoder_flops, product_flops
 from inf_jax.mesh import make_mesh, state_shardings
 from inf_jax.models import hf, hf_check
 from inf_jax.models.config import EncoderConfig, config_from_hf, mask_fields
@@ -22,6 +23,7 @@ from tests.inf_jax.models.goldens import (
     all_rows,
     padded_rows,
     params_of,
+    quick_jit,
     shape_of,
 )
 
@@ -31,7 +33,7 @@ def test_hidden_states(name):
     encoder = make_encoder(shape_of(name))
     rows, real, expected = all_rows(name)
 
-    @jax.jit
+    @quick_jit
     def both_ways(params, *rows):
         return encoder.hidden(params, *rows), encoder.hidden(params, *rows, all_layers=True)
 
@@ -73,7 +75,7 @@ def test_gradients_are_those_of_torch(name):
     def scalar(params):
         return jnp.sum(encoder.hidden(params, *rows, remat="full") * weight)
 
-    grads = hf._flatten(jax.jit(jax.grad(scalar))(params_of(name)))
+    grads = hf._flatten(quick_jit(jax.grad(scalar))(params_of(name)))
     named = dict(model.named_parameters())
     seen = 0
     for rule in rules_of(shape, list(grads)):
@@ -99,7 +101,7 @@ def test_fully_sharded(name):
     assert kernel.addressable_shards[0].data.shape[1] * 8 == shape.width
     jax.tree.map(np.testing.assert_array_equal, params, params_of(name))
     rows, real, expected = all_rows(name)
-    found = np.asarray(jax.jit(encoder.hidden)(params, *rows))
+    found = np.asarray(quick_jit(encoder.hidden)(params, *rows))
     np.testing.assert_allclose(found[real], expected[real], atol=2e-5, rtol=0)
 
 
@@ -130,6 +132,18 @@ def test_bidirectional_attention_of_decoders(name, tmp_path):
     other = hf_check.torch_states(GOLDEN / model, causal, texts)[0]
     mine = hf_check.packed_states(params_of(model), shape, texts)[0]
     assert np.abs(mine - other).max() > 0.1  # the mask matters
+
+
+@pytest.mark.parametrize("name", ["qwen3", "modernbert", "t5_encoder"])
+def test_flops_of_other_shapes(name):
+    """The formula against the products of the traced forward pass, rows full of one text each."""
+    shape = shape_of(name)
+    encoder = make_encoder(shape)
+    row = jnp.zeros((3, 16), jnp.int32)
+    params = jax.eval_shape(encoder.init, jax.random.key(0))
+    traced = jax.make_jaxpr(encoder.hidden)(params, row, row, row)
+    formula = encoder_flops(shape, tokens=3 * 16, squares=3 * 16**2)
+    assert product_flops(traced.jaxpr) == formula
 
 
 def test_encoders_are_not_made_causal():
