@@ -82,6 +82,16 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
+def local_parts(mesh: Mesh) -> list[int]:
+    """Which of the `batch_devices` equal parts of a batch lie on this process's devices, ascending.
+
+    Whatever the order of the mesh's devices; where "tensor" spans processes, several have the same.
+    """
+    count = batch_devices(mesh)
+    found = batch_sharding(mesh).addressable_devices_indices_map((count,)).values()
+    return sorted({part.start or 0 for (part,) in found})
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """A whole copy on every device."""
     return NamedSharding(mesh, PartitionSpec())

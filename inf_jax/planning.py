@@ -14,7 +14,7 @@ from inf_jax.config_checks import check
 from inf_jax.errors import UserError
 from inf_jax.flops import model_flops, product_flops
 from inf_jax.hlo_cost import works
-from inf_jax.mesh import batch_sharding, make_mesh
+from inf_jax.mesh import batch_devices, batch_sharding, make_mesh
 from inf_jax.models.config import EncoderConfig
 from inf_jax.plan_inputs import batch_shapes, plan_inputs
 from inf_jax.roofline import collective_seconds, predict
@@ -53,12 +53,12 @@ def make_plan(
       UserError: the config does not suit the model or the devices.
     """
     read = ReadLog(config)
-    mesh = make_mesh(fsdp=config.mesh.fsdp, devices=target.devices)
+    mesh = make_mesh(fsdp=config.mesh.fsdp, tensor=config.mesh.tensor, devices=target.devices)
     program = make_program(
         read, configured_encoder(read, shape, source=source), mesh, source=source
     )
     inputs = plan_inputs(
-        read, devices=mesh.size, query_tokens=query_tokens, passage_tokens=passage_tokens
+        read, devices=batch_devices(mesh), query_tokens=query_tokens, passage_tokens=passage_tokens
     )
     batch = batch_shapes(read, inputs, sharding=batch_sharding(mesh))
     chip = target.device

@@ -386,7 +386,7 @@ def test_plan_of_virtual_devices(config_file, tiny_config, tmp_path, capsys, mon
     assert flops["compiled"] == pytest.approx(flops["traced"], rel=0.02)
     kinds = {c["kind"]: c for c in found["collectives"]}
     assert kinds["all-reduce"]["bytes"] > 0
-    assert found["mesh"] == {"data": 4, "fsdp": 2}
+    assert found["mesh"] == {"data": 4, "fsdp": 2, "tensor": 1}
     assert seconds["step"] >= max(seconds["compute"], seconds["memory"], seconds["work"])
     assert rates["mfu"] == pytest.approx(flops["model"] / (1e12 * seconds["step"]))
     assert rates["examples_per_second"] == pytest.approx(8 / seconds["step"])
