@@ -19,8 +19,9 @@ class Shards:
 
     Attributes:
       gather: (a layer's parameters or others of the tree, dtype or None) -> the same, whole but
-        for heads and ffn; its matrices in `dtype`, which the layer would cast them to; backward
-        gives each device its shard of the summed gradient. None where nothing is to be gathered.
+        for heads and ffn; its matrices in `dtype`, which the layer would cast them to: what else
+        it makes of them may be kept for backward. Backward gives each device its shard of the
+        summed gradient. None where nothing is to be gathered.
       tensor: the mesh axis that heads and ffn are split over; None where a device has them all.
     """
 
@@ -51,5 +52,7 @@ class Shards:
 WHOLE = Shards()
 
 
-def _all_but_gathered(primitive, *_, **__) -> bool:
-    return primitive.name != "all_gather"
+def _all_but_gathered(primitive, *_, **params) -> bool:
+    inner = params.get("call_jaxpr")  # of a gather with a derivative of its own
+    inside = [] if inner is None else [equation.primitive.name for equation in inner.jaxpr.eqns]
+    return "all_gather" not in (primitive.name, *inside)
