@@ -47,19 +47,26 @@ def make_mesh(
       UserError: `fsdp` and `tensor` do not divide the devices of a slice.
     """
     devices = jax.devices() if devices is None else list(devices)
-    slices: dict[int, list[jax.Device]] = {}
-    for device in devices:
-        slices.setdefault(getattr(device, "slice_index", None) or 0, []).append(device)
-    each = min(map(len, slices.values()))
-    if len(slices) > 1 and each * len(slices) != len(devices):
-        sizes = ", ".join(f"slice {n}: {len(slices[n])}" for n in sorted(slices))
-        raise UserError(f"the slices differ in their devices ({sizes}): a mesh needs equal ones")
+    slices = _slices(devices)
+    each = len(slices[0])
+    if any(len(part) != each for part in slices):
+        sizes = ", ".join(str(len(part)) for part in slices)
+        raise UserError(f"the slices differ in their devices: {sizes}; a mesh needs equal ones")
     if each % (fsdp * tensor):
         split = f"mesh.fsdp={fsdp}" + (f" * mesh.tensor={tensor}" if tensor > 1 else "")
-        of = f" of a slice: {split} must stay inside one" if len(slices) > 1 else ""
+        of = " of a slice, and only data crosses slices" if len(slices) > 1 else ""
         raise UserError(f"{split} does not divide the {each} devices{of}")
     shape = each // (fsdp * tensor), fsdp, tensor
-    return Mesh(np.concatenate([_laid_out(slices[n], shape) for n in sorted(slices)]), AXES)
+    return Mesh(np.concatenate([_laid_out(part, shape) for part in slices]), AXES)
+
+
+def _slices(devices: Sequence[jax.Device]) -> list[list[jax.Device]]:
+    """The devices by TPU slice."""
+    found: dict[int, list[jax.Device]] = {}
+    for device in devices:
+        number = getattr(device, "slice_index", 0) if device.platform == "tpu" else 0
+        found.setdefault(number, []).append(device)
+    return [found[number] for number in sorted(found)]
 
 
 def _laid_out(devices: list[jax.Device], shape: tuple[int, ...]) -> np.ndarray:

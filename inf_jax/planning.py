@@ -69,6 +69,7 @@ def make_plan(
         "devices": mesh.size,
         "chip": {"source": target.chip.source, "flops": target.chip.flops},
         "mesh": dict(mesh.shape),
+        "tensor_divides": math.gcd(shape.heads, shape.ffn),  # mesh.tensor must
         "model": config.model.name,
         "model_shape_from": source,
         "parameters": sum(x.size for x in jax.tree.leaves(program.shapes.params)),
@@ -169,7 +170,7 @@ def advice(config: ConfigDict, found: dict[str, Any]) -> list[dict[str, Any]]:
       {"key", "value", "why"} each; setting the key to the value is a run with the same objective
       on the same batch.
     """
-    memory, batch = found["hbm"], found["batch"]
+    memory, batch, mesh = found["hbm"], found["batch"], config.mesh
     limit, state = memory["limit"], memory["at_rest"]
     rest = max(memory["needed"] - state, 0)
     options = []
@@ -183,12 +184,21 @@ def advice(config: ConfigDict, found: dict[str, Any]) -> list[dict[str, Any]]:
         option("model.remat", "full", "the backward pass then keeps no layer's activations")
     if config.model.dtype == "float32":
         option("model.dtype", "bfloat16", "activations take half")
+    together = found["devices"] // found["slices"] // mesh.tensor  # that may share a copy
     if state > _CROWDED * limit:
-        fsdp = _fsdp(config.mesh.fsdp, found["devices"], state / (_CROWDED * limit))
+        fsdp = _fsdp(mesh.fsdp, together, state / (_CROWDED * limit))
         if fsdp:
             option("mesh.fsdp", fsdp, f"the state takes {state / 2**30:.2f} GiB of each device")
-    each = batch["pairs"] / found["devices"]
     chunks = config.train.chunks_per_device
+    gathered = mesh.gather == "step" or (mesh.gather == "auto" and chunks > 1)
+    whole = 8 * found["parameters"] / mesh.tensor  # float32, and as much of gradients
+    if mesh.fsdp > 1 and gathered and whole > _CROWDED * limit:
+        option(
+            "mesh.gather",
+            "layer",
+            f"all weights at once and their gradients take {whole / 2**30:.2f} GiB of each device",
+        )
+    each = batch["pairs"] * mesh.tensor / found["devices"]
     room = limit - state
     times = 2 ** max(1, math.ceil(math.log2(rest / room))) if 0 < room < rest else 2
     if chunks * times <= each:
@@ -199,6 +209,8 @@ def advice(config: ConfigDict, found: dict[str, Any]) -> list[dict[str, Any]]:
             if chunks == 1
             else "smaller chunks",
         )
+    elif together % (2 * mesh.fsdp) == 0 and found["tensor_divides"] % (2 * mesh.tensor) == 0:
+        option("mesh.tensor", 2 * mesh.tensor, "devices share a text's heads and ffn")
     longest = max(config.data.max_query_tokens, config.data.max_passage_tokens)
     if config.data.row_tokens > longest:
         option("data.row_tokens", longest, "attention holds tokens x tokens scores of a row")

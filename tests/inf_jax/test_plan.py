@@ -491,11 +491,14 @@ def test_advice_fits_the_cause():
     config.data.row_tokens = 512
     gib = 2**30
 
-    def keys(state, needed):
+    def keys(state, needed, pairs=4096):
         found = {
             "hbm": {"at_rest": state * gib, "needed": needed * gib, "limit": 16 * gib},
-            "batch": {"pairs": 4096},
+            "batch": {"pairs": pairs},
             "devices": 8,
+            "slices": 1,
+            "parameters": 2**30,
+            "tensor_divides": 16,
         }
         return {o["key"]: o["value"] for o in planning.advice(config, found)}
 
@@ -505,6 +508,16 @@ def test_advice_fits_the_cause():
     assert keys(20, 24)["mesh.fsdp"] == 8  # 20 to 4.8 takes 4.2
     config.model.remat, config.model.dtype, config.loss.engine = "full", "bfloat16", "ring"
     assert set(keys(1, 100)) == {"train.chunks_per_device", "data.row_tokens"}
+    config.mesh.fsdp = 2
+    config.train.chunks_per_device = 2
+    found = keys(1, 20)
+    assert found["mesh.gather"] == "layer" and "mesh.tensor" not in found  # 8 GiB of 16
+    config.mesh.gather = "layer"
+    found = keys(1, 20, pairs=8)  # a chunk is one pair
+    assert found["mesh.tensor"] == 2 and "train.chunks_per_device" not in found
+    assert "mesh.gather" not in found
+    config.mesh.update({"fsdp": 2, "tensor": 4})  # all devices share a copy
+    assert not {"mesh.fsdp", "mesh.tensor"} & set(keys(20, 40, pairs=2))
 
 
 @pytest.mark.parametrize(
