@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from inf_jax import hlo
@@ -126,7 +127,7 @@ def make_plan(
         "memory": sum(w.times * w.traffic for w in work),
         "cost_analysis_loops_once": once.get("bytes accessed", 0.0),
     }
-    found["collectives"] = _collectives(collectives, target)
+    found["collectives"] = _collectives(collectives, target, mesh)
     found["seconds"] = seconds._asdict()
     found["rates"] = rates(found)
     found["advice"] = advice(config, found) if needed > limit else []
@@ -284,12 +285,14 @@ def _fsdp(now: int, devices: int, factor: float) -> int:
     return (enough or larger or [0])[0 if enough else -1]
 
 
-def _collectives(found: list[hlo.Collective], target: Topology) -> list[dict[str, Any]]:
-    """By kind and group size: how many in the program, runs, bytes, and seconds."""
-    kinds: dict[tuple[str, int], dict[str, Any]] = {}
+def _collectives(
+    found: list[hlo.Collective], target: Topology, mesh: jax.sharding.Mesh
+) -> list[dict[str, Any]]:
+    """By kind, group size and mesh axes: how many in the program, runs, bytes, and seconds."""
+    kinds: dict[tuple[str, int, str], dict[str, Any]] = {}
     for c in found:
         entry = kinds.setdefault(
-            (c.kind, c.group),
+            (c.kind, c.group, _axes(c, mesh)),
             {"count": 0, "runs": 0, "bytes": 0, "bytes_beside_work": 0, "seconds": 0.0},
         )
         entry["count"] += 1
@@ -299,4 +302,15 @@ def _collectives(found: list[hlo.Collective], target: Topology) -> list[dict[str
         entry["seconds"] += c.times * collective_seconds(
             c, target.device, shape=target.shape, slices=target.slices
         )
-    return [{"kind": k, "group": n, **entry} for (k, n), entry in sorted(kinds.items())]
+    return [
+        {"kind": k, "group": n, "axes": a, **entry} for (k, n, a), entry in sorted(kinds.items())
+    ]
+
+
+def _axes(c: hlo.Collective, mesh: jax.sharding.Mesh) -> str:
+    """The mesh axes along which its devices lie apart, "data fsdp"; "" where that is not known."""
+    apart = set()
+    for group in c.groups:
+        places = np.unravel_index(group, mesh.devices.shape)
+        apart |= {i for i, numbers in enumerate(places) if len(set(numbers.tolist())) > 1}
+    return " ".join(name for i, name in enumerate(mesh.axis_names) if i in apart)

@@ -386,6 +386,10 @@ def test_plan_of_virtual_devices(config_file, tiny_config, tmp_path, capsys, mon
     assert flops["compiled"] == pytest.approx(flops["traced"], rel=0.02)
     kinds = {c["kind"]: c for c in found["collectives"]}
     assert kinds["all-reduce"]["bytes"] > 0
+    axes = {(c["kind"], c["axes"]) for c in found["collectives"]}
+    # the weights' shards; the tables' and kernels' gradients; the loss goes round all devices
+    assert {("all-gather", "fsdp"), ("all-reduce", "data")} < axes
+    assert ("collective-permute", "data fsdp") in axes
     assert found["mesh"] == {"data": 4, "fsdp": 2, "tensor": 1}
     assert seconds["step"] >= max(seconds["compute"], seconds["memory"], seconds["work"])
     assert rates["mfu"] == pytest.approx(flops["model"] / (1e12 * seconds["step"]))
@@ -426,7 +430,7 @@ def fake_plan(per_example: float, limit: float):
         memory = {"needed": needed, "limit": limit, "free": limit - needed, "at_rest": 0}
         batch = {"pairs": 3 * config.train.batch_size, "examples": config.train.batch_size}
         found = {"hbm": memory | {"fits": needed <= limit}, "batch": batch, "devices": 8}
-        found |= {"topology": target.name, "slices": 1}
+        found |= {"topology": target.name, "slices": 1, "parameters": 2**20, "tensor_divides": 4}
         return found | {"advice": planning.advice(config, found)}
 
     return make
