@@ -28,8 +28,8 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(query|key|value)_kernel$", PartitionSpec(None, "fsdp", "tensor", None)),
     (r"(query|key|value)_bias$", PartitionSpec(None, "tensor", None)),
     (r"out_kernel$", PartitionSpec(None, "tensor", None, "fsdp")),
-    (r"up_kernel$", PartitionSpec(None, "fsdp", "tensor")),
-    (r"up_bias$", PartitionSpec(None, "tensor")),
+    (r"(up|gate)_kernel$", PartitionSpec(None, "fsdp", "tensor")),
+    (r"(up|gate)_bias$", PartitionSpec(None, "tensor")),
     (r"down_kernel$", PartitionSpec(None, "tensor", "fsdp")),
     (r"(_bias|norm/(scale|bias))$", PartitionSpec()),
 )
