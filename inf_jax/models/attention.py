@@ -67,12 +67,13 @@ def attention(
     dropout_rate: float = 0.0,
     dropout_key: DropoutKey | None = None,
     site: Array | int = 0,
+    first_head: Array | int = 0,
 ) -> Float[Array, "r h t k"]:
     """softmax(scale q k^T + bias) v among the tokens that `visible` names; weights in float32.
 
     Heads come before tokens: XLA on CPU then runs plain batched matmuls (twice as fast as with
     "rthk"). Each of the g heads of k and v serves h / g neighbouring heads of q. `softcap` bounds
-    the scores before the bias.
+    the scores before the bias. `first_head` is the number of the first of these heads, for dropout.
     """
     r, h, t, width = q.shape
     g = k.shape[1]
@@ -86,6 +87,7 @@ def attention(
         scores = scores + bias
     seen = visible(segments, positions, causal=causal, window=window)
     weights = masked_softmax(scores, seen)
-    weights = attention_dropout(weights, dropout_rate, dropout_key, site).astype(v.dtype)
-    mixed = jnp.einsum("rgqs,rgsk->rgqk", weights.reshape(r, g, h // g * t, t), v)
+    weights = attention_dropout(weights, dropout_rate, dropout_key, site, first_head)
+    weights = weights.astype(v.dtype).reshape(r, g, h // g * t, t)
+    mixed = jnp.einsum("rgqs,rgsk->rgqk", weights, v)
     return mixed.reshape(r, h, t, width)

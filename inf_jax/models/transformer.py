@@ -19,6 +19,7 @@ from inf_jax.models.attention import attention
 from inf_jax.models.dropout import DropoutKey, dropout
 from inf_jax.models.layers import ACTIVATIONS, Norm, add, relative_bias, rope_tables, rotate
 from inf_jax.models.shape import EncoderConfig
+from inf_jax.models.shards import WHOLE, Shards
 
 REMAT = {
     "none": None,
@@ -34,12 +35,14 @@ class Rows(NamedTuple):
       segments, positions: see `packing.Packed`.
       bias: of the scores, [1, h, t, t], or None.
       key: dropout's, or None.
+      shards: how the layer's parameters are split: h, g and f are this device's.
     """
 
     segments: Int[Array, "r t"]
     positions: Int[Array, "r t"]
     bias: Array | None
     key: DropoutKey | None
+    shards: Shards
 
 
 class Kind(NamedTuple):
@@ -107,7 +110,7 @@ class Block(nnx.Module):
                 y = self.attention_post_norm(y)
             x = x + y if before else self.attention_norm(x + y)
         with jax.named_scope("ffn"):
-            y = self._feed(self.ffn_norm(x) if before else x)
+            y = self._feed(self.ffn_norm(x) if before else x, rows.shards)
             y = dropout(y, config.dropout, rows.key, site + 3)
             if config.norm_place == "both":
                 y = self.ffn_post_norm(y)
@@ -145,22 +148,23 @@ class Block(nnx.Module):
             dropout_rate=config.attention_dropout,
             dropout_key=rows.key,
             site=3 * kind.number + 1,
+            first_head=rows.shards.first(q.shape[1]),
         )
         y = jnp.einsum("rhtk,hkd->rtd", mixed, self.out_kernel[...].astype(dtype))
+        y = rows.shards.total(y)
         return add(y, self.out_bias[...]) if config.out_bias else y
 
-    def _feed(self, x: Float[Array, "r t d"]) -> Float[Array, "r t d"]:
-        config = self.config
+    def _feed(self, x: Float[Array, "r t d"], shards: Shards) -> Float[Array, "r t d"]:
+        config, dtype = self.config, x.dtype
 
-        def dense(x: Array, name: str) -> Array:
-            kernel = getattr(self, f"{name}_kernel")[...].astype(x.dtype)
-            y = jnp.einsum("rti,io->rto", x, kernel)
+        def inner(name: str) -> Float[Array, "r t f"]:
+            y = jnp.einsum("rtd,df->rtf", x, getattr(self, f"{name}_kernel")[...].astype(dtype))
             return add(y, getattr(self, f"{name}_bias")[...]) if config.ffn_bias else y
 
         act = ACTIVATIONS[config.activation]
-        if config.gated:
-            return dense(act(dense(x, "gate")) * dense(x, "up"), "down")
-        return dense(act(dense(x, "up")), "down")
+        y = act(inner("gate")) * inner("up") if config.gated else act(inner("up"))
+        y = shards.total(jnp.einsum("rtf,fd->rtd", y, self.down_kernel[...].astype(dtype)))
+        return add(y, self.down_bias[...]) if config.ffn_bias else y
 
 
 class Transformer(nnx.Module):
@@ -197,6 +201,7 @@ class Transformer(nnx.Module):
         scan_layers: bool = True,
         remat: str = "none",
         all_layers: bool = False,
+        shards: Shards = WHOLE,
     ) -> Float[Array, "r t d"] | list[Array]:
         """Last token states in `dtype`.
 
@@ -208,22 +213,24 @@ class Transformer(nnx.Module):
           remat: a name in REMAT, what the backward pass recomputes.
           all_layers: return the states after the embeddings and after each layer (for parity
             checks).
+          shards: how the blocks' parameters are split; the others are whole.
         """
         config = self.config
         x = self._embed(tokens, positions)
         x = dropout(x.astype(dtype), config.dropout, key, 0)
         bias = None
         if config.positions == "relative":
-            table, limit = self.relative_bias[...], config.relative_distance
-            bias = relative_bias(table, tokens.shape[1], limit=limit)
-        rows = Rows(segments, positions, bias, key)
+            heads = self.blocks.query_kernel.shape[-2]
+            table = self.relative_bias[...]
+            table = jax.lax.dynamic_slice_in_dim(table, shards.first(heads), heads, axis=1)
+            bias = relative_bias(table, tokens.shape[1], limit=config.relative_distance)
+        rows = Rows(segments, positions, bias, key, shards)
         graphdef, stacked = nnx.split(self.blocks)
 
         def layer(x: Array, params: nnx.State, kind: Kind) -> Array:
-            return nnx.merge(graphdef, params)(x, rows, kind)
+            return nnx.merge(graphdef, shards.whole(params, dtype))(x, rows, kind)
 
-        if REMAT[remat] is not None:
-            layer = jax.checkpoint(layer, policy=REMAT[remat])
+        layer = shards.remat(layer, REMAT[remat])
         kinds = _Kinds(config, positions)
         if scan_layers and not all_layers:
             numbers = np.arange(config.layers, dtype=np.uint32)
