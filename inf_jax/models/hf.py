@@ -146,10 +146,11 @@ def save_weights(
         if first:
             yield from carried.values()
         for rule in rules:
-            arrays = [np.asarray(flat[path]) for path in rule.paths]
+            arrays = [_on_host(flat[path]) for path in rule.paths]
             layers = range(rule.first, config.layers) if rule.stacked else (...,)
             for i in layers:
                 yield rule.to_hf([x[i] for x in arrays]).astype(_SAVED[dtype], copy=False)
+            del arrays  # before the next parameter comes
         if not first:
             yield from carried.values()
 
@@ -157,6 +158,15 @@ def save_weights(
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     write_tensors(directory, order, tensors(), max_file_bytes=max_file_bytes)
+
+
+def _on_host(x: Any) -> np.ndarray:
+    """The whole array. A jax array keeps its host copy: here that of a passing one, so that it
+    goes."""
+    if isinstance(x, jax.Array):
+        parts = [shard.data for shard in x.addressable_shards]
+        x = jax.make_array_from_single_device_arrays(x.shape, x.sharding, parts)
+    return np.asarray(x)
 
 
 class _Target:
