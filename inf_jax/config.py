@@ -83,6 +83,12 @@ def defaults() -> ConfigDict:
                 "checkpoint_every": 100,
                 "keep_checkpoints": 2,
                 "health": True,  # health of the embeddings among the metrics
+                "hang_minutes": 30.0,  # without a finished step, after which a process ends; 0: off
+                "max_spike": 10.0,  # sigmas above the usual loss at which the run stops; 0: off
+                "spike_steps": 20,  # in a row that the loss must be above that
+                "profile_at": 0,  # traces steps from this one on; 0: only at SIGUSR1
+                "profile_steps": 5,  # of a trace
+                "wandb_project": "",  # Weights & Biases, extra "wandb"; "" is off
             },
             "mesh": {"fsdp": 1},  # devices that share one copy of the state
             "eval": {
@@ -142,7 +148,9 @@ def check_all_read(config: ReadLog, *sections: str) -> None:
 _MAY_CHANGE = ("out_dir", "data.dir", "data.prefetch", "model.scan_layers", "model.remat")
 _MAY_CHANGE += ("optim.max_nonfinite", "train.chunks_per_device", "train.log_every")
 _MAY_CHANGE += ("train.checkpoint_every", "train.keep_checkpoints", "train.steps")
-_MAY_CHANGE += ("train.health", "loss.engine")
+_MAY_CHANGE += ("train.health", "loss.engine", "train.hang_minutes", "train.max_spike")
+_MAY_CHANGE += ("train.spike_steps", "train.profile_at", "train.profile_steps")
+_MAY_CHANGE += ("train.wandb_project",)
 
 
 _ABSENT = object()

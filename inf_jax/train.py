@@ -3,8 +3,8 @@
     python -m inf_jax.train --config=configs/medquad_minilm.py [--config.optim.lr=2e-5 ...]
 
 Reads the text TFRecords of `python -m data_pipeline.build` (tokenises them on first use) and writes
-to `config.out_dir`: config.json, command.txt, metrics.jsonl, tensorboard/, checkpoints/. Run again,
-it goes on from the newest checkpoint, bit for bit; a finished run says so and ends. Several
+to `config.out_dir`: config.json, command.txt, metrics.jsonl, timing.jsonl, tensorboard/,
+checkpoints/. Run again, it goes on from the newest checkpoint, bit for bit; a finished run says so and ends. Several
 processes are one run (`inf_jax.hosts`): the first of them writes all files but the checkpoints.
 """
 
@@ -27,10 +27,13 @@ from inf_jax.config import (
 from inf_jax.errors import UserError
 from inf_jax.loader import to_mesh
 from inf_jax.training import make_training
+from inf_jax.wandb_log import WandbLog
+from inf_jax.watch import Watch, watch_options
 
 
 def main(resolved: ConfigDict) -> None:
     """One training run, from its config."""
+    begun = time.time()
     config = ReadLog(resolved)
     out_dir = Path(config.out_dir)
     hosts.check_shared(out_dir)
@@ -38,6 +41,7 @@ def main(resolved: ConfigDict) -> None:
     loader, steps = training.loader, config.train.steps
     save_every, max_nonfinite = config.train.checkpoint_every, config.optim.max_nonfinite
     log_every, prefetch = config.train.log_every, config.data.prefetch
+    watching, wandb_project = watch_options(config), config.train.wandb_project
     manager = checkpoint.make_manager(out_dir / "checkpoints", keep=config.train.keep_checkpoints)
     check_all_read(config, "", "data", "model", "loss", "optim", "train", "mesh")
 
@@ -63,11 +67,15 @@ def main(resolved: ConfigDict) -> None:
         save_resolved(resolved, out_dir / "config.json")
         (out_dir / "command.txt").write_text(command_line() + "\n")
         report.banner(resolved, training, first_step=first)
-        log = report.MetricsLog(out_dir, first_step=first, steps=steps, every=log_every)
+        more = None
+        if wandb_project:
+            more = WandbLog(out_dir, project=wandb_project, config=resolved.to_dict())
+        log = report.MetricsLog(out_dir, first_step=first, steps=steps, every=log_every, more=more)
 
     def finish(step: int, metrics: dict[str, jax.Array]) -> None:
         values = {name: value.tolist() for name, value in jax.device_get(metrics).items()}
         log.write(step, values)
+        watch.finished(step, values["loss"])
         if values["skipped_in_a_row"] >= max_nonfinite:
             raise UserError(
                 f"step {step}: gradients were not finite {max_nonfinite} steps in a row "
@@ -76,19 +84,36 @@ def main(resolved: ConfigDict) -> None:
 
     started, pending = time.monotonic(), None
     batches = loader.batches(first, steps, to_device=to_mesh(training.mesh), prefetch=prefetch)
-    with contextlib.closing(log), contextlib.closing(batches), manager:
-        for step, batch in enumerate(batches, first):
-            state, metrics = training.step(state, batch)
+    watch = Watch(
+        watching,
+        training,
+        out_dir=out_dir,
+        first=first,
+        begun=begun,
+        log=log,
+        checkpoints=manager.all_steps,
+    )
+    with log, watch, contextlib.closing(batches), manager:
+        for step, batch in enumerate(watch.batches(batches), first):
+            with watch.step(step, under_way=pending):
+                state, metrics = training.step(state, batch)
             if pending:  # the step before: the device already works on this one
                 finish(*pending)
             pending = step, metrics
             if (step + 1) % save_every == 0 or step + 1 == steps:
                 finish(*pending)  # a checkpoint never runs ahead of the log, or of the check
                 pending = None
-                checkpoint.save(manager, state, position._replace(step=step + 1))
+                with watch.saving():
+                    checkpoint.save(manager, state, position._replace(step=step + 1))
     seconds = time.monotonic() - started
     if lead:
-        report.summary(training, steps=steps - first, seconds=seconds, metrics=log.last)
+        report.summary(
+            training,
+            steps=steps - first,
+            seconds=seconds,
+            metrics=log.last,
+            pace=watch.pace.run(),
+        )
 
 
 if __name__ == "__main__":
