@@ -11,9 +11,9 @@
                 start. A step done again after a kill counts once; compilation, restoring, waits for
                 checkpoints, lost steps and the time between two starts do not count.
 
-The record is `timing.jsonl` of the lead, which only grows: {"start": first step, "at": seconds since
-the epoch} for each start of the run, and a line for each window, which ends every `log_every` steps
-and at checkpoints, so that no window is half lost.
+The record is `timing.jsonl` of the lead, which only grows: for each start of the run
+{"start": first step, "at": seconds since the epoch}, and a line for each window, which ends every
+`log_every` steps and at checkpoints.
 """
 
 import contextlib
@@ -37,6 +37,7 @@ from inf_jax.plan_inputs import loader_inputs
 from inf_jax.report import read_metrics
 from inf_jax.training import Training
 
+_PERCENTILES = (50, 90, 99)
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 _T = TypeVar("_T")
 
@@ -128,7 +129,7 @@ class Pace(contextlib.AbstractContextManager):
         history = read_history(path, first=first) if path else History(None, *np.empty((2, 0)))
         self._begun = begun if history.begun is None else history.begun
         self._steps, self._waits = array("d", history.steps), array("d", history.waits)
-        self._written = len(self._steps)
+        self._written, self._useful = len(self._steps), sum(self._steps)
         self._coming: deque[float] = deque()  # waits of steps whose result has not arrived
         self._mark, self._aside = 0.0, 0.0
         self._compiled, self._thread = False, 0
@@ -190,6 +191,7 @@ class Pace(contextlib.AbstractContextManager):
         """The result of this step is on the host."""
         now = time.perf_counter()
         self._steps.append(max(0.0, now - self._mark - self._aside))
+        self._useful += self._steps[-1]
         self._waits.append(self._coming.popleft())
         self._mark, self._aside, self._step = now, 0.0, step
         if step % self._every == 0:
@@ -220,10 +222,9 @@ class Pace(contextlib.AbstractContextManager):
         for name, values in (("step", steps), ("wait", waits)):
             counted = np.asarray(values)[~np.isnan(values)]
             if len(counted):
-                for q, value in zip(
-                    _PERCENTILES, np.percentile(counted, _PERCENTILES), strict=True
-                ):
-                    figures[f"{name}_p{q}_s"] = round(float(value), 6)
+                found = np.percentile(counted, _PERCENTILES).tolist()
+                for q, value in zip(_PERCENTILES, found, strict=True):
+                    figures[f"{name}_p{q}_s"] = round(value, 6)
         each = max(sum(steps) / len(steps), 1e-9)
         work = self._work
         figures["examples_per_s"] = work.examples / each
@@ -231,7 +232,7 @@ class Pace(contextlib.AbstractContextManager):
         figures["tokens_per_s"] = work.tokens / each
         if work.peak:
             figures["mfu"] = work.flops / (work.peak * each)
-        figures["goodput"] = sum(self._steps) / max(time.time() - self._begun, 1e-9)
+        figures["goodput"] = self._useful / max(time.time() - self._begun, 1e-9)
         return figures | memory()
 
     def _append(self, line: dict) -> None:
@@ -240,9 +241,6 @@ class Pace(contextlib.AbstractContextManager):
     def _on_event(self, event: str, *_: float, **__: object) -> None:
         if event == _COMPILED and threading.get_ident() == self._thread:
             self._compiled = True
-
-
-_PERCENTILES = (50, 90, 99)
 
 
 def memory() -> dict[str, float]:

@@ -30,7 +30,6 @@ _HEALTH = {
     "masked/": ("masked candidates, block ", ".2%"),
 }
 
-
 # What the table at the end calls a figure of the pace, its unit, and its format.
 _PACE = {
     "examples_per_s": ("examples/s", 1, ",.1f"),
@@ -108,25 +107,22 @@ def summary(
     metrics: dict,
     pace: dict[str, float],
 ) -> None:
-    """The end of a run: how fast it went, compilation included, and the last step's health.
+    """The end of a run: how fast it went, and the last step's health.
 
     Args:
-      steps, seconds: of this start.
+      steps, seconds: of this start, compilation included.
       metrics: of the last step.
       pace: figures of the steps of all starts (`inf_jax.pace`).
     """
-    plan = training.loader.plan
     table(
         "trained",
         [
             ("steps", steps),
             ("seconds", f"{seconds:.0f}"),
-            ("pairs/s", f"{steps * plan.pairs / seconds:.1f}"),
-            ("tokens/s", f"{steps * plan.tokens / seconds:,.0f}"),
-            ("fill", f"{plan.fill:.1%}"),
+            ("fill", f"{training.loader.plan.fill:.1%}"),
         ],
     )
-    table("pace of all its steps, compilation not included", pace_rows(pace))
+    table("pace of all steps, compilation not included", pace_rows(pace))
     rows = health_rows(metrics)
     if rows:
         table("health of the last step", rows)
@@ -239,9 +235,12 @@ class MetricsLog(contextlib.AbstractContextManager):
         )
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(failed=kind is not None)
+
+    def close(self, *, failed: bool = False) -> None:
         """Closes the files and the bar."""
         if self._more:
-            self._more.close(failed=kind is not None)
+            self._more.close(failed=failed)
         self._file.close()
         self._board.close()
         self._bar.close()
@@ -260,6 +259,9 @@ class NoLog(contextlib.AbstractContextManager):
         """Nothing."""
 
     def __exit__(self, *_: object) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
         """Nothing."""
 
 

@@ -4,8 +4,9 @@
 
 Reads the text TFRecords of `python -m data_pipeline.build` (tokenises them on first use) and writes
 to `config.out_dir`: config.json, command.txt, metrics.jsonl, timing.jsonl, tensorboard/,
-checkpoints/. Run again, it goes on from the newest checkpoint, bit for bit; a finished run says so and ends. Several
-processes are one run (`inf_jax.hosts`): the first of them writes all files but the checkpoints.
+checkpoints/. Run again, it goes on from the newest checkpoint, bit for bit; a finished run says so
+and ends. Several processes are one run (`inf_jax.hosts`): the first of them writes all files but
+the checkpoints.
 """
 
 import contextlib
@@ -27,7 +28,7 @@ from inf_jax.config import (
 from inf_jax.errors import UserError
 from inf_jax.loader import to_mesh
 from inf_jax.training import make_training
-from inf_jax.wandb_log import WandbLog
+from inf_jax.wandb_log import WandbLog, import_wandb
 from inf_jax.watch import Watch, watch_options
 
 
@@ -37,11 +38,14 @@ def main(resolved: ConfigDict) -> None:
     config = ReadLog(resolved)
     out_dir = Path(config.out_dir)
     hosts.check_shared(out_dir)
+    wandb_project = config.train.wandb_project
+    if wandb_project:
+        import_wandb(wandb_project)  # before any long work
     lead, training = hosts.is_lead(), make_training(config)
     loader, steps = training.loader, config.train.steps
     save_every, max_nonfinite = config.train.checkpoint_every, config.optim.max_nonfinite
     log_every, prefetch = config.train.log_every, config.data.prefetch
-    watching, wandb_project = watch_options(config), config.train.wandb_project
+    watching = watch_options(config)
     manager = checkpoint.make_manager(out_dir / "checkpoints", keep=config.train.keep_checkpoints)
     check_all_read(config, "", "data", "model", "loss", "optim", "train", "mesh")
 

@@ -1,8 +1,10 @@
 """A run in Weights & Biases: the same numbers as TensorBoard's, for those who have the package."""
 
 import contextlib
+import importlib
 import secrets
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -11,11 +13,22 @@ from inf_jax.atomic import atomic_file
 from inf_jax.errors import UserError
 
 
+def import_wandb(project: str) -> ModuleType:
+    """The package; raises UserError where it is not installed."""
+    try:
+        return importlib.import_module("wandb")
+    except ImportError as error:
+        raise UserError(
+            f"train.wandb_project={project!r}: the package wandb is not to be had ({error}); "
+            "pip install -e '.[wandb]', or leave the key empty"
+        ) from None
+
+
 class WandbLog:
     """One run of Weights & Biases for all starts of a run: its id is kept in `wandb_id.txt`.
 
     A key, an entity, WANDB_MODE=offline and all else come from wandb's own variables and files;
-    nothing of that is written here. A step done again after a kill is sent once.
+    nothing of that is written here. Of a step done again after a kill the server keeps the first.
 
     Args:
       directory: of the run; wandb's own files go into `wandb/` in it.
@@ -27,13 +40,7 @@ class WandbLog:
     """
 
     def __init__(self, directory: Path, *, project: str, config: dict[str, Any]):
-        try:
-            import wandb
-        except ImportError as error:
-            raise UserError(
-                f"train.wandb_project={project!r}: the package wandb is not to be had ({error}); "
-                "pip install -e '.[wandb]', or leave the key empty"
-            ) from None
+        wandb = import_wandb(project)
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / "wandb_id.txt"
         if not path.exists():

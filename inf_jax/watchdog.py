@@ -58,7 +58,7 @@ class Watchdog(contextlib.AbstractContextManager):
     def _watch(self) -> None:
         beat = min(10.0, self._limit / _BEATS)
         while True:
-            faulthandler.dump_traceback_later(self._limit + 4 * beat, exit=True, file=_STDERR)
+            _end_later(self._limit + 4 * beat)
             if self._closed.wait(beat):
                 faulthandler.cancel_dump_traceback_later()
                 return
@@ -67,6 +67,7 @@ class Watchdog(contextlib.AbstractContextManager):
                 self._end(waited)
 
     def _end(self, waited: float) -> None:
+        _end_later(6 * _GRACE_S)  # whatever happens here
         text = (
             f"process {self._process} hangs: {self._what} in {waited / 60:.3g} minutes "
             f"(train.hang_minutes). It ends with exit code {HUNG}; started again, the run goes on "
@@ -79,7 +80,7 @@ class Watchdog(contextlib.AbstractContextManager):
         writer = threading.Thread(target=self._write, args=(text,), daemon=True)
         writer.start()
         writer.join(_GRACE_S)
-        time.sleep(_GRACE_S)
+        time.sleep(min(_GRACE_S, self._limit))
         os._exit(HUNG)
 
     def _write(self, text: str) -> None:
@@ -87,3 +88,8 @@ class Watchdog(contextlib.AbstractContextManager):
             file.write(text.encode())
             file.flush()
             faulthandler.dump_traceback(file=file)
+
+
+def _end_later(seconds: float) -> None:
+    """Stacks and exit code 1 then, even where no Python can run; a later call takes its place."""
+    faulthandler.dump_traceback_later(seconds, exit=True, file=_STDERR)
