@@ -224,7 +224,7 @@ class Pace(contextlib.AbstractContextManager):
             if len(counted):
                 found = np.percentile(counted, _PERCENTILES).tolist()
                 for q, value in zip(_PERCENTILES, found, strict=True):
-                    figures[f"{name}_p{q}_s"] = round(value, 6)
+                    figures[f"{name}_p{q}_s"] = value
         each = max(sum(steps) / len(steps), 1e-9)
         work = self._work
         figures["examples_per_s"] = work.examples / each
@@ -233,7 +233,7 @@ class Pace(contextlib.AbstractContextManager):
         if work.peak:
             figures["mfu"] = work.flops / (work.peak * each)
         figures["goodput"] = self._useful / max(time.time() - self._begun, 1e-9)
-        return figures | memory()
+        return {name: float(f"{value:.6g}") for name, value in figures.items()} | memory()
 
     def _append(self, line: dict) -> None:
         self._file.write(json.dumps(line).encode() + b"\n")

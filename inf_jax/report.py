@@ -185,7 +185,7 @@ class MetricsLog(contextlib.AbstractContextManager):
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step)
         self._bar = tqdm(total=steps, initial=first_step, unit="step", desc="train", smoothing=0.1)
         self._every, self._more = every, more
-        self._postfix: dict[str, str] = {}
+        self._postfix = {"loss": "?"}
         self.last: dict[str, float | list[float]] = {}
 
     def write(self, step: int, metrics: dict[str, float | list[float]]) -> None:

@@ -43,7 +43,7 @@ def healthy(seed, count=600, *, noise=0.1, shape="normal"):
     noise=st.sampled_from([0.0, 1e-4, 0.02, 0.1, 0.3]),
     shape=st.sampled_from(["normal", "heavy", "skewed", "slow"]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_no_alarm_on_healthy_noise(seed, noise, shape):
     assert ends_at(healthy(seed, noise=noise, shape=shape)) is None
 
