@@ -123,6 +123,7 @@ def test_watched_run(tiny_config, tmp_path):
     tiny_config.train.update({"steps": 16, "checkpoint_every": 3, "log_every": 4})
     tiny_config.optim.lr = 1e-3
     tiny_config.model.dropout = 0.1
+    tiny_config.loss.objective = "uni(P)"
     file = write_config(tiny_config, tmp_path / "c.py")
     straight = start(file, f"--config.out_dir={tmp_path / 'straight'}")
 
