@@ -21,6 +21,7 @@ def check(config: ConfigDict) -> None:
         "loss.engine": ("auto", *ENGINES),
         "loss.tile_dtype": ("float32", "bfloat16"),
         "optim.schedule": ("linear", "cosine", "constant"),
+        "train.best_mode": ("min", "max"),
     }
     problems = [
         f"{key}={value_of(config, key)!r}: must be a finite number"
@@ -43,8 +44,8 @@ def check(config: ConfigDict) -> None:
         if not value_of(config, k) > 0
     ]
     not_negative = ("seed", "loss.instruction_negatives", "optim.warmup_steps")
-    not_negative += ("optim.weight_decay", "train.hang_minutes", "train.max_spike")
-    not_negative += ("train.profile_at",)
+    not_negative += ("optim.weight_decay", "train.checkpoint_minutes", "train.keep_best")
+    not_negative += ("train.hang_minutes", "train.max_spike", "train.profile_at")
     problems += [
         f"{k}={value_of(config, k)!r}: must not be negative"
         for k in not_negative

@@ -26,7 +26,7 @@ from inf_jax.tfrecord import CorruptRecordError, read_records
 from inf_jax.training import make_training
 from inf_jax.watch import Watch, watch_options
 from inf_jax.watchdog import HUNG
-from tests.inf_jax.test_hosts import write_config
+from tests.inf_jax.processes import write_config
 
 ROOT = Path(__file__).parents[2]
 

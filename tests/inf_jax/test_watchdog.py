@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from inf_jax.watchdog import HUNG
-from tests.inf_jax.test_hosts import free_port, place
+from tests.inf_jax.processes import free_port, place
 
 ROOT = Path(__file__).parents[2]
 
