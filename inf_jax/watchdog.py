@@ -68,11 +68,12 @@ class Watchdog(contextlib.AbstractContextManager):
 
     def _end(self, waited: float) -> None:
         _end_later(6 * _GRACE_S)  # whatever happens here
+        now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
         text = (
             f"process {self._process} hangs: {self._what} in {waited / 60:.3g} minutes "
-            f"(train.hang_minutes). It ends with exit code {HUNG}; started again, the run goes on "
-            "from the newest checkpoint. If it hangs there again, the stacks say where; they are "
-            "of all Python threads, the innermost call first:\n"
+            f"(train.hang_minutes). It ends at {now} with exit code {HUNG}; started again, the run "
+            "goes on from the newest checkpoint. If it hangs there again, the stacks say where; "
+            "they are of all Python threads, the innermost call first:\n"
         )
         print(text, end="", file=sys.stderr, flush=True)
         faulthandler.dump_traceback(file=_STDERR)
