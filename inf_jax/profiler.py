@@ -5,7 +5,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -31,10 +31,21 @@ class Profiler(contextlib.AbstractContextManager):
       at: traces from this step on, without a signal; 0 is none.
       first: the first step of this start; with its compilation it is not traced for a signal.
       process: this one's number.
+      aside: opened while a trace is begun or written.
     """
 
-    def __init__(self, directory: Path, *, steps: int, at: int, first: int, process: int):
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        steps: int,
+        at: int,
+        first: int,
+        process: int,
+        aside: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+    ):
         self._directory, self._count, self._at = directory, steps, at
+        self._aside = aside
         self._first, self._process = first, process
         self._asked = False
         self._from: int | None = None  # of the trace that runs
@@ -57,13 +68,15 @@ class Profiler(contextlib.AbstractContextManager):
         """
         if self._from is not None and step >= self._from + self._count:
             jax.block_until_ready(under_way)
-            self._stop(step)
+            with self._aside():
+                self._stop(step)
         if self._from is not None and self._asked:
             self._asked = False
             self._say(f"a trace from step {self._from} on is under way, SIGUSR1 is ignored")
         if self._from is None and (step == self._at > 0 or (self._asked and step > self._first)):
             self._asked = False
-            self._start(step)
+            with self._aside():
+                self._start(step)
         self._newest = step
 
     def _start(self, step: int) -> None:

@@ -12,16 +12,16 @@ from inf_jax.errors import UserError
 _USUAL = 200  # losses that say what is usual
 _FEWEST = 50  # with fewer of them nothing is judged
 _NORMAL = 1.4826  # standard deviation of a normal variable over its median absolute deviation
-_FLOOR = 0.01  # of the median: a loss that hardly varied may vary by that
+_FLOOR = 0.01  # of the median, or of 1: a loss that hardly varied may vary by that
 
 
 class SpikeGuard:
     """Raises where each of the newest `steps` losses is above median + max_spike x sigma.
 
     Median and sigma (1.4826 x median absolute deviation, Rousseeuw & Croux 1993) are of the up to
-    200 losses before these; sigma is at least 1 % of the median. One loss above is noise (or a step
-    that the optimiser clips or skips), and is no reason to stop. A loss that is not finite is
-    above.
+    200 losses before these; sigma is at least 1 % of the median, and 0.01. One loss above is noise
+    (or a step that the optimiser clips or skips), and is no reason to stop. A loss that is not
+    finite is above.
 
     Args:
       max_spike: 0 is off.
@@ -57,7 +57,7 @@ class SpikeGuard:
             return
         median = float(np.median(before))
         spread = _NORMAL * float(np.median(np.abs(before - median)))
-        limit = median + self._times * max(spread, _FLOOR * abs(median))
+        limit = median + self._times * max(spread, _FLOOR * max(abs(median), 1.0))
         if np.nan_to_num(newest, nan=math.inf).min() <= limit:
             return
         since = step - self._count + 1

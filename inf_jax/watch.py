@@ -93,6 +93,7 @@ class Watch(contextlib.ExitStack):
             at=options.profile_at,
             first=first,
             process=process,
+            aside=self.pace.aside,
         )
 
     def __enter__(self) -> "Watch":

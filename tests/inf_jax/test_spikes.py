@@ -86,6 +86,13 @@ def test_losses_that_are_not_finite_are_above_and_never_usual():
     assert ends_at(losses)[0] == 419
 
 
+def test_a_loss_near_zero_may_wobble():
+    losses = np.r_[np.full(200, 3e-4), np.full(100, 0.09)]
+    assert ends_at(losses) is None
+    losses[200:] = 0.11
+    assert ends_at(losses)[0] == 219
+
+
 def test_zero_is_off_and_few_losses_are_no_measure():
     losses = np.r_[np.ones(100), np.full(100, 9.0)]
     assert ends_at(losses, max_spike=0) is None
