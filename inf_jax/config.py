@@ -94,7 +94,13 @@ def defaults() -> ConfigDict:
                 "profile_steps": 5,  # of a trace
                 "wandb_project": "",  # Weights & Biases, extra "wandb"; "" is off
             },
-            "mesh": {"fsdp": 1},  # devices that share one copy of the state
+            "mesh": {
+                "fsdp": 1,  # devices that share one copy of the state
+                "tensor": 1,  # devices that share the heads and the ffn of each layer
+                # when weights are gathered over fsdp: layer (a layer's where it is needed, so none
+                # holds all), step (all, once); auto is layer, but step where chunks_per_device > 1
+                "gather": "auto",
+            },
             "eval": {
                 "split": "dev",
                 "batch_rows": 64,
