@@ -94,6 +94,10 @@ class Saver:
                 f"{', '.join(scalars)}, and with train.dev_every the same of dev/"
             )
 
+    def checkpoints(self) -> list[int]:
+        """Numbers of steps after which there is a checkpoint."""
+        return list(self._manager.all_steps())
+
     def save(self, state: TrainState, done: int) -> None:
         """Starts to save the state after `done` steps."""
         mean = {self._metric: self._sum / self._count} if self._count else None
