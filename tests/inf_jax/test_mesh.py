@@ -1,11 +1,7 @@
 """The mesh: which device stands where, and which part of a batch lies on whose devices."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
+import re
 from types import SimpleNamespace
 
 import jax
@@ -14,10 +10,12 @@ import pytest
 from jax.sharding import Mesh
 
 from inf_jax import mesh as meshes
+from inf_jax.config import ReadLog
 from inf_jax.errors import UserError
 from inf_jax.mesh import AXES, batch_devices, local_parts, make_mesh
-
-ROOT = Path(__file__).parents[2]
+from inf_jax.report import read_metrics
+from inf_jax.training import make_training
+from tests.inf_jax.processes import TRAIN, finish, start, write_config
 
 # A process of several: for each mesh, it gives its parts of a batch and looks at the whole.
 PARTS = """
@@ -29,7 +27,7 @@ from inf_jax.loader import to_mesh
 from inf_jax.mesh import AXES, batch_devices, local_parts, replicated
 hosts.initialise()
 devices = sorted(jax.devices(), key=lambda d: d.id)
-for order, shape in json.loads(sys.argv[1]):
+for order, shape in json.loads(sys.argv[2]):
     mesh = Mesh(np.array([devices[i] for i in order]).reshape(shape), AXES)
     batch = np.arange(batch_devices(mesh) * 6).reshape(-1, 2)
     parts = local_parts(mesh)
@@ -39,7 +37,7 @@ for order, shape in json.loads(sys.argv[1]):
 """
 
 
-def test_a_batch_is_the_same_whatever_the_order_of_the_devices():
+def test_a_batch_is_the_same_whatever_the_order_of_the_devices(tmp_path):
     cases = [  # the order of the devices, a mesh, and the parts of processes 0 and 1
         ([0, 1, 2, 3], (2, 2, 1), [[0, 1], [2, 3]]),
         ([2, 3, 0, 1], (4, 1, 1), [[2, 3], [0, 1]]),
@@ -48,35 +46,40 @@ def test_a_batch_is_the_same_whatever_the_order_of_the_devices():
         ([0, 2, 1, 3], (1, 2, 2), [[0, 1], [0, 1]]),
         ([0, 1, 2, 3], (1, 1, 4), [[0], [0]]),
     ]
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    command = [sys.executable, "-c", PARTS, json.dumps([case[:2] for case in cases])]
-    processes = [
-        subprocess.Popen(
-            command,
-            env=os.environ
-            | {
-                "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-                "PYTHONPATH": str(ROOT),
-                "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-                "JAX_NUM_PROCESSES": "2",
-                "JAX_PROCESS_ID": str(process),
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for process in range(2)
-    ]
-    try:
-        outs = [process.communicate(timeout=120)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(outs)
+    shapes = json.dumps([case[:2] for case in cases])
+    outs, codes = finish(
+        start(tmp_path / "c.py", shapes, count=2, devices=4, program=("-c", PARTS))
+    )
+    assert codes == [0, 0], "\n".join(outs)
     for process, out in enumerate(outs):
-        found = [json.loads(line) for line in out.splitlines() if line.startswith("[[")]
+        # gloo writes into the same lines
+        found = list(map(json.loads, re.findall(r"\[\[[\d, ]+\], \w+\]", out)))
         assert found == [[parts[process], True] for _, _, parts in cases]
+
+
+# The main, on a mesh whose devices alternate between the processes.
+SHUFFLED = """
+from inf_jax import config, hosts, mesh, train
+laid_out = mesh._laid_out
+mesh._laid_out = lambda devices, shape: laid_out(devices[::2] + devices[1::2], shape)
+config.run(hosts.on_all(train.main), train.__doc__)
+"""
+
+
+def test_training_is_the_same_whatever_the_order_of_the_devices(tiny_config, tmp_path):
+    tiny_config.train.update({"steps": 3, "chunks_per_device": 2, "health": False})
+    tiny_config.loss.objective = "uni(P)"
+    tiny_config.mesh.fsdp = 2
+    file, curves = write_config(tiny_config, tmp_path / "c.py"), []
+    for count, program in ((1, TRAIN), (2, ("-c", SHUFFLED))):
+        out_dir = tmp_path / str(count)
+        outs, codes = finish(
+            start(file, f"--config.out_dir={out_dir}", count=count, devices=4, program=program)
+        )
+        assert codes == [0] * count, "\n".join(outs)
+        curves.append([line["loss"] for line in read_metrics(out_dir / "metrics.jsonl")])
+    assert len(curves[0]) == 3
+    np.testing.assert_allclose(curves[1], curves[0], rtol=1e-5)
 
 
 def test_the_batch_is_split_over_data_and_fsdp():
@@ -144,6 +147,13 @@ def test_slices_of_other_platforms_are_not_looked_at():
 def test_meshes_that_cannot_be(plain_layout, sizes, how, message):
     with pytest.raises(UserError, match=message):
         make_mesh(**how, devices=slices(*sizes))
+
+
+def test_heads_that_do_not_divide_are_refused(tiny_config):
+    tiny_config.mesh.tensor = 8
+    message = r"mesh\.tensor=8 must divide the heads and the ffn, .* has 4 and 64"
+    with pytest.raises(UserError, match=message):
+        make_training(ReadLog(tiny_config))
 
 
 def test_parts_of_a_mesh_in_any_order():
