@@ -304,11 +304,12 @@ def _gemma1(fields: Fields) -> dict[str, Any]:
 def _gemma2(fields: Fields) -> dict[str, Any]:
     options = _gemma(fields)
     kinds = _layer_types(fields, options["layers"], lambda i: i % 2 == 1)
+    window = fields.get("sliding_window_size", 4096)  # in some of the first files
     return options | {
         "norm_place": "both",
         "scale": fields.get("query_pre_attn_scalar", 256, kind=_NUMBER) ** -0.5,
         "softcap": fields.get("attn_logit_softcapping", None, kind=_NUMBER),
-        "windows": _windows(kinds, fields.get("sliding_window", 4096)),
+        "windows": _windows(kinds, fields.get("sliding_window", window)),
         "ropes": _one_rope(fields, options["layers"]),
     }
 
@@ -437,7 +438,7 @@ FAMILIES: dict[str, Family] = {
     "t5": _T5,
     "llama": Family(_llama, required=_NO_ENCODER),
     "mistral": Family(_mistral, required=_NO_ENCODER),
-    "qwen2": Family(_qwen2, required=_NO_ENCODER),
+    "qwen2": Family(_qwen2, required=_NO_ENCODER | {"use_mrope": (False,)}),
     "qwen3": Family(_qwen3, required=_NO_ENCODER),
     "gemma": Family(_gemma1, required=_NO_ENCODER | _TWO_WAY, ignored=_GEMMA),
     "gemma2": Family(_gemma2, required=_NO_ENCODER | _TWO_WAY, ignored=_GEMMA),

@@ -2,11 +2,14 @@
 
 import json
 
+import jax
 import pytest
 
 from inf_jax.errors import UserError
 from inf_jax.models.config import Rope, config_from_hf, read_config
+from inf_jax.models.encoder import make_encoder
 from inf_jax.models.layers import rope_frequencies
+from inf_jax.plan import model_shape
 from tests.inf_jax.models.goldens import GOLDEN, NAMES
 
 
@@ -152,3 +155,18 @@ def test_rope_frequencies_are_those_of_transformers(rope):
     theirs = llama.LlamaRotaryEmbedding(transformers.LlamaConfig(**fields)).inv_freq
     mine = rope_frequencies(config_from_hf(fields).ropes[0], 64)
     torch.testing.assert_close(torch.tensor(mine), theirs, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),  # as published, less what is not built
+    [
+        ("intfloat/multilingual-e5-large", 559_890_432 - 1_049_600),  # a pooler
+        ("Qwen/Qwen2.5-1.5B", 1_543_714_304),
+        ("Qwen/Qwen3-Embedding-0.6B", 595_776_512),
+        ("meta-llama/Llama-3.1-8B", 8_030_261_248 - 525_336_576),  # a head
+    ],
+)
+def test_parameters_of_public_shapes(name, parameters):
+    shape, _ = model_shape(name)
+    tree = jax.eval_shape(make_encoder(shape).init, jax.random.key(0))
+    assert sum(x.size for x in jax.tree.leaves(tree)) == parameters
