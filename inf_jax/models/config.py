@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from inf_jax.errors import UserError
-from inf_jax.models.families import FAMILIES, IGNORED, Fields
+from inf_jax.models.families import FAMILIES, IGNORED
+from inf_jax.models.hf_fields import Fields
 from inf_jax.models.shape import MASKS, EncoderConfig, Rope
 
 __all__ = ["MASKS", "EncoderConfig", "Rope", "config_from_hf", "mask_fields", "read_config"]

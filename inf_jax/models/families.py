@@ -8,54 +8,9 @@ Fields are named as in transformers 5; the older names beside them where they di
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from inf_jax.models.hf_fields import NUMBER, Fields, layer_types, ropes_of, windows_of
 from inf_jax.models.layers import ACTIVATIONS
 from inf_jax.models.shape import Rope
-
-_NEEDED = object()
-_NUMBER = (int, float)
-
-
-class Fields:
-    """A config.json under reading.
-
-    Attributes:
-      seen: names that were asked for.
-      problems: one text for each that is missing or of another type.
-    """
-
-    def __init__(self, fields: Mapping[str, Any]):
-        self._fields = fields
-        self.seen: set[str] = set()
-        self.problems: list[str] = []
-
-    def get(self, name: str, default: Any = _NEEDED, *, kind: type | tuple = int) -> Any:
-        """The value; `default` where it is absent or null. Without one, a 1 and a problem; an int
-        must then be above 0."""
-        self.seen.add(name)
-        value = self._fields.get(name)
-        if value is None:
-            if default is not _NEEDED:
-                return default
-            self.problems.append(f"missing field {name!r}")
-            return 1
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            self.problems.append(f"{name}={value!r} (a value of another type is expected)")
-            return 1 if default is _NEEDED else default
-        if default is _NEEDED and kind is int and value < 1:
-            self.problems.append(f"{name}={value!r} (must be above 0)")
-            return 1
-        return value
-
-    def activation(self, *names: str) -> str:
-        """The first of these that is given, one of ours."""
-        values = [self.get(name, None, kind=str) for name in names]
-        found = next((value for value in values if value), None)
-        if found is None:
-            self.problems.append(f"missing field {names[0]!r}")
-        elif found not in ACTIVATIONS:
-            covered = ", ".join(sorted(ACTIVATIONS))
-            self.problems.append(f"{names[0]}={found!r} (covered: {covered})")
-        return found or "gelu"
 
 
 class Family(NamedTuple):
@@ -87,16 +42,14 @@ _ENCODER_ONLY = {
 }
 
 
-def _heads(fields: Fields, width: int, heads: int) -> int:
-    if width % heads and not fields.problems:  # of a missing one nothing is said twice
-        fields.problems.append(f"hidden_size={width} is no multiple of the {heads} heads")
-    return max(width // heads, 1)
-
-
-def _bert(fields: Fields) -> dict[str, Any]:
+def _transformer(fields: Fields, *, head_width: int | None = None) -> dict[str, Any]:
+    """What all but T5 name alike; without a `head_width` it is hidden_size over the heads."""
     width, heads = fields.get("hidden_size"), fields.get("num_attention_heads")
     layers = fields.get("num_hidden_layers")
-    head_width = _heads(fields, width, heads)
+    if not head_width:
+        if width % heads and not fields.problems:  # of a missing one nothing is said twice
+            fields.problems.append(f"hidden_size={width} is no multiple of the {heads} heads")
+        head_width = max(width // heads, 1)
     return {
         "vocab_size": fields.get("vocab_size"),
         "width": width,
@@ -106,23 +59,28 @@ def _bert(fields: Fields) -> dict[str, Any]:
         "head_width": head_width,
         "ffn": fields.get("intermediate_size"),
         "max_positions": fields.get("max_position_embeddings"),
+        "scale": head_width**-0.5,
+        "windows": (None,) * layers,
+        "init_std": fields.get("initializer_range", 0.02, kind=NUMBER),
+    }
+
+
+def _bert(fields: Fields) -> dict[str, Any]:
+    return _transformer(fields) | {
         "type_vocab_size": fields.get("type_vocab_size"),
         "norm": "layer",
-        "norm_eps": fields.get("layer_norm_eps", kind=_NUMBER),
+        "norm_eps": fields.get("layer_norm_eps", kind=NUMBER),
         "norm_bias": True,
         "norm_place": "post",
         "embedding_norm": True,
         "final_norm": False,
         "activation": fields.activation("hidden_act"),
         "positions": "learned",
-        "scale": head_width**-0.5,
-        "windows": (None,) * layers,
         "qkv_bias": True,
         "out_bias": True,
         "ffn_bias": True,
-        "dropout": fields.get("hidden_dropout_prob", 0.0, kind=_NUMBER),
-        "attention_dropout": fields.get("attention_probs_dropout_prob", 0.0, kind=_NUMBER),
-        "init_std": fields.get("initializer_range", 0.02, kind=_NUMBER),
+        "dropout": fields.get("hidden_dropout_prob", 0.0, kind=NUMBER),
+        "attention_dropout": fields.get("attention_probs_dropout_prob", 0.0, kind=NUMBER),
     }
 
 
@@ -137,30 +95,20 @@ def _roberta(fields: Fields) -> dict[str, Any]:
 
 
 def _modernbert(fields: Fields) -> dict[str, Any]:
-    width, heads = fields.get("hidden_size"), fields.get("num_attention_heads")
-    layers = fields.get("num_hidden_layers")
-    head_width = _heads(fields, width, heads)
+    options = _transformer(fields)
     every = fields.get("global_attn_every_n_layers", 3)
-    kinds = _layer_types(fields, layers, lambda i: i % every == 0)
+    kinds = layer_types(fields, options["layers"], lambda i: i % every == 0)
     bias = fields.get("attention_bias", False, kind=bool)
-    ropes = _ropes(
+    ropes = ropes_of(
         fields,
         {
-            "full_attention": fields.get("global_rope_theta", 160_000.0, kind=_NUMBER),
-            "sliding_attention": fields.get("local_rope_theta", 10_000.0, kind=_NUMBER),
+            "full_attention": fields.get("global_rope_theta", 160_000.0, kind=NUMBER),
+            "sliding_attention": fields.get("local_rope_theta", 10_000.0, kind=NUMBER),
         },
     )
-    return {
-        "vocab_size": fields.get("vocab_size"),
-        "width": width,
-        "layers": layers,
-        "heads": heads,
-        "kv_heads": heads,
-        "head_width": head_width,
-        "ffn": fields.get("intermediate_size"),
-        "max_positions": fields.get("max_position_embeddings"),
+    return options | {
         "norm": "layer",
-        "norm_eps": fields.get("norm_eps", 1e-5, kind=_NUMBER),
+        "norm_eps": fields.get("norm_eps", 1e-5, kind=NUMBER),
         "norm_bias": fields.get("norm_bias", False, kind=bool),
         "norm_place": "pre",
         "embedding_norm": True,
@@ -169,13 +117,11 @@ def _modernbert(fields: Fields) -> dict[str, Any]:
         "gated": True,
         "positions": "rope",
         "ropes": tuple(ropes[kind] for kind in kinds),
-        "windows": _windows(kinds, fields.get("local_attention", 128) // 2),
-        "scale": head_width**-0.5,
+        "windows": windows_of(kinds, fields.get("local_attention", 128) // 2),
         "qkv_bias": bias,
         "out_bias": bias,
         "ffn_bias": fields.get("mlp_bias", False, kind=bool),
-        "attention_dropout": fields.get("attention_dropout", 0.0, kind=_NUMBER),
-        "init_std": fields.get("initializer_range", 0.02, kind=_NUMBER),
+        "attention_dropout": fields.get("attention_dropout", 0.0, kind=NUMBER),
     }
 
 
@@ -190,7 +136,7 @@ def _t5(fields: Fields) -> dict[str, Any]:
         fields.problems.append("dense_act_fn is not that of feed_forward_proj")
     if fields.get("is_gated_act", bool(gate), kind=bool) != bool(gate):
         fields.problems.append("is_gated_act is not that of feed_forward_proj")
-    dropout = fields.get("dropout_rate", 0.0, kind=_NUMBER)
+    dropout = fields.get("dropout_rate", 0.0, kind=NUMBER)
     return {
         "vocab_size": fields.get("vocab_size"),
         "width": fields.get("d_model"),
@@ -201,7 +147,7 @@ def _t5(fields: Fields) -> dict[str, Any]:
         "ffn": fields.get("d_ff"),
         "max_positions": fields.get("n_positions", 512),  # what T5 was trained with; not a limit
         "norm": "rms",
-        "norm_eps": fields.get("layer_norm_epsilon", 1e-6, kind=_NUMBER),
+        "norm_eps": fields.get("layer_norm_epsilon", 1e-6, kind=NUMBER),
         "norm_place": "pre",
         "activation": activation,
         "gated": bool(gate),
@@ -217,39 +163,28 @@ def _t5(fields: Fields) -> dict[str, Any]:
 
 def _decoder(fields: Fields, *activation: str) -> dict[str, Any]:
     """What Llama and those after it have in common; `activation` names the field."""
-    width, heads = fields.get("hidden_size"), fields.get("num_attention_heads")
+    options = _transformer(fields, head_width=fields.get("head_dim", None))
+    heads = options["heads"]
     kv_heads = fields.get("num_key_value_heads", heads)
-    head_width = fields.get("head_dim", None) or _heads(fields, width, heads)
     if kv_heads < 1 or heads % kv_heads:
         fields.problems.append(f"num_key_value_heads={kv_heads} does not divide the {heads} heads")
-    layers = fields.get("num_hidden_layers")
-    return {
-        "vocab_size": fields.get("vocab_size"),
-        "width": width,
-        "layers": layers,
-        "heads": heads,
+    return options | {
         "kv_heads": kv_heads,
-        "head_width": head_width,
-        "ffn": fields.get("intermediate_size"),
-        "max_positions": fields.get("max_position_embeddings"),
         "norm": "rms",
-        "norm_eps": fields.get("rms_norm_eps", 1e-6, kind=_NUMBER),
+        "norm_eps": fields.get("rms_norm_eps", 1e-6, kind=NUMBER),
         "norm_place": "pre",
         "activation": fields.activation(*(activation or ("hidden_act",))),
         "gated": True,
         "positions": "rope",
-        "windows": (None,) * layers,
-        "scale": head_width**-0.5,
         "decoder": True,
         "causal": fields.get("is_causal", True, kind=bool),
-        "attention_dropout": fields.get("attention_dropout", 0.0, kind=_NUMBER),
-        "init_std": fields.get("initializer_range", 0.02, kind=_NUMBER),
+        "attention_dropout": fields.get("attention_dropout", 0.0, kind=NUMBER),
     }
 
 
 def _one_rope(fields: Fields, layers: int) -> tuple[Rope, ...]:
-    theta = fields.get("rope_theta", 10_000.0, kind=_NUMBER)
-    return (_ropes(fields, {"": theta})[""],) * layers
+    theta = fields.get("rope_theta", 10_000.0, kind=NUMBER)
+    return (ropes_of(fields, {"": theta})[""],) * layers
 
 
 def _attention_bias(fields: Fields) -> dict[str, bool]:
@@ -275,10 +210,10 @@ def _qwen2(fields: Fields) -> dict[str, Any]:
     layers, first = options["layers"], fields.get("max_window_layers", 28)
     window = fields.get("sliding_window", 4096)
     window = window if fields.get("use_sliding_window", False, kind=bool) else None
-    kinds = _layer_types(fields, layers, lambda i: window is None or i < first)
+    kinds = layer_types(fields, layers, lambda i: window is None or i < first)
     if window is None and "sliding_attention" in kinds:
         fields.problems.append("layer_types has sliding_attention, use_sliding_window is false")
-    return options | {"windows": _windows(kinds, window), "ropes": _one_rope(fields, layers)}
+    return options | {"windows": windows_of(kinds, window), "ropes": _one_rope(fields, layers)}
 
 
 def _qwen3(fields: Fields) -> dict[str, Any]:
@@ -303,13 +238,13 @@ def _gemma1(fields: Fields) -> dict[str, Any]:
 
 def _gemma2(fields: Fields) -> dict[str, Any]:
     options = _gemma(fields)
-    kinds = _layer_types(fields, options["layers"], lambda i: i % 2 == 1)
+    kinds = layer_types(fields, options["layers"], lambda i: i % 2 == 1)
     window = fields.get("sliding_window_size", 4096)  # in some of the first files
     return options | {
         "norm_place": "both",
-        "scale": fields.get("query_pre_attn_scalar", 256, kind=_NUMBER) ** -0.5,
-        "softcap": fields.get("attn_logit_softcapping", None, kind=_NUMBER),
-        "windows": _windows(kinds, fields.get("sliding_window", window)),
+        "scale": fields.get("query_pre_attn_scalar", 256, kind=NUMBER) ** -0.5,
+        "softcap": fields.get("attn_logit_softcapping", None, kind=NUMBER),
+        "windows": windows_of(kinds, fields.get("sliding_window", window)),
         "ropes": _one_rope(fields, options["layers"]),
     }
 
@@ -319,80 +254,25 @@ def _gemma3(fields: Fields) -> dict[str, Any]:
     # twice in some files; the underscored one is what transformers 5 writes
     every = fields.get("_sliding_window_pattern", 6)
     every = fields.get("sliding_window_pattern", every)
-    kinds = _layer_types(fields, options["layers"], lambda i: (i + 1) % every == 0)
+    kinds = layer_types(fields, options["layers"], lambda i: (i + 1) % every == 0)
     both_ways = fields.get("use_bidirectional_attention", False, kind=bool)
     window = fields.get("sliding_window", 4096)
-    ropes = _ropes(
+    ropes = ropes_of(
         fields,
         {
-            "full_attention": fields.get("rope_theta", 1_000_000.0, kind=_NUMBER),
-            "sliding_attention": fields.get("rope_local_base_freq", 10_000.0, kind=_NUMBER),
+            "full_attention": fields.get("rope_theta", 1_000_000.0, kind=NUMBER),
+            "sliding_attention": fields.get("rope_local_base_freq", 10_000.0, kind=NUMBER),
         },
     )
     return options | {
         "norm_place": "both",
         "qk_norm": True,
-        "scale": fields.get("query_pre_attn_scalar", 256, kind=_NUMBER) ** -0.5,
+        "scale": fields.get("query_pre_attn_scalar", 256, kind=NUMBER) ** -0.5,
         "causal": options["causal"] and not both_ways,
         # both ways the file's number is what a token sees in all
-        "windows": _windows(kinds, window // 2 if both_ways else window),
+        "windows": windows_of(kinds, window // 2 if both_ways else window),
         "ropes": tuple(ropes[kind] for kind in kinds),
     }
-
-
-def _layer_types(fields: Fields, layers: int, full: Callable[[int], bool]) -> tuple[str, ...]:
-    """Each layer's kind of attention, by `full` where the file does not list them."""
-    names = ("sliding_attention", "full_attention")
-    kinds = fields.get("layer_types", None, kind=list)
-    if kinds is None:
-        return tuple(names[bool(full(i))] for i in range(layers))
-    if len(kinds) != layers or not set(kinds) <= set(names):
-        fields.problems.append(f"layer_types={kinds!r}: {layers} of {', '.join(names)}")
-        return names[1:] * layers
-    return tuple(kinds)
-
-
-def _windows(kinds: tuple[str, ...], window: int | None) -> tuple[int | None, ...]:
-    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
-
-
-def _ropes(fields: Fields, bases: Mapping[str, float]) -> dict[str, Rope]:
-    """A Rope for each kind of layer in `bases` (kind -> its default base); "" is all layers.
-
-    `rope_parameters` holds base and scaling, of each kind where there are several; before
-    transformers 5 `rope_scaling` held the scaling, which in Gemma 3 is for full attention only.
-    """
-    new = fields.get("rope_parameters", None, kind=dict)
-    old = fields.get("rope_scaling", None, kind=dict) or {}
-    if new is None:
-        scaled = {"": old, "full_attention": old, "sliding_attention": {}}
-        new = {kind: scaled[kind] for kind in bases}
-    elif not bases.keys() <= new.keys():
-        new = dict.fromkeys(bases, new)
-    return {kind: _rope(fields, new[kind] or {}, base) for kind, base in bases.items()}
-
-
-def _rope(fields: Fields, given: Mapping[str, Any], base: float) -> Rope:
-    inner = Fields(given)
-    kind = inner.get("rope_type", None, kind=str) or inner.get("type", "default", kind=str)
-    inner.seen.add("type")
-    base = inner.get("rope_theta", base, kind=_NUMBER)
-    if inner.get("partial_rotary_factor", 1.0, kind=_NUMBER) != 1:
-        inner.problems.append("partial_rotary_factor is not covered")
-    factor, original, low, high = 1.0, None, 1.0, 4.0
-    if kind in ("linear", "llama3"):
-        factor = inner.get("factor", kind=_NUMBER)
-    if kind == "llama3":
-        original = inner.get("original_max_position_embeddings", None)
-        original = original or fields.get("max_position_embeddings")
-        low = inner.get("low_freq_factor", kind=_NUMBER)
-        high = inner.get("high_freq_factor", kind=_NUMBER)
-    if kind not in ("default", "linear", "llama3"):
-        inner.problems.append(f"rope_type={kind!r} (covered: default, linear, llama3)")
-    else:
-        inner.problems += [f"unknown field {n!r}" for n in sorted(given.keys() - inner.seen)]
-    fields.problems += [f"rope_parameters: {problem}" for problem in inner.problems]
-    return Rope(float(base), float(factor), original, float(low), float(high))
 
 
 _BERT = Family(

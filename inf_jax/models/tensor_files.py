@@ -142,6 +142,9 @@ def write_tensors(
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         with atomic_file(directory / INDEX) as file:
             file.write(json.dumps(index, indent=2).encode() + b"\n")
+    for old in directory.glob("model-*-of-*.safetensors"):
+        if n == 1 or old.name not in names:
+            old.unlink()
     return [directory / name for name in names]
 
 
