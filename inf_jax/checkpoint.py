@@ -1,15 +1,24 @@
-"""Checkpoints by Orbax: train state and data position together, asynchronous, atomic by directory
-name."""
+"""Checkpoints by Orbax: train state, data position and config together, asynchronous, atomic by
+directory name.
 
+A random number of a run is a pure function of its seed, the step and a text's number: the position
+is all there is to save of it.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from orbax.checkpoint import checkpoint_managers as policies
 
 from inf_jax.errors import UserError
 from inf_jax.step import TrainState
+
+_SCORE = "score"  # a checkpoint's, by which the best are kept: the lower the better
 
 
 class Position(NamedTuple):
@@ -30,34 +39,98 @@ class Position(NamedTuple):
     groups: int = 0
 
 
-def make_manager(directory: str | Path, *, keep: int) -> ocp.CheckpointManager:
-    """A manager of `<directory>/<step>/`; keeps the last `keep` checkpoints.
+def make_manager(directory: str | Path, *, keep: int, keep_best: int = 0) -> ocp.CheckpointManager:
+    """A manager of `<directory>/<step>/`: of the newest `keep` checkpoints, and of the `keep_best`
+    with the lowest score.
 
-    `directory` may be a local path or a bucket (gs://...), whatever etils.epath opens.
+    `directory` may be a local path or a bucket (gs://...), whatever etils.epath opens. What a
+    killed process left half-written in it is deleted.
     """
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-    path = epath.Path(directory)
-    return ocp.CheckpointManager(
-        path if "://" in str(directory) else path.absolute(), options=options
+
+    def score(metrics: Mapping[str, float]) -> float:
+        return metrics[_SCORE]
+
+    kept = [policies.LatestN(keep)]
+    if keep_best:
+        best = policies.BestN(
+            get_metric_fn=score, reverse=True, n=keep_best, keep_checkpoints_without_metrics=False
+        )
+        kept.append(best)
+    options = ocp.CheckpointManagerOptions(
+        best_fn=score if keep_best else None,
+        best_mode="min",
+        preservation_policy=policies.AnyPreservationPolicy(kept),
+        cleanup_tmp_directories=True,
     )
+    return ocp.CheckpointManager(_path(directory), options=options)
 
 
-def save(manager: ocp.CheckpointManager, state: TrainState, position: Position) -> None:
-    """Starts an asynchronous save at `position.step`; an error of the save before it is raised
-    here."""
-    manager.save(
-        position.step,
-        args=ocp.args.Composite(
-            state=ocp.args.StandardSave(state._asdict()),
-            position=ocp.args.JsonSave(position._asdict()),
-        ),
-    )
+def save(
+    manager: ocp.CheckpointManager,
+    state: TrainState,
+    position: Position,
+    *,
+    config: Mapping[str, Any],
+    score: float | None = None,
+) -> None:
+    """Starts an asynchronous save at `position.step`.
+
+    Args:
+      config: all keys of the run, as plain values: what a resumed run is compared with.
+      score: of the model, lower is better; None where there is none.
+
+    Raises:
+      UserError: this or the save before it cannot be written.
+    """
+    with _written(manager):
+        manager.save(
+            position.step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state._asdict()),
+                position=ocp.args.JsonSave(position._asdict()),
+                config=ocp.args.JsonSave(dict(config)),
+            ),
+            metrics=None if score is None else {_SCORE: score},
+        )
+
+
+def check(manager: ocp.CheckpointManager) -> None:
+    """Raises UserError where a save in the background has failed."""
+    with _written(manager):
+        manager.check_for_errors()
+
+
+def wait(manager: ocp.CheckpointManager) -> None:
+    """Returns once what was saved is whole; raises UserError where it cannot be written."""
+    with _written(manager):
+        manager.wait_until_finished()
+
+
+def close(manager: ocp.CheckpointManager) -> None:
+    """`wait`, and ends the manager."""
+    with _written(manager):
+        manager.close()
+
+
+def read_run(manager: ocp.CheckpointManager, step: int) -> tuple[Position, dict[str, Any]]:
+    """The position and the config of a checkpoint, without its arrays.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    items = ocp.args.Composite(position=ocp.args.JsonRestore(), config=ocp.args.JsonRestore())
+    try:
+        found = manager.restore(step, args=items)
+        return Position(**found["position"]), found["config"]
+    except (ValueError, KeyError, OSError, TypeError) as error:
+        raise _unfit(manager.directory / str(step), error) from error
 
 
 def restore(
     manager: ocp.CheckpointManager, abstract_state: TrainState, step: int | None = None
 ) -> tuple[TrainState, Position] | None:
-    """The checkpoint of `step` (default: the newest) on the shardings of `abstract_state`.
+    """The checkpoint of `step` (default: the newest) on the shardings of `abstract_state`, whatever
+    mesh and number of processes wrote it.
 
     Args:
       abstract_state: ShapeDtypeStructs with shardings.
@@ -71,17 +144,16 @@ def restore(
     step = manager.latest_step() if step is None else step
     if step is None:
         return None
+    position, _ = read_run(manager, step)
     try:
+        _check_tree(manager.directory / str(step), abstract_state._asdict())
         restored = manager.restore(
             step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract_state._asdict()),
-                position=ocp.args.JsonRestore(),
-            ),
+            args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state._asdict())),
         )
     except (ValueError, KeyError, OSError, TypeError) as error:
         raise _unfit(manager.directory / str(step), error) from error
-    return TrainState(**restored["state"]), Position(**restored["position"])
+    return TrainState(**restored["state"]), position
 
 
 def restore_params(directory: str | Path, abstract_params: dict) -> tuple[dict, int] | None:
@@ -97,8 +169,7 @@ def restore_params(directory: str | Path, abstract_params: dict) -> tuple[dict, 
     Raises:
       UserError: the checkpoint does not fit the model or its towers, or is damaged.
     """
-    path = epath.Path(directory)
-    path = path if "://" in str(directory) else path.absolute()
+    path = _path(directory)
     steps = ocp.utils.checkpoint_steps(path)
     if not steps:
         return None
@@ -110,7 +181,7 @@ def restore_params(directory: str | Path, abstract_params: dict) -> tuple[dict, 
         partial_restore=True,
     )
     try:
-        _check_params(newest, abstract_params)
+        _check_tree(newest, item)
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             params = checkpointer.restore(newest / "state", args=how)["params"]
     except (ValueError, KeyError, OSError, TypeError) as error:
@@ -133,8 +204,13 @@ def check_position(found: Position, expected: Position, directory: str | Path) -
         )
 
 
-def _check_params(checkpoint: epath.Path, abstract_params: dict) -> None:
-    """Raises ValueError naming what the checkpoint has otherwise than the model.
+def _path(directory: str | Path) -> epath.Path:
+    path = epath.Path(directory)
+    return path if "://" in str(directory) else path.absolute()
+
+
+def _check_tree(checkpoint: epath.Path, abstract: Mapping[str, Any]) -> None:
+    """Raises ValueError naming what the checkpoint has otherwise than these parts of the state.
 
     Before Orbax reads, since that leaves an absent array as it was asked for, says nothing of one
     too many, and gives up at the first of another shape with its other reads under way.
@@ -145,13 +221,15 @@ def _check_params(checkpoint: epath.Path, abstract_params: dict) -> None:
         return {jax.tree_util.keystr(p, simple=True, separator="/"): x.shape for p, x in leaves}
 
     handler = ocp.PyTreeCheckpointHandler()
-    found = shapes(handler.metadata(checkpoint / "state").tree["params"])
+    saved = handler.metadata(checkpoint / "state").tree
     handler.close()
-    expected = shapes(abstract_params)
-    if "loss" not in abstract_params:  # a learned scale is no part of the model
-        found = {name: shape for name, shape in found.items() if not name.startswith("loss/")}
+    found = shapes({part: saved[part] for part in abstract})
+    expected = shapes(abstract)
+    if not any(name.startswith("params/loss/") for name in expected):
+        # a learned scale is no part of the model
+        found = {name: x for name, x in found.items() if not name.startswith("params/loss/")}
     differ = [
-        f"{name} {found.get(name, 'absent')}, the model has {expected.get(name, 'none')}"
+        f"{name} {found.get(name, 'absent')}, expected {expected.get(name, 'none')}"
         for name in sorted(found.keys() | expected.keys())
         if found.get(name) != expected.get(name)
     ]
@@ -160,9 +238,36 @@ def _check_params(checkpoint: epath.Path, abstract_params: dict) -> None:
         raise ValueError(f"{'; '.join(differ[:3])}{more}")
 
 
+@contextlib.contextmanager
+def _written(manager: ocp.CheckpointManager) -> Iterator[None]:
+    """Turns what Orbax and TensorStore raise of a file that cannot be written into a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # OSError, ValueError, XlaRuntimeError, ...: whoever met it
+        raise UserError(
+            f"{manager.directory}: a checkpoint cannot be written ({_reason(error)}); "
+            f"{_last_good(manager)}. Free some space or mend what is wrong, then start again: the "
+            "run goes on from there"
+        ) from error
+
+
+def _last_good(manager: ocp.CheckpointManager) -> str:
+    steps = ocp.utils.checkpoint_steps(manager.directory)
+    return f"the last whole one is of step {max(steps)}" if steps else "there is no whole one yet"
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of an error; of one in a group or a chain, of that which says most."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
 def _unfit(checkpoint: epath.Path, error: Exception) -> UserError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
     return UserError(
-        f"checkpoint {checkpoint} cannot be restored: {reason}; it was written by another config "
-        "or is damaged: give the old config, or a new out_dir"
+        f"checkpoint {checkpoint} cannot be restored: {_reason(error)}; it was written by another "
+        "config or version, or is damaged: give the old config, or a new out_dir, or delete that "
+        "directory to go on from the checkpoint before it"
     )

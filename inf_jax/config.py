@@ -9,8 +9,8 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -80,8 +80,12 @@ def defaults() -> ConfigDict:
                 "batch_size": 64,  # examples a step over the whole mesh; an example gives 3 pairs
                 "chunks_per_device": 1,  # above 1: GradCache, chunks encoded one after another
                 "log_every": 10,
-                "checkpoint_every": 100,
-                "keep_checkpoints": 2,
+                "checkpoint_every": 100,  # steps
+                "checkpoint_minutes": 0.0,  # a checkpoint after that time as well; 0 is never
+                "keep_checkpoints": 2,  # the newest
+                "keep_best": 0,  # beside them, those with the best mean of best_metric
+                "best_metric": "loss",  # of metrics.jsonl, over the steps since the one before
+                "best_mode": "min",  # or max
                 "health": True,  # health of the embeddings among the metrics
             },
             "mesh": {"fsdp": 1},  # devices that share one copy of the state
@@ -141,25 +145,23 @@ def check_all_read(config: ReadLog, *sections: str) -> None:
 # What may change between the parts of one run: where it runs and how it is watched.
 _MAY_CHANGE = ("out_dir", "data.dir", "data.prefetch", "model.scan_layers", "model.remat")
 _MAY_CHANGE += ("optim.max_nonfinite", "train.chunks_per_device", "train.log_every")
-_MAY_CHANGE += ("train.checkpoint_every", "train.keep_checkpoints", "train.steps")
+_MAY_CHANGE += ("train.checkpoint_every", "train.checkpoint_minutes", "train.keep_checkpoints")
+_MAY_CHANGE += ("train.keep_best", "train.best_metric", "train.best_mode", "train.steps")
 _MAY_CHANGE += ("train.health", "loss.engine")
 
 
 _ABSENT = object()
 
 
-def check_same_run(config: ConfigDict, path: Path) -> None:
-    """Raises UserError that lists what differs from the saved config of the run in this out_dir.
+def check_same_run(config: ConfigDict, saved: Mapping[str, Any], source: str | os.PathLike) -> None:
+    """Raises UserError that lists what differs from the saved config of a run that is resumed.
 
     The mesh, the chunks and the number of steps may change, and so may evaluation and export.
+
+    Args:
+      saved: all keys as plain values, as a checkpoint has them.
+      source: where they are from, for messages.
     """
-    try:
-        saved = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: checkpoints lie beside it, but it cannot be read ({error}); "
-            "give a new out_dir"
-        ) from None
     differ = []
     for key in keys_of(config):
         if key in _MAY_CHANGE or key.split(".")[0] in ("mesh", "eval", "export"):
@@ -174,7 +176,7 @@ def check_same_run(config: ConfigDict, path: Path) -> None:
             differ.append(f"{key} was {was!r}, is now {now!r}")
     if differ:
         raise UserError(
-            f"{path}: the run in this out_dir was another one ({'; '.join(differ)}); "
+            f"{source}: the run in this out_dir was another one ({'; '.join(differ)}); "
             "restore the old values or give a new out_dir"
         )
 
@@ -192,22 +194,38 @@ def command_line() -> str:
     return shlex.join(["python", *program, *sys.argv[1:]])
 
 
-def run(main: Callable[[ConfigDict], None], doc: str) -> None:
+def run(
+    main: Callable[..., None],
+    doc: str,
+    *,
+    define: Callable[[flags.FlagValues], None] = lambda values: None,
+) -> None:
     """Command line of a main: `--config=FILE` with `--config.a.b=value`; checks; clear errors.
 
     Args:
-      main: gets the checked ConfigDict.
+      main: gets the checked ConfigDict, and the main's own flags by keyword.
       doc: the main's docstring, shown by --help.
+      define: adds those flags.
     """
     with main_guard():
-        main(parse(sys.argv, doc))
+        names = flags.FlagValues()
+        define(names)
+        config, values = _parse(sys.argv, doc, define)
+        main(config, **{name: values[name].value for name in names})
 
 
 def parse(argv: Iterable[str], doc: str = "") -> ConfigDict:
     """The checked config of a command line; raises UserError, or SystemExit for --help."""
-    config, _ = parse_flags(argv, doc, defaults=defaults(), example="configs/medquad_minilm.py")
+    return _parse(argv, doc, lambda values: None)[0]
+
+
+def _parse(
+    argv: Iterable[str], doc: str, define: Callable[[flags.FlagValues], None]
+) -> tuple[ConfigDict, flags.FlagValues]:
+    example = "configs/medquad_minilm.py"
+    config, values = parse_flags(argv, doc, defaults=defaults(), example=example, define=define)
     check(config)
-    return config
+    return config, values
 
 
 def parse_flags(

@@ -22,6 +22,7 @@ def check(config: ConfigDict) -> None:
         "loss.engine": ("auto", *ENGINES),
         "loss.tile_dtype": ("float32", "bfloat16"),
         "optim.schedule": ("linear", "cosine", "constant"),
+        "train.best_mode": ("min", "max"),
     }
     problems = [
         f"{key}={value_of(config, key)!r}: must be a finite number"
@@ -44,7 +45,7 @@ def check(config: ConfigDict) -> None:
         if not value_of(config, k) > 0
     ]
     not_negative = ("seed", "loss.instruction_negatives", "optim.warmup_steps")
-    not_negative += ("optim.weight_decay",)
+    not_negative += ("optim.weight_decay", "train.checkpoint_minutes", "train.keep_best")
     problems += [
         f"{k}={value_of(config, k)!r}: must not be negative"
         for k in not_negative

@@ -13,6 +13,7 @@ process 0 first calls the roll, on the port that its coordination service takes 
 """
 
 import contextlib
+import json
 import os
 import re
 import secrets
@@ -21,9 +22,9 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax._src import clusters, distributed  # pinned: launch/constraints.txt
@@ -104,6 +105,8 @@ def initialise() -> None:
     if place is None:
         return
     timeout_s = _start_timeout()
+    # its answer to SIGTERM is ours (inf_jax.course): Orbax's threads would count steps for it too
+    jax.config.update("jax_enable_preemption_service", False)
     roll_call(place.address, place.count, place.process, timeout_s=timeout_s)
     jax.distributed.initialize(
         place.address,
@@ -185,7 +188,37 @@ def check_shared(directory: Path) -> None:
         )
 
 
-def on_all(main: Callable[[ConfigDict], None]) -> Callable[[ConfigDict], None]:
+def check_same(facts: Mapping[str, str]) -> None:
+    """Raises UserError, in all processes, where one has other facts than the lead; names which.
+
+    A process that goes its own way would hang the others at the next collective.
+
+    Args:
+      facts: what all must have alike, by name, such as versions and fingerprints.
+    """
+    client, count = distributed.global_state.client, jax.process_count()
+    if client is None:
+        return
+    wait_ms, me = int(1000 * _start_timeout()), jax.process_index()
+    client.key_value_set(f"inf_jax/facts/{me}", json.dumps(dict(facts)))
+    lead, *others = (
+        json.loads(client.blocking_key_value_get(f"inf_jax/facts/{n}", wait_ms))
+        for n in range(count)
+    )
+    differ = [
+        f"{name}: {theirs.get(name)} in process {process}, {value} in process 0"
+        for process, theirs in enumerate(others, 1)
+        for name, value in lead.items()
+        if theirs.get(name) != value
+    ]
+    if differ:
+        raise UserError(
+            f"the processes are not of one run ({'; '.join(differ[:4])}): give all hosts the same "
+            "commit, packages, config and data"
+        )
+
+
+def on_all(main: Callable[..., None]) -> Callable[..., None]:
     """A main that all processes run together: joined before it, and none left over after it.
 
     An error ends its process at once, without the wait for the others that JAX has at the end of a
@@ -193,13 +226,13 @@ def on_all(main: Callable[[ConfigDict], None]) -> Callable[[ConfigDict], None]:
     on TPUs and GPUs after the 100 s in which the coordination service misses its heartbeats).
     """
 
-    def joined(resolved: ConfigDict) -> None:
+    def joined(*args: Any, **options: Any) -> None:
         initialise()
         if jax.distributed.is_initialized():
             with _ending_all():
-                main(resolved)
+                main(*args, **options)
         else:
-            main(resolved)
+            main(*args, **options)
 
     return joined
 
@@ -225,8 +258,11 @@ def _ending_all() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        status = 1
         if isinstance(error, UserError):
             print(f"error: {error}", file=sys.stderr)
+        elif isinstance(error, SystemExit) and isinstance(error.code, int):
+            status = error.code
         else:
             traceback.print_exc()
         with contextlib.suppress(Exception):
@@ -235,7 +271,7 @@ def _ending_all() -> Iterator[None]:
             time.sleep(0.5)
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(1)
+        os._exit(status)
 
 
 def _start_timeout() -> float:

@@ -4,8 +4,13 @@
 
 Reads the text TFRecords of `python -m data_pipeline.build` (tokenises them on first use) and writes
 to `config.out_dir`: config.json, command.txt, metrics.jsonl, tensorboard/, checkpoints/. Run again,
-it goes on from the newest checkpoint, bit for bit; a finished run says so and ends. Several
-processes are one run (`inf_jax.hosts`): the first of them writes all files but the checkpoints.
+it goes on from the newest checkpoint, bit for bit; a finished run says so and ends. SIGTERM makes
+it save and end with exit code 143. Several processes are one run (`inf_jax.hosts`): the first of
+them writes all files but the checkpoints.
+
+Options, beside --config and --config.KEY=VALUE:
+  --resume      there must be a checkpoint to go on from
+  --noresume    there must be none
 """
 
 import contextlib
@@ -13,83 +18,83 @@ import time
 from pathlib import Path
 
 import jax
+from absl import flags
 from ml_collections import ConfigDict
 
-from inf_jax import checkpoint, hosts, report
-from inf_jax.config import (
-    ReadLog,
-    check_all_read,
-    check_same_run,
-    command_line,
-    run,
-    save_resolved,
-)
+from inf_jax import course, hosts, report
+from inf_jax.config import ReadLog, check_all_read, command_line, run, save_resolved
 from inf_jax.errors import UserError
 from inf_jax.loader import to_mesh
+from inf_jax.saver import Saver
 from inf_jax.training import make_training
 
 
-def main(resolved: ConfigDict) -> None:
-    """One training run, from its config."""
+def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
+    """One training run, from its config; `resume` as on the command line, None is neither."""
     config = ReadLog(resolved)
-    out_dir = Path(config.out_dir)
+    out_dir, minutes, lead = Path(config.out_dir), config.train.checkpoint_minutes, hosts.is_lead()
     hosts.check_shared(out_dir)
-    lead, training = hosts.is_lead(), make_training(config)
-    loader, steps = training.loader, config.train.steps
-    save_every, max_nonfinite = config.train.checkpoint_every, config.optim.max_nonfinite
-    log_every, prefetch = config.train.log_every, config.data.prefetch
-    manager = checkpoint.make_manager(out_dir / "checkpoints", keep=config.train.keep_checkpoints)
-    check_all_read(config, "", "data", "model", "loss", "optim", "train", "mesh")
+    with (
+        course.Course(save_every_s=60 * minutes) as asked,
+        contextlib.closing(Saver(config, resolved, resume=resume)) as saver,
+    ):
+        training = make_training(config)
+        loader, steps = training.loader, config.train.steps
+        max_nonfinite = config.optim.max_nonfinite
+        log_every, prefetch = config.train.log_every, config.data.prefetch
+        check_all_read(config, "", "data", "model", "loss", "optim", "train", "mesh")
 
-    groups = loader.chunks if loader.block_i and loader.query_encoder == "attention" else 0
-    here = checkpoint.Position(
-        0, config.seed, loader.batch_size, loader.dataset.fingerprint, groups
-    )
-    if manager.latest_step() is not None:
-        check_same_run(resolved, out_dir / "config.json")
-    restored = checkpoint.restore(manager, training.shapes)
-    if restored:
-        state, position = restored
-        checkpoint.check_position(position, here, manager.directory)
-    else:
-        state, position = training.fresh(), here
-    first = position.step
-    if first >= steps:
+        state, first = saver.start(training)
+        if first >= steps:
+            if lead:
+                print(f"{out_dir}: all {steps} steps are done, nothing to train")
+            return
+        log = report.NoLog()
         if lead:
-            print(f"{out_dir}: all {steps} steps are done, nothing to train")
-        return
-    log = report.NoLog()
-    if lead:
-        save_resolved(resolved, out_dir / "config.json")
-        (out_dir / "command.txt").write_text(command_line() + "\n")
-        report.banner(resolved, training, first_step=first)
-        log = report.MetricsLog(out_dir, first_step=first, steps=steps, every=log_every)
+            save_resolved(resolved, out_dir / "config.json")
+            (out_dir / "command.txt").write_text(command_line() + "\n")
+            report.banner(resolved, training, first_step=first)
+            log = report.MetricsLog(out_dir, first_step=first, steps=steps, every=log_every)
 
-    def finish(step: int, metrics: dict[str, jax.Array]) -> None:
-        values = {name: value.tolist() for name, value in jax.device_get(metrics).items()}
-        log.write(step, values)
-        if values["skipped_in_a_row"] >= max_nonfinite:
-            raise UserError(
-                f"step {step}: gradients were not finite {max_nonfinite} steps in a row "
-                f"(loss {values['loss']}); lower optim.lr, or look at {out_dir}/metrics.jsonl"
-            )
+        def finish(step: int, metrics: dict[str, jax.Array]) -> None:
+            values = {name: value.tolist() for name, value in jax.device_get(metrics).items()}
+            log.write(step, values)
+            saver.count(values)
+            if values["skipped_in_a_row"] >= max_nonfinite:
+                raise UserError(
+                    f"step {step}: gradients were not finite {max_nonfinite} steps in a row "
+                    f"(loss {values['loss']}); lower optim.lr, or look at {out_dir}/metrics.jsonl"
+                )
 
-    started, pending = time.monotonic(), None
-    batches = loader.batches(first, steps, to_device=to_mesh(training.mesh), prefetch=prefetch)
-    with contextlib.closing(log), contextlib.closing(batches), manager:
-        for step, batch in enumerate(batches, first):
-            state, metrics = training.step(state, batch)
-            if pending:  # the step before: the device already works on this one
-                finish(*pending)
-            pending = step, metrics
-            if (step + 1) % save_every == 0 or step + 1 == steps:
-                finish(*pending)  # a checkpoint never runs ahead of the log, or of the check
-                pending = None
-                checkpoint.save(manager, state, position._replace(step=step + 1))
-    seconds = time.monotonic() - started
-    if lead:
-        report.summary(training, steps=steps - first, seconds=seconds, metrics=log.last)
+        started, pending, word = time.monotonic(), None, course.GO_ON
+        batches = loader.batches(first, steps, to_device=to_mesh(training.mesh), prefetch=prefetch)
+        with contextlib.closing(log), contextlib.closing(batches):
+            for step, batch in enumerate(batches, first):
+                state, metrics = training.step(state, batch)
+                if pending:  # the step before: the device already works on this one
+                    finish(*pending)
+                pending, done = (step, metrics), step + 1
+                word = asked.word(done)
+                if saver.due(done, word):
+                    finish(*pending)  # a checkpoint never runs ahead of the log, or of the check
+                    pending = None
+                    saver.save(state, done)
+                    asked.saved()
+                if word == course.STOP:
+                    break
+            saver.wait()
+        seconds = time.monotonic() - started
+        if word == course.STOP and done < steps:
+            if lead:
+                print(f"{out_dir}: asked to stop, saved after {done} of {steps} steps")
+            raise SystemExit(course.STOPPED)
+        if lead:
+            report.summary(training, steps=steps - first, seconds=seconds, metrics=log.last)
+
+
+def _flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_boolean("resume", None, "There must be a checkpoint.", flag_values=values)
 
 
 if __name__ == "__main__":
-    run(hosts.on_all(main), __doc__)
+    run(hosts.on_all(main), __doc__, define=_flags)

@@ -27,7 +27,7 @@ def save(config, params, step):
     state = TrainState(np.int32(step), params, {"mu": jax.tree.map(np.zeros_like, params)})
     position = checkpoint.Position(step, 0, 8, "dataset")
     with checkpoint.make_manager(f"{config.out_dir}/checkpoints", keep=2) as manager:
-        checkpoint.save(manager, state, position)
+        checkpoint.save(manager, state, position, config={})
 
 
 def changed(params, seed):
@@ -188,11 +188,11 @@ def test_checkpoint_of_other_towers_or_shape(tiny_config):
     with pytest.raises(UserError) as caught:
         main(tiny_config)
     message = str(caught.value)
-    assert "checkpoints/1 cannot be restored: passage/blocks/attention_norm/bias absent" in message
+    assert "checkpoints/1 cannot be restored: params/passage/blocks/attention_norm/bias" in message
     assert "and 60 more; it was written by another config" in message  # 3 x 21 arrays differ
     tiny_config.model.towers = "shared"
     save(tiny_config, {"shared": {**weights, "word": weights["word"][:100]}}, 2)
-    expected = r"checkpoints/2 .*: shared/word \(100, 32\), the model has \(500, 32\); it was"
+    expected = r"checkpoints/2 .*: params/shared/word \(100, 32\), expected \(500, 32\); it was"
     with pytest.raises(UserError, match=expected):
         main(tiny_config)
 

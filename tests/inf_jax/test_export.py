@@ -327,7 +327,7 @@ def trained(tiny_config, tiny_model_dir):
     params = jax.tree.map(lambda x: jax.numpy.asarray(1.1 * x), params)
     manager = checkpoint.make_manager(out_dir / "checkpoints", keep=1)
     state = TrainState(jax.numpy.int32(7), params, {"count": jax.numpy.int32(7)})
-    checkpoint.save(manager, state, checkpoint.Position(7, 0, 8, "dataset"))
+    checkpoint.save(manager, state, checkpoint.Position(7, 0, 8, "dataset"), config={})
     manager.close()
     (out_dir / "config.json").write_text(json.dumps(tiny_config.to_dict()))
     (out_dir / "command.txt").write_text("python -m inf_jax.train --config=x.py\n")

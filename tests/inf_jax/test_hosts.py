@@ -4,8 +4,6 @@ import os
 import re
 import shutil
 import socket
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,8 +18,8 @@ from inf_jax.mesh import path_name
 from inf_jax.report import read_metrics
 from inf_jax.roll_call import roll_call
 from inf_jax.training import make_training
+from tests.inf_jax.processes import finish, free_port, place, start, write_config
 
-ROOT = Path(__file__).parents[2]
 DEVICES = 4  # of a run, however many processes share them
 
 # The main, but process 1 finds a damaged record in its share of step 2.
@@ -61,21 +59,6 @@ except UserError as error:
 """
 
 
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
-def place(count, process, port, *, timeout_s=120):
-    """The environment of one process of several."""
-    return {
-        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-        "JAX_NUM_PROCESSES": str(count),
-        "JAX_PROCESS_ID": str(process),
-        "INF_JAX_START_TIMEOUT": str(timeout_s),
-    }
-
-
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
     """What process 0 compiled once."""
@@ -84,58 +67,17 @@ def compiled(tmp_path_factory):
 
 @pytest.fixture
 def config(tiny_config):
-    """A run that compiles fast, in which rounding does not grow: a key's bias has the gradient 0,
-    but for what the order of a sum leaves, and Adam would make a full step of that."""
+    """A run that compiles fast."""
     tiny_config.train.update({"steps": 9, "checkpoint_every": 3, "health": False})
-    tiny_config.optim.update({"lr": 1e-3, "schedule": "constant", "eps": 1e-4})
+    tiny_config.optim.update({"lr": 1e-3, "schedule": "constant"})
     tiny_config.loss.objective = "uni(P)"
     tiny_config.mesh.fsdp = 2
     return tiny_config
 
 
-def launch(
-    file, *overrides, count, only=None, program=("-m", "inf_jax.train"), timeout_s=120, cache=None
-):
+def launch(file, *overrides, **how):
     """All processes of a run, or those in `only`; their outputs and exit codes."""
-    port, processes = free_port(), []
-    for process in range(count) if only is None else only:
-        environment = os.environ | {
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // count}",
-            "PYTHONPATH": str(ROOT),
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        }
-        if cache:
-            environment["JAX_COMPILATION_CACHE_DIR"] = str(cache)
-            environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-        if count > 1:
-            environment |= place(count, process, port, timeout_s=timeout_s)
-        started = subprocess.Popen(
-            [sys.executable, *program, f"--config={file}", *overrides],
-            env=environment,
-            cwd=file.parent,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        processes.append(started)
-    try:
-        outs = [process.communicate(timeout=240)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return outs, [process.returncode for process in processes]
-
-
-def write_config(config, path):
-    """A config file that a command line can name, equal to `config`."""
-    lines = ["from inf_jax.config import defaults", "def get_config():", "    c = defaults()"]
-    for section, value in config.to_dict().items():
-        values = value.items() if isinstance(value, dict) else [(None, value)]
-        for key, v in values:
-            name = f"{section}.{key}" if key else section
-            lines.append(f"    c.{name} = {v!r}")
-    path.write_text("\n".join([*lines, "    return c", ""]))
-    return path
+    return finish(start(file, *overrides, devices=DEVICES, **how))
 
 
 def test_one_two_and_four_processes_are_one_run(config, tmp_path, compiled):

@@ -1,11 +1,8 @@
 """The main itself, in processes of its own: killed, resumed, on one device and on eight."""
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -17,8 +14,7 @@ from inf_jax.config import ReadLog
 from inf_jax.errors import UserError
 from inf_jax.report import read_metrics
 from inf_jax.training import make_training
-
-ROOT = Path(__file__).parents[2]
+from tests.inf_jax.processes import finish, start, write_config
 
 # The main, but for a kill -9 of itself in the middle: right after it logged step 11, step 12 being
 # under way and a checkpoint on its way to disk.
@@ -35,36 +31,10 @@ config.run(train.main, train.__doc__)
 """
 
 
-def write_config(config, path):
-    """A config file that a command line can name, equal to `config`."""
-    lines = ["from inf_jax.config import defaults", "def get_config():", "    c = defaults()"]
-    for section, value in config.to_dict().items():
-        values = value.items() if isinstance(value, dict) else [(None, value)]
-        for key, v in values:
-            name = f"{section}.{key}" if key else section
-            lines.append(f"    c.{name} = {v!r}")
-    path.write_text("\n".join([*lines, "    return c", ""]))
-    return path
-
-
-def start(config_file, *overrides, devices=1, program=("-m", "inf_jax.train")):
-    environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "PYTHONPATH": str(ROOT),
-    }
-    return subprocess.Popen(
-        [sys.executable, *program, f"--config={config_file}", *overrides],
-        env=environment,
-        cwd=config_file.parent,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finish(process):
-    out, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, out
+def run(file, *overrides, **how):
+    """The output of a run of one process that ends well."""
+    (out,), codes = finish(start(file, *overrides, **how))
+    assert codes == [0], out
     return out
 
 
@@ -81,20 +51,20 @@ def test_killed_and_resumed_equals_undisturbed_bit_for_bit(tiny_config, tmp_path
     tiny_config.model.dropout = 0.1  # its bits must come back as well
     tiny_config.optim.lr = 1e-3
     file = write_config(tiny_config, tmp_path / "c.py")
-    finish(start(file))
+    run(file)
     straight, where = final_state(tiny_config)
     assert where.step == 20
 
     killed = tiny_config.copy_and_resolve_references()
     killed.out_dir = str(tmp_path / "killed")
     log = Path(killed.out_dir) / "metrics.jsonl"
-    process = start(file, f"--config.out_dir={killed.out_dir}", program=("-c", KILLED))
-    process.communicate(timeout=300)
-    assert process.returncode == -signal.SIGKILL
+    to_killed = f"--config.out_dir={killed.out_dir}"
+    _, codes = finish(start(file, to_killed, program=("-c", KILLED)))
+    assert codes == [-signal.SIGKILL]
     assert len(read_metrics(log)) == 12
     with log.open("a") as f:
         f.write('{"step": 12, "lo')  # what a kill in the middle of a write leaves
-    out = finish(start(file, f"--config.out_dir={killed.out_dir}"))
+    out = run(file, to_killed)
     assert "steps 0 to 20" not in out  # it did resume
     resumed, where = final_state(killed)
     assert where.step == 20
@@ -102,7 +72,7 @@ def test_killed_and_resumed_equals_undisturbed_bit_for_bit(tiny_config, tmp_path
         np.testing.assert_array_equal(a, b)
     assert read_metrics(log) == read_metrics(Path(tiny_config.out_dir) / "metrics.jsonl")
 
-    assert "all 20 steps are done" in finish(start(file, f"--config.out_dir={killed.out_dir}"))
+    assert "all 20 steps are done" in run(file, to_killed)
 
 
 def test_eight_devices_give_the_loss_curve_of_one(tiny_config, tmp_path):
@@ -117,7 +87,7 @@ def test_eight_devices_give_the_loss_curve_of_one(tiny_config, tmp_path):
         ("fsdp_gradcache", 8, ["--config.mesh.fsdp=4", "--config.train.chunks_per_device=2"]),
     ):
         out_dir = tmp_path / name
-        out = finish(start(file, f"--config.out_dir={out_dir}", *extra, devices=devices))
+        out = run(file, f"--config.out_dir={out_dir}", *extra, devices=devices)
         assert f"{devices} x cpu" in out
         assert "negatives a query, block P" in out
         curves[name] = [line["loss"] for line in read_metrics(out_dir / "metrics.jsonl")]
@@ -141,7 +111,7 @@ def test_instruction_negatives_give_one_loss_curve(tiny_config, tmp_path, object
         ("gradcache", 8, ["--config.train.chunks_per_device=2", "--config.mesh.fsdp=2"]),
     ):
         out_dir = tmp_path / name
-        out = finish(start(file, f"--config.out_dir={out_dir}", *extra, devices=devices))
+        out = run(file, f"--config.out_dir={out_dir}", *extra, devices=devices)
         assert re.search(r"block I, a query .* 2\.00 drawn, 0\.67 poisons for free", out)
         assert re.search(r"block I, tokens a step .* \d+, \d\d\.\d% of all", out)
         assert re.search(r"negatives a query, block I .* 3 ", out)
@@ -215,7 +185,7 @@ def test_attention_query_encoder_is_the_same_in_chunks_and_on_a_mesh(tiny_config
     for devices, chunks in ((8, 2), (1, 16)):
         out_dir = tmp_path / str(devices)
         extra = f"--config.out_dir={out_dir}", f"--config.train.chunks_per_device={chunks}"
-        finish(start(file, *extra, devices=devices))
+        run(file, *extra, devices=devices)
         lines = read_metrics(out_dir / "metrics.jsonl")
         curves.append([[x["loss"], x["negatives/I"], x["masked/I"]] for x in lines])
         assert all(x["negatives/I"] > 0 for x in lines)
