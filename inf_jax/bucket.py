@@ -16,7 +16,6 @@ import os
 import re
 import secrets
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -43,11 +42,9 @@ def _connect() -> None:
     # Its extension for zonal buckets asks over gRPC, for a minute each time that nobody answers
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     try:
-        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of Python's end
-            import fsspec
-            import gcsfs  # noqa: F401
-            import google.cloud.storage
-            import google.cloud.storage_control_v2  # noqa: F401 (gcsfs, at its first upload)
+        import fsspec
+        import gcsfs  # noqa: F401
+        import google.cloud.storage  # noqa: F401
     except ImportError as error:
         raise UserError(
             f"files in gs:// need gcsfs, which is not here ({error}); install it: "

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from inf_jax.loader import Loader
 from inf_jax.objective import count_negatives
+from inf_jax.storage import AnyPath
 from inf_jax.training import Training
 
 # What the table at the end calls a metric, and its format; by block where the name ends in "/".
@@ -165,6 +166,11 @@ class MetricsLog:
             global_step=step,
         )
 
+    def flush(self) -> None:
+        """Brings all that was logged into the files."""
+        self._file.flush()
+        self._board.flush()
+
     def close(self) -> None:
         """Closes the files and the bar."""
         self._file.close()
@@ -181,11 +187,14 @@ class NoLog:
     def write(self, step: int, metrics: dict[str, float | list[float]]) -> None:
         """Nothing."""
 
+    def flush(self) -> None:
+        """Nothing."""
+
     def close(self) -> None:
         """Nothing."""
 
 
-def read_metrics(path: Path) -> list[dict]:
+def read_metrics(path: AnyPath) -> list[dict]:
     """The lines of a metrics.jsonl; a last line that a kill cut short is left out."""
     if not path.exists():
         return []

@@ -55,7 +55,8 @@ def check(directory: AnyPath) -> None:
         with atomic_file(probe) as file:
             file.write(bytes(1 << 16))
     finally:
-        probe.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            probe.unlink()
 
 
 @contextlib.contextmanager

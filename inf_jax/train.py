@@ -15,13 +15,12 @@ Options, beside --config and --config.KEY=VALUE:
 
 import contextlib
 import time
-from pathlib import Path
 
 import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from inf_jax import course, hosts, report
+from inf_jax import course, hosts, report, storage
 from inf_jax.config import ReadLog, check_all_read, command_line, run, save_resolved
 from inf_jax.errors import UserError
 from inf_jax.loader import to_mesh
@@ -32,11 +31,13 @@ from inf_jax.training import make_training
 def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
     """One training run, from its config; `resume` as on the command line, None is neither."""
     config = ReadLog(resolved)
-    out_dir, minutes, lead = Path(config.out_dir), config.train.checkpoint_minutes, hosts.is_lead()
+    out_dir, lead = storage.as_path(config.out_dir), hosts.is_lead()
+    minutes = config.train.checkpoint_minutes
     hosts.check_shared(out_dir)
     with (
         course.Course(save_every_s=60 * minutes) as asked,
         contextlib.closing(Saver(config, resolved, resume=resume)) as saver,
+        storage.WorkDir(out_dir) as work,
     ):
         training = make_training(config)
         loader, steps = training.loader, config.train.steps
@@ -52,9 +53,11 @@ def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
         log = report.NoLog()
         if lead:
             save_resolved(resolved, out_dir / "config.json")
-            (out_dir / "command.txt").write_text(command_line() + "\n")
+            with storage.new_file(out_dir / "command.txt") as file:
+                file.write(f"{command_line()}\n".encode())
             report.banner(resolved, training, first_step=first)
-            log = report.MetricsLog(out_dir, first_step=first, steps=steps, every=log_every)
+            work.pull("metrics.jsonl")
+            log = report.MetricsLog(work.path, first_step=first, steps=steps, every=log_every)
 
         def finish(step: int, metrics: dict[str, jax.Array]) -> None:
             values = {name: value.tolist() for name, value in jax.device_get(metrics).items()}
@@ -78,6 +81,8 @@ def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
                 if saver.due(done, word):
                     finish(*pending)  # a checkpoint never runs ahead of the log, or of the check
                     pending = None
+                    log.flush()
+                    work.push()
                     saver.save(state, done)
                     asked.saved()
                 if word == course.STOP:
