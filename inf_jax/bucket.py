@@ -181,11 +181,10 @@ def _explain(path: epath.Path, doing: str, error: Exception) -> UserError:
             "Google VM needs a service account with the scope cloud-platform"
         )
     if status == 403:
-        roles = " and one with --role=".join(_ROLES)
         return UserError(
             f"{path}: no permission to {doing} ({reason}); whoever owns the bucket gives it by "
             f"`gcloud storage buckets add-iam-policy-binding gs://{bucket} "
-            f"--member=serviceAccount:EMAIL --role={roles}`"
+            f"--member=serviceAccount:EMAIL --role=ROLE`, once for each of {', '.join(_ROLES)}"
         )
     if status == 404:
         return UserError(
@@ -207,7 +206,7 @@ def _status(error: Exception) -> int | None:
         403: r"^Forbidden|PERMISSION_DENIED|: 403 ",
         404: r"NOT_FOUND",
     }
-    if type(error).__module__.startswith("google.auth"):
+    if type(error).__module__.startswith("google.auth") and type(error).__name__ != "TransportError":
         return 401
     if isinstance(error, FileNotFoundError):
         return 404

@@ -252,5 +252,5 @@ def test_config_takes_a_bucket_for_results_only(tiny_config):
     tiny_config.out_dir = "gs://my-runs.example/a/b"
     check_config(tiny_config)
     tiny_config.data.dir = "gs://runs/data"
-    with pytest.raises(UserError, match=r"data\.dir=.* gcloud storage cp"):
+    with pytest.raises(UserError, match=r"data\.dir=.*gcloud storage cp"):
         check_config(tiny_config)
