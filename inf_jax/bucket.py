@@ -16,7 +16,7 @@ import os
 import re
 import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 from etils import epath
@@ -39,8 +39,9 @@ def open_path(url: str | os.PathLike) -> epath.Path:
 
 @functools.cache
 def _connect() -> None:
-    # Its extension for zonal buckets asks over gRPC, for a minute each time that nobody answers
+    # gcsfs's extension for zonal buckets asks over gRPC, for a minute each time that nobody answers
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    os.environ.setdefault("EPATH_USE_TF", "false")  # one client, whether TensorFlow is there or not
     try:
         import fsspec
         import gcsfs  # noqa: F401
@@ -101,14 +102,15 @@ def check(directory: epath.Path, *, timeout_s: float = _PATIENCE_S) -> None:
     Raises:
       UserError: something of this fails, or does not answer in time; with the remedy.
     """
-    state: dict[str, BaseException | str] = {"doing": ""}
+    state: dict[str, UserError | str] = {"doing": ""}
 
     def probe() -> None:
         try:
-            for doing, act in _probe(directory):
-                state["doing"] = doing
-                with explained(directory, doing):
-                    act()
+            with contextlib.closing(_probe(directory)) as steps:
+                for doing, act in steps:
+                    state["doing"] = doing
+                    with explained(directory, doing):
+                        act()
         except UserError as error:
             state["error"] = error
 
@@ -126,7 +128,7 @@ def check(directory: epath.Path, *, timeout_s: float = _PATIENCE_S) -> None:
         raise state["error"]
 
 
-def _probe(directory: epath.Path) -> Iterator[tuple[str, Callable[[], object]]]:
+def _probe(directory: epath.Path) -> Generator[tuple[str, Callable[[], object]], None, None]:
     import tensorstore as ts
     from google.cloud import storage
 
@@ -146,11 +148,16 @@ def _probe(directory: epath.Path) -> Iterator[tuple[str, Callable[[], object]]]:
             raise OSError(f"{', '.join(missing)} is not listed, but was written")
 
     yield "find the bucket (storage.buckets.get)", lambda: storage.Client().get_bucket(bucket)
-    yield "write (storage.objects.create)", lambda: ours.write_bytes(b"ours")
-    yield "write arrays", lambda: client().write(arrays.name, b"arrays").result()
-    yield "list (storage.objects.list)", found
-    yield "read (storage.objects.get)", read_back
-    yield "delete (storage.objects.delete)", lambda: (ours.unlink(), arrays.unlink())
+    try:
+        yield "write (storage.objects.create)", lambda: ours.write_bytes(b"ours")
+        yield "write arrays", lambda: client().write(arrays.name, b"arrays").result()
+        yield "list (storage.objects.list)", found
+        yield "read (storage.objects.get)", read_back
+        yield "delete (storage.objects.delete)", lambda: (ours.unlink(), arrays.unlink())
+    finally:
+        for path in (ours, arrays):
+            with contextlib.suppress(Exception):  # gone, or it was one of these that failed
+                path.unlink()
 
 
 def split(path: epath.Path) -> tuple[str, str]:
@@ -206,7 +213,8 @@ def _status(error: Exception) -> int | None:
         403: r"^Forbidden|PERMISSION_DENIED|: 403 ",
         404: r"NOT_FOUND",
     }
-    if type(error).__module__.startswith("google.auth") and type(error).__name__ != "TransportError":
+    kind = type(error)
+    if kind.__module__.startswith("google.auth") and kind.__name__ != "TransportError":
         return 401
     if isinstance(error, FileNotFoundError):
         return 404

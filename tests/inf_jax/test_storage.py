@@ -141,6 +141,8 @@ def test_a_bucket_without_a_permission(gcs, permission, caplog):
     assert f"gs://denied/run: no permission to {DENIED[permission]} ({permission})" in message
     assert "add-iam-policy-binding gs://denied --member=" in message
     assert not caplog.records
+    left = gcs.buckets["denied"].objects
+    assert not left or permission == "storage.objects.delete"
 
 
 def test_no_bucket_no_credentials_no_answer(gcs):
