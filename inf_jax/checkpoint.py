@@ -6,6 +6,7 @@ is all there is to save of it.
 """
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,6 +52,8 @@ def make_manager(directory: str | Path, *, keep: int, keep_best: int = 0) -> ocp
     def score(metrics: Mapping[str, float]) -> float:
         return metrics[_SCORE]
 
+    # Orbax logs each error that it raises as well, with its stack
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     kept = [policies.LatestN(keep)]
     if keep_best:
         best = policies.BestN(

@@ -1,0 +1,182 @@
+"""Runs that are killed at random and go on, one process or several, on another number of them.
+
+The long form, as the project is measured by: INF_JAX_POD_CHAOS=300,30 (steps, kills).
+"""
+
+import itertools
+import json
+import os
+import random
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from inf_jax import checkpoint
+from inf_jax.config import ReadLog
+from inf_jax.course import STOPPED
+from inf_jax.mesh import path_name
+from inf_jax.report import read_metrics
+from inf_jax.training import make_training
+from tests.inf_jax.processes import finish, start, write_config
+
+STEPS, KILLS = map(int, os.environ.get("INF_JAX_POD_CHAOS", "60,5").split(","))
+DEVICES = 4
+
+# The main, which also notes what texts each process feeds to which step, and is slow enough to be
+# met in the middle of a step.
+NOTED = """
+import json, os, time
+import jax
+from inf_jax import config, hosts, loader, train
+host_batch = loader.Loader.host_batch
+def noted(self, step):
+    batch = host_batch(self, step)
+    rows = batch.valid.nonzero()[0]
+    ids = [[int(x) for hashes in batch.ids for x in hashes[row]] for row in rows]
+    with open(f"fed-{os.environ['START']}-{jax.process_index()}.jsonl", "a") as file:
+        file.write(json.dumps([step, ids]) + "\\n")
+    time.sleep(0.02)
+    return batch
+loader.Loader.host_batch = noted
+config.run(hosts.on_all(train.main), train.__doc__)
+"""
+
+
+@pytest.fixture
+def config(tiny_config):
+    tiny_config.train.update({"steps": STEPS, "checkpoint_every": 4, "health": False})
+    tiny_config.train.keep_checkpoints = 2
+    tiny_config.optim.update({"lr": 1e-3, "schedule": "constant"})
+    tiny_config.model.dropout = 0.1
+    tiny_config.loss.objective = "uni(P,IQ)"
+    tiny_config.mesh.fsdp = 2
+    tiny_config.data.prefetch = 1
+    return tiny_config
+
+
+def checkpoints(out_dir):
+    """Steps of the checkpoints that are whole by their names."""
+    return sorted(int(p.name) for p in (out_dir / "checkpoints").glob("*") if p.name.isdecimal())
+
+
+def disturb(processes, out_dir, rng, *, first):
+    """Lets a run go on for a while, then kills one process of it or all, or asks it to end."""
+    patience = time.monotonic() + 240
+    if rng.random() < 0.15:  # while it starts
+        time.sleep(rng.uniform(0, 4))
+    else:
+        goal = first + rng.randint(0, max(1, 3 * STEPS // (2 * KILLS)))
+        while time.monotonic() < patience and any(p.poll() is None for p in processes):
+            lines = read_metrics(out_dir / "metrics.jsonl")
+            if lines and lines[-1]["step"] >= goal:
+                break
+            time.sleep(0.02)
+    chosen = processes if rng.random() < 0.3 else [rng.choice(processes)]
+    number = rng.choice([signal.SIGKILL, signal.SIGTERM])
+    for process in chosen:
+        process.send_signal(number)
+    outs, codes = finish(processes)
+    return number, outs, codes
+
+
+def train(file, out_dir, counts, rng, cache):
+    """A run to its end, disturbed KILLS times; a start a line of what happened."""
+    story, number = [], 0
+    while True:
+        before = checkpoints(out_dir)
+        first = before[-1] if before else 0
+        count = counts[number % len(counts)]
+        os.environ["START"] = str(number)
+        processes = start(
+            file,
+            f"--config.out_dir={out_dir}",
+            count=count,
+            devices=DEVICES,
+            program=("-c", NOTED),
+            cache=cache,
+        )
+        if number < KILLS:
+            sent, outs, codes = disturb(processes, out_dir, rng, first=first)
+        else:
+            sent, (outs, codes) = None, finish(processes)
+        assert sent or codes == [0] * count, "\n".join(outs)
+        # nothing but the signals ends a run, and nothing half-written stops the next start
+        allowed = {0, STOPPED, -signal.SIGTERM, -signal.SIGKILL, -signal.SIGABRT, 1}
+        assert set(codes) <= allowed, "\n".join(outs)
+        assert not any("cannot be restored" in out for out in outs), "\n".join(outs)
+        orderly = sent == signal.SIGTERM and set(codes) == {STOPPED}
+        if orderly and "asked to stop, saved after" in outs[0]:
+            assert f"saved after {checkpoints(out_dir)[-1]} of {STEPS} steps" in outs[0]
+        story.append((number, count, first, checkpoints(out_dir), sent, codes))
+        number += 1
+        if sent is None or (number > KILLS and set(codes) == {0}):
+            return story
+
+
+def final(training, out_dir):
+    """The parameters that a run ended with, by name."""
+    with checkpoint.make_manager(out_dir / "checkpoints", keep=9) as manager:
+        state, position = checkpoint.restore(manager, training.shapes)
+    assert position.step == STEPS
+    leaves = jax.tree_util.tree_leaves_with_path(state.params)
+    return {path_name(path): np.asarray(x) for path, x in leaves}
+
+
+def check_fed(loader, folder, story):
+    """Every start fed whole steps one after another, from its checkpoint on: those of the order."""
+    expected = {}
+
+    def ids_of(step):
+        if step not in expected:
+            batch = loader.host_batch(step)
+            rows = batch.valid.nonzero()[0]
+            expected[step] = sorted([int(x) for h in batch.ids for x in h[row]] for row in rows)
+        return expected[step]
+
+    for number, count, first, *_ in story:
+        fed = {}
+        for process in range(count):
+            path = folder / f"fed-{number}-{process}.jsonl"
+            lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+            steps = [json.loads(line) for line in lines if line.endswith("\n")]
+            assert [step for step, _ in steps] == list(range(first, first + len(steps)))
+            for step, ids in steps:
+                fed.setdefault(step, []).append(ids)
+        for step, parts in fed.items():
+            if len(parts) == count:  # else a kill came between them
+                assert sorted(itertools.chain(*parts)) == ids_of(step)
+
+
+@pytest.mark.parametrize("counts", [[2], [4, 2, 1, 4]], ids=["same", "changing"])
+def test_killed_at_random_the_run_is_the_same(
+    config, tmp_path, tmp_path_factory, counts, monkeypatch
+):
+    file, cache = write_config(config, tmp_path / "c.py"), tmp_path_factory.getbasetemp() / "chaos"
+    monkeypatch.setenv("START", "undisturbed")
+    straight = tmp_path / "straight"
+    how = {"count": counts[0], "devices": DEVICES, "cache": cache, "program": ("-c", NOTED)}
+    outs, codes = finish(start(file, f"--config.out_dir={straight}", **how))
+    assert codes == [0] * counts[0], "\n".join(outs)
+
+    seed = int(os.environ.get("INF_JAX_CHAOS_SEED", "0"))
+    story = train(file, tmp_path / "killed", counts, random.Random(seed), cache)
+    print(*story, sep="\n")
+    assert len(story) == KILLS + 1
+    assert read_metrics(tmp_path / "killed" / "metrics.jsonl")[-1]["step"] == STEPS - 1
+    training = make_training(ReadLog(config))
+    found, expected = (final(training, tmp_path / name) for name in ("killed", "straight"))
+    lines = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("killed", "straight")]
+    assert [line["step"] for line in lines[0]] == list(range(STEPS))
+    for name, array in expected.items():
+        if len(counts) == 1:
+            np.testing.assert_array_equal(found[name], array, err_msg=name)
+        else:
+            np.testing.assert_allclose(found[name], array, rtol=0, atol=1e-5, err_msg=name)
+    if len(counts) == 1:
+        assert lines[0] == lines[1]
+    check_fed(training.loader, tmp_path, story)
+    left = {path.name for path in (tmp_path / "killed" / "checkpoints").iterdir()}
+    assert len(left) == 2 and str(STEPS) in left  # what kills left half-written is gone

@@ -1,0 +1,211 @@
+"""Checkpoints: which are kept, what is never taken for one, and what stops a run."""
+
+import json
+import re
+import signal
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from inf_jax import checkpoint, train
+from inf_jax.config import ReadLog
+from inf_jax.course import GO_ON, SAVE, STOP, STOPPED, Course
+from inf_jax.errors import UserError
+from inf_jax.report import read_metrics
+from inf_jax.step import TrainState
+from inf_jax.training import make_training
+from tests.inf_jax.processes import finish, start, write_config
+
+# The main, but once the first checkpoint is whole no file may grow beyond 16 KiB. The log does
+# not need more and a checkpoint does: for that the disk is full.
+FULL = """
+import resource
+from inf_jax import checkpoint, config, train
+save = checkpoint.save
+def save_on_a_full_disk(manager, *args, **options):
+    if manager.latest_step() == 4:
+        manager.wait_until_finished()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (16384, resource.RLIM_INFINITY))
+    save(manager, *args, **options)
+checkpoint.save = save_on_a_full_disk
+config.run(train.main, train.__doc__)
+"""
+
+# The main, slow enough to be met in the middle.
+SLOW = """
+import time
+from inf_jax import config, loader, train
+host_batch = loader.Loader.host_batch
+def slow(self, step):
+    time.sleep(0.05)
+    return host_batch(self, step)
+loader.Loader.host_batch = slow
+config.run(train.main, train.__doc__)
+"""
+
+
+def small_state(step):
+    return TrainState(jnp.int32(step), {"shared": {"w": jnp.arange(3.0) + step}}, {})
+
+
+def save(manager, step, *, score=None):
+    position = checkpoint.Position(step, 0, 8, "dataset")
+    checkpoint.save(manager, small_state(step), position, config={"seed": 0}, score=score)
+    checkpoint.wait(manager)
+
+
+def steps_in(directory):
+    return sorted(int(path.name) for path in Path(directory).iterdir())
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path):
+    scores = {1: 0.5, 2: 0.1, 3: 0.9, 4: 0.2, 5: 0.8, 6: 0.7}
+    for step, score in scores.items():  # as one run that is started six times
+        with checkpoint.make_manager(tmp_path, keep=1, keep_best=2) as manager:
+            save(manager, step, score=score)
+    assert steps_in(tmp_path) == [2, 4, 6]
+    with checkpoint.make_manager(tmp_path, keep=1) as manager:
+        assert manager.latest_step() == 6
+        position, config = checkpoint.read_run(manager, 2)
+        assert position.step == 2 and config == {"seed": 0}
+        save(manager, 7)
+    assert steps_in(tmp_path) == [7]
+
+
+def test_half_written_checkpoints_are_never_picked_up(tmp_path):
+    with checkpoint.make_manager(tmp_path, keep=3) as manager:
+        save(manager, 4)
+    whole = tmp_path / "4"
+    for name in ("8.orbax-checkpoint-tmp", "9.orbax-checkpoint-tmp-17"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "position").write_text("{")
+    assert checkpoint.restore_params(tmp_path, {"shared": {"w": jnp.zeros(3)}})[1] == 4
+    with checkpoint.make_manager(tmp_path, keep=3) as manager:
+        assert manager.latest_step() == 4
+        save(manager, 10)
+        assert steps_in(tmp_path) == [4, 10]
+        state, _ = checkpoint.restore(manager, small_state(0), 4)
+        assert state.params["shared"]["w"].tolist() == [4, 5, 6]
+        next((whole / "state").rglob("manifest.ocdbt")).write_bytes(b"")
+        with pytest.raises(UserError, match=rf"{whole} cannot be restored: .*delete that"):
+            checkpoint.restore(manager, small_state(0), 4)
+
+
+def test_a_checkpoint_of_another_tree_is_refused(tmp_path):
+    with checkpoint.make_manager(tmp_path, keep=3) as manager:
+        save(manager, 1)
+        other = TrainState(jnp.int32(0), {"shared": {"v": jnp.zeros(3)}}, {"mu": jnp.zeros(2)})
+        with pytest.raises(UserError) as caught:
+            checkpoint.restore(manager, other)
+    for part in ("opt_state/mu absent, expected (2,)", "params/shared/v absent, expected (3,)"):
+        assert part in str(caught.value)
+    assert "params/shared/w (3,), expected none" in str(caught.value)
+
+
+def test_restored_on_another_mesh(tiny_config):
+    """From eight copies of the state to two of four shards each, and to one device's worth."""
+    train.main(tiny_config)
+    found = []
+    for fsdp in (1, 4, 8):
+        tiny_config.mesh.fsdp = fsdp
+        shapes = make_training(ReadLog(tiny_config)).shapes
+        with checkpoint.make_manager(f"{tiny_config.out_dir}/checkpoints", keep=9) as manager:
+            state, _ = checkpoint.restore(manager, shapes)
+        for array, shape in zip(jax.tree.leaves(state), jax.tree.leaves(shapes), strict=True):
+            assert array.sharding == shape.sharding
+        found.append(jax.tree.map(np.asarray, state))
+    for other in found[1:]:
+        jax.tree.map(np.testing.assert_array_equal, found[0], other)
+
+
+def test_best_metric(tiny_config):
+    tiny_config.train.update({"keep_best": 1, "checkpoint_every": 1, "keep_checkpoints": 1})
+    tiny_config.train.best_metric = "lr"  # falls
+    tiny_config.train.best_mode = "max"
+    train.main(tiny_config)
+    assert steps_in(Path(tiny_config.out_dir, "checkpoints")) == [1, 4]
+    tiny_config.out_dir += "2"
+    tiny_config.train.best_metric = "ndcg"
+    with pytest.raises(UserError, match=r"train\.best_metric='ndcg': no metric .* loss, "):
+        train.main(tiny_config)
+
+
+def test_resume_wishes(tiny_config):
+    with pytest.raises(UserError, match=r"run/checkpoints: no checkpoint to resume from"):
+        train.main(tiny_config, resume=True)
+    train.main(tiny_config, resume=False)
+    with pytest.raises(UserError, match=r"run/checkpoints: has a checkpoint of step 4; give a new"):
+        train.main(tiny_config, resume=False)
+    tiny_config.train.steps = 6
+    train.main(tiny_config, resume=True)
+    lines = read_metrics(Path(tiny_config.out_dir, "metrics.jsonl"))
+    assert [line["step"] for line in lines] == list(range(6))
+
+
+def test_no_room_for_a_checkpoint(tiny_config, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=4096))
+    with pytest.raises(UserError, match=r"checkpoints: a checkpoint takes up to \d+ MiB, 0 MiB"):
+        train.main(tiny_config)
+
+
+def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(tiny_config, tmp_path):
+    tiny_config.train.update({"steps": 20, "checkpoint_every": 4})
+    file = write_config(tiny_config, tmp_path / "c.py")
+    (out,), codes = finish(start(file, program=("-c", FULL)))
+    assert codes == [1]
+    last = out.strip().splitlines()[-1]
+    assert re.match(
+        r"error: .*run/checkpoints: a checkpoint cannot be written \(.+\); the last whole one is "
+        r"of step 4\. Free some space",
+        last,
+    ), out
+    assert "inf_jax/" not in out  # what TensorStore's own threads print may come before
+    (out,), codes = finish(start(file, "--resume"))
+    assert codes == [0], out
+    assert "steps 4 to 20" in out
+    assert steps_in(Path(tiny_config.out_dir, "checkpoints")) == [16, 20]
+
+
+def test_sigterm_saves_and_ends(tiny_config, tmp_path):
+    tiny_config.train.update({"steps": 300, "checkpoint_every": 300})
+    file, log = write_config(tiny_config, tmp_path / "c.py"), Path(tiny_config.out_dir)
+    (process,) = start(file, program=("-c", SLOW))
+    while process.poll() is None and len(read_metrics(log / "metrics.jsonl")) < 3:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    (out,), codes = finish([process])
+    assert codes == [STOPPED], out
+    (done,) = steps_in(log / "checkpoints")
+    assert f"run: asked to stop, saved after {done} of 300 steps" in out
+    assert "Traceback" not in out
+    assert len(read_metrics(log / "metrics.jsonl")) == done
+    assert json.loads((log / "config.json").read_text())["train"]["steps"] == 300
+
+
+def test_course(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    before = signal.getsignal(signal.SIGTERM)
+    with Course(save_every_s=60) as course:
+        with pytest.raises(SystemExit) as ended:  # nothing to save yet
+            signal.raise_signal(signal.SIGTERM)
+        assert ended.value.code == STOPPED
+        assert course.word(1) == GO_ON
+        clock[0] = 60
+        assert course.word(2) == SAVE
+        course.saved()
+        clock[0] = 119
+        assert course.word(3) == GO_ON
+        signal.raise_signal(signal.SIGTERM)
+        assert course.word(4) == STOP
+        with pytest.raises(SystemExit):
+            signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == before
+    with Course() as course:
+        clock[0] = 1e9
+        assert course.word(1) == GO_ON
