@@ -16,6 +16,7 @@ import os
 import re
 import secrets
 import threading
+import warnings
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
@@ -43,9 +44,11 @@ def _connect() -> None:
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     os.environ.setdefault("EPATH_USE_TF", "false")  # one client, whether TensorFlow is there or not
     try:
-        import fsspec
-        import gcsfs  # noqa: F401
-        import google.cloud.storage  # noqa: F401
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of Python's end
+            import fsspec
+            import gcsfs  # noqa: F401
+            import google.cloud.storage
+            import google.cloud.storage_control_v2  # noqa: F401 (gcsfs, at its first upload)
     except ImportError as error:
         raise UserError(
             f"files in gs:// need gcsfs, which is not here ({error}); install it: "

@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from pathlib import Path
 
 import jax
@@ -9,7 +10,6 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from inf_jax.loader import Loader
@@ -126,6 +126,10 @@ class MetricsLog:
     """
 
     def __init__(self, directory: Path, *, first_step: int, steps: int, every: int):
+        # it imports Google's client, where there is one, which talks of Python's end
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):
+            from tensorboardX import SummaryWriter
+
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / "metrics.jsonl"
         kept = [line for line in read_metrics(path) if line["step"] < first_step]

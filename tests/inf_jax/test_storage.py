@@ -158,6 +158,14 @@ def test_no_bucket_no_credentials_no_answer(gcs):
     bucket.check(storage.as_path("gs://well/run"))
 
 
+@pytest.mark.parametrize("main", [train.main, evaluate.main, export.main])
+def test_the_bucket_comes_before_all_work(gcs, tiny_config, main):
+    tiny_config.out_dir = "gs://absent/run"
+    tiny_config.model.name = "/no/model"
+    with pytest.raises(UserError, match=r"gs://absent/.*: no bucket absent"):
+        main(tiny_config)
+
+
 # The main, but for a kill -9 of itself right after it logged step 5, the checkpoint of step 4 being
 # on its way.
 KILLED = """
