@@ -25,6 +25,8 @@ from inf_jax.errors import UserError
 
 AnyPath = Path | epath.Path  # the second where it is in a bucket
 
+_UPLOADING = ".uploading"  # tells what a kill left of a directory from one that is not ours
+
 
 def is_bucket(path: str | os.PathLike) -> bool:
     """Whether this is a path in a bucket."""
@@ -79,8 +81,8 @@ def new_file(path: AnyPath) -> Iterator[BinaryIO]:
 def new_directory(path: AnyPath, *, marker: str) -> Iterator[Path]:
     """A local directory to fill, which is at `path` once the block has ended: `atomic_directory`.
 
-    In a bucket `marker` goes first and comes last: what lies there without it is not whole. A kill
-    during the upload leaves the older directory without it.
+    In a bucket `marker` goes first and comes last: what lies there without it is not whole. After a
+    kill during the upload neither the old nor the new one is there, and the next one is taken.
 
     Raises:
       UserError: as of `atomic_directory`.
@@ -90,7 +92,7 @@ def new_directory(path: AnyPath, *, marker: str) -> Iterator[Path]:
             yield partial
         return
     old = set(bucket.files_below(path))
-    if old and marker not in old:
+    if old and not old & {marker, _UPLOADING}:
         raise UserError(
             f"{path} is not empty and holds no {marker}, so it was not written from here and is "
             "not replaced: choose another directory"
@@ -98,11 +100,13 @@ def new_directory(path: AnyPath, *, marker: str) -> Iterator[Path]:
     with _local_directory() as partial:
         yield partial
         new = {str(f.relative_to(partial)) for f in partial.rglob("*") if f.is_file()}
-        for name in sorted(old, key=lambda name: name != marker):
+        bucket.write(path / _UPLOADING, b"")
+        for name in sorted(old - {_UPLOADING}, key=lambda name: name != marker):
             if name == marker or name not in new:
                 bucket.delete(path / name)
         for name in sorted(new, key=lambda name: (name == marker, name)):
             bucket.write(path / name, partial / name)
+        bucket.delete(path / _UPLOADING)
 
 
 class WorkDir(contextlib.AbstractContextManager):

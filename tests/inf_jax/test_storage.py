@@ -44,7 +44,7 @@ def run_dir(gcs):
     return storage.as_path("gs://runs/run")
 
 
-def test_files_and_their_local_equals(run_dir, tmp_path):
+def test_files_and_their_local_equals(gcs, run_dir, tmp_path):
     for directory in (tmp_path / "deep" / "run", run_dir):
         storage.check(directory)
         assert not directory.exists()
@@ -55,6 +55,9 @@ def test_files_and_their_local_equals(run_dir, tmp_path):
             raise ZeroDivisionError
         assert (directory / "config.json").read_text() == "one"
         assert [path.name for path in directory.iterdir()] == ["config.json"]
+    gcs.put("runs", "run/another host's", b"", {})
+    assert (run_dir / "another host's").exists()
+    assert len(list(run_dir.iterdir())) == 2  # no listing is remembered
 
 
 def test_files_that_grow(gcs, run_dir):
@@ -92,7 +95,7 @@ def test_an_error_is_not_hidden_by_the_last_upload(gcs, run_dir, capsys):
         (work.path / "a").write_text("a")
 
 
-def test_a_directory_is_replaced_with_its_marker_last(gcs, run_dir):
+def test_a_directory_is_replaced_with_its_marker_last(gcs, run_dir, monkeypatch):
     objects = gcs.buckets["runs"].objects
     for names in (["marker", "a", "deep/b"], ["marker", "c"]):
         with storage.new_directory(run_dir / "export", marker="marker") as folder:
@@ -106,6 +109,25 @@ def test_a_directory_is_replaced_with_its_marker_last(gcs, run_dir):
         (folder / "d").write_text("d")
         raise ZeroDivisionError
     assert objects.keys() == {"run/export/marker", "run/export/c"}
+
+    write = bucket.write
+
+    def fail_at_b(path, source):
+        if path.name == "b":
+            raise UserError("as if killed")
+        write(path, source)
+
+    monkeypatch.setattr(bucket, "write", fail_at_b)
+    export = storage.new_directory(run_dir / "export", marker="marker")
+    with pytest.raises(UserError, match="as if killed"), export as folder:
+        for name in ("marker", "a", "b"):
+            (folder / name).write_text("new")
+    assert "run/export/marker" not in objects and "run/export/a" in objects
+    monkeypatch.undo()
+    with storage.new_directory(run_dir / "export", marker="marker") as folder:
+        (folder / "marker").write_text("new")
+    assert objects.keys() == {"run/export/marker"}
+
     export = storage.new_directory(run_dir / "export", marker="other")
     with pytest.raises(UserError, match="holds no other, so it was not written from here"), export:
         pass
