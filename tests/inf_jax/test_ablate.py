@@ -136,6 +136,10 @@ def test_impossible_command_lines(ablate, tiny_config, monkeypatch):
     monkeypatch.syspath_prepend(str(LAUNCH))
     from ablate import MASKS, make_cells
 
+    bucket = tiny_config.copy_and_resolve_references()
+    bucket.out_dir = "gs://runs/run"
+    with pytest.raises(UserError, match=r"out_dir=gs://runs/run: .* a local directory"):
+        make_cells(bucket, [], ["uni(P)"], MASKS)
     with pytest.raises(UserError, match="unknown block 'X'"):
         make_cells(tiny_config, [], ["uni(X)"], MASKS)
     with pytest.raises(UserError, match="narrow it by --objectives and --masks"):
