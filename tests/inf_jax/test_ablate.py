@@ -59,7 +59,7 @@ def test_two_cells_one_of_which_fails_at_first(ablate, tiny_config):
     assert "error: 1 of 2 cells failed: multi(P,IQ) identity" in out
     failed, done = sorted(json.loads((root / "ablation.json").read_text())["cells"], key=len)
     assert done["objective"] == "uni(P)" and done["step"] == 2
-    assert "IsADirectoryError" in failed["error"]  # the end of its output
+    assert "command.txt: Is a directory" in failed["error"]  # the end of its output
     text = (root / "ablation.md").read_text()
     assert "Failed: multi(P,IQ), identity" in text and failed["error"] in text
     evaluated = (good / "eval.json").stat().st_mtime_ns
