@@ -88,7 +88,13 @@ def defaults() -> ConfigDict:
                 "best_mode": "min",  # or max
                 "health": True,  # health of the embeddings among the metrics
             },
-            "mesh": {"fsdp": 1},  # devices that share one copy of the state
+            "mesh": {
+                "fsdp": 1,  # devices that share one copy of the state
+                "tensor": 1,  # devices that share the heads and the ffn of each layer
+                # when weights are gathered over fsdp: layer (a layer's where it is needed, so none
+                # holds all), step (all, once); auto is layer, but step where chunks_per_device > 1
+                "gather": "auto",
+            },
             "eval": {
                 "split": "dev",
                 "batch_rows": 64,

@@ -21,6 +21,7 @@ def check(config: ConfigDict) -> None:
         "loss.mask": ("identity", "faithful"),
         "loss.engine": ("auto", *ENGINES),
         "loss.tile_dtype": ("float32", "bfloat16"),
+        "mesh.gather": ("auto", "layer", "step"),
         "optim.schedule": ("linear", "cosine", "constant"),
         "train.best_mode": ("min", "max"),
     }
@@ -37,8 +38,8 @@ def check(config: ConfigDict) -> None:
     positive = """data.max_query_tokens data.max_passage_tokens data.row_tokens data.texts_per_row
         data.prefetch loss.scale loss.max_scale optim.lr optim.eps optim.clip_norm
         optim.max_nonfinite train.steps train.batch_size train.chunks_per_device train.log_every
-        train.checkpoint_every train.keep_checkpoints mesh.fsdp eval.batch_rows
-        eval.max_passage_tokens eval.top_k""".split()
+        train.checkpoint_every train.keep_checkpoints mesh.fsdp mesh.tensor
+        eval.batch_rows eval.max_passage_tokens eval.top_k""".split()
     problems += [
         f"{k}={value_of(config, k)!r}: must be above 0"
         for k in positive

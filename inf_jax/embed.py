@@ -1,5 +1,6 @@
 """A batch, and its embeddings: which texts of the packed chunks are what."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from inf_jax.blocks import TextIds
 from inf_jax.gradcache import in_chunks
 from inf_jax.packing import Packed
 
-Encode = Callable[..., jax.Array]  # (params, packed, key) -> [c, k, e]
+Encode = Callable[..., jax.Array]  # (params, packed, key, [shards=]) -> [c, k, e]
 
 
 class InstructionNegatives(NamedTuple):
@@ -73,28 +74,32 @@ def encode_pairs(
     instructed: Callable | None = None,
     groups: int = 1,
     mesh: Mesh | None = None,
+    gather: str = "auto",
     key: jax.Array | None = None,
 ) -> Embeddings:
     """The embeddings of a batch.
 
     Args:
-      encode: (tree, packed, key) -> [c, k, e].
+      encode: (tree, packed, key) -> [c, k, e]; with shards=Shards where the mesh splits the
+        parameters.
       instructed: for the query encoder "attention", `Encoder.encode_instructed` with its
         max_tokens; None for "joint".
       groups: chunks of each device, encoded one after another and again in the backward pass
         (GradCache); 1 encodes all at once and keeps the activations.
       mesh: over which batch and parameters are split; None is one device.
+      gather: when parameters are gathered from their shards, see `gradcache.in_chunks`.
       key: turns dropout on; its bits depend on text and position alone, so chunks and mesh change
         nothing.
     """
 
     def run(how: Callable, role: str, texts: Packed):
         return in_chunks(
-            lambda tree, p: how(tree, p, key),
+            lambda tree, p, **split: how(tree, p, key, **split),
             tower(params, role),
             texts,
             groups=groups,
             mesh=mesh,
+            gather=gather,
         )
 
     shared = isinstance(batch.texts, Packed)
@@ -102,7 +107,7 @@ def encode_pairs(
     passages = None if shared else run(encode, "passage", of_passages)
     if instructed is not None:
         pairs = batch.negatives is not None
-        how = lambda tree, p, key: instructed(tree, p, key, all_pairs=pairs, passages=shared)  # noqa: E731
+        how = functools.partial(instructed, all_pairs=pairs, passages=shared)
         found = run(how, "query", of_queries)
         b, e = batch.valid.shape[0], found.queries.shape[-1]
         passages = found.passages if shared else passages

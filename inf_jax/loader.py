@@ -6,8 +6,9 @@ that is known before step 0. Every host computes the same deal from the index al
 the records of its own chunks and of the instructions drawn for them.
 """
 
+import functools
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from inf_jax.blocks import split_hashes, text_ids
 from inf_jax.embed import Batch, InstructionNegatives
 from inf_jax.errors import UserError
 from inf_jax.layout import FIRST_EXTRA, Layout, StepTexts
-from inf_jax.mesh import batch_sharding
+from inf_jax.mesh import batch_devices, batch_sharding, local_parts
 from inf_jax.negatives import (
     draw,
     free_places,
@@ -113,10 +114,10 @@ class Loader:
         the objective has no block I.
       query_encoder: "joint" (instruction and query in one text) or "attention" (apart; then a
         chunk's instructions are each other's negatives, and none is drawn).
-      process_index, process_count: which contiguous slice of the chunks is this host's.
+      mine: numbers of this host's chunks, ascending; None is all.
 
     Raises:
-      UserError: the chunks do not divide among the hosts, a text is longer than a row, the
+      UserError: a text is longer than a row, the
         dataset is empty, or the tokenizer does not let texts be put together.
     """
 
@@ -133,11 +134,8 @@ class Loader:
         towers: str = "shared",
         instruction_negatives: int | None = None,
         query_encoder: str = "joint",
-        process_index: int = 0,
-        process_count: int = 1,
+        mine: Sequence[int] | None = None,
     ):
-        if chunks % process_count:
-            raise UserError(f"{chunks} chunks do not divide among {process_count} hosts")
         if not dataset.num_examples:
             raise UserError(f"{dataset.directory} holds no example")
         self.dataset, self.seed, self.batch_size = dataset, seed, batch_size
@@ -152,8 +150,7 @@ class Loader:
         self.layout = Layout(
             dataset, towers=towers, query_encoder=query_encoder, sampled=self.sampled
         )
-        each = chunks // process_count
-        self._mine = range(process_index * each, (process_index + 1) * each)
+        self._mine = np.arange(chunks) if mine is None else np.asarray(mine)
         self._order = Order(dataset.text_lengths.sum(1), seed=seed, batch_size=batch_size)
         self.plan = self._plan(steps)
 
@@ -178,7 +175,7 @@ class Loader:
         """
         deal = self._deal(step)
         rows = self.plan.rows if self.plan.exact else self._rows_with_fallback(deal)
-        mine = deal.chunks[self._mine.start : self._mine.stop]
+        mine = deal.chunks[self._mine]
         present = mine >= 0
         read = self.layout.read(deal.examples, mine[present], deal.drawn)
         grids = []
@@ -254,7 +251,7 @@ class Loader:
         return np.where((examples >= 0) & present[pairs], pairs, -1).reshape(self.chunks, -1)
 
     def _block_i(self, deal: Deal, read: StepTexts) -> InstructionNegatives:
-        mine = deal.chunks[self._mine.start : self._mine.stop]
+        mine = deal.chunks[self._mine]
         rows = mine.ravel()
         if self.query_encoder == "attention":
             poison = None
@@ -337,8 +334,13 @@ class Loader:
 
 
 def to_mesh(mesh: jax.sharding.Mesh) -> Callable[[Batch], Batch]:
-    """Host batches -> global arrays split over the mesh."""
-    sharding = batch_sharding(mesh)
-    return lambda batch: jax.tree.map(
-        lambda x: jax.make_array_from_process_local_data(sharding, x), batch
-    )
+    """Host batches, of the chunks of `local_parts`, -> global arrays split over the mesh."""
+    sharding, parts = batch_sharding(mesh), local_parts(mesh)
+
+    def put(x: np.ndarray) -> jax.Array:
+        size = len(x) // len(parts)
+        mine = {number * size: x[i * size : (i + 1) * size] for i, number in enumerate(parts)}
+        shape = (size * batch_devices(mesh), *x.shape[1:])
+        return jax.make_array_from_callback(shape, sharding, lambda at: mine[at[0].start or 0])
+
+    return functools.partial(jax.tree.map, put)

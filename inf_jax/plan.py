@@ -111,7 +111,8 @@ def model_shape(name: str, override: str | None = None) -> tuple[EncoderConfig, 
 def _search(config: ConfigDict, name: str, slices: int, planned: Callable) -> dict[str, Any]:
     """The plan of the largest batch that fits."""
     plans: dict[int, dict[str, Any]] = {}
-    units = len(topology(name, slices=slices).devices) * config.train.chunks_per_device
+    devices = len(topology(name, slices=slices).devices) // config.mesh.tensor
+    units = devices * config.train.chunks_per_device
 
     def fits(batch_size: int) -> bool:
         plans[batch_size] = planned(with_option(config, "train.batch_size", batch_size), name)

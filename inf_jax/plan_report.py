@@ -67,6 +67,7 @@ def show(found: dict[str, Any]) -> None:
                 (
                     c["kind"],
                     c["group"] or "?",
+                    c["axes"],
                     c["count"],
                     f"{c['runs']:,}",
                     f"{c['bytes'] / 2**20:,.2f}",
@@ -75,7 +76,7 @@ def show(found: dict[str, Any]) -> None:
                 )
                 for c in found["collectives"]
             ],
-            ("kind", "devices", "in the program", "runs", "MiB", "beside work", "ms"),
+            ("kind", "devices", "along", "in the program", "runs", "MiB", "beside work", "ms"),
         )
     rates, compiler = found["rates"], seconds["compiler"]
     table(

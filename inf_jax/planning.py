@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from inf_jax import hlo
@@ -14,7 +15,7 @@ from inf_jax.config_checks import check
 from inf_jax.errors import UserError
 from inf_jax.flops import model_flops, product_flops
 from inf_jax.hlo_cost import works
-from inf_jax.mesh import batch_sharding, make_mesh
+from inf_jax.mesh import batch_devices, batch_sharding, make_mesh
 from inf_jax.models.config import EncoderConfig
 from inf_jax.plan_inputs import batch_shapes, plan_inputs
 from inf_jax.roofline import collective_seconds, predict
@@ -53,12 +54,12 @@ def make_plan(
       UserError: the config does not suit the model or the devices.
     """
     read = ReadLog(config)
-    mesh = make_mesh(fsdp=config.mesh.fsdp, devices=target.devices)
+    mesh = make_mesh(fsdp=config.mesh.fsdp, tensor=config.mesh.tensor, devices=target.devices)
     program = make_program(
         read, configured_encoder(read, shape, source=source), mesh, source=source
     )
     inputs = plan_inputs(
-        read, devices=mesh.size, query_tokens=query_tokens, passage_tokens=passage_tokens
+        read, devices=batch_devices(mesh), query_tokens=query_tokens, passage_tokens=passage_tokens
     )
     batch = batch_shapes(read, inputs, sharding=batch_sharding(mesh))
     chip = target.device
@@ -69,6 +70,7 @@ def make_plan(
         "devices": mesh.size,
         "chip": {"source": target.chip.source, "flops": target.chip.flops},
         "mesh": dict(mesh.shape),
+        "tensor_divides": math.gcd(shape.heads, shape.ffn),  # mesh.tensor must
         "model": config.model.name,
         "model_shape_from": source,
         "parameters": sum(x.size for x in jax.tree.leaves(program.shapes.params)),
@@ -125,7 +127,7 @@ def make_plan(
         "memory": sum(w.times * w.traffic for w in work),
         "cost_analysis_loops_once": once.get("bytes accessed", 0.0),
     }
-    found["collectives"] = _collectives(collectives, target)
+    found["collectives"] = _collectives(collectives, target, mesh)
     found["seconds"] = seconds._asdict()
     found["rates"] = rates(found)
     found["advice"] = advice(config, found) if needed > limit else []
@@ -169,7 +171,7 @@ def advice(config: ConfigDict, found: dict[str, Any]) -> list[dict[str, Any]]:
       {"key", "value", "why"} each; setting the key to the value is a run with the same objective
       on the same batch.
     """
-    memory, batch = found["hbm"], found["batch"]
+    memory, batch, mesh = found["hbm"], found["batch"], config.mesh
     limit, state = memory["limit"], memory["at_rest"]
     rest = max(memory["needed"] - state, 0)
     options = []
@@ -183,12 +185,21 @@ def advice(config: ConfigDict, found: dict[str, Any]) -> list[dict[str, Any]]:
         option("model.remat", "full", "the backward pass then keeps no layer's activations")
     if config.model.dtype == "float32":
         option("model.dtype", "bfloat16", "activations take half")
+    together = found["devices"] // found["slices"] // mesh.tensor  # that may share a copy
     if state > _CROWDED * limit:
-        fsdp = _fsdp(config.mesh.fsdp, found["devices"], state / (_CROWDED * limit))
+        fsdp = _fsdp(mesh.fsdp, together, state / (_CROWDED * limit))
         if fsdp:
             option("mesh.fsdp", fsdp, f"the state takes {state / 2**30:.2f} GiB of each device")
-    each = batch["pairs"] / found["devices"]
     chunks = config.train.chunks_per_device
+    gathered = mesh.gather == "step" or (mesh.gather == "auto" and chunks > 1)
+    whole = 8 * found["parameters"] / mesh.tensor  # float32, and as much of gradients
+    if mesh.fsdp > 1 and gathered and whole > _CROWDED * limit:
+        option(
+            "mesh.gather",
+            "layer",
+            f"all weights at once and their gradients take {whole / 2**30:.2f} GiB of each device",
+        )
+    each = batch["pairs"] * mesh.tensor / found["devices"]
     room = limit - state
     times = 2 ** max(1, math.ceil(math.log2(rest / room))) if 0 < room < rest else 2
     if chunks * times <= each:
@@ -199,6 +210,8 @@ def advice(config: ConfigDict, found: dict[str, Any]) -> list[dict[str, Any]]:
             if chunks == 1
             else "smaller chunks",
         )
+    elif together % (2 * mesh.fsdp) == 0 and found["tensor_divides"] % (2 * mesh.tensor) == 0:
+        option("mesh.tensor", 2 * mesh.tensor, "devices share a text's heads and ffn")
     longest = max(config.data.max_query_tokens, config.data.max_passage_tokens)
     if config.data.row_tokens > longest:
         option("data.row_tokens", longest, "attention holds tokens x tokens scores of a row")
@@ -272,12 +285,14 @@ def _fsdp(now: int, devices: int, factor: float) -> int:
     return (enough or larger or [0])[0 if enough else -1]
 
 
-def _collectives(found: list[hlo.Collective], target: Topology) -> list[dict[str, Any]]:
-    """By kind and group size: how many in the program, runs, bytes, and seconds."""
-    kinds: dict[tuple[str, int], dict[str, Any]] = {}
+def _collectives(
+    found: list[hlo.Collective], target: Topology, mesh: jax.sharding.Mesh
+) -> list[dict[str, Any]]:
+    """By kind, group size and mesh axes: how many in the program, runs, bytes, and seconds."""
+    kinds: dict[tuple[str, int, str], dict[str, Any]] = {}
     for c in found:
         entry = kinds.setdefault(
-            (c.kind, c.group),
+            (c.kind, c.group, _axes(c, mesh)),
             {"count": 0, "runs": 0, "bytes": 0, "bytes_beside_work": 0, "seconds": 0.0},
         )
         entry["count"] += 1
@@ -287,4 +302,15 @@ def _collectives(found: list[hlo.Collective], target: Topology) -> list[dict[str
         entry["seconds"] += c.times * collective_seconds(
             c, target.device, shape=target.shape, slices=target.slices
         )
-    return [{"kind": k, "group": n, **entry} for (k, n), entry in sorted(kinds.items())]
+    return [
+        {"kind": k, "group": n, "axes": a, **entry} for (k, n, a), entry in sorted(kinds.items())
+    ]
+
+
+def _axes(c: hlo.Collective, mesh: jax.sharding.Mesh) -> str:
+    """The mesh axes along which its devices lie apart, "data fsdp"; "" where that is not known."""
+    apart = set()
+    for group in c.groups:
+        places = np.unravel_index(group, mesh.devices.shape)
+        apart |= {i for i, numbers in enumerate(places) if len(set(numbers.tolist())) > 1}
+    return " ".join(name for i, name in enumerate(mesh.axis_names) if i in apart)

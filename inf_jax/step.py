@@ -53,6 +53,7 @@ def make_train_step(
     instructed: Callable | None = None,
     groups: int = 1,
     mesh: Mesh | None = None,
+    gather: str = "auto",
     dropout_key: jax.Array | None = None,
     schedule: optax.Schedule | None = None,
     with_health: bool = False,
@@ -69,6 +70,7 @@ def make_train_step(
       instructed: the query encoder "attention", see `encode_pairs`.
       groups: chunks a device encodes one after another, see `encode_pairs`.
       mesh: over which state and batch are split; None is one device.
+      gather: when parameters are gathered from their shards, see `gradcache.in_chunks`.
       dropout_key: a typed key; the step number is folded in. None turns dropout off.
       schedule: only to report the learning rate.
       with_health: `inf_jax.health` among the metrics.
@@ -86,6 +88,7 @@ def make_train_step(
             instructed=instructed,
             groups=groups,
             mesh=mesh,
+            gather=gather,
             key=key,
         )
         learned = params.get("loss", {})

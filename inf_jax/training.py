@@ -1,7 +1,7 @@
 """A training run put together from its config: what `train`, `plan` and the benchmarks share."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -12,7 +12,14 @@ from inf_jax.config import ReadLog
 from inf_jax.embed import Batch
 from inf_jax.errors import UserError
 from inf_jax.loader import Loader
-from inf_jax.mesh import compiler_options, make_mesh, replicated, state_shardings
+from inf_jax.mesh import (
+    batch_devices,
+    compiler_options,
+    local_parts,
+    make_mesh,
+    replicated,
+    state_shardings,
+)
 from inf_jax.models.encoder import Encoder
 from inf_jax.objective import Objective, parse_objective
 from inf_jax.optim import make_optimizer, make_schedule
@@ -63,42 +70,55 @@ def make_training(config: ReadLog) -> Training:
     Raises:
       UserError: the model, the data or the mesh are not to be had as configured.
     """
-    model, mesh = load_model(config), make_mesh(fsdp=config.mesh.fsdp)
+    model = load_model(config)
+    mesh = make_mesh(fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
     program = make_program(config, model.encoder, mesh, source=model.directory)
     return Training(
         model=model,
         mesh=mesh,
         objective=program.objective,
-        loader=make_loader(config, model.tokenizer, devices=mesh.size),
+        loader=make_loader(
+            config, model.tokenizer, devices=batch_devices(mesh), parts=local_parts(mesh)
+        ),
         step=program.step,
         shapes=program.shapes,
         fresh=lambda: program.init(model.load().params),
     )
 
 
-def make_loader(config: ReadLog, tokenizer: TextTokenizer, *, devices: int) -> Loader:
-    """The loader of the training split, for a mesh of so many devices.
+def make_loader(
+    config: ReadLog,
+    tokenizer: TextTokenizer,
+    *,
+    devices: int,
+    parts: Sequence[int] | None = None,
+) -> Loader:
+    """The loader of the training split.
+
+    Args:
+      devices: that a batch is split over.
+      parts: this process's parts of a batch, see `mesh.local_parts`; None is all.
 
     Raises:
       UserError: there is no such dataset, or it cannot be dealt to these devices.
     """
     train, data, loss = config.train, config.data, config.loss
     objective, sampled = parse_objective(loss.objective), loss.instruction_negatives
+    each = train.chunks_per_device
     with hosts.lead_first("tokenised"):
         dataset = tokenised_split(config, tokenizer, data.train_split)
     return Loader(
         dataset,
         seed=config.seed,
         batch_size=train.batch_size,
-        chunks=devices * train.chunks_per_device,
+        chunks=devices * each,
+        mine=None if parts is None else [n * each + i for n in parts for i in range(each)],
         steps=train.steps,
         row_tokens=data.row_tokens,
         texts_per_row=data.texts_per_row,
         towers=config.model.towers,
         instruction_negatives=sampled if "I" in objective.blocks else None,
         query_encoder=config.model.query_encoder,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
     )
 
 
@@ -120,6 +140,12 @@ def make_program(
     objective, width = parse_objective(loss.objective), encoder.config.width
     if max(loss.dims, default=0) > width:
         raise UserError(f"loss.dims={loss.dims}: {source} has embeddings of {width}")
+    shape, tensor = encoder.config, mesh.shape["tensor"]
+    if shape.heads % tensor or shape.ffn % tensor:
+        raise UserError(
+            f"mesh.tensor={tensor} must divide the heads and the ffn, which the devices share: "
+            f"{source} has {shape.heads} and {shape.ffn}"
+        )
     if loss.engine == "blockwise" and mesh.size > 1:
         raise UserError(f"loss.engine=blockwise is for one device, here are {mesh.size}: use ring")
     schedule = make_schedule(
@@ -157,6 +183,7 @@ def make_program(
         instructed=instructed,
         groups=train.chunks_per_device,
         mesh=mesh,
+        gather=config.mesh.gather,
         with_health=train.health,
         dropout_key=jax.random.key(config.seed) if config.model.dropout else None,
         schedule=schedule,

@@ -54,7 +54,5 @@ def get_config(name: str = "v5e-65536") -> ConfigDict:
     config.train.batch_size = pairs // 3
     config.train.chunks_per_device = max(1, pairs // chips // CHUNK_PAIRS[chip])
     config.train.checkpoint_every = max(1, config.train.steps // 16)
-    # Only GradCache gathers the weights once a step; without it the compiler splits the products
-    # over the shards and moves activations instead, ten times the bytes.
-    config.mesh.fsdp = 8 if config.train.chunks_per_device > 1 else 1
+    config.mesh.fsdp = 8
     return config

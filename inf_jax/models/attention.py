@@ -38,17 +38,18 @@ def attention(
     dropout_rate: float = 0.0,
     dropout_key: DropoutKey | None = None,
     site: Array | int = 0,
+    first_head: Array | int = 0,
 ) -> Float[Array, "r h t k"]:
     """softmax(q k^T / sqrt(k)) v among the tokens of one segment; weights in float32.
 
     Heads come before tokens: XLA on CPU then runs plain batched matmuls (twice as fast as with
     "rthk"). Empty slots (segment 0) attend among themselves, so no row of the softmax is empty;
-    nothing reads them.
+    nothing reads them. `first_head` is the number of the first of these heads, for dropout.
     """
     scores = jnp.einsum(
         "rhtk,rhsk->rhts", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32
     )
     same = segments[:, None, :, None] == segments[:, None, None, :]
     weights = masked_softmax(scores, same)
-    weights = attention_dropout(weights, dropout_rate, dropout_key, site)
+    weights = attention_dropout(weights, dropout_rate, dropout_key, site, first_head)
     return jnp.einsum("rhts,rhsk->rhtk", weights.astype(v.dtype), v)

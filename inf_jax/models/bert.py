@@ -18,6 +18,7 @@ from inf_jax.errors import UserError
 from inf_jax.models.attention import attention
 from inf_jax.models.config import EncoderConfig
 from inf_jax.models.dropout import DropoutKey, dropout
+from inf_jax.models.shards import WHOLE, Shards
 
 REMAT = {
     "none": None,
@@ -117,8 +118,10 @@ class Block(nnx.Module):
         segments: Int[Array, "r t"],
         key: DropoutKey | None,
         layer: Array | int,
+        shards: Shards = WHOLE,
     ) -> Float[Array, "r t d"]:
-        """Token states after this layer; `layer` numbers its dropout sites."""
+        """Token states after this layer; `layer` numbers its dropout sites. With `shards`, h and f
+        are this device's."""
         config, dtype = self.config, x.dtype
         site = 3 * jnp.asarray(layer, jnp.uint32)
 
@@ -140,15 +143,16 @@ class Block(nnx.Module):
                 dropout_rate=config.attention_dropout,
                 dropout_key=key,
                 site=site + 1,
+                first_head=shards.first(self.query_kernel.shape[-2]),
             )
             y = jnp.einsum("rhtk,hkd->rtd", mixed, self.out_kernel[...].astype(dtype))
-            y = dropout(_add(y, self.out_bias[...]), config.dropout, key, site + 2)
+            y = dropout(_add(shards.total(y), self.out_bias[...]), config.dropout, key, site + 2)
             x = self.attention_norm(x + y)
         with jax.named_scope("ffn"):
             y = jnp.einsum("rtd,df->rtf", x, self.up_kernel[...].astype(dtype))
             y = ACTIVATIONS[config.activation](_add(y, self.up_bias[...]))
             y = jnp.einsum("rtf,fd->rtd", y, self.down_kernel[...].astype(dtype))
-            y = dropout(_add(y, self.down_bias[...]), config.dropout, key, site + 3)
+            y = dropout(_add(shards.total(y), self.down_bias[...]), config.dropout, key, site + 3)
             return self.ffn_norm(x + y)
 
 
@@ -184,6 +188,7 @@ class BertEncoder(nnx.Module):
         scan_layers: bool = True,
         remat: str = "none",
         all_layers: bool = False,
+        shards: Shards = WHOLE,
     ) -> Float[Array, "r t d"] | list[Array]:
         """Last token states in `dtype`.
 
@@ -195,6 +200,7 @@ class BertEncoder(nnx.Module):
           remat: a name in REMAT, what the backward pass recomputes.
           all_layers: return the states after the embeddings and after each layer (for parity
             checks).
+          shards: how the blocks' parameters are split; the others are whole.
         """
         word = jnp.take(self.word[...], tokens, axis=0)
         position = jnp.take(self.position[...], positions, axis=0)
@@ -204,10 +210,10 @@ class BertEncoder(nnx.Module):
 
         def layer(x: Array, numbered: tuple) -> tuple[Array, None]:
             params, number = numbered
-            return nnx.merge(graphdef, params)(x, segments, key, number), None
+            block = nnx.merge(graphdef, shards.whole(params, dtype))
+            return block(x, segments, key, number, shards), None
 
-        if REMAT[remat] is not None:
-            layer = jax.checkpoint(layer, policy=REMAT[remat])
+        layer = shards.remat(layer, REMAT[remat])
         numbers = jnp.arange(self.config.layers, dtype=jnp.uint32)
         if scan_layers and not all_layers:
             return jax.lax.scan(layer, x, (stacked, numbers))[0]

@@ -51,14 +51,19 @@ def dropout(
 
 
 def attention_dropout(
-    weights: Float[Array, "r h t t"], rate: float, key: DropoutKey | None, site: Array | int
+    weights: Float[Array, "r h t t"],
+    rate: float,
+    key: DropoutKey | None,
+    site: Array | int,
+    first_head: Array | int = 0,
 ) -> Float[Array, "r h t t"]:
-    """Inverted dropout on attention weights; the mask depends on head and both positions in the
-    text."""
+    """Inverted dropout on attention weights; the mask depends on head (this array's start at
+    `first_head`) and both positions in the text."""
     if key is None or rate == 0.0:
         return weights
     query = token_bits(key, site)[:, None, :, None]
-    head = jnp.arange(weights.shape[1], dtype=jnp.uint32) * jnp.uint32(0x9E3779B9)
+    head = jnp.arange(weights.shape[1], dtype=jnp.uint32) + jnp.asarray(first_head, jnp.uint32)
+    head *= jnp.uint32(0x9E3779B9)
     other = key.position[:, None, None, :]
     bits = _mix(_mix(query ^ head[None, :, None, None]) + other)
     return _drop(weights, bits, rate)

@@ -19,6 +19,7 @@ from inf_jax.models.config import EncoderConfig
 from inf_jax.models.dropout import dropout_key
 from inf_jax.models.instruct import attend, attend_all, text_states
 from inf_jax.models.pooling import normalise, pool
+from inf_jax.models.shards import WHOLE, Shards
 from inf_jax.packing import Packed
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -65,13 +66,13 @@ class Encoder:
     Attributes:
       init: (key) -> params, random weights; under `jax.eval_shape` it gives the abstract tree.
       hidden: (params, tokens, segments, positions, **options of BertEncoder) -> token states.
-      encode: (params, packed, key=None) -> Float[c, k, e], one float32 vector a text; a key turns
-        dropout on.
-      encode_instructed: (params, packed, key=None, *, max_tokens, all_pairs=True, passages=True) ->
-        Instructed, by `models.instruct`, in one pass. A chunk's k = 3n texts are n instructions,
-        their n queries and their n passages (shared towers), or, with passages=False, k = 2n
-        without the passages (the query tower of separate ones; `encode` is for the other tower).
-        No instruction or query is longer than `max_tokens`. all_pairs=False computes no
+      encode: (params, packed, key=None, *, shards=WHOLE) -> Float[c, k, e], one float32 vector a
+        text; a key turns dropout on; `shards` is for params that are split (`models.shards`).
+      encode_instructed: (params, packed, key=None, *, max_tokens, all_pairs=True, passages=True,
+        shards=WHOLE) -> Instructed, by `models.instruct`, in one pass. A chunk's k = 3n texts are n
+        instructions, their n queries and their n passages (shared towers), or, with passages=False,
+        k = 2n without the passages (the query tower of separate ones; `encode` is for the other
+        tower). No instruction or query is longer than `max_tokens`. all_pairs=False computes no
         `negatives`.
       encode_queries: (params, packed) -> Float[c, n, e], the `queries` of a grid of k = 2n texts
         of at most half a row each, as `encode.encode_texts` makes it.
@@ -102,7 +103,9 @@ def make_encoder(config: EncoderConfig, options: EncoderOptions = EncoderOptions
         nnx.replace_by_pure_dict(state, params)
         return nnx.merge(graphdef, state)(*rows, **how)
 
-    def token_states(params: dict, packed: Packed, key: jax.Array | None) -> Array:
+    def token_states(params: dict, packed: Packed, key: jax.Array | None, shards: Shards) -> Array:
+        rest = {name: x for name, x in params.items() if name != "blocks"}
+        params = shards.whole(rest) | {"blocks": params["blocks"]}
         c, r, t = packed.tokens.shape
         rows = [x.reshape(c * r, t) for x in (packed.tokens, packed.segments, packed.positions)]
         text_ids = packed.text_ids.reshape(c * r, -1)
@@ -114,6 +117,7 @@ def make_encoder(config: EncoderConfig, options: EncoderOptions = EncoderOptions
                 key=None if key is None else dropout_key(key, text_ids, rows[1], rows[2]),
                 scan_layers=options.scan_layers,
                 remat=options.remat,
+                shards=shards,
             )
         return states.reshape(c, r, t, -1)
 
@@ -129,8 +133,10 @@ def make_encoder(config: EncoderConfig, options: EncoderOptions = EncoderOptions
             vectors = vectors.reshape(c, r * s, d)
             return finish(jnp.take_along_axis(vectors, packed.slots[:, :, None], axis=1))
 
-    def encode(params: dict, packed: Packed, key: jax.Array | None = None) -> Array:
-        return pooled(token_states(params, packed, key), packed)
+    def encode(
+        params: dict, packed: Packed, key: jax.Array | None = None, *, shards: Shards = WHOLE
+    ) -> Array:
+        return pooled(token_states(params, packed, key, shards), packed)
 
     def encode_instructed(
         params: dict,
@@ -140,8 +146,9 @@ def make_encoder(config: EncoderConfig, options: EncoderOptions = EncoderOptions
         max_tokens: int,
         all_pairs: bool = True,
         passages: bool = True,
+        shards: Shards = WHOLE,
     ) -> Instructed:
-        states = token_states(params, packed, key)
+        states = token_states(params, packed, key, shards)
         k, s = packed.slots.shape[1], packed.text_ids.shape[-1]
         n, rest = divmod(k, 3 if passages else 2)
         if rest:

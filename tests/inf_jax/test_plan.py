@@ -386,7 +386,11 @@ def test_plan_of_virtual_devices(config_file, tiny_config, tmp_path, capsys, mon
     assert flops["compiled"] == pytest.approx(flops["traced"], rel=0.02)
     kinds = {c["kind"]: c for c in found["collectives"]}
     assert kinds["all-reduce"]["bytes"] > 0
-    assert found["mesh"] == {"data": 4, "fsdp": 2}
+    axes = {(c["kind"], c["axes"]) for c in found["collectives"]}
+    # weights and their gradients, these over the copies too; the dense loss takes all vectors
+    assert {("all-gather", "fsdp"), ("reduce-scatter", "fsdp"), ("all-reduce", "data")} < axes
+    assert ("all-gather", "data fsdp") in axes
+    assert found["mesh"] == {"data": 4, "fsdp": 2, "tensor": 1}
     assert seconds["step"] >= max(seconds["compute"], seconds["memory"], seconds["work"])
     assert rates["mfu"] == pytest.approx(flops["model"] / (1e12 * seconds["step"]))
     assert rates["examples_per_second"] == pytest.approx(8 / seconds["step"])
@@ -426,7 +430,7 @@ def fake_plan(per_example: float, limit: float):
         memory = {"needed": needed, "limit": limit, "free": limit - needed, "at_rest": 0}
         batch = {"pairs": 3 * config.train.batch_size, "examples": config.train.batch_size}
         found = {"hbm": memory | {"fits": needed <= limit}, "batch": batch, "devices": 8}
-        found |= {"topology": target.name, "slices": 1}
+        found |= {"topology": target.name, "slices": 1, "parameters": 2**20, "tensor_divides": 4}
         return found | {"advice": planning.advice(config, found)}
 
     return make
@@ -491,11 +495,14 @@ def test_advice_fits_the_cause():
     config.data.row_tokens = 512
     gib = 2**30
 
-    def keys(state, needed):
+    def keys(state, needed, pairs=4096):
         found = {
             "hbm": {"at_rest": state * gib, "needed": needed * gib, "limit": 16 * gib},
-            "batch": {"pairs": 4096},
+            "batch": {"pairs": pairs},
             "devices": 8,
+            "slices": 1,
+            "parameters": 2**30,
+            "tensor_divides": 16,
         }
         return {o["key"]: o["value"] for o in planning.advice(config, found)}
 
@@ -505,6 +512,16 @@ def test_advice_fits_the_cause():
     assert keys(20, 24)["mesh.fsdp"] == 8  # 20 to 4.8 takes 4.2
     config.model.remat, config.model.dtype, config.loss.engine = "full", "bfloat16", "ring"
     assert set(keys(1, 100)) == {"train.chunks_per_device", "data.row_tokens"}
+    config.mesh.fsdp = 2
+    config.train.chunks_per_device = 2
+    found = keys(1, 20)
+    assert found["mesh.gather"] == "layer" and "mesh.tensor" not in found  # 8 GiB of 16
+    config.mesh.gather = "layer"
+    found = keys(1, 20, pairs=8)  # a chunk is one pair
+    assert found["mesh.tensor"] == 2 and "train.chunks_per_device" not in found
+    assert "mesh.gather" not in found
+    config.mesh.update({"fsdp": 2, "tensor": 4})  # all devices share a copy
+    assert not {"mesh.fsdp", "mesh.tensor"} & set(keys(20, 40, pairs=2))
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,7 @@ def test_eight_devices_give_the_loss_curve_of_one(tiny_config, tmp_path):
         ("one", 1, []),
         ("eight", 8, []),
         ("fsdp_gradcache", 8, ["--config.mesh.fsdp=4", "--config.train.chunks_per_device=2"]),
+        ("tensor", 4, ["--config.mesh.fsdp=2", "--config.mesh.tensor=2"]),
     ):
         out_dir = tmp_path / name
         out = run(file, f"--config.out_dir={out_dir}", *extra, devices=devices)
@@ -94,7 +95,8 @@ def test_eight_devices_give_the_loss_curve_of_one(tiny_config, tmp_path):
         assert len(curves[name]) == 20
     assert curves["one"][-1] < 0.8 * curves["one"][0]  # it learns
     np.testing.assert_allclose(curves["eight"], curves["one"], rtol=1e-4)
-    np.testing.assert_allclose(curves["fsdp_gradcache"], curves["one"], rtol=1e-4)
+    for name in ("fsdp_gradcache", "tensor"):
+        np.testing.assert_allclose(curves[name], curves["one"], rtol=1e-4)
 
 
 @pytest.mark.parametrize("objective", ["uni(P,I)", "multi(P,I,IQ)"])
