@@ -115,7 +115,7 @@ class WorkDir(contextlib.AbstractContextManager):
     On a local disk it is out_dir itself. For a bucket it is a temporary directory, from which
     `push` uploads whole files: before each checkpoint, and at the end whatever the end. A kill thus
     loses lines of steps that the newest checkpoint does not cover either, and that the resumed run
-    does     does again, and leaves the directory to the machine's own tidying of TMPDIR. Each process of a run
+    does again; the directory is left to the machine's own tidying of TMPDIR. Each process of a run
     has one; their files must have different names.
 
     Attributes:
