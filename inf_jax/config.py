@@ -80,11 +80,13 @@ def defaults() -> ConfigDict:
                 "batch_size": 64,  # examples a step over the whole mesh; an example gives 3 pairs
                 "chunks_per_device": 1,  # above 1: GradCache, chunks encoded one after another
                 "log_every": 10,
+                "dev_every": 0,  # steps between measurements of the loss on eval.split; 0 is never
+                "dev_batches": 4,
                 "checkpoint_every": 100,  # steps
                 "checkpoint_minutes": 0.0,  # a checkpoint after that time as well; 0 is never
                 "keep_checkpoints": 2,  # the newest
                 "keep_best": 0,  # beside them, those with the best mean of best_metric
-                "best_metric": "loss",  # of metrics.jsonl, over the steps since the one before
+                "best_metric": "loss",  # or dev/loss, ...: of metrics.jsonl, since the one before
                 "best_mode": "min",  # or max
                 "health": True,  # health of the embeddings among the metrics
             },
@@ -152,7 +154,14 @@ def check_all_read(config: ReadLog, *sections: str) -> None:
 _MAY_CHANGE = ("out_dir", "data.dir", "data.prefetch", "model.scan_layers", "model.remat")
 _MAY_CHANGE += ("optim.max_nonfinite", "train.chunks_per_device", "train.log_every")
 _MAY_CHANGE += ("train.checkpoint_every", "train.checkpoint_minutes", "train.keep_checkpoints")
-_MAY_CHANGE += ("train.keep_best", "train.best_metric", "train.best_mode", "train.steps")
+_MAY_CHANGE += (
+    "train.dev_every",
+    "train.dev_batches",
+    "train.keep_best",
+    "train.best_metric",
+    "train.best_mode",
+    "train.steps",
+)
 _MAY_CHANGE += ("train.health", "loss.engine")
 
 

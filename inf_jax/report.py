@@ -147,8 +147,9 @@ class MetricsLog:
         self.last = metrics
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._bar.update()
-        if step % self._every == 0:
-            for name, value in metrics.items():
+        due = step % self._every == 0
+        for name, value in metrics.items():
+            if due or name.startswith("dev/"):
                 if isinstance(value, list):
                     self._histogram(name, np.array(value), step)
                 else:

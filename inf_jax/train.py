@@ -41,7 +41,7 @@ def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
     ):
         training = make_training(config)
         loader, steps = training.loader, config.train.steps
-        max_nonfinite = config.optim.max_nonfinite
+        max_nonfinite, dev_every = config.optim.max_nonfinite, config.train.dev_every
         log_every, prefetch = config.train.log_every, config.data.prefetch
         check_all_read(config, "", "data", "model", "loss", "optim", "train", "mesh")
 
@@ -76,7 +76,10 @@ def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
                 state, metrics = training.step(state, batch)
                 if pending:  # the step before: the device already works on this one
                     finish(*pending)
-                pending, done = (step, metrics), step + 1
+                done = step + 1
+                if training.dev and (done % dev_every == 0 or done == steps):
+                    metrics |= training.dev(state.params)
+                pending = step, metrics
                 word = asked.word(done)
                 if saver.due(done, word):
                     finish(*pending)  # a checkpoint never runs ahead of the log, or of the check
