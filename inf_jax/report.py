@@ -202,14 +202,15 @@ class MetricsLog(contextlib.AbstractContextManager):
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._bar.update()
         due = step % self._every == 0
-        for name, value in metrics.items():
-            if due or name.startswith("dev/"):
-                if isinstance(value, list):
-                    self._histogram(name, np.array(value), step)
-                else:
-                    self._board.add_scalar(name, value, step)
-            if self._more:
-                self._more.write(step, metrics)
+        drawn = {name: x for name, x in metrics.items() if due or name.startswith("dev/")}
+        for name, value in drawn.items():
+            if isinstance(value, list):
+                self._histogram(name, np.array(value), step)
+            else:
+                self._board.add_scalar(name, value, step)
+        if drawn and self._more:
+            self._more.write(step, drawn)
+        if due:
             self._show(loss=f"{metrics['loss']:.4f}")
 
     def timing(self, step: int, figures: dict[str, float]) -> None:
