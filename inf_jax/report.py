@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from inf_jax.errors import UserError
 from inf_jax.loader import Loader
 from inf_jax.objective import count_negatives
 from inf_jax.storage import AnyPath
@@ -199,7 +200,13 @@ class MetricsLog(contextlib.AbstractContextManager):
     def write(self, step: int, metrics: dict[str, float | list[float]]) -> None:
         """Logs the metrics of one finished step (steps count from 0)."""
         self.last = metrics
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        try:
+            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        except OSError as error:
+            raise UserError(
+                f"{self._file.name}: {error}; free some space and start again: the run goes on from "
+                "its newest checkpoint"
+            ) from error
         self._bar.update()
         due = step % self._every == 0
         drawn = {name: x for name, x in metrics.items() if due or name.startswith("dev/")}
