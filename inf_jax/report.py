@@ -204,8 +204,8 @@ class MetricsLog(contextlib.AbstractContextManager):
             self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         except OSError as error:
             raise UserError(
-                f"{self._file.name}: {error}; free some space and start again: the run goes on from "
-                "its newest checkpoint"
+                f"{self._file.name}: {error}; free some space and start again: the run goes on "
+                "from its newest checkpoint"
             ) from error
         self._bar.update()
         due = step % self._every == 0
