@@ -15,7 +15,8 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = [*sorted((ROOT / "launch").glob("*.sh")), ROOT / ".ci" / "run"]
-OPTIONAL = {"torch", "sentence_transformers", "apache_beam"}  # of extras: imported in functions
+# of extras: imported in functions
+OPTIONAL = {"torch", "sentence_transformers", "apache_beam", "gcsfs", "fsspec", "google"}
 # ... but for these: copied into exports, for those who have torch; imported by what imports Beam
 OF_EXTRAS = {"instructed_encoder.py", "beam_steps.py"}
 
@@ -112,7 +113,7 @@ def test_version_is_the_module_s(metadata):
 
 def test_constraints_satisfy_the_ranges(metadata, constraints):
     lines = [*metadata["install_requires"]]
-    for extra in ("torch", "minilm", "test"):
+    for extra in ("torch", "minilm", "gcs", "test"):
         lines += metadata["extras_require"][extra]
     for requirement in map(Requirement, lines):
         version = constraints[canonicalize_name(requirement.name)]
@@ -130,7 +131,6 @@ def test_constraints_of_tpu_workers_add_to_the_others(metadata, constraints):
     assert not more.keys() & constraints.keys()
     [libtpu] = map(Requirement, metadata["extras_require"]["aot"])  # the release of jax's own pin
     assert libtpu.specifier.contains(more["libtpu"])
-    assert "gcsfs" in more
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -213,7 +213,7 @@ def test_setup_env_installs_torch_first_and_once(tmp_path):
     venv, torch, rest = calls
     assert venv == "python3 -m venv .venv"
     assert "pip install" in torch and "torch==2.13.0" in torch and "--no-deps" in torch
-    assert "-c launch/constraints.txt -e .[torch,minilm,beam,test]" in rest
+    assert "-c launch/constraints.txt -e .[torch,minilm,beam,gcs,test]" in rest
     code, output, calls = machine.setup_env()
     assert (code, calls) == (0, [])
     assert "nothing to install" in output
