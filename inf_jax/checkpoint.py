@@ -7,6 +7,7 @@ is all there is to save of it.
 
 import contextlib
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,8 +19,6 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from inf_jax.errors import UserError
 from inf_jax.step import TrainState
-
-_SCORE = "score"  # a checkpoint's, by which the best are kept: the lower the better
 
 
 class Position(NamedTuple):
@@ -40,27 +39,46 @@ class Position(NamedTuple):
     groups: int = 0
 
 
-def make_manager(directory: str | Path, *, keep: int, keep_best: int = 0) -> ocp.CheckpointManager:
+class Best(NamedTuple):
+    """Which checkpoints are the best.
+
+    Attributes:
+      metric: of those that they were saved with.
+      mode: "min" or "max".
+    """
+
+    metric: str
+    mode: str
+
+    def badness(self, metrics: Mapping[str, float]) -> float:
+        """To order by; the worst there is for a checkpoint that was saved without the metric."""
+        if self.metric not in metrics:
+            return math.inf
+        return metrics[self.metric] if self.mode == "min" else -metrics[self.metric]
+
+
+def make_manager(
+    directory: str | Path, *, keep: int, keep_best: int = 0, best: Best = Best("loss", "min")
+) -> ocp.CheckpointManager:
     """A manager of `<directory>/<step>/`: of the newest `keep` checkpoints, and of the `keep_best`
-    with the lowest score.
+    best ones.
 
     `directory` may be a local path or a bucket (gs://...), whatever etils.epath opens. What a
     killed process left half-written in it is deleted.
     """
-
-    def score(metrics: Mapping[str, float]) -> float:
-        return metrics[_SCORE]
-
     # Orbax logs each error that it raises as well, with its stack
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     kept = [policies.LatestN(keep)]
     if keep_best:
-        best = policies.BestN(
-            get_metric_fn=score, reverse=True, n=keep_best, keep_checkpoints_without_metrics=False
+        policy = policies.BestN(
+            get_metric_fn=best.badness,
+            reverse=True,
+            n=keep_best,
+            keep_checkpoints_without_metrics=False,
         )
-        kept.append(best)
+        kept.append(policy)
     options = ocp.CheckpointManagerOptions(
-        best_fn=score if keep_best else None,
+        best_fn=best.badness if keep_best else None,
         best_mode="min",
         preservation_policy=policies.AnyPreservationPolicy(kept),
         cleanup_tmp_directories=True,
@@ -74,13 +92,13 @@ def save(
     position: Position,
     *,
     config: Mapping[str, Any],
-    score: float | None = None,
+    metrics: Mapping[str, float] | None = None,
 ) -> None:
     """Starts an asynchronous save at `position.step`.
 
     Args:
       config: all keys of the run, as plain values: what a resumed run is compared with.
-      score: of the model, lower is better; None where there is none.
+      metrics: of the model, by which the best are found.
 
     Raises:
       UserError: this or the save before it cannot be written.
@@ -93,7 +111,7 @@ def save(
                 position=ocp.args.JsonSave(position._asdict()),
                 config=ocp.args.JsonSave(dict(config)),
             ),
-            metrics=None if score is None else {_SCORE: score},
+            metrics=None if metrics is None else dict(metrics),
         )
 
 

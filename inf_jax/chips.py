@@ -10,6 +10,7 @@
 | v6e, tpu7x: all           | https://docs.cloud.google.com/tpu/docs/tpu7x, its table of chips  |
 | usable HBM                | what libtpu 0.0.42.1 says it has when it refuses a program        |
 | rings (wraps)             | https://jax-ml.github.io/scaling-book/tpus                        |
+| GPUs: peak                | https://www.nvidia.com/en-us/data-center/{a100,h100,h200}, dense  |
 
 The documents give the interconnect as the sum of both directions of all links of a chip: a link
 carries that over twice the number of links one way. The network between slices is given a chip, or
@@ -149,3 +150,26 @@ CHIPS = {
         source="made up, to try plan without libtpu",
     ),
 }
+
+# jax.Device.device_kind -> a chip, and how many devices of that kind it is.
+_TPUS = {
+    "TPU v4": ("v4", 1),  # megacore, as a Cloud TPU VM has it
+    "TPU v5 lite": ("v5e", 1),
+    "TPU v5e": ("v5e", 1),
+    "TPU v5": ("v5p", 1),
+    "TPU v5p": ("v5p", 1),
+    "TPU v6 lite": ("v6e", 1),
+    "TPU v6e": ("v6e", 1),
+    "TPU7x": ("tpu7x", 2),
+}
+# Beginning of the device_kind -> peak.
+_GPUS = {"NVIDIA A100": 312e12, "NVIDIA H100 80GB HBM3": 989.5e12, "NVIDIA H200": 989.5e12}
+
+
+def peak_flops(kind: str) -> float | None:
+    """Peak of bfloat16 products, operations a second, of a device of this `device_kind`; None where
+    this table has none."""
+    if kind in _TPUS:
+        name, devices = _TPUS[kind]
+        return CHIPS[name].share(devices).flops
+    return next((peak for name, peak in _GPUS.items() if kind.startswith(name)), None)

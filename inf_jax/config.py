@@ -80,13 +80,21 @@ def defaults() -> ConfigDict:
                 "batch_size": 64,  # examples a step over the whole mesh; an example gives 3 pairs
                 "chunks_per_device": 1,  # above 1: GradCache, chunks encoded one after another
                 "log_every": 10,
+                "dev_every": 0,  # steps between measurements of the loss on eval.split; 0 is never
+                "dev_batches": 4,
                 "checkpoint_every": 100,  # steps
                 "checkpoint_minutes": 0.0,  # a checkpoint after that time as well; 0 is never
                 "keep_checkpoints": 2,  # the newest
                 "keep_best": 0,  # beside them, those with the best mean of best_metric
-                "best_metric": "loss",  # of metrics.jsonl, over the steps since the one before
+                "best_metric": "loss",  # or dev/loss, ...: of metrics.jsonl, since the one before
                 "best_mode": "min",  # or max
                 "health": True,  # health of the embeddings among the metrics
+                "hang_minutes": 30.0,  # without a finished step, after which a process ends; 0: off
+                "max_spike": 10.0,  # sigmas above the usual loss at which the run stops; 0: off
+                "spike_steps": 20,  # in a row that the loss must be above that
+                "profile_at": 0,  # traces steps from this one on; 0: only at SIGUSR1
+                "profile_steps": 5,  # of a trace
+                "wandb_project": "",  # Weights & Biases, extra "wandb"; "" is off
             },
             "mesh": {
                 "fsdp": 1,  # devices that share one copy of the state
@@ -148,13 +156,10 @@ def check_all_read(config: ReadLog, *sections: str) -> None:
         raise UserError(f"config keys that nothing reads: {', '.join(unread)}; remove them")
 
 
-# What may change between the parts of one run: where it runs and how it is watched.
+# What may change between the parts of one run: where it runs, how far and how it is watched.
 _MAY_CHANGE = ("out_dir", "data.dir", "data.prefetch", "model.scan_layers", "model.remat")
-_MAY_CHANGE += ("optim.max_nonfinite", "train.chunks_per_device", "train.log_every")
-_MAY_CHANGE += ("train.checkpoint_every", "train.checkpoint_minutes", "train.keep_checkpoints")
-_MAY_CHANGE += ("train.keep_best", "train.best_metric", "train.best_mode", "train.steps")
-_MAY_CHANGE += ("train.health", "loss.engine")
-
+_MAY_CHANGE += ("optim.max_nonfinite", "loss.engine", "mesh", "eval", "export", "train")
+_MAY_NOT_CHANGE = ("train.batch_size",)  # of the sections above
 
 _ABSENT = object()
 
@@ -170,7 +175,8 @@ def check_same_run(config: ConfigDict, saved: Mapping[str, Any], source: str | o
     """
     differ = []
     for key in keys_of(config):
-        if key in _MAY_CHANGE or key.split(".")[0] in ("mesh", "eval", "export"):
+        free = key in _MAY_CHANGE or key.split(".")[0] in _MAY_CHANGE
+        if free and key not in _MAY_NOT_CHANGE:
             continue
         was = saved
         for name in key.split("."):

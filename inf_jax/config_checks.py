@@ -37,8 +37,9 @@ def check(config: ConfigDict) -> None:
     positive = """data.max_query_tokens data.max_passage_tokens data.row_tokens data.texts_per_row
         data.prefetch loss.scale loss.max_scale optim.lr optim.eps optim.clip_norm
         optim.max_nonfinite train.steps train.batch_size train.chunks_per_device train.log_every
-        train.checkpoint_every train.keep_checkpoints mesh.fsdp mesh.tensor
-        eval.batch_rows eval.max_passage_tokens eval.top_k""".split()
+        train.checkpoint_every train.keep_checkpoints train.dev_batches train.spike_steps
+        train.profile_steps mesh.fsdp mesh.tensor eval.batch_rows eval.max_passage_tokens
+        eval.top_k""".split()
     problems += [
         f"{k}={value_of(config, k)!r}: must be above 0"
         for k in positive
@@ -46,6 +47,7 @@ def check(config: ConfigDict) -> None:
     ]
     not_negative = ("seed", "loss.instruction_negatives", "optim.warmup_steps")
     not_negative += ("optim.weight_decay", "train.checkpoint_minutes", "train.keep_best")
+    not_negative += ("train.dev_every", "train.hang_minutes", "train.max_spike", "train.profile_at")
     problems += [
         f"{k}={value_of(config, k)!r}: must not be negative"
         for k in not_negative

@@ -66,10 +66,11 @@ def plan_inputs(
         tokenizer = load_tokenizer(hf.resolve_model(config.model.name))
     except UserError as error:
         return _assumed(config, devices, query_tokens, passage_tokens, why=str(error))
-    return _measured(make_loader(config, tokenizer, devices=devices))
+    return loader_inputs(make_loader(config, tokenizer, devices=devices))
 
 
-def _measured(loader: Loader) -> Inputs:
+def loader_inputs(loader: Loader) -> Inputs:
+    """The mean input of a loader's steps, measured on its dataset."""
     plan, lengths = loader.plan, loader.dataset.text_lengths.astype(np.float64)
     squares = loader.batch_size * np.square(lengths).sum(1).mean()
     queries = lengths[:, ::2][lengths[:, ::2] > 0]

@@ -1,5 +1,6 @@
 """What a run tells people: start banner, progress bar, metrics to jsonl and TensorBoard."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -15,6 +16,7 @@ from tqdm import tqdm
 from inf_jax.loader import Loader
 from inf_jax.objective import count_negatives
 from inf_jax.training import Training
+from inf_jax.wandb_log import WandbLog
 
 # What the table at the end calls a metric, and its format; by block where the name ends in "/".
 _HEALTH = {
@@ -26,6 +28,18 @@ _HEALTH = {
     "accuracy/": ("in-batch accuracy, block ", ".1%"),
     "false_negatives/": ("suspected false negatives a row, block ", ".2f"),
     "masked/": ("masked candidates, block ", ".2%"),
+}
+
+# What the table at the end calls a figure of the pace, its unit, and its format.
+_PACE = {
+    "examples_per_s": ("examples/s", 1, ",.1f"),
+    "pairs_per_s": ("pairs/s", 1, ",.1f"),
+    "tokens_per_s": ("tokens/s", 1, ",.0f"),
+    "mfu": ("MFU", 1, ".1%"),
+    "goodput": ("goodput", 1, ".1%"),
+    "device_bytes": ("device memory, GiB", 2**30, ".2f"),
+    "device_peak_bytes": ("device memory, peak GiB", 2**30, ".2f"),
+    "host_peak_bytes": ("host memory, peak GiB", 2**30, ".2f"),
 }
 
 
@@ -85,19 +99,30 @@ def _instruction_negatives(loader: Loader) -> list[tuple[str, str]]:
     ]
 
 
-def summary(training: Training, *, steps: int, seconds: float, metrics: dict) -> None:
-    """The end of a run: how fast it went, compilation included, and the last step's health."""
-    plan = training.loader.plan
+def summary(
+    training: Training,
+    *,
+    steps: int,
+    seconds: float,
+    metrics: dict,
+    pace: dict[str, float],
+) -> None:
+    """The end of a run: how fast it went, and the last step's health.
+
+    Args:
+      steps, seconds: of this start, compilation included.
+      metrics: of the last step.
+      pace: figures of the steps of all starts (`inf_jax.pace`).
+    """
     table(
         "trained",
         [
             ("steps", steps),
             ("seconds", f"{seconds:.0f}"),
-            ("pairs/s", f"{steps * plan.pairs / seconds:.1f}"),
-            ("tokens/s", f"{steps * plan.tokens / seconds:,.0f}"),
-            ("fill", f"{plan.fill:.1%}"),
+            ("fill", f"{training.loader.plan.fill:.1%}"),
         ],
     )
+    table("pace of all steps, compilation not included", pace_rows(pace))
     rows = health_rows(metrics)
     if rows:
         table("health of the last step", rows)
@@ -113,18 +138,43 @@ def health_rows(metrics: dict) -> list[tuple[str, str]]:
     return rows
 
 
-class MetricsLog:
+def pace_rows(pace: dict[str, float]) -> list[tuple[str, str]]:
+    """(what, value) of the figures of a pace, in the order of the table."""
+    rows = []
+    for what, label in (("step", "step time"), ("wait", "input wait")):
+        times = [pace[key] for q in (50, 90, 99) if (key := f"{what}_p{q}_s") in pace]
+        if times:
+            times = " / ".join(f"{seconds:.3g}" for seconds in times)
+            rows.append((f"{label}, s: p50 / p90 / p99", times))
+    for key, (label, unit, form) in _PACE.items():
+        if key in pace:
+            rows.append((label, format(pace[key] / unit, form)))
+    return rows
+
+
+class MetricsLog(contextlib.AbstractContextManager):
     """Appends a line a step to `metrics.jsonl`, draws in TensorBoard, and moves the progress bar.
 
     A metric is a number, or a list: the shares of a histogram in equal bins over [-1, 1].
     Lines at or after `first_step` are of a run that was killed after its last checkpoint: they are
     dropped, so that a resumed run leaves the same file as an undisturbed one.
 
+    Args:
+      more: gets what TensorBoard gets.
+
     Attributes:
       last: the metrics of the newest step of this process; {} before the first.
     """
 
-    def __init__(self, directory: Path, *, first_step: int, steps: int, every: int):
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        first_step: int,
+        steps: int,
+        every: int,
+        more: WandbLog | None = None,
+    ):
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / "metrics.jsonl"
         kept = [line for line in read_metrics(path) if line["step"] < first_step]
@@ -134,7 +184,8 @@ class MetricsLog:
         self._file = path.open("a", buffering=1)
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step)
         self._bar = tqdm(total=steps, initial=first_step, unit="step", desc="train", smoothing=0.1)
-        self._every = every
+        self._every, self._more = every, more
+        self._postfix = {"loss": "?"}
         self.last: dict[str, float | list[float]] = {}
 
     def write(self, step: int, metrics: dict[str, float | list[float]]) -> None:
@@ -142,13 +193,32 @@ class MetricsLog:
         self.last = metrics
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._bar.update()
-        if step % self._every == 0:
-            for name, value in metrics.items():
+        due = step % self._every == 0
+        for name, value in metrics.items():
+            if due or name.startswith("dev/"):
                 if isinstance(value, list):
                     self._histogram(name, np.array(value), step)
                 else:
                     self._board.add_scalar(name, value, step)
-            self._bar.set_postfix(loss=f"{metrics['loss']:.4f}", refresh=False)
+            if self._more:
+                self._more.write(step, metrics)
+            self._show(loss=f"{metrics['loss']:.4f}")
+
+    def timing(self, step: int, figures: dict[str, float]) -> None:
+        """Draws the figures of the pace (`inf_jax.pace`) of the window that ends with this step."""
+        named = {f"timing/{name}": value for name, value in figures.items()}
+        for name, value in named.items():
+            self._board.add_scalar(name, value, step)
+        if self._more:
+            self._more.write(step, named)
+        shown = {"step": f"{figures['step_p50_s']:.3g}s", "goodput": f"{figures['goodput']:.0%}"}
+        if "mfu" in figures:
+            shown["mfu"] = f"{figures['mfu']:.1%}"
+        self._show(**shown)
+
+    def _show(self, **values: str) -> None:
+        self._postfix |= values
+        self._bar.set_postfix(self._postfix, refresh=False)
 
     def _histogram(self, name: str, shares: np.ndarray, step: int) -> None:
         edges = np.linspace(-1, 1, len(shares) + 1)
@@ -165,20 +235,31 @@ class MetricsLog:
             global_step=step,
         )
 
-    def close(self) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(failed=kind is not None)
+
+    def close(self, *, failed: bool = False) -> None:
         """Closes the files and the bar."""
+        if self._more:
+            self._more.close(failed=failed)
         self._file.close()
         self._board.close()
         self._bar.close()
 
 
-class NoLog:
+class NoLog(contextlib.AbstractContextManager):
     """What a process that is not the lead writes: nothing."""
 
     def __init__(self):
         self.last: dict[str, float | list[float]] = {}
 
     def write(self, step: int, metrics: dict[str, float | list[float]]) -> None:
+        """Nothing."""
+
+    def timing(self, step: int, figures: dict[str, float]) -> None:
+        """Nothing."""
+
+    def __exit__(self, *_: object) -> None:
         """Nothing."""
 
     def close(self) -> None:

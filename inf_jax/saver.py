@@ -31,12 +31,12 @@ class Saver:
         train = config.train
         self._directory = f"{config.out_dir}/checkpoints"
         self._steps, self._every, self._seed = train.steps, train.checkpoint_every, config.seed
-        self._metric, self._sign = train.best_metric, {"min": 1, "max": -1}[train.best_mode]
-        self._best = train.keep_best
+        best = checkpoint.Best(train.best_metric, train.best_mode)
+        self._metric, self._best, self._dev = best.metric, train.keep_best, train.dev_every
         self._sum, self._count = 0.0, 0
         self._config = resolved
         self._manager = checkpoint.make_manager(
-            self._directory, keep=train.keep_checkpoints, keep_best=self._best
+            self._directory, keep=train.keep_checkpoints, keep_best=self._best, best=best
         )
         self._position: checkpoint.Position | None = None
         newest = self._manager.latest_step()
@@ -85,22 +85,26 @@ class Saver:
 
     def count(self, metrics: dict) -> None:
         """Takes a step's metrics into account for the score of the next checkpoint."""
-        if self._best and self._metric not in metrics:
+        if self._best and self._metric in metrics:
+            self._sum, self._count = self._sum + metrics[self._metric], self._count + 1
+        elif self._best and not (self._dev and self._metric.startswith("dev/")):
             scalars = sorted(name for name, value in metrics.items() if isinstance(value, float))
             raise UserError(
                 f"train.best_metric={self._metric!r}: no metric of this run; there are "
-                f"{', '.join(scalars)}"
+                f"{', '.join(scalars)}, and with train.dev_every the same of dev/"
             )
-        if self._best:
-            self._sum, self._count = self._sum + metrics[self._metric], self._count + 1
+
+    def checkpoints(self) -> list[int]:
+        """Numbers of steps after which there is a checkpoint."""
+        return list(self._manager.all_steps())
 
     def save(self, state: TrainState, done: int) -> None:
         """Starts to save the state after `done` steps."""
-        score = self._sign * self._sum / self._count if self._count else None
+        mean = {self._metric: self._sum / self._count} if self._count else None
         self._sum, self._count = 0.0, 0
         position = self._position._replace(step=done)
         config = self._config.to_dict()
-        checkpoint.save(self._manager, state, position, config=config, score=score)
+        checkpoint.save(self._manager, state, position, config=config, metrics=mean)
 
     def wait(self) -> None:
         """Returns once all that was saved is whole."""

@@ -40,44 +40,23 @@ def init_coefficients(scale: float, bias: float, *, sigmoid: bool) -> dict[str, 
     return learned | ({"bias": jnp.asarray(bias, jnp.float32)} if sigmoid else {})
 
 
-def make_train_step(
+def make_loss(
     encode: Encode,
     objective: Objective,
-    tx: optax.GradientTransformation,
     *,
     scale: float,
     bias: float = 0.0,
-    max_scale: float = math.inf,
     mask: str = "identity",
     options: Mapping[str, Any] | None = None,
     instructed: Callable | None = None,
     groups: int = 1,
     mesh: Mesh | None = None,
     gather: str = "auto",
-    dropout_key: jax.Array | None = None,
-    schedule: optax.Schedule | None = None,
     with_health: bool = False,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """A pure `step(state, batch) -> (state, metrics)`; jit it with donated state.
+) -> Callable[[dict, Batch, jax.Array | None], tuple[jax.Array, dict[str, jax.Array]]]:
+    """A pure (params, batch, key) -> (loss, metrics) of a global batch; a key turns dropout on.
 
-    Args:
-      encode: one encoder, (tree, packed, key) -> [c, k, e].
-      scale, bias: of the logits; where the state has `params["loss"]`, that counts in their place.
-      max_scale: where a learned scale stops (CLIP, arXiv 2103.00020).
-      mask: "identity" or "faithful", see `contrastive_loss`.
-      options: further static options of `contrastive_loss`: dims, dim_weights, engine, tile,
-        tile_dtype.
-      instructed: the query encoder "attention", see `encode_pairs`.
-      groups: chunks a device encodes one after another, see `encode_pairs`.
-      mesh: over which state and batch are split; None is one device.
-      gather: when parameters are gathered from their shards, see `gradcache.in_chunks`.
-      dropout_key: a typed key; the step number is folded in. None turns dropout off.
-      schedule: only to report the learning rate.
-      with_health: `inf_jax.health` among the metrics.
-
-    Returns:
-      step; its metrics are float32: those of `contrastive_loss`, `grad_norm`, `lr`, `skipped_*`,
-      `scale` and `bias` where learned, `health/*`; scalars but for two histograms of the last.
+    Args: as for `make_train_step`.
     """
 
     def loss_fn(params: dict, batch: Batch, key: jax.Array | None):
@@ -120,6 +99,63 @@ def make_train_step(
                     found.queries, found.passages, valid=batch.valid, ids=batch.ids, mask=mask
                 )
         return loss, metrics
+
+    return loss_fn
+
+
+def make_train_step(
+    encode: Encode,
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    *,
+    scale: float,
+    bias: float = 0.0,
+    max_scale: float = math.inf,
+    mask: str = "identity",
+    options: Mapping[str, Any] | None = None,
+    instructed: Callable | None = None,
+    groups: int = 1,
+    mesh: Mesh | None = None,
+    gather: str = "auto",
+    dropout_key: jax.Array | None = None,
+    schedule: optax.Schedule | None = None,
+    with_health: bool = False,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """A pure `step(state, batch) -> (state, metrics)`; jit it with donated state.
+
+    Args:
+      encode: one encoder, (tree, packed, key) -> [c, k, e].
+      scale, bias: of the logits; where the state has `params["loss"]`, that counts in their place.
+      max_scale: where a learned scale stops (CLIP, arXiv 2103.00020).
+      mask: "identity" or "faithful", see `contrastive_loss`.
+      options: further static options of `contrastive_loss`: dims, dim_weights, engine, tile,
+        tile_dtype.
+      instructed: the query encoder "attention", see `encode_pairs`.
+      groups: chunks a device encodes one after another, see `encode_pairs`.
+      mesh: over which state and batch are split; None is one device.
+      gather: when parameters are gathered from their shards, see `gradcache.in_chunks`.
+      dropout_key: a typed key; the step number is folded in. None turns dropout off.
+      schedule: only to report the learning rate.
+      with_health: `inf_jax.health` among the metrics.
+
+    Returns:
+      step; its metrics are float32: those of `contrastive_loss`, `grad_norm`, `lr`, `skipped_*`,
+      `scale` and `bias` where learned, `health/*`; scalars but for two histograms of the last.
+    """
+
+    loss_fn = make_loss(
+        encode,
+        objective,
+        scale=scale,
+        bias=bias,
+        mask=mask,
+        options=options,
+        instructed=instructed,
+        groups=groups,
+        mesh=mesh,
+        gather=gather,
+        with_health=with_health,
+    )
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         key = None if dropout_key is None else jax.random.fold_in(dropout_key, state.step)

@@ -3,10 +3,11 @@
     python -m inf_jax.train --config=configs/medquad_minilm.py [--config.optim.lr=2e-5 ...]
 
 Reads the text TFRecords of `python -m data_pipeline.build` (tokenises them on first use) and writes
-to `config.out_dir`: config.json, command.txt, metrics.jsonl, tensorboard/, checkpoints/. Run again,
-it goes on from the newest checkpoint, bit for bit; a finished run says so and ends. SIGTERM makes
-it save and end with exit code 143. Several processes are one run (`inf_jax.hosts`): the first of
-them writes all files but the checkpoints.
+to `config.out_dir`: config.json, command.txt, metrics.jsonl, timing.jsonl, tensorboard/,
+checkpoints/. Run again, it goes on from the newest checkpoint, bit for bit; a finished run says so
+and ends. SIGTERM makes it save and end with exit code 143, SIGUSR1 traces a few steps, and a
+process that hangs ends with exit code 75 (`inf_jax.watch`). Several processes are one run
+(`inf_jax.hosts`): the first of them writes all files but the checkpoints.
 
 Options, beside --config and --config.KEY=VALUE:
   --resume      there must be a checkpoint to go on from
@@ -27,12 +28,17 @@ from inf_jax.errors import UserError
 from inf_jax.loader import to_mesh
 from inf_jax.saver import Saver
 from inf_jax.training import make_training
+from inf_jax.wandb_log import WandbLog, import_wandb
+from inf_jax.watch import Watch, watch_options
 
 
 def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
     """One training run, from its config; `resume` as on the command line, None is neither."""
-    config = ReadLog(resolved)
+    begun, config = time.time(), ReadLog(resolved)
     out_dir, minutes, lead = Path(config.out_dir), config.train.checkpoint_minutes, hosts.is_lead()
+    watching, wandb_project = watch_options(config), config.train.wandb_project
+    if wandb_project:
+        import_wandb(wandb_project)  # before any long work
     hosts.check_shared(out_dir)
     with (
         course.Course(save_every_s=60 * minutes) as asked,
@@ -40,7 +46,7 @@ def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
     ):
         training = make_training(config)
         loader, steps = training.loader, config.train.steps
-        max_nonfinite = config.optim.max_nonfinite
+        max_nonfinite, dev_every = config.optim.max_nonfinite, config.train.dev_every
         log_every, prefetch = config.train.log_every, config.data.prefetch
         check_all_read(config, "", "data", "model", "loss", "optim", "train", "mesh")
 
@@ -54,12 +60,27 @@ def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
             save_resolved(resolved, out_dir / "config.json")
             (out_dir / "command.txt").write_text(command_line() + "\n")
             report.banner(resolved, training, first_step=first)
-            log = report.MetricsLog(out_dir, first_step=first, steps=steps, every=log_every)
+            more = None
+            if wandb_project:
+                more = WandbLog(out_dir, project=wandb_project, config=resolved.to_dict())
+            log = report.MetricsLog(
+                out_dir, first_step=first, steps=steps, every=log_every, more=more
+            )
+        watch = Watch(
+            watching,
+            training,
+            out_dir=out_dir,
+            first=first,
+            begun=begun,
+            log=log,
+            checkpoints=saver.checkpoints,
+        )
 
         def finish(step: int, metrics: dict[str, jax.Array]) -> None:
             values = {name: value.tolist() for name, value in jax.device_get(metrics).items()}
             log.write(step, values)
             saver.count(values)
+            watch.finished(step, values["loss"])
             if values["skipped_in_a_row"] >= max_nonfinite:
                 raise UserError(
                     f"step {step}: gradients were not finite {max_nonfinite} steps in a row "
@@ -68,17 +89,22 @@ def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
 
         started, pending, word = time.monotonic(), None, course.GO_ON
         batches = loader.batches(first, steps, to_device=to_mesh(training.mesh), prefetch=prefetch)
-        with contextlib.closing(log), contextlib.closing(batches):
-            for step, batch in enumerate(batches, first):
-                state, metrics = training.step(state, batch)
+        with log, watch, contextlib.closing(batches):
+            for step, batch in enumerate(watch.batches(batches), first):
+                with watch.step(step, under_way=pending):
+                    state, metrics = training.step(state, batch)
                 if pending:  # the step before: the device already works on this one
                     finish(*pending)
-                pending, done = (step, metrics), step + 1
+                done = step + 1
+                if training.dev and (done % dev_every == 0 or done == steps):
+                    metrics |= training.dev(state.params)
+                pending = step, metrics
                 word = asked.word(done)
                 if saver.due(done, word):
                     finish(*pending)  # a checkpoint never runs ahead of the log, or of the check
                     pending = None
-                    saver.save(state, done)
+                    with watch.saving():
+                        saver.save(state, done)
                     asked.saved()
                 if word == course.STOP:
                     break
@@ -89,7 +115,13 @@ def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
                 print(f"{out_dir}: asked to stop, saved after {done} of {steps} steps")
             raise SystemExit(course.STOPPED)
         if lead:
-            report.summary(training, steps=steps - first, seconds=seconds, metrics=log.last)
+            report.summary(
+                training,
+                steps=steps - first,
+                seconds=seconds,
+                metrics=log.last,
+                pace=watch.pace.run(),
+            )
 
 
 def _flags(values: flags.FlagValues) -> None:

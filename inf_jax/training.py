@@ -1,5 +1,6 @@
 """A training run put together from its config: what `train`, `plan` and the benchmarks share."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from inf_jax import hosts
 from inf_jax.config import ReadLog
 from inf_jax.embed import Batch
 from inf_jax.errors import UserError
-from inf_jax.loader import Loader
+from inf_jax.loader import Loader, to_mesh
 from inf_jax.mesh import (
     batch_devices,
     compiler_options,
@@ -24,7 +25,7 @@ from inf_jax.models.encoder import Encoder
 from inf_jax.objective import Objective, parse_objective
 from inf_jax.optim import make_optimizer, make_schedule
 from inf_jax.run import Model, load_model, tokenised_split
-from inf_jax.step import TrainState, init_coefficients, init_params, make_train_step
+from inf_jax.step import TrainState, init_coefficients, init_params, make_loss, make_train_step
 from inf_jax.text import TextTokenizer
 
 
@@ -34,6 +35,7 @@ class Program(NamedTuple):
     Attributes:
       mesh, objective: as the config names them.
       step: jitted (state, batch) -> (state, metrics); the state is donated.
+      measure: jitted (params, batch) -> the loss's metrics, without dropout.
       shapes: TrainState of ShapeDtypeStructs with shardings.
       init: jitted, one encoder's tree -> TrainState at step 0 on its shards.
     """
@@ -41,6 +43,7 @@ class Program(NamedTuple):
     mesh: jax.sharding.Mesh
     objective: Objective
     step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+    measure: Callable[[dict, Batch], dict[str, jax.Array]]
     shapes: TrainState
     init: Callable[[dict], TrainState]
 
@@ -51,6 +54,7 @@ class Training(NamedTuple):
     Attributes:
       model, mesh, objective, loader: as the config names them.
       step: jitted (state, batch) -> (state, metrics); the state is donated.
+      dev: (params) -> "dev/..." metrics of the dev split; None where none are asked for.
       shapes: TrainState of ShapeDtypeStructs with shardings.
       fresh: () -> TrainState at step 0 on its shards, from the backbone's weights.
     """
@@ -60,6 +64,7 @@ class Training(NamedTuple):
     objective: Objective
     loader: Loader
     step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+    dev: Callable[[dict], dict[str, jax.Array]] | None
     shapes: TrainState
     fresh: Callable[[], TrainState]
 
@@ -73,17 +78,33 @@ def make_training(config: ReadLog) -> Training:
     model = load_model(config)
     mesh = make_mesh(fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
     program = make_program(config, model.encoder, mesh, source=model.directory)
+    every, batches = config.train.dev_every, config.train.dev_batches
+    deal = {"devices": batch_devices(mesh), "parts": local_parts(mesh)}
+    loader = make_loader(config, model.tokenizer, **deal)
+    dev = None
+    if every:
+        measured = make_loader(
+            config, model.tokenizer, split=config.eval.split, steps=batches, **deal
+        )
+        dev = functools.partial(_measured, measured, batches, program)
     return Training(
         model=model,
         mesh=mesh,
         objective=program.objective,
-        loader=make_loader(
-            config, model.tokenizer, devices=batch_devices(mesh), parts=local_parts(mesh)
-        ),
+        loader=loader,
         step=program.step,
+        dev=dev,
         shapes=program.shapes,
         fresh=lambda: program.init(model.load().params),
     )
+
+
+def _measured(loader: Loader, batches: int, program: Program, params: dict) -> dict[str, jax.Array]:
+    """Means over always the same batches, {"dev/...": scalar}."""
+    found = loader.batches(0, batches, to_device=to_mesh(program.mesh), prefetch=1)
+    with contextlib.closing(found):
+        measured = [program.measure(params, batch) for batch in found]
+    return {f"dev/{name}": sum(each[name] for each in measured) / batches for name in measured[0]}
 
 
 def make_loader(
@@ -92,28 +113,33 @@ def make_loader(
     *,
     devices: int,
     parts: Sequence[int] | None = None,
+    split: str | None = None,
+    steps: int | None = None,
 ) -> Loader:
-    """The loader of the training split.
+    """The loader of a split, by default of the training split for the steps of the run.
 
     Args:
       devices: that a batch is split over.
       parts: this process's parts of a batch, see `mesh.local_parts`; None is all.
+      split: a batch is at most all of it.
+      steps: that are planned for.
 
     Raises:
       UserError: there is no such dataset, or it cannot be dealt to these devices.
     """
     train, data, loss = config.train, config.data, config.loss
     objective, sampled = parse_objective(loss.objective), loss.instruction_negatives
-    each = train.chunks_per_device
-    with hosts.lead_first("tokenised"):
-        dataset = tokenised_split(config, tokenizer, data.train_split)
+    each, split = train.chunks_per_device, split or data.train_split
+    with hosts.lead_first(f"tokenised {split}"):
+        dataset = tokenised_split(config, tokenizer, split)
+    whole = split == data.train_split
     return Loader(
         dataset,
         seed=config.seed,
-        batch_size=train.batch_size,
+        batch_size=train.batch_size if whole else min(train.batch_size, dataset.num_examples),
         chunks=devices * each,
         mine=None if parts is None else [n * each + i for n in parts for i in range(each)],
-        steps=train.steps,
+        steps=steps or train.steps,
         row_tokens=data.row_tokens,
         texts_per_row=data.texts_per_row,
         towers=config.model.towers,
@@ -166,28 +192,35 @@ def make_program(
     instructed = None
     if config.model.query_encoder == "attention":
         instructed = functools.partial(encoder.encode_instructed, max_tokens=data.max_query_tokens)
-    step = make_train_step(
-        encoder.encode,
-        objective,
-        tx,
-        scale=loss.scale,
-        bias=loss.bias,
-        max_scale=loss.max_scale,
-        mask=loss.mask,
-        options={
+    how = {
+        "scale": loss.scale,
+        "bias": loss.bias,
+        "mask": loss.mask,
+        "options": {
             "dims": tuple(loss.dims),
             "dim_weights": tuple(loss.dim_weights),
             "engine": loss.engine,
             "tile_dtype": None if loss.tile_dtype == "float32" else loss.tile_dtype,
         },
-        instructed=instructed,
-        groups=train.chunks_per_device,
-        mesh=mesh,
-        gather=config.mesh.gather,
+        "instructed": instructed,
+        "groups": train.chunks_per_device,
+        "mesh": mesh,
+        "gather": config.mesh.gather,
+    }
+    step = make_train_step(
+        encoder.encode,
+        objective,
+        tx,
+        max_scale=loss.max_scale,
         with_health=train.health,
         dropout_key=jax.random.key(config.seed) if config.model.dropout else None,
         schedule=schedule,
+        **how,
     )
+    loss_fn = make_loss(encoder.encode, objective, **how)
+
+    def measure(params: dict, batch: Batch) -> dict[str, jax.Array]:
+        return loss_fn(params, batch, None)[1]
 
     def init(tree: dict) -> TrainState:
         params = init_params(tree, config.model.towers)
@@ -208,6 +241,9 @@ def make_program(
             donate_argnums=0,
             out_shardings=(shardings, replicated(mesh)),
             compiler_options=compiler_options(mesh),
+        ),
+        measure=jax.jit(
+            measure, out_shardings=replicated(mesh), compiler_options=compiler_options(mesh)
         ),
         shapes=jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings

@@ -31,7 +31,8 @@
 #   --dry-run                 print every command, run none
 #
 # Status: 0 done; 1 failed, with a remedy; 2 wrong usage; 3 the pod is gone (preempted); 4 workers do not
-# answer; 5 the run failed. launch/tpu.env.example is a file of settings; launch/xpk.md is the way over GKE.
+# answer; 5 the run failed; 6 it was asked to stop. launch/tpu.env.example is a file of settings;
+# launch/xpk.md is the way over GKE.
 # shellcheck disable=SC2034 # the parts use them too
 set -euo pipefail
 shopt -s inherit_errexit # errors within $(...) count too

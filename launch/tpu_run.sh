@@ -61,21 +61,27 @@ cmd_status() {
   answers
   if [[ -n $silent ]]; then die 4 "no answer from $silent: launch/tpu.sh status again; a dead worker: run recreates the pod"; fi
   case $(run_state) in
+    stopped) die 6 "the run was asked to stop and has saved: train (or run) goes on from there" ;;
     failed | lost) die 5 "the run failed: launch/tpu.sh logs; train (or run) goes on from the newest checkpoint" ;;
   esac
 }
 
-# run_state: from the answers to "status": none, running, done, failed, or lost (ended without a status).
+# run_state: from the answers to "status": none, running, done, failed, stopped (by SIGTERM, after a
+# checkpoint) or lost (ended without a status).
 run_state() {
   awk '$2 == "state" {
          n++
-         if ($3 == "ended") { if ($4 == "status=0") done++; else failed++ } else seen[$3]++
+         if ($3 != "ended") seen[$3]++
+         else if ($4 == "status=0") done++
+         else if ($4 == "status=143") stopped++
+         else failed++
        }
        END {
          if (failed) print "failed"
          else if (seen["lost"] || (seen["none"] && (seen["none"] < n))) print "lost"
          else if (seen["none"]) print "none"
          else if (done == n) print "done"
+         else if (stopped && (done + stopped == n)) print "stopped"
          else print "running"
        }' "$tmp/answers"
 }
@@ -106,9 +112,10 @@ bring_up() {
   start_run
 }
 
-# watch_run: until the run ends. Status 0 done, 3 the pod is gone, 4 workers are silent, 5 the run failed.
+# watch_run: until the run ends. Status 0 done, 3 the pod is gone, 4 workers are silent, 5 the run
+# failed, 6 somebody stopped it.
 watch_run() {
-  local state unheard=0 last='' now
+  local state unheard=0 stopped=0 last='' now
   roster all
   while true; do
     state=$(pod_health)
@@ -121,6 +128,12 @@ watch_run() {
         failed | lost | none)
           answers >&2
           die 5 "the run ended before its time"
+          ;;
+        stopped) # a preemption starts like that too, and then the pod goes
+          stopped=$((stopped + 1))
+          if ((stopped > settings[TRIES])); then
+            die 6 "the run was asked to stop and has saved: run again to go on; delete gives the pod back"
+          fi
           ;;
       esac
       now=$(sed -n '/ log /{s/^\[[0-9.]*\] log //p;q}' "$tmp/answers")
@@ -156,6 +169,7 @@ cmd_run() {
       attempt watch_run
     fi
     if ((status == 0)); then break; fi
+    if ((status == 6)); then exit 6; fi
     if ((status == 3)) && [[ -n $watched ]]; then
       troubles=0 # preempted while all was well
       continue

@@ -53,9 +53,9 @@ def small_state(step):
     return TrainState(jnp.int32(step), {"shared": {"w": jnp.arange(3.0) + step}}, {})
 
 
-def save(manager, step, *, score=None):
+def save(manager, step, **options):
     position = checkpoint.Position(step, 0, 8, "dataset")
-    checkpoint.save(manager, small_state(step), position, config={"seed": 0}, score=score)
+    checkpoint.save(manager, small_state(step), position, config={"seed": 0}, **options)
     checkpoint.wait(manager)
 
 
@@ -67,7 +67,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     scores = {1: 0.5, 2: 0.1, 3: 0.9, 4: 0.2, 5: 0.8, 6: 0.7}
     for step, score in scores.items():  # as one run that is started six times
         with checkpoint.make_manager(tmp_path, keep=1, keep_best=2) as manager:
-            save(manager, step, score=score)
+            save(manager, step, metrics={"loss": score})
     assert steps_in(tmp_path) == [2, 4, 6]
     with checkpoint.make_manager(tmp_path, keep=1) as manager:
         assert manager.latest_step() == 6
@@ -133,6 +133,29 @@ def test_best_metric(tiny_config):
     tiny_config.train.best_metric = "ndcg"
     with pytest.raises(UserError, match=r"train\.best_metric='ndcg': no metric .* loss, "):
         train.main(tiny_config)
+
+
+def test_the_best_on_dev_is_kept(tiny_config):
+    """Its loss falls, is the same in a resumed run, and is measured without dropout."""
+    tiny_config.train.update({"steps": 6, "checkpoint_every": 2, "keep_checkpoints": 1})
+    tiny_config.train.update({"dev_every": 2, "dev_batches": 2, "keep_best": 1})
+    tiny_config.train.best_metric = "dev/loss"
+    tiny_config.optim.update({"lr": 1e-3, "schedule": "constant"})
+    tiny_config.model.dropout = 0.1
+    train.main(tiny_config)
+    lines = read_metrics(Path(tiny_config.out_dir, "metrics.jsonl"))
+    assert [line["step"] for line in lines if "dev/loss" in line] == [1, 3, 5]
+    losses = [line["dev/loss"] for line in lines if "dev/loss" in line]
+    assert losses == sorted(losses, reverse=True)
+    assert steps_in(Path(tiny_config.out_dir, "checkpoints")) == [6]
+    tiny_config.out_dir += "2"
+    tiny_config.train.steps = 2
+    train.main(tiny_config)
+    tiny_config.train.steps = 6
+    tiny_config.train.best_mode = "max"
+    train.main(tiny_config)
+    assert read_metrics(Path(tiny_config.out_dir, "metrics.jsonl")) == lines
+    assert steps_in(Path(tiny_config.out_dir, "checkpoints")) == [2, 6]
 
 
 def test_resume_wishes(tiny_config):

@@ -98,6 +98,7 @@ def test_one_two_and_four_processes_are_one_run(config, tmp_path, compiled):
             "config.json",
             "metrics.jsonl",
             "tensorboard",
+            "timing.jsonl",
         ]
         assert len(list((out_dir / "tensorboard").iterdir())) == starts
         lines = read_metrics(out_dir / "metrics.jsonl")

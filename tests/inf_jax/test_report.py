@@ -10,7 +10,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from inf_jax.health import health
-from inf_jax.report import MetricsLog, health_rows, read_metrics
+from inf_jax.report import MetricsLog, health_rows, pace_rows, read_metrics
 from inf_jax.tfrecord import read_records
 
 
@@ -62,6 +62,53 @@ def test_a_killed_run_drops_the_lines_after_its_checkpoint(tmp_path):
         log.close()
     lines = read_metrics(tmp_path / "metrics.jsonl")
     assert [line["loss"] for line in lines] == [0, 1, 22]
+
+
+PACE = {
+    "step_p50_s": 0.25,
+    "step_p90_s": 0.5,
+    "step_p99_s": 1.0,
+    "pairs_per_s": 1234.5,
+    "mfu": 0.4321,
+    "goodput": 0.9,
+    "device_bytes": 3 * 2**30,
+}
+
+
+def test_pace_is_drawn_but_not_among_the_metrics(tmp_path, capsys):
+    sent = []
+
+    class More:
+        def write(self, step, metrics):
+            sent.append((step, metrics))
+
+        def close(self, *, failed):
+            sent.append(failed)
+
+    with (
+        pytest.raises(ZeroDivisionError),
+        MetricsLog(tmp_path, first_step=0, steps=2, every=2, more=More()) as log,
+    ):
+        for step in range(2):
+            log.write(step, {"loss": 2.0})
+        log.timing(1, PACE)
+        raise ZeroDivisionError
+    timing = {f"timing/{name}": value for name, value in PACE.items()}
+    assert sent == [(0, {"loss": 2.0}), (1, timing), True]
+    drawn = {value.tag: value.simple_value for step, value in events(tmp_path) if step == 1}
+    assert drawn == pytest.approx(timing)
+    assert (tmp_path / "metrics.jsonl").read_text().count("timing") == 0
+    assert "loss=2.0000, step=0.25s, goodput=90%, mfu=43.2%" in capsys.readouterr().err
+
+
+def test_pace_table():
+    assert pace_rows(PACE) == [
+        ("step time, s: p50 / p90 / p99", "0.25 / 0.5 / 1"),
+        ("pairs/s", "1,234.5"),
+        ("MFU", "43.2%"),
+        ("goodput", "90.0%"),
+        ("device memory, GiB", "3.00"),
+    ]
 
 
 def test_health_table():

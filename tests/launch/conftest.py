@@ -54,7 +54,7 @@ case "$1" in
     printf '%s\n' "$@" >"$HOME/arguments"
     printf %s "$TOKEN_OF_MINE" >"$HOME/secret"
     touch "$FAKE/bucket/step"
-    trap 'echo "saved"; exit 0' TERM
+    trap 'echo "saved"; exit 143' TERM
     trap 'touch "$FAKE/traced"' USR1
     [[ ! -e $FAKE/no_trace ]] || trap - USR1
     [[ ! -e $FAKE/stubborn ]] || trap '' TERM

@@ -119,6 +119,24 @@ def test_interrupted_after_the_start_the_run_stays(cloud):
     assert cloud.left() == ["pod", "pod"]
 
 
+def test_a_stopped_run_is_not_started_again(cloud):
+    (cloud.fake / "endless").touch()
+    process = cloud.start("run", *cloud.RUN)
+    cloud.wait_for(lambda: cloud.worker("0.1").joinpath("arguments").exists())
+    cloud.wait_for(lambda: any("worker.sh status" in c for c in map(str, cloud.calls()[-3:])))
+    assert cloud.tpu("stop")[0] == 0
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 6
+    assert "the run was asked to stop and has saved: run again to go on" in output
+    assert cloud.verbs().count("ssh start") == 1 and "delete" not in cloud.verbs()
+    status, output = cloud.tpu("status")
+    assert status == 6 and "asked to stop" in output
+    (cloud.fake / "endless").unlink()
+    status, output = cloud.tpu("run", *cloud.RUN)
+    assert status == 0, output
+    assert cloud.verbs().count("create") == 1 and cloud.left() == []
+
+
 def test_dead_worker_makes_run_recreate_the_pod(cloud):
     cloud.plan(dead={"1": ["0.1"]})
     status, output = cloud.tpu("run", *cloud.RUN)

@@ -121,7 +121,7 @@ def test_train_status_logs_profile_stop(cloud):
     assert status == 0, output
     assert "saved" in (cloud.worker("1.1") / "inf_jax_pod" / "run.log").read_text()
     status, output = cloud.tpu("status", *two)
-    assert status == 0 and output.count("state ended status=0") == 4, output
+    assert status == 6 and output.count("state ended status=143") == 4, output
     status, output = cloud.tpu("status")
     assert status == 3 and "2 slices, --slices=1 are expected" in output
     status, output = cloud.tpu("delete", *two)
