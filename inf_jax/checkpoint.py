@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
+from inf_jax import storage
 from inf_jax.errors import UserError
 from inf_jax.step import TrainState
 
@@ -226,8 +227,8 @@ def check_position(found: Position, expected: Position, directory: str | Path) -
 
 
 def _path(directory: str | Path) -> epath.Path:
-    path = epath.Path(directory)
-    return path if "://" in str(directory) else path.absolute()
+    path = storage.as_path(directory)
+    return path if storage.is_bucket(directory) else epath.Path(path).absolute()
 
 
 def _check_tree(checkpoint: epath.Path, abstract: Mapping[str, Any]) -> None:

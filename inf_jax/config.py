@@ -15,9 +15,9 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from inf_jax.atomic import atomic_file
 from inf_jax.config_checks import check, keys_of, value_of
 from inf_jax.errors import UserError, main_guard
+from inf_jax.storage import AnyPath, new_file
 
 
 def defaults() -> ConfigDict:
@@ -193,9 +193,9 @@ def check_same_run(config: ConfigDict, saved: Mapping[str, Any], source: str | o
         )
 
 
-def save_resolved(config: ConfigDict, path: str | os.PathLike) -> None:
+def save_resolved(config: ConfigDict, path: AnyPath) -> None:
     """Writes the config as JSON, all defaults resolved, atomically: resuming compares with it."""
-    with atomic_file(path) as file:
+    with new_file(path) as file:
         file.write(json.dumps(config.to_dict(), indent=2, sort_keys=True).encode() + b"\n")
 
 

@@ -1,6 +1,7 @@
 """Which values of a run's config are impossible."""
 
 import math
+import re
 
 from ml_collections import ConfigDict
 
@@ -76,6 +77,17 @@ def check(config: ConfigDict) -> None:
         problems.append(f"seed={config.seed}: must be below 2**32")
     if not config.out_dir:
         problems.append("out_dir is empty: name a directory")
+    problems += [
+        f"{key}={value_of(config, key)!r}: a local directory, or gs://BUCKET/DIRECTORY"
+        for key in ("out_dir", "export.dir")
+        if re.match(r"\w+:/", value_of(config, key))
+        and not re.fullmatch(r"gs://[a-z0-9][\w.-]+(/[^/]+)+/?", value_of(config, key))
+    ]
+    if re.match(r"\w+:/", config.data.dir):
+        problems.append(
+            f"data.dir={config.data.dir!r}: records are read from a local disk; copy them to each "
+            "host, `gcloud storage cp -r`"
+        )
     problems += _loss_problems(config)
     if problems:
         raise UserError("config: " + "; ".join(problems))

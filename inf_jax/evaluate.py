@@ -11,14 +11,12 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from inf_jax import checkpoint, figure, hosts, report
-from inf_jax.atomic import atomic_file
+from inf_jax import checkpoint, figure, hosts, report, storage
 from inf_jax.config import ReadLog, check_all_read, run
 from inf_jax.embed import tower
 from inf_jax.encode import encode_texts
@@ -34,7 +32,9 @@ from inf_jax.tokenise import read_examples
 def main(resolved: ConfigDict) -> None:
     """Evaluates one run, from its config."""
     config = ReadLog(resolved)
-    model, section, out_dir = load_model(config), config.eval, Path(config.out_dir)
+    out_dir, section = storage.as_path(config.out_dir), config.eval
+    storage.check(out_dir)
+    model = load_model(config)
     split, rows, top_k = section.split, section.batch_rows, section.top_k
     base_from = section.base_from
     text = dataclasses.replace(text_config(config), max_passage_tokens=section.max_passage_tokens)
@@ -54,7 +54,7 @@ def main(resolved: ConfigDict) -> None:
         "split": split,
         "fingerprint": _fingerprint(examples),
     }
-    before = _base_of(Path(base_from), dataset, resolved) if base_from else None
+    before = _base_of(storage.as_path(base_from), dataset, resolved) if base_from else None
     mesh = make_mesh(devices=jax.local_devices())
     trained, step = _newest(out_dir, model.encoder.init, config.model.towers, mesh)
 
@@ -114,7 +114,7 @@ def main(resolved: ConfigDict) -> None:
         "passages": len(task.corpus),
         "config": resolved.to_dict(),
     }
-    with atomic_file(out_dir / "eval.json") as file:
+    with storage.new_file(out_dir / "eval.json") as file:
         file.write(json.dumps(found, indent=2).encode() + b"\n")
     lines = report.read_metrics(out_dir / "metrics.jsonl")
     figure.draw(
@@ -126,7 +126,7 @@ def main(resolved: ConfigDict) -> None:
     print(f"{counts}; wrote {out_dir}/eval.json and {out_dir}/eval.png")
 
 
-def _base_of(path: Path, dataset: dict, config: ConfigDict) -> dict[str, float]:
+def _base_of(path: storage.AnyPath, dataset: dict, config: ConfigDict) -> dict[str, float]:
     """The base scores of another run's eval.json: same backbone, same texts, same task."""
     try:
         found = json.loads(path.read_text())
@@ -152,7 +152,9 @@ def _base_of(path: Path, dataset: dict, config: ConfigDict) -> dict[str, float]:
     return base
 
 
-def _newest(out_dir: Path, init, towers: str, mesh: jax.sharding.Mesh) -> tuple[dict, int]:
+def _newest(
+    out_dir: storage.AnyPath, init, towers: str, mesh: jax.sharding.Mesh
+) -> tuple[dict, int]:
     """The newest checkpoint's parameters, a copy on each device, and its step."""
     shapes = jax.eval_shape(lambda key: init_params(init(key), towers), jax.random.key(0))
     whole = replicated(mesh)

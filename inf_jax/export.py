@@ -17,8 +17,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from inf_jax import __version__, checkpoint, hosts, parity, st_files
-from inf_jax.atomic_dir import atomic_directory
+from inf_jax import __version__, checkpoint, hosts, parity, st_files, storage
 from inf_jax.config import ReadLog, check_all_read, defaults, run
 from inf_jax.errors import UserError
 from inf_jax.mesh import make_mesh, replicated
@@ -46,9 +45,10 @@ def main(resolved: ConfigDict) -> None:
     from inf_jax import report
 
     config = ReadLog(resolved)
-    out_dir = Path(config.out_dir)
-    target = Path(config.export.dir or out_dir / "export")
+    out_dir = storage.as_path(config.out_dir)
+    target = storage.as_path(config.export.dir or out_dir / "export")
     min_cosine = config.export.min_cosine
+    storage.check(target)
     model, settings = load_model(config), retriever_config(config)
     check_all_read(config, "export")
     _check_same_run(resolved, out_dir / "config.json")
@@ -137,7 +137,7 @@ def export_hf(
     reference = Retriever(params, model_config, shape=shape, tokenizer=tokenizer)
     carried = hf.load_weights(backbone, shape).carried
     apart = model_config.query_encoder == "attention"
-    with atomic_directory(out_dir, marker=SETTINGS_FILE) as partial:
+    with storage.new_directory(storage.as_path(out_dir), marker=SETTINGS_FILE) as partial:
         for name, folder in model_config.folders(partial).items():
             folder.mkdir(exist_ok=True)
             hf.save_weights(jax.device_get(params[name]), folder / "model.safetensors", carried)
@@ -198,7 +198,7 @@ def write_sentence_transformers(
     st_files.write(folder, model, width=width)
 
 
-def _check_same_run(resolved: ConfigDict, path: Path) -> None:
+def _check_same_run(resolved: ConfigDict, path: storage.AnyPath) -> None:
     """Raises UserError where the run in out_dir was trained as another kind of model."""
     saved = read_json(path, default=None)
     if saved is None:
@@ -215,7 +215,7 @@ def _check_same_run(resolved: ConfigDict, path: Path) -> None:
         raise UserError(f"{path}: {'; '.join(differ)}: export with the flags of the training")
 
 
-def _run_info(resolved: ConfigDict, out_dir: Path, step: int) -> RunInfo:
+def _run_info(resolved: ConfigDict, out_dir: storage.AnyPath, step: int) -> RunInfo:
     command = out_dir / COMMAND_FILE
     return RunInfo(
         config=read_json(out_dir / "config.json", default=None) or resolved.to_dict(),

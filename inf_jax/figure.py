@@ -1,19 +1,18 @@
 """The picture of a run: its training curve, and its figures before and after."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from inf_jax.atomic import atomic_file
+from inf_jax.storage import AnyPath, new_file
 
 _BASE, _TRAINED, _INK = "#b8c0cc", "#12708a", "#2b2f36"
 
 
 def draw(
-    path: Path,
+    path: AnyPath,
     *,
     title: str,
     losses: Sequence[tuple[int, float]],
@@ -38,7 +37,7 @@ def draw(
         axes.tick_params(colors=_INK, labelsize=9)
     _curve(curve, losses)
     _bars(compared, bars)
-    with atomic_file(path) as file:
+    with new_file(path) as file:
         figure.savefig(file, format="png")
 
 

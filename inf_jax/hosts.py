@@ -23,7 +23,6 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -32,6 +31,7 @@ from ml_collections import ConfigDict
 
 from inf_jax.errors import UserError
 from inf_jax.roll_call import roll_call
+from inf_jax.storage import AnyPath, check
 
 _PLACE = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _START_TIMEOUT = "INF_JAX_START_TIMEOUT"
@@ -159,32 +159,46 @@ def lead_first(name: str) -> Iterator[None]:
     barrier(f"{name}, all", timeout_s=_LONG_WORK_S)
 
 
-def check_shared(directory: Path) -> None:
-    """Makes the directory, once a run; nothing where there is one process.
+def check_shared(directory: AnyPath) -> None:
+    """Makes the directory, once a run, and checks that every process can use it.
 
     Raises:
-      UserError: in all processes, where some do not see what the lead writes in it.
+      UserError: in all processes, where some cannot write in it, or do not see what the lead writes
+        there.
     """
     client, count = distributed.global_state.client, jax.process_count()
     if client is None:
+        check(directory)
         return
-    wait_ms = int(1000 * _start_timeout())
+    wait_ms, here, problem = int(1000 * _start_timeout()), socket.gethostname(), ""
+    try:
+        check(directory)
+    except UserError as error:
+        problem = str(error)
+    name = f".hosts-{secrets.token_hex(8)}"
     if is_lead():
-        directory.mkdir(parents=True, exist_ok=True)
-        name = f".hosts-{secrets.token_hex(8)}"
-        (directory / name).touch()
+        if not problem:
+            directory.mkdir(parents=True, exist_ok=True)
+            (directory / name).write_bytes(b"seen?")
         client.key_value_set("inf_jax/probe", name)
     probe = directory / client.blocking_key_value_get("inf_jax/probe", wait_ms)
-    here = "" if probe.exists() else f"{jax.process_index()} ({socket.gethostname()})"
-    client.key_value_set(f"inf_jax/sees/{jax.process_index()}", here)
-    said = [client.blocking_key_value_get(f"inf_jax/sees/{n}", wait_ms) for n in range(count)]
-    if is_lead():
+    blind = not problem and not probe.exists()
+    mine = json.dumps({"host": here, "problem": problem, "blind": blind})
+    client.key_value_set(f"inf_jax/sees/{jax.process_index()}", mine)
+    said = [
+        json.loads(client.blocking_key_value_get(f"inf_jax/sees/{n}", wait_ms))
+        for n in range(count)
+    ]
+    if is_lead() and not problem:
         probe.unlink()
-    blind = ", ".join(filter(None, said))
+    for process, theirs in enumerate(said):
+        if theirs["problem"]:
+            raise UserError(f"process {process} ({theirs['host']}): {theirs['problem']}")
+    blind = ", ".join(f"{n} ({theirs['host']})" for n, theirs in enumerate(said) if theirs["blind"])
     if blind:
         raise UserError(
             f"process {blind}: what process 0 writes in {directory} is not there; out_dir must be "
-            "on a disk that all hosts share"
+            "on a disk that all hosts share, or in a bucket"
         )
 
 

@@ -33,7 +33,7 @@ import jax
 from ml_collections import ConfigDict
 
 from inf_jax import config as configs
-from inf_jax.atomic import atomic_file
+from inf_jax import storage
 from inf_jax.errors import UserError, main_guard
 from inf_jax.models import hf
 from inf_jax.models.config import EncoderConfig, config_from_hf, read_config
@@ -75,8 +75,8 @@ def main(argv: list[str]) -> None:
         show(found)
         if args.try_options:
             _try(config, names[0], found, planned)
-    path = Path(args.json) if args.json else _default_path(config, names, args)
-    with atomic_file(path) as file:
+    path = storage.as_path(args.json) if args.json else _default_path(config, names, args)
+    with storage.new_file(path) as file:
         file.write(json.dumps(found, indent=2).encode() + b"\n")
     print(f"wrote {path}")
     if isinstance(found, dict) and not found["hbm"]["fits"]:
@@ -182,11 +182,13 @@ def _arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return args, rest
 
 
-def _default_path(config: ConfigDict, names: list[str], args: argparse.Namespace) -> Path:
+def _default_path(
+    config: ConfigDict, names: list[str], args: argparse.Namespace
+) -> storage.AnyPath:
     name = "_".join(n.replace(":", "-") for n in names)
     name += f"-{args.slices}slices" if args.slices > 1 else ""
     name += f"-{args.search}" if args.search else ""
-    return Path(config.out_dir) / "plan" / f"{name}.json"
+    return storage.as_path(config.out_dir) / "plan" / f"{name}.json"
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import warnings
 from pathlib import Path
 
 import jax
@@ -10,13 +11,16 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from inf_jax.loader import Loader
 from inf_jax.objective import count_negatives
+from inf_jax.storage import AnyPath
 from inf_jax.training import Training
 from inf_jax.wandb_log import WandbLog
+
+# Files of a run that a resumed one goes on writing.
+GROWING = ("metrics.jsonl", "timing.jsonl", "wandb_id.txt")
 
 # What the table at the end calls a metric, and its format; by block where the name ends in "/".
 _HEALTH = {
@@ -175,6 +179,10 @@ class MetricsLog(contextlib.AbstractContextManager):
         every: int,
         more: WandbLog | None = None,
     ):
+        # it imports Google's client, where there is one, which talks of Python's end
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):
+            from tensorboardX import SummaryWriter
+
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / "metrics.jsonl"
         kept = [line for line in read_metrics(path) if line["step"] < first_step]
@@ -235,6 +243,11 @@ class MetricsLog(contextlib.AbstractContextManager):
             global_step=step,
         )
 
+    def flush(self) -> None:
+        """Brings all that was logged into the files."""
+        self._file.flush()
+        self._board.flush()
+
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close(failed=kind is not None)
 
@@ -259,6 +272,9 @@ class NoLog(contextlib.AbstractContextManager):
     def timing(self, step: int, figures: dict[str, float]) -> None:
         """Nothing."""
 
+    def flush(self) -> None:
+        """Nothing."""
+
     def __exit__(self, *_: object) -> None:
         """Nothing."""
 
@@ -266,7 +282,7 @@ class NoLog(contextlib.AbstractContextManager):
         """Nothing."""
 
 
-def read_metrics(path: Path) -> list[dict]:
+def read_metrics(path: AnyPath) -> list[dict]:
     """The lines of a metrics.jsonl; a last line that a kill cut short is left out."""
     if not path.exists():
         return []

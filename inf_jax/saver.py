@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from inf_jax import checkpoint, course, hosts
+from inf_jax import checkpoint, course, hosts, storage
 from inf_jax.config import ReadLog, check_same_run
 from inf_jax.config_checks import keys_of, value_of
 from inf_jax.errors import UserError
@@ -115,7 +115,7 @@ class Saver:
         checkpoint.close(self._manager)
 
     def _check_room(self, training: Training) -> None:
-        if "://" in self._directory:
+        if storage.is_bucket(self._directory):
             return
         needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(training.shapes))
         free = shutil.disk_usage(Path(self._directory)).free

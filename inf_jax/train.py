@@ -16,13 +16,12 @@ Options, beside --config and --config.KEY=VALUE:
 
 import contextlib
 import time
-from pathlib import Path
 
 import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from inf_jax import course, hosts, report
+from inf_jax import course, hosts, report, storage
 from inf_jax.config import ReadLog, check_all_read, command_line, run, save_resolved
 from inf_jax.errors import UserError
 from inf_jax.loader import to_mesh
@@ -35,14 +34,16 @@ from inf_jax.watch import Watch, watch_options
 def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
     """One training run, from its config; `resume` as on the command line, None is neither."""
     begun, config = time.time(), ReadLog(resolved)
-    out_dir, minutes, lead = Path(config.out_dir), config.train.checkpoint_minutes, hosts.is_lead()
-    watching, wandb_project = watch_options(config), config.train.wandb_project
+    out_dir, lead = storage.as_path(config.out_dir), hosts.is_lead()
+    minutes, wandb_project = config.train.checkpoint_minutes, config.train.wandb_project
+    watching = watch_options(config)
     if wandb_project:
         import_wandb(wandb_project)  # before any long work
     hosts.check_shared(out_dir)
     with (
         course.Course(save_every_s=60 * minutes) as asked,
         contextlib.closing(Saver(config, resolved, resume=resume)) as saver,
+        storage.WorkDir(out_dir) as work,
     ):
         training = make_training(config)
         loader, steps = training.loader, config.train.steps
@@ -58,18 +59,27 @@ def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
         log = report.NoLog()
         if lead:
             save_resolved(resolved, out_dir / "config.json")
-            (out_dir / "command.txt").write_text(command_line() + "\n")
+            with storage.new_file(out_dir / "command.txt") as file:
+                file.write(f"{command_line()}\n".encode())
             report.banner(resolved, training, first_step=first)
+            for name in report.GROWING:
+                work.pull(name)
             more = None
             if wandb_project:
-                more = WandbLog(out_dir, project=wandb_project, config=resolved.to_dict())
+                more = WandbLog(
+                    work.path,
+                    project=wandb_project,
+                    name=out_dir.name,
+                    config=resolved.to_dict(),
+                )
             log = report.MetricsLog(
-                out_dir, first_step=first, steps=steps, every=log_every, more=more
+                work.path, first_step=first, steps=steps, every=log_every, more=more
             )
         watch = Watch(
             watching,
             training,
             out_dir=out_dir,
+            work_dir=work.path,
             first=first,
             begun=begun,
             log=log,
@@ -104,6 +114,8 @@ def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
                     finish(*pending)  # a checkpoint never runs ahead of the log, or of the check
                     pending = None
                     with watch.saving():
+                        log.flush()
+                        work.push()
                         saver.save(state, done)
                     asked.saved()
                 if word == course.STOP:

@@ -33,13 +33,14 @@ class WandbLog:
     Args:
       directory: of the run; wandb's own files go into `wandb/` in it.
       project: of Weights & Biases.
+      name: that the run has there.
       config: all keys, as plain values.
 
     Raises:
       UserError: the package is not installed, or the run cannot be opened.
     """
 
-    def __init__(self, directory: Path, *, project: str, config: dict[str, Any]):
+    def __init__(self, directory: Path, *, project: str, name: str, config: dict[str, Any]):
         wandb = import_wandb(project)
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / "wandb_id.txt"
@@ -52,7 +53,7 @@ class WandbLog:
                 project=project,
                 id=path.read_text().strip(),
                 resume="allow",
-                name=directory.absolute().name,
+                name=name,
                 dir=str(directory),
                 config=config,
                 settings=wandb.Settings(console="off"),  # the log of a run is its launcher's

@@ -13,6 +13,7 @@ from inf_jax.pace import Pace, work_of
 from inf_jax.profiler import Profiler, traced_step
 from inf_jax.report import MetricsLog, NoLog, read_metrics
 from inf_jax.spikes import SpikeGuard
+from inf_jax.storage import AnyPath
 from inf_jax.training import Training
 from inf_jax.watchdog import Watchdog
 
@@ -50,6 +51,7 @@ class Watch(contextlib.ExitStack):
 
     Args:
       out_dir: of the run; the lead's metrics.jsonl is in it.
+      work_dir: the local directory where this process's files of out_dir are (`storage.WorkDir`).
       first: this start's first step.
       begun: when this start began, seconds since the epoch.
       log: gets the figures of the pace.
@@ -61,7 +63,8 @@ class Watch(contextlib.ExitStack):
         options: WatchOptions,
         training: Training,
         *,
-        out_dir: Path,
+        out_dir: AnyPath,
+        work_dir: Path,
         first: int,
         begun: float,
         log: MetricsLog | NoLog,
@@ -70,7 +73,7 @@ class Watch(contextlib.ExitStack):
         super().__init__()
         self._checkpoints, process = checkpoints, jax.process_index()
         self.pace = Pace(
-            out_dir / "timing.jsonl" if hosts.is_lead() else None,
+            work_dir / "timing.jsonl" if hosts.is_lead() else None,
             work=work_of(training, dims=options.dims),
             first=first,
             every=options.log_every,
@@ -85,10 +88,10 @@ class Watch(contextlib.ExitStack):
             max_spike=options.max_spike, steps=options.spike_steps, losses=before
         )
         self._watchdog = Watchdog(
-            out_dir, minutes=options.hang_minutes, process=process, first=first
+            work_dir, minutes=options.hang_minutes, process=process, first=first
         )
         self._profiler = Profiler(
-            out_dir / "tensorboard",
+            work_dir / "tensorboard",
             steps=options.profile_steps,
             at=options.profile_at,
             first=first,

@@ -30,6 +30,7 @@ from inf_jax.config import parse
 from inf_jax.errors import UserError, main_guard
 from inf_jax.objective import parse_objective
 from inf_jax.retrieval import METRICS
+from inf_jax.storage import is_bucket
 
 OBJECTIVES = """uni(P) uni(IQ) uni(I) uni(P,IQ) uni(P,I) uni(I,IQ) uni(P,I,IQ) uni(P,IQ,QQ,PP)
 multi(P,IQ) multi(P,I) multi(I,IQ) multi(P,I,IQ)""".split()
@@ -120,6 +121,8 @@ def make_cells(
     given = [flag for flag in flags if flag.startswith(OWN)]
     if given:
         raise UserError(f"{given[0]}: that is the grid's; narrow it by --objectives and --masks")
+    if is_bucket(config.out_dir):
+        raise UserError(f"out_dir={config.out_dir}: a grid is for one machine; a local directory")
     cells = []
     said = [flag.removeprefix(DRAWN) for flag in flags if flag.startswith(DRAWN)]
     wanted = said[-1] if said else str(config.loss.instruction_negatives or 1)

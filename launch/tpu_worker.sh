@@ -63,7 +63,7 @@ setup() { # setup COMMIT
   fi
   "$uv" venv -q --managed-python --python "$python_version" venv || fail "uv could not make the environment"
   (cd src && "$uv" pip install -q --python "$python" --compile-bytecode -b launch/constraints.txt \
-    -c launch/constraints.txt -c launch/constraints_tpu.txt -e '.[tpu]' gcsfs) ||
+    -c launch/constraints.txt -c launch/constraints_tpu.txt -e '.[tpu]') ||
     fail "the install failed, see above; run setup again when that is mended"
   echo "$wanted" >venv.state
   echo "commit $commit, environment installed"
@@ -102,20 +102,13 @@ import os
 
 bucket = os.environ["BUCKET"]
 if bucket:
-    from etils import epath
+    from inf_jax import storage
+    from inf_jax.errors import UserError
 
-    probe = epath.Path(bucket) / ".preflight" / os.environ["LABEL"]
     try:
-        probe.parent.mkdir(parents=True, exist_ok=True)
-        probe.write_text("ok")
-        assert probe.read_text() == "ok"
-        probe.unlink()
-    except Exception as error:
-        text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise SystemExit(
-            f"{bucket} cannot be written: {text}; give the pod's service account "
-            "roles/storage.objectAdmin on it, or name another --bucket"
-        )
+        storage.check(storage.as_path(f"{bucket}/.preflight/{os.environ['LABEL']}"))
+    except UserError as error:
+        raise SystemExit(str(error)) from None
 import jax
 
 if int(os.environ["WORKERS"]) > 1:

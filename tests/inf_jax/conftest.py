@@ -1,5 +1,6 @@
 """A tiny model and a tiny dataset, as directories, made by the same code that makes real ones."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -103,6 +104,17 @@ def tiny_config(tiny_model_dir, tiny_dataset_dir, tmp_path):
     config.eval.batch_rows = 2
     config.eval.max_passage_tokens = 32
     return config
+
+
+@pytest.fixture
+def no_torch(monkeypatch):
+    """As where the extra [torch] is not installed; also quick."""
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *a: None if name == "torch" else find_spec(name, *a),
+    )
 
 
 def _row(query: str, topic: str) -> dict[str, str]:

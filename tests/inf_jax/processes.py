@@ -48,7 +48,7 @@ def start(
     for process in range(count) if only is None else only:
         environment = os.environ | {
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // count}",
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}".rstrip(":"),
         }
         if cache:
             environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"

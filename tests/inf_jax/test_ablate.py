@@ -59,7 +59,7 @@ def test_two_cells_one_of_which_fails_at_first(ablate, tiny_config):
     assert "error: 1 of 2 cells failed: multi(P,IQ) identity" in out
     failed, done = sorted(json.loads((root / "ablation.json").read_text())["cells"], key=len)
     assert done["objective"] == "uni(P)" and done["step"] == 2
-    assert "IsADirectoryError" in failed["error"]  # the end of its output
+    assert "command.txt: Is a directory" in failed["error"]  # the end of its output
     text = (root / "ablation.md").read_text()
     assert "Failed: multi(P,IQ), identity" in text and failed["error"] in text
     evaluated = (good / "eval.json").stat().st_mtime_ns
@@ -136,6 +136,10 @@ def test_impossible_command_lines(ablate, tiny_config, monkeypatch):
     monkeypatch.syspath_prepend(str(LAUNCH))
     from ablate import MASKS, make_cells
 
+    bucket = tiny_config.copy_and_resolve_references()
+    bucket.out_dir = "gs://runs/run"
+    with pytest.raises(UserError, match=r"out_dir=gs://runs/run: .* a local directory"):
+        make_cells(bucket, [], ["uni(P)"], MASKS)
     with pytest.raises(UserError, match="unknown block 'X'"):
         make_cells(tiny_config, [], ["uni(X)"], MASKS)
     with pytest.raises(UserError, match="narrow it by --objectives and --masks"):

@@ -69,17 +69,6 @@ def bytes_of(directory: Path) -> dict[str, bytes]:
     return {str(p.relative_to(directory)): p.read_bytes() for p in files}
 
 
-@pytest.fixture
-def no_torch(monkeypatch):
-    """As where the extra [torch] is not installed; also quick."""
-    find_spec = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util,
-        "find_spec",
-        lambda name, *a: None if name == "torch" else find_spec(name, *a),
-    )
-
-
 @pytest.fixture(scope="module")
 def exports(tiny_model_dir, tmp_path_factory):
     """name -> (directory, report), made once each."""

@@ -281,7 +281,7 @@ def test_wandb_does_not_open_the_run(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     with pytest.raises(UserError, match=r"does not open the run \(no key\); `wandb login`"):
-        wandb_log.WandbLog(tmp_path / "run", project="p", config={})
+        wandb_log.WandbLog(tmp_path / "run", project="p", name="run", config={})
     monkeypatch.delitem(sys.modules, "wandb")
 
 
@@ -292,7 +292,7 @@ import sys
 from pathlib import Path
 from inf_jax.wandb_log import WandbLog
 for _ in range(2):
-    log = WandbLog(Path(sys.argv[1]), project="plants", config={"dims": (1, 2)})
+    log = WandbLog(Path(sys.argv[1]), project="plants", name="run", config={"dims": (1, 2)})
     for step in (0, 4):
         log.write(step, {"loss": float("nan"), "shares": [0.5, 0.5]})
         log.write(step, {"timing/goodput": 0.5})
