@@ -40,6 +40,7 @@ BASE = [
     "rich>=15,<16",
     "safetensors>=0.8,<0.9",
     "tensorboardX>=2.6.5,<3",
+    "tensorstore>=0.1.86,<0.2",  # under Orbax; asked whether it may write to a bucket
     "tensorflow-datasets==4.9.10",  # data_pipeline.builder uses internals of its file adapters
     "tokenizers>=0.23,<0.24",
     "tqdm>=4.70,<5",

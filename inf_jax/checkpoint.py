@@ -270,8 +270,8 @@ def _written(manager: ocp.CheckpointManager) -> Iterator[None]:
     except Exception as error:  # OSError, ValueError, XlaRuntimeError, ...: whoever met it
         raise UserError(
             f"{manager.directory}: a checkpoint cannot be written ({_reason(error)}); "
-            f"{_last_good(manager)}. Free some space or mend what is wrong, then start again: the "
-            "run goes on from there"
+            f"{_last_good(manager)}. Free some space, or give the permission, and start again: "
+            "the run goes on from there"
         ) from error
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from inf_jax.errors import UserError
 from inf_jax.loader import Loader
 from inf_jax.objective import count_negatives
 from inf_jax.storage import AnyPath
@@ -199,17 +200,24 @@ class MetricsLog(contextlib.AbstractContextManager):
     def write(self, step: int, metrics: dict[str, float | list[float]]) -> None:
         """Logs the metrics of one finished step (steps count from 0)."""
         self.last = metrics
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        try:
+            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        except OSError as error:
+            raise UserError(
+                f"{self._file.name}: {error}; free some space and start again: the run goes on from "
+                "its newest checkpoint"
+            ) from error
         self._bar.update()
         due = step % self._every == 0
-        for name, value in metrics.items():
-            if due or name.startswith("dev/"):
-                if isinstance(value, list):
-                    self._histogram(name, np.array(value), step)
-                else:
-                    self._board.add_scalar(name, value, step)
-            if self._more:
-                self._more.write(step, metrics)
+        drawn = {name: x for name, x in metrics.items() if due or name.startswith("dev/")}
+        for name, value in drawn.items():
+            if isinstance(value, list):
+                self._histogram(name, np.array(value), step)
+            else:
+                self._board.add_scalar(name, value, step)
+        if drawn and self._more:
+            self._more.write(step, drawn)
+        if due:
             self._show(loss=f"{metrics['loss']:.4f}")
 
     def timing(self, step: int, figures: dict[str, float]) -> None:

@@ -15,7 +15,8 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = [*sorted((ROOT / "launch").glob("*.sh")), ROOT / ".ci" / "run"]
-OPTIONAL = {"torch", "sentence_transformers", "apache_beam"}  # of extras: imported in functions
+# of extras: imported in functions
+OPTIONAL = {"torch", "sentence_transformers", "apache_beam", "gcsfs", "fsspec", "google"}
 # ... but for these: copied into exports, for those who have torch; imported by what imports Beam
 OF_EXTRAS = {"instructed_encoder.py", "beam_steps.py"}
 

@@ -226,6 +226,7 @@ def test_spikes_are_judged_by_the_losses_before_a_resume(tiny_config, tmp_path):
         watch_options(ReadLog(tiny_config)),
         make_training(ReadLog(tiny_config)),
         out_dir=out_dir,
+        work_dir=out_dir,
         first=60,
         begun=time.time(),
         log=report.NoLog(),
