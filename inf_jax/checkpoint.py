@@ -32,6 +32,7 @@ class Position(NamedTuple):
       dataset: fingerprint of the tokenised dataset.
       groups: chunks of a step where a chunk's rows are each other's negatives (block I with the
         query encoder "attention"), else 0.
+      frozen: `trainable.fingerprint` of what is not trained and not saved; "" where all is.
     """
 
     step: int
@@ -39,6 +40,15 @@ class Position(NamedTuple):
     batch_size: int
     dataset: str
     groups: int = 0
+    frozen: str = ""
+
+
+class Saved(NamedTuple):
+    """What a checkpoint says of itself: its step, its position, and all keys of its run."""
+
+    step: int
+    position: Position
+    config: dict[str, Any]
 
 
 class Best(NamedTuple):
@@ -109,12 +119,17 @@ def save(
         manager.save(
             position.step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state._asdict()),
+                state=ocp.args.StandardSave(saved_part(state)),
                 position=ocp.args.JsonSave(position._asdict()),
                 config=ocp.args.JsonSave(dict(config)),
             ),
             metrics=None if metrics is None else dict(metrics),
         )
+
+
+def saved_part(state: TrainState) -> dict[str, Any]:
+    """What of a state is in its checkpoint: all but the frozen parameters."""
+    return {name: part for name, part in state._asdict().items() if name != "frozen"}
 
 
 def check(manager: ocp.CheckpointManager) -> None:
@@ -159,7 +174,7 @@ def restore(
       abstract_state: ShapeDtypeStructs with shardings.
 
     Returns:
-      None where there is no checkpoint.
+      None where there is no checkpoint; else a state without frozen parameters.
 
     Raises:
       UserError: the checkpoint does not fit the state (another model or optimiser), or is damaged.
@@ -169,10 +184,10 @@ def restore(
         return None
     position, _ = read_run(manager, step)
     try:
-        _check_tree(manager.directory / str(step), abstract_state._asdict())
+        abstract = saved_part(abstract_state)
+        _check_tree(manager.directory / str(step), abstract)
         restored = manager.restore(
-            step,
-            args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state._asdict())),
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         )
     except (ValueError, KeyError, OSError, TypeError) as error:
         raise _unfit(manager.directory / str(step), error) from error
@@ -215,6 +230,37 @@ def restore_params(
     except (ValueError, KeyError, OSError, TypeError) as error:
         raise _unfit(chosen, error) from error
     return params, step
+
+
+def read_saved(directory: str | Path, which: str = "newest") -> Saved | None:
+    """What a checkpoint says of itself, as `restore_params` finds it; None where there is none.
+
+    Raises:
+      UserError: there is no such checkpoint, or it is damaged.
+    """
+    path = _path(directory)
+    steps = ocp.utils.checkpoint_steps(path)
+    if not steps:
+        return None
+    step = _choose(path, steps, which)
+    try:
+        position, config = (
+            json.loads((path / str(step) / name / "metadata").read_text())
+            for name in ("position", "config")
+        )
+        return Saved(step, Position(**position), config)
+    except (ValueError, OSError, TypeError) as error:
+        raise _unfit(path / str(step), error) from error
+
+
+def check_frozen(found: Position, frozen: str, directory: str | Path) -> None:
+    """Raises UserError where the frozen parameters are not those that the run began with."""
+    if found.frozen != frozen:
+        raise UserError(
+            f"{directory}: what is frozen is not saved, and what model.name or model.start_from "
+            f"gives now is not what the run began with (fingerprint {found.frozen or 'none'}, now "
+            f"{frozen or 'none'}); restore the old weights, or give a new out_dir"
+        )
 
 
 def check_position(found: Position, expected: Position, directory: str | Path) -> None:

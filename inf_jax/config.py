@@ -50,6 +50,18 @@ def defaults() -> ConfigDict:
                 "dropout": 0.0,
                 "scan_layers": True,
                 "remat": "none",  # none, dots or full
+                # the parameters to start from in place of the backbone's: those of another run, its
+                # out_dir (the newest checkpoint) or <out_dir>/checkpoints/<step>. What is frozen is
+                # read from there again, to go on and to evaluate: keep it
+                "start_from": "",
+                # what is not trained, a regex on parameters: "/word$|norm", "^passage/" (of
+                # separate towers); without gradients and moments, and no part of a checkpoint
+                "freeze": "",
+                "freeze_layers": 0,  # the first so many layers as well; saves no memory
+                "frozen_dtype": "float32",  # or bfloat16, of frozen matrices; biases stay float32
+                "lora_rank": 0,  # above 0: adapters alone are trained, all else is frozen
+                "lora_alpha": 16.0,  # an adapter counts alpha / rank times
+                "lora_targets": "_kernel$",  # linear layers: "(query|value)_kernel"
             },
             "loss": {
                 "objective": "multi(P,IQ)",
@@ -116,6 +128,7 @@ def defaults() -> ConfigDict:
                 "dir": "",  # "" is <out_dir>/export
                 "min_cosine": 0.9999,
                 "checkpoint": "newest",  # or best, or a step
+                "adapter": False,  # with LoRA: adapter/ beside the merged weights, for PEFT
             },
         }
     )

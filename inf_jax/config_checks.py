@@ -18,6 +18,7 @@ def check(config: ConfigDict) -> None:
         "model.mask": ("model", "causal", "bidirectional"),
         "model.pooling": ("mean", "cls", "last", "weighted_mean"),
         "model.dtype": ("float32", "bfloat16"),
+        "model.frozen_dtype": ("float32", "bfloat16"),
         "model.remat": ("none", "dots", "full"),
         "loss.mask": ("identity", "faithful"),
         "loss.engine": ("auto", *ENGINES),
@@ -37,7 +38,7 @@ def check(config: ConfigDict) -> None:
         if value_of(config, key) not in allowed
     ]
     positive = """data.max_query_tokens data.max_passage_tokens data.row_tokens data.texts_per_row
-        data.prefetch loss.scale loss.max_scale optim.lr optim.eps optim.clip_norm
+        data.prefetch model.lora_alpha loss.scale loss.max_scale optim.lr optim.eps optim.clip_norm
         optim.max_nonfinite train.steps train.batch_size train.chunks_per_device train.log_every
         train.checkpoint_every train.keep_checkpoints train.dev_batches train.spike_steps
         train.profile_steps mesh.fsdp mesh.tensor eval.batch_rows eval.max_passage_tokens
@@ -47,7 +48,8 @@ def check(config: ConfigDict) -> None:
         for k in positive
         if not value_of(config, k) > 0
     ]
-    not_negative = ("seed", "loss.instruction_negatives", "optim.warmup_steps")
+    not_negative = ("model.lora_rank", "model.freeze_layers")
+    not_negative += ("seed", "loss.instruction_negatives", "optim.warmup_steps")
     not_negative += ("optim.weight_decay", "train.checkpoint_minutes", "train.keep_best")
     not_negative += ("train.dev_every", "train.hang_minutes", "train.max_spike", "train.profile_at")
     problems += [
@@ -89,9 +91,22 @@ def check(config: ConfigDict) -> None:
             f"data.dir={config.data.dir!r}: records are read from a local disk; copy them to each "
             "host, `gcloud storage cp -r`"
         )
+    problems += _pattern_problems(config)
     problems += _loss_problems(config)
     if problems:
         raise UserError("config: " + "; ".join(problems))
+
+
+def _pattern_problems(config: ConfigDict) -> list[str]:
+    problems = []
+    for key in ("model.freeze", "model.lora_targets"):
+        try:
+            re.compile(value_of(config, key))
+        except re.error as error:
+            problems.append(f"{key}={value_of(config, key)!r}: no regular expression ({error})")
+    if config.export.adapter and not config.model.lora_rank:
+        problems.append("export.adapter: a run without model.lora_rank has no adapter to export")
+    return problems
 
 
 def keys_of(config: ConfigDict, prefix: str = "") -> list[str]:

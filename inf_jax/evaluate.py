@@ -16,17 +16,19 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from inf_jax import checkpoint, figure, hosts, report, storage
+from inf_jax import figure, hosts, report, storage
 from inf_jax.config import ReadLog, check_all_read, run
 from inf_jax.embed import tower
 from inf_jax.encode import encode_texts
 from inf_jax.errors import UserError
-from inf_jax.mesh import make_mesh, replicated
+from inf_jax.mesh import make_mesh
+from inf_jax.models.encoder import plain_encoder
 from inf_jax.records import Example, encode_example
 from inf_jax.retrieval import METRICS, evaluate, task_from_examples
 from inf_jax.run import dataset_dir, load_model, text_config
-from inf_jax.step import init_params
+from inf_jax.start import start_params, trained_params
 from inf_jax.tokenise import read_examples
+from inf_jax.trainable import make_split
 
 
 def main(resolved: ConfigDict) -> None:
@@ -56,15 +58,22 @@ def main(resolved: ConfigDict) -> None:
     }
     before = _base_of(storage.as_path(base_from), dataset, resolved) if base_from else None
     mesh = make_mesh(devices=jax.local_devices())
-    trained, step = _restored(
-        out_dir, model.encoder.init, config.model.towers, mesh, which=section.checkpoint
+    found = trained_params(
+        out_dir / "checkpoints", config, model, mesh, which=section.checkpoint
     )
+    if found is None:
+        raise UserError(
+            f"{out_dir}/checkpoints: no checkpoint to evaluate; train first: "
+            "`python -m inf_jax.train --config=...` with the same config and flags"
+        )
+    trained, step = found.params, found.step
+    encoder = plain_encoder(model.encoder)
 
     def scores(name: str, params: dict) -> dict[str, float]:
         def embed(role: str, texts: list[np.ndarray], instructions=None) -> np.ndarray:
             longest = max(text.max_query_tokens, text.max_passage_tokens)
             return encode_texts(
-                model.encoder.encode if instructions is None else model.encoder.encode_queries,
+                encoder.encode if instructions is None else encoder.encode_queries,
                 tower(params, role),
                 texts,
                 instructions,
@@ -89,9 +98,10 @@ def main(resolved: ConfigDict) -> None:
         )
 
     after = scores("trained", trained)
-    del trained
+    del trained, found
     if before is None:
-        before = scores("base", init_params(model.load().params, config.model.towers))
+        split, start_from = make_split(config, model.encoder), config.model.start_from
+        before = scores("base", start_params(model, split, mesh, start_from=start_from))
     gain = {key: after[key] - before[key] for key in after}
 
     title = f"{resolved.data.source} {split}, step {step:,}"
@@ -104,7 +114,7 @@ def main(resolved: ConfigDict) -> None:
         ],
         header=("times 100", "base", "trained", "gain"),
     )
-    found = {
+    written = {
         "base": before,
         "trained": after,
         "gain": gain,
@@ -117,7 +127,7 @@ def main(resolved: ConfigDict) -> None:
         "config": resolved.to_dict(),
     }
     with storage.new_file(out_dir / "eval.json") as file:
-        file.write(json.dumps(found, indent=2).encode() + b"\n")
+        file.write(json.dumps(written, indent=2).encode() + b"\n")
     lines = report.read_metrics(out_dir / "metrics.jsonl")
     figure.draw(
         out_dir / "eval.png",
@@ -152,25 +162,6 @@ def _base_of(path: storage.AnyPath, dataset: dict, config: ConfigDict) -> dict[s
             'differ); give "" to measure the base here'
         )
     return base
-
-
-def _restored(
-    out_dir: storage.AnyPath, init, towers: str, mesh: jax.sharding.Mesh, *, which: str
-) -> tuple[dict, int]:
-    """A checkpoint's parameters, a copy on each device, and its step."""
-    shapes = jax.eval_shape(lambda key: init_params(init(key), towers), jax.random.key(0))
-    whole = replicated(mesh)
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes
-    )
-    directory = out_dir / "checkpoints"
-    restored = checkpoint.restore_params(directory, abstract, which=which)
-    if restored is None:
-        raise UserError(
-            f"{directory}: no checkpoint to evaluate; train first: "
-            "`python -m inf_jax.train --config=...` with the same config and flags"
-        )
-    return restored
 
 
 def _fingerprint(examples: Iterable[Example]) -> str:

@@ -54,31 +54,25 @@ def main(resolved: ConfigDict) -> None:
     check_all_read(config, "export")
     _check_same_run(resolved, out_dir / "config.json")
     mesh = make_mesh(devices=jax.local_devices())
-    abstract = jax.eval_shape(
-        lambda key: init_params(model.encoder.init(key), settings.towers), jax.random.key(0)
-    )
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), abstract
-    )
-    restored = checkpoint.restore_params(out_dir / "checkpoints", abstract, which=which)
-    if restored is None:
+    trained = trained_params(out_dir / "checkpoints", config, model, mesh, which=which)
+    if trained is None:
         raise UserError(
             f"{out_dir}/checkpoints: no checkpoint to export; train first: "
             "`python -m inf_jax.train --config=...` with the same config and flags"
         )
-    params, step = restored
     found = export_hf(
-        params,
+        trained.params,
         settings,
         model.tokenizer,
         target,
         backbone=model.directory,
         mask=config.model.mask,
         min_cosine=min_cosine,
-        info=_run_info(resolved, out_dir, step),
+        info=_run_info(resolved, out_dir, trained.step),
+        adapter=wanted,
     )
     report.table(
-        f"exported step {step} to {target}",
+        f"exported step {trained.step} to {target}",
         found.rows(),
         header=("loader", "version", "texts", "least cosine"),
     )

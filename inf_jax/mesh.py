@@ -31,6 +31,12 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(up|gate)_kernel$", PartitionSpec(None, "fsdp", "tensor")),
     (r"(up|gate)_bias$", PartitionSpec(None, "tensor")),
     (r"down_kernel$", PartitionSpec(None, "tensor", "fsdp")),
+    (r"(query|key|value|up|gate)_lora_a$", PartitionSpec(None, "fsdp", None)),
+    (r"(query|key|value)_lora_b$", PartitionSpec(None, None, "tensor", None)),
+    (r"(up|gate)_lora_b$", PartitionSpec(None, None, "tensor")),
+    (r"out_lora_a$", PartitionSpec(None, "tensor", None, None)),
+    (r"down_lora_a$", PartitionSpec(None, "tensor", None)),
+    (r"(out|down)_lora_b$", PartitionSpec(None, None, "fsdp")),
     (r"(_bias|norm/(scale|bias))$", PartitionSpec()),
 )
 

@@ -34,6 +34,19 @@ def decay_mask(params) -> dict:
     )
 
 
+def without_layers(tree, count: int):
+    """Gradients or updates, 0 in the first `count` layers.
+
+    Layers are one array: the first ones' gradients are computed all the same and their moments
+    stay, as zeros. Neither memory nor time is saved; the weights are.
+    """
+
+    def leaf(path, x: jax.Array) -> jax.Array:
+        return x.at[:count].set(0) if "/blocks/" in path_name(path) else x
+
+    return jax.tree_util.tree_map_with_path(leaf, tree) if count else tree
+
+
 def make_optimizer(
     schedule: optax.Schedule,
     *,

@@ -2,14 +2,19 @@
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+
 from inf_jax.config import ReadLog
 from inf_jax.errors import UserError
+from inf_jax.mesh import path_name
 from inf_jax.models import hf
 from inf_jax.models.config import EncoderConfig, read_config
 from inf_jax.models.encoder import Encoder, EncoderOptions, make_encoder
+from inf_jax.models.lora import make_lora
 from inf_jax.text import TextConfig, TextTokenizer, load_tokenizer
 from inf_jax.tokenise import tokenise
 from inf_jax.tokenised import TokenisedDataset
@@ -28,9 +33,9 @@ class Model(NamedTuple):
     encoder: Encoder
     tokenizer: TextTokenizer
 
-    def load(self) -> hf.Weights:
-        """The backbone's own weights, float32."""
-        return hf.load_weights(self.directory, self.encoder.config)
+    def load(self, shardings: Mapping | None = None) -> hf.Weights:
+        """The backbone's own weights, float32; see `hf.load_weights`."""
+        return hf.load_weights(self.directory, self.encoder.config, shardings=shardings)
 
 
 def load_model(config: ReadLog) -> Model:
@@ -47,8 +52,8 @@ def configured_encoder(
     """An encoder of this shape with the dropout and the options of the `model` section.
 
     Raises:
-      UserError: texts may be longer than the shape has positions (names `source`), or the mask is
-        not for such a model.
+      UserError: texts may be longer than the shape has positions (names `source`), the mask is
+        not for such a model, or model.lora_targets are no linear layers.
     """
     section = config.model
     shape = shape.with_mask(section.mask)
@@ -59,14 +64,23 @@ def configured_encoder(
             f"config: texts of {longest} tokens, but {source} has {shape.max_positions} "
             "positions; lower data.max_query_tokens or data.max_passage_tokens"
         )
+    paths = _paths(shape) if section.lora_rank else []
     options = EncoderOptions(
         pooling=section.pooling,
         normalise=section.normalise,
         dtype=section.dtype,
         scan_layers=section.scan_layers,
         remat=section.remat,
+        lora=make_lora(
+            paths, rank=section.lora_rank, alpha=section.lora_alpha, targets=section.lora_targets
+        ),
     )
     return make_encoder(shape, options)
+
+
+def _paths(shape: EncoderConfig) -> list[str]:
+    tree = jax.eval_shape(make_encoder(shape).init, jax.random.key(0))
+    return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 def text_config(config: ReadLog) -> TextConfig:

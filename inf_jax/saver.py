@@ -11,6 +11,7 @@ from inf_jax.config import ReadLog, check_same_run
 from inf_jax.config_checks import keys_of, value_of
 from inf_jax.errors import UserError
 from inf_jax.step import TrainState
+from inf_jax.trainable import fingerprint
 from inf_jax.training import Training
 
 
@@ -72,11 +73,14 @@ class Saver:
         hosts.check_same({name: str(value) for name, value in facts.items()})
         self._check_room(training)
         if self._position is None:
-            self._position = here
-            return training.fresh(), 0
+            state = training.fresh()
+            self._position = here._replace(frozen=fingerprint(state.frozen))
+            return state, 0
         checkpoint.check_position(self._position, here, self._manager.directory)
+        frozen = training.frozen()
+        checkpoint.check_frozen(self._position, fingerprint(frozen), self._manager.directory)
         state, _ = checkpoint.restore(self._manager, training.shapes, self._position.step)
-        return state, self._position.step
+        return state._replace(frozen=frozen), self._position.step
 
     def due(self, done: int, word: str) -> bool:
         """Whether to save after `done` steps; raises UserError where an earlier save has failed."""
@@ -117,7 +121,8 @@ class Saver:
     def _check_room(self, training: Training) -> None:
         if storage.is_bucket(self._directory):
             return
-        needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(training.shapes))
+        saved = checkpoint.saved_part(training.shapes)
+        needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(saved))
         free = shutil.disk_usage(Path(self._directory)).free
         if free < needed:
             raise UserError(

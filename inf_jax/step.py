@@ -13,16 +13,24 @@ from inf_jax.embed import Batch, Encode, encode_pairs
 from inf_jax.health import health
 from inf_jax.losses import contrastive_loss
 from inf_jax.objective import Objective
-from inf_jax.optim import nonfinite_counts
+from inf_jax.optim import nonfinite_counts, without_layers
+from inf_jax.trainable import join
 
 
 class TrainState(NamedTuple):
-    """Attributes: step (int32), params ({tower: tree}, and "loss" where the scale is learned;
-    float32), opt_state (optax)."""
+    """Attributes: step (int32), params (what is trained: {tower: tree}, and "loss" where the scale
+    is learned; float32), opt_state (optax), frozen (what is not, {tower: tree}: without gradients
+    and moments, and no part of a checkpoint)."""
 
     step: jax.Array
     params: dict
     opt_state: optax.OptState
+    frozen: dict = {}  # noqa: RUF012
+
+    @property
+    def whole(self) -> dict:
+        """All parameters, as one tree."""
+        return join(self.params, self.frozen)
 
 
 def init_params(tree: dict, towers: str) -> dict:
@@ -119,6 +127,7 @@ def make_train_step(
     gather: str = "auto",
     dropout_key: jax.Array | None = None,
     schedule: optax.Schedule | None = None,
+    frozen_layers: int = 0,
     with_health: bool = False,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """A pure `step(state, batch) -> (state, metrics)`; jit it with donated state.
@@ -136,6 +145,7 @@ def make_train_step(
       gather: when parameters are gathered from their shards, see `gradcache.in_chunks`.
       dropout_key: a typed key; the step number is folded in. None turns dropout off.
       schedule: only to report the learning rate.
+      frozen_layers: the first so many layers stay as they are, see `optim.without_layers`.
       with_health: `inf_jax.health` among the metrics.
 
     Returns:
@@ -159,9 +169,15 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         key = None if dropout_key is None else jax.random.fold_in(dropout_key, state.step)
-        (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, batch, key)
+
+        def loss_of(params: dict) -> tuple[jax.Array, dict[str, jax.Array]]:
+            return loss_fn(join(params, state.frozen), batch, key)
+
+        (_, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        grads = without_layers(grads, frozen_layers)
         with jax.named_scope("optimizer"):
             updates, opt_state = tx.update(grads, state.opt_state, state.params)
+            updates = without_layers(updates, frozen_layers)  # weight decay
             params = optax.apply_updates(state.params, updates)
         if "loss" in params:
             at_most = jnp.minimum(params["loss"]["log_scale"], math.log(max_scale))
@@ -171,6 +187,6 @@ def make_train_step(
             # what AdamW's own count saw: a skipped step does not advance it
             metrics["lr"] = schedule(state.step - state.opt_state.total_notfinite)
         metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
-        return TrainState(state.step + 1, params, opt_state), metrics
+        return TrainState(state.step + 1, params, opt_state, state.frozen), metrics
 
     return step

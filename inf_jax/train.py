@@ -107,7 +107,7 @@ def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
                     finish(*pending)
                 done = step + 1
                 if training.dev and (done % dev_every == 0 or done == steps):
-                    metrics |= training.dev(state.params)
+                    metrics |= training.dev(state)
                 pending = step, metrics
                 word = asked.word(done)
                 if saver.due(done, word):

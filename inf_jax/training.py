@@ -25,8 +25,10 @@ from inf_jax.models.encoder import Encoder
 from inf_jax.objective import Objective, parse_objective
 from inf_jax.optim import make_optimizer, make_schedule
 from inf_jax.run import Model, load_model, tokenised_split
-from inf_jax.step import TrainState, init_coefficients, init_params, make_loss, make_train_step
+from inf_jax.start import start_params
+from inf_jax.step import TrainState, init_coefficients, make_loss, make_train_step
 from inf_jax.text import TextTokenizer
+from inf_jax.trainable import Split, join, make_split
 
 
 class Program(NamedTuple):
@@ -35,17 +37,22 @@ class Program(NamedTuple):
     Attributes:
       mesh, objective: as the config names them.
       step: jitted (state, batch) -> (state, metrics); the state is donated.
-      measure: jitted (params, batch) -> the loss's metrics, without dropout.
+      measure: jitted (params, frozen, batch) -> the loss's metrics, without dropout.
       shapes: TrainState of ShapeDtypeStructs with shardings.
-      init: jitted, one encoder's tree -> TrainState at step 0 on its shards.
+      init: jitted, {tower: tree} as `start.start_params` gives it -> TrainState at step 0 on its
+        shards.
+      split: which parameters are trained.
+      frozen: jitted, {tower: tree} -> the frozen parameters alone.
     """
 
     mesh: jax.sharding.Mesh
     objective: Objective
     step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
-    measure: Callable[[dict, Batch], dict[str, jax.Array]]
+    measure: Callable[[dict, dict, Batch], dict[str, jax.Array]]
     shapes: TrainState
     init: Callable[[dict], TrainState]
+    split: Split
+    frozen: Callable[[dict], dict]
 
 
 class Training(NamedTuple):
@@ -54,9 +61,11 @@ class Training(NamedTuple):
     Attributes:
       model, mesh, objective, loader: as the config names them.
       step: jitted (state, batch) -> (state, metrics); the state is donated.
-      dev: (params) -> "dev/..." metrics of the dev split; None where none are asked for.
+      dev: (state) -> "dev/..." metrics of the dev split; None where none are asked for.
       shapes: TrainState of ShapeDtypeStructs with shardings.
-      fresh: () -> TrainState at step 0 on its shards, from the backbone's weights.
+      fresh: () -> TrainState at step 0 on its shards, from the backbone's weights or those of
+        another run.
+      frozen: () -> the frozen parameters alone, read from there again; {} where all is trained.
     """
 
     model: Model
@@ -64,9 +73,10 @@ class Training(NamedTuple):
     objective: Objective
     loader: Loader
     step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
-    dev: Callable[[dict], dict[str, jax.Array]] | None
+    dev: Callable[[TrainState], dict[str, jax.Array]] | None
     shapes: TrainState
     fresh: Callable[[], TrainState]
+    frozen: Callable[[], dict]
 
 
 def make_training(config: ReadLog) -> Training:
@@ -87,6 +97,11 @@ def make_training(config: ReadLog) -> Training:
             config, model.tokenizer, split=config.eval.split, steps=batches, **deal
         )
         dev = functools.partial(_measured, measured, batches, program)
+    split, start_from = program.split, config.model.start_from
+
+    def base() -> dict:
+        return start_params(model, split, mesh, start_from=start_from)
+
     return Training(
         model=model,
         mesh=mesh,
@@ -95,15 +110,18 @@ def make_training(config: ReadLog) -> Training:
         step=program.step,
         dev=dev,
         shapes=program.shapes,
-        fresh=lambda: program.init(model.load().params),
+        fresh=lambda: program.init(base()),
+        frozen=lambda: program.frozen(base()) if split.frozen else {},
     )
 
 
-def _measured(loader: Loader, batches: int, program: Program, params: dict) -> dict[str, jax.Array]:
+def _measured(
+    loader: Loader, batches: int, program: Program, state: TrainState
+) -> dict[str, jax.Array]:
     """Means over always the same batches, {"dev/...": scalar}."""
     found = loader.batches(0, batches, to_device=to_mesh(program.mesh), prefetch=1)
     with contextlib.closing(found):
-        measured = [program.measure(params, batch) for batch in found]
+        measured = [program.measure(state.params, state.frozen, batch) for batch in found]
     return {f"dev/{name}": sum(each[name] for each in measured) / batches for name in measured[0]}
 
 
@@ -174,6 +192,7 @@ def make_program(
         )
     if loss.engine == "blockwise" and mesh.size > 1:
         raise UserError(f"loss.engine=blockwise is for one device, here are {mesh.size}: use ring")
+    split = make_split(config, encoder)
     schedule = make_schedule(
         lr=optim.lr,
         steps=train.steps,
@@ -215,23 +234,24 @@ def make_program(
         with_health=train.health,
         dropout_key=jax.random.key(config.seed) if config.model.dropout else None,
         schedule=schedule,
+        frozen_layers=config.model.freeze_layers,
         **how,
     )
     loss_fn = make_loss(encoder.encode, objective, **how)
 
-    def measure(params: dict, batch: Batch) -> dict[str, jax.Array]:
-        return loss_fn(params, batch, None)[1]
+    def measure(params: dict, frozen: dict, batch: Batch) -> dict[str, jax.Array]:
+        return loss_fn(join(params, frozen), batch, None)[1]
 
-    def init(tree: dict) -> TrainState:
-        params = init_params(tree, config.model.towers)
+    def init(base: dict) -> TrainState:
+        params = split.trained(base)
         if loss.learn_scale:
             params["loss"] = init_coefficients(
                 loss.scale, loss.bias, sigmoid=objective.has("sigmoid")
             )
-        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), split.fixed(base))
 
     # Shapes first: the state is born on its shards, from a checkpoint or from the backbone.
-    shapes = jax.eval_shape(init, jax.eval_shape(encoder.init, jax.random.key(0)))
+    shapes = jax.eval_shape(init, split.base)
     shardings = state_shardings(mesh, shapes)
     return Program(
         mesh=mesh,
@@ -249,4 +269,6 @@ def make_program(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
         ),
         init=jax.jit(init, out_shardings=shardings),
+        split=split,
+        frozen=jax.jit(split.fixed, out_shardings=shardings.frozen),
     )

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from inf_jax.models.dropout import dropout_key
 from inf_jax.models.instruct import attend, attend_all, text_states
+from inf_jax.models.lora import Lora
 from inf_jax.models.pooling import normalise, pool
 from inf_jax.models.shape import EncoderConfig
 from inf_jax.models.shards import WHOLE, Shards
@@ -35,6 +36,7 @@ class EncoderOptions:
       dtype: compute dtype, float32 or bfloat16.
       scan_layers: one compiled layer in a loop, or layers unrolled.
       remat: what the backward pass recomputes: none, dots or full.
+      lora: the adapters that the parameters have, see `models.lora`.
     """
 
     pooling: str = "mean"
@@ -42,6 +44,7 @@ class EncoderOptions:
     dtype: str = "float32"
     scan_layers: bool = True
     remat: str = "none"
+    lora: Lora | None = None
 
 
 class Instructed(NamedTuple):
@@ -61,7 +64,8 @@ class Instructed(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """Pure functions of one encoder; `params` is a nested dict of float32 arrays.
+    """Pure functions of one encoder; `params` is a nested dict of float32 arrays (frozen ones may
+    be bfloat16).
 
     Attributes:
       init: (key) -> params, random weights; under `jax.eval_shape` it gives the abstract tree.
@@ -87,11 +91,18 @@ class Encoder:
     encode_queries: Callable[[dict, Packed], Float[Array, "c n e"]]
 
 
+def plain_encoder(encoder: Encoder) -> Encoder:
+    """The same without adapters, for parameters that have them merged."""
+    if encoder.options.lora is None:
+        return encoder
+    return make_encoder(encoder.config, dataclasses.replace(encoder.options, lora=None))
+
+
 def make_encoder(config: EncoderConfig, options: EncoderOptions = EncoderOptions()) -> Encoder:
     """The pure functions for a shape and options."""
 
     def build(key: jax.Array) -> Transformer:
-        return Transformer(config, nnx.Rngs(params=key))
+        return Transformer(config, nnx.Rngs(params=key), options.lora)
 
     graphdef, abstract = nnx.split(nnx.eval_shape(lambda: build(jax.random.key(0))))
 

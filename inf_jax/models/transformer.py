@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 from inf_jax.models.attention import attention
 from inf_jax.models.dropout import DropoutKey, dropout
 from inf_jax.models.layers import ACTIVATIONS, Norm, add, relative_bias, rope_tables, rotate
+from inf_jax.models.lora import KERNEL, A, B, Lora, first_adapter, low_rank
 from inf_jax.models.shape import EncoderConfig
 from inf_jax.models.shards import WHOLE, Shards
 
@@ -60,12 +61,12 @@ class Kind(NamedTuple):
 
 
 class Block(nnx.Module):
-    """One transformer layer."""
+    """One transformer layer, with adapters where `lora` is given."""
 
-    def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
+    def __init__(self, config: EncoderConfig, rngs: nnx.Rngs, lora: Lora | None = None):
         d, h, g, k = config.width, config.heads, config.kv_heads, config.head_width
         f = config.ffn
-        self.config = config
+        self.config, self.lora = config, lora
 
         def weight(*shape: int) -> nnx.Param:
             return nnx.Param(config.init_std * jax.random.normal(rngs.params(), shape, jnp.float32))
@@ -95,6 +96,11 @@ class Block(nnx.Module):
             self.query_norm, self.key_norm = Norm(k, config), Norm(k, config)
         if config.norm_place == "both":
             self.attention_post_norm, self.ffn_post_norm = Norm(d, config), Norm(d, config)
+        for name in lora.targets if lora else ():
+            kernel = getattr(self, name + KERNEL).shape
+            adapter = first_adapter(rngs.params(), name, kernel, lora.rank)
+            for attribute, x in adapter.items():
+                setattr(self, attribute, nnx.Param(x))
 
     def __call__(self, x: Float[Array, "r t d"], rows: Rows, kind: Kind) -> Float[Array, "r t d"]:
         """Token states after this layer."""
@@ -120,8 +126,7 @@ class Block(nnx.Module):
         config, dtype = self.config, x.dtype
 
         def heads(name: str) -> Float[Array, "r h t k"]:
-            kernel = getattr(self, f"{name}_kernel")[...].astype(dtype)
-            y = jnp.einsum("rtd,dhk->rhtk", x, kernel)
+            y = self._product(name, "rtd,dhk->rhtk", x)
             if config.qkv_bias:
                 bias = getattr(self, f"{name}_bias")[...]
                 if name == "key" and _idle_key_bias(config):
@@ -150,27 +155,35 @@ class Block(nnx.Module):
             site=3 * kind.number + 1,
             first_head=rows.shards.first(q.shape[1]),
         )
-        y = jnp.einsum("rhtk,hkd->rtd", mixed, self.out_kernel[...].astype(dtype))
-        y = rows.shards.total(y)
+        y = rows.shards.total(self._product("out", "rhtk,hkd->rtd", mixed))
         return add(y, self.out_bias[...]) if config.out_bias else y
 
     def _feed(self, x: Float[Array, "r t d"], shards: Shards) -> Float[Array, "r t d"]:
-        config, dtype = self.config, x.dtype
+        config = self.config
 
         def inner(name: str) -> Float[Array, "r t f"]:
-            y = jnp.einsum("rtd,df->rtf", x, getattr(self, f"{name}_kernel")[...].astype(dtype))
+            y = self._product(name, "rtd,df->rtf", x)
             return add(y, getattr(self, f"{name}_bias")[...]) if config.ffn_bias else y
 
         act = ACTIVATIONS[config.activation]
         y = act(inner("gate")) * inner("up") if config.gated else act(inner("up"))
-        y = shards.total(jnp.einsum("rtf,fd->rtd", y, self.down_kernel[...].astype(dtype)))
+        y = shards.total(self._product("down", "rtf,fd->rtd", y))
         return add(y, self.down_bias[...]) if config.ffn_bias else y
+
+    def _product(self, name: str, equation: str, x: Array) -> Array:
+        """x times a kernel, and its adapter's part if there is one; both are linear, so that sums
+        over devices may come after them."""
+        y = jnp.einsum(equation, x, getattr(self, name + KERNEL)[...].astype(x.dtype))
+        if self.lora is None or name not in self.lora.targets:
+            return y
+        a, b = getattr(self, name + A)[...], getattr(self, name + B)[...]
+        return y + low_rank(equation, x, a, b, self.lora.scale)
 
 
 class Transformer(nnx.Module):
     """Embeddings and stacked blocks. `rngs` seeds random weights (dropout has its own keys)."""
 
-    def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
+    def __init__(self, config: EncoderConfig, rngs: nnx.Rngs, lora: Lora | None = None):
         self.config = config
 
         def table(*shape: int) -> nnx.Param:
@@ -187,7 +200,7 @@ class Transformer(nnx.Module):
             self.norm = Norm(config.width, config)
         if config.final_norm:
             self.final_norm = Norm(config.width, config)
-        stacked = nnx.vmap(lambda r: Block(config, r), in_axes=0, out_axes=0)
+        stacked = nnx.vmap(lambda r: Block(config, r, lora), in_axes=0, out_axes=0)
         self.blocks = stacked(rngs.split(config.layers))
 
     def __call__(
@@ -207,7 +220,7 @@ class Transformer(nnx.Module):
 
         Args:
           tokens, segments, positions: packed rows, see `packing.Packed`.
-          dtype: compute dtype; parameters stay float32, norms and softmax run in float32.
+          dtype: compute dtype, whatever the parameters'; norms and softmax run in float32.
           key: dropout's identity of each token; None turns dropout off.
           scan_layers: one compiled layer in a loop; else layers unrolled (faster on a CPU).
           remat: a name in REMAT, what the backward pass recomputes.
@@ -250,7 +263,7 @@ class Transformer(nnx.Module):
 
     def _embed(self, tokens: Int[Array, "r t"], positions: Int[Array, "r t"]) -> Array:
         config = self.config
-        x = jnp.take(self.word[...], tokens, axis=0)
+        x = jnp.take(self.word[...], tokens, axis=0).astype(jnp.float32)
         if config.embedding_scale != 1.0:
             x = x * config.embedding_scale
         if config.positions == "learned":
