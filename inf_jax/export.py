@@ -23,7 +23,8 @@ from inf_jax.errors import UserError
 from inf_jax.mesh import make_mesh, replicated
 from inf_jax.model_card import RunInfo, model_card
 from inf_jax.models import hf
-from inf_jax.models.config import read_config
+from inf_jax.models.config import EncoderConfig, mask_fields, read_config
+from inf_jax.models.tables import table_of
 from inf_jax.retriever import FORMAT, SETTINGS_FILE, Retriever, RetrieverConfig
 from inf_jax.run import load_model, text_config
 from inf_jax.st_files import prompt_of, read_json, write_json
@@ -33,8 +34,8 @@ from inf_jax.text import TextTokenizer
 COMMAND_FILE = "command.txt"  # written by inf_jax.train
 
 # What the export says of the model: it must be what the run was trained with.
-_SAME = """model.name model.towers model.query_encoder model.pooling model.normalise data.source
-    data.query_template data.passage_template""".split()
+_SAME = """model.name model.towers model.query_encoder model.pooling model.normalise model.mask
+    data.source data.query_template data.passage_template""".split()
 # What a tokenizer file brings along of how somebody once used it.
 _TOKENIZER_HABITS = """max_length stride truncation_strategy pad_to_multiple_of is_local
     local_files_only""".split()
@@ -72,6 +73,7 @@ def main(resolved: ConfigDict) -> None:
         model.tokenizer,
         target,
         backbone=model.directory,
+        mask=config.model.mask,
         min_cosine=min_cosine,
         info=_run_info(resolved, out_dir, step),
     )
@@ -107,6 +109,7 @@ def export_hf(
     out_dir: str | Path,
     *,
     backbone: str | Path,
+    mask: str = "model",
     min_cosine: float = 0.9999,
     info: RunInfo = RunInfo(),
 ) -> parity.Parity:
@@ -121,6 +124,8 @@ def export_hf(
       tokenizer: that of the backbone.
       backbone: the HF directory that the training started from; its config.json, tokenizer and
         unused tensors (a pooler) are carried over.
+      mask: attention as the backbone's config says ("model"), or what the training had in its
+        place; the export's config.json says so.
       min_cosine: the least cosine that a loader's embedding may have with ours.
       info: what the model card tells of the run.
 
@@ -133,15 +138,15 @@ def export_hf(
     """
     if not 0 < min_cosine <= 1:
         raise UserError(f"export.min_cosine={min_cosine!r}: must be in (0, 1]")
-    backbone, shape = Path(backbone), read_config(backbone)
+    backbone, shape = Path(backbone), read_config(backbone).with_mask(mask)
     reference = Retriever(params, model_config, shape=shape, tokenizer=tokenizer)
-    carried = hf.load_weights(backbone, shape).carried
+    carried = hf.load_carried(backbone, shape)
     apart = model_config.query_encoder == "attention"
     with storage.new_directory(storage.as_path(out_dir), marker=SETTINGS_FILE) as partial:
         for name, folder in model_config.folders(partial).items():
             folder.mkdir(exist_ok=True)
-            hf.save_weights(jax.device_get(params[name]), folder / "model.safetensors", carried)
-            write_config(backbone, folder)
+            hf.save_weights(params[name], folder, shape, carried)
+            write_config(backbone, folder, shape)
             length = parity.max_length(model_config, name)
             write_tokenizer(backbone, folder, max_length=length)
             if name != "query" or not apart:  # else its pooling would look like a query's vector
@@ -160,13 +165,16 @@ def export_hf(
     return found
 
 
-def write_config(backbone: Path, folder: Path) -> None:
-    """The backbone's config.json, for what is saved here: float32, no head."""
-    fields = read_json(backbone / "config.json")
+def write_config(backbone: Path, folder: Path, shape: EncoderConfig) -> None:
+    """The backbone's config.json, for what is saved here: float32, no head, the shape's mask."""
+    fields = mask_fields(read_json(backbone / "config.json"), shape)
     for name in ("_name_or_path", "dtype", "transformers_version"):
         fields.pop(name, None)
-    fields |= {"architectures": ["BertModel"], "torch_dtype": "float32"}
-    write_json(folder / "config.json", fields)
+    architecture = table_of(shape).architecture
+    write_json(
+        folder / "config.json",
+        fields | {"architectures": [architecture], "torch_dtype": "float32"},
+    )
 
 
 def write_tokenizer(backbone: Path, folder: Path, *, max_length: int) -> None:

@@ -2,15 +2,17 @@
 
 The formula counts what any implementation has to compute, two a multiply-add, real tokens only:
 
-    encoder, forward = L (2 T (4 d^2 + 2 d f) + 4 d S)
+    encoder, forward = L (2 T (d k (2 h + 2 g) + n d f) + 4 h k S)
     loss, forward    = 2 b^2 e for each matrix of scores, 2 b c e for block I
     step             = 3 x forward (backward computes two products for each of forward's)
 
-with L layers, d width, f ffn, T tokens of a step, S the sum of the squares of the texts' lengths
-(attention inside a text), b pairs, e width of the embeddings, c candidates of a row in block I. So
-padding, what remat computes again and the products of the optimiser's and the health metrics are
-not in it; nor are embeddings' look-ups, pooling, and the attention between query and instruction of
-query_encoder="attention". MFU is this over peak times seconds.
+with L layers, d width, h heads of width k, g heads of keys and values, f ffn, n = 2 (gated: 3)
+products of it, T tokens of a step, S the sum of the squares of the texts' lengths (attention inside
+a text, whatever a causal mask or a window leaves of it), b pairs, e width of the embeddings, c
+candidates of a row in block I. So padding, what remat computes again and the products of the
+optimiser's and the health metrics are not in it; nor are embeddings' look-ups, pooling, and the
+attention between query and instruction of query_encoder="attention". MFU is this over peak times
+seconds.
 """
 
 import math
@@ -27,8 +29,10 @@ def encoder_flops(shape: EncoderConfig, *, tokens: float, squares: float) -> flo
       tokens: T, of all texts.
       squares: S, sum over the texts of tokens^2.
     """
-    d, f = shape.width, shape.ffn
-    return shape.layers * (2 * tokens * (4 * d * d + 2 * d * f) + 4 * d * squares)
+    d, hk, gk = shape.width, shape.heads * shape.head_width, shape.kv_heads * shape.head_width
+    products = 3 if shape.gated else 2
+    weights = 2 * d * (hk + gk) + products * d * shape.ffn
+    return shape.layers * (2 * tokens * weights + 4 * hk * squares)
 
 
 def loss_flops(objective: Objective, *, pairs: float, width: int, instructions: float) -> float:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModel, AutoTokenizer
+import transformers
 
 
 class InstructedEncoder:
@@ -30,8 +30,11 @@ class InstructedEncoder:
         folder = directory / "query" if settings["towers"] == "separate" else directory
         self.limit: int = settings["text"]["max_query_tokens"]
         self.normalise: bool = settings["normalise"]
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self.model = AutoModel.from_pretrained(folder, local_files_only=True).eval().to(device)
+        here = {"local_files_only": True}
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **here)
+        # by its own class: AutoModel would take T5's decoder along
+        name = transformers.AutoConfig.from_pretrained(folder, **here).architectures[0]
+        self.model = getattr(transformers, name).from_pretrained(folder, **here).eval().to(device)
 
     @torch.inference_mode()
     def encode(

@@ -18,6 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 from inf_jax.errors import UserError
+from inf_jax.models.config import read_config
+from inf_jax.models.tables import table_of
 from inf_jax.retriever import Retriever, RetrieverConfig, load
 from inf_jax.st_files import prompt_of
 from inf_jax.text import TextConfig, instructed_query, passage_text
@@ -218,23 +220,28 @@ def _by_role(
 
 
 def _transformers(directory: Path, config: RetrieverConfig, probes: list[Probe]) -> np.ndarray:
-    """As the model card shows it: token states of AutoModel, pooled by hand."""
+    """As the model card shows it: token states of the model without a head, pooled by hand."""
     import torch
-    from transformers import AutoModel, AutoTokenizer
+    import transformers
 
     vectors = []
     for _, folder, texts in _by_role(directory, config, probes):
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        # AutoModel would take T5's decoder along
+        kind = getattr(transformers, table_of(read_config(folder)).architecture)
+        model = kind.from_pretrained(folder, local_files_only=True).eval()
         batch = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
         with torch.inference_mode():
             states = model(**batch).last_hidden_state
         mask = batch["attention_mask"]
-        if config.pooling == "mean":
-            pooled = (states * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
-        else:
-            which = mask.sum(1) - 1 if config.pooling == "last" else torch.zeros(len(texts)).long()
-            pooled = states[torch.arange(len(texts)), which]
+        place = mask.cumsum(1) * mask  # 1 to n along each text, on whichever side it is padded
+        weights = {
+            "mean": mask,
+            "weighted_mean": place,
+            "cls": place == 1,
+            "last": (place == mask.sum(1, keepdim=True)) & (place > 0),
+        }[config.pooling].float()
+        pooled = (states * weights[:, :, None]).sum(1) / weights.sum(1, keepdim=True)
         if config.normalise:
             pooled = torch.nn.functional.normalize(pooled, dim=1)
         vectors.append(pooled.numpy())

@@ -34,11 +34,11 @@ _encoder = functools.lru_cache(maxsize=8)(make_encoder)
 
 @dataclasses.dataclass(frozen=True)
 class RetrieverConfig:
-    """What turns a BERT directory into a retriever; the contents of `inf_jax.json`.
+    """What turns a model directory into a retriever; the contents of `inf_jax.json`.
 
     Attributes:
       towers: "shared", or "separate" for one encoder for queries and one for passages.
-      pooling: mean, cls or last.
+      pooling: mean, cls, last or weighted_mean.
       normalise: unit-length vectors.
       text: templates and limits.
       query_encoder: "joint", query and instruction are one text; or "attention", they are encoded
@@ -208,7 +208,7 @@ class Retriever:
 
 
 def load(name: str | os.PathLike, *, dtype: str = "float32") -> Retriever:
-    """A retriever from an export of inf_jax, or from any BERT directory or hub id.
+    """A retriever from an export of inf_jax, or from any directory or hub id of a covered family.
 
     Without `inf_jax.json`, pooling, normalisation, the limit and the prompts come from the
     sentence-transformers files; where there are none, mean pooling, unit length and the

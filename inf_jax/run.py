@@ -47,9 +47,11 @@ def configured_encoder(
     """An encoder of this shape with the dropout and the options of the `model` section.
 
     Raises:
-      UserError: texts may be longer than the shape has positions; names `source`.
+      UserError: texts may be longer than the shape has positions (names `source`), or the mask is
+        not for such a model.
     """
     section = config.model
+    shape = shape.with_mask(section.mask)
     shape = dataclasses.replace(shape, dropout=section.dropout, attention_dropout=section.dropout)
     longest = max(config.data.max_query_tokens, config.data.max_passage_tokens)
     if longest > shape.max_positions:

@@ -13,6 +13,7 @@ POOLINGS = {
     "mean": ("mean", "pooling_mode_mean_tokens"),
     "cls": ("cls", "pooling_mode_cls_token"),
     "last": ("lasttoken", "pooling_mode_lasttoken"),
+    "weighted_mean": ("weightedmean", "pooling_mode_weightedmean_tokens"),
 }
 _MODULES = ("Transformer", "Pooling", "Normalize")
 _REQUIRED = object()
@@ -22,7 +23,7 @@ class StModel(NamedTuple):
     """What the files say.
 
     Attributes:
-      pooling: mean, cls or last.
+      pooling: mean, cls, last or weighted_mean.
       normalise: whether a Normalize module is there.
       max_length: tokens at which a text is cut; None where nothing says it.
       query_prompt, passage_prompt: text before each query and passage.

@@ -1,109 +1,65 @@
 """The encoder's shape, read from a Hugging Face config whose every field is handled, ignored or
-refused."""
+refused; `models.families` has the tables."""
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from inf_jax.errors import UserError
+from inf_jax.models.families import FAMILIES, IGNORED
+from inf_jax.models.hf_fields import Fields
+from inf_jax.models.shape import MASKS, EncoderConfig, Rope
 
-
-@dataclasses.dataclass(frozen=True)
-class EncoderConfig:
-    """Shape of a BERT-family encoder. Einsum letters: d width, h heads, k head width, f ffn."""
-
-    vocab_size: int
-    width: int
-    layers: int
-    heads: int
-    ffn: int
-    max_positions: int
-    type_vocab_size: int
-    norm_eps: float
-    activation: str
-    dropout: float = 0.0
-    attention_dropout: float = 0.0
-    init_std: float = 0.02
-
-    @property
-    def head_width(self) -> int:
-        """Width of one head, k = d / h."""
-        return self.width // self.heads
-
-
-# HF name -> ours. A field with a required value (below) is handled too: any other value is refused.
-_BERT_FIELDS = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "width",
-    "num_hidden_layers": "layers",
-    "num_attention_heads": "heads",
-    "intermediate_size": "ffn",
-    "max_position_embeddings": "max_positions",
-    "type_vocab_size": "type_vocab_size",
-    "layer_norm_eps": "norm_eps",
-    "hidden_act": "activation",
-    "hidden_dropout_prob": "dropout",
-    "attention_probs_dropout_prob": "attention_dropout",
-    "initializer_range": "init_std",
-}
-_REQUIRED = {
-    "model_type": ("bert",),
-    "position_embedding_type": ("absolute",),
-    "is_decoder": (False,),
-    "add_cross_attention": (False,),
-    "is_encoder_decoder": (False,),
-    "tie_word_embeddings": (True, False),  # there is no output head here to tie
-    "chunk_size_feed_forward": (0,),
-    "pruned_heads": ({}, None),
-    "cross_attention_hidden_size": (None,),
-}
-# Knowingly without effect on the hidden states: bookkeeping, heads that we do not build,
-# generation.
-_IGNORED = frozenset(
-    """_name_or_path architectures auto_map transformers_version torch_dtype dtype use_cache
-    gradient_checkpointing pad_token_id bos_token_id eos_token_id sep_token_id cls_token_id
-    decoder_start_token_id classifier_dropout id2label label2id num_labels problem_type
-    finetuning_task task_specific_params output_attentions output_hidden_states return_dict
-    torchscript directionality pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers
-    pooler_size_per_head pooler_type _attn_implementation_autoset attn_implementation
-    tokenizer_class prefix model_max_length""".split()
-)
+__all__ = ["MASKS", "EncoderConfig", "Rope", "config_from_hf", "mask_fields", "read_config"]
 
 
 def config_from_hf(fields: Mapping, source: str = "config.json") -> EncoderConfig:
     """Reads a HF config.
 
     Args:
-      fields: the parsed config.json.
+      fields: the parsed config.json, of transformers 4 or 5.
       source: its path, for messages.
 
     Raises:
-      UserError: lists every field that is missing, has a value that this encoder does not cover, or
+      UserError: lists every field that is missing, has a value that this version does not cover, or
         is neither handled nor knowingly ignored.
     """
+    kind = fields.get("model_type")
+    if kind not in FAMILIES:
+        found = "missing field 'model_type'" if kind is None else f"model_type={kind!r}"
+        covered = ", ".join(sorted(FAMILIES))
+        raise UserError(f"{source}: not a model this version loads: {found} (covered: {covered})")
+    family, read = FAMILIES[kind], Fields(fields)
+    options = family.read(read)
     problems = [
         f"{name}={fields[name]!r} (covered: {', '.join(map(repr, allowed))})"
-        for name, allowed in _REQUIRED.items()
+        for name, allowed in family.required.items()
         if name in fields and fields[name] not in allowed
     ]
-    known = _BERT_FIELDS.keys() | _REQUIRED.keys() | _IGNORED
+    known = read.seen | family.required.keys() | family.ignored | IGNORED | {"model_type"}
     problems += [f"unknown field {name!r}" for name in sorted(fields.keys() - known)]
-    optional = {
-        f.name for f in dataclasses.fields(EncoderConfig) if f.default is not dataclasses.MISSING
-    }
-    problems += [
-        f"missing field {name!r}"
-        for name, ours in _BERT_FIELDS.items()
-        if name not in fields and ours not in optional
-    ]
-    if "model_type" not in fields:
-        problems.append("missing field 'model_type'")
-    if not problems and fields["hidden_size"] % fields["num_attention_heads"]:
-        problems.append("hidden_size is not a multiple of num_attention_heads")
+    problems += read.problems
     if problems:
-        raise UserError(f"{source}: not an encoder this version loads: " + "; ".join(problems))
-    return EncoderConfig(**{ours: fields[n] for n, ours in _BERT_FIELDS.items() if n in fields})
+        raise UserError(f"{source}: not a model this version loads: " + "; ".join(problems))
+    return EncoderConfig(family=kind, **options)
+
+
+def mask_fields(fields: Mapping, shape: EncoderConfig) -> dict:
+    """A config.json's fields, changed so that they say of the mask what `shape` does.
+
+    `is_causal` is transformers' own switch (since 5) of a decoder's attention.
+    """
+    fields = dict(fields)
+    if config_from_hf(fields).causal == shape.causal:
+        return fields
+    if not shape.causal:
+        return fields | {"is_causal": False}
+    fields.pop("is_causal", None)
+    if fields.get("use_bidirectional_attention"):
+        # the number of such a config is of both sides
+        fields["sliding_window"] = next((w for w in shape.windows if w), fields["sliding_window"])
+        fields["use_bidirectional_attention"] = False
+    return fields
 
 
 def read_config(directory: str | Path) -> EncoderConfig:

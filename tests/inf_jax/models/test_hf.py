@@ -1,47 +1,161 @@
 """Weights: every key has one rule, both ways, and all problems come in one message."""
 
+import json
 import shutil
-from pathlib import Path
+import sys
 
+import jax
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from inf_jax.errors import UserError
-from inf_jax.models import hf
+from inf_jax.models import hf, hf_check
 from inf_jax.models.config import read_config
+from inf_jax.models.tables import TABLES, rules_of, table_of
+from inf_jax.models.tensor_files import stored_tensors
+from tests.inf_jax.models.goldens import GOLDEN as GOLDENS
+from tests.inf_jax.models.goldens import NAMES, params_of, shape_of
 
-GOLDEN = Path(__file__).parents[2] / "golden" / "models" / "bert"
+GOLDEN = GOLDENS / "bert"
 
 
-def test_load_save_load_is_bit_identical(tmp_path):
-    config = read_config(GOLDEN)
-    weights = hf.load_weights(GOLDEN, config)
-    hf.save_weights(weights.params, tmp_path / "model.safetensors", weights.carried)
-    before = load_file(GOLDEN / "model.safetensors")
-    after = load_file(tmp_path / "model.safetensors")
+def assert_same_tensors(before, after):
     assert before.keys() == after.keys()
     for name in before:
+        assert before[name].dtype == after[name].dtype
         np.testing.assert_array_equal(before[name], after[name], err_msg=name)
 
 
-def test_sharded_and_prefixed_checkpoints_load(tmp_path):
-    import json
+@pytest.mark.parametrize("name", NAMES)
+def test_load_save_load_is_bit_identical_and_opens_in_transformers(name, tmp_path):
+    directory, shape = GOLDENS / name, shape_of(name)
+    weights = hf.load_weights(directory, shape)
+    hf.save_weights(weights.params, tmp_path, shape, weights.carried)
+    assert_same_tensors(
+        load_file(directory / "model.safetensors"), load_file(tmp_path / "model.safetensors")
+    )
+    jax.tree.map(
+        np.testing.assert_array_equal, hf.load_weights(tmp_path, shape).params, weights.params
+    )
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("torch")
+    shutil.copy(directory / "config.json", tmp_path)
+    kind = getattr(transformers, table_of(shape).architecture)
+    _, found = kind.from_pretrained(tmp_path, output_loading_info=True)
+    assert not found["missing_keys"] and not found["unexpected_keys"]
+    golden = np.load(directory / "golden.npz")
+    mask = golden["right_attention_mask"].astype(bool)
+    texts = [ids[m] for ids, m in zip(golden["right_input_ids"], mask, strict=True)]
+    states = np.concatenate(hf_check.torch_states(tmp_path, shape, texts))
+    np.testing.assert_allclose(states, golden["right_last_hidden_state"][mask], atol=2e-5)
 
-    tensors = load_file(GOLDEN / "model.safetensors")
-    prefixed = {"bert." + name: value for name, value in tensors.items()}
-    prefixed["cls.predictions.bias"] = np.zeros(99, np.float32)
+
+@pytest.mark.parametrize("name", ["modernbert", "qwen2", "bert"])
+def test_bfloat16_files(name, tmp_path):
+    directory, shape = GOLDENS / name, shape_of(name)
+    weights = hf.load_weights(directory, shape)
+    hf.save_weights(weights.params, tmp_path / "a", shape, weights.carried, dtype="bfloat16")
+    stored = stored_tensors(tmp_path / "a")
+    assert {x.dtype for n, x in stored.items() if n not in weights.carried} == {"BF16"}
+    assert {stored[n].dtype for n in weights.carried} <= {"F32"}  # they go back unchanged
+    loaded = hf.load_weights(tmp_path / "a", shape).params
+    jax.tree.map(
+        lambda x, y: np.testing.assert_array_equal(
+            x.astype(ml_dtypes.bfloat16).astype(np.float32), y
+        ),
+        weights.params,
+        loaded,
+    )
+    assert {x.dtype for x in jax.tree.leaves(loaded)} == {np.dtype(np.float32)}
+    hf.save_weights(loaded, tmp_path / "b", shape, weights.carried, dtype="bfloat16")
+    first, second = (tmp_path / d / "model.safetensors" for d in "ab")
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_several_files_and_prefixes(tmp_path):
+    """Sharded by us, opened by transformers; sharded and prefixed by others, opened by us."""
+    shape, before = shape_of("gemma2"), load_file(GOLDENS / "gemma2" / "model.safetensors")
+    largest = max(x.nbytes for x in before.values())
+    params = params_of("gemma2")
+    hf.save_weights(params, tmp_path / "ours", shape)  # is replaced, its single file goes
+    hf.save_weights(params, tmp_path / "ours", shape, max_file_bytes=largest)
+    files = sorted(p.name for p in (tmp_path / "ours").glob("*.safetensors"))
+    assert len(files) > 3 and files[0] == f"model-00001-of-{len(files):05}.safetensors"
+    index = json.loads((tmp_path / "ours" / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(x.nbytes for x in before.values())
+    found = {}
+    for file in files:
+        part = load_file(tmp_path / "ours" / file)
+        assert sum(x.nbytes for x in part.values()) <= largest
+        assert {n for n, f in index["weight_map"].items() if f == file} == part.keys()
+        found |= part
+    assert_same_tensors(before, found)
+    jax.tree.map(
+        np.testing.assert_array_equal, hf.load_weights(tmp_path / "ours", shape).params, params
+    )
+    hf.save_weights(params, tmp_path / "ours", shape)  # and back to one file
+    assert [p.name for p in (tmp_path / "ours").iterdir()] == ["model.safetensors"]
+    (tmp_path / "theirs").mkdir()
+    prefixed = {"model." + name: value for name, value in before.items()}
+    prefixed["lm_head.weight"] = prefixed["model.embed_tokens.weight"]  # a tied head
     names = sorted(prefixed)
     halves = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
     for file, part in halves.items():
-        save_file({n: prefixed[n] for n in part}, tmp_path / file)
+        save_file({n: prefixed[n] for n in part}, tmp_path / "theirs" / file)
     weight_map = {n: file for file, part in halves.items() for n in part}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    config = read_config(GOLDEN)
-    expected = hf._flatten(hf.load_weights(GOLDEN, config).params)
-    found = hf._flatten(hf.load_weights(tmp_path, config).params)
-    for name in expected:
-        np.testing.assert_array_equal(expected[name], found[name])
+    index_file = tmp_path / "theirs" / "model.safetensors.index.json"
+    index_file.write_text(json.dumps({"weight_map": weight_map}))
+    weights = hf.load_weights(tmp_path / "theirs", shape)
+    jax.tree.map(np.testing.assert_array_equal, weights.params, params)
+    assert weights.carried == {}
+    index_file.write_text(json.dumps({"weight_map": weight_map | {"x": "a.safetensors"}}))
+    with pytest.raises(UserError, match=r"names tensors that the files lack: x"):
+        hf.load_weights(tmp_path / "theirs", shape)
+    index_file.write_text("{}")
+    with pytest.raises(UserError, match=r"index\.json: not an index of weights"):
+        hf.load_weights(tmp_path / "theirs", shape)
+
+
+def test_heads_poolers_and_older_names(tmp_path):
+    shape, tensors = shape_of("bert"), load_file(GOLDEN / "model.safetensors")
+    old = {
+        "bert."
+        + n.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        ): x
+        for n, x in tensors.items()
+        if not n.startswith("pooler")  # some have none
+    }
+    old["cls.predictions.bias"] = np.zeros(99, np.float32)
+    old["bert.embeddings.position_ids"] = np.arange(64)
+    save_file(old, tmp_path / "model.safetensors")
+    found = hf.load_weights(tmp_path, shape)
+    jax.tree.map(np.testing.assert_array_equal, found.params, params_of("bert"))
+    assert found.carried == {}
+    carried = hf.load_carried(GOLDEN, shape)
+    assert carried.keys() == {"pooler.dense.weight", "pooler.dense.bias"}
+    np.testing.assert_array_equal(carried["pooler.dense.bias"], tensors["pooler.dense.bias"])
+
+
+def test_a_whole_t5_gives_its_encoder(tmp_path):
+    shape = shape_of("t5_encoder")
+    tensors = load_file(GOLDENS / "t5_encoder" / "model.safetensors")
+    tensors["decoder.final_layer_norm.weight"] = np.zeros(3, np.float32)
+    tensors["lm_head.weight"] = np.zeros(3, np.float32)
+    tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"]  # tied, there twice
+    save_file(tensors, tmp_path / "model.safetensors")
+    found = hf.load_weights(tmp_path, shape).params
+    jax.tree.map(np.testing.assert_array_equal, found, params_of("t5_encoder"))
+    del tensors["shared.weight"]  # or under the other name
+    save_file(tensors, tmp_path / "model.safetensors")
+    found = hf.load_weights(tmp_path, shape).params
+    jax.tree.map(np.testing.assert_array_equal, found, params_of("t5_encoder"))
+    tensors["shared.weight"] = 2 * tensors["encoder.embed_tokens.weight"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"is another shared\.weight than the first"):
+        hf.load_weights(tmp_path, shape)
 
 
 def test_all_problems_in_one_message(tmp_path):
@@ -61,6 +175,15 @@ def test_all_problems_in_one_message(tmp_path):
         assert part in str(error.value)
 
 
+def test_other_numbers_than_floats_are_refused(tmp_path):
+    tensors = load_file(GOLDEN / "model.safetensors")
+    name = "encoder.layer.1.output.dense.weight"
+    tensors[name] = tensors[name].astype(np.int8)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"a tensor of I8; covered: F64, F32, F16, BF16"):
+        hf.load_weights(tmp_path, read_config(GOLDEN))
+
+
 def test_truncated_and_absent_files(tmp_path):
     config = read_config(GOLDEN)
     with pytest.raises(UserError, match="no such file"):
@@ -74,6 +197,13 @@ def test_truncated_and_absent_files(tmp_path):
         hf.load_weights(tmp_path, config)
 
 
+def test_a_parameter_has_exactly_one_rule():
+    with pytest.raises(ValueError, match=r"without exactly one rule: \['blocks/other'\]"):
+        rules_of(shape_of("bert"), [*hf._flatten(params_of("bert")), "blocks/other"])
+    covered = {shape_of(name).family for name in NAMES}
+    assert covered == TABLES.keys() - {"roberta"}  # which is XLM-R under another class
+
+
 def test_resolve_model():
     assert hf.resolve_model(str(GOLDEN)) == GOLDEN
     with pytest.raises(UserError, match="package no_such_thing is not installed"):
@@ -82,3 +212,22 @@ def test_resolve_model():
         hf.resolve_model("./not/here/at/all")
     with pytest.raises(UserError, match="neither a local directory nor to be had"):
         hf.resolve_model("nobody/nothing")  # the hub is offline in tests
+
+
+def test_check_prints_a_table_and_fails_where_states_differ(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("torch")
+    monkeypatch.setattr(sys, "argv", ["hf", "--check", str(GOLDENS / "qwen2")])
+    hf.main()
+    row = next(line for line in capsys.readouterr().out.splitlines() if "qwen2" in line)
+    assert "21,888" in row and "26" in row and "yes" in row
+    wrong = hf_check.packed_states
+
+    def perturbed(params, shape, texts):
+        return [x + 0.01 for x in wrong(params, shape, texts)]
+
+    monkeypatch.setattr(hf_check, "packed_states", perturbed)
+    with pytest.raises(SystemExit) as exit_:
+        hf.main()
+    assert exit_.value.code == 1
+    out = capsys.readouterr()
+    assert "NO" in out.out and "qwen2: not transformers' token states" in out.err

@@ -1,0 +1,150 @@
+"""What the layers are made of: activations, norms, rotary and relative positions."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from inf_jax.models.shape import EncoderConfig, Rope
+
+
+@jax.custom_vjp
+def _gelu(x: Array) -> Array:
+    """The exact gelu, by erf: jax.nn.gelu goes by erfc, which costs twice as much on a CPU."""
+    return 0.5 * x * (1.0 + jax.lax.erf(x * np.sqrt(0.5).astype(x.dtype)))
+
+
+def _gelu_backward(x: Array, g: Array) -> tuple[Array]:
+    # Autodiff would keep erf and exp of x beside x: three arrays of the ffn's width a layer.
+    cdf = 0.5 * (1.0 + jax.lax.erf(x * np.sqrt(0.5).astype(x.dtype)))
+    density = jnp.exp(-0.5 * x * x) * np.sqrt(0.5 / np.pi).astype(x.dtype)
+    return (g * (cdf + x * density),)
+
+
+_gelu.defvjp(lambda x: (_gelu(x), x), _gelu_backward)
+
+
+ACTIVATIONS = {
+    "gelu": _gelu,
+    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
+
+
+def add(x: Array, bias: Array) -> Array:
+    """x + bias over x's last axes, in x's dtype."""
+    return x + bias.astype(x.dtype).reshape((1,) * (x.ndim - bias.ndim) + bias.shape)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _standardise(x: Array, eps: float, centre: bool) -> Array:
+    """Unit mean square over the last axis, the mean taken out before if `centre`; backward keeps
+    the result and one scalar a token."""
+    return _standardise_forward(x, eps, centre)[0]
+
+
+def _standardise_forward(x: Array, eps: float, centre: bool) -> tuple[Array, tuple[Array, Array]]:
+    if centre:
+        x = x - x.mean(-1, keepdims=True)
+    inverse = jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + eps)
+    return x * inverse, (x * inverse, inverse)
+
+
+def _standardise_backward(
+    eps: float, centre: bool, kept: tuple[Array, Array], g: Array
+) -> tuple[Array]:
+    y, inverse = kept
+    if centre:
+        g = g - g.mean(-1, keepdims=True)
+    return (inverse * (g - y * (g * y).mean(-1, keepdims=True)),)
+
+
+_standardise.defvjp(_standardise_forward, _standardise_backward)
+
+
+class Norm(nnx.Module):
+    """The model's kind of norm over the last axis, in float32 whatever the compute dtype.
+
+    LayerNorm (Ba et al. 2016, arXiv 1607.06450) or RMSNorm (Zhang & Sennrich 2019, arXiv
+    1910.07467).
+    """
+
+    def __init__(self, width: int, config: EncoderConfig):
+        self.config = config
+        start = jnp.zeros if config.norm_offset else jnp.ones
+        self.scale = nnx.Param(start((width,), jnp.float32))
+        if config.norm_bias:
+            self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
+
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        """Same shape and dtype as x."""
+        config = self.config
+        y = _standardise(x.astype(jnp.float32), config.norm_eps, config.norm == "layer")
+        scale = self.scale[...] + 1.0 if config.norm_offset else self.scale[...]
+        y = y * scale.reshape((1,) * (x.ndim - 1) + scale.shape)
+        return (add(y, self.bias[...]) if config.norm_bias else y).astype(x.dtype)
+
+
+def rope_frequencies(rope: Rope, head_width: int) -> np.ndarray:
+    """Radians a token of each pair of a head's entries, float32[k/2].
+
+    Llama 3's scaling (Llama team 2024, arXiv 2407.21783) as in transformers: by wavelength, see
+    Rope.
+    """
+    exponents = np.arange(0, head_width, 2, dtype=np.float32) / np.float32(head_width)
+    plain = np.float32(1.0) / np.float32(rope.base) ** exponents
+    if rope.original is None:
+        return plain / np.float32(rope.factor)
+    turns = rope.original * plain / np.float32(2 * math.pi)  # in the original length
+    kept = np.clip((turns - rope.low) / (rope.high - rope.low), 0.0, 1.0)
+    return ((1.0 - kept) * plain / rope.factor + kept * plain).astype(np.float32)
+
+
+def rope_tables(
+    rope: Rope, positions: Int[Array, "r t"], head_width: int
+) -> tuple[Float[Array, "r 1 t k/2"], Float[Array, "r 1 t k/2"]]:
+    """Cosine and sine of each token's angles, float32."""
+    frequencies = rope_frequencies(rope, head_width)[None, None, None, :]
+    angles = positions[:, None, :, None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: Float[Array, "r h t k"], tables: tuple[Array, Array]) -> Float[Array, "r h t k"]:
+    """Turns the pairs (x_i, x_{i + k/2}) by their angles, in float32; x's dtype."""
+    cosine, sine = tables
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = (first * cosine - second * sine, second * cosine + first * sine)
+    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+
+
+def relative_bucket(distance: np.ndarray, *, buckets: int, limit: int) -> np.ndarray:
+    """T5's bucket (Raffel et al. 2019, arXiv 1910.10683) of key place - query place, int32.
+
+    Half of the buckets are for keys behind the query. Of each half, the first half are distances
+    of their own, the others grow with the logarithm up to `limit`, beyond which all are alike.
+    """
+    half = buckets // 2
+    exact = half // 2
+    size = np.abs(distance)
+    # float32, as T5 has it: the whole numbers at which a bucket starts hang on the rounding
+    steps = np.log(np.maximum(size, 1).astype(np.float32) / np.float32(exact))
+    far = exact + (steps / np.float32(math.log(limit / exact)) * (half - exact)).astype(np.int32)
+    bucket = np.where(size < exact, size, np.minimum(far, half - 1))
+    return (bucket + half * (distance > 0)).astype(np.int32)
+
+
+def relative_bias(
+    table: Float[Array, "buckets h"], tokens: int, *, limit: int
+) -> Float[Array, "1 h t t"]:
+    """What T5 adds to the scores, one for all rows: a text's tokens lie side by side, so that their
+    distance is that of their columns; other texts' are masked."""
+    column = np.arange(tokens)
+    distance = column[None, :] - column[:, None]
+    bucket = relative_bucket(distance, buckets=table.shape[0], limit=limit)
+    return jnp.transpose(jnp.take(table, bucket, axis=0), (2, 0, 1))[None]

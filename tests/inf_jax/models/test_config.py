@@ -1,0 +1,172 @@
+"""A model's config.json: both generations of field names, and all that is refused."""
+
+import json
+
+import jax
+import pytest
+
+from inf_jax.errors import UserError
+from inf_jax.models.config import Rope, config_from_hf, read_config
+from inf_jax.models.encoder import make_encoder
+from inf_jax.models.layers import rope_frequencies
+from inf_jax.plan import model_shape
+from tests.inf_jax.models.goldens import GOLDEN, NAMES
+
+
+def fields_of(name: str) -> dict:
+    return json.loads((GOLDEN / name / "config.json").read_text())
+
+
+def without(fields: dict, *names: str) -> dict:
+    return {name: value for name, value in fields.items() if name not in names}
+
+
+def test_all_problems_in_one_message():
+    fields = fields_of("bert")
+    bad = fields | {"rope_theta": 1, "is_decoder": True, "hidden_act": "swish", "vocab_size": "9"}
+    with pytest.raises(UserError) as error:
+        config_from_hf(without(bad, "hidden_size"), "x/config.json")
+    for part in (
+        "x/config.json",
+        "unknown field 'rope_theta'",
+        "is_decoder=True (covered: False)",
+        "hidden_act='swish' (covered: gelu,",
+        "vocab_size='9'",
+        "missing field 'hidden_size'",
+    ):
+        assert part in str(error.value)
+    with pytest.raises(UserError, match=r"model_type='gpt2' \(covered: bert, gemma,"):
+        config_from_hf({"model_type": "gpt2"})
+    with pytest.raises(UserError, match="missing field 'model_type'"):
+        config_from_hf({})
+    with pytest.raises(UserError, match=r"num_hidden_layers=0 \(must be above 0\)"):
+        config_from_hf(fields | {"num_hidden_layers": 0})
+    with pytest.raises(UserError, match="hidden_size=32 is no multiple of the 5 heads"):
+        config_from_hf(fields | {"num_attention_heads": 5})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_field_is_read_by_accident(name):
+    """Each field is needed, or has a default; a new one is refused, whatever the family."""
+    fields = fields_of(name)
+    with pytest.raises(UserError, match="unknown field 'a_new_part'"):
+        config_from_hf(fields | {"a_new_part": None})
+    for field in fields:
+        try:
+            config_from_hf(without(fields, field))
+        except UserError as error:
+            assert "missing field 'hidden_act" in str(error) or f"{field}" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("qwen2", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope_type='yarn'"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1]}},
+            "unknown field 'mrope_section'",
+        ),
+        ("llama", {"rope_parameters": {"rope_type": "linear"}}, "missing field 'factor'"),
+        ("llama", {"num_key_value_heads": 3}, "num_key_value_heads=3 does not divide the 4 heads"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+            "partial_rotary_factor is not covered",
+        ),
+        ("gemma2", {"layer_types": ["full_attention"]}, "layer_types="),
+        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention=True"),
+        ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0"),
+        ("t5_encoder", {"feed_forward_proj": "gated-tanh"}, "feed_forward_proj"),
+        ("t5_encoder", {"is_gated_act": True}, "is_gated_act"),
+        ("modernbert", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling="),
+        (
+            "qwen3",
+            {"layer_types": ["sliding_attention", "full_attention"]},
+            "layer_types has sliding_attention, use_sliding_window is false",
+        ),
+    ],
+)
+def test_parts_that_are_not_covered(name, change, message):
+    with pytest.raises(UserError) as error:
+        config_from_hf(fields_of(name) | change)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_older_names_say_the_same(name):
+    """As transformers 4 wrote them: rope_theta and rope_scaling, patterns in place of lists."""
+    new = fields_of(name)
+    ropes = new.get("rope_parameters", {})
+    old = without(new, "rope_parameters", "dtype", "layer_types", "is_gated_act", "dense_act_fn")
+    old |= {"torch_dtype": "float32"}
+    if "full_attention" in ropes:
+        full, near = (ropes[k]["rope_theta"] for k in ("full_attention", "sliding_attention"))
+        names = ("rope_theta", "rope_local_base_freq")
+        if name == "modernbert":
+            names = ("global_rope_theta", "local_rope_theta")
+        old |= dict(zip(names, (full, near), strict=True))
+    elif ropes:
+        old["rope_theta"] = ropes["rope_theta"]
+        if ropes["rope_type"] != "default":
+            old["rope_scaling"] = without(ropes, "rope_theta")
+    if name == "gemma3_text":
+        old["sliding_window_pattern"] = 4  # of 4 layers, the last: as layer_types has it
+        del old["_sliding_window_pattern"]
+    assert config_from_hf(old) == read_config(GOLDEN / name)
+
+
+def test_scaled_full_attention_of_gemma3():
+    old = without(fields_of("gemma3_text"), "rope_parameters")
+    old |= {"rope_theta": 1e6, "rope_local_base_freq": 1e4}
+    old |= {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}
+    near, full = Rope(1e4), Rope(1e6, factor=8.0)
+    assert config_from_hf(old).ropes == (near, near, near, full)
+
+
+def test_windows_of_qwen():
+    fields = without(fields_of("qwen2"), "layer_types")
+    fields |= {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}
+    assert config_from_hf(fields).windows == (None, 6)
+    assert config_from_hf(fields | {"use_sliding_window": False}).windows == (None, None)
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "default", "rope_theta": 500.0},
+        {"rope_type": "linear", "rope_theta": 500.0, "factor": 3.0},
+        {
+            "rope_type": "llama3",
+            "rope_theta": 10000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    ],
+)
+def test_rope_frequencies_are_those_of_transformers(rope):
+    torch = pytest.importorskip("torch")
+    llama = pytest.importorskip("transformers.models.llama.modeling_llama")
+    fields = fields_of("llama") | {"head_dim": 64, "rope_parameters": rope}
+    import transformers
+
+    theirs = llama.LlamaRotaryEmbedding(transformers.LlamaConfig(**fields)).inv_freq
+    mine = rope_frequencies(config_from_hf(fields).ropes[0], 64)
+    torch.testing.assert_close(torch.tensor(mine), theirs, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),  # as published, less what is not built
+    [
+        ("intfloat/multilingual-e5-large", 559_890_432 - 1_049_600),  # a pooler
+        ("Qwen/Qwen2.5-1.5B", 1_543_714_304),
+        ("Qwen/Qwen3-Embedding-0.6B", 595_776_512),
+        ("meta-llama/Llama-3.1-8B", 8_030_261_248 - 525_336_576),  # a head
+    ],
+)
+def test_parameters_of_public_shapes(name, parameters):
+    shape, _ = model_shape(name)
+    tree = jax.eval_shape(make_encoder(shape).init, jax.random.key(0))
+    assert sum(x.size for x in jax.tree.leaves(tree)) == parameters

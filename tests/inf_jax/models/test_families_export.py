@@ -1,0 +1,61 @@
+"""Exports of other families than BERT: opened again by transformers and sentence-transformers."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from inf_jax.export import export_hf
+from inf_jax.models import hf
+from inf_jax.models.config import config_from_hf, read_config
+from inf_jax.retriever import RetrieverConfig, load
+from inf_jax.text import TextConfig, load_tokenizer
+from tests.inf_jax.models.goldens import GOLDEN, params_of
+
+TEXT = TextConfig(max_query_tokens=32, max_passage_tokens=32)  # one shape to compile
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_model_dir, tmp_path_factory):
+    """A function of a golden's name: a directory of that family with the tiny tokenizer, whose
+    words get random vectors."""
+
+    def make(name: str):
+        directory = tmp_path_factory.mktemp(name)
+        for file in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+            shutil.copy(tiny_model_dir / file, directory)
+        fields = json.loads((GOLDEN / name / "config.json").read_text()) | {"vocab_size": 500}
+        (directory / "config.json").write_text(json.dumps(fields))
+        words = np.random.default_rng(0).normal(size=(500, 32)).astype(np.float32)
+        params = params_of(name) | {"word": 0.5 * words}
+        hf.save_weights(params, directory, config_from_hf(fields))
+        return directory
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("name", "mask", "pooling"),
+    [
+        ("qwen3", "bidirectional", "weighted_mean"),
+        ("gemma2", "model", "last"),
+        ("t5_gated_encoder", "model", "mean"),
+    ],
+)
+def test_export(backbone, tmp_path, name, mask, pooling):
+    pytest.importorskip("torch")
+    directory = backbone(name)
+    shape = read_config(directory)
+    params = {"shared": hf.load_weights(directory, shape).params}
+    config = RetrieverConfig(pooling=pooling, text=TEXT)
+    report = export_hf(
+        params, config, load_tokenizer(directory), tmp_path / "out", backbone=directory, mask=mask
+    )
+    assert report.verified and report.min_cosine > 0.9999
+    fields = json.loads((tmp_path / "out" / "config.json").read_text())
+    before = json.loads((directory / "config.json").read_text())
+    assert fields["architectures"] == before["architectures"]
+    assert fields.get("is_causal") == (False if mask == "bidirectional" else None)
+    assert read_config(tmp_path / "out") == shape.with_mask(mask)
+    assert load(tmp_path / "out").encode("amber grows on hills").shape == (32,)
