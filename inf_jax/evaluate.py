@@ -38,7 +38,7 @@ def main(resolved: ConfigDict) -> None:
     storage.check(out_dir)
     model = load_model(config)
     split, rows, top_k = section.split, section.batch_rows, section.top_k
-    base_from = section.base_from
+    base_from, which = section.base_from, section.checkpoint
     text = dataclasses.replace(text_config(config), max_passage_tokens=section.max_passage_tokens)
     apart = config.model.query_encoder == "attention"
     check_all_read(config, "eval")
@@ -58,9 +58,7 @@ def main(resolved: ConfigDict) -> None:
     }
     before = _base_of(storage.as_path(base_from), dataset, resolved) if base_from else None
     mesh = make_mesh(devices=jax.local_devices())
-    found = trained_params(
-        out_dir / "checkpoints", config, model, mesh, which=section.checkpoint
-    )
+    found = trained_params(out_dir / "checkpoints", config, model, mesh, which=which)
     if found is None:
         raise UserError(
             f"{out_dir}/checkpoints: no checkpoint to evaluate; train first: "

@@ -5,7 +5,8 @@
 Takes the newest checkpoint of `config.out_dir` and writes `config.export.dir` (default
 <out_dir>/export): weights, config, tokenizer, sentence-transformers files, inf_jax.json, model card
 and parity.json. With the attention query encoder, whose queries no standard module of those
-libraries embeds, it adds instructed_encoder.py for them; passages are as ever. The directory is
+libraries embeds, it adds instructed_encoder.py for them; passages are as ever. A run's adapters are
+merged into the weights; export.adapter=True adds them as adapter/, for PEFT. The directory is
 opened again with every library that is installed; if one of them gives another embedding, nothing
 is written.
 """
@@ -17,18 +18,20 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from inf_jax import __version__, checkpoint, hosts, parity, st_files, storage
+from inf_jax import __version__, hosts, parity, st_files, storage
+from inf_jax.adapter import FOLDER as ADAPTER_FOLDER
+from inf_jax.adapter import Adapters, write_adapter
 from inf_jax.config import ReadLog, check_all_read, defaults, run
 from inf_jax.errors import UserError
-from inf_jax.mesh import make_mesh, replicated
-from inf_jax.model_card import RunInfo, model_card
+from inf_jax.mesh import make_mesh
+from inf_jax.model_card import RunInfo, base_name, model_card
 from inf_jax.models import hf
 from inf_jax.models.config import EncoderConfig, mask_fields, read_config
 from inf_jax.models.tables import table_of
 from inf_jax.retriever import FORMAT, SETTINGS_FILE, Retriever, RetrieverConfig
 from inf_jax.run import load_model, text_config
 from inf_jax.st_files import prompt_of, read_json, write_json
-from inf_jax.step import init_params
+from inf_jax.start import trained_params
 from inf_jax.text import TextTokenizer
 
 COMMAND_FILE = "command.txt"  # written by inf_jax.train
@@ -49,8 +52,14 @@ def main(resolved: ConfigDict) -> None:
     out_dir = storage.as_path(config.out_dir)
     target = storage.as_path(config.export.dir or out_dir / "export")
     min_cosine, which = config.export.min_cosine, config.export.checkpoint
+    wanted, start_from = config.export.adapter, config.model.start_from
     storage.check(target)
     model, settings = load_model(config), retriever_config(config)
+    if wanted and start_from:
+        raise UserError(
+            f"export.adapter: the adapters are for the weights of {start_from}, which PEFT cannot "
+            "open: export that run, train from the export (model.name), or leave the adapter out"
+        )
     check_all_read(config, "export")
     _check_same_run(resolved, out_dir / "config.json")
     mesh = make_mesh(devices=jax.local_devices())
@@ -69,7 +78,11 @@ def main(resolved: ConfigDict) -> None:
         mask=config.model.mask,
         min_cosine=min_cosine,
         info=_run_info(resolved, out_dir, trained.step),
-        adapter=wanted,
+        adapters=Adapters(
+            model.encoder.options.lora, trained.adapters, base_name(config.model.name)
+        )
+        if wanted
+        else None,
     )
     report.table(
         f"exported step {trained.step} to {target}",
@@ -106,6 +119,7 @@ def export_hf(
     mask: str = "model",
     min_cosine: float = 0.9999,
     info: RunInfo = RunInfo(),
+    adapters: Adapters | None = None,
 ) -> parity.Parity:
     """Writes `out_dir`, whole and verified or not at all; an older export there is replaced.
 
@@ -122,6 +136,7 @@ def export_hf(
         place; the export's config.json says so.
       min_cosine: the least cosine that a loader's embedding may have with ours.
       info: what the model card tells of the run.
+      adapters: to be written as well; `params` have them merged.
 
     Returns:
       The parity report, as in parity.json.
@@ -140,6 +155,15 @@ def export_hf(
         for name, folder in model_config.folders(partial).items():
             folder.mkdir(exist_ok=True)
             hf.save_weights(params[name], folder, shape, carried)
+            if adapters:
+                write_adapter(
+                    folder / ADAPTER_FOLDER,
+                    adapters.trees[name],
+                    lora=adapters.lora,
+                    shape=shape,
+                    blocks=params[name]["blocks"],
+                    base=adapters.base,
+                )
             write_config(backbone, folder, shape)
             length = parity.max_length(model_config, name)
             write_tokenizer(backbone, folder, max_length=length)
@@ -153,9 +177,14 @@ def export_hf(
         settings |= {"format": FORMAT, "inf_jax": __version__}
         settings["run"] = {"config": info.config, "command": info.command, "step": info.step}
         write_json(partial / SETTINGS_FILE, settings)
-        found = parity.check(partial, reference, min_cosine=min_cosine)
+        found = parity.check(
+            partial, reference, min_cosine=min_cosine, adapted=backbone if adapters else None
+        )
         write_json(partial / "parity.json", dataclasses.asdict(found))
-        (partial / "README.md").write_text(model_card(model_config, info, found), encoding="utf-8")
+        (partial / "README.md").write_text(
+            model_card(model_config, info, found, adapter_base=adapters.base if adapters else ""),
+            encoding="utf-8",
+        )
     return found
 
 

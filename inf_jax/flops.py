@@ -9,10 +9,11 @@ The formula counts what any implementation has to compute, two a multiply-add, r
 with L layers, d width, h heads of width k, g heads of keys and values, f ffn, n = 2 (gated: 3)
 products of it, T tokens of a step, S the sum of the squares of the texts' lengths (attention inside
 a text, whatever a causal mask or a window leaves of it), b pairs, e width of the embeddings, c
-candidates of a row in block I. So padding, what remat computes again and the products of the
-optimiser's and the health metrics are not in it; nor are embeddings' look-ups, pooling, and the
-attention between query and instruction of query_encoder="attention". MFU is this over peak times
-seconds.
+candidates of a row in block I. With adapters of P parameters the kernels have no gradient, which
+takes one product from backward's two, and forward has 2 T P more; what else is frozen counts as if
+it were trained. So padding, what remat computes again and the products of the optimiser's and the
+health metrics are not in it; nor are embeddings' look-ups, pooling, and the attention between query
+and instruction of query_encoder="attention". MFU is this over peak times seconds.
 """
 
 import math
@@ -58,12 +59,15 @@ def model_flops(
     pairs: float,
     instructions: float = 0,
     dims: tuple[int, ...] = (),
+    adapter: float = 0,
 ) -> float:
-    """Operations of a step over the whole mesh, see the module; `dims` are Matryoshka's."""
-    forward = encoder_flops(shape, tokens=tokens, squares=squares)
+    """Operations of a step over the whole mesh, see the module; `dims` are Matryoshka's, `adapter`
+    the parameters of a tower's adapters (0: the encoder is trained itself)."""
+    forward = encoder_flops(shape, tokens=tokens, squares=squares) + 2 * tokens * adapter
+    frozen = encoder_flops(shape, tokens=tokens, squares=0) if adapter else 0
     for width in dims or (shape.width,):
         forward += loss_flops(objective, pairs=pairs, width=width, instructions=instructions)
-    return 3 * forward
+    return 3 * forward - frozen
 
 
 def product_flops(jaxpr, *, devices: int = 1) -> float:

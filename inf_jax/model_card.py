@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 
+from inf_jax.adapter import FOLDER
 from inf_jax.parity import INSTRUCTED_FILE, Parity, max_length
 from inf_jax.retrieval import METRICS
 from inf_jax.retriever import RetrieverConfig
@@ -42,8 +43,11 @@ class RunInfo:
     step: int | None = None
 
 
-def model_card(config: RetrieverConfig, run: RunInfo, parity: Parity) -> str:
-    """Markdown with YAML front matter."""
+def model_card(
+    config: RetrieverConfig, run: RunInfo, parity: Parity, *, adapter_base: str = ""
+) -> str:
+    """Markdown with YAML front matter; `adapter_base` is the model that the adapters beside the
+    weights are for."""
     base = _base_model(run)
     source = run.config.get("data", {}).get("source", "")
     licence, data = _DATA.get(source, ("", f"`{source}`." if source else "Not recorded."))
@@ -52,6 +56,7 @@ def model_card(config: RetrieverConfig, run: RunInfo, parity: Parity) -> str:
         _what_it_is(config, run, base),
         _results(run),
         _usage(config) if config.query_encoder == "joint" else _usage_apart(config),
+        _adapter(config, adapter_base) if adapter_base else "",
         _training(run),
         f"## Data\n\n{data}",
         _parity(parity),
@@ -89,10 +94,13 @@ def _front_matter(config: RetrieverConfig, base: str, licence: str) -> str:
     return "\n".join(["---", *lines, "---"])
 
 
+def base_name(name: str) -> str:
+    """A backbone's `model.name` as Hugging Face's libraries open it."""
+    return _HUB_NAMES.get(name, name)
+
+
 def _base_model(run: RunInfo) -> str:
-    name = run.config.get("model", {}).get("name", "")
-    if name in _HUB_NAMES:
-        return _HUB_NAMES[name]
+    name = base_name(run.config.get("model", {}).get("name", ""))
     return Path(name).name if Path(name).is_dir() else name  # no path of this machine
 
 
@@ -246,6 +254,29 @@ print(queries @ passages.T)
 ```"""
 
 
+def _adapter(config: RetrieverConfig, base: str) -> str:
+    name = Path(base).name if Path(base).is_dir() else base  # no path of this machine
+    tower = "/query" if config.towers == "separate" else ""
+    notes = ["The weights of this directory have the adapter merged; `adapter/` is it alone."]
+    if config.towers == "separate":
+        notes.append("So for `query/`; and in the same way for `passage/`.")
+    return f"""## Adapter
+
+With [PEFT](https://github.com/huggingface/peft), on the model it was trained on:
+
+```python
+from peft import PeftModel
+from transformers import AutoConfig, AutoModel
+
+directory = "path/to/this/directory{tower}"
+config = AutoConfig.from_pretrained(directory)
+model = AutoModel.from_pretrained("{name}", config=config)
+model = PeftModel.from_pretrained(model, directory + "/{FOLDER}")
+```
+
+{_bullets(notes)}"""
+
+
 def _bullets(notes: list[str]) -> str:
     return "\n".join(f"- {note}" for note in notes)
 
@@ -259,6 +290,18 @@ def _training(run: RunInfo) -> str:
     parts = []
     if run.step is not None:
         parts.append(f"{run.step} steps.")
+    model = run.config.get("model", {})
+    if model.get("lora_rank"):
+        parts.append(
+            f"Adapters of rank {model['lora_rank']} and alpha {model['lora_alpha']:g} were trained "
+            "([LoRA](https://arxiv.org/abs/2106.09685)) on the linear layers that match "
+            f"`{model['lora_targets']}`; all else is the base model's."
+        )
+    if model.get("freeze") or model.get("freeze_layers"):
+        parts.append(
+            f"Not trained: parameters that match `{model['freeze']}`, and the first "
+            f"{model['freeze_layers']} layers."
+        )
     if run.command:
         parts.append(f"The command:\n\n```bash\n{run.command}\n```")
     if run.config:

@@ -74,6 +74,7 @@ def work_of(training: Training, *, dims: tuple[int, ...] = ()) -> Work:
             pairs=inputs.pairs,
             instructions=inputs.instructions,
             dims=dims,
+            adapter=training.split.adapter_size,
         ),
         peak=None if peak is None else peak * mesh.size,
     )

@@ -7,16 +7,19 @@ file for PyTorch users that some exports hold), where it is installed.
 
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import importlib.util
 import runpy
 import textwrap
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from inf_jax.adapter import FOLDER
 from inf_jax.errors import UserError
 from inf_jax.models.config import read_config
 from inf_jax.models.tables import table_of
@@ -105,13 +108,16 @@ def max_length(config: RetrieverConfig, role: str) -> int:
     return text.max_query_tokens if role == "query" else text.max_passage_tokens
 
 
-def check(directory: Path, reference: Retriever, *, min_cosine: float) -> Parity:
+def check(
+    directory: Path, reference: Retriever, *, min_cosine: float, adapted: Path | None = None
+) -> Parity:
     """Opens the directory with every loader that is installed and compares.
 
     Args:
       directory: the export.
       reference: the retriever on the parameters in memory.
       min_cosine: the least cosine allowed.
+      adapted: the model that the export's adapters are for; they are checked with PEFT then.
 
     Raises:
       UserError: a loader cannot open the directory, or gives another embedding; names loader and
@@ -122,8 +128,12 @@ def check(directory: Path, reference: Retriever, *, min_cosine: float) -> Parity
     loaders: dict[str, Callable[[], np.ndarray]] = {"inf_jax": lambda: _ours(load(directory))}
     where = {"inf_jax": list(range(len(probes)))}
     missing = []
-    for name, embed in _LOADERS.items():
-        where[name] = [n for n, probe in enumerate(probes) if name in probe.loaders]
+    libraries = dict(_LOADERS)
+    if adapted:
+        libraries["peft"] = functools.partial(_peft, base=adapted)
+    for name, embed in libraries.items():
+        alike = "transformers" if name == "peft" else name
+        where[name] = [n for n, probe in enumerate(probes) if alike in probe.loaders]
         if not where[name]:
             continue
         if all(importlib.util.find_spec(module) for module in ("torch", _module(name))):
@@ -219,7 +229,38 @@ def _by_role(
     return [(role, folders.get(role, directory), found) for role, found in texts.items() if found]
 
 
-def _transformers(directory: Path, config: RetrieverConfig, probes: list[Probe]) -> np.ndarray:
+def _open(folder: Path):
+    # AutoModel would take T5's decoder along
+    import transformers
+
+    kind = getattr(transformers, table_of(read_config(folder)).architecture)
+    return kind.from_pretrained(folder, local_files_only=True)
+
+
+def _peft(
+    directory: Path, config: RetrieverConfig, probes: list[Probe], *, base: Path
+) -> np.ndarray:
+    """The base, with the export's config.json, and the adapter."""
+    import peft
+    import transformers
+
+    def adapted(folder: Path):
+        kind = getattr(transformers, table_of(read_config(folder)).architecture)
+        fields = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        model = kind.from_pretrained(base, config=fields, local_files_only=True)
+        with warnings.catch_warnings():  # PEFT 0.21 asks transformers 5 by an older name
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            return peft.PeftModel.from_pretrained(model, folder / FOLDER)
+
+    return _transformers(directory, config, probes, open_model=adapted)
+
+
+def _transformers(
+    directory: Path,
+    config: RetrieverConfig,
+    probes: list[Probe],
+    open_model: Callable[[Path], Any] = _open,
+) -> np.ndarray:
     """As the model card shows it: token states of the model without a head, pooled by hand."""
     import torch
     import transformers
@@ -227,9 +268,7 @@ def _transformers(directory: Path, config: RetrieverConfig, probes: list[Probe])
     vectors = []
     for _, folder, texts in _by_role(directory, config, probes):
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        # AutoModel would take T5's decoder along
-        kind = getattr(transformers, table_of(read_config(folder)).architecture)
-        model = kind.from_pretrained(folder, local_files_only=True).eval()
+        model = open_model(folder).eval()
         batch = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
         with torch.inference_mode():
             states = model(**batch).last_hidden_state

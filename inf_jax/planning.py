@@ -73,7 +73,8 @@ def make_plan(
         "tensor_divides": math.gcd(shape.heads, shape.ffn),  # mesh.tensor must
         "model": config.model.name,
         "model_shape_from": source,
-        "parameters": sum(x.size for x in jax.tree.leaves(program.shapes.params)),
+        "parameters": _count(program.shapes.whole),
+        "trained_parameters": _count(program.shapes.params),
         "objective": str(program.objective),
         "steps": config.train.steps,
         "batch": {
@@ -114,6 +115,7 @@ def make_plan(
         pairs=inputs.pairs,
         instructions=inputs.instructions,
         dims=tuple(config.loss.dims),
+        adapter=program.split.adapter_size,
     )
     once = compiled.cost_analysis() or {}
     found["flops"] = {
@@ -185,6 +187,9 @@ def advice(config: ConfigDict, found: dict[str, Any]) -> list[dict[str, Any]]:
         option("model.remat", "full", "the backward pass then keeps no layer's activations")
     if config.model.dtype == "float32":
         option("model.dtype", "bfloat16", "activations take half")
+    frozen = found["parameters"] - found["trained_parameters"]
+    if frozen and config.model.frozen_dtype == "float32":
+        option("model.frozen_dtype", "bfloat16", "what is not trained takes half")
     together = found["devices"] // found["slices"] // mesh.tensor  # that may share a copy
     if state > _CROWDED * limit:
         fsdp = _fsdp(mesh.fsdp, together, state / (_CROWDED * limit))
@@ -192,7 +197,7 @@ def advice(config: ConfigDict, found: dict[str, Any]) -> list[dict[str, Any]]:
             option("mesh.fsdp", fsdp, f"the state takes {state / 2**30:.2f} GiB of each device")
     chunks = config.train.chunks_per_device
     gathered = mesh.gather == "step" or (mesh.gather == "auto" and chunks > 1)
-    whole = 8 * found["parameters"] / mesh.tensor  # float32, and as much of gradients
+    whole = 4 * (found["parameters"] + found["trained_parameters"]) / mesh.tensor  # and gradients
     if mesh.fsdp > 1 and gathered and whole > _CROWDED * limit:
         option(
             "mesh.gather",
@@ -261,6 +266,10 @@ def largest(fits: Callable[[int], bool], *, start: int, unit: int, most: int = 2
         else:
             high = middle
     return low
+
+
+def _count(tree: dict) -> int:
+    return sum(x.size for x in jax.tree.leaves(tree))
 
 
 def _memory(at_rest: int, *, needed: float, limit: float) -> dict[str, Any]:

@@ -69,12 +69,16 @@ def banner(config: ConfigDict, training: Training, *, first_step: int) -> None:
     )
     epochs = steps * loader.batch_size / data.num_examples
     grids = " + ".join(f"{loader.chunks}x{r}x{loader.row_tokens}" for r in plan.rows)
-    parameters = sum(x.size for x in jax.tree.leaves(training.shapes.params))
+    shapes = training.shapes
+    parameters, trained = (
+        sum(x.size for x in jax.tree.leaves(tree)) for tree in (shapes.whole, shapes.params)
+    )
     table(
         f"inf_jax: {training.objective}, steps {first_step} to {steps}",
         [
             ("model", config.model.name),
             ("parameters", f"{parameters:,}, {config.model.towers} towers, {config.model.dtype}"),
+            *([("trained parameters", f"{trained:,}")] if trained < parameters else []),
             ("devices", f"{mesh.size} x {jax.devices()[0].device_kind}"),
             ("hosts", jax.process_count()),
             ("mesh", " ".join(f"{name}={size}" for name, size in mesh.shape.items())),

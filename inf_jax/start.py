@@ -138,9 +138,7 @@ def _kind(model: Model) -> EncoderConfig:
     return dataclasses.replace(shape, dropout=0.0, attention_dropout=0.0, causal=False)
 
 
-def _check_same_split(
-    config: ReadLog, saved: checkpoint.Saved, directory: storage.AnyPath
-) -> None:
+def _check_same_split(config: ReadLog, saved: checkpoint.Saved, directory: storage.AnyPath) -> None:
     """Raises UserError where the run's adapters were other ones."""
     was, now = _config_of(saved.config).model, config.model
     names = ("lora_rank", "lora_alpha", "lora_targets", "frozen_dtype", "freeze")

@@ -18,7 +18,7 @@ from inf_jax.config import ReadLog
 from inf_jax.errors import UserError
 from inf_jax.mesh import path_name, state_shardings
 from inf_jax.models.encoder import DTYPES, Encoder, make_encoder, plain_encoder
-from inf_jax.models.lora import Lora, first_adapters, merged
+from inf_jax.models.lora import Lora, first_adapters, is_adapter, merged
 
 
 class Split(NamedTuple):
@@ -58,6 +58,13 @@ class Split(NamedTuple):
         whole = {name: merged(tree, self.lora) for name, tree in whole.items()}
         return jax.tree.map(lambda x: x.astype(jnp.float32), whole)
 
+    @property
+    def adapter_size(self) -> int:
+        """Parameters of a tower's adapters."""
+        shapes = next(iter(jax.eval_shape(self._with_adapters, self.base).values()))
+        mine = [x.size for name, x in shapes["blocks"].items() if is_adapter(name)]
+        return sum(mine)
+
     def base_shardings(self, mesh: jax.sharding.Mesh) -> dict:
         """Where `base` lies on a mesh."""
         return state_shardings(mesh, self.base)
@@ -68,7 +75,9 @@ class Split(NamedTuple):
         key = jax.random.fold_in(jax.random.key(self.seed), 0x10A)
 
         def tower(tree: dict) -> dict:
-            return tree | {"blocks": tree["blocks"] | first_adapters(key, tree["blocks"], self.lora)}
+            return tree | {
+                "blocks": tree["blocks"] | first_adapters(key, tree["blocks"], self.lora)
+            }
 
         return {name: tower(tree) for name, tree in base.items()}
 

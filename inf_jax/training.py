@@ -65,6 +65,7 @@ class Training(NamedTuple):
       shapes: TrainState of ShapeDtypeStructs with shardings.
       fresh: () -> TrainState at step 0 on its shards, from the backbone's weights or those of
         another run.
+      split: which parameters are trained.
       frozen: () -> the frozen parameters alone, read from there again; {} where all is trained.
     """
 
@@ -76,6 +77,7 @@ class Training(NamedTuple):
     dev: Callable[[TrainState], dict[str, jax.Array]] | None
     shapes: TrainState
     fresh: Callable[[], TrainState]
+    split: Split
     frozen: Callable[[], dict]
 
 
@@ -114,6 +116,7 @@ def make_training(config: ReadLog, *, expected: str | None = None) -> Training:
         dev=dev,
         shapes=program.shapes,
         fresh=lambda: program.init(base()),
+        split=split,
         frozen=lambda: program.frozen(base()) if split.frozen else {},
     )
 
