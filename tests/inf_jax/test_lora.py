@@ -157,7 +157,6 @@ def test_from_a_full_run_to_adapters_of_one_tower(lora_config, tmp_path, no_torc
         found = after.frozen[tower]
         assert np.array_equal(found["word"], source["word"].astype(found["word"].dtype))
         assert same(found["norm"], source["norm"])  # float32
-    evaluate.main(config)
     export.main(config)
     out = Path(config.out_dir) / "export"
     shape = read_config(config.model.name)

@@ -254,6 +254,32 @@ def test_flops_of_bert_base_against_a_hand_count():
     assert traced.lower().cost_analysis()["flops"] == pytest.approx(model, rel=0.05)
 
 
+def test_a_program_with_adapters_has_no_gradients_of_the_kernels():
+    """Formula and traced step; and what is at rest: the base in two bytes, without moments."""
+    options = {"model__lora_rank": 16, "model__frozen_dtype": "bfloat16"}
+    options["model__scan_layers"] = True  # unrolled, the first layer's input has no gradient
+    config, shape, source = bert_base(**options)
+    read, mesh = ReadLog(config), make_mesh(devices=jax.devices()[:1])
+    inputs = plan_inputs(read, devices=1, query_tokens=40, passage_tokens=80)._replace(rows=(192,))
+    program = make_program(
+        read, configured_encoder(read, shape, source=source), mesh, source=source
+    )
+    batch = batch_shapes(read, inputs, sharding=batch_sharding(mesh))
+    traced = program.step.trace(program.shapes, batch)
+    adapters = 12 * 16 * (4 * 2 * 768 + 2 * (768 + 3072))
+    assert program.split.adapter_size == adapters
+    assert sum(x.size for x in jax.tree.leaves(program.shapes.params)) == adapters
+    tokens, pairs = 192 * 128, 96
+    how = {"tokens": tokens, "squares": 192 * 128**2, "pairs": pairs}
+    model = model_flops(shape, program.objective, **how, adapter=adapters)
+    weights = 12 * (4 * 768**2 + 2 * 768 * 3072)
+    whole = model_flops(shape, program.objective, **how)
+    assert model == whole - 2 * weights * tokens + 6 * adapters * tokens
+    assert product_flops(traced.jaxpr.jaxpr) == pytest.approx(model, rel=0.01)
+    state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(program.shapes))
+    assert state == pytest.approx(2 * 109e6 + 3 * 4 * adapters, rel=0.01)
+
+
 def test_flops_of_the_blocks():
     shape = config_from_hf(json.loads(plan.PUBLIC.read_text())["bert-base-uncased"])
     none = {"tokens": 0, "squares": 0, "pairs": 10}
