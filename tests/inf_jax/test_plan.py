@@ -521,13 +521,14 @@ def test_advice_fits_the_cause():
     config.data.row_tokens = 512
     gib = 2**30
 
-    def keys(state, needed, pairs=4096):
+    def keys(state, needed, pairs=4096, trained=2**30):
         found = {
             "hbm": {"at_rest": state * gib, "needed": needed * gib, "limit": 16 * gib},
             "batch": {"pairs": pairs},
             "devices": 8,
             "slices": 1,
             "parameters": 2**30,
+            "trained_parameters": trained,
             "tensor_divides": 16,
         }
         return {o["key"]: o["value"] for o in planning.advice(config, found)}
@@ -536,6 +537,8 @@ def test_advice_fits_the_cause():
     assert next(iter(found)) == "loss.engine" and "mesh.fsdp" not in found
     assert found["train.chunks_per_device"] == 8 and found["data.row_tokens"] == 128
     assert keys(20, 24)["mesh.fsdp"] == 8  # 20 to 4.8 takes 4.2
+    assert "model.frozen_dtype" not in found
+    assert keys(1, 100, trained=2**20)["model.frozen_dtype"] == "bfloat16"
     config.model.remat, config.model.dtype, config.loss.engine = "full", "bfloat16", "ring"
     assert set(keys(1, 100)) == {"train.chunks_per_device", "data.row_tokens"}
     config.mesh.fsdp = 2
