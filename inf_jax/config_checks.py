@@ -19,6 +19,7 @@ def check(config: ConfigDict) -> None:
         "model.pooling": ("mean", "cls", "last", "weighted_mean"),
         "model.dtype": ("float32", "bfloat16"),
         "model.remat": ("none", "dots", "full"),
+        "model.attention": ("auto", "xla", "splash", "cudnn"),
         "loss.mask": ("identity", "faithful"),
         "loss.engine": ("auto", *ENGINES),
         "loss.tile_dtype": ("float32", "bfloat16"),

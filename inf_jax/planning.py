@@ -55,9 +55,8 @@ def make_plan(
     """
     read = ReadLog(config)
     mesh = make_mesh(fsdp=config.mesh.fsdp, tensor=config.mesh.tensor, devices=target.devices)
-    program = make_program(
-        read, configured_encoder(read, shape, source=source), mesh, source=source
-    )
+    encoder = configured_encoder(read, shape, source=source, device=target.devices[0])
+    program = make_program(read, encoder, mesh, source=source)
     inputs = plan_inputs(
         read, devices=batch_devices(mesh), query_tokens=query_tokens, passage_tokens=passage_tokens
     )

@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+
 from inf_jax.config import ReadLog
 from inf_jax.errors import UserError
 from inf_jax.models import hf
@@ -42,7 +44,11 @@ def load_model(config: ReadLog) -> Model:
 
 
 def configured_encoder(
-    config: ReadLog, shape: EncoderConfig, *, source: str | os.PathLike
+    config: ReadLog,
+    shape: EncoderConfig,
+    *,
+    source: str | os.PathLike,
+    device: jax.Device | None = None,
 ) -> Encoder:
     """An encoder of this shape with the dropout and the options of the `model` section.
 
@@ -65,6 +71,8 @@ def configured_encoder(
         dtype=section.dtype,
         scan_layers=section.scan_layers,
         remat=section.remat,
+        attention=section.attention,
+        device=device,
     )
     return make_encoder(shape, options)
 

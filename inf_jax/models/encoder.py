@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from inf_jax.models.attention import implementations
 from inf_jax.models.dropout import dropout_key
 from inf_jax.models.instruct import attend, attend_all, text_states
 from inf_jax.models.pooling import normalise, pool
@@ -35,6 +36,9 @@ class EncoderOptions:
       dtype: compute dtype, float32 or bfloat16.
       scan_layers: one compiled layer in a loop, or layers unrolled.
       remat: what the backward pass recomputes: none, dots or full.
+      attention: auto or a name in `attention.IMPLEMENTATIONS`.
+      device: one of those that programs are compiled for, which decides what "auto" is; None is
+        this process's first.
     """
 
     pooling: str = "mean"
@@ -42,6 +46,8 @@ class EncoderOptions:
     dtype: str = "float32"
     scan_layers: bool = True
     remat: str = "none"
+    attention: str = "xla"
+    device: jax.Device | None = None
 
 
 class Instructed(NamedTuple):
@@ -118,6 +124,9 @@ def make_encoder(config: EncoderConfig, options: EncoderOptions = EncoderOptions
                 scan_layers=options.scan_layers,
                 remat=options.remat,
                 shards=shards,
+                attention=implementations(
+                    options.attention, options.device or jax.local_devices()[0]
+                ),
             )
         return states.reshape(c, r, t, -1)
 
