@@ -57,6 +57,10 @@ def show(found: dict[str, Any]) -> None:
                 "cost_analysis (loops once), TFLOP",
                 f"{flops['cost_analysis_loops_once'] / 1e12:.3f}",
             ),
+            *(
+                (f"of it {name}", f"{k['flops'] / 1e12:.3f} in {k['runs']:,} runs")
+                for name, k in sorted(found["kernels"].items())
+            ),
             ("memory traffic, GB", f"{found['bytes']['memory'] / 1e9:.2f}"),
         ],
     )
