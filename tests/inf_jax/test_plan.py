@@ -628,6 +628,24 @@ def test_scaling_configs():
         module.get_config("v5e-1")
 
 
+def test_backbones_configs(monkeypatch):
+    module = scaling_module(ROOT / "configs" / "scaling" / "backbones.py")
+    for name in module.NAMES:
+        config = module.get_config(name)
+        check(config)
+        shape, _ = plan.model_shape(config.model.name)
+        assert config.data.row_tokens % 128 == 0  # splash attention wants it
+        assert math.prod(parse(module.TOPOLOGY)[1]) % config.mesh.fsdp == 0
+        assert shape.width % config.mesh.fsdp == 0
+    with pytest.raises(ValueError, match="one of e5-large"):
+        module.get_config("gpt")
+    monkeypatch.syspath_prepend(str(ROOT / "launch"))
+    import bench_plan
+
+    planned = {program[0].partition(":")[2] for program in bench_plan.BACKBONES}
+    assert planned == set(module.NAMES)
+
+
 def test_sweep_refuses_what_does_not_fit(monkeypatch, capsys):
     sweep = scaling_module(ROOT / "launch" / "scaling.py")
     ran = []
