@@ -6,6 +6,7 @@ is all there is to save of it.
 """
 
 import contextlib
+import json
 import logging
 import math
 from collections.abc import Iterator, Mapping
@@ -178,24 +179,29 @@ def restore(
     return TrainState(**restored["state"]), position
 
 
-def restore_params(directory: str | Path, abstract_params: dict) -> tuple[dict, int] | None:
-    """The newest checkpoint's parameters alone: no optimiser state is read, none needs to be known.
+def restore_params(
+    directory: str | Path, abstract_params: dict, *, which: str = "newest"
+) -> tuple[dict, int] | None:
+    """A checkpoint's parameters alone: no optimiser state is read, none needs to be known.
 
     Args:
       directory: of the checkpoints, as for `make_manager`; nothing is made or cleaned up in it.
       abstract_params: ShapeDtypeStructs with shardings, {tower: tree}.
+      which: "newest", "best" by the run's own train.best_metric, or a step.
 
     Returns:
       (params, step), or None where there is no checkpoint.
 
     Raises:
-      UserError: the checkpoint does not fit the model or its towers, or is damaged.
+      UserError: there is no such checkpoint, or it does not fit the model or its towers, or is
+        damaged.
     """
     path = _path(directory)
     steps = ocp.utils.checkpoint_steps(path)
     if not steps:
         return None
-    newest = path / str(max(steps))
+    step = _choose(path, steps, which)
+    chosen = path / str(step)
     item = {"params": abstract_params}
     how = ocp.args.PyTreeRestore(
         item=item,
@@ -203,12 +209,12 @@ def restore_params(directory: str | Path, abstract_params: dict) -> tuple[dict, 
         partial_restore=True,
     )
     try:
-        _check_tree(newest, item)
+        _check_tree(chosen, item)
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            params = checkpointer.restore(newest / "state", args=how)["params"]
+            params = checkpointer.restore(chosen / "state", args=how)["params"]
     except (ValueError, KeyError, OSError, TypeError) as error:
-        raise _unfit(newest, error) from error
-    return params, max(steps)
+        raise _unfit(chosen, error) from error
+    return params, step
 
 
 def check_position(found: Position, expected: Position, directory: str | Path) -> None:
@@ -224,6 +230,28 @@ def check_position(found: Position, expected: Position, directory: str | Path) -
             f"{directory}: cannot resume, order or negatives would change ({'; '.join(differ)}); "
             "restore the old values or give a new out_dir"
         )
+
+
+def _choose(path: epath.Path, steps: list[int], which: str) -> int:
+    if which == "newest":
+        return max(steps)
+    if which != "best":
+        if not which.isdecimal() or int(which) not in steps:
+            raise UserError(
+                f"{path}: no checkpoint {which!r}; there are {', '.join(map(str, sorted(steps)))}, "
+                "newest and, where the run kept it, best"
+            )
+        return int(which)
+    badness = {}
+    for step in sorted(steps):
+        metrics = path / str(step) / "metrics" / "metrics"
+        if metrics.exists():
+            train = json.loads((path / str(step) / "config" / "metadata").read_text())["train"]
+            best = Best(train["best_metric"], train["best_mode"])
+            badness[step] = best.badness(json.loads(metrics.read_text()))
+    if not badness:
+        raise UserError(f"{path}: the run was not asked for its best checkpoint: train.keep_best")
+    return min(badness, key=badness.__getitem__)
 
 
 def _path(directory: str | Path) -> epath.Path:

@@ -106,12 +106,17 @@ def defaults() -> ConfigDict:
             },
             "eval": {
                 "split": "dev",
+                "checkpoint": "newest",  # or best (train.keep_best), or a step
                 "batch_rows": 64,
                 "max_passage_tokens": 256,
                 "top_k": 1000,
                 "base_from": "",  # an eval.json whose base scores are taken; "" measures them
             },
-            "export": {"dir": "", "min_cosine": 0.9999},  # "" is <out_dir>/export
+            "export": {
+                "dir": "",  # "" is <out_dir>/export
+                "min_cosine": 0.9999,
+                "checkpoint": "newest",  # or best, or a step
+            },
         }
     )
     config.lock()

@@ -56,7 +56,9 @@ def main(resolved: ConfigDict) -> None:
     }
     before = _base_of(storage.as_path(base_from), dataset, resolved) if base_from else None
     mesh = make_mesh(devices=jax.local_devices())
-    trained, step = _newest(out_dir, model.encoder.init, config.model.towers, mesh)
+    trained, step = _restored(
+        out_dir, model.encoder.init, config.model.towers, mesh, which=section.checkpoint
+    )
 
     def scores(name: str, params: dict) -> dict[str, float]:
         def embed(role: str, texts: list[np.ndarray], instructions=None) -> np.ndarray:
@@ -152,17 +154,17 @@ def _base_of(path: storage.AnyPath, dataset: dict, config: ConfigDict) -> dict[s
     return base
 
 
-def _newest(
-    out_dir: storage.AnyPath, init, towers: str, mesh: jax.sharding.Mesh
+def _restored(
+    out_dir: storage.AnyPath, init, towers: str, mesh: jax.sharding.Mesh, *, which: str
 ) -> tuple[dict, int]:
-    """The newest checkpoint's parameters, a copy on each device, and its step."""
+    """A checkpoint's parameters, a copy on each device, and its step."""
     shapes = jax.eval_shape(lambda key: init_params(init(key), towers), jax.random.key(0))
     whole = replicated(mesh)
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes
     )
     directory = out_dir / "checkpoints"
-    restored = checkpoint.restore_params(directory, abstract)
+    restored = checkpoint.restore_params(directory, abstract, which=which)
     if restored is None:
         raise UserError(
             f"{directory}: no checkpoint to evaluate; train first: "

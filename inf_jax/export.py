@@ -48,7 +48,7 @@ def main(resolved: ConfigDict) -> None:
     config = ReadLog(resolved)
     out_dir = storage.as_path(config.out_dir)
     target = storage.as_path(config.export.dir or out_dir / "export")
-    min_cosine = config.export.min_cosine
+    min_cosine, which = config.export.min_cosine, config.export.checkpoint
     storage.check(target)
     model, settings = load_model(config), retriever_config(config)
     check_all_read(config, "export")
@@ -60,7 +60,7 @@ def main(resolved: ConfigDict) -> None:
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), abstract
     )
-    restored = checkpoint.restore_params(out_dir / "checkpoints", abstract)
+    restored = checkpoint.restore_params(out_dir / "checkpoints", abstract, which=which)
     if restored is None:
         raise UserError(
             f"{out_dir}/checkpoints: no checkpoint to export; train first: "

@@ -79,5 +79,8 @@ if [[ -n $ending ]]; then # wait returned for the signal; now for the saving
   wait "$step" || status=$?
   printf '== ended before its time (status %d), back into the queue\n' "$status"
   scontrol requeue "$SLURM_JOB_ID" || true # a preemption has done so already
+elif ((status == 75)); then
+  printf '== hung: the stacks are in out_dir; back into the queue\n'
+  scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

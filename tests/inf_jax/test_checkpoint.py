@@ -77,6 +77,29 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     assert steps_in(tmp_path) == [7]
 
 
+def test_which_checkpoint(tmp_path):
+    train = {"train": {"best_metric": "dev/loss", "best_mode": "max"}}
+    with checkpoint.make_manager(tmp_path, keep=4, keep_best=1) as manager:
+        for step, value in ((1, 0.5), (2, 0.7), (3, 0.6)):
+            position = checkpoint.Position(step, 0, 8, "dataset")
+            metrics = {"dev/loss": value}
+            checkpoint.save(manager, small_state(step), position, config=train, metrics=metrics)
+    shapes = {"shared": {"w": jnp.zeros(3)}}
+
+    def step(which):
+        params, step = checkpoint.restore_params(tmp_path, shapes, which=which)
+        assert params["shared"]["w"][0] == step
+        return step
+
+    assert [step(which) for which in ("newest", "best", "1")] == [3, 2, 1]
+    with pytest.raises(UserError, match="no checkpoint '9'; there are 1, 2, 3, newest and"):
+        step("9")
+    with checkpoint.make_manager(tmp_path / "plain", keep=1) as manager:
+        save(manager, 5)
+    with pytest.raises(UserError, match=r"plain: the run was not asked for its best .*keep_best"):
+        checkpoint.restore_params(tmp_path / "plain", shapes, which="best")
+
+
 def test_half_written_checkpoints_are_never_picked_up(tmp_path):
     with checkpoint.make_manager(tmp_path, keep=3) as manager:
         save(manager, 4)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -10,12 +11,13 @@ import pytest
 from jax.sharding import Mesh
 
 from inf_jax import mesh as meshes
+from inf_jax import train
 from inf_jax.config import ReadLog
 from inf_jax.errors import UserError
 from inf_jax.mesh import AXES, batch_devices, local_parts, make_mesh
 from inf_jax.report import read_metrics
 from inf_jax.training import make_training
-from tests.inf_jax.processes import TRAIN, finish, start, write_config
+from tests.inf_jax.processes import finish, start, write_config
 
 # A process of several: for each mesh, it gives its parts of a batch and looks at the whole.
 PARTS = """
@@ -70,16 +72,17 @@ def test_training_is_the_same_whatever_the_order_of_the_devices(tiny_config, tmp
     tiny_config.train.update({"steps": 3, "chunks_per_device": 2, "health": False})
     tiny_config.loss.objective = "uni(P)"
     tiny_config.mesh.fsdp = 2
-    file, curves = write_config(tiny_config, tmp_path / "c.py"), []
-    for count, program in ((1, TRAIN), (2, ("-c", SHUFFLED))):
-        out_dir = tmp_path / str(count)
-        outs, codes = finish(
-            start(file, f"--config.out_dir={out_dir}", count=count, devices=4, program=program)
-        )
-        assert codes == [0] * count, "\n".join(outs)
-        curves.append([line["loss"] for line in read_metrics(out_dir / "metrics.jsonl")])
-    assert len(curves[0]) == 3
-    np.testing.assert_allclose(curves[1], curves[0], rtol=1e-5)
+    file, out_dir = write_config(tiny_config, tmp_path / "c.py"), tmp_path / "shuffled"
+    how = {"count": 2, "devices": 4, "program": ("-c", SHUFFLED), "cache": tmp_path / "compiled"}
+    outs, codes = finish(start(file, f"--config.out_dir={out_dir}", **how))
+    assert codes == [0, 0], "\n".join(outs)
+    train.main(tiny_config)  # on 8 devices, in order
+    found, expected = (
+        [line["loss"] for line in read_metrics(Path(folder) / "metrics.jsonl")]
+        for folder in (out_dir, tiny_config.out_dir)
+    )
+    assert len(found) == 3
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_the_batch_is_split_over_data_and_fsdp():

@@ -144,10 +144,8 @@ def reference(weights):
         ((8, 1, 1), 2, "dense", {}),
         ((1, 8, 1), 1, "dense", {"remat": "full"}),
         ((2, 2, 1), 1, "ring", {"scan_layers": False}),
-        ((2, 2, 1), 1, "ring", {"gather": "step"}),
-        ((1, 1, 4), 1, "dense", {}),
         ((2, 1, 2), 2, "ring", {}),
-        ((2, 2, 2), 1, "gather", {"remat": "full"}),
+        ((2, 2, 2), 1, "gather", {"remat": "full", "gather": "step"}),
         ((1, 2, 4), 2, "ring", {"gather": "layer"}),
     ],
 )

@@ -20,7 +20,7 @@ child=$!
 wait "$child"
 """
 PYTHON = """#!/bin/bash
-trap 'echo saved >>"$LOG"; exit 0' TERM
+trap 'echo saved >>"$LOG"; exit 143' TERM
 echo started >>"$LOG"
 for ((i = 0; i < ${TENTHS:-0}; i++)); do sleep 0.1; done
 exit "${STATUS:-0}"
@@ -93,7 +93,7 @@ def test_before_its_time_it_saves_and_goes_back_into_the_queue(job, number):
         time.sleep(0.05)
     os.kill(process.pid, number)
     output, _ = process.communicate(timeout=30)
-    assert process.returncode == 0, output
+    assert process.returncode == 143, output
     assert job.log.read_text().splitlines()[-2:] == ["saved", "scontrol requeue 7"]
 
 
@@ -120,3 +120,10 @@ def test_wrong_usage(job):
     process = job("--help")
     output, _ = process.communicate(timeout=30)
     assert "--ntasks-per-node=1" in output and "#SBATCH" not in output
+
+
+def test_a_hung_run_goes_back_into_the_queue(job):
+    process = job("--config=c.py", STATUS="75")
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 75 and "hung: the stacks are in out_dir" in output
+    assert job.log.read_text().splitlines()[-1] == "scontrol requeue 7"
