@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import tokenizers
 
+from inf_jax import eos
 from inf_jax.errors import UserError
 from inf_jax.parts import INSTRUCTION, OTHER, QUERY, SPECIAL, QueryParts, kept, split
 
@@ -63,8 +64,9 @@ class TextConfig:
 def instructed_query(query: str, instruction: str, template: str) -> str:
     """The text of an instructed query.
 
-    With an empty instruction the template is used without its place, white space squeezed, so that
-    "{query} {instruction}" gives the query alone.
+    With an empty instruction the template is used without its place, so that
+    "{query} {instruction}" gives the query alone; where the place is not the last, white space is
+    squeezed.
     """
     return _render_query(query, instruction, template)[0]
 
@@ -77,14 +79,24 @@ def passage_text(passage: str, template: str) -> str:
 class TextTokenizer:
     """A Hugging Face fast tokenizer with this project's templates and truncation.
 
+    Args:
+      hf_tokenizer: left as it is.
+      append_eos: whether its EOS ends every text: "auto", "always" or "never", see
+        `eos.is_missing`.
+
     Attributes:
       pad_id: int, the padding token; where there is none, the end of text, else 0: any id will do,
         since padding is masked.
       fingerprint: str, a hash of all that decides which ids a text gets.
       special: int32[...] twice, the special tokens before and after every text.
+      appended_eos: str, the token that is put behind every text on top of what the tokenizer's own
+        files say; "" is none.
+
+    Raises:
+      UserError: there is no EOS to append.
     """
 
-    def __init__(self, hf_tokenizer):
+    def __init__(self, hf_tokenizer, *, append_eos: str = "never"):
         # a copy, since the truncation and padding that a file may bring along are switched off
         self._backend = tokenizers.Tokenizer.from_str(hf_tokenizer.backend_tokenizer.to_str())
         self._backend.no_truncation()
@@ -94,12 +106,17 @@ class TextTokenizer:
         )
         candidates = (hf_tokenizer.pad_token_id, hf_tokenizer.eos_token_id, 0)
         self.pad_id: int = next(i for i in candidates if i is not None)
+        self.special: tuple[np.ndarray, np.ndarray] = _around(self._backend)
+        self.appended_eos: str = ""
+        _, after = self.special
+        ends = int(after[-1]) if after.size else None
+        eos_id, source = hf_tokenizer.eos_token_id, hf_tokenizer.name_or_path
+        if eos.is_missing(append_eos, eos_id=eos_id, ends=ends, source=source):
+            self.appended_eos = hf_tokenizer.eos_token
+            self._backend.post_processor = eos.with_eos(self._backend, self.appended_eos, eos_id)
+            self.special = _around(self._backend)
         state = self._backend.to_str() + str(self._backend.encode_special_tokens)
         self.fingerprint: str = hashlib.sha256(state.encode()).hexdigest()
-        probe = self._backend.encode("a")
-        ids, text = np.array(probe.ids, np.int32), np.flatnonzero(_special(probe) == 0)
-        first, end = (text[0], text[-1] + 1) if text.size else (len(ids), len(ids))
-        self.special: tuple[np.ndarray, np.ndarray] = (ids[:first], ids[end:])
 
     def queries(self, queries: Sequence[tuple[str, str]], config: TextConfig) -> list[np.ndarray]:
         """Token ids of (query, instruction) pairs, special tokens included.
@@ -195,11 +212,17 @@ class TextTokenizer:
             )
 
 
-def load_tokenizer(name_or_dir: str | os.PathLike) -> TextTokenizer:
+def load_tokenizer(
+    name_or_dir: str | os.PathLike, *, append_eos: str = "never"
+) -> TextTokenizer:
     """The tokenizer of a local Hugging Face directory or of a hub id.
 
+    Args:
+      append_eos: see TextTokenizer.
+
     Raises:
-      UserError: nothing is there, the hub cannot be reached, or there is no fast tokenizer.
+      UserError: nothing is there, the hub cannot be reached, or there is no fast tokenizer; or no
+        EOS to append.
     """
     from transformers import AutoTokenizer  # takes seconds to import: not for those who only render
 
@@ -221,7 +244,15 @@ def load_tokenizer(name_or_dir: str | os.PathLike) -> TextTokenizer:
     # without vocabulary files transformers returns a tokenizer that knows its special tokens only
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise UserError(f"the tokenizer of {name!r} has no vocabulary; {remedy}")
-    return TextTokenizer(tokenizer)
+    return TextTokenizer(tokenizer, append_eos=append_eos)
+
+
+def _around(backend: tokenizers.Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """int32[...] twice, the special tokens before and after a text."""
+    probe = backend.encode("a")
+    ids, text = np.array(probe.ids, np.int32), np.flatnonzero(_special(probe) == 0)
+    first, end = (text[0], text[-1] + 1) if text.size else (len(ids), len(ids))
+    return ids[:first], ids[end:]
 
 
 def _ids(encodings: list[tokenizers.Encoding]) -> list[np.ndarray]:
@@ -248,12 +279,16 @@ def _parts(template: str) -> tuple[tuple[str, str | None], ...]:
 
 @functools.lru_cache(maxsize=64)
 def _uninstructed(template: str) -> tuple[tuple[str, str | None], ...]:
-    """The template's pieces without the instruction, white space squeezed."""
+    """The template's pieces without the instruction.
+
+    White space is squeezed, but not before an instruction that comes last: a prompt stays as it is.
+    """
     escaped = "".join(
         literal.replace("{", "{{").replace("}", "}}") + ("{query}" if field == "query" else "")
         for literal, field in _parts(template)
     )
-    return _parts(" ".join(escaped.split()))
+    last = _parts(template)[-1][1] == "instruction"
+    return _parts(escaped.strip() if last else " ".join(escaped.split()))
 
 
 def _render(
