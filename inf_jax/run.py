@@ -91,14 +91,17 @@ def dataset_dir(config: ReadLog) -> Path:
     return directory
 
 
-def tokenised_split(config: ReadLog, tokenizer: TextTokenizer, split: str) -> TokenisedDataset:
-    """The split's tokenised records, made now if the cache has none for these texts and
-    tokenizer."""
+def tokenised_split(
+    config: ReadLog, tokenizer: TextTokenizer, split: str, *, expected: str | None = None
+) -> TokenisedDataset:
+    """The split's tokenised records, made now if the cache has none for these texts and tokenizer;
+    `expected` as for `tokenise`."""
     directory = tokenise(
         dataset_dir(config),
         split,
         tokenizer=tokenizer,
         text=text_config(config),
         out_dir=Path(config.data.dir) / "tokenised" / config.data.source,
+        expected=expected,
     )
     return TokenisedDataset(directory)

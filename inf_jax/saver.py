@@ -55,6 +55,11 @@ class Saver:
         self._position, saved = checkpoint.read_run(self._manager, newest)
         check_same_run(self._config, saved, self._manager.directory / str(newest))
 
+    @property
+    def dataset(self) -> str | None:
+        """Fingerprint of the dataset that the checkpoint's run was trained on."""
+        return self._position.dataset if self._position else None
+
     def start(self, training: Training) -> tuple[TrainState, int]:
         """The state to go on from, and the first step to do.
 

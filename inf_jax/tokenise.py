@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from inf_jax.composition import sampled
 from inf_jax.config import ReadLog, run
+from inf_jax.errors import UserError
 from inf_jax.records import Example
 from inf_jax.text import TextConfig, TextTokenizer
 from inf_jax.token_shards import (
@@ -43,6 +44,7 @@ def tokenise(
     out_dir: str | os.PathLike,
     progress: bool = True,
     examples_per_shard: int = EXAMPLES_PER_SHARD,
+    expected: str | None = None,
 ) -> Path:
     """Tokenises one split of a TFDS directory, or finds that it has been done.
 
@@ -50,13 +52,15 @@ def tokenise(
       dataset_dir: the directory with `dataset_info.json`, as `data_pipeline.build` writes it.
       split: a split's name, "train" or "dev".
       examples_per_shard: a killed run repeats at most so many examples.
+      expected: the fingerprint that the result must have, of a run that is resumed.
 
     Returns:
       `<out_dir>/<split>-<hash16>`, for `TokenisedDataset`. The hash covers the schema, the source
       files' contents, the tokenizer, the templates, the limits and `examples_per_shard`.
     Raises:
       UserError: the split is missing, damaged or empty, a text has no tokens, or a file cannot be
-        written; names file and record.
+        written; names file and record. Or the fingerprint will be another one: said before any text
+        is tokenised.
     """
     plan = make_plan(
         dataset_dir,
@@ -66,6 +70,11 @@ def tokenise(
         out_dir=out_dir,
         examples_per_shard=examples_per_shard,
     )
+    if expected and plan.fingerprint != expected:
+        raise UserError(
+            f"{dataset_dir}, {split}: not what the run that is resumed was trained on: its records "
+            "or the tokenizer have changed; put back the old ones or give a new out_dir"
+        )
     todo = plan.todo()
     if todo is None:
         return plan.directory

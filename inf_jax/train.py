@@ -45,7 +45,7 @@ def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
         contextlib.closing(Saver(config, resolved, resume=resume)) as saver,
         storage.WorkDir(out_dir) as work,
     ):
-        training = make_training(config)
+        training = make_training(config, expected=saver.dataset)
         loader, steps = training.loader, config.train.steps
         max_nonfinite, dev_every = config.optim.max_nonfinite, config.train.dev_every
         log_every, prefetch = config.train.log_every, config.data.prefetch

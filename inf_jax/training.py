@@ -12,7 +12,7 @@ from inf_jax import hosts
 from inf_jax.config import ReadLog
 from inf_jax.embed import Batch
 from inf_jax.errors import UserError
-from inf_jax.loader import Loader, to_mesh
+from inf_jax.loader import Loader, pairs_per_chunk, to_mesh
 from inf_jax.mesh import (
     batch_devices,
     compiler_options,
@@ -69,8 +69,11 @@ class Training(NamedTuple):
     fresh: Callable[[], TrainState]
 
 
-def make_training(config: ReadLog) -> Training:
+def make_training(config: ReadLog, *, expected: str | None = None) -> Training:
     """Reads the sections data, model, loss, optim, train and mesh.
+
+    Args:
+      expected: fingerprint of the tokenised training split, of a run that is resumed.
 
     Raises:
       UserError: the model, the data or the mesh are not to be had as configured.
@@ -80,7 +83,7 @@ def make_training(config: ReadLog) -> Training:
     program = make_program(config, model.encoder, mesh, source=model.directory)
     every, batches = config.train.dev_every, config.train.dev_batches
     deal = {"devices": batch_devices(mesh), "parts": local_parts(mesh)}
-    loader = make_loader(config, model.tokenizer, **deal)
+    loader = make_loader(config, model.tokenizer, expected=expected, **deal)
     dev = None
     if every:
         measured = make_loader(
@@ -115,6 +118,7 @@ def make_loader(
     parts: Sequence[int] | None = None,
     split: str | None = None,
     steps: int | None = None,
+    expected: str | None = None,
 ) -> Loader:
     """The loader of a split, by default of the training split for the steps of the run.
 
@@ -123,6 +127,7 @@ def make_loader(
       parts: this process's parts of a batch, see `mesh.local_parts`; None is all.
       split: a batch is at most all of it.
       steps: that are planned for.
+      expected: fingerprint of the tokenised split, where it must be that one.
 
     Raises:
       UserError: there is no such dataset, or it cannot be dealt to these devices.
@@ -130,8 +135,9 @@ def make_loader(
     train, data, loss = config.train, config.data, config.loss
     objective, sampled = parse_objective(loss.objective), loss.instruction_negatives
     each, split = train.chunks_per_device, split or data.train_split
+    pairs_per_chunk(train.batch_size, devices * each, whole_examples=False)  # before any long work
     with hosts.lead_first(f"tokenised {split}"):
-        dataset = tokenised_split(config, tokenizer, split)
+        dataset = tokenised_split(config, tokenizer, split, expected=expected)
     whole = split == data.train_split
     return Loader(
         dataset,

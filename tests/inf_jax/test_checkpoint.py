@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -191,6 +192,42 @@ def test_resume_wishes(tiny_config):
     train.main(tiny_config, resume=True)
     lines = read_metrics(Path(tiny_config.out_dir, "metrics.jsonl"))
     assert [line["step"] for line in lines] == list(range(6))
+
+
+def test_what_is_wrong_is_said_before_any_long_work(tiny_config, tiny_model_dir, tmp_path):
+    """Another tokenizer than the records', a batch and a mesh that are none: nothing is written."""
+    train.main(tiny_config)
+    data = Path(tiny_config.data.dir, "tokenised", "inf_ir")
+    before, tiny_config.train.steps = set(data.iterdir()), 6
+    shutil.copytree(tiny_model_dir, tmp_path / "other")
+    file = tmp_path / "other" / "tokenizer.json"
+    fields = json.loads(file.read_text())
+    ids = fields["model"]["vocab"]
+    ids["amber"], ids["birch"] = ids["birch"], ids["amber"]
+    file.write_text(json.dumps(fields))
+    with pytest.raises(UserError, match=r"in this out_dir was another one \(model\.name was"):
+        other = tiny_config.copy_and_resolve_references()
+        other.model.name = str(tmp_path / "other")
+        train.main(other)
+    original = tiny_model_dir / "tokenizer.json"
+    kept = original.read_bytes()
+    try:
+        original.write_bytes(file.read_bytes())
+        with pytest.raises(UserError, match=r"train: not what the run .* or the tokenizer have"):
+            train.main(tiny_config)
+    finally:
+        original.write_bytes(kept)
+    for key, value, message in (
+        ("train.batch_size", 2, r"train\.batch_size=2 gives fewer pairs than there are chunks \(8"),
+        ("mesh.fsdp", 3, r"mesh\.fsdp=3 does not divide the 8 devices"),
+        ("mesh.tensor", 8, r"mesh\.tensor=8 must divide the heads"),
+    ):
+        config = tiny_config.copy_and_resolve_references()
+        config.out_dir, config.data.max_query_tokens = str(tmp_path / "new"), 15
+        config.update_from_flattened_dict({key: value})
+        with pytest.raises(UserError, match=message):
+            train.main(config)
+    assert set(data.iterdir()) == before
 
 
 def test_no_room_for_a_checkpoint(tiny_config, monkeypatch):

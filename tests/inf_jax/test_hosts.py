@@ -75,20 +75,20 @@ def config(tiny_config):
     return tiny_config
 
 
-def launch(file, *overrides, **how):
+def launch(file, *overrides, devices=DEVICES, **how):
     """All processes of a run, or those in `only`; their outputs and exit codes."""
-    return finish(start(file, *overrides, devices=DEVICES, **how))
+    return finish(start(file, *overrides, devices=devices, **how))
 
 
 def test_one_two_and_four_processes_are_one_run(config, tmp_path, compiled):
-    """And two that one goes on from."""
+    """Four with two devices each, two with two, one with four; and two that one goes on from."""
     file = write_config(config, tmp_path / "c.py")
     shapes = make_training(ReadLog(config)).shapes
 
-    def train(name, count, steps, *, starts=1):
+    def train(name, count, steps, *, starts=1, devices=DEVICES):
         out_dir = tmp_path / name
         overrides = f"--config.out_dir={out_dir}", f"--config.train.steps={steps}"
-        outs, codes = launch(file, *overrides, count=count, cache=compiled)
+        outs, codes = launch(file, *overrides, count=count, devices=devices, cache=compiled)
         assert codes == [0] * count, "\n".join(outs)
         assert re.search(rf"hosts +. +{count} ", outs[0])
         assert not any(re.search(r"tokens a step|\d/\d|trained", out) for out in outs[1:])
@@ -119,8 +119,9 @@ def test_one_two_and_four_processes_are_one_run(config, tmp_path, compiled):
 
     straight = train("one", 1, 9)
     assert straight[-1] < straight[0]
-    for name, count in (("four", 4), ("two", 2)):
-        np.testing.assert_allclose(train(name, count, 6), straight[:6], rtol=1e-5)
+    for name, count, devices in (("four", 4, 8), ("two", 2, DEVICES)):
+        losses = train(name, count, 6, devices=devices)
+        np.testing.assert_allclose(losses, straight[:6], rtol=1e-5)
         assert_same(name, 6)
     np.testing.assert_allclose(train("two", 1, 9, starts=2), straight, rtol=1e-5)
     assert_same("two", 9)
