@@ -45,6 +45,11 @@ def defaults() -> ConfigDict:
                 "query_encoder": "joint",  # joint: query and instruction in one text; or attention
                 "mask": "model",  # attention as the model's config says; causal or bidirectional
                 "pooling": "mean",  # mean, cls, last or weighted_mean
+                # the tokenizer's EOS behind every text: always, never, or auto: where pooling is
+                # last and no special token ends a text yet
+                "append_eos": "auto",
+                "projection": 0,  # width of a linear layer after pooling; 0 is none
+                "projection_bias": False,
                 "normalise": True,
                 "dtype": "float32",  # compute dtype: float32 or bfloat16 (weights stay float32)
                 "dropout": 0.0,
@@ -110,6 +115,7 @@ def defaults() -> ConfigDict:
                 "batch_rows": 64,
                 "max_passage_tokens": 256,
                 "top_k": 1000,
+                "dims": (),  # scores with the first so many entries of each vector as well
                 "base_from": "",  # an eval.json whose base scores are taken; "" measures them
             },
             "export": {

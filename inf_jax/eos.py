@@ -1,5 +1,5 @@
-"""The end-of-text token that last-token pooling reads, put behind every text by the tokenizer itself
-(its post-processor), so that whoever opens the tokenizer's files gets the same ids."""
+"""The end-of-text token (EOS) that last-token pooling reads. The tokenizer itself puts it behind
+every text, by its post-processor, so that whoever opens the tokenizer's files gets the same ids."""
 
 import json
 
@@ -52,16 +52,15 @@ def with_eos(
     """
     state = json.loads(backend.to_str())
     found = state["post_processor"]
-    if found is None:
-        steps = []
-    else:
-        steps = found["processors"] if found["type"] == "Sequence" else [found]
+    steps = [found] if found else []
+    if found and found["type"] == "Sequence":
+        steps = found["processors"]
     template = next((x for x in steps if x["type"] == "TemplateProcessing"), None)
     if template is None:
         odd = [x["type"] for x in steps if x["type"] != "ByteLevel"]
         if odd:
             raise UserError(
-                f"no EOS can be appended: the tokenizer's post-processor is {', '.join(odd)}, not a "
+                f"no EOS can be appended: the tokenizer's post-processor is {', '.join(odd)}, no "
                 "template; set model.append_eos='never'"
             )
         one = {"Sequence": {"id": "A", "type_id": 0}}

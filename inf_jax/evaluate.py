@@ -8,6 +8,7 @@ what is measured), prints base, trained and gain side by side, and writes `<out_
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -19,7 +20,7 @@ from ml_collections import ConfigDict
 from inf_jax import checkpoint, figure, hosts, report, storage
 from inf_jax.config import ReadLog, check_all_read, run
 from inf_jax.embed import tower
-from inf_jax.encode import encode_texts
+from inf_jax.encode import encode_texts, shortened
 from inf_jax.errors import UserError
 from inf_jax.mesh import make_mesh, replicated
 from inf_jax.records import Example, encode_example
@@ -36,7 +37,7 @@ def main(resolved: ConfigDict) -> None:
     storage.check(out_dir)
     model = load_model(config)
     split, rows, top_k = section.split, section.batch_rows, section.top_k
-    base_from = section.base_from
+    base_from, dims = section.base_from, tuple(section.dims)
     text = dataclasses.replace(text_config(config), max_passage_tokens=section.max_passage_tokens)
     apart = config.model.query_encoder == "attention"
     check_all_read(config, "eval")
@@ -60,7 +61,13 @@ def main(resolved: ConfigDict) -> None:
         out_dir, model.encoder.init, config.model.towers, mesh, which=section.checkpoint
     )
 
-    def scores(name: str, params: dict) -> dict[str, float]:
+    if max(dims, default=0) > model.encoder.width:
+        raise UserError(f"eval.dims={dims}: the vectors have {model.encoder.width} entries")
+    normalise = model.encoder.options.normalise
+
+    def scores(name: str, params: dict) -> dict[int | None, dict[str, float]]:
+        """By how many of the first entries; None is all."""
+
         def embed(role: str, texts: list[np.ndarray], instructions=None) -> np.ndarray:
             longest = max(text.max_query_tokens, text.max_passage_tokens)
             return encode_texts(
@@ -80,34 +87,54 @@ def main(resolved: ConfigDict) -> None:
             instructions, alone = model.tokenizer.apart(queries, text)
             return embed("query", alone, instructions)
 
-        return evaluate(
-            embed_queries,
-            lambda passages: embed("passage", model.tokenizer.passages(passages, text)),
-            task,
-            top_k=top_k,
-            mesh=mesh,
-        )
+        def embed_passages(passages: Sequence[str]) -> np.ndarray:
+            return embed("passage", model.tokenizer.passages(passages, text))
+
+        once = [functools.cache(how) for how in (embed_queries, embed_passages)]
+
+        def cut(how, texts: Sequence, dim: int | None) -> np.ndarray:
+            return shortened(how(tuple(texts)), dim, normalise=normalise)
+
+        return {
+            dim: evaluate(
+                *(functools.partial(cut, how, dim=dim) for how in once),
+                task,
+                top_k=top_k,
+                mesh=mesh,
+            )
+            for dim in (None, *dims)
+        }
+
+    def compared(after: dict[str, float], before: dict[str, float]) -> dict[str, dict]:
+        gain = {key: after[key] - before[key] for key in after}
+        return {"base": before, "trained": after, "gain": gain}
 
     after = scores("trained", trained)
     del trained
     if before is None:
         before = scores("base", init_params(model.load().params, config.model.towers))
-    gain = {key: after[key] - before[key] for key in after}
+    by_dim = {dim: compared(after[dim], before[dim]) for dim in after}
 
     title = f"{resolved.data.source} {split}, step {step:,}"
     counts = f"{len(task.queries):,} instructed queries, {len(task.corpus):,} passages"
-    report.table(
-        title,
-        [
-            (METRICS[key], f"{before[key]:.1f}", f"{after[key]:.1f}", f"{gain[key]:+.1f}")
-            for key in after
-        ],
-        header=("times 100", "base", "trained", "gain"),
-    )
+    for dim, each in by_dim.items():
+        report.table(
+            title if dim is None else f"{title}, the first {dim} entries",
+            [
+                (
+                    METRICS[key],
+                    f"{each['base'][key]:.1f}",
+                    f"{value:.1f}",
+                    f"{each['gain'][key]:+.1f}",
+                )
+                for key, value in each["trained"].items()
+            ],
+            header=("times 100", "base", "trained", "gain"),
+        )
+    whole = by_dim.pop(None)
     found = {
-        "base": before,
-        "trained": after,
-        "gain": gain,
+        **whole,
+        "dims": {str(dim): each for dim, each in by_dim.items()},
         "units": "times 100",
         "step": step,
         "dataset": dataset,
@@ -123,17 +150,21 @@ def main(resolved: ConfigDict) -> None:
         out_dir / "eval.png",
         title=f"{title}: {counts}",
         losses=[(line["step"], line["loss"]) for line in lines],
-        bars=[(METRICS[key], before[key], after[key]) for key in after],
+        bars=[(METRICS[key], whole["base"][key], value) for key, value in whole["trained"].items()],
     )
     print(f"{counts}; wrote {out_dir}/eval.json and {out_dir}/eval.png")
 
 
-def _base_of(path: storage.AnyPath, dataset: dict, config: ConfigDict) -> dict[str, float]:
-    """The base scores of another run's eval.json: same backbone, same texts, same task."""
+def _base_of(
+    path: storage.AnyPath, dataset: dict, config: ConfigDict
+) -> dict[int | None, dict[str, float]]:
+    """The base scores of another run's eval.json: same backbone, same texts, same task, same
+    dims."""
     try:
         found = json.loads(path.read_text())
         sections = {name: found["config"][name] for name in ("model", "data", "eval")}
-        was, base = {"dataset": found["dataset"], **sections}, found["base"]
+        was, base = {"dataset": found["dataset"], **sections}, {None: found["base"]}
+        base |= {int(dim): each["base"] for dim, each in found.get("dims", {}).items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f'eval.base_from={path}: no eval.json of inf_jax.evaluate ({error!r}); give "" to '

@@ -20,9 +20,9 @@ from inf_jax.errors import UserError
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 
-# First match wins; layers are stacked along the first axis. "fsdp" splits the model width (d),
-# which every weight has and every mesh divides; "tensor" splits heads and ffn (Megatron, arXiv
-# 1909.08053).
+# First match wins; layers are stacked along the first axis, but for the projection. "fsdp" splits
+# the model width (d), which every weight has and every mesh divides; "tensor" splits heads and ffn
+# (Megatron, arXiv 1909.08053).
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(word|position|token_type)$", PartitionSpec(None, "fsdp")),
     (r"(query|key|value)_kernel$", PartitionSpec(None, "fsdp", "tensor", None)),
@@ -31,7 +31,8 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(up|gate)_kernel$", PartitionSpec(None, "fsdp", "tensor")),
     (r"(up|gate)_bias$", PartitionSpec(None, "tensor")),
     (r"down_kernel$", PartitionSpec(None, "tensor", "fsdp")),
-    (r"(_bias|norm/(scale|bias))$", PartitionSpec()),
+    (r"projection/kernel$", PartitionSpec("fsdp", None)),
+    (r"(_bias|norm/(scale|bias)|projection/bias)$", PartitionSpec()),
 )
 
 

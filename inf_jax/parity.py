@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from inf_jax import st_files
 from inf_jax.errors import UserError
 from inf_jax.models.config import read_config
 from inf_jax.models.tables import table_of
@@ -56,12 +57,14 @@ class Probe(NamedTuple):
     """A text of one role, rendered, and the loaders beside our own that embed it as we do.
 
     A query that is too long loses the end of the query here and the end of the text elsewhere. A
-    query whose instruction is encoded apart is embedded by the export's own file alone.
+    query whose instruction is encoded apart is embedded by the export's own file alone. `parts` are
+    a query and its instruction, or a passage.
     """
 
     role: str
     text: str
     loaders: tuple[str, ...]
+    parts: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,8 +121,10 @@ def check(directory: Path, reference: Retriever, *, min_cosine: float) -> Parity
         text.
     """
     probes, config = _probes(reference), reference.config
-    expected = _ours(reference)
-    loaders: dict[str, Callable[[], np.ndarray]] = {"inf_jax": lambda: _ours(load(directory))}
+    expected = _ours(reference, probes)
+    loaders: dict[str, Callable[[], np.ndarray]] = {
+        "inf_jax": lambda: _ours(load(directory), probes)
+    }
     where = {"inf_jax": list(range(len(probes)))}
     missing = []
     for name, embed in _LOADERS.items():
@@ -175,21 +180,26 @@ def _compare(
     return float(cosines[worst])
 
 
-def _ours(retriever: Retriever) -> np.ndarray:
-    queries, instructions = zip(*QUERIES, strict=True)
+def _ours(retriever: Retriever, probes: list[Probe]) -> np.ndarray:
+    queries, instructions = zip(*(p.parts for p in probes if p.role == "query"), strict=True)
+    passages = [p.parts[0] for p in probes if p.role == "passage"]
     return np.concatenate(
-        (retriever.encode_queries(queries, instructions), retriever.encode_passages(PASSAGES))
+        (retriever.encode_queries(queries, instructions), retriever.encode_passages(passages))
     )
 
 
 def _probes(reference: Retriever) -> list[Probe]:
-    """QUERIES, then PASSAGES, rendered."""
+    """QUERIES, then PASSAGES, rendered; without those of no tokens, which some tokenizers have."""
     config, text = reference.config, reference.config.text
     whole = TextConfig(text.query_template, text.passage_template, 1 << 20, 1 << 20)
     tokens = {
         "query": reference.tokenizer.queries(QUERIES, whole),
         "passage": reference.tokenizer.passages(PASSAGES, whole),
     }
+    if config.query_encoder == "attention":
+        apart = reference.tokenizer.apart(QUERIES, whole)
+        tokens["query"] = [min(pair, key=len) for pair in zip(*apart, strict=True)]
+    parts = {"query": QUERIES, "passage": [(passage,) for passage in PASSAGES]}
     rendered = {
         "query": [instructed_query(q, i, text.query_template) for q, i in QUERIES],
         "passage": [passage_text(p, text.passage_template) for p in PASSAGES],
@@ -204,9 +214,10 @@ def _probes(reference: Retriever) -> list[Probe]:
         return ("transformers", "sentence-transformers") if alike else ()
 
     return [
-        Probe(role, probe, loaders(role, ids))
+        Probe(role, probe, loaders(role, ids), of)
         for role in ("query", "passage")
-        for probe, ids in zip(rendered[role], tokens[role], strict=True)
+        for probe, ids, of in zip(rendered[role], tokens[role], parts[role], strict=True)
+        if len(ids)
     ]
 
 
@@ -242,6 +253,10 @@ def _transformers(directory: Path, config: RetrieverConfig, probes: list[Probe])
             "last": (place == mask.sum(1, keepdim=True)) & (place > 0),
         }[config.pooling].float()
         pooled = (states * weights[:, :, None]).sum(1) / weights.sum(1, keepdim=True)
+        projection = st_files.projection_of(folder, width=pooled.shape[1])
+        if projection is not None:
+            pooled = pooled @ torch.from_numpy(projection["kernel"])
+            pooled = pooled + torch.from_numpy(projection.get("bias", np.zeros(1, np.float32)))
         if config.normalise:
             pooled = torch.nn.functional.normalize(pooled, dim=1)
         vectors.append(pooled.numpy())
@@ -278,9 +293,9 @@ def _sentence_transformers(
 
 
 def _instructed(directory: Path, config: RetrieverConfig, probes: list[Probe]) -> np.ndarray:
-    """QUERIES by the file that the export holds for it."""
+    """Queries by the file that the export holds for it."""
     encoder = runpy.run_path(str(directory / INSTRUCTED_FILE))["InstructedEncoder"](directory)
-    return encoder.encode(*zip(*QUERIES, strict=True))
+    return encoder.encode(*zip(*(probe.parts for probe in probes), strict=True))
 
 
 _LOADERS = {

@@ -5,11 +5,15 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+
+from inf_jax import eos, st_files
 from inf_jax.config import ReadLog
 from inf_jax.errors import UserError
 from inf_jax.models import hf
 from inf_jax.models.config import EncoderConfig, read_config
 from inf_jax.models.encoder import Encoder, EncoderOptions, make_encoder
+from inf_jax.models.projection import NAME, init_projection
 from inf_jax.text import TextConfig, TextTokenizer, load_tokenizer
 from inf_jax.tokenise import tokenise
 from inf_jax.tokenised import TokenisedDataset
@@ -22,15 +26,38 @@ class Model(NamedTuple):
       directory: its HF directory (config.json, tokenizer, weights).
       encoder: the pure functions, with the run's dropout and options.
       tokenizer: its tokenizer.
+      seed: of a projection that is not in the directory.
     """
 
     directory: Path
     encoder: Encoder
     tokenizer: TextTokenizer
+    seed: int = 0
 
     def load(self) -> hf.Weights:
-        """The backbone's own weights, float32."""
-        return hf.load_weights(self.directory, self.encoder.config)
+        """The backbone's own weights, float32; and its projection, or a random one.
+
+        Raises:
+          UserError: its projection is not the one that the config asks for.
+        """
+        options = self.encoder.options
+        width, bias = options.projection, options.projection_bias
+        found = st_files.projection_of(self.directory, width=self.encoder.config.width)
+        if found is not None:
+            there = found["kernel"].shape[1], "bias" in found
+            if there != (width, bias):
+                raise UserError(
+                    f"{self.directory} ends in a Dense module: set model.projection={there[0]} and "
+                    f"model.projection_bias={there[1]} to go on with it, or train from a copy "
+                    "without modules.json"
+                )
+        elif width:
+            key = jax.random.key(self.seed)
+            found = init_projection(key, self.encoder.config.width, width, bias=bias)
+        loaded = hf.load_weights(self.directory, self.encoder.config)
+        if found is None:
+            return loaded
+        return loaded._replace(params=loaded.params | {NAME: found})
 
 
 def load_model(config: ReadLog) -> Model:
@@ -38,7 +65,13 @@ def load_model(config: ReadLog) -> Model:
     `Model.load`."""
     directory = hf.resolve_model(config.model.name)
     encoder = configured_encoder(config, read_config(directory), source=directory)
-    return Model(directory, encoder, load_tokenizer(directory))
+    return Model(directory, encoder, run_tokenizer(config), config.seed)
+
+
+def run_tokenizer(config: ReadLog) -> TextTokenizer:
+    """The tokenizer of the `model` section, which appends an EOS where that asks for it."""
+    choice = eos.choice_for(config.model.append_eos, config.model.pooling)
+    return load_tokenizer(hf.resolve_model(config.model.name), append_eos=choice)
 
 
 def configured_encoder(
@@ -61,6 +94,8 @@ def configured_encoder(
         )
     options = EncoderOptions(
         pooling=section.pooling,
+        projection=section.projection,
+        projection_bias=section.projection_bias,
         normalise=section.normalise,
         dtype=section.dtype,
         scan_layers=section.scan_layers,

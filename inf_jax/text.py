@@ -4,11 +4,9 @@ import dataclasses
 import functools
 import hashlib
 import os
-import string
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import tokenizers
@@ -16,8 +14,17 @@ import tokenizers
 from inf_jax import eos
 from inf_jax.errors import UserError
 from inf_jax.parts import INSTRUCTION, OTHER, QUERY, SPECIAL, QueryParts, kept, split
+from inf_jax.templates import (
+    QuerySpans,
+    instructed_query,
+    passage_text,
+    pieces,
+    render,
+    render_query,
+)
 
-Span = tuple[int, int]
+__all__ = ["TextConfig", "TextTokenizer", "instructed_query", "load_tokenizer", "passage_text"]
+
 _TOKENIZER_FILES = ("*token*", "vocab*", "*.model", "tekken*")
 
 
@@ -47,7 +54,7 @@ class TextConfig:
         ):
             template = getattr(self, name)
             try:
-                found = sorted(field for _, field in _parts(template) if field is not None)
+                found = sorted(field for _, field in pieces(template) if field is not None)
             except ValueError as error:  # also an unbalanced brace
                 raise UserError(
                     f"{name}={template!r}: {error}; literal braces are {{{{ }}}}"
@@ -59,21 +66,6 @@ class TextConfig:
             limit = getattr(self, name)
             if not isinstance(limit, int) or limit < 1:
                 raise UserError(f"{name}={limit!r} must be a positive whole number")
-
-
-def instructed_query(query: str, instruction: str, template: str) -> str:
-    """The text of an instructed query.
-
-    With an empty instruction the template is used without its place, so that
-    "{query} {instruction}" gives the query alone; where the place is not the last, white space is
-    squeezed.
-    """
-    return _render_query(query, instruction, template)[0]
-
-
-def passage_text(passage: str, template: str) -> str:
-    """The text of a passage."""
-    return _render(_parts(template), {"passage": passage})[0]
 
 
 class TextTokenizer:
@@ -130,7 +122,7 @@ class TextTokenizer:
           UserError: the limit is too small for the special tokens and the template's own words.
         """
         self._check_limit("query", config.query_template, config.max_query_tokens)
-        rendered = [_render_query(q, i, config.query_template) for q, i in queries]
+        rendered = [render_query(q, i, config.query_template) for q, i in queries]
         ids = _ids(self._backend.encode_batch_fast([text for text, _ in rendered]))
         limit = config.max_query_tokens
         overlong = [n for n, row in enumerate(ids) if len(row) > limit]
@@ -148,7 +140,7 @@ class TextTokenizer:
         Slower than `queries`; arguments and errors as there.
         """
         self._check_limit("query", config.query_template, config.max_query_tokens)
-        rendered = [_render_query(q, i, config.query_template) for q, i in queries]
+        rendered = [render_query(q, i, config.query_template) for q, i in queries]
         limit, found = config.max_query_tokens, []
         encodings = self._backend.encode_batch([text for text, _ in rendered])
         for encoding, (_, spans) in zip(encodings, rendered, strict=True):
@@ -203,7 +195,7 @@ class TextTokenizer:
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 (a tokenizer lives as long as its process)
     def _check_limit(self, tower: str, template: str, limit: int) -> None:
-        bare = _render(_parts(template), {"query": "", "instruction": "", "passage": ""})[0]
+        bare = render(pieces(template), {"query": "", "instruction": "", "passage": ""})[0]
         needed = 2 * len(self._backend.encode(bare).ids)
         if limit < max(needed, 2):
             raise UserError(
@@ -212,9 +204,7 @@ class TextTokenizer:
             )
 
 
-def load_tokenizer(
-    name_or_dir: str | os.PathLike, *, append_eos: str = "never"
-) -> TextTokenizer:
+def load_tokenizer(name_or_dir: str | os.PathLike, *, append_eos: str = "never") -> TextTokenizer:
     """The tokenizer of a local Hugging Face directory or of a hub id.
 
     Args:
@@ -259,69 +249,12 @@ def _ids(encodings: list[tokenizers.Encoding]) -> list[np.ndarray]:
     return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
 
-class _QuerySpans(NamedTuple):
-    """Where the query and the instruction are in a rendered text, in characters."""
-
-    query: Span
-    instruction: Span
-
-
-@functools.lru_cache(maxsize=64)
-def _parts(template: str) -> tuple[tuple[str, str | None], ...]:
-    """(literal, field or None) pieces of a template; ValueError on anything but plain fields."""
-    parts = []
-    for literal, field, spec, conversion in string.Formatter().parse(template):
-        if spec or conversion:
-            raise ValueError(f"{{{field}}} may have no format of its own")
-        parts.append((literal, field))
-    return tuple(parts)
-
-
-@functools.lru_cache(maxsize=64)
-def _uninstructed(template: str) -> tuple[tuple[str, str | None], ...]:
-    """The template's pieces without the instruction.
-
-    White space is squeezed, but not before an instruction that comes last: a prompt stays as it is.
-    """
-    escaped = "".join(
-        literal.replace("{", "{{").replace("}", "}}") + ("{query}" if field == "query" else "")
-        for literal, field in _parts(template)
-    )
-    last = _parts(template)[-1][1] == "instruction"
-    return _parts(escaped.strip() if last else " ".join(escaped.split()))
-
-
-def _render(
-    parts: tuple[tuple[str, str | None], ...], values: dict[str, str]
-) -> tuple[str, dict[str, Span]]:
-    """The text and the span of each field in it.
-
-    White space before a field counts to it, since many tokenizers keep it in a word's first token.
-    """
-    text, spans = "", {}
-    for literal, field in parts:
-        start = len(text) + len(literal.rstrip())
-        text += literal
-        if field is not None:
-            text += values[field]
-            spans[field] = (start, len(text))
-    return text, spans
-
-
-def _render_query(query: str, instruction: str, template: str) -> tuple[str, _QuerySpans]:
-    if not instruction.strip():
-        text, spans = _render(_uninstructed(template), {"query": query})
-        return text, _QuerySpans(spans["query"], (len(text), len(text)))
-    text, spans = _render(_parts(template), {"query": query, "instruction": instruction})
-    return text, _QuerySpans(spans["query"], spans["instruction"])
-
-
 def _special(encoding: tokenizers.Encoding) -> np.ndarray:
     """int64[tokens]: 1 for the special tokens that the tokenizer puts around a text."""
     return np.array(encoding.special_tokens_mask, np.int64)
 
 
-def _kinds(encoding: tokenizers.Encoding, spans: _QuerySpans) -> np.ndarray:
+def _kinds(encoding: tokenizers.Encoding, spans: QuerySpans) -> np.ndarray:
     """int8[tokens]: the kind of each token of an instructed query."""
     starts, ends = np.array(encoding.offsets, np.int64).reshape(-1, 2).T
     kinds = np.full(len(starts), OTHER, np.int8)
