@@ -163,8 +163,10 @@ def _usage(config: RetrieverConfig) -> str:
     ]
     if separate:
         notes.insert(0, "Queries and passages have an encoder each, both complete models.")
+    notes += _matryoshka(config)
     notes.append(
         f"With transformers alone: {config.pooling} pooling of `last_hidden_state`"
+        f"{', then the linear layer of `2_Dense/`' if config.projection else ''}"
         f"{', then unit length' if config.normalise else ''}."
     )
     return f"""## Usage
@@ -206,6 +208,7 @@ def _usage_apart(config: RetrieverConfig) -> str:
         f"{config.pooling} pooling of `last_hidden_state`"
         f"{', then unit length' if config.normalise else ''}.",
     ]
+    notes += _matryoshka(config)
     if separate:
         notes.insert(0, "Queries and passages have an encoder each, `query/` and `passage/`.")
     return f"""## Usage
@@ -244,6 +247,18 @@ queries = model.encode(["Glaucoma"], instruction="What are the treatments for it
 passages = model.encode(["Eye drops that lower the pressure are the first treatment."])
 print(queries @ passages.T)
 ```"""
+
+
+def _matryoshka(config: RetrieverConfig) -> list[str]:
+    if not config.dims:
+        return []
+    dims = sorted(config.dims)
+    unit = ", normalize_embeddings=True" if config.normalise else ""
+    return [
+        f"Trained for vectors cut after their first {', '.join(map(str, dims))} entries "
+        f"([Matryoshka](https://arxiv.org/abs/2205.13147)): `encode(..., dim={dims[0]})` in "
+        f"inf_jax, `encode_query(..., truncate_dim={dims[0]}{unit})` in sentence-transformers."
+    ]
 
 
 def _bullets(notes: list[str]) -> str:

@@ -113,7 +113,7 @@ def read(directory: Path) -> StModel | None:
     if modules is None:
         return None
     kinds = [module["type"].rpartition(".")[2] for module in modules]
-    dense = tuple(m["path"] for m, kind in zip(modules, kinds, strict=True) if kind == "Dense")
+    dense = tuple(_dense_folders(modules))
     normalise = kinds[-1] == "Normalize"
     if kinds != ["Transformer", "Pooling", *["Dense"] * len(dense), *["Normalize"] * normalise]:
         raise UserError(
@@ -139,7 +139,7 @@ def read(directory: Path) -> StModel | None:
 def projection_of(directory: Path, *, width: int) -> dict[str, np.ndarray] | None:
     """`read_projection` of the Dense modules that modules.json names, whatever the others are."""
     modules = read_json(directory / "modules.json", default=[])
-    dense = [m["path"] for m in modules if m["type"].endswith(".Dense")]
+    dense = _dense_folders(modules)
     return read_projection(directory, dense, width=width)
 
 
@@ -172,6 +172,10 @@ def read_projection(
         return None
     found = {"kernel": kernel.astype(np.float32)}
     return found if bias is None else found | {"bias": bias.astype(np.float32)}
+
+
+def _dense_folders(modules: Sequence[Mapping]) -> list[str]:
+    return [module.get("path", "") for module in modules if module["type"].endswith(".Dense")]
 
 
 def _read_dense(folder: Path) -> tuple[np.ndarray, np.ndarray | None]:
