@@ -51,8 +51,8 @@ def llama3() -> tuple[tokenizers.Tokenizer, dict]:
 
 
 def mistral(*, ends: bool = False) -> tuple[tokenizers.Tokenizer, dict]:
-    """SentencePiece's BPE with bytes for the unknown, that begins a text; or, as E5-mistral's,
-    ends it too; no padding token."""
+    """SentencePiece's BPE with bytes for the unknown, that begins a text and has no padding token;
+    or, as E5-mistral's, ends it too and pads with that."""
     tokenizer = tokenizers.Tokenizer(
         models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>")
     )
@@ -64,7 +64,8 @@ def mistral(*, ends: bool = False) -> tuple[tokenizers.Tokenizer, dict]:
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     tokenizer.post_processor = _around(tokenizer, "<s> $A </s>" if ends else "<s> $A")
     fields = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>"}
-    return tokenizer, fields | {"unk_token": "<unk>", "add_bos_token": True, "add_eos_token": ends}
+    fields |= {"unk_token": "<unk>", "add_bos_token": True, "add_eos_token": ends}
+    return tokenizer, fields | ({"pad_token": "</s>"} if ends else {})
 
 
 def gemma() -> tuple[tokenizers.Tokenizer, dict]:
