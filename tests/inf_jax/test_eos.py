@@ -16,21 +16,25 @@ from inf_jax.parts import cut, with_instruction
 from inf_jax.records import Example
 from inf_jax.run import run_tokenizer
 from inf_jax.text import TextConfig, load_tokenizer
-from tests.inf_jax import tiny_tokenizers
+from tests.inf_jax import tiny_backbones
 
 ENDS = {"qwen3": "<|im_end|>", "llama3": "<|im_end|>", "mistral": "</s>"}  # appended by "auto"
 PASSAGES = ["amber grows on wet hills", "", "cooks boil iris, 12 – naïve 🙂", "thyme " * 40]
-PAIRS = [("amber", "Tell where it grows."), ("iris", ""), ("old birch " * 20, "Tell what harms it.")]
+PAIRS = [
+    ("amber", "Tell where it grows."),
+    ("iris", ""),
+    ("old birch " * 20, "Tell what harms it."),
+]
 INSTRUCT = "Instruct: {instruction}\nQuery:{query}"
 TEXT = TextConfig(max_query_tokens=24, max_passage_tokens=24)
 
 
-@pytest.fixture(scope="module", params=tiny_tokenizers.KINDS)
+@pytest.fixture(scope="module", params=tiny_backbones.KINDS)
 def directory(request, tmp_path_factory):
     """A kind of tokenizer; the directory's name is the kind's."""
     directory = tmp_path_factory.mktemp("kind") / request.param
     directory.mkdir()
-    return tiny_tokenizers.write(request.param, directory)
+    return tiny_backbones.write(request.param, directory)
 
 
 def theirs(tokenizer, texts, **how):
@@ -111,7 +115,7 @@ def test_choices(tmp_path):
         directory = tmp_path / kind
         if not directory.exists():
             directory.mkdir()
-            tiny_tokenizers.write(kind, directory)
+            tiny_backbones.write(kind, directory)
         ours = load_tokenizer(directory, append_eos=choice)
         hf = AutoTokenizer.from_pretrained(directory)
         return " ".join(hf.convert_ids_to_tokens(ours.special[1]))

@@ -5,35 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import inf_jax
 from inf_jax import st_files
 from inf_jax.errors import UserError
-from inf_jax.models import hf
-from inf_jax.models.config import config_from_hf
-from tests.inf_jax import tiny_tokenizers
-from tests.inf_jax.models.goldens import GOLDEN, params_of
+from tests.inf_jax.tiny_backbones import backbone
 
-VOCAB = 480  # of any of the tiny tokenizers, and more
 WEB = "Instruct: Given a web search query, retrieve relevant passages\nQuery:"
 QUERIES = ["amber", "what harms iris?"]
 PASSAGES = ["amber grows on wet hills", "cooks boil iris slowly", "thyme " * 60]
-
-
-def backbone(directory: Path, golden: str, tokenizer: str, **fields) -> Path:
-    """A HF directory: a golden's weights with other words."""
-    directory.mkdir(parents=True)
-    tiny_tokenizers.write(tokenizer, directory, max_length=96)
-    config = json.loads((GOLDEN / golden / "config.json").read_text())
-    config |= {"vocab_size": VOCAB, **fields}
-    if "max_position_embeddings" in config:
-        config["max_position_embeddings"] = 96
-    (directory / "config.json").write_text(json.dumps(config))
-    words = np.random.default_rng(0).normal(size=(VOCAB, 32)).astype(np.float32)
-    shape = config_from_hf(config)
-    hf.save_weights(params_of(golden) | {"word": 0.5 * words}, directory, shape)
-    return directory
 
 
 def published(directory: Path, pooling: str, kinds: list[str], prompts: dict) -> None:
@@ -103,14 +84,6 @@ def e5_mistral(directory: Path) -> None:
     published(directory, "last", ["Transformer", "Pooling", "Normalize"], prompts)
 
 
-def biased(directory: Path) -> None:
-    """Two layers, one with a bias, vectors of any length (no model that we know)."""
-    backbone(directory, "qwen2", "e5-mistral")
-    published(directory, "weighted_mean", ["Transformer", "Pooling", "Dense", "Dense"], {})
-    dense(directory / "2_Dense", 32, 8, 4, bias=True)
-    dense(directory / "3_Dense", 8, 40, 5)
-
-
 @pytest.mark.parametrize(
     ("make", "pooling", "size", "query_template", "passage_template"),
     [
@@ -124,12 +97,9 @@ def biased(directory: Path) -> None:
         ),
         (gtr, "mean", 24, "{query} {instruction}", "{passage}"),
         (e5_mistral, "last", 32, "{query} {instruction}", "{passage}"),
-        (biased, "weighted_mean", 40, "{query} {instruction}", "{passage}"),
     ],
 )
-def test_as_sentence_transformers(
-    tmp_path, make, pooling, size, query_template, passage_template
-):
+def test_as_sentence_transformers(tmp_path, make, pooling, size, query_template, passage_template):
     st = pytest.importorskip("sentence_transformers")
     directory = tmp_path / "model"
     make(directory)
@@ -169,3 +139,19 @@ def test_other_dense_modules_are_refused(tmp_path, fields, message):
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
     with pytest.raises(UserError, match=rf"2_Dense.*({message})"):
         inf_jax.load(tmp_path / "model")
+
+
+def test_dense_modules_one_after_another_are_one_layer(tmp_path):
+    for n, (width, out, bias) in enumerate([(32, 8, False), (8, 40, True), (40, 24, True)]):
+        (tmp_path / str(n)).mkdir()
+        dense(tmp_path / str(n), width, out, n, bias=bias)
+    found = st_files.read_projection(tmp_path, "012", width=32)
+    x = np.random.default_rng(9).normal(size=(5, 32))
+    expected = x
+    for n in "012":
+        tensors = load_file(tmp_path / n / "model.safetensors")
+        expected = expected @ tensors["linear.weight"].T + tensors.get("linear.bias", 0)
+    np.testing.assert_allclose(x @ found["kernel"] + found["bias"], expected, rtol=1e-4, atol=1e-3)
+    assert st_files.read_projection(tmp_path, (), width=32) is None
+    with pytest.raises(UserError, match=r"2: in_features=40, its input has 8"):
+        st_files.read_projection(tmp_path, "02", width=32)

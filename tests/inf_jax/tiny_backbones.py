@@ -1,11 +1,18 @@
-"""Tiny tokenizers of the kinds that backbones have, trained on the tiny dataset's words."""
+"""Tiny backbones: goldens' weights, and the kinds of tokenizers that such models have, trained on
+the tiny dataset's words."""
 
 import json
 from pathlib import Path
 
+import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from inf_jax.models import hf
+from inf_jax.models.config import config_from_hf
+from tests.inf_jax.models.goldens import GOLDEN, params_of
+
+VOCAB = 480  # of any of the tokenizers, and more
 TEXTS = [
     "amber birch cedar grows on wet hills near the coast and in cold valleys",
     "cooks boil iris slowly with salt or bake it under butter, an old monk wrote of thyme",
@@ -110,6 +117,21 @@ def write(kind: str, directory: Path, *, max_length: int = 64) -> Path:
     tokenizer.save(str(directory / "tokenizer.json"))
     fields = fields | {"model_max_length": max_length}
     (directory / "tokenizer_config.json").write_text(json.dumps(fields))
+    return directory
+
+
+def backbone(directory: Path, golden: str, tokenizer: str, **fields) -> Path:
+    """A HF directory: a golden's weights with other words."""
+    directory.mkdir(parents=True)
+    write(tokenizer, directory, max_length=96)
+    config = json.loads((GOLDEN / golden / "config.json").read_text())
+    config |= {"vocab_size": VOCAB, **fields}
+    if "max_position_embeddings" in config:
+        config["max_position_embeddings"] = 96
+    (directory / "config.json").write_text(json.dumps(config))
+    words = np.random.default_rng(0).normal(size=(VOCAB, 32)).astype(np.float32)
+    shape = config_from_hf(config)
+    hf.save_weights(params_of(golden) | {"word": 0.5 * words}, directory, shape)
     return directory
 
 
