@@ -37,7 +37,7 @@ def main(resolved: ConfigDict) -> None:
     storage.check(out_dir)
     model = load_model(config)
     split, rows, top_k = section.split, section.batch_rows, section.top_k
-    base_from, dims = section.base_from, tuple(section.dims)
+    base_from, dims, which = section.base_from, tuple(section.dims), section.checkpoint
     text = dataclasses.replace(text_config(config), max_passage_tokens=section.max_passage_tokens)
     apart = config.model.query_encoder == "attention"
     check_all_read(config, "eval")
@@ -57,9 +57,7 @@ def main(resolved: ConfigDict) -> None:
     }
     before = _base_of(storage.as_path(base_from), dataset, resolved) if base_from else None
     mesh = make_mesh(devices=jax.local_devices())
-    trained, step = _restored(
-        out_dir, model.encoder.init, config.model.towers, mesh, which=section.checkpoint
-    )
+    trained, step = _restored(out_dir, model.encoder.init, config.model.towers, mesh, which=which)
 
     if max(dims, default=0) > model.encoder.width:
         raise UserError(f"eval.dims={dims}: the vectors have {model.encoder.width} entries")

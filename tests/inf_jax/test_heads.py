@@ -105,7 +105,7 @@ def run(tiny_config, tmp_path):
         config.data.max_query_tokens = config.data.max_passage_tokens = 48
         config.data.row_tokens, config.eval.max_passage_tokens = 96, 48
         config.train.steps, config.train.checkpoint_every, config.train.batch_size = 2, 2, 16
-        config.optim.lr, config.train.health = 1e-2, False
+        config.optim.lr, config.train.health, config.loss.engine = 1e-2, False, "dense"
         train.main(config)
         export.main(config)
         return config, Path(config.out_dir) / "export"
@@ -138,8 +138,7 @@ def same_both_ways(directory: Path, template: str, passage_prompt: str) -> None:
 def test_a_decoder_with_last_pooling_eos_projection_and_prompts(run, tiny_config, capsys):
     pytest.importorskip("torch")
     tiny_config.data.query_template = QWEN3
-    tiny_config.loss.update({"dims": (12, 4), "objective": "multi(P,I,IQ)"})
-    tiny_config.loss.instruction_negatives = 1
+    tiny_config.loss.dims = (12, 4)
     tiny_config.eval.dims = (4,)
     tiny_config.mesh.fsdp = 2
     config, directory = run("qwen3", "qwen3", pooling="last", projection=12, projection_bias=True)
