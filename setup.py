@@ -27,6 +27,7 @@ BASE = [
     "jax>=0.10.2,<0.11",
     "jaxtyping>=0.3.11,<0.4",
     "matplotlib>=3.11,<4",
+    "ml-dtypes>=0.5,<0.7",  # NumPy's bfloat16
     "ml-collections>=1.1,<2",
     "numpy>=2.4,<3",
     "openai>=3.54,<4",

@@ -38,14 +38,14 @@ def atomic_directory(path: str | os.PathLike, *, marker: str) -> Iterator[Path]:
         _check_replaceable(path, marker)
         partial = path.with_name(f"{path.name}.partial-{os.getpid()}-{secrets.token_hex(4)}")
         partial.mkdir()
-        lock = _lock(partial)
+        held = lock(partial)
         try:
             yield partial
             _sync(partial)
             _replace(partial, path)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-            os.close(lock)
+            os.close(held)
     except OSError as error:
         raise UserError(
             f"cannot write {path}: {error}; free some space, or choose another directory"
@@ -81,7 +81,7 @@ def _clear_stale(path: Path) -> None:
         writer = found.with_name(found.name.removesuffix(_OLD))
         if writer.exists():
             try:
-                os.close(_lock(writer))
+                os.close(lock(writer))
             except BlockingIOError:  # alive
                 continue
         if found.name.endswith(_OLD) and not path.exists():
@@ -90,8 +90,9 @@ def _clear_stale(path: Path) -> None:
             shutil.rmtree(found, ignore_errors=True)
 
 
-def _lock(directory: Path) -> int:
-    """An open, locked descriptor; raises BlockingIOError where another process has the lock."""
+def lock(directory: Path) -> int:
+    """An open, locked descriptor of a directory; raises BlockingIOError where another process has
+    the lock."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -69,9 +69,10 @@ class Course(contextlib.AbstractContextManager):
         return SAVE if due else GO_ON
 
     def _on_sigterm(self, signum: int, frame: FrameType | None) -> None:
-        if self._asked or not self._under_way:
+        at_once = self._asked or not self._under_way
+        self._asked = True  # also where what runs now swallows the exception, as a callback does
+        if at_once:
             raise SystemExit(STOPPED)
-        self._asked = True
 
 
 def _key(done: int) -> str:

@@ -1,6 +1,7 @@
 """One kind of error for bad input, and the way a main reports it."""
 
 import contextlib
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -11,7 +12,8 @@ class UserError(ValueError):
 
 @contextlib.contextmanager
 def main_guard() -> Iterator[None]:
-    """Turns a UserError inside a main into one line on stderr and exit code 1.
+    """Turns a UserError inside a main into one line on stderr and exit code 1, and Ctrl-C into one
+    and 130.
 
     Anything else is a bug of ours and keeps its traceback.
     """
@@ -20,3 +22,6 @@ def main_guard() -> Iterator[None]:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None

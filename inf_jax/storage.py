@@ -12,6 +12,7 @@ import os
 import secrets
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -20,7 +21,7 @@ from etils import epath
 
 from inf_jax import bucket
 from inf_jax.atomic import atomic_file
-from inf_jax.atomic_dir import atomic_directory
+from inf_jax.atomic_dir import atomic_directory, lock
 from inf_jax.errors import UserError
 
 AnyPath = Path | epath.Path  # the second where it is in a bucket
@@ -59,6 +60,39 @@ def check(directory: AnyPath) -> None:
     finally:
         with contextlib.suppress(OSError):
             probe.unlink()
+
+
+@contextlib.contextmanager
+def taken(out_dir: AnyPath, *, patience_s: float = 10.0) -> Iterator[None]:
+    """Makes a local directory and keeps it for this process, on one machine at least; a bucket has
+    no locks.
+
+    Args:
+      patience_s: how long a process that had it before may take to end.
+
+    Raises:
+      UserError: another process has it.
+    """
+    if is_bucket(out_dir):
+        yield
+        return
+    Path(out_dir).mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            descriptor = lock(Path(out_dir))
+            break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"{out_dir}: another run is at work in it; wait for it, stop it, or give "
+                    "another out_dir"
+                ) from None
+        time.sleep(0.2)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

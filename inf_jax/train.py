@@ -41,6 +41,7 @@ def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
         import_wandb(wandb_project)  # before any long work
     hosts.check_shared(out_dir)
     with (
+        storage.taken(out_dir) if lead else contextlib.nullcontext(),
         course.Course(save_every_s=60 * minutes) as asked,
         contextlib.closing(Saver(config, resolved, resume=resume)) as saver,
         storage.WorkDir(out_dir) as work,

@@ -62,13 +62,14 @@ def checkpoints(out_dir):
     return sorted(int(p.name) for p in (out_dir / "checkpoints").glob("*") if p.name.isdecimal())
 
 
-def disturb(processes, out_dir, rng, *, first):
-    """Lets a run go on for a while, then kills one process of it or all, or asks it to end."""
-    patience = time.monotonic() + 240
-    if rng.random() < 0.15:  # while it starts
+def disturb(processes, out_dir, rng, *, first, kills):
+    """Lets a run go on for a while, then kills one process of it or all, or asks it to end; so that
+    as many kills as are left find something to kill."""
+    patience, starting = time.monotonic() + 240, rng.random() < 0.15
+    if starting:
         time.sleep(rng.uniform(0, 4))
     else:
-        goal = first + rng.randint(0, max(1, 3 * STEPS // (2 * KILLS)))
+        goal = first + rng.randint(0, max(1, 2 * (STEPS - first) // (kills + 1) - 8))
         while time.monotonic() < patience and any(p.poll() is None for p in processes):
             lines = read_metrics(out_dir / "metrics.jsonl")
             if lines and lines[-1]["step"] >= goal:
@@ -78,6 +79,10 @@ def disturb(processes, out_dir, rng, *, first):
     number = rng.choice([signal.SIGKILL, signal.SIGTERM])
     for process in chosen:
         process.send_signal(number)
+    if starting:  # the others would wait for it: launchers end them
+        time.sleep(1)
+        for process in processes:
+            process.kill()
     outs, codes = finish(processes)
     return number, outs, codes
 
@@ -99,7 +104,7 @@ def train(file, out_dir, counts, rng, cache):
             cache=cache,
         )
         if number < KILLS:
-            sent, outs, codes = disturb(processes, out_dir, rng, first=first)
+            sent, outs, codes = disturb(processes, out_dir, rng, first=first, kills=KILLS - number)
         else:
             sent, (outs, codes) = None, finish(processes)
         assert sent or codes == [0] * count, "\n".join(outs)

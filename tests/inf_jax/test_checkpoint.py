@@ -1,5 +1,6 @@
 """Checkpoints: which are kept, what is never taken for one, and what stops a run."""
 
+import itertools
 import json
 import re
 import shutil
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from inf_jax import checkpoint, train
+from inf_jax import checkpoint, storage, train
 from inf_jax.config import ReadLog
 from inf_jax.course import GO_ON, SAVE, STOP, STOPPED, Course
 from inf_jax.errors import UserError
@@ -270,14 +271,24 @@ def test_sigterm_saves_and_ends(tiny_config, tmp_path):
     assert json.loads((log / "config.json").read_text())["train"]["steps"] == 300
 
 
+def test_two_runs_in_one_out_dir_are_refused(tiny_config, monkeypatch):
+    out_dir = Path(tiny_config.out_dir)
+    out_dir.mkdir()
+    clock = itertools.count(0, 5)
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    with storage.taken(out_dir):
+        with pytest.raises(UserError, match=r"run: another run is at work in it"):
+            train.main(tiny_config)
+        assert not list(out_dir.iterdir())
+    with storage.taken(out_dir):
+        pass
+
+
 def test_course(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     before = signal.getsignal(signal.SIGTERM)
     with Course(save_every_s=60) as course:
-        with pytest.raises(SystemExit) as ended:  # nothing to save yet
-            signal.raise_signal(signal.SIGTERM)
-        assert ended.value.code == STOPPED
         assert course.word(1) == GO_ON
         clock[0] = 60
         assert course.word(2) == SAVE
@@ -289,6 +300,11 @@ def test_course(monkeypatch):
         with pytest.raises(SystemExit):
             signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == before
+    with Course() as course:
+        with pytest.raises(SystemExit) as ended:  # nothing to save yet
+            signal.raise_signal(signal.SIGTERM)
+        assert ended.value.code == STOPPED
+        assert course.word(1) == STOP  # where a callback of C, say, has swallowed it
     with Course() as course:
         clock[0] = 1e9
         assert course.word(1) == GO_ON

@@ -10,11 +10,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from inf_jax import checkpoint, hosts
 from inf_jax.config import ReadLog
 from inf_jax.errors import UserError
 from inf_jax.mesh import path_name
+from inf_jax.models import hf
 from inf_jax.report import read_metrics
 from inf_jax.roll_call import roll_call
 from inf_jax.training import make_training
@@ -83,7 +85,7 @@ def launch(file, *overrides, devices=DEVICES, **how):
 def test_one_two_and_four_processes_are_one_run(config, tmp_path, compiled):
     """Four with two devices each, two with two, one with four; and two that one goes on from."""
     file = write_config(config, tmp_path / "c.py")
-    shapes = make_training(ReadLog(config)).shapes
+    training = make_training(ReadLog(config))
 
     def train(name, count, steps, *, starts=1, devices=DEVICES):
         out_dir = tmp_path / name
@@ -107,15 +109,22 @@ def test_one_two_and_four_processes_are_one_run(config, tmp_path, compiled):
 
     def state(name, step):
         with checkpoint.make_manager(tmp_path / name / "checkpoints", keep=9) as manager:
-            found, position = checkpoint.restore(manager, shapes, step)
+            found, position = checkpoint.restore(manager, training.shapes, step)
+        weights = tmp_path / "exported" / name
+        weights.mkdir(parents=True, exist_ok=True)
+        hf.save_weights(found.params["shared"], weights, training.model.encoder.config)
+        exported = load_file(weights / "model.safetensors")
         leaves = jax.tree_util.tree_leaves_with_path(found)
-        return [(path, np.asarray(x)) for path, x in leaves], position
+        return [(path_name(path), np.asarray(x)) for path, x in leaves], exported, position
 
     def assert_same(name, step):
-        (found, at), (expected, at_1) = state(name, step), state("one", step)
+        found, exported, at = state(name, step)
+        expected, exported_1, at_1 = state("one", step)
         assert at == at_1 and at.step == step
-        for (path, a), (_, b) in zip(found, expected, strict=True):
-            np.testing.assert_allclose(a, b, rtol=0, atol=1e-6, err_msg=path_name(path))
+        assert exported.keys() == exported_1.keys()
+        pairs = [(*a, b) for a, (_, b) in zip(found, expected, strict=True)]
+        for key, a, b in [*pairs, *((key, a, exported_1[key]) for key, a in exported.items())]:
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-6, err_msg=key)
 
     straight = train("one", 1, 9)
     assert straight[-1] < straight[0]
