@@ -65,12 +65,16 @@ def _what_it_is(config: RetrieverConfig, run: RunInfo, base: str) -> str:
     how = f"by {config.pooling} pooling"
     if config.query_encoder == "attention":
         how = f"passages {how}, queries by attention between instruction and query"
+    both_ways = run.config.get("model", {}).get("mask") == "bidirectional"
+    mask = " A token sees those after it too, as `config.json` says to transformers 5 or newer."
     return f"""# {_title(run)}
 
 An instruction-following retriever: a query comes with an instruction, and the instruction decides
 which passages about the query are right. It embeds texts as {vectors}, {how};
 compare them by {compare}. Trained with inf_jax{f" from {base}" if base else ""} by the method of
-[Towards Better Instruction Following Retrieval Models](https://arxiv.org/abs/2505.21439)."""
+[Towards Better Instruction Following Retrieval Models](https://arxiv.org/abs/2505.21439).{
+        mask if both_ways else ""
+    }"""
 
 
 def _front_matter(config: RetrieverConfig, base: str, licence: str) -> str:
