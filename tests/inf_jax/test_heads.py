@@ -184,6 +184,10 @@ def test_a_t5_with_a_projection_goes_on_from_its_own_export(run, tiny_config):
     loaded = load_model(ReadLog(config)).load().params["projection"]
     exported = inf_jax.load(directory)._params["shared"]["projection"]
     np.testing.assert_array_equal(loaded["kernel"], exported["kernel"])
+    settings = directory / "inf_jax.json"
+    settings.write_text(settings.read_text().replace('"projection": 40', '"projection": 8'))
+    with pytest.raises(UserError, match=r"Dense modules are not the projection of inf_jax\.json"):
+        inf_jax.load(directory)
     for width in (0, 8):
         config.model.projection = width
         with pytest.raises(UserError, match=r"ends in a Dense module: set model\.projection=40"):
