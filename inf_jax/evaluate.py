@@ -47,6 +47,8 @@ def main(resolved: ConfigDict) -> None:
             f"eval.max_passage_tokens={text.max_passage_tokens}, but {model.directory} has "
             f"{positions} positions; lower it"
         )
+    if max(dims, default=0) > model.encoder.width:
+        raise UserError(f"eval.dims={dims}: the vectors have {model.encoder.width} entries")
     examples = list(read_examples(dataset_dir(config), split))
     task = task_from_examples(examples)
     dataset = {
@@ -59,8 +61,6 @@ def main(resolved: ConfigDict) -> None:
     mesh = make_mesh(devices=jax.local_devices())
     trained, step = _restored(out_dir, model.encoder.init, config.model.towers, mesh, which=which)
 
-    if max(dims, default=0) > model.encoder.width:
-        raise UserError(f"eval.dims={dims}: the vectors have {model.encoder.width} entries")
     normalise = model.encoder.options.normalise
 
     def scores(name: str, params: dict) -> dict[int | None, dict[str, float]]:

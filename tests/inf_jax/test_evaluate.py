@@ -127,6 +127,11 @@ def test_base_from_another_run(tiny_config, tmp_path):
     expected = {key: second["trained"][key] - known[key] for key in known}
     assert second["gain"] == pytest.approx(expected)
 
+    tiny_config.eval.dims = (8, 33)
+    with pytest.raises(UserError, match=r"eval\.dims=\(8, 33\): the vectors have 32 entries"):
+        main(tiny_config)
+    tiny_config.eval.dims = (8, 32)
+
     tiny_config.eval.top_k = 12
     tiny_config.data.max_query_tokens = 12
     message = r"measured on other terms \(data.max_query_tokens, eval.top_k differ\)"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import inf_jax
-from inf_jax import evaluate, export, train
+from inf_jax import export, train
 from inf_jax.config import ReadLog
 from inf_jax.encode import shortened
 from inf_jax.errors import UserError
@@ -135,11 +135,10 @@ def same_both_ways(directory: Path, template: str, passage_prompt: str) -> None:
     assert theirs.prompts == {"query": prompt, "document": passage_prompt}
 
 
-def test_a_decoder_with_last_pooling_eos_projection_and_prompts(run, tiny_config, capsys):
+def test_a_decoder_with_last_pooling_eos_projection_and_prompts(run, tiny_config):
     pytest.importorskip("torch")
     tiny_config.data.query_template = QWEN3
     tiny_config.loss.dims = (12, 4)
-    tiny_config.eval.dims = (4,)
     tiny_config.mesh.fsdp = 2
     config, directory = run("qwen3", "qwen3", pooling="last", projection=12, projection_bias=True)
     parity = json.loads((directory / "parity.json").read_text())
@@ -159,19 +158,6 @@ def test_a_decoder_with_last_pooling_eos_projection_and_prompts(run, tiny_config
     same_both_ways(directory, QWEN3, "")
     card = (directory / "README.md").read_text()
     assert "after their first 4, 12 entries" in card and "linear layer of `2_Dense/`" in card
-
-    evaluate.main(config)
-    assert "the first 4 entries" in capsys.readouterr().out
-    scores = json.loads((Path(config.out_dir) / "eval.json").read_text())
-    assert scores["dims"].keys() == {"4"} and scores["dims"]["4"].keys() == {
-        "base",
-        "trained",
-        "gain",
-    }
-    assert scores["dims"]["4"]["trained"] != scores["trained"]
-    config.eval.dims = (13,)
-    with pytest.raises(UserError, match=r"eval\.dims=\(13,\): the vectors have 12 entries"):
-        evaluate.main(config)
 
 
 def test_a_t5_with_a_projection_goes_on_from_its_own_export(run, tiny_config):
