@@ -113,7 +113,7 @@ def make_plan(
         squares=inputs.squares,
         pairs=inputs.pairs,
         instructions=inputs.instructions,
-        dims=tuple(config.loss.dims),
+        dims=tuple(config.loss.dims) or (config.model.projection or shape.width,),
     )
     once = compiled.cost_analysis() or {}
     found["flops"] = {
