@@ -49,6 +49,7 @@ class Work(NamedTuple):
       plan: sources and shards.
       text: templates and limits.
       model: `model.name` of the config: workers load the tokenizer, which may be large, by it.
+      append_eos: see `inf_jax.text.TextTokenizer`.
       fingerprint: the tokenizer's.
       todo: numbers of the shards to write; the others are there.
     """
@@ -56,6 +57,7 @@ class Work(NamedTuple):
     plan: Plan
     text: TextConfig
     model: str
+    append_eos: str
     fingerprint: str
     todo: set[int]
 
@@ -96,7 +98,7 @@ class Work(NamedTuple):
         write_manifest(self.plan, examples, tokenizer=self._tokenizer(), text=self.text)
 
     def _tokenizer(self) -> TextTokenizer:
-        tokenizer = _load(self.model)
+        tokenizer = _load(self.model, self.append_eos)
         if tokenizer.fingerprint != self.fingerprint:
             raise UserError(
                 f"model.name={self.model!r}: a worker has another tokenizer under this name; give "
@@ -106,5 +108,5 @@ class Work(NamedTuple):
 
 
 @functools.cache  # one for all threads and bundles of a worker
-def _load(model: str) -> TextTokenizer:
-    return load_tokenizer(hf.resolve_model(model))
+def _load(model: str, append_eos: str) -> TextTokenizer:
+    return load_tokenizer(hf.resolve_model(model), append_eos=append_eos)

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from data_pipeline.beam_build import add_runner, check_paths, make_config, quiet
+from data_pipeline.beam_build import add_runner, make_config, quiet
 from data_pipeline.beam_errors import worker_errors
 from data_pipeline.beam_token_steps import Work
+from inf_jax import eos
 from inf_jax.config import ReadLog, parse
 from inf_jax.errors import main_guard
 from inf_jax.run import dataset_dir, load_model, text_config
@@ -53,7 +54,8 @@ def tokenise(
     todo = plan.todo()
     if todo is None:
         return plan.directory
-    work = Work(plan, text, model, tokenizer.fingerprint, todo)
+    append_eos = eos.choice_for(config.model.append_eos, config.model.pooling)
+    work = Work(plan, text, model, append_eos, tokenizer.fingerprint, todo)
     files = list(zip(_starts(plan.sources), plan.sources, strict=True))
     with (
         worker_errors(),
@@ -89,7 +91,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     with main_guard():
         quiet()
         config = parse(["beam_tokenise", *ours])
-        check_paths(**{"config.data.dir": config.data.dir})
         directory = tokenise(ReadLog(config), make_config(args.runner, options))
         print(f"tokenised records: {directory}")
 

@@ -45,6 +45,11 @@ def defaults() -> ConfigDict:
                 "query_encoder": "joint",  # joint: query and instruction in one text; or attention
                 "mask": "model",  # attention as the model's config says; causal or bidirectional
                 "pooling": "mean",  # mean, cls, last or weighted_mean
+                # the tokenizer's EOS behind every text: always, never, or auto: where pooling is
+                # last and no special token ends a text yet
+                "append_eos": "auto",
+                "projection": 0,  # width of a linear layer after pooling; 0 is none
+                "projection_bias": False,
                 "normalise": True,
                 "dtype": "float32",  # compute dtype: float32 or bfloat16 (weights stay float32)
                 "dropout": 0.0,
@@ -59,7 +64,7 @@ def defaults() -> ConfigDict:
                 "freeze": "",
                 "freeze_layers": 0,  # the first so many layers as well; saves no memory
                 "frozen_dtype": "float32",  # or bfloat16, of frozen matrices; biases stay float32
-                "lora_rank": 0,  # above 0: adapters alone are trained, all else is frozen
+                "lora_rank": 0,  # above 0: of the backbone, adapters alone are trained
                 "lora_alpha": 16.0,  # an adapter counts alpha / rank times
                 "lora_targets": "_kernel$",  # linear layers: "(query|value)_kernel"
                 # xla, splash (TPU) or cudnn (NVIDIA); auto is the device's own, xla where that
@@ -125,6 +130,7 @@ def defaults() -> ConfigDict:
                 "batch_rows": 64,
                 "max_passage_tokens": 256,
                 "top_k": 1000,
+                "dims": (),  # scores with the first so many entries of each vector as well
                 "base_from": "",  # an eval.json whose base scores are taken; "" measures them
             },
             "export": {

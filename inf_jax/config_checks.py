@@ -5,6 +5,7 @@ import re
 
 from ml_collections import ConfigDict
 
+from inf_jax import eos
 from inf_jax.errors import UserError
 from inf_jax.loss_checks import ENGINES
 from inf_jax.objective import parse_objective
@@ -16,6 +17,7 @@ def check(config: ConfigDict) -> None:
         "model.towers": ("shared", "separate"),
         "model.query_encoder": ("joint", "attention"),
         "model.mask": ("model", "causal", "bidirectional"),
+        "model.append_eos": eos.CHOICES,
         "model.pooling": ("mean", "cls", "last", "weighted_mean"),
         "model.dtype": ("float32", "bfloat16"),
         "model.frozen_dtype": ("float32", "bfloat16"),
@@ -49,7 +51,7 @@ def check(config: ConfigDict) -> None:
         for k in positive
         if not value_of(config, k) > 0
     ]
-    not_negative = ("model.lora_rank", "model.freeze_layers")
+    not_negative = ("model.lora_rank", "model.freeze_layers", "model.projection")
     not_negative += ("seed", "loss.instruction_negatives", "optim.warmup_steps")
     not_negative += ("optim.weight_decay", "train.checkpoint_minutes", "train.keep_best")
     not_negative += ("train.dev_every", "train.hang_minutes", "train.max_spike", "train.profile_at")
@@ -93,6 +95,7 @@ def check(config: ConfigDict) -> None:
             "host, `gcloud storage cp -r`"
         )
     problems += _pattern_problems(config)
+    problems += _head_problems(config)
     problems += _loss_problems(config)
     if problems:
         raise UserError("config: " + "; ".join(problems))
@@ -117,6 +120,24 @@ def keys_of(config: ConfigDict, prefix: str = "") -> list[str]:
         whole = f"{prefix}{name}"
         keys += keys_of(value, f"{whole}.") if isinstance(value, ConfigDict) else [whole]
     return keys
+
+
+def _head_problems(config: ConfigDict) -> list[str]:
+    model, dims, problems = config.model, config.eval.dims, []
+    if model.projection and model.query_encoder == "attention":
+        problems.append(
+            f"model.projection={model.projection}: with model.query_encoder='attention' there is "
+            "no layer after it; set it to 0"
+        )
+    if model.projection_bias and not model.projection:
+        problems.append("model.projection_bias=True: there is no model.projection")
+    if not _are_dims(dims):
+        problems.append(f"eval.dims={dims}: different whole numbers above 0")
+    return problems
+
+
+def _are_dims(dims) -> bool:
+    return all(isinstance(d, int) and d > 0 for d in dims) and len(set(dims)) == len(dims)
 
 
 def _loss_problems(config: ConfigDict) -> list[str]:
@@ -149,8 +170,7 @@ def _loss_problems(config: ConfigDict) -> list[str]:
         )
     if loss.learn_scale and loss.scale > loss.max_scale:
         problems.append(f"loss.scale={loss.scale} exceeds loss.max_scale={loss.max_scale}")
-    whole = all(isinstance(d, int) and d > 0 for d in loss.dims)
-    if not whole or len(set(loss.dims)) < len(loss.dims):
+    if not _are_dims(loss.dims):
         problems.append(f"loss.dims={loss.dims}: different whole numbers above 0")
     numbers = all(isinstance(w, int | float) and w > 0 for w in loss.dim_weights)
     if loss.dim_weights and (len(loss.dim_weights) != len(loss.dims) or not numbers):

@@ -107,6 +107,29 @@ def _compiled(encode: Callable[..., jax.Array], mesh: Mesh) -> Callable[..., jax
     return jax.jit(encode, compiler_options=compiler_options(mesh))
 
 
+def shortened(vectors: np.ndarray, dim: int | None, *, normalise: bool) -> np.ndarray:
+    """The first `dim` entries of each vector (Matryoshka, arXiv 2205.13147); None is all.
+
+    Args:
+      vectors: float32[n, e].
+      normalise: unit length again; a zero vector stays zero.
+
+    Returns:
+      float32[n, dim].
+    Raises:
+      UserError: there are not so many.
+    """
+    if dim is None:
+        return vectors
+    if not 1 <= dim <= vectors.shape[1]:
+        raise UserError(f"dim={dim}: the vectors have {vectors.shape[1]} entries")
+    vectors = vectors[:, :dim]
+    if not normalise:
+        return vectors
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(lengths > 0, lengths, 1)
+
+
 def _grid(members: list[np.ndarray], texts: Sequence, chunks: int, grid: dict[str, int]) -> Packed:
     """Packs the chunks' texts; absent chunks and absent texts fill the fixed shape."""
     slots = grid["rows"] * grid["texts_per_row"]

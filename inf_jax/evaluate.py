@@ -8,6 +8,7 @@ what is measured), prints base, trained and gain side by side, and writes `<out_
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -19,7 +20,7 @@ from ml_collections import ConfigDict
 from inf_jax import figure, hosts, report, storage
 from inf_jax.config import ReadLog, check_all_read, run
 from inf_jax.embed import tower
-from inf_jax.encode import encode_texts
+from inf_jax.encode import encode_texts, shortened
 from inf_jax.errors import UserError
 from inf_jax.mesh import make_mesh
 from inf_jax.models.encoder import plain_encoder
@@ -38,7 +39,7 @@ def main(resolved: ConfigDict) -> None:
     storage.check(out_dir)
     model = load_model(config)
     split, rows, top_k = section.split, section.batch_rows, section.top_k
-    base_from, which = section.base_from, section.checkpoint
+    base_from, dims, which = section.base_from, tuple(section.dims), section.checkpoint
     text = dataclasses.replace(text_config(config), max_passage_tokens=section.max_passage_tokens)
     apart = config.model.query_encoder == "attention"
     check_all_read(config, "eval")
@@ -48,6 +49,8 @@ def main(resolved: ConfigDict) -> None:
             f"eval.max_passage_tokens={text.max_passage_tokens}, but {model.directory} has "
             f"{positions} positions; lower it"
         )
+    if max(dims, default=0) > model.encoder.width:
+        raise UserError(f"eval.dims={dims}: the vectors have {model.encoder.width} entries")
     examples = list(read_examples(dataset_dir(config), split))
     task = task_from_examples(examples)
     dataset = {
@@ -66,8 +69,11 @@ def main(resolved: ConfigDict) -> None:
         )
     trained, step = found.params, found.step
     encoder = plain_encoder(model.encoder)
+    normalise = encoder.options.normalise
 
-    def scores(name: str, params: dict) -> dict[str, float]:
+    def scores(name: str, params: dict) -> dict[int | None, dict[str, float]]:
+        """By how many of the first entries; None is all."""
+
         def embed(role: str, texts: list[np.ndarray], instructions=None) -> np.ndarray:
             longest = max(text.max_query_tokens, text.max_passage_tokens)
             return encode_texts(
@@ -87,35 +93,55 @@ def main(resolved: ConfigDict) -> None:
             instructions, alone = model.tokenizer.apart(queries, text)
             return embed("query", alone, instructions)
 
-        return evaluate(
-            embed_queries,
-            lambda passages: embed("passage", model.tokenizer.passages(passages, text)),
-            task,
-            top_k=top_k,
-            mesh=mesh,
-        )
+        def embed_passages(passages: Sequence[str]) -> np.ndarray:
+            return embed("passage", model.tokenizer.passages(passages, text))
+
+        once = [functools.cache(how) for how in (embed_queries, embed_passages)]
+
+        def cut(how, texts: Sequence, dim: int | None) -> np.ndarray:
+            return shortened(how(tuple(texts)), dim, normalise=normalise)
+
+        return {
+            dim: evaluate(
+                *(functools.partial(cut, how, dim=dim) for how in once),
+                task,
+                top_k=top_k,
+                mesh=mesh,
+            )
+            for dim in (None, *dims)
+        }
+
+    def compared(after: dict[str, float], before: dict[str, float]) -> dict[str, dict]:
+        gain = {key: after[key] - before[key] for key in after}
+        return {"base": before, "trained": after, "gain": gain}
 
     after = scores("trained", trained)
     del trained, found
     if before is None:
-        split, start_from = make_split(config, model.encoder), config.model.start_from
-        before = scores("base", start_params(model, split, mesh, start_from=start_from))
-    gain = {key: after[key] - before[key] for key in after}
+        start, start_from = make_split(config, model.encoder), config.model.start_from
+        before = scores("base", start_params(model, start, mesh, start_from=start_from))
+    by_dim = {dim: compared(after[dim], before[dim]) for dim in after}
 
     title = f"{resolved.data.source} {split}, step {step:,}"
     counts = f"{len(task.queries):,} instructed queries, {len(task.corpus):,} passages"
-    report.table(
-        title,
-        [
-            (METRICS[key], f"{before[key]:.1f}", f"{after[key]:.1f}", f"{gain[key]:+.1f}")
-            for key in after
-        ],
-        header=("times 100", "base", "trained", "gain"),
-    )
+    for dim, each in by_dim.items():
+        report.table(
+            title if dim is None else f"{title}, the first {dim} entries",
+            [
+                (
+                    METRICS[key],
+                    f"{each['base'][key]:.1f}",
+                    f"{value:.1f}",
+                    f"{each['gain'][key]:+.1f}",
+                )
+                for key, value in each["trained"].items()
+            ],
+            header=("times 100", "base", "trained", "gain"),
+        )
+    whole = by_dim.pop(None)
     written = {
-        "base": before,
-        "trained": after,
-        "gain": gain,
+        **whole,
+        "dims": {str(dim): each for dim, each in by_dim.items()},
         "units": "times 100",
         "step": step,
         "dataset": dataset,
@@ -131,17 +157,21 @@ def main(resolved: ConfigDict) -> None:
         out_dir / "eval.png",
         title=f"{title}: {counts}",
         losses=[(line["step"], line["loss"]) for line in lines],
-        bars=[(METRICS[key], before[key], after[key]) for key in after],
+        bars=[(METRICS[key], whole["base"][key], value) for key, value in whole["trained"].items()],
     )
     print(f"{counts}; wrote {out_dir}/eval.json and {out_dir}/eval.png")
 
 
-def _base_of(path: storage.AnyPath, dataset: dict, config: ConfigDict) -> dict[str, float]:
-    """The base scores of another run's eval.json: same backbone, same texts, same task."""
+def _base_of(
+    path: storage.AnyPath, dataset: dict, config: ConfigDict
+) -> dict[int | None, dict[str, float]]:
+    """The base scores of another run's eval.json: same backbone, same texts, same task, same
+    dims."""
     try:
         found = json.loads(path.read_text())
         sections = {name: found["config"][name] for name in ("model", "data", "eval")}
-        was, base = {"dataset": found["dataset"], **sections}, found["base"]
+        was, base = {"dataset": found["dataset"], **sections}, {None: found["base"]}
+        base |= {int(dim): each["base"] for dim, each in found.get("dims", {}).items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f'eval.base_from={path}: no eval.json of inf_jax.evaluate ({error!r}); give "" to '

@@ -13,6 +13,7 @@ is written.
 
 import dataclasses
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -22,13 +23,16 @@ from inf_jax import __version__, hosts, parity, st_files, storage
 from inf_jax.adapter import FOLDER as ADAPTER_FOLDER
 from inf_jax.adapter import Adapters, write_adapter
 from inf_jax.config import ReadLog, check_all_read, defaults, run
+from inf_jax.eos import with_eos
 from inf_jax.errors import UserError
 from inf_jax.mesh import make_mesh
 from inf_jax.model_card import RunInfo, base_name, model_card
 from inf_jax.models import hf
 from inf_jax.models.config import EncoderConfig, mask_fields, read_config
+from inf_jax.models.projection import NAME
 from inf_jax.models.tables import table_of
-from inf_jax.retriever import FORMAT, SETTINGS_FILE, Retriever, RetrieverConfig
+from inf_jax.retriever import Retriever
+from inf_jax.retriever_config import FORMAT, SETTINGS_FILE, RetrieverConfig
 from inf_jax.run import load_model, text_config
 from inf_jax.st_files import prompt_of, read_json, write_json
 from inf_jax.start import trained_params
@@ -38,7 +42,8 @@ COMMAND_FILE = "command.txt"  # written by inf_jax.train
 
 # What the export says of the model: it must be what the run was trained with.
 _SAME = """model.name model.towers model.query_encoder model.pooling model.normalise model.mask
-    data.source data.query_template data.passage_template""".split()
+    model.append_eos model.projection model.projection_bias data.source data.query_template
+    data.passage_template""".split()
 # What a tokenizer file brings along of how somebody once used it.
 _TOKENIZER_HABITS = """max_length stride truncation_strategy pad_to_multiple_of is_local
     local_files_only""".split()
@@ -102,7 +107,10 @@ def retriever_config(config: ReadLog) -> RetrieverConfig:
         towers=config.model.towers,
         query_encoder=config.model.query_encoder,
         pooling=config.model.pooling,
+        projection=config.model.projection,
+        projection_bias=config.model.projection_bias,
         normalise=config.model.normalise,
+        dims=tuple(config.loss.dims),
         text=dataclasses.replace(
             text_config(config), max_passage_tokens=config.eval.max_passage_tokens
         ),
@@ -128,8 +136,8 @@ def export_hf(
 
     Args:
       params: {tower: tree} of float32 arrays.
-      model_config: towers, pooling, templates and limits.
-      tokenizer: that of the backbone.
+      model_config: towers, pooling, projection, templates and limits.
+      tokenizer: that of the backbone; an EOS that it appends is appended by the export's files.
       backbone: the HF directory that the training started from; its config.json, tokenizer and
         unused tensors (a pooler) are carried over.
       mask: attention as the backbone's config says ("model"), or what the training had in its
@@ -154,22 +162,29 @@ def export_hf(
     with storage.new_directory(storage.as_path(out_dir), marker=SETTINGS_FILE) as partial:
         for name, folder in model_config.folders(partial).items():
             folder.mkdir(exist_ok=True)
-            hf.save_weights(params[name], folder, shape, carried)
+            tree = dict(params[name])
+            projection = tree.pop(NAME, None)
+            hf.save_weights(tree, folder, shape, carried)
             if adapters:
                 write_adapter(
                     folder / ADAPTER_FOLDER,
                     adapters.trees[name],
                     lora=adapters.lora,
                     shape=shape,
-                    blocks=params[name]["blocks"],
+                    blocks=tree["blocks"],
                     base=adapters.base,
                 )
             write_config(backbone, folder, shape)
             length = parity.max_length(model_config, name)
-            write_tokenizer(backbone, folder, max_length=length)
+            write_tokenizer(backbone, folder, max_length=length, eos=tokenizer.appended_eos)
             if name != "query" or not apart:  # else its pooling would look like a query's vector
-                width = shape.width
-                write_sentence_transformers(folder, model_config, width=width, max_length=length)
+                write_sentence_transformers(
+                    folder,
+                    model_config,
+                    width=shape.width,
+                    max_length=length,
+                    projection=projection,
+                )
         if apart:
             source = Path(__file__).with_name(parity.INSTRUCTED_FILE)
             shutil.copyfile(source, partial / parity.INSTRUCTED_FILE)
@@ -200,8 +215,12 @@ def write_config(backbone: Path, folder: Path, shape: EncoderConfig) -> None:
     )
 
 
-def write_tokenizer(backbone: Path, folder: Path, *, max_length: int) -> None:
-    """The backbone's tokenizer files, which cut at `max_length` tokens when asked to truncate."""
+def write_tokenizer(backbone: Path, folder: Path, *, max_length: int, eos: str = "") -> None:
+    """The backbone's tokenizer files, which cut at `max_length` tokens when asked to truncate.
+
+    Args:
+      eos: a token that they put behind every text; "" is none.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(backbone, local_files_only=True)
@@ -210,11 +229,24 @@ def write_tokenizer(backbone: Path, folder: Path, *, max_length: int) -> None:
     for habit in _TOKENIZER_HABITS:
         tokenizer.init_kwargs.pop(habit, None)
     tokenizer.model_max_length = max_length
+    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token  # as decoders have it: masked, so any will do
+    if eos:
+        backend = tokenizer.backend_tokenizer
+        backend.post_processor = with_eos(backend, eos, tokenizer.convert_tokens_to_ids(eos))
     tokenizer.save_pretrained(folder)
+    if eos:  # transformers before 5 makes some tokenizers' post-processors anew, and goes by this
+        path = folder / "tokenizer_config.json"
+        write_json(path, read_json(path) | {"add_eos_token": True})
 
 
 def write_sentence_transformers(
-    folder: Path, config: RetrieverConfig, *, width: int, max_length: int
+    folder: Path,
+    config: RetrieverConfig,
+    *,
+    width: int,
+    max_length: int,
+    projection: Mapping | None = None,
 ) -> None:
     """What sentence-transformers needs to embed as we do."""
     model = st_files.StModel(
@@ -226,7 +258,7 @@ def write_sentence_transformers(
         else "",
         passage_prompt=prompt_of(config.text.passage_template),
     )
-    st_files.write(folder, model, width=width)
+    st_files.write(folder, model, width=width, projection=projection)
 
 
 def _check_same_run(resolved: ConfigDict, path: storage.AnyPath) -> None:

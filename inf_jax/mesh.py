@@ -20,9 +20,9 @@ from inf_jax.errors import UserError
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 
-# First match wins; layers are stacked along the first axis. "fsdp" splits the model width (d),
-# which every weight has and every mesh divides; "tensor" splits heads and ffn (Megatron, arXiv
-# 1909.08053).
+# First match wins; layers are stacked along the first axis, but for the projection. "fsdp" splits
+# the model width (d), which every weight has and every mesh divides; "tensor" splits heads and ffn
+# (Megatron, arXiv 1909.08053).
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(word|position|token_type)$", PartitionSpec(None, "fsdp")),
     (r"(query|key|value)_kernel$", PartitionSpec(None, "fsdp", "tensor", None)),
@@ -37,7 +37,8 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"out_lora_a$", PartitionSpec(None, "tensor", None, None)),
     (r"down_lora_a$", PartitionSpec(None, "tensor", None)),
     (r"(out|down)_lora_b$", PartitionSpec(None, None, "fsdp")),
-    (r"(_bias|norm/(scale|bias))$", PartitionSpec()),
+    (r"projection/kernel$", PartitionSpec("fsdp", None)),
+    (r"(_bias|norm/(scale|bias)|projection/bias)$", PartitionSpec()),
 )
 
 

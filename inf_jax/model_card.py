@@ -70,12 +70,16 @@ def _what_it_is(config: RetrieverConfig, run: RunInfo, base: str) -> str:
     how = f"by {config.pooling} pooling"
     if config.query_encoder == "attention":
         how = f"passages {how}, queries by attention between instruction and query"
+    both_ways = run.config.get("model", {}).get("mask") == "bidirectional"
+    mask = " A token sees those after it too, as `config.json` says to transformers 5 or newer."
     return f"""# {_title(run)}
 
 An instruction-following retriever: a query comes with an instruction, and the instruction decides
 which passages about the query are right. It embeds texts as {vectors}, {how};
 compare them by {compare}. Trained with inf_jax{f" from {base}" if base else ""} by the method of
-[Towards Better Instruction Following Retrieval Models](https://arxiv.org/abs/2505.21439)."""
+[Towards Better Instruction Following Retrieval Models](https://arxiv.org/abs/2505.21439).{
+        mask if both_ways else ""
+    }"""
 
 
 def _front_matter(config: RetrieverConfig, base: str, licence: str) -> str:
@@ -171,8 +175,10 @@ def _usage(config: RetrieverConfig) -> str:
     ]
     if separate:
         notes.insert(0, "Queries and passages have an encoder each, both complete models.")
+    notes += _matryoshka(config)
     notes.append(
         f"With transformers alone: {config.pooling} pooling of `last_hidden_state`"
+        f"{', then the linear layer of `2_Dense/`' if config.projection else ''}"
         f"{', then unit length' if config.normalise else ''}."
     )
     return f"""## Usage
@@ -214,6 +220,7 @@ def _usage_apart(config: RetrieverConfig) -> str:
         f"{config.pooling} pooling of `last_hidden_state`"
         f"{', then unit length' if config.normalise else ''}.",
     ]
+    notes += _matryoshka(config)
     if separate:
         notes.insert(0, "Queries and passages have an encoder each, `query/` and `passage/`.")
     return f"""## Usage
@@ -260,6 +267,11 @@ def _adapter(config: RetrieverConfig, base: str) -> str:
     notes = ["The weights of this directory have the adapter merged; `adapter/` is it alone."]
     if config.towers == "separate":
         notes.append("So for `query/`; and in the same way for `passage/`.")
+    if config.projection:
+        notes.append(
+            "An adapter holds no layer after pooling: that is in `2_Dense/`, and is applied to the "
+            "pooled states of the adapted model as to those of the merged one."
+        )
     return f"""## Adapter
 
 With [PEFT](https://github.com/huggingface/peft), on the model it was trained on:
@@ -277,6 +289,18 @@ model = PeftModel.from_pretrained(model, directory + "/{FOLDER}")
 {_bullets(notes)}"""
 
 
+def _matryoshka(config: RetrieverConfig) -> list[str]:
+    if not config.dims:
+        return []
+    dims = sorted(config.dims)
+    unit = ", normalize_embeddings=True" if config.normalise else ""
+    return [
+        f"Trained for vectors cut after their first {', '.join(map(str, dims))} entries "
+        f"([Matryoshka](https://arxiv.org/abs/2205.13147)): `encode(..., dim={dims[0]})` in "
+        f"inf_jax, `encode_query(..., truncate_dim={dims[0]}{unit})` in sentence-transformers."
+    ]
+
+
 def _bullets(notes: list[str]) -> str:
     return "\n".join(f"- {note}" for note in notes)
 
@@ -292,10 +316,12 @@ def _training(run: RunInfo) -> str:
         parts.append(f"{run.step} steps.")
     model = run.config.get("model", {})
     if model.get("lora_rank"):
+        head = model.get("projection")
         parts.append(
             f"Adapters of rank {model['lora_rank']} and alpha {model['lora_alpha']:g} were trained "
             "([LoRA](https://arxiv.org/abs/2106.09685)) on the linear layers that match "
-            f"`{model['lora_targets']}`; all else is the base model's."
+            f"`{model['lora_targets']}`; all else {'in the backbone ' * bool(head)}is the base "
+            "model's."
         )
     if model.get("freeze") or model.get("freeze_layers"):
         parts.append(

@@ -73,7 +73,7 @@ def work_of(training: Training, *, dims: tuple[int, ...] = ()) -> Work:
             squares=inputs.squares,
             pairs=inputs.pairs,
             instructions=inputs.instructions,
-            dims=dims,
+            dims=dims or (training.model.encoder.width,),
             adapter=training.split.adapter_size,
         ),
         peak=None if peak is None else peak * mesh.size,

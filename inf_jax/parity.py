@@ -1,8 +1,7 @@
 """Does an exported directory give the embeddings that were trained? Asked of every loader here.
 
 Each loader opens the directory from its files alone and embeds the same texts; cosine and norm are
-compared with the vectors of the parameters in memory. PyTorch is imported in here only (and in the
-file for PyTorch users that some exports hold), where it is installed.
+compared with the vectors of the parameters in memory.
 """
 
 import contextlib
@@ -10,24 +9,18 @@ import dataclasses
 import functools
 import importlib.metadata
 import importlib.util
-import runpy
 import textwrap
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 
-from inf_jax.adapter import FOLDER
 from inf_jax.errors import UserError
-from inf_jax.models.config import read_config
-from inf_jax.models.tables import table_of
-from inf_jax.retriever import Retriever, RetrieverConfig, load
-from inf_jax.st_files import prompt_of
+from inf_jax.parity_loaders import INSTRUCTED_FILE, LOADERS, Probe, embed_adapted
+from inf_jax.retriever import Retriever, load
+from inf_jax.retriever_config import RetrieverConfig
 from inf_jax.text import TextConfig, instructed_query, passage_text
 
-INSTRUCTED_FILE = "instructed_encoder.py"  # in exports with the attention query encoder
 NORM_TOLERANCE = 1e-3  # relative; a cosine alone would not see a missing normalisation
 
 _LONG = "the passage goes on and on, with one more clause about causes, signs and care, "
@@ -53,18 +46,6 @@ PASSAGES = (
     _LONG * 3,
     _LONG * 60,
 )
-
-
-class Probe(NamedTuple):
-    """A text of one role, rendered, and the loaders beside our own that embed it as we do.
-
-    A query that is too long loses the end of the query here and the end of the text elsewhere. A
-    query whose instruction is encoded apart is embedded by the export's own file alone.
-    """
-
-    role: str
-    text: str
-    loaders: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,13 +105,15 @@ def check(
         text.
     """
     probes, config = _probes(reference), reference.config
-    expected = _ours(reference)
-    loaders: dict[str, Callable[[], np.ndarray]] = {"inf_jax": lambda: _ours(load(directory))}
+    expected = _ours(reference, probes)
+    loaders: dict[str, Callable[[], np.ndarray]] = {
+        "inf_jax": lambda: _ours(load(directory), probes)
+    }
     where = {"inf_jax": list(range(len(probes)))}
     missing = []
-    libraries = dict(_LOADERS)
+    libraries = dict(LOADERS)
     if adapted:
-        libraries["peft"] = functools.partial(_peft, base=adapted)
+        libraries["peft"] = functools.partial(embed_adapted, base=adapted)
     for name, embed in libraries.items():
         alike = "transformers" if name == "peft" else name
         where[name] = [n for n, probe in enumerate(probes) if alike in probe.loaders]
@@ -185,21 +168,26 @@ def _compare(
     return float(cosines[worst])
 
 
-def _ours(retriever: Retriever) -> np.ndarray:
-    queries, instructions = zip(*QUERIES, strict=True)
+def _ours(retriever: Retriever, probes: list[Probe]) -> np.ndarray:
+    queries, instructions = zip(*(p.parts for p in probes if p.role == "query"), strict=True)
+    passages = [p.parts[0] for p in probes if p.role == "passage"]
     return np.concatenate(
-        (retriever.encode_queries(queries, instructions), retriever.encode_passages(PASSAGES))
+        (retriever.encode_queries(queries, instructions), retriever.encode_passages(passages))
     )
 
 
 def _probes(reference: Retriever) -> list[Probe]:
-    """QUERIES, then PASSAGES, rendered."""
+    """QUERIES, then PASSAGES, rendered; without those of no tokens, which some tokenizers have."""
     config, text = reference.config, reference.config.text
     whole = TextConfig(text.query_template, text.passage_template, 1 << 20, 1 << 20)
     tokens = {
         "query": reference.tokenizer.queries(QUERIES, whole),
         "passage": reference.tokenizer.passages(PASSAGES, whole),
     }
+    if config.query_encoder == "attention":
+        apart = reference.tokenizer.apart(QUERIES, whole)
+        tokens["query"] = [min(pair, key=len) for pair in zip(*apart, strict=True)]
+    parts = {"query": QUERIES, "passage": [(passage,) for passage in PASSAGES]}
     rendered = {
         "query": [instructed_query(q, i, text.query_template) for q, i in QUERIES],
         "passage": [passage_text(p, text.passage_template) for p in PASSAGES],
@@ -214,119 +202,11 @@ def _probes(reference: Retriever) -> list[Probe]:
         return ("transformers", "sentence-transformers") if alike else ()
 
     return [
-        Probe(role, probe, loaders(role, ids))
+        Probe(role, probe, loaders(role, ids), of)
         for role in ("query", "passage")
-        for probe, ids in zip(rendered[role], tokens[role], strict=True)
+        for probe, ids, of in zip(rendered[role], tokens[role], parts[role], strict=True)
+        if len(ids)
     ]
-
-
-def _by_role(
-    directory: Path, config: RetrieverConfig, probes: list[Probe]
-) -> list[tuple[str, Path, list[str]]]:
-    """(role, directory of its tower, its texts), of the roles that have some."""
-    folders = config.folders(directory)
-    texts = {role: [p.text for p in probes if p.role == role] for role in ("query", "passage")}
-    return [(role, folders.get(role, directory), found) for role, found in texts.items() if found]
-
-
-def _open(folder: Path):
-    # AutoModel would take T5's decoder along
-    import transformers
-
-    kind = getattr(transformers, table_of(read_config(folder)).architecture)
-    return kind.from_pretrained(folder, local_files_only=True)
-
-
-def _peft(
-    directory: Path, config: RetrieverConfig, probes: list[Probe], *, base: Path
-) -> np.ndarray:
-    """The base, with the export's config.json, and the adapter."""
-    import peft
-    import transformers
-
-    def adapted(folder: Path):
-        kind = getattr(transformers, table_of(read_config(folder)).architecture)
-        fields = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-        model = kind.from_pretrained(base, config=fields, local_files_only=True)
-        with warnings.catch_warnings():  # PEFT 0.21 asks transformers 5 by an older name
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-            return peft.PeftModel.from_pretrained(model, folder / FOLDER)
-
-    return _transformers(directory, config, probes, open_model=adapted)
-
-
-def _transformers(
-    directory: Path,
-    config: RetrieverConfig,
-    probes: list[Probe],
-    open_model: Callable[[Path], Any] = _open,
-) -> np.ndarray:
-    """As the model card shows it: token states of the model without a head, pooled by hand."""
-    import torch
-    import transformers
-
-    vectors = []
-    for _, folder, texts in _by_role(directory, config, probes):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = open_model(folder).eval()
-        batch = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
-        with torch.inference_mode():
-            states = model(**batch).last_hidden_state
-        mask = batch["attention_mask"]
-        place = mask.cumsum(1) * mask  # 1 to n along each text, on whichever side it is padded
-        weights = {
-            "mean": mask,
-            "weighted_mean": place,
-            "cls": place == 1,
-            "last": (place == mask.sum(1, keepdim=True)) & (place > 0),
-        }[config.pooling].float()
-        pooled = (states * weights[:, :, None]).sum(1) / weights.sum(1, keepdim=True)
-        if config.normalise:
-            pooled = torch.nn.functional.normalize(pooled, dim=1)
-        vectors.append(pooled.numpy())
-    return np.concatenate(vectors)
-
-
-def _sentence_transformers(
-    directory: Path, config: RetrieverConfig, probes: list[Probe]
-) -> np.ndarray:
-    """By its own files alone: texts are given without the words that are its prompt."""
-    from sentence_transformers import SentenceTransformer
-
-    prompts = {
-        "query": prompt_of(config.text.query_template),
-        "passage": prompt_of(config.text.passage_template),
-    }
-    vectors = []
-    for role, folder, texts in _by_role(directory, config, probes):
-        model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
-        name = {"query": "query", "passage": "document"}[role]
-        # A query without instruction may start otherwise, since its template is squeezed.
-        whole = [text for text in texts if not text.startswith(prompts[role])]
-        rest = [text[len(prompts[role]) :] for text in texts if text.startswith(prompts[role])]
-        found = dict.fromkeys(texts)
-        for given, part, how in (
-            (whole, whole, {"prompt": ""}),
-            (rest, [prompts[role] + text for text in rest], {"prompt_name": name}),
-        ):
-            if given:
-                embedded = model.encode(given, show_progress_bar=False, **how)
-                found |= dict(zip(part, embedded, strict=True))
-        vectors += [found[text] for text in texts]
-    return np.stack(vectors)
-
-
-def _instructed(directory: Path, config: RetrieverConfig, probes: list[Probe]) -> np.ndarray:
-    """QUERIES by the file that the export holds for it."""
-    encoder = runpy.run_path(str(directory / INSTRUCTED_FILE))["InstructedEncoder"](directory)
-    return encoder.encode(*zip(*QUERIES, strict=True))
-
-
-_LOADERS = {
-    "transformers": _transformers,
-    "sentence-transformers": _sentence_transformers,
-    INSTRUCTED_FILE: _instructed,
-}
 
 
 def _module(loader: str) -> str:

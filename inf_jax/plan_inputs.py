@@ -16,11 +16,9 @@ from inf_jax.embed import Batch, InstructionNegatives
 from inf_jax.errors import UserError
 from inf_jax.layout import PASSAGE, grids
 from inf_jax.loader import MARGIN, Loader, pairs_per_chunk
-from inf_jax.models import hf
 from inf_jax.objective import parse_objective
 from inf_jax.records import PAIRS_PER_EXAMPLE
-from inf_jax.run import dataset_dir
-from inf_jax.text import load_tokenizer
+from inf_jax.run import dataset_dir, run_tokenizer
 from inf_jax.training import make_loader
 
 
@@ -63,7 +61,7 @@ def plan_inputs(
     """
     try:
         dataset_dir(config)
-        tokenizer = load_tokenizer(hf.resolve_model(config.model.name))
+        tokenizer = run_tokenizer(config)
     except UserError as error:
         return _assumed(config, devices, query_tokens, passage_tokens, why=str(error))
     return loader_inputs(make_loader(config, tokenizer, devices=devices))

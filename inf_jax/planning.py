@@ -113,7 +113,7 @@ def make_plan(
         squares=inputs.squares,
         pairs=inputs.pairs,
         instructions=inputs.instructions,
-        dims=tuple(config.loss.dims),
+        dims=tuple(config.loss.dims) or (encoder.width,),
         adapter=program.split.adapter_size,
     )
     once = compiled.cost_analysis() or {}

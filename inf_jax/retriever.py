@@ -12,51 +12,24 @@ import numpy as np
 
 from inf_jax import st_files
 from inf_jax.embed import tower
-from inf_jax.encode import encode_texts
+from inf_jax.encode import encode_texts, shortened
 from inf_jax.errors import UserError
 from inf_jax.mesh import make_mesh, replicated
 from inf_jax.models import hf
 from inf_jax.models.config import EncoderConfig, read_config
-from inf_jax.models.encoder import EncoderOptions, make_encoder
-from inf_jax.models.pooling import POOLINGS
+from inf_jax.models.encoder import make_encoder
+from inf_jax.models.projection import NAME
 from inf_jax.packing import rows_needed
+from inf_jax.retriever_config import SETTINGS_FILE, RetrieverConfig, read_settings
 from inf_jax.text import TextConfig, TextTokenizer, load_tokenizer
 
-SETTINGS_FILE = "inf_jax.json"
-FORMAT = 2  # of SETTINGS_FILE; 1 knew no query_encoder
-QUERY_ENCODERS = ("joint", "attention")
+__all__ = ["Retriever", "RetrieverConfig", "load"]
+
 CHUNK_TOKENS = 8192  # token slots of a device's chunk at the most
 
 
 # one encoder a shape: retrievers that differ in their weights alone share the compiled code
 _encoder = functools.lru_cache(maxsize=8)(make_encoder)
-
-
-@dataclasses.dataclass(frozen=True)
-class RetrieverConfig:
-    """What turns a model directory into a retriever; the contents of `inf_jax.json`.
-
-    Attributes:
-      towers: "shared", or "separate" for one encoder for queries and one for passages.
-      pooling: mean, cls, last or weighted_mean.
-      normalise: unit-length vectors.
-      text: templates and limits.
-      query_encoder: "joint", query and instruction are one text; or "attention", they are encoded
-        apart (`models.instruct`), each up to `max_query_tokens`, and `pooling` is for passages.
-        An empty instruction, or query, is then a text of special tokens alone.
-    """
-
-    towers: str = "shared"
-    pooling: str = "mean"
-    normalise: bool = True
-    text: TextConfig = dataclasses.field(default_factory=TextConfig)
-    query_encoder: str = "joint"
-
-    def folders(self, directory: Path) -> dict[str, Path]:
-        """The model directory of each tower, keyed like the parameters."""
-        if self.towers == "shared":
-            return {"shared": directory}
-        return {role: directory / role for role in ("query", "passage")}
 
 
 class Retriever:
@@ -91,15 +64,10 @@ class Retriever:
                 "positions: lower the limits"
             )
         self.config, self.tokenizer = config, tokenizer
-        self.embedding_size: int = shape.width
-        options = EncoderOptions(
-            pooling=config.pooling,
-            normalise=config.normalise,
-            dtype=dtype,
-            scan_layers=jax.default_backend() != "cpu",  # unrolled is faster there
-            attention=attention,
-        )
+        unrolled = jax.default_backend() == "cpu"  # faster there
+        options = config.options(dtype=dtype, scan_layers=not unrolled, attention=attention)
         self._encoder = _encoder(shape, options)
+        self.embedding_size: int = self._encoder.width
         self._mesh = make_mesh(devices=jax.local_devices())
         self._params = jax.device_put(params, replicated(self._mesh))
 
@@ -108,6 +76,7 @@ class Retriever:
         texts: str | Sequence[str],
         *,
         instruction: str | Sequence[str] | None = None,
+        dim: int | None = None,
         progress: bool = False,
     ) -> np.ndarray:
         """Passages, or with an instruction, queries.
@@ -116,20 +85,23 @@ class Retriever:
           texts: n texts, or one.
           instruction: one for all texts, or one each; "" embeds a query that has none. None means
             that the texts are passages.
+          dim: only the first so many entries of each vector (Matryoshka), brought to unit length
+            where the whole ones have it; None is all.
           progress: show a progress bar.
 
         Returns:
           float32[n, e], or float32[e] for a single text.
         """
         if instruction is None:
-            return self.encode_passages(texts, progress=progress)
-        return self.encode_queries(texts, instruction, progress=progress)
+            return self.encode_passages(texts, dim=dim, progress=progress)
+        return self.encode_queries(texts, instruction, dim=dim, progress=progress)
 
     def encode_queries(
         self,
         queries: str | Sequence[str],
         instructions: str | Sequence[str] = "",
         *,
+        dim: int | None = None,
         progress: bool = False,
     ) -> np.ndarray:
         """Instructed queries; a long one loses the end of its query and keeps the instruction.
@@ -139,7 +111,7 @@ class Retriever:
         Returns:
           float32[n, e], or float32[e] for a single query.
         Raises:
-          UserError: something else than texts, or not one instruction each.
+          UserError: something else than texts, or not one instruction each; a `dim` that is none.
         """
         texts = _texts(queries, "queries")
         if isinstance(instructions, str):
@@ -157,21 +129,26 @@ class Retriever:
         else:
             firsts, tokens = None, self.tokenizer.queries(pairs, text)
         vectors = self._embed("query", tokens, text.max_query_tokens, progress, firsts)
+        vectors = self._shortened(vectors, dim)
         return vectors[0] if isinstance(queries, str) else vectors
 
     def encode_passages(
-        self, passages: str | Sequence[str], *, progress: bool = False
+        self, passages: str | Sequence[str], *, dim: int | None = None, progress: bool = False
     ) -> np.ndarray:
         """Passages; a long one loses its end.
 
         Returns:
           float32[n, e], or float32[e] for a single passage.
         Raises:
-          UserError: something else than texts.
+          UserError: something else than texts; a `dim` that is none.
         """
         tokens = self.tokenizer.passages(_texts(passages, "passages"), self.config.text)
         vectors = self._embed("passage", tokens, self.config.text.max_passage_tokens, progress)
+        vectors = self._shortened(vectors, dim)
         return vectors[0] if isinstance(passages, str) else vectors
+
+    def _shortened(self, vectors: np.ndarray, dim: int | None) -> np.ndarray:
+        return shortened(vectors, dim, normalise=self.config.normalise)
 
     def _embed(
         self,
@@ -228,39 +205,31 @@ def load(name: str | os.PathLike, *, dtype: str = "float32") -> Retriever:
     if (directory / SETTINGS_FILE).exists():
         config = read_settings(directory)
         folders = config.folders(directory)
+        first = next(iter(folders.values()))
+        shape = read_config(first)
+        heads = {
+            role: st_files.projection_of(folder, width=shape.width)
+            for role, folder in folders.items()
+        }
     else:
-        config, folder = _foreign_config(directory)
-        folders = config.folders(folder)
-    first = next(iter(folders.values()))
-    shape = read_config(first)
+        config, first, shape, head = _foreign_config(directory)
+        folders, heads = {"shared": first}, {"shared": head}
     params = {role: hf.load_weights(folder, shape).params for role, folder in folders.items()}
+    for role, head in heads.items():
+        found = (0, False) if head is None else (head["kernel"].shape[1], "bias" in head)
+        if found != (config.projection, config.projection_bias):
+            raise UserError(
+                f"{folders[role]}: its Dense modules are not the projection of {SETTINGS_FILE}; "
+                "export again"
+            )
+        if head is not None:
+            params[role][NAME] = head
     return Retriever(params, config, shape=shape, tokenizer=load_tokenizer(first), dtype=dtype)
 
 
-def read_settings(directory: Path) -> RetrieverConfig:
-    """The RetrieverConfig of `<directory>/inf_jax.json`; UserError where it is not one of ours."""
-    path = directory / SETTINGS_FILE
-    fields = st_files.read_json(path)
-    if fields.get("format") not in (1, FORMAT):
-        raise UserError(
-            f"{path}: format {fields.get('format')!r}, this version reads 1 and {FORMAT}: "
-            "export again, or take the inf_jax version that wrote it"
-        )
-    try:
-        towers, pooling, normalise = (fields[k] for k in ("towers", "pooling", "normalise"))
-        query_encoder = "joint" if fields["format"] == 1 else fields["query_encoder"]
-        text = TextConfig(**fields["text"])
-    except (KeyError, TypeError, UserError) as error:
-        raise UserError(f"{path}: {error}") from error
-    if towers not in ("shared", "separate") or pooling not in POOLINGS:
-        raise UserError(f"{path}: towers={towers!r} or pooling={pooling!r} is not known here")
-    if query_encoder not in QUERY_ENCODERS:
-        raise UserError(f"{path}: query_encoder={query_encoder!r} is not one of {QUERY_ENCODERS}")
-    return RetrieverConfig(towers, pooling, bool(normalise), text, query_encoder)
-
-
-def _foreign_config(directory: Path) -> tuple[RetrieverConfig, Path]:
-    """(config, folder of the weights) of a sentence-transformers or plain HF directory."""
+def _foreign_config(directory: Path) -> tuple[RetrieverConfig, Path, EncoderConfig, dict | None]:
+    """(config, folder of the weights, shape, projection) of a sentence-transformers or plain HF
+    directory."""
     found = st_files.read(directory)
     if found is None:
         logging.getLogger(__name__).warning(
@@ -270,9 +239,10 @@ def _foreign_config(directory: Path) -> tuple[RetrieverConfig, Path]:
         )
         found = st_files.StModel("mean", True, None)
     folder = directory / found.path
+    shape = read_config(folder)
     tokenizer = st_files.read_json(folder / "tokenizer_config.json", default={})
     limits = (
-        read_config(folder).max_positions,
+        shape.max_positions,
         found.max_length,
         tokenizer.get("model_max_length"),
     )
@@ -282,7 +252,12 @@ def _foreign_config(directory: Path) -> tuple[RetrieverConfig, Path]:
         for prompt in (found.query_prompt, found.passage_prompt)
     )
     text = TextConfig(query + "{query} {instruction}", passage + "{passage}", limit, limit)
-    return RetrieverConfig("shared", found.pooling, found.normalise, text), folder
+    config = RetrieverConfig("shared", found.pooling, found.normalise, text)
+    head = st_files.read_projection(directory, found.dense, width=shape.width)
+    if head is not None:
+        width, bias = head["kernel"].shape[1], "bias" in head
+        config = dataclasses.replace(config, projection=width, projection_bias=bias)
+    return config, folder, shape, head
 
 
 def _texts(value: str | Sequence[str], name: str) -> list[str]:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
+from inf_jax import eos, st_files
 from inf_jax.config import ReadLog
 from inf_jax.errors import UserError
 from inf_jax.mesh import path_name
@@ -15,6 +17,7 @@ from inf_jax.models import hf
 from inf_jax.models.config import EncoderConfig, read_config
 from inf_jax.models.encoder import Encoder, EncoderOptions, make_encoder
 from inf_jax.models.lora import make_lora
+from inf_jax.models.projection import NAME, init_projection
 from inf_jax.text import TextConfig, TextTokenizer, load_tokenizer
 from inf_jax.tokenise import tokenise
 from inf_jax.tokenised import TokenisedDataset
@@ -27,15 +30,49 @@ class Model(NamedTuple):
       directory: its HF directory (config.json, tokenizer, weights).
       encoder: the pure functions, with the run's dropout and options.
       tokenizer: its tokenizer.
+      seed: of a projection that is not in the directory.
     """
 
     directory: Path
     encoder: Encoder
     tokenizer: TextTokenizer
+    seed: int = 0
 
     def load(self, shardings: Mapping | None = None) -> hf.Weights:
-        """The backbone's own weights, float32; see `hf.load_weights`."""
-        return hf.load_weights(self.directory, self.encoder.config, shardings=shardings)
+        """The backbone's own weights, float32, see `hf.load_weights`; and its projection, or a
+        random one.
+
+        Raises:
+          UserError: its projection is not the one that the config asks for.
+        """
+        head = self._projection()
+        loaded = hf.load_weights(self.directory, self.encoder.config, shardings=shardings)
+        if head is None:
+            return loaded
+        if shardings is not None:
+            head = {
+                name: jax.make_array_from_callback(x.shape, shardings[NAME][name], x.__getitem__)
+                for name, x in head.items()
+            }
+        return loaded._replace(params=loaded.params | {NAME: head})
+
+    def _projection(self) -> dict[str, np.ndarray] | None:
+        options = self.encoder.options
+        width, bias = options.projection, options.projection_bias
+        found = st_files.projection_of(self.directory, width=self.encoder.config.width)
+        if found is not None:
+            there = found["kernel"].shape[1], "bias" in found
+            if there != (width, bias):
+                raise UserError(
+                    f"{self.directory} ends in a Dense module: set model.projection={there[0]} and "
+                    f"model.projection_bias={there[1]} to go on with it, or train from a copy "
+                    "without modules.json"
+                )
+        elif width:
+            key = jax.random.key(self.seed)
+            drawn = init_projection(key, self.encoder.config.width, width, bias=bias)
+            found = jax.tree.map(np.asarray, drawn)
+        return found
 
 
 def load_model(config: ReadLog) -> Model:
@@ -43,7 +80,13 @@ def load_model(config: ReadLog) -> Model:
     `Model.load`."""
     directory = hf.resolve_model(config.model.name)
     encoder = configured_encoder(config, read_config(directory), source=directory)
-    return Model(directory, encoder, load_tokenizer(directory))
+    return Model(directory, encoder, run_tokenizer(config), config.seed)
+
+
+def run_tokenizer(config: ReadLog) -> TextTokenizer:
+    """The tokenizer of the `model` section, which appends an EOS where that asks for it."""
+    choice = eos.choice_for(config.model.append_eos, config.model.pooling)
+    return load_tokenizer(hf.resolve_model(config.model.name), append_eos=choice)
 
 
 def configured_encoder(
@@ -71,6 +114,8 @@ def configured_encoder(
     paths = _paths(shape) if section.lora_rank else []
     options = EncoderOptions(
         pooling=section.pooling,
+        projection=section.projection,
+        projection_bias=section.projection_bias,
         normalise=section.normalise,
         dtype=section.dtype,
         scan_layers=section.scan_layers,

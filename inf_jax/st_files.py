@@ -2,10 +2,14 @@
 
 import json
 import string
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from inf_jax.errors import UserError
+from inf_jax.models.tensor_files import DTYPES, Planned, stored_tensors, write_tensors
 
 # Our poolings -> (sentence-transformers' name, its switch in the form that all versions since 2
 # read).
@@ -15,7 +19,15 @@ POOLINGS = {
     "last": ("lasttoken", "pooling_mode_lasttoken"),
     "weighted_mean": ("weightedmean", "pooling_mode_weightedmean_tokens"),
 }
-_MODULES = ("Transformer", "Pooling", "Normalize")
+_DENSE = {  # what its config.json may say; what it leaves out is sentence-transformers' default
+    "in_features": None,
+    "out_features": None,
+    "bias": (True, False),
+    "activation_function": ("torch.nn.modules.linear.Identity", None),
+    "module_input_name": ("sentence_embedding",),
+    "module_output_name": ("sentence_embedding", None),
+    "use_residual": (False,),
+}
 _REQUIRED = object()
 
 
@@ -28,6 +40,7 @@ class StModel(NamedTuple):
       max_length: tokens at which a text is cut; None where nothing says it.
       query_prompt, passage_prompt: text before each query and passage.
       path: folder of the weights inside the directory.
+      dense: folders of the linear layers after pooling, first to last.
     """
 
     pooling: str
@@ -36,6 +49,7 @@ class StModel(NamedTuple):
     query_prompt: str = ""
     passage_prompt: str = ""
     path: str = ""
+    dense: tuple[str, ...] = ()
 
 
 def prompt_of(template: str) -> str:
@@ -43,14 +57,30 @@ def prompt_of(template: str) -> str:
     return next(iter(string.Formatter().parse(template)))[0]
 
 
-def write(directory: Path, model: StModel, *, width: int) -> None:
-    """Writes the files; `width` is the encoder's, d."""
-    paths = ["", "1_Pooling", "2_Normalize"][: 3 if model.normalise else 2]
-    modules = []
-    for n, (path, kind) in enumerate(zip(paths, _MODULES, strict=False)):
-        (directory / path).mkdir(exist_ok=True)
-        kind = f"sentence_transformers.models.{kind}"
+def write(
+    directory: Path,
+    model: StModel,
+    *,
+    width: int,
+    projection: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Writes the files.
+
+    Args:
+      width: the encoder's, d.
+      projection: {"kernel": float32[d, e], "bias": float32[e] or absent}, the linear layer after
+        pooling, for a Dense module; None is none.
+    """
+    kinds = ["Transformer", "Pooling"]
+    kinds += ["Dense"] * (projection is not None) + ["Normalize"] * model.normalise
+    modules, folders = [], {}
+    for n, kind in enumerate(kinds):
+        folders[kind] = f"{n}_{kind}" if n else ""
+        (directory / folders[kind]).mkdir(exist_ok=True)
+        kind, path = f"sentence_transformers.models.{kind}", folders[kind]
         modules.append({"idx": n, "name": str(n), "path": path, "type": kind})
+    if projection is not None:
+        _write_dense(directory / folders["Dense"], projection)
     switches = {switch: name == model.pooling for name, (_, switch) in POOLINGS.items()}
     files = {
         "modules.json": modules,
@@ -65,11 +95,11 @@ def write(directory: Path, model: StModel, *, width: int) -> None:
             **switches,
             "include_prompt": True,
         },
-        "2_Normalize/config.json": {},
     }
+    if model.normalise:
+        files[f"{folders['Normalize']}/config.json"] = {}
     for name, value in files.items():
-        if (directory / name).parent.exists():
-            write_json(directory / name, value)
+        write_json(directory / name, value)
 
 
 def read(directory: Path) -> StModel | None:
@@ -82,22 +112,114 @@ def read(directory: Path) -> StModel | None:
     modules = read_json(path, default=None)
     if modules is None:
         return None
-    kinds = tuple(module["type"].rpartition(".")[2] for module in modules)
-    if kinds not in (_MODULES, _MODULES[:2]):
-        raise UserError(f"{path}: {', '.join(kinds)} is not covered, only {', '.join(_MODULES)}")
+    kinds = [module["type"].rpartition(".")[2] for module in modules]
+    dense = tuple(_dense_folders(modules))
+    normalise = kinds[-1] == "Normalize"
+    if kinds != ["Transformer", "Pooling", *["Dense"] * len(dense), *["Normalize"] * normalise]:
+        raise UserError(
+            f"{path}: {', '.join(kinds)} is not covered, only Transformer, Pooling, any Dense, and "
+            "Normalize, in this order"
+        )
     folder = directory / modules[0]["path"]
     config = read_json(directory / "config_sentence_transformers.json", default={})
     prompts = config.get("prompts") or {}
     return StModel(
         pooling=_read_pooling(directory / modules[1]["path"] / "config.json"),
-        normalise=len(kinds) == 3,
+        normalise=normalise,
         max_length=read_json(folder / "sentence_bert_config.json", default={}).get(
             "max_seq_length"
         ),
         query_prompt=prompts.get("query") or "",
         passage_prompt=prompts.get("document") or prompts.get("passage") or "",
         path=modules[0]["path"],
+        dense=dense,
     )
+
+
+def projection_of(directory: Path, *, width: int) -> dict[str, np.ndarray] | None:
+    """`read_projection` of the Dense modules that modules.json names, whatever the others are."""
+    modules = read_json(directory / "modules.json", default=[])
+    dense = _dense_folders(modules)
+    return read_projection(directory, dense, width=width)
+
+
+def read_projection(
+    directory: Path, dense: Sequence[str], *, width: int
+) -> dict[str, np.ndarray] | None:
+    """The linear layers in these folders as one; None without any.
+
+    Args:
+      width: d, of what the first one gets.
+
+    Returns:
+      {"kernel": float32[d, e], "bias": float32[e], absent where no layer has one}. Of several
+      layers it is their product: nothing lies between them.
+    Raises:
+      UserError: a layer with an activation or a residual, or a damaged one.
+    """
+    kernel = bias = None
+    for folder in dense:
+        matrix, mine = _read_dense(directory / folder)
+        if matrix.shape[0] != width:
+            raise UserError(
+                f"{directory / folder}: in_features={matrix.shape[0]}, its input has {width}"
+            )
+        width = matrix.shape[1]
+        # float64: the product of two is rounded once
+        bias = mine if bias is None else bias @ matrix + (0 if mine is None else mine)
+        kernel = matrix if kernel is None else kernel @ matrix
+    if kernel is None:
+        return None
+    found = {"kernel": kernel.astype(np.float32)}
+    return found if bias is None else found | {"bias": bias.astype(np.float32)}
+
+
+def _dense_folders(modules: Sequence[Mapping]) -> list[str]:
+    return [module.get("path", "") for module in modules if module["type"].endswith(".Dense")]
+
+
+def _read_dense(folder: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """(float64[d, e], float64[e] or None)."""
+    path = folder / "config.json"
+    fields = read_json(path)
+    fields = {"bias": True, "activation_function": "torch.nn.modules.activation.Tanh"} | fields
+    problems = [
+        f"{name}={value!r}"
+        for name, value in fields.items()
+        if name not in _DENSE or (_DENSE[name] is not None and value not in _DENSE[name])
+    ]
+    if problems:
+        raise UserError(
+            f"{path}: a Dense module with {', '.join(problems)} is not covered, only a plain "
+            "linear layer (activation Identity) of the pooled vector"
+        )
+    shapes = {"linear.weight": (fields.get("out_features"), fields.get("in_features"))}
+    if fields["bias"]:
+        shapes["linear.bias"] = shapes["linear.weight"][:1]
+    tensors = stored_tensors(folder)
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    if found != shapes:
+        raise UserError(f"{folder}: its tensors are {found}, by config.json {shapes}")
+    weight, *bias = (np.asarray(tensors[name].read(), np.float64) for name in shapes)
+    return weight.T, bias[0] if bias else None
+
+
+def _write_dense(folder: Path, projection: Mapping[str, np.ndarray]) -> None:
+    kernel, bias = np.asarray(projection["kernel"]), projection.get("bias")
+    tensors = {"linear.weight": np.ascontiguousarray(kernel.T)}
+    if bias is not None:
+        tensors["linear.bias"] = np.asarray(bias)
+    write_json(
+        folder / "config.json",
+        {
+            "in_features": kernel.shape[0],
+            "out_features": kernel.shape[1],
+            "bias": bias is not None,
+            "activation_function": "torch.nn.modules.linear.Identity",
+        },
+    )
+    planned = [Planned(name, x.shape, DTYPES["F32"]) for name, x in tensors.items()]
+    write_tensors(folder, planned, iter(tensors.values()), max_file_bytes=1 << 40)
 
 
 def _read_pooling(path: Path) -> str:

@@ -53,6 +53,12 @@ def start_params(model: Model, split: Split, mesh: Mesh, *, start_from: str) -> 
             f"model.start_from={start_from}: a model of another shape than {model.directory}; "
             f"name the run's own backbone, model.name={source.model.name!r}"
         )
+    if _head(theirs) != _head(model):
+        was, bias = _head(theirs)
+        raise UserError(
+            f"model.start_from={start_from}: was trained with model.projection={was} and "
+            f"model.projection_bias={bias}; give the same"
+        )
     params = trained_params(directory, source, theirs, mesh, which=str(saved.step)).params
     if "shared" in params:
         params = dict.fromkeys(split.base, params["shared"])
@@ -138,10 +144,15 @@ def _kind(model: Model) -> EncoderConfig:
     return dataclasses.replace(shape, dropout=0.0, attention_dropout=0.0, causal=False)
 
 
+def _head(model: Model) -> tuple[int, bool]:
+    return model.encoder.options.projection, model.encoder.options.projection_bias
+
+
 def _check_same_split(config: ReadLog, saved: checkpoint.Saved, directory: storage.AnyPath) -> None:
     """Raises UserError where the run's adapters were other ones."""
     was, now = _config_of(saved.config).model, config.model
-    names = ("lora_rank", "lora_alpha", "lora_targets", "frozen_dtype", "freeze")
+    names = """lora_rank lora_alpha lora_targets frozen_dtype freeze projection
+        projection_bias""".split()
     differ = [
         f"model.{name} was {getattr(was, name)!r}, is now {getattr(now, name)!r}"
         for name in names

@@ -4,19 +4,27 @@ import dataclasses
 import functools
 import hashlib
 import os
-import string
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import tokenizers
 
+from inf_jax import eos
 from inf_jax.errors import UserError
 from inf_jax.parts import INSTRUCTION, OTHER, QUERY, SPECIAL, QueryParts, kept, split
+from inf_jax.templates import (
+    QuerySpans,
+    instructed_query,
+    passage_text,
+    pieces,
+    render,
+    render_query,
+)
 
-Span = tuple[int, int]
+__all__ = ["TextConfig", "TextTokenizer", "instructed_query", "load_tokenizer", "passage_text"]
+
 _TOKENIZER_FILES = ("*token*", "vocab*", "*.model", "tekken*")
 
 
@@ -46,7 +54,7 @@ class TextConfig:
         ):
             template = getattr(self, name)
             try:
-                found = sorted(field for _, field in _parts(template) if field is not None)
+                found = sorted(field for _, field in pieces(template) if field is not None)
             except ValueError as error:  # also an unbalanced brace
                 raise UserError(
                     f"{name}={template!r}: {error}; literal braces are {{{{ }}}}"
@@ -60,31 +68,27 @@ class TextConfig:
                 raise UserError(f"{name}={limit!r} must be a positive whole number")
 
 
-def instructed_query(query: str, instruction: str, template: str) -> str:
-    """The text of an instructed query.
-
-    With an empty instruction the template is used without its place, white space squeezed, so that
-    "{query} {instruction}" gives the query alone.
-    """
-    return _render_query(query, instruction, template)[0]
-
-
-def passage_text(passage: str, template: str) -> str:
-    """The text of a passage."""
-    return _render(_parts(template), {"passage": passage})[0]
-
-
 class TextTokenizer:
     """A Hugging Face fast tokenizer with this project's templates and truncation.
+
+    Args:
+      hf_tokenizer: left as it is.
+      append_eos: whether its EOS ends every text: "auto", "always" or "never", see
+        `eos.is_missing`.
 
     Attributes:
       pad_id: int, the padding token; where there is none, the end of text, else 0: any id will do,
         since padding is masked.
       fingerprint: str, a hash of all that decides which ids a text gets.
       special: int32[...] twice, the special tokens before and after every text.
+      appended_eos: str, the token that is put behind every text on top of what the tokenizer's own
+        files say; "" is none.
+
+    Raises:
+      UserError: there is no EOS to append.
     """
 
-    def __init__(self, hf_tokenizer):
+    def __init__(self, hf_tokenizer, *, append_eos: str = "never"):
         # a copy, since the truncation and padding that a file may bring along are switched off
         self._backend = tokenizers.Tokenizer.from_str(hf_tokenizer.backend_tokenizer.to_str())
         self._backend.no_truncation()
@@ -94,12 +98,17 @@ class TextTokenizer:
         )
         candidates = (hf_tokenizer.pad_token_id, hf_tokenizer.eos_token_id, 0)
         self.pad_id: int = next(i for i in candidates if i is not None)
+        self.special: tuple[np.ndarray, np.ndarray] = _around(self._backend)
+        self.appended_eos: str = ""
+        _, after = self.special
+        ends = int(after[-1]) if after.size else None
+        eos_id, source = hf_tokenizer.eos_token_id, hf_tokenizer.name_or_path
+        if eos.is_missing(append_eos, eos_id=eos_id, ends=ends, source=source):
+            self.appended_eos = hf_tokenizer.eos_token
+            self._backend.post_processor = eos.with_eos(self._backend, self.appended_eos, eos_id)
+            self.special = _around(self._backend)
         state = self._backend.to_str() + str(self._backend.encode_special_tokens)
         self.fingerprint: str = hashlib.sha256(state.encode()).hexdigest()
-        probe = self._backend.encode("a")
-        ids, text = np.array(probe.ids, np.int32), np.flatnonzero(_special(probe) == 0)
-        first, end = (text[0], text[-1] + 1) if text.size else (len(ids), len(ids))
-        self.special: tuple[np.ndarray, np.ndarray] = (ids[:first], ids[end:])
 
     def queries(self, queries: Sequence[tuple[str, str]], config: TextConfig) -> list[np.ndarray]:
         """Token ids of (query, instruction) pairs, special tokens included.
@@ -113,7 +122,7 @@ class TextTokenizer:
           UserError: the limit is too small for the special tokens and the template's own words.
         """
         self._check_limit("query", config.query_template, config.max_query_tokens)
-        rendered = [_render_query(q, i, config.query_template) for q, i in queries]
+        rendered = [render_query(q, i, config.query_template) for q, i in queries]
         ids = _ids(self._backend.encode_batch_fast([text for text, _ in rendered]))
         limit = config.max_query_tokens
         overlong = [n for n, row in enumerate(ids) if len(row) > limit]
@@ -131,7 +140,7 @@ class TextTokenizer:
         Slower than `queries`; arguments and errors as there.
         """
         self._check_limit("query", config.query_template, config.max_query_tokens)
-        rendered = [_render_query(q, i, config.query_template) for q, i in queries]
+        rendered = [render_query(q, i, config.query_template) for q, i in queries]
         limit, found = config.max_query_tokens, []
         encodings = self._backend.encode_batch([text for text, _ in rendered])
         for encoding, (_, spans) in zip(encodings, rendered, strict=True):
@@ -186,7 +195,7 @@ class TextTokenizer:
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 (a tokenizer lives as long as its process)
     def _check_limit(self, tower: str, template: str, limit: int) -> None:
-        bare = _render(_parts(template), {"query": "", "instruction": "", "passage": ""})[0]
+        bare = render(pieces(template), {"query": "", "instruction": "", "passage": ""})[0]
         needed = 2 * len(self._backend.encode(bare).ids)
         if limit < max(needed, 2):
             raise UserError(
@@ -195,11 +204,15 @@ class TextTokenizer:
             )
 
 
-def load_tokenizer(name_or_dir: str | os.PathLike) -> TextTokenizer:
+def load_tokenizer(name_or_dir: str | os.PathLike, *, append_eos: str = "never") -> TextTokenizer:
     """The tokenizer of a local Hugging Face directory or of a hub id.
 
+    Args:
+      append_eos: see TextTokenizer.
+
     Raises:
-      UserError: nothing is there, the hub cannot be reached, or there is no fast tokenizer.
+      UserError: nothing is there, the hub cannot be reached, or there is no fast tokenizer; or no
+        EOS to append.
     """
     from transformers import AutoTokenizer  # takes seconds to import: not for those who only render
 
@@ -221,64 +234,19 @@ def load_tokenizer(name_or_dir: str | os.PathLike) -> TextTokenizer:
     # without vocabulary files transformers returns a tokenizer that knows its special tokens only
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise UserError(f"the tokenizer of {name!r} has no vocabulary; {remedy}")
-    return TextTokenizer(tokenizer)
+    return TextTokenizer(tokenizer, append_eos=append_eos)
+
+
+def _around(backend: tokenizers.Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """int32[...] twice, the special tokens before and after a text."""
+    probe = backend.encode("a")
+    ids, text = np.array(probe.ids, np.int32), np.flatnonzero(_special(probe) == 0)
+    first, end = (text[0], text[-1] + 1) if text.size else (len(ids), len(ids))
+    return ids[:first], ids[end:]
 
 
 def _ids(encodings: list[tokenizers.Encoding]) -> list[np.ndarray]:
     return [np.array(encoding.ids, np.int32) for encoding in encodings]
-
-
-class _QuerySpans(NamedTuple):
-    """Where the query and the instruction are in a rendered text, in characters."""
-
-    query: Span
-    instruction: Span
-
-
-@functools.lru_cache(maxsize=64)
-def _parts(template: str) -> tuple[tuple[str, str | None], ...]:
-    """(literal, field or None) pieces of a template; ValueError on anything but plain fields."""
-    parts = []
-    for literal, field, spec, conversion in string.Formatter().parse(template):
-        if spec or conversion:
-            raise ValueError(f"{{{field}}} may have no format of its own")
-        parts.append((literal, field))
-    return tuple(parts)
-
-
-@functools.lru_cache(maxsize=64)
-def _uninstructed(template: str) -> tuple[tuple[str, str | None], ...]:
-    """The template's pieces without the instruction, white space squeezed."""
-    escaped = "".join(
-        literal.replace("{", "{{").replace("}", "}}") + ("{query}" if field == "query" else "")
-        for literal, field in _parts(template)
-    )
-    return _parts(" ".join(escaped.split()))
-
-
-def _render(
-    parts: tuple[tuple[str, str | None], ...], values: dict[str, str]
-) -> tuple[str, dict[str, Span]]:
-    """The text and the span of each field in it.
-
-    White space before a field counts to it, since many tokenizers keep it in a word's first token.
-    """
-    text, spans = "", {}
-    for literal, field in parts:
-        start = len(text) + len(literal.rstrip())
-        text += literal
-        if field is not None:
-            text += values[field]
-            spans[field] = (start, len(text))
-    return text, spans
-
-
-def _render_query(query: str, instruction: str, template: str) -> tuple[str, _QuerySpans]:
-    if not instruction.strip():
-        text, spans = _render(_uninstructed(template), {"query": query})
-        return text, _QuerySpans(spans["query"], (len(text), len(text)))
-    text, spans = _render(_parts(template), {"query": query, "instruction": instruction})
-    return text, _QuerySpans(spans["query"], spans["instruction"])
 
 
 def _special(encoding: tokenizers.Encoding) -> np.ndarray:
@@ -286,7 +254,7 @@ def _special(encoding: tokenizers.Encoding) -> np.ndarray:
     return np.array(encoding.special_tokens_mask, np.int64)
 
 
-def _kinds(encoding: tokenizers.Encoding, spans: _QuerySpans) -> np.ndarray:
+def _kinds(encoding: tokenizers.Encoding, spans: QuerySpans) -> np.ndarray:
     """int8[tokens]: the kind of each token of an instructed query."""
     starts, ends = np.array(encoding.offsets, np.int64).reshape(-1, 2).T
     kinds = np.full(len(starts), OTHER, np.int8)

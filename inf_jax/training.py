@@ -190,7 +190,7 @@ def make_program(
         parameters.
     """
     train, data, optim, loss = config.train, config.data, config.optim, config.loss
-    objective, width = parse_objective(loss.objective), encoder.config.width
+    objective, width = parse_objective(loss.objective), encoder.width
     if max(loss.dims, default=0) > width:
         raise UserError(f"loss.dims={loss.dims}: {source} has embeddings of {width}")
     shape, tensor = encoder.config, mesh.shape["tensor"]

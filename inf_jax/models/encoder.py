@@ -19,6 +19,7 @@ from inf_jax.models.dropout import dropout_key
 from inf_jax.models.instruct import attend, attend_all, text_states
 from inf_jax.models.lora import Lora
 from inf_jax.models.pooling import normalise, pool
+from inf_jax.models.projection import NAME, init_projection, project
 from inf_jax.models.shape import EncoderConfig
 from inf_jax.models.shards import WHOLE, Shards
 from inf_jax.models.transformer import Transformer
@@ -33,6 +34,8 @@ class EncoderOptions:
 
     Attributes:
       pooling: mean, cls, last or weighted_mean.
+      projection: e, width of a linear layer after pooling; 0 is none, and e is d.
+      projection_bias: whether it has a bias.
       normalise: unit-length vectors.
       dtype: compute dtype, float32 or bfloat16.
       scan_layers: one compiled layer in a loop, or layers unrolled.
@@ -44,6 +47,8 @@ class EncoderOptions:
     """
 
     pooling: str = "mean"
+    projection: int = 0
+    projection_bias: bool = False
     normalise: bool = True
     dtype: str = "float32"
     scan_layers: bool = True
@@ -96,6 +101,11 @@ class Encoder:
     encode_instructed: Callable[..., Instructed]
     encode_queries: Callable[[dict, Packed], Float[Array, "c n e"]]
 
+    @property
+    def width(self) -> int:
+        """e, entries of a vector."""
+        return self.options.projection or self.config.width
+
 
 def plain_encoder(encoder: Encoder) -> Encoder:
     """The same without adapters, for parameters that have them merged."""
@@ -113,7 +123,11 @@ def make_encoder(config: EncoderConfig, options: EncoderOptions = EncoderOptions
     graphdef, abstract = nnx.split(nnx.eval_shape(lambda: build(jax.random.key(0))))
 
     def init(key: jax.Array) -> dict:
-        return nnx.to_pure_dict(nnx.state(build(key), nnx.Param))
+        params = nnx.to_pure_dict(nnx.state(build(key), nnx.Param))
+        if options.projection:
+            how = {"bias": options.projection_bias}
+            params[NAME] = init_projection(key, config.width, options.projection, **how)
+        return params
 
     def hidden(params: dict, *rows: Array, **how) -> Array:
         state = jax.tree.map(lambda x: x, abstract)  # a fresh container: replace fills it in place
@@ -121,7 +135,7 @@ def make_encoder(config: EncoderConfig, options: EncoderOptions = EncoderOptions
         return nnx.merge(graphdef, state)(*rows, **how)
 
     def token_states(params: dict, packed: Packed, key: jax.Array | None, shards: Shards) -> Array:
-        rest = {name: x for name, x in params.items() if name != "blocks"}
+        rest = {name: x for name, x in params.items() if name not in ("blocks", NAME)}
         params = shards.whole(rest) | {"blocks": params["blocks"]}
         c, r, t = packed.tokens.shape
         rows = [x.reshape(c * r, t) for x in (packed.tokens, packed.segments, packed.positions)]
@@ -144,19 +158,21 @@ def make_encoder(config: EncoderConfig, options: EncoderOptions = EncoderOptions
     def finish(vectors: Array) -> Array:
         return normalise(vectors) if options.normalise else vectors
 
-    def pooled(states: Array, packed: Packed) -> Array:
+    def pooled(states: Array, packed: Packed, head: dict | None) -> Array:
         c, r, _, d = states.shape
         s = packed.text_ids.shape[-1]
         rows = [x.reshape(c * r, *x.shape[2:]) for x in (states, packed.segments, packed.positions)]
         with jax.named_scope("pooling"):
             vectors = pool(*rows, texts_per_row=s, pooling=options.pooling)
             vectors = vectors.reshape(c, r * s, d)
-            return finish(jnp.take_along_axis(vectors, packed.slots[:, :, None], axis=1))
+            vectors = jnp.take_along_axis(vectors, packed.slots[:, :, None], axis=1)
+            return finish(vectors if head is None else project(vectors, head))
 
     def encode(
         params: dict, packed: Packed, key: jax.Array | None = None, *, shards: Shards = WHOLE
     ) -> Array:
-        return pooled(token_states(params, packed, key, shards), packed)
+        head = shards.whole({NAME: params[NAME]})[NAME] if options.projection else None
+        return pooled(token_states(params, packed, key, shards), packed, head)
 
     def encode_instructed(
         params: dict,
@@ -189,7 +205,7 @@ def make_encoder(config: EncoderConfig, options: EncoderOptions = EncoderOptions
         if not passages:
             return Instructed(queries, negatives, None)
         last = packed._replace(slots=packed.slots[:, 2 * n :])
-        return Instructed(queries, negatives, pooled(states, last))
+        return Instructed(queries, negatives, pooled(states, last, None))
 
     def encode_queries(params: dict, packed: Packed) -> Array:
         half = packed.tokens.shape[-1] // 2

@@ -336,7 +336,7 @@ def test_main(source, tmp_path, capsys):
         (
             beam_tokenise.main,
             ["--config=configs/medquad_minilm.py", "--config.data.dir=gs://bucket/data"],
-            "--config.data.dir=gs://bucket/data: URLs cannot be read",
+            "config: data.dir='gs://bucket/data': records are read from a local disk",
         ),
     ],
 )

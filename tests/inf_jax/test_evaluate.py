@@ -107,10 +107,15 @@ def test_base_and_newest_checkpoint(tiny_config, capsys):
 def test_base_from_another_run(tiny_config, tmp_path):
     weights = load_model(ReadLog(tiny_config)).load().params
     save(tiny_config, {"shared": changed(weights, 0)}, 1)
+    tiny_config.eval.dims = (8, 32)
     main(tiny_config)
     first = Path(tiny_config.out_dir, "eval.json")
     found = json.loads(first.read_text())
     known = {key: value + 1 for key, value in found["base"].items()}  # not what it would measure
+    dims = found["dims"]
+    assert dims["32"]["base"] == pytest.approx(found["base"])  # all entries
+    assert dims["8"]["base"] != found["base"]
+    dims["8"]["base"] = {key: value + 2 for key, value in dims["8"]["base"].items()}
     first.write_text(json.dumps(found | {"base": known}))
 
     tiny_config.out_dir = str(tmp_path / "second")
@@ -118,9 +123,14 @@ def test_base_from_another_run(tiny_config, tmp_path):
     save(tiny_config, {"shared": changed(weights, 1)}, 3)
     main(tiny_config)
     second = json.loads(Path(tiny_config.out_dir, "eval.json").read_text())
-    assert second["base"] == known
+    assert second["base"] == known and second["dims"]["8"]["base"] == dims["8"]["base"]
     expected = {key: second["trained"][key] - known[key] for key in known}
     assert second["gain"] == pytest.approx(expected)
+
+    tiny_config.eval.dims = (8, 33)
+    with pytest.raises(UserError, match=r"eval\.dims=\(8, 33\): the vectors have 32 entries"):
+        main(tiny_config)
+    tiny_config.eval.dims = (8, 32)
 
     tiny_config.eval.top_k = 12
     tiny_config.data.max_query_tokens = 12

@@ -217,7 +217,9 @@ def _sentence_transformers(**changes):
 def _short_tokenizer(monkeypatch):
     write = export.write_tokenizer
     monkeypatch.setattr(
-        export, "write_tokenizer", lambda *a, max_length: write(*a, max_length=max_length - 9)
+        export,
+        "write_tokenizer",
+        lambda *a, max_length, **more: write(*a, max_length=max_length - 9, **more),
     )
 
 

@@ -220,7 +220,7 @@ def test_what_is_not_covered_is_refused(tiny_model_dir, tmp_path, file, value, m
     "text, message",
     [
         ("{", "not JSON"),
-        ('{"format": 3}', "format 3, this version reads 1 and 2"),
+        ('{"format": 4}', "format 4, this version reads 1 to 3"),
         ('{"format": 1, "towers": "shared"}', "pooling"),
         ('{"format": 1, "towers": "two", "pooling": "cls", "normalise": true, "text": {}}', "two"),
         (

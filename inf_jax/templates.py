@@ -1,0 +1,80 @@
+"""Templates: instruction + query -> text, passage -> text, and where each field lies in it."""
+
+import functools
+import string
+from typing import NamedTuple
+
+Span = tuple[int, int]
+
+
+def instructed_query(query: str, instruction: str, template: str) -> str:
+    """The text of an instructed query.
+
+    With an empty instruction the template is used without its place, so that
+    "{query} {instruction}" gives the query alone; where the place is not the last, white space is
+    squeezed.
+    """
+    return render_query(query, instruction, template)[0]
+
+
+def passage_text(passage: str, template: str) -> str:
+    """The text of a passage."""
+    return render(pieces(template), {"passage": passage})[0]
+
+
+class QuerySpans(NamedTuple):
+    """Where the query and the instruction are in a rendered text, in characters."""
+
+    query: Span
+    instruction: Span
+
+
+@functools.lru_cache(maxsize=64)
+def pieces(template: str) -> tuple[tuple[str, str | None], ...]:
+    """(literal, field or None) pieces of a template; ValueError on anything but plain fields."""
+    parts = []
+    for literal, field, spec, conversion in string.Formatter().parse(template):
+        if spec or conversion:
+            raise ValueError(f"{{{field}}} may have no format of its own")
+        parts.append((literal, field))
+    return tuple(parts)
+
+
+@functools.lru_cache(maxsize=64)
+def _uninstructed(template: str) -> tuple[tuple[str, str | None], ...]:
+    """The template's pieces without the instruction.
+
+    White space is squeezed, but not before an instruction that comes last: a prompt stays as it is.
+    """
+    escaped = "".join(
+        literal.replace("{", "{{").replace("}", "}}") + ("{query}" if field == "query" else "")
+        for literal, field in pieces(template)
+    )
+    last = pieces(template)[-1][1] == "instruction"
+    return pieces(escaped.rstrip() if last else " ".join(escaped.split()))
+
+
+def render(
+    parts: tuple[tuple[str, str | None], ...], values: dict[str, str]
+) -> tuple[str, dict[str, Span]]:
+    """The text and the span of each field in it.
+
+    White space before a field counts to it, since many tokenizers keep it in a word's first token.
+    """
+    text, spans = "", {}
+    for literal, field in parts:
+        start = len(text) + len(literal.rstrip())
+        text += literal
+        if field is not None:
+            text += values[field]
+            spans[field] = (start, len(text))
+    return text, spans
+
+
+def render_query(query: str, instruction: str, template: str) -> tuple[str, QuerySpans]:
+    """`instructed_query`, and where its parts lie."""
+    if not instruction.strip():
+        text, spans = render(_uninstructed(template), {"query": query})
+        return text, QuerySpans(spans["query"], (len(text), len(text)))
+    text, spans = render(pieces(template), {"query": query, "instruction": instruction})
+    return text, QuerySpans(spans["query"], spans["instruction"])
