@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from inf_jax import checkpoint, evaluate, export, train
+from inf_jax import checkpoint, evaluate, export, load, train
 from inf_jax.config import ReadLog
 from inf_jax.errors import UserError
 from inf_jax.models import hf
@@ -194,3 +194,43 @@ def test_impossible_choices(lora_config, key, value, reason):
     lora_config.model[key] = value
     with pytest.raises(UserError, match=reason):
         make_training(ReadLog(lora_config))
+
+
+def test_a_projection_is_trained_beside_adapters(lora_config, tmp_path):
+    config = lora_config
+    config.model.projection = 8
+    config.model.projection_bias = True
+    config.mesh.fsdp = 2
+    config.train.steps = config.train.checkpoint_every = 2
+    train.main(config)
+    state, start = final_state(config)
+    head = {"shared/projection/kernel", "shared/projection/bias"}
+    assert head < paths_of(state.params) and not head & paths_of(state.frozen)
+    kernels = [s.params["shared"]["projection"]["kernel"] for s in (state, start)]
+    assert np.abs(np.subtract(*kernels)).max() > 1e-3
+    evaluate.main(config)
+    config.export.adapter = True
+    export.main(config)
+    out = Path(config.out_dir) / "export"
+    loaded = load(out)
+    assert loaded.embedding_size == 8
+    exported = loaded._params["shared"]["projection"]["kernel"]
+    np.testing.assert_array_equal(exported, kernels[0])
+    parity = json.loads((out / "parity.json").read_text())
+    assert "peft" in parity["not_verified"] or parity["loaders"]["peft"]["min_cosine"] >= 0.9999
+    assert "An adapter holds no layer after pooling" in (out / "README.md").read_text()
+
+    # from that run's merged parameters, and its layer with them
+    other = config.copy_and_resolve_references()
+    other.model.start_from, other.out_dir = config.out_dir, str(tmp_path / "next")
+    other.model.freeze = "projection/"
+    training = make_training(ReadLog(other))
+    first = training.frozen()["shared"]["projection"]["kernel"]
+    np.testing.assert_array_equal(first, kernels[0])
+    other.model.projection_bias = False
+    with pytest.raises(UserError, match=r"trained with model\.projection=8 and model\.projection_"):
+        make_training(ReadLog(other)).fresh()
+    config.model.projection = 0
+    config.model.projection_bias = False
+    with pytest.raises(UserError, match="projection was 8, is now 0"):
+        evaluate.main(config)
