@@ -62,6 +62,9 @@ def defaults() -> ConfigDict:
                 "lora_rank": 0,  # above 0: adapters alone are trained, all else is frozen
                 "lora_alpha": 16.0,  # an adapter counts alpha / rank times
                 "lora_targets": "_kernel$",  # linear layers: "(query|value)_kernel"
+                # xla, splash (TPU) or cudnn (NVIDIA); auto is the device's own, xla where that
+                # cannot do it (models/attention.py)
+                "attention": "auto",
             },
             "loss": {
                 "objective": "multi(P,IQ)",
@@ -177,7 +180,8 @@ def check_all_read(config: ReadLog, *sections: str) -> None:
 
 # What may change between the parts of one run: where it runs, how far and how it is watched.
 _MAY_CHANGE = ("out_dir", "data.dir", "data.prefetch", "model.scan_layers", "model.remat")
-_MAY_CHANGE += ("optim.max_nonfinite", "loss.engine", "mesh", "eval", "export", "train")
+_MAY_CHANGE += ("model.attention", "optim.max_nonfinite", "loss.engine", "mesh", "eval")
+_MAY_CHANGE += ("export", "train")
 _MAY_NOT_CHANGE = ("train.batch_size",)  # of the sections above
 
 _ABSENT = object()

@@ -20,6 +20,7 @@ def check(config: ConfigDict) -> None:
         "model.dtype": ("float32", "bfloat16"),
         "model.frozen_dtype": ("float32", "bfloat16"),
         "model.remat": ("none", "dots", "full"),
+        "model.attention": ("auto", "xla", "splash", "cudnn"),
         "loss.mask": ("identity", "faithful"),
         "loss.engine": ("auto", *ENGINES),
         "loss.tile_dtype": ("float32", "bfloat16"),

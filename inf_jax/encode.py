@@ -1,15 +1,16 @@
 """Texts to vectors: any number of texts of any length through one compiled grid of packed rows."""
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 from tqdm import tqdm
 
 from inf_jax.errors import UserError
-from inf_jax.mesh import batch_sharding, compiler_options, make_mesh, replicated
+from inf_jax.mesh import BATCH_AXES, batch_sharding, compiler_options, make_mesh, replicated
 from inf_jax.packing import Packed, pack_chunk, place, stack_chunks
 
 
@@ -59,7 +60,7 @@ def encode_texts(
         texts = [np.concatenate(pair) for pair in zip(instructions, texts, strict=True)]
         lengths, texts_per_row = lengths + firsts, texts_per_row // 2
     tree = jax.device_put(tree, replicated(mesh))
-    compiled = jax.jit(encode, compiler_options=compiler_options(mesh))
+    compiled = _compiled(encode, mesh)
     grid = {"rows": rows, "row_tokens": row_tokens, "texts_per_row": texts_per_row}
 
     # All texts are placed at once, longest first, so that the short ones fill the rows of the long
@@ -93,6 +94,17 @@ def encode_texts(
         if pending:
             keep(*pending)
     return vectors
+
+
+@functools.lru_cache(maxsize=16)  # of a new function jax would compile anew
+def _compiled(encode: Callable[..., jax.Array], mesh: Mesh) -> Callable[..., jax.Array]:
+    """`encode` on a mesh, each device by itself: a kernel is no program that the compiler could
+    split."""
+    if mesh.size > 1:
+        over = PartitionSpec(BATCH_AXES)
+        specs = {"in_specs": (PartitionSpec(), over), "out_specs": over}
+        encode = jax.shard_map(encode, mesh=mesh, check_vma=False, **specs)
+    return jax.jit(encode, compiler_options=compiler_options(mesh))
 
 
 def _grid(members: list[np.ndarray], texts: Sequence, chunks: int, grid: dict[str, int]) -> Packed:

@@ -148,7 +148,7 @@ def export_hf(
     if not 0 < min_cosine <= 1:
         raise UserError(f"export.min_cosine={min_cosine!r}: must be in (0, 1]")
     backbone, shape = Path(backbone), read_config(backbone).with_mask(mask)
-    reference = Retriever(params, model_config, shape=shape, tokenizer=tokenizer)
+    reference = Retriever(params, model_config, shape=shape, tokenizer=tokenizer, attention="xla")
     carried = hf.load_carried(backbone, shape)
     apart = model_config.query_encoder == "attention"
     with storage.new_directory(storage.as_path(out_dir), marker=SETTINGS_FILE) as partial:

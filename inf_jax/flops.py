@@ -73,8 +73,9 @@ def model_flops(
 def product_flops(jaxpr, *, devices: int = 1) -> float:
     """Floating-point operations a device of a traced program's matrix products.
 
-    Loops are counted out, which the compiler's own cost analysis does not do. Of branches the
-    dearest counts; a while loop without a static number of turns counts once.
+    Loops are counted out, which the compiler's own cost analysis does not do, and so are all blocks
+    of a kernel's grid. Of branches the dearest counts; a while loop without a static number of
+    turns counts once.
 
     Args:
       jaxpr: what is traced.
@@ -92,6 +93,8 @@ def product_flops(jaxpr, *, devices: int = 1) -> float:
             total += max(product_flops(b.jaxpr, devices=devices) for b in params["branches"])
         else:
             times = params["length"] if name == "scan" else 1
+            if name == "pallas_call":  # its program is that of one block
+                times = math.prod(params["grid_mapping"].grid)
             inside = 1 if name == "shard_map" else devices  # shapes in there are a device's own
             for value in params.values():
                 inner = getattr(value, "jaxpr", value)

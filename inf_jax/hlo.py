@@ -114,6 +114,8 @@ class Program:
         self.computations: dict[str, list[Instruction]] = {}
         self.entry = ""
         current = None
+        # a Pallas kernel's metadata, which the compiler writes on lines of their own
+        text = re.sub(r"(kernel_metadata=\{)\n(.*?)\n(\}\})", r"\1\2\3", text)
         for line in text.splitlines():
             header = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$", line)
             if header:

@@ -1,8 +1,8 @@
 """What a compiled program computes and moves, instruction by instruction, loops counted out.
 
 The compiler's own `cost_analysis()` counts the body of a loop once. Here the text of the scheduled
-program is read (`inf_jax.hlo`): operations of its matrix products, bytes between memory and chip,
-and, where the compiler writes them, its own estimate of cycles.
+program is read (`inf_jax.hlo`): operations of its matrix products and attention kernels, bytes
+between memory and chip, and, where the compiler writes them, its own estimate of cycles.
 """
 
 import re
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from inf_jax.hlo import KINDS, Instruction, Program, arrays, body_of, sizes
+from inf_jax.hlo_kernels import kernel_flops, kernel_name
 
 # Passes of the bfloat16 unit for a product of float32 arrays, by precision (jax.lax.Precision).
 PASSES = {"highest": 6, "high": 3}
@@ -29,6 +30,7 @@ class Work(NamedTuple):
       traffic: bytes it reads from memory and writes there, once.
       cycles: the compiler's estimate, once; 0 where it gives none.
       waits: what runs next waits for it; a copy that it starts and does not wait for does not.
+      kernel: the name of an attention kernel; "" for all else.
     """
 
     times: int
@@ -37,6 +39,7 @@ class Work(NamedTuple):
     traffic: int
     cycles: int
     waits: bool
+    kernel: str = ""
 
 
 def works(text: str) -> list[Work]:
@@ -80,6 +83,9 @@ class _Reader:
             )
             flops += found
             unit += found * (PASSES.get(precision[1], 1) if precision and wide else 1)
+        kernel = kernel_name(x)
+        if kernel:
+            flops = unit = kernel_flops(x, self._shapes[computation])
         cycles = re.search(r'"estimated_cycles":"(\d+)"', x.rest)
         return Work(
             times=times,
@@ -88,6 +94,7 @@ class _Reader:
             traffic=self._traffic(x, computation),
             cycles=int(cycles[1]) if cycles else 0,
             waits=not x.opcode.endswith("-start"),
+            kernel=kernel,
         )
 
     def _products(self, x: Instruction, computation: str) -> Iterator[tuple[Instruction, str]]:
@@ -101,7 +108,7 @@ class _Reader:
     def _traffic(self, x: Instruction, computation: str) -> int:
         kind = x.opcode.removesuffix("-start").removesuffix("-done")
         if (
-            x.opcode in _NO_TRAFFIC
+            (x.opcode in _NO_TRAFFIC and not kernel_name(x))
             or x.opcode.endswith("-done")
             or (kind not in KINDS and kind in ("async", "send", "recv"))
         ):

@@ -52,6 +52,10 @@ def show(found: dict[str, Any]) -> None:
             ("model TFLOP (formula, real tokens)", f"{flops['model'] / 1e12:.3f}"),
             ("products as traced, TFLOP", f"{flops['traced'] / 1e12:.3f}"),
             ("products as compiled, TFLOP", f"{flops['compiled'] / 1e12:.3f}"),
+            *(
+                (f"of it {name}", f"{k['flops'] / 1e12:.3f} in {k['runs']:,} runs")
+                for name, k in sorted(found["kernels"].items())
+            ),
             ("the same in passes of the matrix unit", f"{flops['compiled_unit'] / 1e12:.3f}"),
             (
                 "cost_analysis (loops once), TFLOP",

@@ -14,7 +14,7 @@ from inf_jax.config import ReadLog
 from inf_jax.config_checks import check
 from inf_jax.errors import UserError
 from inf_jax.flops import model_flops, product_flops
-from inf_jax.hlo_cost import works
+from inf_jax.hlo_cost import Work, works
 from inf_jax.mesh import batch_devices, batch_sharding, make_mesh
 from inf_jax.models.config import EncoderConfig
 from inf_jax.plan_inputs import batch_shapes, plan_inputs
@@ -47,17 +47,16 @@ def make_plan(
 
     Returns:
       Plain values for JSON. Bytes, operations and seconds are of one device and one step unless
-      they say otherwise; "flops", "collectives", "seconds" and "rates" are missing where the
-      compiler refused the program for its memory.
+      they say otherwise; "flops", "kernels", "collectives", "seconds" and "rates" are missing where
+      the compiler refused the program for its memory.
 
     Raises:
       UserError: the config does not suit the model or the devices.
     """
     read = ReadLog(config)
     mesh = make_mesh(fsdp=config.mesh.fsdp, tensor=config.mesh.tensor, devices=target.devices)
-    program = make_program(
-        read, configured_encoder(read, shape, source=source), mesh, source=source
-    )
+    encoder = configured_encoder(read, shape, source=source, device=target.devices[0])
+    program = make_program(read, encoder, mesh, source=source)
     inputs = plan_inputs(
         read, devices=batch_devices(mesh), query_tokens=query_tokens, passage_tokens=passage_tokens
     )
@@ -125,6 +124,7 @@ def make_plan(
         "compiled_unit": sum(w.times * w.unit_flops for w in work),
         "cost_analysis_loops_once": once.get("flops", 0.0),
     }
+    found["kernels"] = _kernels(work)
     found["bytes"] = {
         "memory": sum(w.times * w.traffic for w in work),
         "cost_analysis_loops_once": once.get("bytes accessed", 0.0),
@@ -314,6 +314,18 @@ def _collectives(
     return [
         {"kind": k, "group": n, "axes": a, **entry} for (k, n, a), entry in sorted(kinds.items())
     ]
+
+
+def _kernels(found: list[Work]) -> dict[str, dict[str, float]]:
+    """By name of an attention kernel: runs, operations and bytes."""
+    kernels: dict[str, dict[str, float]] = {}
+    for w in found:
+        if w.kernel:
+            entry = kernels.setdefault(w.kernel, {"runs": 0, "flops": 0.0, "bytes": 0})
+            entry["runs"] += w.times
+            entry["flops"] += w.times * w.flops
+            entry["bytes"] += w.times * w.traffic
+    return kernels
 
 
 def _axes(c: hlo.Collective, mesh: jax.sharding.Mesh) -> str:

@@ -68,6 +68,7 @@ class Retriever:
       shape: the encoder's shape.
       tokenizer: of both towers.
       dtype: compute dtype, float32 or bfloat16.
+      attention: "auto" or an implementation by name, see `EncoderOptions`.
 
     Raises:
       UserError: a limit is over the encoder's positions.
@@ -81,6 +82,7 @@ class Retriever:
         shape: EncoderConfig,
         tokenizer: TextTokenizer,
         dtype: str = "float32",
+        attention: str = "auto",
     ):
         longest = max(config.text.max_query_tokens, config.text.max_passage_tokens)
         if longest > shape.max_positions:
@@ -95,6 +97,7 @@ class Retriever:
             normalise=config.normalise,
             dtype=dtype,
             scan_layers=jax.default_backend() != "cpu",  # unrolled is faster there
+            attention=attention,
         )
         self._encoder = _encoder(shape, options)
         self._mesh = make_mesh(devices=jax.local_devices())

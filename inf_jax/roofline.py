@@ -37,8 +37,8 @@ class Seconds(NamedTuple):
       work: instruction by instruction the longer of the two.
       hidden, exposed: of collectives with and without work beside them.
       step: max(work, compute, memory, hidden) + exposed.
-      compiler: the same with the compiler's own cycles in place of `work`; None where it gives none
-        or the chip's clock is not known.
+      compiler: the same with the compiler's own cycles in place of `work`, but for kernels, of
+        which it knows none; None where it gives none or the chip's clock is not known.
     """
 
     compute: float
@@ -87,11 +87,11 @@ def predict(
     """The seconds of a program on a device; arguments as above."""
     compute = sum(w.times * w.unit_flops for w in works) / chip.flops
     memory = sum(w.times * w.traffic for w in works) / chip.hbm_rate
-    work = sum(
-        w.times * max(w.unit_flops / chip.flops, w.traffic / chip.hbm_rate)
-        for w in works
-        if w.waits
-    )
+
+    def bound(w: Work) -> float:
+        return w.times * max(w.unit_flops / chip.flops, w.traffic / chip.hbm_rate)
+
+    work = sum(bound(w) for w in works if w.waits)
     hidden = exposed = 0.0
     for c in collectives:
         seconds = c.times * collective_seconds(c, chip, shape=shape, slices=slices)
@@ -102,7 +102,8 @@ def predict(
     cycles = sum(w.times * w.cycles for w in works)
     compiler = None
     if cycles and chip.clock:
-        compiler = max(cycles / chip.clock, hidden) + exposed
+        kernels = sum(bound(w) for w in works if w.kernel)
+        compiler = max(cycles / chip.clock + kernels, hidden) + exposed
     return Seconds(
         compute=compute,
         memory=memory,

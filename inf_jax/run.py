@@ -47,7 +47,11 @@ def load_model(config: ReadLog) -> Model:
 
 
 def configured_encoder(
-    config: ReadLog, shape: EncoderConfig, *, source: str | os.PathLike
+    config: ReadLog,
+    shape: EncoderConfig,
+    *,
+    source: str | os.PathLike,
+    device: jax.Device | None = None,
 ) -> Encoder:
     """An encoder of this shape with the dropout and the options of the `model` section.
 
@@ -74,6 +78,8 @@ def configured_encoder(
         lora=make_lora(
             paths, rank=section.lora_rank, alpha=section.lora_alpha, targets=section.lora_targets
         ),
+        attention=section.attention,
+        device=device,
     )
     return make_encoder(shape, options)
 

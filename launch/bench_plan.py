@@ -2,6 +2,7 @@
 
     python launch/bench.py plan --write
     python launch/bench.py plan --only scaling/e5_large.py:v5e-1048576
+    python launch/bench.py plan --backbones     those of several families, splash attention or XLA's
 
 Each plan is `python -m inf_jax.plan` in a process of its own; needs the extra aot (libtpu).
 """
@@ -23,13 +24,18 @@ from bench_tools import ROOT, publish, table
 
 HELP = "does each shipped config fit its TPUs, and how long is a step"
 
-# config, topology, slices
+# config, topology, slices, what is changed in the config
 PROGRAMS = (
-    ("medquad_minilm.py", "v5e:2x2", 1),
-    ("inf_ir_e5_base.py", "v5e:2x4", 1),
-    *((f"scaling/e5_large.py:v5e-{4096 * 4**n}", "v5e:16x16", 1) for n in range(5)),
-    *((f"scaling/e5_large.py:v5p-{4096 * 4**n}", "v5p:8x8x8", 1) for n in range(5)),
-    ("scaling/e5_large.py:v5e-1048576", "v5e:16x16", 2),
+    ("medquad_minilm.py", "v5e:2x2", 1, ""),
+    ("inf_ir_e5_base.py", "v5e:2x4", 1, ""),
+    *((f"scaling/e5_large.py:v5e-{4096 * 4**n}", "v5e:16x16", 1, "") for n in range(5)),
+    *((f"scaling/e5_large.py:v5p-{4096 * 4**n}", "v5p:8x8x8", 1, "") for n in range(5)),
+    ("scaling/e5_large.py:v5e-1048576", "v5e:16x16", 2, ""),
+)
+BACKBONES = tuple(
+    (f"scaling/backbones.py:{name}", "v5e:16x16", 1, f"model.attention={attention}")
+    for name in ("e5-large", "modernbert-large", "qwen2.5-1.5b")
+    for attention in ("splash", "xla")
 )
 
 
@@ -37,19 +43,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `bench.py plan`."""
     add = parser.add_argument
     add("--only", nargs="+", default=[], metavar="CONFIG", help="of configs/, as in the table")
+    add("--backbones", action="store_true", help="scaling/backbones.py in place of the others")
     add("--cache", metavar="DIR", help="keep plans there; those that are there are not made again")
     add("--write", action="store_true", help="append the table to launch/benchmarks.md")
 
 
 def main(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Plans one after another, prints the table."""
-    programs = [p for p in PROGRAMS if not args.only or p[0] in args.only]
+    known = BACKBONES if args.backbones else PROGRAMS
+    programs = [p for p in known if not args.only or p[0] in args.only]
     if not programs:
-        raise SystemExit(f"error: --only: choose from {', '.join(p[0] for p in PROGRAMS)}")
+        names = ", ".join(dict.fromkeys(p[0] for p in known))
+        raise SystemExit(f"error: --only: choose from {names}")
     rows = []
-    for config, topology, slices in programs:
-        found = plan(config, topology, slices, overrides, cache=args.cache)
-        rows.append(_row(config, found))
+    for config, topology, slices, changed in programs:
+        own = [f"--config.{changed}"] if changed else []
+        found = plan(config, topology, slices, [*own, *overrides], cache=args.cache)
+        rows.append(_row(f"{config} {changed}".strip(), found))
         print(*rows[-1], sep="; ", flush=True)
     if any("NO" in row for row in rows):
         print("error: a shipped config does not fit", file=sys.stderr)
@@ -95,6 +105,7 @@ def summary(rows: Sequence[Sequence[str]], *, version: str, note: str) -> str:
         "fits",
         "model TFLOP",
         "compiled TFLOP",
+        "of it kernels",
         "collectives MiB",
         "s a step, roofline",
         "s, compiler's cycles",
@@ -107,7 +118,8 @@ def summary(rows: Sequence[Sequence[str]], *, version: str, note: str) -> str:
         f"`python -m inf_jax.plan`, libtpu {version}; lengths {note}. GiB, TFLOP and MiB are a "
         "chip's. Seconds are a bound by the roofline of `inf_jax/roofline.py`; MFU, examples/s and "
         "hours follow from it. Beside it what the compiler's own count of cycles comes to at the "
-        "chip's clock. Nothing was run.\n\n" + table(header, rows)
+        "chip's clock; of attention kernels (`inf_jax/hlo_kernels.py`) it has none: their seconds "
+        "are the roofline's there too. Nothing was run.\n\n" + table(header, rows)
     )
 
 
@@ -122,13 +134,15 @@ def _row(config: str, found: dict[str, Any]) -> tuple[str, ...]:
         "yes" if memory["fits"] else "NO",
     )
     if "seconds" not in found:
-        return (*row, *[""] * 8, f"{found['compile_seconds']:.0f}")
+        return (*row, *[""] * 9, f"{found['compile_seconds']:.0f}")
     flops, seconds, rates = found["flops"], found["seconds"], found["rates"]
     moved = sum(c["bytes"] for c in found["collectives"])
+    kernels = sum(k["flops"] for k in found["kernels"].values())
     return (
         *row,
         f"{flops['model'] / 1e12:,.2f}",
         f"{flops['compiled'] / 1e12:,.2f}",
+        f"{kernels / 1e12:,.2f}" if kernels else "",
         f"{moved / 2**20:,.0f}",
         f"{seconds['step']:.4f}",
         f"{seconds['compiler']:.4f}" if seconds["compiler"] else "",

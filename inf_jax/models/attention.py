@@ -1,55 +1,103 @@
-"""Attention inside the segments of packed rows: one function, its implementations by name."""
+"""Attention inside the segments of packed rows: one function, its implementations by name.
+
+| name   | for                  | what it cannot do                                               |
+|--------|----------------------|-----------------------------------------------------------------|
+| xla    | any device           |                                                                 |
+| splash | TPU                  | T5's bias, dropout on weights, rows that 128 does not divide    |
+| cudnn  | NVIDIA, from Ampere  | T5's bias, dropout on weights, softcap, float32, odd head widths|
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from inf_jax.models.dropout import DropoutKey, attention_dropout
-
-
-@jax.custom_vjp
-def masked_softmax(
-    scores: Float[Array, "r h t t"], seen: Bool[Array, "r 1 t t"]
-) -> Float[Array, "r h t t"]:
-    """softmax over the last axis among `seen`; backward keeps the result only (autodiff keeps
-    four)."""
-    return jax.nn.softmax(jnp.where(seen, scores, -1e30), axis=-1)
+from inf_jax.errors import UserError
+from inf_jax.models.attention_splash import splash_attention, splash_refusal
+from inf_jax.models.attention_xla import xla_attention
+from inf_jax.models.dropout import DropoutKey
+from inf_jax.models.visible import Window, visible
 
 
-def _masked_softmax_forward(scores: Array, seen: Array) -> tuple[Array, Array]:
-    weights = masked_softmax(scores, seen)
-    return weights, weights
-
-
-def _masked_softmax_backward(weights: Array, g: Array) -> tuple[Array, None]:
-    # Where the mask is off the weight is 0, and so is the gradient.
-    return weights * (g - (g * weights).sum(-1, keepdims=True)), None
-
-
-masked_softmax.defvjp(_masked_softmax_forward, _masked_softmax_backward)
-
-
-def visible(
+def cudnn_attention(
+    q: Float[Array, "r h t k"],
+    k: Float[Array, "r g t k"],
+    v: Float[Array, "r g t k"],
+    *,
     segments: Int[Array, "r t"],
     positions: Int[Array, "r t"],
-    *,
+    scale: float,
     causal: bool,
-    window: Array | int | None,
-) -> Bool[Array, "r 1 t t"]:
-    """Which tokens (last axis) a token sees: of its own segment, none later if `causal`, none
-    beyond the window (see EncoderConfig).
+    window: Window,
+    implementation: str = "cudnn",
+    **_: object,
+) -> Float[Array, "r h t k"]:
+    """See `attention`, without softcap, bias and dropout; by `jax.nn.dot_product_attention`."""
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+    seen = visible(segments, positions, causal=causal, window=window)
+    how = {"mask": seen, "scale": scale, "implementation": implementation}
+    return jax.nn.dot_product_attention(q, k, v, **how).swapaxes(1, 2)
 
-    Each token sees itself, so no row is empty; those of empty slots (segment 0) see each other.
+
+def cudnn_refusal(
+    q: jax.Array, *, bias: jax.Array | None, dropout: bool, softcap: float | None
+) -> str:
+    """Why cuDNN's flash attention cannot do it; "" where it can."""
+    if bias is not None:
+        return "the model adds a bias by distance to its scores"
+    if dropout:
+        return "model.dropout drops attention weights"
+    if softcap is not None:
+        return "the model caps its scores"
+    if q.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"model.dtype is {q.dtype}, it computes in bfloat16"
+    if q.shape[3] > 128 or q.shape[3] % 8:
+        return f"heads of width {q.shape[3]}, it takes multiples of 8 up to 128"
+    if q.shape[2] % 2:
+        return f"rows of {q.shape[2]} tokens, it takes even numbers"
+    return ""
+
+
+class Implementation(NamedTuple):
+    """Attributes: attend, with the arguments of `attention`; refusal, (q, bias=, dropout=,
+    softcap=) -> why it cannot, or ""."""
+
+    attend: Callable[..., Array]
+    refusal: Callable[..., str]
+
+
+IMPLEMENTATIONS = {
+    "xla": Implementation(xla_attention, lambda q, **_: ""),
+    "splash": Implementation(splash_attention, splash_refusal),
+    "cudnn": Implementation(cudnn_attention, cudnn_refusal),
+}
+
+
+def implementations(name: str, device: jax.Device) -> tuple[str, ...]:
+    """What to try in turn on such a device, for `model.attention`: "auto" or one by name.
+
+    Raises:
+      UserError: the device does not run it.
     """
-    seen = segments[:, None, :, None] == segments[:, None, None, :]
-    if not causal and window is None:
-        return seen
-    behind = positions[:, None, :, None] - positions[:, None, None, :]
-    if causal:
-        seen &= behind >= 0
-    if window is not None:
-        seen &= (behind < window) if causal else (jnp.abs(behind) <= window)
-    return seen
+    own = {"tpu": "splash", "gpu": "cudnn"}.get(device.platform)
+    if own == "cudnn" and not _from_ampere(device):
+        own = None
+    if name == "auto":
+        return (own, "xla") if own else ("xla",)
+    if name not in ("xla", own):
+        needs = {"splash": "a TPU", "cudnn": "an NVIDIA GPU, Ampere or newer"}[name]
+        raise UserError(
+            f"model.attention={name!r}: needs {needs}, not {device.device_kind}; 'auto' takes what "
+            "the device has"
+        )
+    return (name,)
+
+
+def _from_ampere(device: jax.Device) -> bool:
+    major = str(getattr(device, "compute_capability", "")).partition(".")[0]
+    return major.isdigit() and int(major) >= 8  # "gfx90a" of an AMD is no number
 
 
 def attention(
@@ -61,33 +109,47 @@ def attention(
     positions: Int[Array, "r t"],
     scale: float,
     causal: bool = False,
-    window: Array | int | None = None,
+    window: Window = Window(),
     softcap: float | None = None,
     bias: Float[Array, "1 h t t"] | None = None,
     dropout_rate: float = 0.0,
     dropout_key: DropoutKey | None = None,
     site: Array | int = 0,
     first_head: Array | int = 0,
+    by: tuple[str, ...] = ("xla",),
 ) -> Float[Array, "r h t k"]:
-    """softmax(scale q k^T + bias) v among the tokens that `visible` names; weights in float32.
+    """softmax(scale q k^T + bias) v among the tokens that `visible` names.
 
-    Heads come before tokens: XLA on CPU then runs plain batched matmuls (twice as fast as with
-    "rthk"). Each of the g heads of k and v serves h / g neighbouring heads of q. `softcap` bounds
-    the scores before the bias. `first_head` is the number of the first of these heads, for dropout.
+    Each of the g heads of k and v serves h / g neighbouring heads of q. `softcap` bounds the scores
+    before the bias. `first_head` is the number of the first of these heads, for dropout.
+
+    Args:
+      by: names in IMPLEMENTATIONS; the first that can do it does.
+
+    Raises:
+      UserError: none can; says why.
     """
-    r, h, t, width = q.shape
-    g = k.shape[1]
-    # the queries of a group side by side: one product a group, no copies of k and v
-    grouped = (q * scale).reshape(r, g, h // g * t, width)
-    scores = jnp.einsum("rgqk,rgsk->rgqs", grouped, k, preferred_element_type=jnp.float32)
-    scores = scores.reshape(r, h, t, t)
-    if softcap is not None:
-        scores = softcap * jnp.tanh(scores / softcap)
-    if bias is not None:
-        scores = scores + bias
-    seen = visible(segments, positions, causal=causal, window=window)
-    weights = masked_softmax(scores, seen)
-    weights = attention_dropout(weights, dropout_rate, dropout_key, site, first_head)
-    weights = weights.astype(v.dtype).reshape(r, g, h // g * t, t)
-    mixed = jnp.einsum("rgqs,rgsk->rgqk", weights, v)
-    return mixed.reshape(r, h, t, width)
+    reasons = []
+    dropout = dropout_key is not None and dropout_rate > 0
+    for name in by:
+        attend, refusal = IMPLEMENTATIONS[name]
+        reason = refusal(q, bias=bias, dropout=dropout, softcap=softcap)
+        if not reason:
+            return attend(
+                q,
+                k,
+                v,
+                segments=segments,
+                positions=positions,
+                scale=scale,
+                causal=causal,
+                window=window,
+                softcap=softcap,
+                bias=bias,
+                dropout_rate=dropout_rate,
+                dropout_key=dropout_key,
+                site=site,
+                first_head=first_head,
+            )
+        reasons.append(f"model.attention={name!r}: {reason}")
+    raise UserError("; ".join(reasons) + "; 'auto' takes 'xla' there")

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from inf_jax.models.attention import implementations
 from inf_jax.models.dropout import dropout_key
 from inf_jax.models.instruct import attend, attend_all, text_states
 from inf_jax.models.lora import Lora
@@ -37,6 +38,9 @@ class EncoderOptions:
       scan_layers: one compiled layer in a loop, or layers unrolled.
       remat: what the backward pass recomputes: none, dots or full.
       lora: the adapters that the parameters have, see `models.lora`.
+      attention: auto or a name in `attention.IMPLEMENTATIONS`.
+      device: one of those that programs are compiled for, which decides what "auto" is; None is
+        this process's first.
     """
 
     pooling: str = "mean"
@@ -45,6 +49,8 @@ class EncoderOptions:
     scan_layers: bool = True
     remat: str = "none"
     lora: Lora | None = None
+    attention: str = "xla"
+    device: jax.Device | None = None
 
 
 class Instructed(NamedTuple):
@@ -129,6 +135,9 @@ def make_encoder(config: EncoderConfig, options: EncoderOptions = EncoderOptions
                 scan_layers=options.scan_layers,
                 remat=options.remat,
                 shards=shards,
+                attention=implementations(
+                    options.attention, options.device or jax.local_devices()[0]
+                ),
             )
         return states.reshape(c, r, t, -1)
 

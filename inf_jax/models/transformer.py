@@ -21,6 +21,7 @@ from inf_jax.models.layers import ACTIVATIONS, Norm, add, relative_bias, rope_ta
 from inf_jax.models.lora import KERNEL, A, B, Lora, first_adapter, low_rank
 from inf_jax.models.shape import EncoderConfig
 from inf_jax.models.shards import WHOLE, Shards
+from inf_jax.models.visible import Window
 
 REMAT = {
     "none": None,
@@ -37,6 +38,7 @@ class Rows(NamedTuple):
       bias: of the scores, [1, h, t, t], or None.
       key: dropout's, or None.
       shards: how the layer's parameters are split: h, g and f are this device's.
+      attention: names in `attention.IMPLEMENTATIONS`, to try in turn.
     """
 
     segments: Int[Array, "r t"]
@@ -44,6 +46,7 @@ class Rows(NamedTuple):
     bias: Array | None
     key: DropoutKey | None
     shards: Shards
+    attention: tuple[str, ...]
 
 
 class Kind(NamedTuple):
@@ -51,12 +54,12 @@ class Kind(NamedTuple):
 
     Attributes:
       number: of the layer, uint32; it numbers its dropout sites.
-      window: see EncoderConfig; None where no layer has one.
+      window: how far it sees.
       tables: rotary cosine and sine, or None.
     """
 
     number: Array
-    window: Array | int | None
+    window: Window
     tables: tuple[Array, Array] | None
 
 
@@ -154,6 +157,7 @@ class Block(nnx.Module):
             dropout_key=rows.key,
             site=3 * kind.number + 1,
             first_head=rows.shards.first(q.shape[1]),
+            by=rows.attention,
         )
         y = rows.shards.total(self._product("out", "rhtk,hkd->rtd", mixed))
         return add(y, self.out_bias[...]) if config.out_bias else y
@@ -215,6 +219,7 @@ class Transformer(nnx.Module):
         remat: str = "none",
         all_layers: bool = False,
         shards: Shards = WHOLE,
+        attention: tuple[str, ...] = ("xla",),
     ) -> Float[Array, "r t d"] | list[Array]:
         """Last token states in `dtype`.
 
@@ -227,6 +232,7 @@ class Transformer(nnx.Module):
           all_layers: return the states after the embeddings and after each layer (for parity
             checks).
           shards: how the blocks' parameters are split; the others are whole.
+          attention: names in `attention.IMPLEMENTATIONS`, to try in turn.
         """
         config = self.config
         x = self._embed(tokens, positions)
@@ -237,7 +243,7 @@ class Transformer(nnx.Module):
             table = self.relative_bias[...]
             table = jax.lax.dynamic_slice_in_dim(table, shards.first(heads), heads, axis=1)
             bias = relative_bias(table, tokens.shape[1], limit=config.relative_distance)
-        rows = Rows(segments, positions, bias, key, shards)
+        rows = Rows(segments, positions, bias, key, shards, attention)
         graphdef, stacked = nnx.split(self.blocks)
 
         def layer(x: Array, params: nnx.State, kind: Kind) -> Array:
@@ -297,19 +303,20 @@ class _Kinds:
     def static(self, layer: int) -> Kind:
         """A layer's, by its number."""
         which = self.of_layer[layer]
-        return Kind(jnp.uint32(layer), self._windows[which], self._tables[which])
+        return Kind(jnp.uint32(layer), Window((self._windows[which],)), self._tables[which])
 
     def traced(self, number: Array, which: Array) -> Kind:
         """A layer's inside a scan: `which` picks among the pairs if there are several."""
         if len(self._different) == 1:
-            return Kind(number, self._windows[0], self._tables[0])
-        everything = np.iinfo(np.int32).max
-        windows = np.array([everything if w is None else w for w in self._windows], np.int32)
+            return Kind(number, Window((self._windows[0],)), self._tables[0])
         tables = None
         if self._tables[0] is not None:
             tables = tuple(jnp.stack(each)[which] for each in zip(*self._tables, strict=True))
-        window = None if set(self._windows) == {None} else jnp.asarray(windows)[which]
-        return Kind(number, window, tables)
+        sizes = tuple(dict.fromkeys(self._windows))
+        if len(sizes) == 1:
+            return Kind(number, Window(sizes), tables)
+        places = jnp.array([sizes.index(size) for size in self._windows], jnp.int32)
+        return Kind(number, Window(sizes, places[which]), tables)
 
 
 def _idle_key_bias(config: EncoderConfig) -> bool:

@@ -81,7 +81,7 @@ def test_one_compilation_whatever_the_texts(encoder, tree, texts):
 
     for part in (texts, texts[:1], texts[5:70], []):
         encode_texts(encode, tree, part, row_tokens=TOKENS, rows=3)
-    assert set(shapes) == {(8, 3, TOKENS)}
+    assert set(shapes) == {(1, 3, TOKENS)}  # a device's
     assert len(shapes) <= 2  # once to know the width of the result
 
 

@@ -1,5 +1,6 @@
 """inf_jax.plan: costs read from programs, the roofline, memory, and what is said of the unfit."""
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -169,6 +170,59 @@ def test_work_of_a_tpu_program():
     )
     assert part.groups == ((0, 2, 4, 6), (1, 3, 5, 7))
     assert sent == Collective("dcn all-reduce", 1, 8192, waits=False, beside=True)
+
+
+KERNEL = """\
+  %splash_mha_{name}.{number} = ({results}) custom-call(%blocks, %blocks, %q, %kv, %kv), \
+custom_call_target="tpu_custom_call", frontend_attributes={{kernel_metadata={{
+"xprof_metadata":"{{\\"block_q{suffix}\\": 128, \\"block_kv{suffix}\\": 128}}"
+}}}}, metadata={{op_name="jit(step)/attention/splash_mha_{name}/pallas_call"}}
+"""
+KERNELS_TEXT = (
+    """\
+HloModule jit_step, is_scheduled=true
+
+ENTRY %main (q: bf16[3,8,512,64], kv: bf16[3,2,512,64]) -> bf16[3,8,512,64] {
+  %blocks = s8[1,4,2]{2,1,0} parameter(0)
+  %q = bf16[3,8,512,64]{3,2,1,0:T(8,128)(2,1)} parameter(1)
+  %kv = bf16[3,2,512,64]{3,2,1,0:T(8,128)(2,1)S(1)} parameter(2)
+"""
+    + KERNEL.format(name="fwd_segmented", number=1, results="bf16[3,8,512,64]{3,2}", suffix="")
+    + KERNEL.format(
+        name="dkv_segmented",
+        number=2,
+        results="f32[3,128,64]{2,1,0}, bf16[3,2,512,64]{3,2,1,0}, bf16[3,2,512,64]{3,2,1,0}",
+        suffix="_dkv",
+    )
+    + KERNEL.format(
+        name="dkv_segmented",
+        number=3,
+        results="bf16[3,4,8,512,64]{4,3}, bf16[3,2,512,64]{3,2}, bf16[3,2,512,64]{3,2}",
+        suffix="_dkv",
+    )
+    + KERNEL.format(name="dq_segmented", number=4, results="bf16[3,8,512,64]{3,2}", suffix="_dq")
+    + """\
+  ROOT %other = bf16[3,8,512,64]{3,2} custom-call(%q), custom_call_target="tpu_custom_call"
+}
+"""
+)
+
+
+def test_work_of_attention_kernels():
+    found = [w for w in works(KERNELS_TEXT) if w.flops or w.traffic]
+    # 3 rows, 8 heads, a grid of 4 x 2 blocks of 128 x 128 pairs
+    product = 2 * 3 * 8 * 4 * 2 * 128 * 128 * 64
+    assert [w.flops / product for w in found] == [2, 4, 5, 3]
+    assert all(w.unit_flops == w.flops and w.waits for w in found)
+    assert [w.kernel for w in found[:2]] == ["splash_mha_fwd_segmented", "splash_mha_dkv_segmented"]
+    q = 3 * 8 * 512 * 64 * 2  # k and v are on the chip
+    assert found[0].traffic == 2 * 8 + q + q
+    assert found[1].traffic == 2 * 8 + q + 4 * 3 * 128 * 64 + 2 * (q // 4)
+    # the compiler has no cycles of them
+    clocked = dataclasses.replace(CHIP, clock=1e9)
+    other = Work(times=1, flops=1.0, unit_flops=1.0, traffic=0, cycles=10**9, waits=True)
+    ran = predict([*found, other], [], clocked)
+    assert ran.compiler == pytest.approx(1 + predict(found, [], clocked).work)
 
 
 def test_seconds_of_collectives():
@@ -603,6 +657,24 @@ def test_scaling_configs():
         module.get_config("v5e-1")
 
 
+def test_backbones_configs(monkeypatch):
+    module = scaling_module(ROOT / "configs" / "scaling" / "backbones.py")
+    for name in module.NAMES:
+        config = module.get_config(name)
+        check(config)
+        shape, _ = plan.model_shape(config.model.name)
+        assert config.data.row_tokens % 128 == 0  # splash attention wants it
+        assert math.prod(parse(module.TOPOLOGY)[1]) % config.mesh.fsdp == 0
+        assert shape.width % config.mesh.fsdp == 0
+    with pytest.raises(ValueError, match="one of e5-large"):
+        module.get_config("gpt")
+    monkeypatch.syspath_prepend(str(ROOT / "launch"))
+    import bench_plan
+
+    planned = {program[0].partition(":")[2] for program in bench_plan.BACKBONES}
+    assert planned == set(module.NAMES)
+
+
 def test_sweep_refuses_what_does_not_fit(monkeypatch, capsys):
     sweep = scaling_module(ROOT / "launch" / "scaling.py")
     ran = []
@@ -634,11 +706,13 @@ def test_sweep_refuses_what_does_not_fit(monkeypatch, capsys):
 def test_plan_of_a_tpu(config_file, tmp_path):
     file = tmp_path / "plan.json"
     options = [f"--config={config_file}", f"--json={file}", "--topology=v5e:2x2"]
-    plan.main([*options, "--config.model.dtype=bfloat16", "--config.train.chunks_per_device=2"])
+    options += ["--config.model.dtype=bfloat16", "--config.train.chunks_per_device=2"]
+    plan.main([*options, "--config.data.row_tokens=128"])
     found = json.loads(file.read_text())
     assert found["hbm"]["fits"] and found["hbm"]["limit"] == 15.75 * 2**30
     assert found["flops"]["compiled"] == pytest.approx(found["flops"]["traced"], rel=0.05)
     assert found["seconds"]["compiler"] > 0
+    assert {name.split("_")[2] for name in found["kernels"]} == {"fwd", "dkv"}
     assert any(c["kind"] == "all-reduce" and c["group"] == 4 for c in found["collectives"])
     with pytest.raises(UserError, match="the compiler has no such one"):
         topology("v5e:3x5")
