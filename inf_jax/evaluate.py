@@ -98,8 +98,8 @@ def main(resolved: ConfigDict) -> None:
     after = scores("trained", trained)
     del trained, found
     if before is None:
-        split, start_from = make_split(config, model.encoder), config.model.start_from
-        before = scores("base", start_params(model, split, mesh, start_from=start_from))
+        parts, start_from = make_split(config, model.encoder), config.model.start_from
+        before = scores("base", start_params(model, parts, mesh, start_from=start_from))
     gain = {key: after[key] - before[key] for key in after}
 
     title = f"{resolved.data.source} {split}, step {step:,}"
