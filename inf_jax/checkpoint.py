@@ -83,8 +83,9 @@ def make_manager(
     path = _path(directory)
     if path.exists() and not path.is_dir():
         raise UserError(f"{path}: is no directory, so it cannot hold checkpoints; move it away")
-    # Orbax logs each error that it raises as well, with its stack
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    # Orbax logs each error that it raises as well, with its stack, and so do its tasks
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     kept = [policies.LatestN(keep)]
     if keep_best:
         policy = policies.BestN(
