@@ -63,6 +63,8 @@ EXTRAS = {
     "gcs": ["gcsfs>=2026.9,<2027"],  # out_dir in a gs:// bucket
     "tpu": ["jax[tpu]>=0.10.2,<0.11", "gcsfs>=2026.9,<2027"],
     "gpu": ["jax[cuda13]>=0.10.2,<0.11"],
+    # export.adapter's check; torch is pinned here for the reason given above
+    "peft": ["peft==0.21.2", "torch==2.13.0"],
     "wandb": ["wandb>=0.31,<0.32"],
     "aot": ["libtpu==0.0.42.*"],  # compiling for a TPU without one; the release of jax[tpu] 0.10.2
 }

@@ -19,6 +19,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from inf_jax import storage
+from inf_jax.checksums import checksums
 from inf_jax.errors import UserError
 from inf_jax.step import TrainState
 
@@ -63,10 +64,11 @@ class Best(NamedTuple):
     mode: str
 
     def badness(self, metrics: Mapping[str, float]) -> float:
-        """To order by; the worst there is for a checkpoint that was saved without the metric."""
-        if self.metric not in metrics:
+        """To order by; the worst there is where the metric is missing or no finite number."""
+        value = metrics.get(self.metric, math.nan)
+        if not math.isfinite(value):
             return math.inf
-        return metrics[self.metric] if self.mode == "min" else -metrics[self.metric]
+        return value if self.mode == "min" else -value
 
 
 def make_manager(
@@ -78,8 +80,12 @@ def make_manager(
     `directory` may be a local path or a bucket (gs://...), whatever etils.epath opens. What a
     killed process left half-written in it is deleted.
     """
-    # Orbax logs each error that it raises as well, with its stack
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    path = _path(directory)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path}: is no directory, so it cannot hold checkpoints; move it away")
+    # Orbax logs each error that it raises as well, with its stack, and so do its tasks
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     kept = [policies.LatestN(keep)]
     if keep_best:
         policy = policies.BestN(
@@ -95,7 +101,7 @@ def make_manager(
         preservation_policy=policies.AnyPreservationPolicy(kept),
         cleanup_tmp_directories=True,
     )
-    return ocp.CheckpointManager(_path(directory), options=options)
+    return ocp.CheckpointManager(path, options=options)
 
 
 def save(
@@ -116,10 +122,12 @@ def save(
       UserError: this or the save before it cannot be written.
     """
     with _written(manager):
+        saved = saved_part(state)
         manager.save(
             position.step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(saved_part(state)),
+                state=ocp.args.StandardSave(saved),
+                checksums=ocp.args.JsonSave(checksums(saved)),
                 position=ocp.args.JsonSave(position._asdict()),
                 config=ocp.args.JsonSave(dict(config)),
             ),
@@ -189,6 +197,7 @@ def restore(
         restored = manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         )
+        _check_contents(manager.directory / str(step), restored["state"])
     except (ValueError, KeyError, OSError, TypeError) as error:
         raise _unfit(manager.directory / str(step), error) from error
     return TrainState(**restored["state"]), position
@@ -227,6 +236,7 @@ def restore_params(
         _check_tree(chosen, item)
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             params = checkpointer.restore(chosen / "state", args=how)["params"]
+        _check_contents(chosen, {"params": params})
     except (ValueError, KeyError, OSError, TypeError) as error:
         raise _unfit(chosen, error) from error
     return params, step
@@ -334,6 +344,15 @@ def _check_tree(checkpoint: epath.Path, abstract: Mapping[str, Any]) -> None:
         raise ValueError(f"{'; '.join(differ[:3])}{more}")
 
 
+def _check_contents(checkpoint: epath.Path, restored: Mapping[str, Any]) -> None:
+    """Raises ValueError naming the arrays that are not what was saved."""
+    saved = json.loads((checkpoint / "checksums" / "metadata").read_text())
+    damaged = [name for name, number in checksums(restored).items() if saved.get(name) != number]
+    if damaged:
+        more = f" and {len(damaged) - 3} more" if len(damaged) > 3 else ""
+        raise ValueError(f"{', '.join(damaged[:3])}{more} is not what was saved")
+
+
 @contextlib.contextmanager
 def _written(manager: ocp.CheckpointManager) -> Iterator[None]:
     """Turns what Orbax and TensorStore raise of a file that cannot be written into a UserError."""
@@ -350,7 +369,10 @@ def _written(manager: ocp.CheckpointManager) -> Iterator[None]:
 
 
 def _last_good(manager: ocp.CheckpointManager) -> str:
-    steps = ocp.utils.checkpoint_steps(manager.directory)
+    try:
+        steps = ocp.utils.checkpoint_steps(manager.directory)
+    except OSError:
+        steps = []
     return f"the last whole one is of step {max(steps)}" if steps else "there is no whole one yet"
 
 

@@ -193,20 +193,27 @@ _MAY_NOT_CHANGE = ("train.batch_size",)  # of the sections above
 _ABSENT = object()
 
 
-def check_same_run(config: ConfigDict, saved: Mapping[str, Any], source: str | os.PathLike) -> None:
-    """Raises UserError that lists what differs from the saved config of a run that is resumed.
+def check_same_run(
+    config: ConfigDict, saved: Mapping[str, Any], source: str | os.PathLike
+) -> list[str]:
+    """Compares a config with that of the run that it goes on with.
 
     The mesh, the chunks and the number of steps may change, and so may evaluation and export.
 
     Args:
       saved: all keys as plain values, as a checkpoint has them.
       source: where they are from, for messages.
+
+    Returns:
+      What differs and may, in words.
+
+    Raises:
+      UserError: lists what differs and may not.
     """
-    differ = []
+    differ, allowed = [], []
     for key in keys_of(config):
         free = key in _MAY_CHANGE or key.split(".")[0] in _MAY_CHANGE
-        if free and key not in _MAY_NOT_CHANGE:
-            continue
+        free = free and key not in _MAY_NOT_CHANGE
         was = saved
         for name in key.split("."):
             was = was.get(name, _ABSENT) if isinstance(was, dict) else _ABSENT
@@ -214,12 +221,13 @@ def check_same_run(config: ConfigDict, saved: Mapping[str, Any], source: str | o
             was = json.loads(json.dumps(value_of(defaults(), key)))
         now = json.loads(json.dumps(value_of(config, key)))  # a tuple is saved as a list
         if was != now:
-            differ.append(f"{key} was {was!r}, is now {now!r}")
+            (allowed if free else differ).append(f"{key} was {was!r}, is now {now!r}")
     if differ:
         raise UserError(
             f"{source}: the run in this out_dir was another one ({'; '.join(differ)}); "
             "restore the old values or give a new out_dir"
         )
+    return allowed
 
 
 def save_resolved(config: ConfigDict, path: AnyPath) -> None:

@@ -94,6 +94,11 @@ def check(config: ConfigDict) -> None:
             f"data.dir={config.data.dir!r}: records are read from a local disk; copy them to each "
             "host, `gcloud storage cp -r`"
         )
+    train = config.train
+    if train.keep_best and train.best_metric.startswith("dev/") and not train.dev_every:
+        problems.append(f"train.best_metric={train.best_metric!r}: needs train.dev_every")
+    if train.hang_minutes and not 1e-3 <= train.hang_minutes <= 1e5:
+        problems.append(f"train.hang_minutes={train.hang_minutes!r}: 0, or from 0.001 to 100,000")
     problems += _pattern_problems(config)
     problems += _head_problems(config)
     problems += _loss_problems(config)

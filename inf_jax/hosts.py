@@ -29,7 +29,7 @@ import jax
 from jax._src import clusters, distributed  # pinned: launch/constraints.txt
 from ml_collections import ConfigDict
 
-from inf_jax.errors import UserError
+from inf_jax.errors import UserError, in_one_line
 from inf_jax.roll_call import roll_call
 from inf_jax.storage import AnyPath, check
 
@@ -202,6 +202,27 @@ def check_shared(directory: AnyPath) -> None:
         )
 
 
+@contextlib.contextmanager
+def on_lead(context: contextlib.AbstractContextManager) -> Iterator[None]:
+    """A context that the lead alone enters; its UserError there is raised in all processes."""
+    client, problem = distributed.global_state.client, ""
+    with contextlib.ExitStack() as stack:
+        if is_lead():
+            try:
+                stack.enter_context(context)
+            except UserError as error:
+                if client is None:
+                    raise
+                problem = str(error)
+        if client is not None:
+            if is_lead():
+                client.key_value_set("inf_jax/lead", json.dumps(problem))
+            said = client.blocking_key_value_get("inf_jax/lead", int(1000 * _start_timeout()))
+            if json.loads(said):
+                raise UserError(f"process 0: {json.loads(said)}")
+        yield
+
+
 def check_same(facts: Mapping[str, str]) -> None:
     """Raises UserError, in all processes, where one has other facts than the lead; names which.
 
@@ -272,9 +293,10 @@ def _ending_all() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        status = 1
-        if isinstance(error, UserError):
-            print(f"error: {error}", file=sys.stderr)
+        status, found = 1, in_one_line(error)
+        if found:
+            print(found[0], file=sys.stderr)
+            status = found[1]
         elif isinstance(error, SystemExit) and isinstance(error.code, int):
             status = error.code
         else:

@@ -233,7 +233,8 @@ class Pace(contextlib.AbstractContextManager):
         figures["tokens_per_s"] = work.tokens / each
         if work.peak:
             figures["mfu"] = work.flops / (work.peak * each)
-        figures["goodput"] = self._useful / max(time.time() - self._begun, 1e-9)
+        passed = max(time.time() - self._begun, self._useful, 1e-9)  # a clock may be set back
+        figures["goodput"] = self._useful / passed
         return {name: float(f"{value:.6g}") for name, value in figures.items()} | memory()
 
     def _append(self, line: dict) -> None:

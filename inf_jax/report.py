@@ -295,8 +295,24 @@ class NoLog(contextlib.AbstractContextManager):
 
 
 def read_metrics(path: AnyPath) -> list[dict]:
-    """The lines of a metrics.jsonl; a last line that a kill cut short is left out."""
+    """The lines of a metrics.jsonl or timing.jsonl; a last line that a kill cut short is left out.
+
+    Raises:
+      UserError: names the line that is none of a run's.
+    """
     if not path.exists():
         return []
-    lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    found = []
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            value = json.loads(line)
+            if "step" not in value and "start" not in value:
+                raise ValueError("no step")
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"{path}, line {number}: damaged ({error}); delete that line, then start again"
+            ) from None
+        found.append(value)
+    return found

@@ -33,7 +33,7 @@ class Saver:
         self._directory = f"{config.out_dir}/checkpoints"
         self._steps, self._every, self._seed = train.steps, train.checkpoint_every, config.seed
         best = checkpoint.Best(train.best_metric, train.best_mode)
-        self._metric, self._best, self._dev = best.metric, train.keep_best, train.dev_every
+        self._metric, self._best = best.metric, train.keep_best
         self._sum, self._count = 0.0, 0
         self._config = resolved
         self._manager = checkpoint.make_manager(
@@ -54,7 +54,10 @@ class Saver:
                 "train without --noresume to go on from it"
             )
         self._position, saved = checkpoint.read_run(self._manager, newest)
-        check_same_run(self._config, saved, self._manager.directory / str(newest))
+        source = self._manager.directory / str(newest)
+        changed = check_same_run(self._config, saved, source)
+        if changed and hosts.is_lead():
+            print(f"{source}: going on; since then {'; '.join(changed)}")
 
     @property
     def dataset(self) -> str | None:
@@ -94,9 +97,10 @@ class Saver:
 
     def count(self, metrics: dict) -> None:
         """Takes a step's metrics into account for the score of the next checkpoint."""
-        if self._best and self._metric in metrics:
+        measured = not self._metric.startswith("dev/") or "dev/loss" in metrics
+        if self._best and isinstance(metrics.get(self._metric), float):
             self._sum, self._count = self._sum + metrics[self._metric], self._count + 1
-        elif self._best and not (self._dev and self._metric.startswith("dev/")):
+        elif self._best and measured:
             scalars = sorted(name for name, value in metrics.items() if isinstance(value, float))
             raise UserError(
                 f"train.best_metric={self._metric!r}: no metric of this run; there are "

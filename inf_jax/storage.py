@@ -76,7 +76,10 @@ def taken(out_dir: AnyPath, *, patience_s: float = 10.0) -> Iterator[None]:
     if is_bucket(out_dir):
         yield
         return
-    Path(out_dir).mkdir(parents=True, exist_ok=True)
+    try:
+        Path(out_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out_dir}: no directory to write in ({error}); give another") from None
     deadline = time.monotonic() + patience_s
     while True:
         try:

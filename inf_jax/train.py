@@ -28,7 +28,7 @@ from inf_jax.loader import to_mesh
 from inf_jax.saver import Saver
 from inf_jax.training import make_training
 from inf_jax.wandb_log import WandbLog, import_wandb
-from inf_jax.watch import Watch, watch_options
+from inf_jax.watch import Watch, watch_options, watching_start
 
 
 def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
@@ -41,7 +41,7 @@ def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
         import_wandb(wandb_project)  # before any long work
     hosts.check_shared(out_dir)
     with (
-        storage.taken(out_dir) if lead else contextlib.nullcontext(),
+        hosts.on_lead(storage.taken(out_dir)),
         course.Course(save_every_s=60 * minutes) as asked,
         contextlib.closing(Saver(config, resolved, resume=resume)) as saver,
         storage.WorkDir(out_dir) as work,
@@ -52,10 +52,11 @@ def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
         log_every, prefetch = config.train.log_every, config.data.prefetch
         check_all_read(config, "", "data", "model", "loss", "optim", "train", "mesh")
 
-        state, first = saver.start(training)
+        with watching_start(watching, work.path):
+            state, first = saver.start(training)
         if first >= steps:
             if lead:
-                print(f"{out_dir}: all {steps} steps are done, nothing to train")
+                print(f"{out_dir}: all {steps} steps are done, nothing to train after {first}")
             return
         log = report.NoLog()
         if lead:

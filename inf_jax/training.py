@@ -24,6 +24,7 @@ from inf_jax.mesh import (
 from inf_jax.models.encoder import Encoder
 from inf_jax.objective import Objective, parse_objective
 from inf_jax.optim import make_optimizer, make_schedule
+from inf_jax.records import PAIRS_PER_EXAMPLE
 from inf_jax.run import Model, load_model, tokenised_split
 from inf_jax.start import start_params
 from inf_jax.step import TrainState, init_coefficients, make_loss, make_train_step
@@ -160,6 +161,11 @@ def make_loader(
     with hosts.lead_first(f"tokenised {split}"):
         dataset = tokenised_split(config, tokenizer, split, expected=expected)
     whole = split == data.train_split
+    if not whole and dataset.num_examples * PAIRS_PER_EXAMPLE < devices * each:
+        raise UserError(
+            f"eval.split={split}: its {dataset.num_examples} examples do not give each of "
+            f"{devices * each} chunks a pair; set train.dev_every=0, or name a larger split"
+        )
     return Loader(
         dataset,
         seed=config.seed,

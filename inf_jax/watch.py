@@ -46,6 +46,12 @@ def watch_options(config: ReadLog) -> WatchOptions:
     )
 
 
+def watching_start(options: WatchOptions, work_dir: Path) -> Watchdog:
+    """Open around what comes before the loop and needs all processes, restoring above all."""
+    process = jax.process_index()
+    return Watchdog(work_dir, minutes=options.hang_minutes, process=process, first=0)
+
+
 class Watch(contextlib.ExitStack):
     """Open around the loop, in every process.
 

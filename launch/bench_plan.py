@@ -34,7 +34,7 @@ PROGRAMS = (
 )
 BACKBONES = tuple(
     (f"scaling/backbones.py:{name}", "v5e:16x16", 1, f"model.attention={attention}")
-    for name in ("e5-large", "modernbert-large", "qwen2.5-1.5b")
+    for name in ("e5-large", "modernbert-large", "qwen2.5-1.5b", "llama-3.1-8b")
     for attention in ("splash", "xla")
 )
 

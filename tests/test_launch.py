@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = [*sorted((ROOT / "launch").glob("*.sh")), ROOT / ".ci" / "run"]
 # of extras: imported in functions
-OPTIONAL = {"torch", "sentence_transformers", "apache_beam", "gcsfs", "fsspec", "google"}
+OPTIONAL = {"torch", "sentence_transformers", "peft", "apache_beam", "gcsfs", "fsspec", "google"}
 # ... but for these: copied into exports, for those who have torch; imported by what imports Beam
 OF_EXTRAS = {"instructed_encoder.py", "beam_steps.py"}
 

@@ -6,7 +6,8 @@ Hardware:  v5e:16x16 (256 chips), see launch/benchmarks.md for their plans
 Time:      not run yet, nothing measured.
 
 One function makes all of them; a name is a model. Rows hold 512 tokens, a multiple of the 128 that
-the splash kernels need. `mesh.fsdp` is as large as the state (12 bytes a parameter) asks for.
+the splash kernels need. `mesh.fsdp` is as large as the state asks for: 12 bytes a parameter, with
+LoRA 2.
 """
 
 from typing import NamedTuple
@@ -21,19 +22,22 @@ RUN_PAIRS = 2**24  # of every run
 
 
 class Backbone(NamedTuple):
-    """Attributes: model, pooling, prefixes (of query and passage), lr, fsdp."""
+    """Attributes: model, pooling, prefixes (of query and passage), lr, fsdp, lora_rank (0 trains
+    all parameters)."""
 
     model: str
     pooling: str
     prefixes: tuple[str, str]
     lr: float
     fsdp: int
+    lora_rank: int = 0
 
 
 BACKBONES = {
     "e5-large": Backbone("intfloat/e5-large-v2", "mean", ("query: ", "passage: "), 2e-5, 8),
     "modernbert-large": Backbone("answerdotai/ModernBERT-large", "mean", ("", ""), 8e-5, 8),
     "qwen2.5-1.5b": Backbone("Qwen/Qwen2.5-1.5B", "last", ("", ""), 2e-5, 32),
+    "llama-3.1-8b": Backbone("meta-llama/Llama-3.1-8B", "last", ("", ""), 1e-4, 64, lora_rank=16),
 }
 NAMES = tuple(BACKBONES)
 
@@ -58,6 +62,10 @@ def get_config(name: str = "modernbert-large") -> ConfigDict:
     config.model.pooling = backbone.pooling
     config.model.dtype = "bfloat16"
     config.model.remat = "full"
+    if backbone.lora_rank:
+        config.model.lora_rank = backbone.lora_rank
+        config.model.lora_alpha = 2.0 * backbone.lora_rank
+        config.model.frozen_dtype = "bfloat16"
 
     config.loss.objective = "multi(P,IQ)"
     config.loss.scale = 1 / (0.05 + 1e-4)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import re
 import shutil
 import signal
@@ -13,8 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from inf_jax import checkpoint, storage, train
+from inf_jax.checksums import checksums
 from inf_jax.config import ReadLog
 from inf_jax.course import GO_ON, SAVE, STOP, STOPPED, Course
 from inf_jax.errors import UserError
@@ -77,6 +80,55 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
         assert position.step == 2 and config == {"seed": 0}
         save(manager, 7)
     assert steps_in(tmp_path) == [7]
+
+
+def test_a_score_that_is_no_number_is_the_worst(tmp_path):
+    for keep_best, scores, kept in (
+        (1, (0.3, math.nan, 0.5, 0.6), [1, 4]),
+        (2, (0.5, math.nan, 0.3, 0.6), [1, 3, 4]),
+        (1, (math.nan, math.inf, 0.5), [3]),
+    ):
+        folder = tmp_path / str(scores)
+        with checkpoint.make_manager(folder, keep=1, keep_best=keep_best) as manager:
+            for step, score in enumerate(scores, 1):
+                save(manager, step, metrics={"loss": score})
+        assert steps_in(folder) == kept
+
+
+def test_changed_bytes_are_found(tmp_path):
+    big = TrainState(jnp.int32(3), {"shared": {"w": jnp.arange(1e5), "v": jnp.ones(9)}}, {})
+    with checkpoint.make_manager(tmp_path, keep=1) as manager:
+        checkpoint.save(manager, big, checkpoint.Position(3, 0, 8, "dataset"), config={})
+        checkpoint.wait(manager)
+        found, _ = checkpoint.restore(manager, big)
+        assert checksums(found._asdict()) == checksums(big._asdict())
+        file = max((tmp_path / "3" / "state").rglob("*"), key=lambda path: path.stat().st_size)
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2 + 8] ^= 255
+        file.write_bytes(content)
+        message = r"3 cannot be restored: (params/shared/w is not what was saved|.*[Dd]ecod|.*zstd)"
+        with pytest.raises(UserError, match=message):
+            checkpoint.restore(manager, big)
+    with pytest.raises(UserError, match=message):
+        checkpoint.restore_params(tmp_path, big.params)
+
+
+def test_checksums_know_places_and_bits():
+    a = {"w": jnp.arange(24.0).reshape(2, 3, 4), "n": jnp.int32(3), "b": jnp.array([True, False])}
+    a["h"] = jnp.arange(4, dtype=jnp.bfloat16)
+    first = checksums(a)
+    assert checksums(a | {"w": a["w"].at[1, 2, 3].set(-0.0)}).keys() == first.keys()
+    for name, other in (
+        ("w", a["w"][:, :, ::-1]),
+        ("w", a["w"].at[0, 0, 0].set(-0.0)),
+        ("n", jnp.int32(2)),
+        ("b", jnp.array([False, True])),
+        ("h", a["h"] + 1),
+    ):
+        changed = checksums(a | {name: other})
+        assert [key for key in first if changed[key] != first[key]] == [name]
+    sharded = jax.device_put(a["w"], jax.NamedSharding(jax.make_mesh((2,), "x"), P("x")))
+    assert checksums({"w": sharded}) == {"w": first["w"]}
 
 
 def test_which_checkpoint(tmp_path):
@@ -183,14 +235,26 @@ def test_the_best_on_dev_is_kept(tiny_config):
     assert steps_in(Path(tiny_config.out_dir, "checkpoints")) == [2, 6]
 
 
-def test_resume_wishes(tiny_config):
+def test_a_damaged_log_is_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    for content in (b'{"step": 0}\nrubbish\n', b'{"step": 0}\n[1]\n', b'{"step": 0}\n\xff\0\n'):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: damaged .*delete that line"):
+            read_metrics(path)
+    path.write_bytes(b'{"step": 0}\n{"st')
+    assert read_metrics(path) == [{"step": 0}]
+
+
+def test_resume_wishes(tiny_config, capsys):
     with pytest.raises(UserError, match=r"run/checkpoints: no checkpoint to resume from"):
         train.main(tiny_config, resume=True)
     train.main(tiny_config, resume=False)
     with pytest.raises(UserError, match=r"run/checkpoints: has a checkpoint of step 4; give a new"):
         train.main(tiny_config, resume=False)
     tiny_config.train.steps = 6
+    capsys.readouterr()
     train.main(tiny_config, resume=True)
+    assert "going on; since then train.steps was 4, is now 6" in capsys.readouterr().out
     lines = read_metrics(Path(tiny_config.out_dir, "metrics.jsonl"))
     assert [line["step"] for line in lines] == list(range(6))
 
@@ -242,13 +306,13 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(tiny_config, t
     file = write_config(tiny_config, tmp_path / "c.py")
     (out,), codes = finish(start(file, program=("-c", FULL)))
     assert codes == [1]
-    last = out.strip().splitlines()[-1]
+    (said,) = [line for line in out.splitlines() if line.startswith("error: ")]
     assert re.match(
         r"error: .*run/checkpoints: a checkpoint cannot be written \(.+\); the last whole one is "
         r"of step 4\. Free some space",
-        last,
+        said,
     ), out
-    assert "inf_jax/" not in out  # what TensorStore's own threads print may come before
+    assert "inf_jax/" not in out  # what TensorStore's own threads print may stand beside it
     (out,), codes = finish(start(file, "--resume"))
     assert codes == [0], out
     assert "steps 4 to 20" in out
@@ -295,8 +359,11 @@ def test_course(monkeypatch):
         course.saved()
         clock[0] = 119
         assert course.word(3) == GO_ON
+        signal.raise_signal(signal.SIGUSR1)  # asks for a trace, which there is none of yet
         signal.raise_signal(signal.SIGTERM)
         assert course.word(4) == STOP
+        signal.raise_signal(signal.SIGTERM)  # sent doubly
+        clock[0] += 6
         with pytest.raises(SystemExit):
             signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == before

@@ -510,7 +510,8 @@ def fake_plan(per_example: float, limit: float):
         memory = {"needed": needed, "limit": limit, "free": limit - needed, "at_rest": 0}
         batch = {"pairs": 3 * config.train.batch_size, "examples": config.train.batch_size}
         found = {"hbm": memory | {"fits": needed <= limit}, "batch": batch, "devices": 8}
-        found |= {"topology": target.name, "slices": 1, "parameters": 2**20, "tensor_divides": 4}
+        found |= {"topology": target.name, "slices": 1, "tensor_divides": 4}
+        found |= {"parameters": 2**20, "trained_parameters": 2**20}
         return found | {"advice": planning.advice(config, found)}
 
     return make

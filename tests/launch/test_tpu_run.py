@@ -44,7 +44,7 @@ def test_run_from_nothing_to_done_and_back(cloud):
         ]
         calls = (home / "calls").read_text()
         assert "uv==0.13.9" in calls and "--python 3.11" in calls
-        assert "-c launch/constraints.txt -c launch/constraints_tpu.txt -e .[tpu] gcsfs" in calls
+        assert "-c launch/constraints.txt -c launch/constraints_tpu.txt -e .[tpu]" in calls
 
 
 def test_an_outage_is_not_taken_for_a_missing_pod(cloud):

@@ -178,9 +178,9 @@ def test_workers_check_with_jax_itself(cloud):
     output = preflight(bucket)
     assert "libtpu=0.0.42.1" in output and "local_devices=8" in output, output
     assert output.endswith("[0.0] rc=0\n")
-    assert list((bucket / ".preflight").iterdir()) == []
+    assert not bucket.exists()  # what was tried has left nothing
     output = preflight(file / "bucket")
-    assert "cannot be written: " in output and "roles/storage.objectAdmin" in output
+    assert "cannot write " in output, output
     assert output.endswith("[0.0] rc=1\n")
     output = preflight(bucket, CLOCK="-1 hour")
     assert "the clock is 36" in output and output.endswith("[0.0] rc=1\n"), output
