@@ -63,7 +63,10 @@ case "$1" in
     while ((step < 10)) || [[ -e $FAKE/endless ]]; do
       step=$((step + 1))
       echo "step $step"
-      if [[ $WORKER == 0 ]]; then echo "$step" >"$FAKE/step"; mv "$FAKE/step" "$FAKE/bucket/step"; fi
+      if [[ $WORKER == 0 ]]; then
+        echo "$step" >"$FAKE/step"
+        mv "$FAKE/step" "$FAKE/bucket/step"
+      fi
       if [[ $WORKER == 1 ]] && ((step == 5)) && mv "$FAKE/crash" "$FAKE/crashed" 2>/dev/null; then
         echo "ValueError: a crash"
         exit 1
