@@ -22,7 +22,7 @@ from inf_jax.report import read_metrics
 from inf_jax.training import make_training
 from tests.inf_jax.processes import finish, start, write_config
 
-STEPS, KILLS = map(int, os.environ.get("INF_JAX_POD_CHAOS", "60,5").split(","))
+STEPS, KILLS = map(int, os.environ.get("INF_JAX_POD_CHAOS", "48,3").split(","))
 DEVICES = 4
 
 # The main, which also notes what texts each process feeds to which step, and is slow enough to be
