@@ -266,7 +266,8 @@ class BatchAsker:
         # while others are under way, there may be room when they have ended
         most = _FAILED_LATER_IN_A_ROW if worked else _FAILED_IN_A_ROW
         most = _CROWDED_IN_A_ROW if crowded and self.pending > 1 else most
-        if self._answerless >= most:
+        # of batches that began together, those that fail end first: the others have to end too
+        if self._answerless >= most + self.pending - 1:
             reason = state.problem or received[0].text
             self.stop(
                 UserError(

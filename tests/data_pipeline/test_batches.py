@@ -189,6 +189,14 @@ def test_batches_that_give_nothing_end_the_run(llm_server, tmp_path):
     assert 3 <= len(batches(server)) <= 60
 
 
+def test_failures_that_come_before_the_answers_do_not_end_the_run(llm_server, tmp_path):
+    server = llm_server([{"kind": "batch_expired", "times": 1, "rate": 0.4, "fraction": 0}])
+    answers = Run(tmp_path, server.base_url, size=1).ask(questions(40))
+    assert all('"relevant"' in text for text in answers)
+    expired = [batch for batch in batches(server) if batch["status"] == "expired"]
+    assert len(expired) > 10
+
+
 def test_more_tokens_than_may_be_enqueued_make_smaller_batches(llm_server, tmp_path):
     server = llm_server(batch_tokens=3000)
     answers = Run(tmp_path, server.base_url, size=32).ask(questions(32))
