@@ -12,6 +12,7 @@ from typing import NamedTuple
 from inf_jax.composition import SAMPLE
 from inf_jax.errors import UserError
 from inf_jax.models import hf
+from inf_jax.models.config import read_config
 from inf_jax.records import Example
 from inf_jax.text import TextConfig, TextTokenizer, load_tokenizer
 from inf_jax.tfrecord import build_index, read_slice
@@ -109,4 +110,6 @@ class Work(NamedTuple):
 
 @functools.cache  # one for all threads and bundles of a worker
 def _load(model: str, append_eos: str) -> TextTokenizer:
-    return load_tokenizer(hf.resolve_model(model), append_eos=append_eos)
+    directory = hf.resolve_model(model)
+    rows = read_config(directory).vocab_size
+    return load_tokenizer(directory, append_eos=append_eos, rows=rows)

@@ -224,7 +224,8 @@ def load(name: str | os.PathLike, *, dtype: str = "float32") -> Retriever:
             )
         if head is not None:
             params[role][NAME] = head
-    return Retriever(params, config, shape=shape, tokenizer=load_tokenizer(first), dtype=dtype)
+    tokenizer = load_tokenizer(first, rows=shape.vocab_size)
+    return Retriever(params, config, shape=shape, tokenizer=tokenizer, dtype=dtype)
 
 
 def _foreign_config(directory: Path) -> tuple[RetrieverConfig, Path, EncoderConfig, dict | None]:

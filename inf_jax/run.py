@@ -86,7 +86,9 @@ def load_model(config: ReadLog) -> Model:
 def run_tokenizer(config: ReadLog) -> TextTokenizer:
     """The tokenizer of the `model` section, which appends an EOS where that asks for it."""
     choice = eos.choice_for(config.model.append_eos, config.model.pooling)
-    return load_tokenizer(hf.resolve_model(config.model.name), append_eos=choice)
+    directory = hf.resolve_model(config.model.name)
+    rows = read_config(directory).vocab_size
+    return load_tokenizer(directory, append_eos=choice, rows=rows)
 
 
 def configured_encoder(

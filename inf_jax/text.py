@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import json
 import os
 import textwrap
 from collections.abc import Sequence
@@ -75,20 +76,21 @@ class TextTokenizer:
       hf_tokenizer: left as it is.
       append_eos: whether its EOS ends every text: "auto", "always" or "never", see
         `eos.is_missing`.
+      rows: of the model's table of tokens. An added token past them, as Gemma 3 has for images, is
+        ordinary text.
 
     Attributes:
-      pad_id: int, the padding token; where there is none, the end of text, else 0: any id will do,
-        since padding is masked.
       fingerprint: str, a hash of all that decides which ids a text gets.
       special: int32[...] twice, the special tokens before and after every text.
       appended_eos: str, the token that is put behind every text on top of what the tokenizer's own
         files say; "" is none.
 
     Raises:
-      UserError: there is no EOS to append.
+      UserError: there is no EOS to append; or the vocabulary, or a token that is put around texts,
+        is past `rows`.
     """
 
-    def __init__(self, hf_tokenizer, *, append_eos: str = "never"):
+    def __init__(self, hf_tokenizer, *, append_eos: str = "never", rows: int | None = None):
         # a copy, since the truncation and padding that a file may bring along are switched off
         self._backend = tokenizers.Tokenizer.from_str(hf_tokenizer.backend_tokenizer.to_str())
         self._backend.no_truncation()
@@ -96,17 +98,22 @@ class TextTokenizer:
         self._backend.encode_special_tokens = bool(
             getattr(hf_tokenizer, "split_special_tokens", False)
         )
-        candidates = (hf_tokenizer.pad_token_id, hf_tokenizer.eos_token_id, 0)
-        self.pad_id: int = next(i for i in candidates if i is not None)
+        source = hf_tokenizer.name_or_path
+        if rows is not None:
+            self._backend = _within(self._backend, rows, source)
         self.special: tuple[np.ndarray, np.ndarray] = _around(self._backend)
         self.appended_eos: str = ""
         _, after = self.special
         ends = int(after[-1]) if after.size else None
-        eos_id, source = hf_tokenizer.eos_token_id, hf_tokenizer.name_or_path
+        eos_id = hf_tokenizer.eos_token_id
         if eos.is_missing(append_eos, eos_id=eos_id, ends=ends, source=source):
             self.appended_eos = hf_tokenizer.eos_token
             self._backend.post_processor = eos.with_eos(self._backend, self.appended_eos, eos_id)
             self.special = _around(self._backend)
+        past = [i for ids in self.special for i in ids if rows is not None and i >= rows]
+        if past:
+            token = self._backend.id_to_token(past[0]) or self.appended_eos
+            raise UserError(_past_rows(token, past[0], rows, source))
         state = self._backend.to_str() + str(self._backend.encode_special_tokens)
         self.fingerprint: str = hashlib.sha256(state.encode()).hexdigest()
 
@@ -204,15 +211,17 @@ class TextTokenizer:
             )
 
 
-def load_tokenizer(name_or_dir: str | os.PathLike, *, append_eos: str = "never") -> TextTokenizer:
+def load_tokenizer(
+    name_or_dir: str | os.PathLike, *, append_eos: str = "never", rows: int | None = None
+) -> TextTokenizer:
     """The tokenizer of a local Hugging Face directory or of a hub id.
 
     Args:
-      append_eos: see TextTokenizer.
+      append_eos, rows: see TextTokenizer.
 
     Raises:
-      UserError: nothing is there, the hub cannot be reached, or there is no fast tokenizer; or no
-        EOS to append.
+      UserError: nothing is there, the hub cannot be reached, or there is no fast tokenizer; or as
+        TextTokenizer.
     """
     from transformers import AutoTokenizer  # takes seconds to import: not for those who only render
 
@@ -234,7 +243,29 @@ def load_tokenizer(name_or_dir: str | os.PathLike, *, append_eos: str = "never")
     # without vocabulary files transformers returns a tokenizer that knows its special tokens only
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise UserError(f"the tokenizer of {name!r} has no vocabulary; {remedy}")
-    return TextTokenizer(tokenizer, append_eos=append_eos)
+    return TextTokenizer(tokenizer, append_eos=append_eos, rows=rows)
+
+
+def _within(backend: tokenizers.Tokenizer, rows: int, source: str) -> tokenizers.Tokenizer:
+    """Without the added tokens that a table of so many rows does not have."""
+    state = json.loads(backend.to_str())
+    added = {token["content"] for token in state["added_tokens"]}
+    for token, number in backend.get_vocab(with_added_tokens=False).items():
+        if number >= rows and token not in added:
+            raise UserError(_past_rows(token, number, rows, source))
+    kept = [token for token in state["added_tokens"] if token["id"] < rows]
+    if len(kept) == len(state["added_tokens"]):
+        return backend
+    within = tokenizers.Tokenizer.from_str(json.dumps(state | {"added_tokens": kept}))
+    within.encode_special_tokens = backend.encode_special_tokens
+    return within
+
+
+def _past_rows(token: str, number: int, rows: int, source: str) -> str:
+    return (
+        f"the tokenizer of {source!r} gives {token!r} the id {number}, but the model has a table "
+        f"of {rows} tokens; give it the tokenizer that it was trained with"
+    )
 
 
 def _around(backend: tokenizers.Tokenizer) -> tuple[np.ndarray, np.ndarray]:

@@ -133,8 +133,8 @@ def test_choices(tmp_path):
         end_of("llama3", "always")
 
     config = defaults()
-    config.model.name = str(tmp_path / "mistral")
-    end_of("mistral", "never")
+    directory = tiny_backbones.backbone(tmp_path / "mistral", "mistral", "mistral")
+    config.model.name = str(directory)
     for pooling, choice, expected in (
         ("mean", "auto", ""),
         ("last", "auto", "</s>"),

@@ -284,12 +284,24 @@ def test_a_limit_without_room(ours):
         ours.queries([], config(10, query_template=long_template))
 
 
-def test_pad_id(tmp_path):
-    assert load_tokenizer(MINILM).pad_id == 0
-    tokenizer = unigram()
-    assert TextTokenizer(tokenizer).pad_id == tokenizer.pad_token_id == 1
-    tokenizer = bpe()  # has no padding token
-    assert TextTokenizer(tokenizer).pad_id == tokenizer.eos_token_id
+@pytest.mark.parametrize("make", [bpe, unigram])
+def test_tokens_that_the_model_has_no_row_for(make):
+    hf = make()
+    rows = len(hf)
+    texts = ["<image> malaria", "malaria"]
+    plain = TextTokenizer(hf, rows=rows)
+    hf.add_special_tokens({"additional_special_tokens": ["<image>"], "pad_token": "[PAD]"})
+    grown, within = TextTokenizer(hf), TextTokenizer(hf, rows=rows)
+    ids = [tokenizer.passages(texts, TextConfig()) for tokenizer in (plain, grown, within)]
+    assert max(ids[1][0]) >= rows  # a model of that size has no vector for it
+    for ours, theirs in zip(ids[0], ids[2], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert within.fingerprint == plain.fingerprint != grown.fingerprint
+    with pytest.raises(UserError, match=r"gives '.*' the id \d+, but .* table of 20 tokens"):
+        TextTokenizer(hf, rows=20)
+    hf.add_special_tokens({"eos_token": "<over>"})
+    with pytest.raises(UserError, match=rf"gives '<over>' the id {rows + 2}"):
+        TextTokenizer(hf, append_eos="always", rows=rows)
 
 
 def test_fingerprint_follows_the_tokenizer_and_not_its_padding(directory, ours, tmp_path):
