@@ -13,35 +13,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from inf_jax import storage
-from inf_jax.checksums import checksums
+from inf_jax.checksums import check_contents, check_tree, checksums
 from inf_jax.errors import UserError
+from inf_jax.position import Position
 from inf_jax.step import TrainState
-
-
-class Position(NamedTuple):
-    """Where the data stands, and what the order depends on.
-
-    Attributes:
-      step: the next step to do.
-      seed, batch_size: of the order.
-      dataset: fingerprint of the tokenised dataset.
-      groups: chunks of a step where a chunk's rows are each other's negatives (block I with the
-        query encoder "attention"), else 0.
-      frozen: `trainable.fingerprint` of what is not trained and not saved; "" where all is.
-    """
-
-    step: int
-    seed: int
-    batch_size: int
-    dataset: str
-    groups: int = 0
-    frozen: str = ""
 
 
 class Saved(NamedTuple):
@@ -193,11 +173,11 @@ def restore(
     position, _ = read_run(manager, step)
     try:
         abstract = saved_part(abstract_state)
-        _check_tree(manager.directory / str(step), abstract)
+        check_tree(manager.directory / str(step), abstract)
         restored = manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         )
-        _check_contents(manager.directory / str(step), restored["state"])
+        check_contents(manager.directory / str(step), restored["state"])
     except (ValueError, KeyError, OSError, TypeError) as error:
         raise _unfit(manager.directory / str(step), error) from error
     return TrainState(**restored["state"]), position
@@ -233,10 +213,10 @@ def restore_params(
         partial_restore=True,
     )
     try:
-        _check_tree(chosen, item)
+        check_tree(chosen, item)
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             params = checkpointer.restore(chosen / "state", args=how)["params"]
-        _check_contents(chosen, {"params": params})
+        check_contents(chosen, {"params": params})
     except (ValueError, KeyError, OSError, TypeError) as error:
         raise _unfit(chosen, error) from error
     return params, step
@@ -261,31 +241,6 @@ def read_saved(directory: str | Path, which: str = "newest") -> Saved | None:
         return Saved(step, Position(**position), config)
     except (ValueError, OSError, TypeError) as error:
         raise _unfit(path / str(step), error) from error
-
-
-def check_frozen(found: Position, frozen: str, directory: str | Path) -> None:
-    """Raises UserError where the frozen parameters are not those that the run began with."""
-    if found.frozen != frozen:
-        raise UserError(
-            f"{directory}: what is frozen is not saved, and what model.name or model.start_from "
-            f"gives now is not what the run began with (fingerprint {found.frozen or 'none'}, now "
-            f"{frozen or 'none'}); restore the old weights, or give a new out_dir"
-        )
-
-
-def check_position(found: Position, expected: Position, directory: str | Path) -> None:
-    """Raises UserError where the run that wrote the checkpoint read other data or in another
-    order."""
-    differ = [
-        f"{name}: {getattr(found, name)} in the checkpoint, {getattr(expected, name)} now"
-        for name in ("seed", "batch_size", "dataset", "groups")
-        if getattr(found, name) != getattr(expected, name)
-    ]
-    if differ:
-        raise UserError(
-            f"{directory}: cannot resume, order or negatives would change ({'; '.join(differ)}); "
-            "restore the old values or give a new out_dir"
-        )
 
 
 def _choose(path: epath.Path, steps: list[int], which: str) -> int:
@@ -313,44 +268,6 @@ def _choose(path: epath.Path, steps: list[int], which: str) -> int:
 def _path(directory: str | Path) -> epath.Path:
     path = storage.as_path(directory)
     return path if storage.is_bucket(directory) else epath.Path(path).absolute()
-
-
-def _check_tree(checkpoint: epath.Path, abstract: Mapping[str, Any]) -> None:
-    """Raises ValueError naming what the checkpoint has otherwise than these parts of the state.
-
-    Before Orbax reads, since that leaves an absent array as it was asked for, says nothing of one
-    too many, and gives up at the first of another shape with its other reads under way.
-    """
-
-    def shapes(tree) -> dict[str, tuple[int, ...]]:
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {jax.tree_util.keystr(p, simple=True, separator="/"): x.shape for p, x in leaves}
-
-    handler = ocp.PyTreeCheckpointHandler()
-    saved = handler.metadata(checkpoint / "state").tree
-    handler.close()
-    found = shapes({part: saved[part] for part in abstract})
-    expected = shapes(abstract)
-    if not any(name.startswith("params/loss/") for name in expected):
-        # a learned scale is no part of the model
-        found = {name: x for name, x in found.items() if not name.startswith("params/loss/")}
-    differ = [
-        f"{name} {found.get(name, 'absent')}, expected {expected.get(name, 'none')}"
-        for name in sorted(found.keys() | expected.keys())
-        if found.get(name) != expected.get(name)
-    ]
-    if differ:
-        more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
-        raise ValueError(f"{'; '.join(differ[:3])}{more}")
-
-
-def _check_contents(checkpoint: epath.Path, restored: Mapping[str, Any]) -> None:
-    """Raises ValueError naming the arrays that are not what was saved."""
-    saved = json.loads((checkpoint / "checksums" / "metadata").read_text())
-    damaged = [name for name, number in checksums(restored).items() if saved.get(name) != number]
-    if damaged:
-        more = f" and {len(damaged) - 3} more" if len(damaged) > 3 else ""
-        raise ValueError(f"{', '.join(damaged[:3])}{more} is not what was saved")
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from inf_jax import checkpoint, course, hosts, storage
 from inf_jax.config import ReadLog, check_same_run
 from inf_jax.config_checks import keys_of, value_of
 from inf_jax.errors import UserError
+from inf_jax.position import Position, check_frozen, check_position
 from inf_jax.step import TrainState
 from inf_jax.trainable import fingerprint
 from inf_jax.training import Training
@@ -39,7 +40,7 @@ class Saver:
         self._manager = checkpoint.make_manager(
             self._directory, keep=train.keep_checkpoints, keep_best=self._best, best=best
         )
-        self._position: checkpoint.Position | None = None
+        self._position: Position | None = None
         newest = self._manager.latest_step()
         if resume and newest is None:
             raise UserError(
@@ -73,9 +74,7 @@ class Saver:
         """
         loader = training.loader
         groups = loader.chunks if loader.block_i and loader.query_encoder == "attention" else 0
-        here = checkpoint.Position(
-            0, self._seed, loader.batch_size, loader.dataset.fingerprint, groups
-        )
+        here = Position(0, self._seed, loader.batch_size, loader.dataset.fingerprint, groups)
         keys = {key: value_of(self._config, key) for key in keys_of(self._config)}
         facts = here._asdict() | keys | {"jax": jax.__version__}
         hosts.check_same({name: str(value) for name, value in facts.items()})
@@ -84,9 +83,9 @@ class Saver:
             state = training.fresh()
             self._position = here._replace(frozen=fingerprint(state.frozen))
             return state, 0
-        checkpoint.check_position(self._position, here, self._manager.directory)
+        check_position(self._position, here, self._manager.directory)
         frozen = training.frozen()
-        checkpoint.check_frozen(self._position, fingerprint(frozen), self._manager.directory)
+        check_frozen(self._position, fingerprint(frozen), self._manager.directory)
         state, _ = checkpoint.restore(self._manager, training.shapes, self._position.step)
         return state._replace(frozen=frozen), self._position.step
 

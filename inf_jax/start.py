@@ -13,6 +13,7 @@ from inf_jax.errors import UserError
 from inf_jax.mesh import state_shardings
 from inf_jax.models.lora import is_adapter
 from inf_jax.models.shape import EncoderConfig
+from inf_jax.position import check_frozen
 from inf_jax.run import Model, load_model
 from inf_jax.trainable import Split, fingerprint, make_split
 
@@ -102,7 +103,7 @@ def trained_params(
     if split.frozen:
         base = start_params(model, split, mesh, start_from=config.model.start_from)
         frozen = jax.jit(split.fixed)(base)
-        checkpoint.check_frozen(saved.position, fingerprint(frozen), directory)
+        check_frozen(saved.position, fingerprint(frozen), directory)
     elif split.lora is None:
         return Trained(trained, step, {})
     params = jax.jit(split.plain)(trained, frozen)

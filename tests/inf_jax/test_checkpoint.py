@@ -21,6 +21,7 @@ from inf_jax.checksums import checksums
 from inf_jax.config import ReadLog
 from inf_jax.course import GO_ON, SAVE, STOP, STOPPED, Course
 from inf_jax.errors import UserError
+from inf_jax.position import Position
 from inf_jax.report import read_metrics
 from inf_jax.step import TrainState
 from inf_jax.training import make_training
@@ -59,7 +60,7 @@ def small_state(step):
 
 
 def save(manager, step, **options):
-    position = checkpoint.Position(step, 0, 8, "dataset")
+    position = Position(step, 0, 8, "dataset")
     checkpoint.save(manager, small_state(step), position, config={"seed": 0}, **options)
     checkpoint.wait(manager)
 
@@ -98,7 +99,7 @@ def test_a_score_that_is_no_number_is_the_worst(tmp_path):
 def test_changed_bytes_are_found(tmp_path):
     big = TrainState(jnp.int32(3), {"shared": {"w": jnp.arange(1e5), "v": jnp.ones(9)}}, {})
     with checkpoint.make_manager(tmp_path, keep=1) as manager:
-        checkpoint.save(manager, big, checkpoint.Position(3, 0, 8, "dataset"), config={})
+        checkpoint.save(manager, big, Position(3, 0, 8, "dataset"), config={})
         checkpoint.wait(manager)
         found, _ = checkpoint.restore(manager, big)
         assert checksums(found._asdict()) == checksums(big._asdict())
@@ -135,7 +136,7 @@ def test_which_checkpoint(tmp_path):
     train = {"train": {"best_metric": "dev/loss", "best_mode": "max"}}
     with checkpoint.make_manager(tmp_path, keep=4, keep_best=1) as manager:
         for step, value in ((1, 0.5), (2, 0.7), (3, 0.6)):
-            position = checkpoint.Position(step, 0, 8, "dataset")
+            position = Position(step, 0, 8, "dataset")
             metrics = {"dev/loss": value}
             checkpoint.save(manager, small_state(step), position, config=train, metrics=metrics)
     shapes = {"shared": {"w": jnp.zeros(3)}}

@@ -16,6 +16,7 @@ from inf_jax.encode import encode_texts
 from inf_jax.errors import UserError
 from inf_jax.evaluate import main
 from inf_jax.packing import pack_chunk, stack_chunks
+from inf_jax.position import Position
 from inf_jax.retrieval import METRICS, evaluate, task_from_examples
 from inf_jax.run import dataset_dir, load_model, text_config
 from inf_jax.step import TrainState, init_params
@@ -25,7 +26,7 @@ from inf_jax.tokenise import read_examples
 def save(config, params, step):
     """A checkpoint of a run, with an optimiser's state that the evaluation does not know."""
     state = TrainState(np.int32(step), params, {"mu": jax.tree.map(np.zeros_like, params)})
-    position = checkpoint.Position(step, 0, 8, "dataset")
+    position = Position(step, 0, 8, "dataset")
     with checkpoint.make_manager(f"{config.out_dir}/checkpoints", keep=2) as manager:
         checkpoint.save(manager, state, position, config={})
 

@@ -23,6 +23,7 @@ from inf_jax.model_card import RunInfo
 from inf_jax.models import hf
 from inf_jax.models.config import read_config
 from inf_jax.models.encoder import make_encoder
+from inf_jax.position import Position
 from inf_jax.retriever import RetrieverConfig
 from inf_jax.step import TrainState, init_params
 from inf_jax.text import TextConfig, load_tokenizer
@@ -318,7 +319,7 @@ def trained(tiny_config, tiny_model_dir):
     params = jax.tree.map(lambda x: jax.numpy.asarray(1.1 * x), params)
     manager = checkpoint.make_manager(out_dir / "checkpoints", keep=1)
     state = TrainState(jax.numpy.int32(7), params, {"count": jax.numpy.int32(7)})
-    checkpoint.save(manager, state, checkpoint.Position(7, 0, 8, "dataset"), config={})
+    checkpoint.save(manager, state, Position(7, 0, 8, "dataset"), config={})
     manager.close()
     (out_dir / "config.json").write_text(json.dumps(tiny_config.to_dict()))
     (out_dir / "command.txt").write_text("python -m inf_jax.train --config=x.py\n")

@@ -12,6 +12,7 @@ import pytest
 from inf_jax import checkpoint, evaluate, train
 from inf_jax.config import ReadLog
 from inf_jax.errors import UserError
+from inf_jax.position import Position, check_position
 from inf_jax.report import read_metrics
 from inf_jax.training import make_training
 from tests.inf_jax.processes import finish, start, write_config
@@ -220,10 +221,10 @@ def test_resuming_with_another_order_or_model_is_refused(tiny_config):
 
 def test_resuming_with_other_chunks_is_refused_where_they_are_the_negatives():
     """Block I of the query encoder "attention"; elsewhere the position has no chunks."""
-    was = checkpoint.Position(12, 0, 8, "dataset", 16)
-    checkpoint.check_position(was, was._replace(step=0), "run")
+    was = Position(12, 0, 8, "dataset", 16)
+    check_position(was, was._replace(step=0), "run")
     with pytest.raises(UserError, match="groups: 16 in the checkpoint, 8 now"):
-        checkpoint.check_position(was, was._replace(step=0, groups=8), "run")
+        check_position(was, was._replace(step=0, groups=8), "run")
 
 
 def test_missing_dataset_names_the_command(tiny_config):
