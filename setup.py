@@ -1,4 +1,4 @@
-"""Packaging: `pip install -e ".[torch,minilm,beam,gcs,test]"`; launch/setup_env.sh does it for you.
+"""Packaging: `pip install -e ".[torch,minilm,beam,gcs,peft,test]"`; launch/setup_env.sh does that.
 
 Lower bounds are the oldest releases that this version was run with, upper bounds the next release
 that may break it; launch/constraints.txt has the exact set of the tests.

@@ -213,7 +213,7 @@ def test_setup_env_installs_torch_first_and_once(tmp_path):
     venv, torch, rest = calls
     assert venv == "python3 -m venv .venv"
     assert "pip install" in torch and "torch==2.13.0" in torch and "--no-deps" in torch
-    assert "-c launch/constraints.txt -e .[torch,minilm,beam,gcs,test]" in rest
+    assert "-c launch/constraints.txt -e .[torch,minilm,beam,gcs,peft,test]" in rest
     code, output, calls = machine.setup_env()
     assert (code, calls) == (0, [])
     assert "nothing to install" in output
