@@ -113,8 +113,13 @@ def _pattern_problems(config: ConfigDict) -> list[str]:
             re.compile(value_of(config, key))
         except re.error as error:
             problems.append(f"{key}={value_of(config, key)!r}: no regular expression ({error})")
-    if config.export.adapter and not config.model.lora_rank:
+    model = config.model
+    if config.export.adapter and not model.lora_rank:
         problems.append("export.adapter: a run without model.lora_rank has no adapter to export")
+    if model.frozen_dtype != "float32" and not (
+        model.lora_rank or model.freeze or model.freeze_layers
+    ):
+        problems.append("model.frozen_dtype: nothing is frozen without lora_rank or freeze")
     return problems
 
 

@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from inf_jax.errors import UserError
-from inf_jax.mesh import BATCH_AXES, batch_sharding, compiler_options, make_mesh, replicated
+from inf_jax.gradcache import in_chunks
+from inf_jax.mesh import batch_sharding, compiler_options, local_mesh, state_shardings
 from inf_jax.packing import Packed, pack_chunk, place, stack_chunks
 
 
@@ -35,8 +36,8 @@ def encode_texts(
     Args:
       encode: `Encoder.encode`, (tree, packed) -> [c, k, e], or with instructions
         `Encoder.encode_queries`. Pass the same object each time: the compiled code is kept by it.
-      tree: one encoder's parameters; copied to every device of the mesh (no copy where they lie
-        there already).
+      tree: one encoder's parameters; they are split over the mesh by its rules (no copy where they
+        lie so already), and a layer is gathered where it is needed.
       texts: n arrays int32[length] of token ids, 1 to `row_tokens` each.
       instructions: n arrays likewise, encoded apart from the texts; both of a pair have at most
         `row_tokens // 2` tokens and lie in one row. None where there is nothing beside the texts.
@@ -52,14 +53,14 @@ def encode_texts(
     Raises:
       UserError: an empty text or one that is longer than a row.
     """
-    mesh = make_mesh(devices=jax.local_devices()) if mesh is None else mesh
+    mesh = local_mesh() if mesh is None else mesh
     lengths = _lengths(texts, row_tokens if instructions is None else row_tokens // 2)
     if instructions is not None:
         # A pair is placed as one text, and told apart again in the grid.
         firsts = _lengths(instructions, row_tokens // 2)
         texts = [np.concatenate(pair) for pair in zip(instructions, texts, strict=True)]
         lengths, texts_per_row = lengths + firsts, texts_per_row // 2
-    tree = jax.device_put(tree, replicated(mesh))
+    tree = jax.device_put(tree, state_shardings(mesh, tree))
     compiled = _compiled(encode, mesh)
     grid = {"rows": rows, "row_tokens": row_tokens, "texts_per_row": texts_per_row}
 
@@ -98,13 +99,9 @@ def encode_texts(
 
 @functools.lru_cache(maxsize=16)  # of a new function jax would compile anew
 def _compiled(encode: Callable[..., jax.Array], mesh: Mesh) -> Callable[..., jax.Array]:
-    """`encode` on a mesh, each device by itself: a kernel is no program that the compiler could
-    split."""
-    if mesh.size > 1:
-        over = PartitionSpec(BATCH_AXES)
-        specs = {"in_specs": (PartitionSpec(), over), "out_specs": over}
-        encode = jax.shard_map(encode, mesh=mesh, check_vma=False, **specs)
-    return jax.jit(encode, compiler_options=compiler_options(mesh))
+    """`encode` on a mesh, each device on its own chunk."""
+    run = functools.partial(in_chunks, encode, groups=1, mesh=mesh)
+    return jax.jit(run, compiler_options=compiler_options(mesh))
 
 
 def shortened(vectors: np.ndarray, dim: int | None, *, normalise: bool) -> np.ndarray:

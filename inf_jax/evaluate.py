@@ -13,7 +13,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -22,7 +21,7 @@ from inf_jax.config import ReadLog, check_all_read, run
 from inf_jax.embed import tower
 from inf_jax.encode import encode_texts, shortened
 from inf_jax.errors import UserError
-from inf_jax.mesh import make_mesh
+from inf_jax.mesh import local_mesh
 from inf_jax.models.encoder import plain_encoder
 from inf_jax.records import Example, encode_example
 from inf_jax.retrieval import METRICS, evaluate, task_from_examples
@@ -42,6 +41,7 @@ def main(resolved: ConfigDict) -> None:
     base_from, dims, which = section.base_from, tuple(section.dims), section.checkpoint
     text = dataclasses.replace(text_config(config), max_passage_tokens=section.max_passage_tokens)
     apart = config.model.query_encoder == "attention"
+    split_over = config.mesh.fsdp * config.mesh.tensor
     check_all_read(config, "eval")
     positions = model.encoder.config.max_positions
     if text.max_passage_tokens > positions:
@@ -60,7 +60,7 @@ def main(resolved: ConfigDict) -> None:
         "fingerprint": _fingerprint(examples),
     }
     before = _base_of(storage.as_path(base_from), dataset, resolved) if base_from else None
-    mesh = make_mesh(devices=jax.local_devices())
+    mesh = local_mesh(split_over)
     found = trained_params(out_dir / "checkpoints", config, model, mesh, which=which)
     if found is None:
         raise UserError(

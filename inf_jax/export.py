@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from inf_jax import __version__, hosts, parity, st_files, storage
@@ -25,7 +25,7 @@ from inf_jax.adapter import Adapters, write_adapter
 from inf_jax.config import ReadLog, check_all_read, defaults, run
 from inf_jax.eos import with_eos
 from inf_jax.errors import UserError
-from inf_jax.mesh import make_mesh
+from inf_jax.mesh import local_mesh
 from inf_jax.model_card import RunInfo, base_name, model_card
 from inf_jax.models import hf
 from inf_jax.models.config import EncoderConfig, mask_fields, read_config
@@ -67,7 +67,7 @@ def main(resolved: ConfigDict) -> None:
         )
     check_all_read(config, "export")
     _check_same_run(resolved, out_dir / "config.json")
-    mesh = make_mesh(devices=jax.local_devices())
+    mesh = local_mesh(config.mesh.fsdp * config.mesh.tensor)
     trained = trained_params(out_dir / "checkpoints", config, model, mesh, which=which)
     if trained is None:
         raise UserError(
@@ -80,6 +80,7 @@ def main(resolved: ConfigDict) -> None:
         model.tokenizer,
         target,
         backbone=model.directory,
+        mesh=mesh,
         mask=config.model.mask,
         min_cosine=min_cosine,
         info=_run_info(resolved, out_dir, trained.step),
@@ -97,7 +98,7 @@ def main(resolved: ConfigDict) -> None:
     if not found.verified:
         print(
             f"NOT verified with {' and '.join(found.not_verified)}: install PyTorch and its "
-            "libraries (the extra [torch]) and export again"
+            "libraries (the extras [torch] and, for adapters, [peft]) and export again"
         )
 
 
@@ -124,6 +125,7 @@ def export_hf(
     out_dir: str | Path,
     *,
     backbone: str | Path,
+    mesh: Mesh | None = None,
     mask: str = "model",
     min_cosine: float = 0.9999,
     info: RunInfo = RunInfo(),
@@ -140,6 +142,8 @@ def export_hf(
       tokenizer: that of the backbone; an EOS that it appends is appended by the export's files.
       backbone: the HF directory that the training started from; its config.json, tokenizer and
         unused tensors (a pooler) are carried over.
+      mesh: over which the model is split while it is verified; None is a copy for each device of
+        this process.
       mask: attention as the backbone's config says ("model"), or what the training had in its
         place; the export's config.json says so.
       min_cosine: the least cosine that a loader's embedding may have with ours.
@@ -156,7 +160,8 @@ def export_hf(
     if not 0 < min_cosine <= 1:
         raise UserError(f"export.min_cosine={min_cosine!r}: must be in (0, 1]")
     backbone, shape = Path(backbone), read_config(backbone).with_mask(mask)
-    reference = Retriever(params, model_config, shape=shape, tokenizer=tokenizer, attention="xla")
+    how = {"shape": shape, "tokenizer": tokenizer, "attention": "xla", "mesh": mesh}
+    reference = Retriever(params, model_config, **how)
     carried = hf.load_carried(backbone, shape)
     apart = model_config.query_encoder == "attention"
     with storage.new_directory(storage.as_path(out_dir), marker=SETTINGS_FILE) as partial:
@@ -197,7 +202,13 @@ def export_hf(
         )
         write_json(partial / "parity.json", dataclasses.asdict(found))
         (partial / "README.md").write_text(
-            model_card(model_config, info, found, adapter_base=adapters.base if adapters else ""),
+            model_card(
+                model_config,
+                info,
+                found,
+                adapter_base=adapters.base if adapters else "",
+                both_ways=shape.decoder and not shape.causal,
+            ),
             encoding="utf-8",
         )
     return found
@@ -206,7 +217,8 @@ def export_hf(
 def write_config(backbone: Path, folder: Path, shape: EncoderConfig) -> None:
     """The backbone's config.json, for what is saved here: float32, no head, the shape's mask."""
     fields = mask_fields(read_json(backbone / "config.json"), shape)
-    for name in ("_name_or_path", "dtype", "transformers_version"):
+    # the code that auto_map names is not here, and is not needed
+    for name in ("_name_or_path", "auto_map", "dtype", "transformers_version"):
         fields.pop(name, None)
     architecture = table_of(shape).architecture
     write_json(

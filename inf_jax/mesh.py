@@ -67,6 +67,13 @@ def make_mesh(
     return Mesh(np.concatenate([_laid_out(part, shape) for part in slices]), AXES)
 
 
+def local_mesh(split: int = 1) -> Mesh:
+    """A mesh of this process's devices, to evaluate on: a copy of the model is split over as many
+    of them as divide `split`, over how many a run splits its own."""
+    devices = jax.local_devices()
+    return make_mesh(fsdp=math.gcd(split, len(devices)), devices=devices)
+
+
 def _slices(devices: Sequence[jax.Device]) -> list[list[jax.Device]]:
     """The devices by TPU slice."""
     found: dict[int, list[jax.Device]] = {}

@@ -43,16 +43,25 @@ class RunInfo:
 
 
 def model_card(
-    config: RetrieverConfig, run: RunInfo, parity: Parity, *, adapter_base: str = ""
+    config: RetrieverConfig,
+    run: RunInfo,
+    parity: Parity,
+    *,
+    adapter_base: str = "",
+    both_ways: bool = False,
 ) -> str:
-    """Markdown with YAML front matter; `adapter_base` is the model that the adapters beside the
-    weights are for."""
+    """Markdown with YAML front matter.
+
+    Args:
+      adapter_base: the model that the adapters beside the weights are for.
+      both_ways: whether it is a decoder whose tokens see those after them.
+    """
     base = _base_model(run)
     source = run.config.get("data", {}).get("source", "")
     licence, data = _DATA.get(source, ("", f"`{source}`." if source else "Not recorded."))
     sections = [
         _front_matter(config, base, licence),
-        _what_it_is(config, run, base),
+        _what_it_is(config, run, base, both_ways=both_ways),
         _results(run),
         usage(config),
         usage_of_adapter(config, adapter_base) if adapter_base else "",
@@ -63,13 +72,12 @@ def model_card(
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _what_it_is(config: RetrieverConfig, run: RunInfo, base: str) -> str:
+def _what_it_is(config: RetrieverConfig, run: RunInfo, base: str, *, both_ways: bool) -> str:
     vectors = "unit vectors" if config.normalise else "vectors"
     compare = "dot product" if config.normalise else "cosine"
     how = f"by {config.pooling} pooling"
     if config.query_encoder == "attention":
         how = f"passages {how}, queries by attention between instruction and query"
-    both_ways = run.config.get("model", {}).get("mask") == "bidirectional"
     mask = " A token sees those after it too, as `config.json` says to transformers 5 or newer."
     return f"""# {_title(run)}
 

@@ -105,9 +105,10 @@ def check(
         text.
     """
     probes, config = _probes(reference), reference.config
+    split = reference.mesh.shape["fsdp"]
     expected = _ours(reference, probes)
     loaders: dict[str, Callable[[], np.ndarray]] = {
-        "inf_jax": lambda: _ours(load(directory), probes)
+        "inf_jax": lambda: _ours(load(directory, fsdp=split), probes)
     }
     where = {"inf_jax": list(range(len(probes)))}
     missing = []

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from inf_jax import st_files
 from inf_jax.embed import tower
 from inf_jax.encode import encode_texts, shortened
 from inf_jax.errors import UserError
-from inf_jax.mesh import make_mesh, replicated
+from inf_jax.mesh import local_mesh, state_shardings
 from inf_jax.models import hf
 from inf_jax.models.config import EncoderConfig, read_config
 from inf_jax.models.encoder import make_encoder
@@ -33,7 +34,7 @@ _encoder = functools.lru_cache(maxsize=8)(make_encoder)
 
 
 class Retriever:
-    """An encoder with its tokenizer, templates and limits, on all devices of this process.
+    """An encoder with its tokenizer, templates and limits, on the devices of this process.
 
     Args:
       params: {tower: tree}, as `step.init_params` makes it.
@@ -42,6 +43,7 @@ class Retriever:
       tokenizer: of both towers.
       dtype: compute dtype, float32 or bfloat16.
       attention: "auto" or an implementation by name, see `EncoderOptions`.
+      mesh: of devices of this process, see `load`'s fsdp; None is a copy on each of all.
 
     Raises:
       UserError: a limit is over the encoder's positions.
@@ -56,6 +58,7 @@ class Retriever:
         tokenizer: TextTokenizer,
         dtype: str = "float32",
         attention: str = "auto",
+        mesh: Mesh | None = None,
     ):
         longest = max(config.text.max_query_tokens, config.text.max_passage_tokens)
         if longest > shape.max_positions:
@@ -68,8 +71,8 @@ class Retriever:
         options = config.options(dtype=dtype, scan_layers=not unrolled, attention=attention)
         self._encoder = _encoder(shape, options)
         self.embedding_size: int = self._encoder.width
-        self._mesh = make_mesh(devices=jax.local_devices())
-        self._params = jax.device_put(params, replicated(self._mesh))
+        self.mesh: Mesh = local_mesh() if mesh is None else mesh
+        self._params = jax.device_put(params, state_shardings(self.mesh, params))
 
     def encode(
         self,
@@ -168,9 +171,9 @@ class Retriever:
         row_tokens = min(limit, _power_of_two(max(32, longest)))
         row_tokens *= 1 if instructions is None else 2  # a row holds both texts of a pair
         rows = max(1, CHUNK_TOKENS // row_tokens)
-        if lengths.sum() < rows * row_tokens * self._mesh.size:
+        if lengths.sum() < rows * row_tokens * self.mesh.size:
             needed = rows_needed(lengths, row_tokens, per_row)
-            rows = min(rows, _power_of_two(-(-needed // self._mesh.size)))
+            rows = min(rows, _power_of_two(-(-needed // self.mesh.size)))
         return encode_texts(
             self._encoder.encode if instructions is None else self._encoder.encode_queries,
             tower(self._params, role),
@@ -179,7 +182,7 @@ class Retriever:
             row_tokens=row_tokens,
             rows=rows,
             texts_per_row=16,
-            mesh=self._mesh,
+            mesh=self.mesh,
             progress={"query": "queries", "passage": "passages"}[role] if progress else "",
         )
 
@@ -187,16 +190,19 @@ class Retriever:
         return f"Retriever({self.config}, embedding_size={self.embedding_size})"
 
 
-def load(name: str | os.PathLike, *, dtype: str = "float32") -> Retriever:
+def load(name: str | os.PathLike, *, dtype: str = "float32", fsdp: int = 1) -> Retriever:
     """A retriever from an export of inf_jax, or from any directory or hub id of a covered family.
 
     Without `inf_jax.json`, pooling, normalisation, the limit and the prompts come from the
     sentence-transformers files; where there are none, mean pooling, unit length and the
-    tokenizer's limit are taken (a logged warning says so).
+    tokenizer's limit are taken (a logged warning says so). Queries and passages are embedded as by
+    `encode_query` and `encode_document` there; a default_prompt_name is for its plain `encode`.
 
     Args:
       name: a local directory, a hub id, or `package:NAME/SUB` inside a Python package.
       dtype: compute dtype, float32 or bfloat16.
+      fsdp: for a model that does not fit on one device: each copy is split over so many of this
+        process's devices (the greatest common divisor with their number).
 
     Raises:
       UserError: nothing there, or something that this version does not cover.
@@ -214,7 +220,12 @@ def load(name: str | os.PathLike, *, dtype: str = "float32") -> Retriever:
     else:
         config, first, shape, head = _foreign_config(directory)
         folders, heads = {"shared": first}, {"shared": head}
-    params = {role: hf.load_weights(folder, shape).params for role, folder in folders.items()}
+    mesh = local_mesh(fsdp)
+    shardings = state_shardings(mesh, jax.eval_shape(make_encoder(shape).init, jax.random.key(0)))
+    params = {
+        role: hf.load_weights(folder, shape, shardings=shardings).params
+        for role, folder in folders.items()
+    }
     for role, head in heads.items():
         found = (0, False) if head is None else (head["kernel"].shape[1], "bias" in head)
         if found != (config.projection, config.projection_bias):
@@ -225,7 +236,7 @@ def load(name: str | os.PathLike, *, dtype: str = "float32") -> Retriever:
         if head is not None:
             params[role][NAME] = head
     tokenizer = load_tokenizer(first, rows=shape.vocab_size)
-    return Retriever(params, config, shape=shape, tokenizer=tokenizer, dtype=dtype)
+    return Retriever(params, config, shape=shape, tokenizer=tokenizer, dtype=dtype, mesh=mesh)
 
 
 def _foreign_config(directory: Path) -> tuple[RetrieverConfig, Path, EncoderConfig, dict | None]:
@@ -242,12 +253,15 @@ def _foreign_config(directory: Path) -> tuple[RetrieverConfig, Path, EncoderConf
     folder = directory / found.path
     shape = read_config(folder)
     tokenizer = st_files.read_json(folder / "tokenizer_config.json", default={})
-    limits = (
-        shape.max_positions,
-        found.max_length,
-        tokenizer.get("model_max_length"),
-    )
-    limit = int(min(x for x in limits if x))
+    limits = {
+        "max_position_embeddings": shape.max_positions,
+        "max_seq_length": found.max_length,
+        "model_max_length": tokenizer.get("model_max_length"),
+    }
+    for name, given in limits.items():
+        if given is not None and not isinstance(given, int | float):
+            raise UserError(f"{folder}: {name}={given!r} is no number of tokens; mend the file")
+    limit = int(min(x for x in limits.values() if x))
     query, passage = (
         prompt.replace("{", "{{").replace("}", "}}")
         for prompt in (found.query_prompt, found.passage_prompt)

@@ -4,7 +4,7 @@ import json
 import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -112,6 +112,7 @@ def read(directory: Path) -> StModel | None:
     modules = read_json(path, default=None)
     if modules is None:
         return None
+    _check_modules(path, modules)
     kinds = [module["type"].rpartition(".")[2] for module in modules]
     dense = tuple(_dense_folders(modules))
     normalise = kinds[-1] == "Normalize"
@@ -120,18 +121,22 @@ def read(directory: Path) -> StModel | None:
             f"{path}: {', '.join(kinds)} is not covered, only Transformer, Pooling, any Dense, and "
             "Normalize, in this order"
         )
-    folder = directory / modules[0]["path"]
+    folder = directory / modules[0].get("path", "")
+    settings = read_json(folder / "sentence_bert_config.json", default={})
+    if settings.get("do_lower_case"):
+        raise UserError(
+            f"{folder}/sentence_bert_config.json: do_lower_case=true is not covered; lower the "
+            "texts and set it to false in a copy"
+        )
     config = read_json(directory / "config_sentence_transformers.json", default={})
     prompts = config.get("prompts") or {}
     return StModel(
-        pooling=_read_pooling(directory / modules[1]["path"] / "config.json"),
+        pooling=_read_pooling(directory / modules[1].get("path", "") / "config.json"),
         normalise=normalise,
-        max_length=read_json(folder / "sentence_bert_config.json", default={}).get(
-            "max_seq_length"
-        ),
+        max_length=settings.get("max_seq_length"),
         query_prompt=prompts.get("query") or "",
         passage_prompt=prompts.get("document") or prompts.get("passage") or "",
-        path=modules[0]["path"],
+        path=modules[0].get("path", ""),
         dense=dense,
     )
 
@@ -139,6 +144,8 @@ def read(directory: Path) -> StModel | None:
 def projection_of(directory: Path, *, width: int) -> dict[str, np.ndarray] | None:
     """`read_projection` of the Dense modules that modules.json names, whatever the others are."""
     modules = read_json(directory / "modules.json", default=[])
+    if modules != []:
+        _check_modules(directory / "modules.json", modules)
     dense = _dense_folders(modules)
     return read_projection(directory, dense, width=width)
 
@@ -172,6 +179,16 @@ def read_projection(
         return None
     found = {"kernel": kernel.astype(np.float32)}
     return found if bias is None else found | {"bias": bias.astype(np.float32)}
+
+
+def _check_modules(path: Path, modules: Any) -> None:
+    if not (modules and isinstance(modules, list)) or not all(
+        isinstance(module, dict)
+        and isinstance(module.get("type"), str)
+        and isinstance(module.get("path", ""), str)
+        for module in modules
+    ):
+        raise UserError(f"{path}: not a list of modules with a type and a path; get it again")
 
 
 def _dense_folders(modules: Sequence[Mapping]) -> list[str]:

@@ -103,6 +103,7 @@ def trained_params(
     if split.frozen:
         base = start_params(model, split, mesh, start_from=config.model.start_from)
         frozen = jax.jit(split.fixed)(base)
+        del base  # in float32 the largest there is
         check_frozen(saved.position, fingerprint(frozen), directory)
     elif split.lora is None:
         return Trained(trained, step, {})

@@ -24,8 +24,10 @@ def config_from_hf(fields: Mapping, source: str = "config.json") -> EncoderConfi
       UserError: lists every field that is missing, has a value that this version does not cover, or
         is neither handled nor knowingly ignored.
     """
+    if not isinstance(fields, Mapping):
+        raise UserError(f"{source}: not a config, which is a JSON object")
     kind = fields.get("model_type")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         found = "missing field 'model_type'" if kind is None else f"model_type={kind!r}"
         covered = ", ".join(sorted(FAMILIES))
         raise UserError(f"{source}: not a model this version loads: {found} (covered: {covered})")

@@ -207,11 +207,9 @@ def make_encoder(config: EncoderConfig, options: EncoderOptions = EncoderOptions
         last = packed._replace(slots=packed.slots[:, 2 * n :])
         return Instructed(queries, negatives, pooled(states, last, None))
 
-    def encode_queries(params: dict, packed: Packed) -> Array:
-        half = packed.tokens.shape[-1] // 2
-        return encode_instructed(
-            params, packed, max_tokens=half, all_pairs=False, passages=False
-        ).queries
+    def encode_queries(params: dict, packed: Packed, *, shards: Shards = WHOLE) -> Array:
+        how = {"max_tokens": packed.tokens.shape[-1] // 2, "shards": shards}
+        return encode_instructed(params, packed, all_pairs=False, passages=False, **how).queries
 
     return Encoder(
         config=config,

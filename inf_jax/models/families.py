@@ -30,7 +30,8 @@ IGNORED = frozenset(
     finetuning_task task_specific_params output_attentions output_hidden_states output_past
     return_dict torchscript _attn_implementation_autoset attn_implementation _attn_implementation
     tokenizer_class prefix model_max_length tie_word_embeddings unsloth_version unsloth_fixed
-    max_length pretraining_tp cache_implementation""".split()
+    max_length pretraining_tp cache_implementation do_sample temperature top_k top_p num_beams
+    repetition_penalty""".split()
 )
 _ENCODER_ONLY = {
     "is_decoder": (False,),
@@ -79,8 +80,8 @@ def _bert(fields: Fields) -> dict[str, Any]:
         "qkv_bias": True,
         "out_bias": True,
         "ffn_bias": True,
-        "dropout": fields.get("hidden_dropout_prob", 0.0, kind=NUMBER),
-        "attention_dropout": fields.get("attention_probs_dropout_prob", 0.0, kind=NUMBER),
+        "dropout": fields.get("hidden_dropout_prob", 0.1, kind=NUMBER),
+        "attention_dropout": fields.get("attention_probs_dropout_prob", 0.1, kind=NUMBER),
     }
 
 
@@ -136,7 +137,7 @@ def _t5(fields: Fields) -> dict[str, Any]:
         fields.problems.append("dense_act_fn is not that of feed_forward_proj")
     if fields.get("is_gated_act", bool(gate), kind=bool) != bool(gate):
         fields.problems.append("is_gated_act is not that of feed_forward_proj")
-    dropout = fields.get("dropout_rate", 0.0, kind=NUMBER)
+    dropout = fields.get("dropout_rate", 0.1, kind=NUMBER)
     return {
         "vocab_size": fields.get("vocab_size"),
         "width": fields.get("d_model"),
@@ -145,7 +146,7 @@ def _t5(fields: Fields) -> dict[str, Any]:
         "kv_heads": heads,
         "head_width": fields.get("d_kv"),
         "ffn": fields.get("d_ff"),
-        "max_positions": fields.get("n_positions", 512),  # what T5 was trained with; not a limit
+        "max_positions": fields.get("n_positions", 512),  # as in training: it knows no longer ones
         "norm": "rms",
         "norm_eps": fields.get("layer_norm_epsilon", 1e-6, kind=NUMBER),
         "norm_place": "pre",
@@ -161,11 +162,22 @@ def _t5(fields: Fields) -> dict[str, Any]:
     }
 
 
-def _decoder(fields: Fields, *activation: str) -> dict[str, Any]:
-    """What Llama and those after it have in common; `activation` names the field."""
-    options = _transformer(fields, head_width=fields.get("head_dim", None))
+def _decoder(
+    fields: Fields,
+    *activation: str,
+    head_width: int | None = None,
+    kv_heads: int | None = None,
+) -> dict[str, Any]:
+    """What Llama and those after it have in common.
+
+    Args:
+      activation: names of the field.
+      head_width, kv_heads: of a file that says nothing of them; None follows from other fields.
+    """
+    width = fields.get("head_dim", None, absent=head_width, positive=True)
+    options = _transformer(fields, head_width=width)
     heads = options["heads"]
-    kv_heads = fields.get("num_key_value_heads", heads)
+    kv_heads = fields.get("num_key_value_heads", heads, absent=kv_heads or heads)
     if kv_heads < 1 or heads % kv_heads:
         fields.problems.append(f"num_key_value_heads={kv_heads} does not divide the {heads} heads")
     return options | {
@@ -199,16 +211,16 @@ def _llama(fields: Fields) -> dict[str, Any]:
 
 
 def _mistral(fields: Fields) -> dict[str, Any]:
-    options = _decoder(fields)
+    options = _decoder(fields, kv_heads=8)
     layers = options["layers"]
-    windows = (fields.get("sliding_window", None),) * layers
+    windows = (fields.get("sliding_window", None, absent=4096, positive=True),) * layers
     return options | {"windows": windows, "ropes": _one_rope(fields, layers)}
 
 
-def _qwen2(fields: Fields) -> dict[str, Any]:
-    options = _decoder(fields) | {"qkv_bias": True}
+def _qwen2(fields: Fields, *, head_width: int | None = None) -> dict[str, Any]:
+    options = _decoder(fields, head_width=head_width, kv_heads=32) | {"qkv_bias": True}
     layers, first = options["layers"], fields.get("max_window_layers", 28)
-    window = fields.get("sliding_window", 4096)
+    window = fields.get("sliding_window", 4096, positive=True)
     window = window if fields.get("use_sliding_window", False, kind=bool) else None
     kinds = layer_types(fields, layers, lambda i: window is None or i < first)
     if window is None and "sliding_attention" in kinds:
@@ -217,11 +229,13 @@ def _qwen2(fields: Fields) -> dict[str, Any]:
 
 
 def _qwen3(fields: Fields) -> dict[str, Any]:
-    return _qwen2(fields) | _attention_bias(fields) | {"qk_norm": True}
+    return _qwen2(fields, head_width=128) | _attention_bias(fields) | {"qk_norm": True}
 
 
-def _gemma(fields: Fields) -> dict[str, Any]:
-    options = _decoder(fields, "hidden_activation", "hidden_act") | _attention_bias(fields)
+def _gemma(fields: Fields, *, kv_heads: int) -> dict[str, Any]:
+    names = "hidden_activation", "hidden_act"
+    options = _decoder(fields, *names, head_width=256, kv_heads=kv_heads)
+    options |= _attention_bias(fields)
     given = options["activation"]
     return options | {
         "norm_offset": True,
@@ -232,31 +246,33 @@ def _gemma(fields: Fields) -> dict[str, Any]:
 
 
 def _gemma1(fields: Fields) -> dict[str, Any]:
-    options = _gemma(fields)
+    options = _gemma(fields, kv_heads=16)
     return options | {"ropes": _one_rope(fields, options["layers"])}
 
 
 def _gemma2(fields: Fields) -> dict[str, Any]:
-    options = _gemma(fields)
+    options = _gemma(fields, kv_heads=4)
     kinds = layer_types(fields, options["layers"], lambda i: i % 2 == 1)
     window = fields.get("sliding_window_size", 4096)  # in some of the first files
     return options | {
         "norm_place": "both",
         "scale": fields.get("query_pre_attn_scalar", 256, kind=NUMBER) ** -0.5,
-        "softcap": fields.get("attn_logit_softcapping", None, kind=NUMBER),
-        "windows": windows_of(kinds, fields.get("sliding_window", window)),
+        "softcap": fields.get(
+            "attn_logit_softcapping", None, absent=50.0, kind=NUMBER, positive=True
+        ),
+        "windows": windows_of(kinds, fields.get("sliding_window", window, positive=True)),
         "ropes": _one_rope(fields, options["layers"]),
     }
 
 
 def _gemma3(fields: Fields) -> dict[str, Any]:
-    options = _gemma(fields)
+    options = _gemma(fields, kv_heads=4)
     # twice in some files; the underscored one is what transformers 5 writes
     every = fields.get("_sliding_window_pattern", 6)
     every = fields.get("sliding_window_pattern", every)
     kinds = layer_types(fields, options["layers"], lambda i: (i + 1) % every == 0)
     both_ways = fields.get("use_bidirectional_attention", False, kind=bool)
-    window = fields.get("sliding_window", 4096)
+    window = fields.get("sliding_window", 4096, positive=True)
     ropes = ropes_of(
         fields,
         {
@@ -297,7 +313,7 @@ _MODERNBERT = Family(
 )
 _T5 = Family(
     _t5,
-    required={"is_decoder": (False,)},
+    required={n: v for n, v in _ENCODER_ONLY.items() if n != "is_encoder_decoder"},
     # the decoder's, which is not built; initialisation
     ignored=frozenset(
         """num_decoder_layers scale_decoder_outputs is_encoder_decoder initializer_factor

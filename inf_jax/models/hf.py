@@ -9,6 +9,7 @@ they differ.
 import argparse
 import importlib.util
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,17 +86,19 @@ def load_weights(
     shapes = _shapes(config)
     rules, table = rules_of(config, list(shapes)), table_of(config)
     tensors, problems = _named(stored_tensors(directory), table)
-    used = set()
+    used, missing = set(), []
     for rule in rules:
         expected = rule.shape_of(_one_layer(rule, shapes))
         for name in rule.names(config.layers):
             used.add(name)
             if name not in tensors:
-                problems.append(f"missing {name}")
+                missing.append(name)
             elif tensors[name].shape != expected:
                 problems.append(f"{name} has shape {tensors[name].shape}, expected {expected}")
     rest = [n for n in sorted(tensors.keys() - used) if not table.ignored.match(n)]
-    problems += [f"no rule for {name}" for name in rest if not table.carried.match(name)]
+    problems += [f"missing {names}" for names in _by_layer(missing)]
+    unknown = [name for name in rest if not table.carried.match(name)]
+    problems += [f"no rule for {names}" for names in _by_layer(unknown)]
     if problems:
         raise UserError(f"{directory}: weights do not fit config.json: " + "; ".join(problems))
     placed = None if shardings is None else _flatten(shardings)
@@ -227,6 +230,13 @@ def _named(stored: Mapping[str, Stored], table: Table) -> tuple[dict[str, Stored
     return tensors, problems
 
 
+def _by_layer(names: list[str]) -> list[str]:
+    """Names that differ in one number alone as one, with how many they are."""
+    counts = Counter(re.sub(r"\.\d+\.", ".*.", name, count=1) for name in names)
+    one = {re.sub(r"\.\d+\.", ".*.", name, count=1): name for name in names}
+    return [f"{like} ({n} times)" if n > 1 else one[like] for like, n in counts.items()]
+
+
 def _same(a: Stored, b: Stored) -> bool:
     return a.shape == b.shape and np.array_equal(a.read(), b.read())
 
@@ -270,11 +280,19 @@ def main() -> None:
     from inf_jax.models import hf_check
 
     with main_guard():
-        results = [hf_check.check(resolve_model(n))._replace(name=n) for n in names]
-        hf_check.show(results)
+        results, errors = [], []
+        for name in names:
+            try:
+                results += hf_check.check_all(resolve_model(name), name)
+            except UserError as error:  # the others' results are not lost by it
+                errors.append(str(error))
+        if results:
+            hf_check.show(results)
         wrong = [result.name for result in results if not result.ok]
         if wrong:
-            raise UserError(f"{', '.join(wrong)}: not transformers' token states")
+            errors.append(f"{', '.join(wrong)}: not transformers' token states")
+        if errors:
+            raise UserError("; ".join(errors))
 
 
 if __name__ == "__main__":

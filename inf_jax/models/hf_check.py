@@ -1,6 +1,7 @@
 """Whether our token states of a local model are those of transformers (PyTorch)."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import numpy as np
 from inf_jax import report
 from inf_jax.errors import UserError
 from inf_jax.models import hf
-from inf_jax.models.config import EncoderConfig, read_config
+from inf_jax.models.config import EncoderConfig, config_from_hf, read_config
 from inf_jax.models.encoder import make_encoder
 from inf_jax.models.tables import rules_of, table_of
 from inf_jax.packing import pack_chunk, rows_needed
@@ -19,6 +20,7 @@ TOLERANCE = 1e-4  # of the largest state: float32 rounding of deep models is wit
 MIN_COSINE = 0.9999
 _TEXTS = 6
 _TEXTS_PER_ROW = 8
+_WINDOW = 64  # tokens; larger sliding windows are taken as this on both sides
 
 
 class Check(NamedTuple):
@@ -47,16 +49,33 @@ class Check(NamedTuple):
         return self.difference <= TOLERANCE * self.largest and self.cosine >= MIN_COSINE
 
 
+def check_all(directory: Path, name: str) -> list[Check]:
+    """`check` of a model, or of both towers of an export that has two."""
+    towers = [tower for tower in ("query", "passage") if (directory / tower).is_dir()]
+    if towers and not (directory / "config.json").exists():
+        return [check(directory / tower)._replace(name=f"{name}/{tower}") for tower in towers]
+    return [check(directory)._replace(name=name)]
+
+
 def check(directory: Path, *, seed: int = 0) -> Check:
     """Compares random texts of several lengths, ours packed into rows, transformers' padded right.
+
+    Texts are as long as twice a window, so that it shows; a window of thousands of tokens is made
+    small for that on both sides, by the config's own field.
 
     Raises:
       UserError: PyTorch or transformers is missing, or a file is.
     """
-    shape = dataclasses.replace(read_config(directory), dropout=0.0, attention_dropout=0.0)
+    shape, path = read_config(directory), directory / "config.json"
+    fields = json.loads(path.read_text())
+    large = any(window and window > _WINDOW for window in shape.windows)
+    if large and "local_attention" not in fields:
+        fields |= {"sliding_window": _WINDOW}
+        shape = config_from_hf(fields, str(path))
+    shape = dataclasses.replace(shape, dropout=0.0, attention_dropout=0.0)
     params = hf.load_weights(directory, shape).params
     texts = _random_texts(shape, seed)
-    theirs = torch_states(directory, shape, texts)
+    theirs = torch_states(directory, shape, texts, fields=fields)
     ours = packed_states(params, shape, texts)
     a, b = np.concatenate(ours), np.concatenate(theirs)
     cosine = (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
@@ -93,18 +112,19 @@ def packed_states(params: dict, shape: EncoderConfig, texts: list[np.ndarray]) -
 
 
 def torch_states(
-    directory: Path, shape: EncoderConfig, texts: list[np.ndarray]
+    directory: Path, shape: EncoderConfig, texts: list[np.ndarray], *, fields: dict | None = None
 ) -> list[np.ndarray]:
-    """The token states of transformers' model without a head, in float32."""
+    """The token states of transformers' model without a head, in float32; `fields` are those of
+    another config.json."""
     try:
         import torch
         import transformers
     except ImportError as error:
         raise UserError(f"{error}: --check needs the extra [torch]") from None
     kind = getattr(transformers, table_of(shape).architecture)
-    model = kind.from_pretrained(
-        directory, dtype=torch.float32, attn_implementation="eager", local_files_only=True
-    ).eval()
+    config = kind.config_class.from_dict(fields) if fields else None
+    how = {"dtype": torch.float32, "attn_implementation": "eager", "local_files_only": True}
+    model = kind.from_pretrained(directory, config=config, **how).eval()
     mask = np.arange(max(map(len, texts))) < np.array([[len(text)] for text in texts])
     ids = np.full(mask.shape, model.config.pad_token_id or 0, np.int64)
     ids[mask] = np.concatenate(texts)

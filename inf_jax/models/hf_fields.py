@@ -24,10 +24,21 @@ class Fields:
         self.seen: set[str] = set()
         self.problems: list[str] = []
 
-    def get(self, name: str, default: Any = _NEEDED, *, kind: type | tuple = int) -> Any:
-        """The value; `default` where it is absent or null. Without one, a 1 and a problem; an int
-        must then be above 0."""
+    def get(
+        self,
+        name: str,
+        default: Any = _NEEDED,
+        *,
+        absent: Any = _NEEDED,
+        kind: type | tuple = int,
+        positive: bool = False,
+    ) -> Any:
+        """The value; `default` where it is absent or null, or `absent` where transformers takes
+        another value for a field that is not there. Without one, a 1 and a problem; an int must
+        then be above 0, and with `positive` in any case."""
         self.seen.add(name)
+        if name not in self._fields and absent is not _NEEDED:
+            return absent
         value = self._fields.get(name)
         if value is None:
             if default is not _NEEDED:
@@ -37,7 +48,7 @@ class Fields:
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             self.problems.append(f"{name}={value!r} (a value of another type is expected)")
             return 1 if default is _NEEDED else default
-        if default is _NEEDED and kind is int and value < 1:
+        if (positive or (default is _NEEDED and kind is int)) and not value > 0:
             self.problems.append(f"{name}={value!r} (must be above 0)")
             return 1
         return value
@@ -60,7 +71,7 @@ def layer_types(fields: Fields, layers: int, full: Callable[[int], bool]) -> tup
     kinds = fields.get("layer_types", None, kind=list)
     if kinds is None:
         return tuple(names[bool(full(i))] for i in range(layers))
-    if len(kinds) != layers or not set(kinds) <= set(names):
+    if len(kinds) != layers or any(kind not in names for kind in kinds):
         fields.problems.append(f"layer_types={kinds!r}: {layers} of {', '.join(names)}")
         return names[1:] * layers
     return tuple(kinds)
@@ -91,12 +102,12 @@ def _rope(fields: Fields, given: Mapping[str, Any], base: float) -> Rope:
     inner = Fields(given)
     kind = inner.get("rope_type", None, kind=str) or inner.get("type", "default", kind=str)
     inner.seen.add("type")
-    base = inner.get("rope_theta", base, kind=NUMBER)
+    base = inner.get("rope_theta", base, kind=NUMBER, positive=True)
     if inner.get("partial_rotary_factor", 1.0, kind=NUMBER) != 1:
         inner.problems.append("partial_rotary_factor is not covered")
     factor, original, low, high = 1.0, None, 1.0, 4.0
     if kind in ("linear", "llama3"):
-        factor = inner.get("factor", kind=NUMBER)
+        factor = inner.get("factor", kind=NUMBER, positive=True)
     if kind == "llama3":
         original = inner.get("original_max_position_embeddings", None)
         original = original or fields.get("max_position_embeddings")

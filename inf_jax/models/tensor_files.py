@@ -5,6 +5,7 @@ bytes. A model is one file or several with an index, as transformers has them.
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -61,7 +62,7 @@ def stored_tensors(directory: Path) -> dict[str, Stored]:
         return _header(directory / SINGLE)
     try:
         of_file = json.loads(index.read_text())["weight_map"]
-        files = sorted(set(of_file.values()))
+        files = sorted(set(map(os.fspath, of_file.values())))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{index}: not an index of weights ({error!r}); get it again") from None
     tensors = {}
@@ -75,9 +76,12 @@ def stored_tensors(directory: Path) -> dict[str, Stored]:
 
 def _header(file: Path) -> dict[str, Stored]:
     if not file.exists():
-        old = sorted(p.name for p in file.parent.glob("*.bin"))
-        hint = f"; convert {old} to safetensors first (transformers: save_pretrained)"
-        raise UserError(f"{file}: no such file" + (hint if old else ""))
+        old = ", ".join(sorted(p.name for p in file.parent.glob("*.bin")))
+        raise UserError(
+            f"{file}: no such file; convert {old or 'a model that has *.bin alone'} to safetensors "
+            "first: transformers' AutoModel.from_pretrained(name).save_pretrained(directory), and "
+            "its tokenizer likewise"
+        )
     try:
         with safe_open(file, "numpy"):  # checks lengths and offsets
             pass

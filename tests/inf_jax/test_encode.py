@@ -72,6 +72,19 @@ def test_grid_and_devices_change_nothing(
     np.testing.assert_allclose(found, vectors[:60], atol=1e-6)
 
 
+@pytest.mark.parametrize("fsdp, devices", [(8, 8), (2, 6)])
+def test_parameters_that_are_split(encoder, tree, texts, vectors, fsdp, devices):
+    mesh = make_mesh(fsdp=fsdp, devices=jax.devices()[:devices])
+    grid = {"row_tokens": TOKENS, "rows": 3, "mesh": mesh}
+    found = encode_texts(encoder.encode, tree, texts, **grid)
+    np.testing.assert_allclose(found, vectors, atol=1e-6)
+    short = [text for text in texts if len(text) <= TOKENS // 2]
+    found = encode_texts(encoder.encode_queries, tree, short[:20], short[20:40], **grid)
+    grid.pop("mesh")
+    whole = encode_texts(encoder.encode_queries, tree, short[:20], short[20:40], **grid)
+    np.testing.assert_allclose(found, whole, atol=1e-6)
+
+
 def test_one_compilation_whatever_the_texts(encoder, tree, texts):
     shapes = []
 

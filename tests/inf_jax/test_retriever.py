@@ -101,6 +101,20 @@ def test_attention_encodes_query_and_instruction_apart(tiny_model_dir, towers):
     assert retriever.encode([], instruction="Tell it.").shape == (0, 32)
 
 
+def test_a_model_split_over_the_devices(tiny_model_dir):
+    whole, split = (inf_jax.load(tiny_model_dir, fsdp=fsdp) for fsdp in (1, 4))
+    assert dict(split.mesh.shape) == {"data": len(jax.devices()) // 4, "fsdp": 4, "tensor": 1}
+    for name in ("up_kernel", "out_kernel"):
+        array = split._params["shared"]["blocks"][name]
+        assert array.addressable_shards[0].data.size * 4 == array.size
+    np.testing.assert_allclose(
+        split.encode(QUERIES, instruction="Tell it."),
+        whole.encode(QUERIES, instruction="Tell it."),
+        atol=2e-6,
+    )
+    np.testing.assert_allclose(split.encode(PASSAGES), whole.encode(PASSAGES), atol=2e-6)
+
+
 def test_many_pairs(tiny_model_dir):
     retriever, _ = make(tiny_model_dir, RetrieverConfig(text=TEXT, query_encoder="attention"))
     few = retriever.encode_queries(QUERIES, ["Tell it.", "", "Tell cooks."])
@@ -206,6 +220,12 @@ def test_sentence_transformers_directory(tiny_model_dir, tmp_path):
         ("1_Pooling/config.json", {"pooling_mode_max_tokens": True}, "max_tokens is not"),
         ("1_Pooling/config.json", {"pooling_mode": "cls", "include_prompt": False}, "include_prom"),
         ("modules.json", [{"type": "x.Transformer"}, {"type": "x.Dense"}], "Dense is not covered"),
+        ("modules.json", [], "not a list of modules"),
+        ("modules.json", {}, "not a list of modules"),
+        ("modules.json", [{"path": "x"}], "not a list of modules"),
+        ("sentence_bert_config.json", {"do_lower_case": True}, "do_lower_case=true is not"),
+        ("sentence_bert_config.json", {"max_seq_length": "9"}, "max_seq_length='9' is no number"),
+        ("tokenizer_config.json", {"model_max_length": "9"}, "model_max_length='9' is no number"),
     ],
 )
 def test_what_is_not_covered_is_refused(tiny_model_dir, tmp_path, file, value, message):

@@ -1,6 +1,7 @@
 """A model's config.json: both generations of field names, and all that is refused."""
 
 import json
+import re
 
 import jax
 import pytest
@@ -39,6 +40,10 @@ def test_all_problems_in_one_message():
         config_from_hf({"model_type": "gpt2"})
     with pytest.raises(UserError, match="missing field 'model_type'"):
         config_from_hf({})
+    with pytest.raises(UserError, match=r"model_type=\['bert'\]"):
+        config_from_hf({"model_type": ["bert"]})
+    with pytest.raises(UserError, match="not a config"):
+        config_from_hf([])
     with pytest.raises(UserError, match=r"num_hidden_layers=0 \(must be above 0\)"):
         config_from_hf(fields | {"num_hidden_layers": 0})
     with pytest.raises(UserError, match="hidden_size=32 is no multiple of the 5 heads"):
@@ -47,15 +52,26 @@ def test_all_problems_in_one_message():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_field_is_read_by_accident(name):
-    """Each field is needed, or has a default; a new one is refused, whatever the family."""
+    """Each field is needed, or has transformers' default; a new one is refused, whatever the
+    family."""
+    transformers = pytest.importorskip("transformers")
     fields = fields_of(name)
+    kind = type(transformers.AutoConfig.for_model(fields["model_type"]))
+    read = []
     with pytest.raises(UserError, match="unknown field 'a_new_part'"):
         config_from_hf(fields | {"a_new_part": None})
     for field in fields:
+        left = without(fields, field)
         try:
-            config_from_hf(without(fields, field))
+            ours = config_from_hf(left)
         except UserError as error:
-            assert "missing field 'hidden_act" in str(error) or f"{field}" in str(error)
+            # missing, or its default does not suit the others
+            assert re.search(rf"\b{field}\b|missing field 'hidden_act", str(error))
+        else:
+            theirs = kind.from_dict(left).to_dict()
+            assert ours == config_from_hf(theirs), field
+            read.append(field)
+    assert "architectures" in read and len(read) > 8
 
 
 @pytest.mark.parametrize(
@@ -75,6 +91,15 @@ def test_no_field_is_read_by_accident(name):
             "partial_rotary_factor is not covered",
         ),
         ("gemma2", {"layer_types": ["full_attention"]}, "layer_types="),
+        ("gemma2", {"layer_types": [["full_attention"]] * 2}, "layer_types="),
+        ("gemma2", {"head_dim": -8}, "head_dim=-8 (must be above 0)"),
+        ("mistral", {"sliding_window": 0}, "sliding_window=0 (must be above 0)"),
+        ("llama", {"rope_parameters": {"rope_theta": 0}}, "rope_theta=0 (must be above 0)"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "linear", "factor": 0.0}},
+            "factor=0.0 (must be above 0)",
+        ),
         ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention=True"),
         ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0"),
         ("t5_encoder", {"feed_forward_proj": "gated-tanh"}, "feed_forward_proj"),

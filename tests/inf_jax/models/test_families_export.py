@@ -11,7 +11,7 @@ from inf_jax.models import hf
 from inf_jax.models.config import config_from_hf, read_config
 from inf_jax.retriever import RetrieverConfig, load
 from inf_jax.text import TextConfig, load_tokenizer
-from tests.inf_jax.models.goldens import GOLDEN, params_of
+from tests.inf_jax.models.goldens import GOLDEN, NAMES, params_of
 
 TEXT = TextConfig(max_query_tokens=32, max_passage_tokens=32)  # one shape to compile
 
@@ -26,6 +26,8 @@ def backbone(tiny_model_dir, tmp_path_factory):
         for file in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
             shutil.copy(tiny_model_dir / file, directory)
         fields = json.loads((GOLDEN / name / "config.json").read_text()) | {"vocab_size": 500}
+        if name == "xlm_roberta":  # it gives no position to the padding token, here "[PAD]"
+            fields["pad_token_id"] = 0
         (directory / "config.json").write_text(json.dumps(fields))
         words = np.random.default_rng(0).normal(size=(500, 32)).astype(np.float32)
         params = params_of(name) | {"word": 0.5 * words}
@@ -40,12 +42,16 @@ def backbone(tiny_model_dir, tmp_path_factory):
     [
         ("qwen3", "bidirectional", "weighted_mean"),
         ("gemma2", "model", "last"),
-        ("t5_gated_encoder", "model", "mean"),
+        *((name, "model", "mean") for name in NAMES if name not in ("qwen3", "gemma2")),
     ],
 )
 def test_export(backbone, tmp_path, name, mask, pooling):
     pytest.importorskip("torch")
     directory = backbone(name)
+    before = json.loads((directory / "config.json").read_text())
+    # as models that came with code of their own have it
+    own_code = json.dumps(before | {"auto_map": {"AutoModel": "modeling_own.Own"}})
+    (directory / "config.json").write_text(own_code)
     shape = read_config(directory)
     params = {"shared": hf.load_weights(directory, shape).params}
     config = RetrieverConfig(pooling=pooling, text=TEXT)
@@ -54,7 +60,9 @@ def test_export(backbone, tmp_path, name, mask, pooling):
     )
     assert report.verified and report.min_cosine > 0.9999
     fields = json.loads((tmp_path / "out" / "config.json").read_text())
-    before = json.loads((directory / "config.json").read_text())
+    assert "auto_map" not in fields
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert ("A token sees those after it" in card) == (mask == "bidirectional")
     assert fields["architectures"] == before["architectures"]
     assert fields.get("is_causal") == (False if mask == "bidirectional" else None)
     assert read_config(tmp_path / "out") == shape.with_mask(mask)

@@ -1,5 +1,6 @@
 """Weights: every key has one rule, both ways, and all problems come in one message."""
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -231,3 +232,43 @@ def test_check_prints_a_table_and_fails_where_states_differ(tmp_path, monkeypatc
     assert exit_.value.code == 1
     out = capsys.readouterr()
     assert "NO" in out.out and "qwen2: not transformers' token states" in out.err
+
+
+def test_check_of_several_models(tmp_path, monkeypatch, capsys):
+    """One that is none, an export with two towers, and windows of thousands of tokens."""
+    pytest.importorskip("torch")
+    large = tmp_path / "large"
+    shutil.copytree(GOLDENS / "mistral_sliding8", large)
+    fields = json.loads((large / "config.json").read_text())
+    fields |= {"sliding_window": 4096, "max_position_embeddings": 32768}
+    (large / "config.json").write_text(json.dumps(fields))
+    hf.save_weights(params_of("mistral_sliding8"), large, shape_of("mistral_sliding8"))
+    for tower in ("query", "passage"):
+        shutil.copytree(large, tmp_path / "export" / tower)
+    names = [str(tmp_path / name) for name in ("large", "none", "export")]
+    monkeypatch.setattr(sys, "argv", ["hf", "--check", *names])
+    longest = []
+    states = hf_check.packed_states
+    monkeypatch.setattr(
+        hf_check,
+        "packed_states",
+        lambda params, shape, texts: (
+            longest.append((max(map(len, texts)), shape.windows)) or states(params, shape, texts)
+        ),
+    )
+    with pytest.raises(SystemExit) as exit_:
+        hf.main()
+    out = capsys.readouterr()
+    assert exit_.value.code == 1 and "none" in out.err
+    assert out.out.count("yes") == 3
+    assert longest == [(128, (64, 64))] * 3
+
+
+def test_missing_layers_are_one_line(tmp_path):
+    shape = dataclasses.replace(shape_of("qwen2"), layers=2)
+    hf.save_weights(params_of("qwen2"), tmp_path, shape)
+    deeper = dataclasses.replace(shape, layers=40, windows=(None,) * 40, ropes=shape.ropes[:1] * 40)
+    with pytest.raises(UserError) as error:
+        hf.load_weights(tmp_path, deeper)
+    assert "missing layers.*.mlp.down_proj.weight (38 times)" in str(error.value)
+    assert len(str(error.value)) < 2000
