@@ -41,6 +41,9 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(_bias|norm/(scale|bias)|projection/bias)$", PartitionSpec()),
 )
 
+# Keys and values may have fewer heads than "tensor" has devices: each device has all of them then.
+_FEW_HEADS = r"(key|value)_(kernel|bias|lora_b)$"
+
 
 def make_mesh(
     *, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
@@ -139,6 +142,9 @@ def state_shardings(mesh: Mesh, abstract_state):
         if spec is None:
             problems.append(f"no sharding rule for {name}{x.shape}")
             return replicated(mesh)
+        few = re.search(_FEW_HEADS, name)
+        if few and x.shape[-2] % mesh.shape["tensor"]:
+            spec = PartitionSpec(*(None if axis == "tensor" else axis for axis in spec))
         for size, axis in zip(x.shape, spec, strict=False):
             if axis and size % mesh.shape[axis]:
                 problems.append(f"{name}{x.shape}: {size} is no multiple of {axis}")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
 
@@ -40,6 +41,24 @@ class Shards:
     def first(self, size: int) -> Array | int:
         """The number, among all, of the first of this device's `size` heads."""
         return 0 if self.tensor is None else jax.lax.axis_index(self.tensor) * size
+
+    def serving(self, x: Array, mine: int, *, heads: int, kv_heads: int) -> Array:
+        """The heads of keys or values for this device's heads of queries.
+
+        Args:
+          x: [r, g, t, k], of this device: its share of them, or all where the axis does not divide
+            them.
+          mine: this device's heads of queries; `heads` are those of all.
+
+        Returns:
+          [r, g', t, k]; each of the g' heads serves `mine` / g' neighbouring ones of queries.
+        """
+        if self.tensor is None or x.shape[1] < kv_heads:
+            return x
+        group = heads // kv_heads
+        if group % mine == 0:
+            return jax.lax.dynamic_slice_in_dim(x, self.first(mine) // group, 1, axis=1)
+        return jnp.take(x, (self.first(mine) + jnp.arange(mine)) // group, axis=1)
 
     def remat(self, layer: Callable, policy: Callable | None) -> Callable:
         """`jax.checkpoint` of a layer that gathers its parameters first: whatever the policy keeps

@@ -142,6 +142,8 @@ class Block(nnx.Module):
             q, k = self.query_norm(q), self.key_norm(k)
         if kind.tables is not None:
             q, k = rotate(q, kind.tables), rotate(k, kind.tables)
+        every = {"heads": config.heads, "kv_heads": config.kv_heads}
+        k, v = (rows.shards.serving(x, q.shape[1], **every) for x in (k, v))
         mixed = attention(
             q,
             k,
