@@ -135,6 +135,7 @@ def defaults() -> ConfigDict:
             },
             "export": {
                 "dir": "",  # "" is <out_dir>/export
+                "dtype": "float32",  # or bfloat16, of the encoder's weights in the files
                 "min_cosine": 0.9999,
                 "checkpoint": "newest",  # or best, or a step
                 "adapter": False,  # with LoRA: adapter/ beside the merged weights, for PEFT

@@ -21,6 +21,7 @@ def check(config: ConfigDict) -> None:
         "model.pooling": ("mean", "cls", "last", "weighted_mean"),
         "model.dtype": ("float32", "bfloat16"),
         "model.frozen_dtype": ("float32", "bfloat16"),
+        "export.dtype": ("float32", "bfloat16"),
         "model.remat": ("none", "dots", "full"),
         "model.attention": ("auto", "xla", "splash", "cudnn"),
         "loss.mask": ("identity", "faithful"),

@@ -57,6 +57,7 @@ def main(resolved: ConfigDict) -> None:
     out_dir = storage.as_path(config.out_dir)
     target = storage.as_path(config.export.dir or out_dir / "export")
     min_cosine, which = config.export.min_cosine, config.export.checkpoint
+    dtype = config.export.dtype
     wanted, start_from = config.export.adapter, config.model.start_from
     storage.check(target)
     model, settings = load_model(config), retriever_config(config)
@@ -82,6 +83,7 @@ def main(resolved: ConfigDict) -> None:
         backbone=model.directory,
         mesh=mesh,
         mask=config.model.mask,
+        dtype=dtype,
         min_cosine=min_cosine,
         info=_run_info(resolved, out_dir, trained.step),
         adapters=Adapters(
@@ -127,6 +129,7 @@ def export_hf(
     backbone: str | Path,
     mesh: Mesh | None = None,
     mask: str = "model",
+    dtype: str = "float32",
     min_cosine: float = 0.9999,
     info: RunInfo = RunInfo(),
     adapters: Adapters | None = None,
@@ -146,6 +149,8 @@ def export_hf(
         this process.
       mask: attention as the backbone's config says ("model"), or what the training had in its
         place; the export's config.json says so.
+      dtype: of the encoder's weights in the files, float32 or bfloat16; every loader computes in
+        float32 when it is compared, so that the cosines tell of the rounding.
       min_cosine: the least cosine that a loader's embedding may have with ours.
       info: what the model card tells of the run.
       adapters: to be written as well; `params` have them merged.
@@ -169,7 +174,7 @@ def export_hf(
             folder.mkdir(exist_ok=True)
             tree = dict(params[name])
             projection = tree.pop(NAME, None)
-            hf.save_weights(tree, folder, shape, carried)
+            hf.save_weights(tree, folder, shape, carried, dtype=dtype)
             if adapters:
                 write_adapter(
                     folder / ADAPTER_FOLDER,
@@ -179,7 +184,7 @@ def export_hf(
                     blocks=tree["blocks"],
                     base=adapters.base,
                 )
-            write_config(backbone, folder, shape)
+            write_config(backbone, folder, shape, dtype=dtype)
             length = parity.max_length(model_config, name)
             write_tokenizer(backbone, folder, max_length=length, eos=tokenizer.appended_eos)
             if name != "query" or not apart:  # else its pooling would look like a query's vector
@@ -214,8 +219,10 @@ def export_hf(
     return found
 
 
-def write_config(backbone: Path, folder: Path, shape: EncoderConfig) -> None:
-    """The backbone's config.json, for what is saved here: float32, no head, the shape's mask."""
+def write_config(
+    backbone: Path, folder: Path, shape: EncoderConfig, *, dtype: str = "float32"
+) -> None:
+    """The backbone's config.json, for what is saved here: its dtype, no head, the shape's mask."""
     fields = mask_fields(read_json(backbone / "config.json"), shape)
     # the code that auto_map names is not here, and is not needed
     for name in ("_name_or_path", "auto_map", "dtype", "transformers_version"):
@@ -223,7 +230,7 @@ def write_config(backbone: Path, folder: Path, shape: EncoderConfig) -> None:
     architecture = table_of(shape).architecture
     write_json(
         folder / "config.json",
-        fields | {"architectures": [architecture], "torch_dtype": "float32"},
+        fields | {"architectures": [architecture], "torch_dtype": dtype},
     )
 
 

@@ -34,7 +34,9 @@ class InstructedEncoder:
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **here)
         # by its own class: AutoModel would take T5's decoder along
         name = transformers.AutoConfig.from_pretrained(folder, **here).architectures[0]
-        self.model = getattr(transformers, name).from_pretrained(folder, **here).eval().to(device)
+        kind = getattr(transformers, name)
+        model = kind.from_pretrained(folder, dtype=torch.float32, **here)
+        self.model = model.eval().to(device)
 
     @torch.inference_mode()
     def encode(

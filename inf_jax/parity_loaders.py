@@ -47,10 +47,11 @@ def _by_role(
 
 def _open(folder: Path):
     # AutoModel would take T5's decoder along
+    import torch
     import transformers
 
     kind = getattr(transformers, table_of(read_config(folder)).architecture)
-    return kind.from_pretrained(folder, local_files_only=True)
+    return kind.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
 
 
 def embed_adapted(
@@ -58,12 +59,14 @@ def embed_adapted(
 ) -> np.ndarray:
     """By PEFT: the base, with the export's config.json, and the adapter."""
     import peft
+    import torch
     import transformers
 
     def adapted(folder: Path):
         kind = getattr(transformers, table_of(read_config(folder)).architecture)
         fields = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-        model = kind.from_pretrained(base, config=fields, local_files_only=True)
+        how = {"config": fields, "dtype": torch.float32, "local_files_only": True}
+        model = kind.from_pretrained(base, **how)
         with warnings.catch_warnings():  # PEFT 0.21 asks transformers 5 by an older name
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
             return peft.PeftModel.from_pretrained(model, folder / FOLDER)
@@ -119,7 +122,8 @@ def _sentence_transformers(
     }
     vectors = []
     for role, folder, texts in _by_role(directory, config, probes):
-        model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+        how = {"device": "cpu", "local_files_only": True, "model_kwargs": {"dtype": "float32"}}
+        model = SentenceTransformer(str(folder), **how)
         name = {"query": "query", "passage": "document"}[role]
         # A query without instruction may start otherwise, since its template is squeezed.
         whole = [text for text in texts if not text.startswith(prompts[role])]

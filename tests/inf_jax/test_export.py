@@ -234,7 +234,7 @@ def _settings(monkeypatch):
 
 
 def _no_config(monkeypatch):
-    monkeypatch.setattr(export, "write_config", lambda *a: None)
+    monkeypatch.setattr(export, "write_config", lambda *a, **how: None)
 
 
 @pytest.mark.parametrize(

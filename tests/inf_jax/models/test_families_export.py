@@ -9,6 +9,7 @@ import pytest
 from inf_jax.export import export_hf
 from inf_jax.models import hf
 from inf_jax.models.config import config_from_hf, read_config
+from inf_jax.models.tensor_files import stored_tensors
 from inf_jax.retriever import RetrieverConfig, load
 from inf_jax.text import TextConfig, load_tokenizer
 from tests.inf_jax.models.goldens import GOLDEN, NAMES, params_of
@@ -67,3 +68,27 @@ def test_export(backbone, tmp_path, name, mask, pooling):
     assert fields.get("is_causal") == (False if mask == "bidirectional" else None)
     assert read_config(tmp_path / "out") == shape.with_mask(mask)
     assert load(tmp_path / "out").encode("amber grows on hills").shape == (32,)
+
+
+@pytest.mark.parametrize("name", ["modernbert", "qwen3", "t5_gated_encoder"])
+def test_export_in_bfloat16(backbone, tmp_path, name):
+    torch = pytest.importorskip("torch")
+    from sentence_transformers import SentenceTransformer
+
+    directory = backbone(name)
+    shape = read_config(directory)
+    tree = hf.load_weights(directory, shape).params
+    kernel = np.random.default_rng(0).normal(size=(32, 16)).astype(np.float32)
+    config = RetrieverConfig(pooling="mean", text=TEXT, projection=16)
+    params = {"shared": tree | {"projection": {"kernel": kernel}}}
+    how = {"backbone": directory, "dtype": "bfloat16", "min_cosine": 0.999}
+    report = export_hf(params, config, load_tokenizer(directory), tmp_path / "out", **how)
+    assert report.verified and 0.999 < report.min_cosine < 1 - 1e-7  # rounded, and no more
+    names = stored_tensors(tmp_path / "out")
+    assert {x.dtype for name, x in names.items()} == {"BF16"}
+    model = SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    assert next(model.parameters()).dtype == torch.bfloat16  # as it comes
+    texts = ["amber grows on hills", "a b"]
+    theirs = model.encode_document(texts, convert_to_tensor=True).float().numpy()
+    ours = load(tmp_path / "out", dtype="bfloat16").encode(texts)
+    assert (ours * theirs).sum(1).min() > 0.99  # both compute in bfloat16
