@@ -193,10 +193,10 @@ def test_export_again_replaces_and_is_bit_identical(tiny_model_dir, tmp_path, no
 def _perturbed_weights(monkeypatch):
     save = hf.save_weights
 
-    def sabotaged(params, *rest):
+    def sabotaged(params, *rest, **how):
         up = params["blocks"]["up_kernel"].copy()
         up[1, 0, :] += 0.5
-        save({**params, "blocks": {**params["blocks"], "up_kernel": up}}, *rest)
+        save({**params, "blocks": {**params["blocks"], "up_kernel": up}}, *rest, **how)
 
     monkeypatch.setattr(hf, "save_weights", sabotaged)
 
