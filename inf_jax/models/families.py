@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from inf_jax.models.hf_fields import NUMBER, Fields, layer_types, ropes_of, windows_of
 from inf_jax.models.layers import ACTIVATIONS
-from inf_jax.models.shape import Rope
+from inf_jax.models.shape import UNLIMITED, Rope
 
 
 class Family(NamedTuple):
@@ -29,9 +29,13 @@ IGNORED = frozenset(
     decoder_start_token_id classifier_dropout id2label label2id num_labels problem_type
     finetuning_task task_specific_params output_attentions output_hidden_states output_past
     return_dict torchscript _attn_implementation_autoset attn_implementation _attn_implementation
-    tokenizer_class prefix model_max_length tie_word_embeddings unsloth_version unsloth_fixed
-    max_length pretraining_tp cache_implementation do_sample temperature top_k top_p num_beams
-    repetition_penalty""".split()
+    _attn_implementation_internal tokenizer_class prefix model_max_length tie_word_embeddings
+    unsloth_version unsloth_fixed pretraining_tp cache_implementation use_bfloat16 tf_legacy_loss
+    max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty
+    temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
+    encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores
+    return_dict_in_generate forced_bos_token_id forced_eos_token_id remove_invalid_values
+    exponential_decay_length_penalty suppress_tokens begin_suppress_tokens""".split()
 )
 _ENCODER_ONLY = {
     "is_decoder": (False,),
@@ -67,7 +71,11 @@ def _transformer(fields: Fields, *, head_width: int | None = None) -> dict[str, 
 
 
 def _bert(fields: Fields) -> dict[str, Any]:
-    return _transformer(fields) | {
+    options = _transformer(fields)
+    embedded = fields.get("embedding_size", options["width"])  # ALBERT's and ELECTRA's, in some
+    if embedded != options["width"]:
+        fields.problems.append(f"embedding_size={embedded} is not hidden_size: not covered")
+    return options | {
         "type_vocab_size": fields.get("type_vocab_size"),
         "norm": "layer",
         "norm_eps": fields.get("layer_norm_eps", kind=NUMBER),
@@ -97,7 +105,7 @@ def _roberta(fields: Fields) -> dict[str, Any]:
 
 def _modernbert(fields: Fields) -> dict[str, Any]:
     options = _transformer(fields)
-    every = fields.get("global_attn_every_n_layers", 3)
+    every = fields.get("global_attn_every_n_layers", 3, positive=True)
     kinds = layer_types(fields, options["layers"], lambda i: i % every == 0)
     bias = fields.get("attention_bias", False, kind=bool)
     ropes = ropes_of(
@@ -118,7 +126,7 @@ def _modernbert(fields: Fields) -> dict[str, Any]:
         "gated": True,
         "positions": "rope",
         "ropes": tuple(ropes[kind] for kind in kinds),
-        "windows": windows_of(kinds, fields.get("local_attention", 128) // 2),
+        "windows": windows_of(kinds, fields.get("local_attention", 128, positive=True) // 2),
         "qkv_bias": bias,
         "out_bias": bias,
         "ffn_bias": fields.get("mlp_bias", False, kind=bool),
@@ -138,6 +146,7 @@ def _t5(fields: Fields) -> dict[str, Any]:
     if fields.get("is_gated_act", bool(gate), kind=bool) != bool(gate):
         fields.problems.append("is_gated_act is not that of feed_forward_proj")
     dropout = fields.get("dropout_rate", 0.1, kind=NUMBER)
+    fields.get("n_positions", None)  # of the training's texts: distances know no last one
     return {
         "vocab_size": fields.get("vocab_size"),
         "width": fields.get("d_model"),
@@ -146,15 +155,15 @@ def _t5(fields: Fields) -> dict[str, Any]:
         "kv_heads": heads,
         "head_width": fields.get("d_kv"),
         "ffn": fields.get("d_ff"),
-        "max_positions": fields.get("n_positions", 512),  # as in training: it knows no longer ones
+        "max_positions": UNLIMITED,
         "norm": "rms",
         "norm_eps": fields.get("layer_norm_epsilon", 1e-6, kind=NUMBER),
         "norm_place": "pre",
         "activation": activation,
         "gated": bool(gate),
         "positions": "relative",
-        "relative_buckets": fields.get("relative_attention_num_buckets", 32),
-        "relative_distance": fields.get("relative_attention_max_distance", 128),
+        "relative_buckets": fields.get("relative_attention_num_buckets", 32, positive=True),
+        "relative_distance": fields.get("relative_attention_max_distance", 128, positive=True),
         "windows": (None,) * layers,
         "scale": 1.0,
         "dropout": dropout,
@@ -220,11 +229,14 @@ def _mistral(fields: Fields) -> dict[str, Any]:
 def _qwen2(fields: Fields, *, head_width: int | None = None) -> dict[str, Any]:
     options = _decoder(fields, head_width=head_width, kv_heads=32) | {"qkv_bias": True}
     layers, first = options["layers"], fields.get("max_window_layers", 28)
-    window = fields.get("sliding_window", 4096, positive=True)
+    window = fields.get("sliding_window", None, absent=4096, positive=True)
     window = window if fields.get("use_sliding_window", False, kind=bool) else None
     kinds = layer_types(fields, layers, lambda i: window is None or i < first)
     if window is None and "sliding_attention" in kinds:
-        fields.problems.append("layer_types has sliding_attention, use_sliding_window is false")
+        fields.problems.append(
+            "layer_types has sliding_attention, but use_sliding_window is false or sliding_window "
+            "null"
+        )
     return options | {"windows": windows_of(kinds, window), "ropes": _one_rope(fields, layers)}
 
 
@@ -245,6 +257,10 @@ def _gemma(fields: Fields, *, kv_heads: int) -> dict[str, Any]:
     }
 
 
+def _query_scale(fields: Fields) -> float:
+    return fields.get("query_pre_attn_scalar", 256, kind=NUMBER, positive=True) ** -0.5
+
+
 def _gemma1(fields: Fields) -> dict[str, Any]:
     options = _gemma(fields, kv_heads=16)
     return options | {"ropes": _one_rope(fields, options["layers"])}
@@ -253,14 +269,14 @@ def _gemma1(fields: Fields) -> dict[str, Any]:
 def _gemma2(fields: Fields) -> dict[str, Any]:
     options = _gemma(fields, kv_heads=4)
     kinds = layer_types(fields, options["layers"], lambda i: i % 2 == 1)
-    window = fields.get("sliding_window_size", 4096)  # in some of the first files
+    fields.get("sliding_window_size", None)  # in some of the first files; transformers' is below
     return options | {
         "norm_place": "both",
-        "scale": fields.get("query_pre_attn_scalar", 256, kind=NUMBER) ** -0.5,
+        "scale": _query_scale(fields),
         "softcap": fields.get(
             "attn_logit_softcapping", None, absent=50.0, kind=NUMBER, positive=True
         ),
-        "windows": windows_of(kinds, fields.get("sliding_window", window, positive=True)),
+        "windows": windows_of(kinds, fields.get("sliding_window", absent=4096)),
         "ropes": _one_rope(fields, options["layers"]),
     }
 
@@ -268,11 +284,11 @@ def _gemma2(fields: Fields) -> dict[str, Any]:
 def _gemma3(fields: Fields) -> dict[str, Any]:
     options = _gemma(fields, kv_heads=4)
     # twice in some files; the underscored one is what transformers 5 writes
-    every = fields.get("_sliding_window_pattern", 6)
-    every = fields.get("sliding_window_pattern", every)
+    every = fields.get("_sliding_window_pattern", 6, positive=True)
+    every = fields.get("sliding_window_pattern", every, positive=True)
     kinds = layer_types(fields, options["layers"], lambda i: (i + 1) % every == 0)
     both_ways = fields.get("use_bidirectional_attention", False, kind=bool)
-    window = fields.get("sliding_window", 4096, positive=True)
+    window = fields.get("sliding_window", absent=4096)
     ropes = ropes_of(
         fields,
         {
@@ -283,7 +299,7 @@ def _gemma3(fields: Fields) -> dict[str, Any]:
     return options | {
         "norm_place": "both",
         "qk_norm": True,
-        "scale": fields.get("query_pre_attn_scalar", 256, kind=NUMBER) ** -0.5,
+        "scale": _query_scale(fields),
         "causal": options["causal"] and not both_ways,
         # both ways the file's number is what a token sees in all
         "windows": windows_of(kinds, window // 2 if both_ways else window),
@@ -303,7 +319,8 @@ _ROBERTA = _BERT._replace(read=_roberta)
 _MODERNBERT = Family(
     _modernbert,
     required=_ENCODER_ONLY
-    | {"position_embedding_type": ("absolute", "sans_pos"), "rope_scaling": (None,)},
+    | {"position_embedding_type": ("absolute", "sans_pos"), "rope_scaling": (None,)}
+    | {"causal_mask": (False,)},  # mmBERT's
     # its dropouts are the run's own, its initialisation is for training from nothing
     ignored=frozenset(
         """embedding_dropout mlp_dropout initializer_cutoff_factor decoder_bias classifier_pooling

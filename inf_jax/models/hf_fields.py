@@ -90,12 +90,21 @@ def ropes_of(fields: Fields, bases: Mapping[str, float]) -> dict[str, Rope]:
     """
     new = fields.get("rope_parameters", None, kind=dict)
     old = fields.get("rope_scaling", None, kind=dict) or {}
-    if new is None:
+    if not new:
         scaled = {"": old, "full_attention": old, "sliding_attention": {}}
         new = {kind: scaled[kind] for kind in bases}
-    elif not bases.keys() <= new.keys():
-        new = dict.fromkeys(bases, new)
-    return {kind: _rope(fields, new[kind] or {}, base) for kind, base in bases.items()}
+    elif any(name not in new or new[name] != value for name, value in old.items()):
+        # which one counts is not alike in all versions of transformers
+        fields.problems.append("rope_scaling is not that of rope_parameters")
+    if "" in bases:
+        new = new if "" in new else {"": new}
+    parts = Fields(new)
+    given = {kind: parts.get(kind, kind=dict) for kind in bases}
+    parts.problems += [f"unknown field {name!r}" for name in sorted(new.keys() - parts.seen)]
+    fields.problems += [f"rope_parameters: {problem}" for problem in parts.problems]
+    if parts.problems:
+        given = dict.fromkeys(bases, {})
+    return {kind: _rope(fields, given[kind], base) for kind, base in bases.items()}
 
 
 def _rope(fields: Fields, given: Mapping[str, Any], base: float) -> Rope:

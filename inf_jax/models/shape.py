@@ -6,6 +6,7 @@ from typing import NamedTuple
 from inf_jax.errors import UserError
 
 MASKS = ("model", "causal", "bidirectional")
+UNLIMITED = 2**31 - 1  # tokens: more than any text has
 
 
 class Rope(NamedTuple):
@@ -33,7 +34,7 @@ class EncoderConfig:
 
     Attributes:
       family: Hugging Face's model_type, which decides the names of the weights.
-      max_positions: tokens of the longest text.
+      max_positions: tokens of the longest text; UNLIMITED where positions are relative.
       kv_heads: heads of keys and values; each serves heads / kv_heads queries' heads.
       norm: "layer" or "rms"; norm_bias is for the former, norm_offset adds 1 to a stored scale.
       norm_place: "post" (after each residual sum), "pre" (before each half of a layer) or "both"
