@@ -122,14 +122,16 @@ def read(directory: Path) -> StModel | None:
             "Normalize, in this order"
         )
     folder = directory / modules[0].get("path", "")
-    settings = read_json(folder / "sentence_bert_config.json", default={})
+    settings = read_json(folder / "sentence_bert_config.json", default={}, kind=dict)
     if settings.get("do_lower_case"):
         raise UserError(
             f"{folder}/sentence_bert_config.json: do_lower_case=true is not covered; lower the "
             "texts and set it to false in a copy"
         )
-    config = read_json(directory / "config_sentence_transformers.json", default={})
-    prompts = config.get("prompts") or {}
+    path = directory / "config_sentence_transformers.json"
+    prompts = read_json(path, default={}, kind=dict).get("prompts") or {}
+    if not isinstance(prompts, dict) or not all(isinstance(x, str) for x in prompts.values()):
+        raise UserError(f"{path}: prompts={prompts!r} are not texts by their names; mend the file")
     return StModel(
         pooling=_read_pooling(directory / modules[1].get("path", "") / "config.json"),
         normalise=normalise,
@@ -198,7 +200,7 @@ def _dense_folders(modules: Sequence[Mapping]) -> list[str]:
 def _read_dense(folder: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """(float64[d, e], float64[e] or None)."""
     path = folder / "config.json"
-    fields = read_json(path)
+    fields = read_json(path, kind=dict)
     fields = {"bias": True, "activation_function": "torch.nn.modules.activation.Tanh"} | fields
     problems = [
         f"{name}={value!r}"
@@ -240,10 +242,10 @@ def _write_dense(folder: Path, projection: Mapping[str, np.ndarray]) -> None:
 
 
 def _read_pooling(path: Path) -> str:
-    fields = read_json(path)
+    fields = read_json(path, kind=dict)
     if "pooling_mode" in fields:  # the form of version 6
         modes = fields["pooling_mode"]
-        modes = [modes] if isinstance(modes, str) else list(modes)
+        modes = [str(mode) for mode in (modes if isinstance(modes, list) else [modes])]
         ours = {name: pooling for pooling, (name, _) in POOLINGS.items()}
     else:
         modes = [k for k, v in fields.items() if k.startswith("pooling_mode_") and v]
@@ -258,16 +260,20 @@ def _read_pooling(path: Path) -> str:
     return ours[modes[0]]
 
 
-def read_json(path: Path, default=_REQUIRED):
-    """A JSON file's value; `default` where there is none, else UserError; UserError if damaged."""
+def read_json(path: Path, default=_REQUIRED, *, kind: type = object):
+    """A JSON file's value; `default` where there is none, else UserError; UserError if damaged or
+    not a `kind`."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         if default is not _REQUIRED:
             return default
         raise UserError(f"{path}: no such file") from None
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); make it again") from None
+    if not isinstance(value, kind):
+        raise UserError(f"{path}: holds no {kind.__name__}; make it again")
+    return value
 
 
 def write_json(path: Path, value) -> None:

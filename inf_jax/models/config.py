@@ -73,6 +73,6 @@ def read_config(directory: str | Path) -> EncoderConfig:
         raise UserError(
             f"{path}: no such file; name a Hugging Face model directory or hub id"
         ) from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # of JSON or of its encoding
         raise UserError(f"{path}: not JSON ({error})") from None
     return config_from_hf(fields, str(path))

@@ -9,7 +9,6 @@ they differ.
 import argparse
 import importlib.util
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +20,14 @@ from inf_jax.errors import UserError, main_guard
 from inf_jax.models.encoder import make_encoder
 from inf_jax.models.shape import EncoderConfig
 from inf_jax.models.tables import Rule, Table, rules_of, table_of
-from inf_jax.models.tensor_files import DTYPES, Planned, Stored, stored_tensors, write_tensors
+from inf_jax.models.tensor_files import (
+    DTYPES,
+    Planned,
+    Stored,
+    by_layer,
+    stored_tensors,
+    write_tensors,
+)
 
 _SAVED = {"float32": DTYPES["F32"], "bfloat16": DTYPES["BF16"]}
 
@@ -79,28 +85,27 @@ def load_weights(
         shards. None gives numpy arrays.
 
     Raises:
-      UserError: every missing key, wrong shape and key without a rule, all in one message; a file
-        that is missing or damaged.
+      UserError: every missing key, wrong shape and key without a rule, all in one message, layers
+        that are alike as one; a file that is missing or damaged.
     """
     directory = Path(directory)
     shapes = _shapes(config)
     rules, table = rules_of(config, list(shapes)), table_of(config)
     tensors, problems = _named(stored_tensors(directory), table)
-    used, missing = set(), []
+    used = set()
     for rule in rules:
         expected = rule.shape_of(_one_layer(rule, shapes))
         for name in rule.names(config.layers):
             used.add(name)
             if name not in tensors:
-                missing.append(name)
+                problems.append(f"missing {name}")
             elif tensors[name].shape != expected:
                 problems.append(f"{name} has shape {tensors[name].shape}, expected {expected}")
     rest = [n for n in sorted(tensors.keys() - used) if not table.ignored.match(n)]
-    problems += [f"missing {names}" for names in _by_layer(missing)]
-    unknown = [name for name in rest if not table.carried.match(name)]
-    problems += [f"no rule for {names}" for names in _by_layer(unknown)]
+    problems += [f"no rule for {name}" for name in rest if not table.carried.match(name)]
     if problems:
-        raise UserError(f"{directory}: weights do not fit config.json: " + "; ".join(problems))
+        found = "; ".join(by_layer(problems))
+        raise UserError(f"{directory}: weights do not fit config.json: {found}")
     placed = None if shardings is None else _flatten(shardings)
     params = {}
     for rule in rules:
@@ -230,13 +235,6 @@ def _named(stored: Mapping[str, Stored], table: Table) -> tuple[dict[str, Stored
     return tensors, problems
 
 
-def _by_layer(names: list[str]) -> list[str]:
-    """Names that differ in one number alone as one, with how many they are."""
-    counts = Counter(re.sub(r"\.\d+\.", ".*.", name, count=1) for name in names)
-    one = {re.sub(r"\.\d+\.", ".*.", name, count=1): name for name in names}
-    return [f"{like} ({n} times)" if n > 1 else one[like] for like, n in counts.items()]
-
-
 def _same(a: Stored, b: Stored) -> bool:
     return a.shape == b.shape and np.array_equal(a.read(), b.read())
 
@@ -281,13 +279,15 @@ def main() -> None:
 
     with main_guard():
         results, errors = [], []
-        for name in names:
-            try:
-                results += hf_check.check_all(resolve_model(name), name)
-            except UserError as error:  # the others' results are not lost by it
-                errors.append(str(error))
-        if results:
-            hf_check.show(results)
+        try:
+            for name in names:
+                try:
+                    results += hf_check.check_all(resolve_model(name), name)
+                except UserError as error:
+                    errors.append(str(error))
+        finally:  # whatever ends it, the results so far are not lost
+            if results:
+                hf_check.show(results)
         wrong = [result.name for result in results if not result.ok]
         if wrong:
             errors.append(f"{', '.join(wrong)}: not transformers' token states")

@@ -33,6 +33,8 @@ class Check(NamedTuple):
       difference: the largest between two entries of token states.
       largest: the largest entry.
       cosine: the least of two token states.
+      tokens: of the longest text.
+      windows: the sliding windows of both sides, and the config's own where that is larger.
     """
 
     name: str
@@ -42,6 +44,8 @@ class Check(NamedTuple):
     difference: float
     largest: float
     cosine: float
+    tokens: int
+    windows: str
 
     @property
     def ok(self) -> bool:
@@ -60,18 +64,21 @@ def check_all(directory: Path, name: str) -> list[Check]:
 def check(directory: Path, *, seed: int = 0) -> Check:
     """Compares random texts of several lengths, ours packed into rows, transformers' padded right.
 
-    Texts are as long as twice a window, so that it shows; a window of thousands of tokens is made
-    small for that on both sides, by the config's own field.
+    Texts are as long as twice a window, so that it shows; a window of thousands of tokens, whose
+    scores would fill the memory, is made small for that on both sides, by the config's own field.
 
     Raises:
-      UserError: PyTorch or transformers is missing, or a file is.
+      UserError: PyTorch or transformers is missing, a file is, or transformers refuses the model.
     """
     shape, path = read_config(directory), directory / "config.json"
     fields = json.loads(path.read_text())
-    large = any(window and window > _WINDOW for window in shape.windows)
-    if large and "local_attention" not in fields:
-        fields |= {"sliding_window": _WINDOW}
+    own = max((window for window in shape.windows if window), default=0)
+    windows = f"{own}" if own else "none"
+    if own > _WINDOW:
+        both = {"local_attention": 2 * _WINDOW}  # ModernBERT's: both sides together
+        fields |= both if shape.family == "modernbert" else {"sliding_window": _WINDOW}
         shape = config_from_hf(fields, str(path))
+        windows = f"{max(window for window in shape.windows if window)} for {own}"
     shape = dataclasses.replace(shape, dropout=0.0, attention_dropout=0.0)
     params = hf.load_weights(directory, shape).params
     texts = _random_texts(shape, seed)
@@ -88,6 +95,8 @@ def check(directory: Path, *, seed: int = 0) -> Check:
         difference=float(np.abs(a - b).max()),
         largest=float(np.abs(b).max()),
         cosine=float(cosine.min()),
+        tokens=max(map(len, texts)),
+        windows=windows,
     )
 
 
@@ -122,9 +131,13 @@ def torch_states(
     except ImportError as error:
         raise UserError(f"{error}: --check needs the extra [torch]") from None
     kind = getattr(transformers, table_of(shape).architecture)
-    config = kind.config_class.from_dict(fields) if fields else None
     how = {"dtype": torch.float32, "attn_implementation": "eager", "local_files_only": True}
-    model = kind.from_pretrained(directory, config=config, **how).eval()
+    try:
+        config = kind.config_class.from_dict(fields) if fields else None
+        model = kind.from_pretrained(directory, config=config, **how).eval()
+    except Exception as error:  # of every kind, by its checks of a config
+        text = " ".join(str(error).split())
+        raise UserError(f"{directory}: transformers does not open it: {text}") from None
     mask = np.arange(max(map(len, texts))) < np.array([[len(text)] for text in texts])
     ids = np.full(mask.shape, model.config.pad_token_id or 0, np.int64)
     ids[mask] = np.concatenate(texts)
@@ -143,13 +156,15 @@ def show(results: list[Check]) -> None:
             r.family,
             f"{r.tensors}",
             f"{r.parameters:,}",
+            f"1 to {r.tokens}",
+            r.windows,
             f"{r.difference:.1e}",
             f"{r.cosine:.7f}",
             "yes" if r.ok else "NO",
         )
         for r in results
     ]
-    header = "model family tensors parameters difference cosine agrees".split()
+    header = "model family tensors parameters tokens windows difference cosine agrees".split()
     report.table("token states against transformers", rows, header=tuple(header))
 
 

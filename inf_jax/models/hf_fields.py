@@ -91,19 +91,20 @@ def ropes_of(fields: Fields, bases: Mapping[str, float]) -> dict[str, Rope]:
     new = fields.get("rope_parameters", None, kind=dict)
     old = fields.get("rope_scaling", None, kind=dict) or {}
     if not new:
-        scaled = {"": old, "full_attention": old, "sliding_attention": {}}
-        new = {kind: scaled[kind] for kind in bases}
-    elif any(name not in new or new[name] != value for name, value in old.items()):
-        # which one counts is not alike in all versions of transformers
+        given = {kind: {} if kind == "sliding_attention" else old for kind in bases}
+    elif "" in bases:
+        given = {"": new}
+    else:
+        given = {kind: new.get(kind) for kind in bases}
+        if new.keys() != bases.keys() or not all(isinstance(x, dict) for x in given.values()):
+            expected = f"one each for {' and '.join(bases)} is expected"
+            fields.problems.append(f"rope_parameters={new!r}: {expected}")
+            given = {kind: {} for kind in bases}
+    # what transformers takes of these is not alike in its versions
+    if new and any(name not in new or new[name] != value for name, value in old.items()):
         fields.problems.append("rope_scaling is not that of rope_parameters")
-    if "" in bases:
-        new = new if "" in new else {"": new}
-    parts = Fields(new)
-    given = {kind: parts.get(kind, kind=dict) for kind in bases}
-    parts.problems += [f"unknown field {name!r}" for name in sorted(new.keys() - parts.seen)]
-    fields.problems += [f"rope_parameters: {problem}" for problem in parts.problems]
-    if parts.problems:
-        given = dict.fromkeys(bases, {})
+    if "" not in bases and "type" in old and "rope_type" not in old:
+        fields.problems.append("rope_scaling has a type, but no rope_type")
     return {kind: _rope(fields, given[kind], base) for kind, base in bases.items()}
 
 

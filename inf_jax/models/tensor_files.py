@@ -6,7 +6,9 @@ bytes. A model is one file or several with an index, as transformers has them.
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,11 +69,24 @@ def stored_tensors(directory: Path) -> dict[str, Stored]:
         raise UserError(f"{index}: not an index of weights ({error!r}); get it again") from None
     tensors = {}
     for file in files:
+        if not (directory / file).is_file():
+            raise UserError(f"{index} names {file!r}, which is not there; get it again")
         tensors |= _header(directory / file)
     missing = sorted(of_file.keys() - tensors.keys())
     if missing:
-        raise UserError(f"{index} names tensors that the files lack: {', '.join(missing)}")
+        lacking = ", ".join(by_layer(missing))
+        raise UserError(f"{index} names tensors that the files lack: {lacking}")
     return tensors
+
+
+def by_layer(texts: Iterable[str]) -> list[str]:
+    """Texts that differ in the numbers of their names alone as one, with how many they are."""
+    counts, one = Counter(), {}
+    for text in texts:
+        like = re.sub(r"\.\d+\.", ".*.", text)
+        counts[like] += 1
+        one[like] = text
+    return [f"{like} ({n} times)" if n > 1 else one[like] for like, n in counts.items()]
 
 
 def _header(file: Path) -> dict[str, Stored]:
