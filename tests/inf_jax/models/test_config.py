@@ -1,6 +1,10 @@
 """A model's config.json: both generations of field names, and all that is refused."""
 
+import copy
+import functools
+import itertools
 import json
+import math
 import re
 
 import jax
@@ -94,6 +98,38 @@ def test_no_field_is_read_by_accident(name):
         ("gemma2", {"layer_types": [["full_attention"]] * 2}, "layer_types="),
         ("gemma2", {"head_dim": -8}, "head_dim=-8 (must be above 0)"),
         ("mistral", {"sliding_window": 0}, "sliding_window=0 (must be above 0)"),
+        ("modernbert", {"local_attention": 0}, "local_attention=0 (must be above 0)"),
+        ("modernbert", {"global_attn_every_n_layers": 0}, "n_layers=0 (must be above 0)"),
+        ("gemma3_text", {"sliding_window_pattern": 0}, "pattern=0 (must be above 0)"),
+        ("gemma2", {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar=0 (must be above 0)"),
+        # sliding layers without a window, with which transformers fails
+        ("gemma2", {"sliding_window": None}, "missing field 'sliding_window'"),
+        ("gemma3_text", {"sliding_window": None}, "missing field 'sliding_window'"),
+        (
+            "qwen2",
+            {"layer_types": ["sliding_attention"] * 2, "use_sliding_window": True},
+            "sliding_window null",
+        ),
+        # of two sayings transformers 5 takes rope_scaling
+        (
+            "llama",
+            {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+            "rope_scaling is not that of rope_parameters",
+        ),
+        ("gemma3_text", {"rope_parameters": {"rope_theta": 1e4}}, "one each for full_attention"),
+        (
+            "modernbert",
+            {"rope_parameters": {"full_attention": {}, "sliding_attention": "x"}},
+            "one each for full_attention and sliding_attention is expected",
+        ),
+        # by transformers 4 linear, by 5 not scaled
+        (
+            "gemma3_text",
+            {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 8.0}},
+            "rope_scaling has a type, but no rope_type",
+        ),
+        ("bert", {"embedding_size": 16}, "embedding_size=16 is not hidden_size"),
+        ("modernbert", {"causal_mask": True}, "causal_mask=True (covered: False)"),
         ("llama", {"rope_parameters": {"rope_theta": 0}}, "rope_theta=0 (must be above 0)"),
         (
             "llama",
@@ -108,7 +144,7 @@ def test_no_field_is_read_by_accident(name):
         (
             "qwen3",
             {"layer_types": ["sliding_attention", "full_attention"]},
-            "layer_types has sliding_attention, use_sliding_window is false",
+            "layer_types has sliding_attention, but use_sliding_window is false",
         ),
     ],
 )
@@ -116,6 +152,51 @@ def test_parts_that_are_not_covered(name, change, message):
     with pytest.raises(UserError) as error:
         config_from_hf(fields_of(name) | change)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_values_of_no_sense(name):
+    """Refused by one error, or taken as transformers takes them."""
+    transformers = pytest.importorskip("transformers")
+    fields = fields_of(name)
+    kind = type(transformers.AutoConfig.for_model(fields["model_type"]))
+    places = {(field,) for field in fields} | {
+        ("rope_parameters", *path)
+        for outer, inner in fields.get("rope_parameters", {}).items()
+        for path in ((outer,), *((outer, name) for name in (inner if type(inner) is dict else ())))
+    }
+    plain, refused = config_from_hf(fields), set()
+    values = (None, True, -1, 0, 1.5, "x", [], [1], [["a"]], {}, {"a": 1}, math.nan, math.inf)
+    for place, value in itertools.product(sorted(places), values):
+        changed = copy.deepcopy(fields)
+        functools.reduce(dict.__getitem__, place[:-1], changed)[place[-1]] = value
+        try:
+            ours = config_from_hf(changed)
+        except UserError:
+            refused.add(place)
+            continue
+        if ours == plain:
+            continue
+        try:
+            theirs = kind.from_dict(changed).to_dict()
+        except Exception:  # by its checks of types, of which it has many kinds
+            continue
+        assert ours == config_from_hf(theirs), (place, value)
+    assert ("model_type",) in refused and ("vocab_size",) in refused
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("bert", {"embedding_size": 32}),
+        ("modernbert", {"causal_mask": False}),
+        ("qwen2", {"do_sample": True, "temperature": 0.7, "top_k": 9, "top_p": 0.8}),
+        ("qwen2", {"num_beams": 4, "min_length": 1, "suppress_tokens": [1], "typical_p": 1.0}),
+        ("gemma2", {"sliding_window_size": 4}),
+    ],
+)
+def test_fields_without_effect(name, change):
+    assert config_from_hf(fields_of(name) | change) == read_config(GOLDEN / name)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -154,6 +235,10 @@ def test_windows_of_qwen():
     fields |= {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}
     assert config_from_hf(fields).windows == (None, 6)
     assert config_from_hf(fields | {"use_sliding_window": False}).windows == (None, None)
+    transformers = pytest.importorskip("transformers")
+    fields |= {"sliding_window": None}
+    assert transformers.Qwen2Config(**fields).layer_types == ["full_attention"] * 2
+    assert config_from_hf(fields).windows == (None, None)
 
 
 @pytest.mark.parametrize(

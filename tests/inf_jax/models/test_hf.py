@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from inf_jax.config import ReadLog, defaults
 from inf_jax.errors import UserError
 from inf_jax.models import hf, hf_check
 from inf_jax.models.config import read_config
+from inf_jax.models.shape import UNLIMITED
 from inf_jax.models.tables import TABLES, rules_of, table_of
 from inf_jax.models.tensor_files import stored_tensors
+from inf_jax.run import configured_encoder
 from tests.inf_jax.models.goldens import GOLDEN as GOLDENS
 from tests.inf_jax.models.goldens import NAMES, params_of, shape_of
 
@@ -260,8 +263,102 @@ def test_check_of_several_models(tmp_path, monkeypatch, capsys):
         hf.main()
     out = capsys.readouterr()
     assert exit_.value.code == 1 and "none" in out.err
-    assert out.out.count("yes") == 3
+    assert out.out.count("yes") == 3 and out.out.count("64, on both sides in place of 4096") == 3
     assert longest == [(128, (64, 64))] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "windows"),
+    [
+        ("modernbert", {"local_attention": 2048}, "64, on both sides in place of 1024"),
+        (
+            "gemma3_text",
+            {"sliding_window": 512, "use_bidirectional_attention": True},
+            "32, on both sides in place of 256",
+        ),
+        ("mistral_sliding8", {}, "8"),
+        ("bert", {}, "none"),
+    ],
+)
+def test_check_with_windows(tmp_path, name, change, windows):
+    pytest.importorskip("torch")
+    fields = json.loads((GOLDENS / name / "config.json").read_text()) | change
+    if "max_position_embeddings" in fields and name != "bert":
+        fields |= {"max_position_embeddings": 8192}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    shutil.copy(GOLDENS / name / "model.safetensors", tmp_path)
+    found = hf_check.check(tmp_path)
+    assert found.ok and found.windows == windows and found.tokens <= 128
+    assert windows == "none" or found.tokens >= 2 * int(windows.split(",")[0])
+
+
+def test_check_that_transformers_or_a_bug_ends(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("torch")
+    shutil.copytree(GOLDENS / "gemma2", tmp_path / "refused")
+    path = tmp_path / "refused" / "config.json"
+    # a type that transformers' own checks do not let pass
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"query_pre_attn_scalar": 8.5}))
+    monkeypatch.setattr(sys, "argv", ["hf", "--check", str(GOLDENS / "bert"), str(path.parent)])
+    with pytest.raises(SystemExit):
+        hf.main()
+    out = capsys.readouterr()
+    assert out.out.count("yes") == 1 and "transformers does not open it" in out.err
+
+    def bug(directory, name):
+        if name.endswith("refused"):
+            raise ZeroDivisionError
+        return check_all(directory, name)
+
+    check_all = hf_check.check_all
+    monkeypatch.setattr(hf_check, "check_all", bug)
+    with pytest.raises(ZeroDivisionError):
+        hf.main()
+    assert capsys.readouterr().out.count("yes") == 1
+
+
+@pytest.mark.parametrize("name", ["t5_encoder", "t5_gated_encoder"])
+def test_texts_of_t5_have_no_limit(name):
+    """transformers takes those over n_positions too, by the same states."""
+    pytest.importorskip("torch")
+    shape = shape_of(name)
+    assert shape.max_positions == UNLIMITED
+    config = defaults()
+    config.data.max_passage_tokens = 700
+    configured_encoder(ReadLog(config), shape, source=name)
+    texts = [np.random.default_rng(0).integers(4, shape.vocab_size, 700).astype(np.int32)]
+    (theirs,) = hf_check.torch_states(GOLDENS / name, shape, texts)
+    (ours,) = hf_check.packed_states(params_of(name), shape, texts)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
+
+
+def test_layers_of_another_shape_are_one_line(tmp_path):
+    shape = shape_of("qwen2")
+    hf.save_weights(params_of("qwen2"), tmp_path, shape)
+    with pytest.raises(UserError) as error:
+        hf.load_weights(tmp_path, dataclasses.replace(shape, ffn=7))
+    message = str(error.value)
+    assert "layers.*.mlp.up_proj.weight has shape (64, 32), expected (7, 32) (2 times)" in message
+    assert message.count("mlp.up_proj") == 1
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ({"weight_map": {"norm.weight": 1}}, "not an index of weights"),
+        ({"weight_map": [1]}, "not an index of weights"),
+        ([], "not an index of weights"),
+        ({"weight_map": {"norm.weight": "away.safetensors"}}, "'away.safetensors', which is not"),
+        (
+            {"weight_map": {f"layers.{n}.x.weight": "model.safetensors" for n in range(9)}},
+            r"that the files lack: layers\.\*\.x\.weight \(9 times\)",
+        ),
+    ],
+)
+def test_indices_that_are_none(tmp_path, index, message):
+    shutil.copy(GOLDENS / "qwen2" / "model.safetensors", tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=message):
+        hf.load_weights(tmp_path, shape_of("qwen2"))
 
 
 def test_missing_layers_are_one_line(tmp_path):
