@@ -46,7 +46,7 @@ _SAME = """model.name model.towers model.query_encoder model.pooling model.norma
     data.passage_template""".split()
 # What a tokenizer file brings along of how somebody once used it.
 _TOKENIZER_HABITS = """max_length stride truncation_strategy pad_to_multiple_of is_local
-    local_files_only""".split()
+    local_files_only auto_map""".split()
 
 
 def main(resolved: ConfigDict) -> None:

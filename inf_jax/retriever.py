@@ -252,7 +252,7 @@ def _foreign_config(directory: Path) -> tuple[RetrieverConfig, Path, EncoderConf
         found = st_files.StModel("mean", True, None)
     folder = directory / found.path
     shape = read_config(folder)
-    tokenizer = st_files.read_json(folder / "tokenizer_config.json", default={})
+    tokenizer = st_files.read_json(folder / "tokenizer_config.json", default={}, kind=dict)
     limits = {
         "max_position_embeddings": shape.max_positions,
         "max_seq_length": found.max_length,
