@@ -41,7 +41,8 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(_bias|norm/(scale|bias)|projection/bias)$", PartitionSpec()),
 )
 
-# Keys and values may have fewer heads than "tensor" has devices: each device has all of them then.
+# Where "tensor" does not divide the heads of keys and values, each device has them all, of which its
+# own heads of queries need some (`Shards.serving`).
 _FEW_HEADS = r"(key|value)_(kernel|bias|lora_b)$"
 
 

@@ -5,11 +5,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from inf_jax import packing
 from inf_jax.gradcache import in_chunks
-from inf_jax.mesh import batch_sharding, make_mesh, state_shardings
+from inf_jax.mesh import batch_devices, batch_sharding, make_mesh, path_name, state_shardings
 from inf_jax.models.encoder import EncoderOptions, make_encoder
 from inf_jax.models.lora import first_adapters, make_lora
 from inf_jax.models.shape import EncoderConfig
@@ -26,12 +27,18 @@ def packed_chunks(chunks=4, texts=5):
     return packing.stack_chunks(made)
 
 
+FEW = [name for name in NAMES if shape_of(name).kv_heads % 4]  # for a "tensor" of four
+
+
 @pytest.mark.parametrize(
-    "mesh", [{"fsdp": 8}, {"fsdp": 2, "tensor": 2}], ids=["fsdp8", "fsdp2-tensor2"]
+    ("name", "mesh"),
+    [(name, mesh) for mesh in ({"fsdp": 8}, {"fsdp": 2, "tensor": 2}) for name in NAMES]
+    + [(name, {"fsdp": 2, "tensor": 4}) for name in FEW],
+    ids=lambda x: x if isinstance(x, str) else "-".join(f"{axis}{n}" for axis, n in x.items()),
 )
-@pytest.mark.parametrize("name", NAMES)
 def test_hidden_states_are_the_goldens(name, mesh):
     """Padded on either side and packed, with layers recomputed."""
+    assert len(NAMES) == 14 and len(FEW) == 9
     encoder, mesh = make_encoder(shape_of(name)), make_mesh(**mesh)
     rows, real, expected = all_rows(name)
     repeats = [np.resize(x, (-(-len(x) // 8) * 8, *x.shape[1:])) for x in rows]
@@ -52,7 +59,10 @@ def of_heads(name: str, kv_heads: int | None) -> tuple[EncoderConfig, dict]:
     shape, params = shape_of(name), dict(params_of(name))
     if kv_heads == 3:
         shape = dataclasses.replace(shape, heads=6, kv_heads=3)
-        return shape, make_encoder(shape).init(jax.random.key(0))
+        shapes = jax.eval_shape(make_encoder(shape).init, jax.random.key(0))
+        rng = np.random.default_rng(0)
+        drawn = lambda x: 0.2 * rng.standard_normal(x.shape, np.float32)  # noqa: E731
+        return shape, jax.tree.map(drawn, shapes)
     if kv_heads is None:
         return shape, params
     blocks = {
@@ -76,7 +86,7 @@ def of_heads(name: str, kv_heads: int | None) -> tuple[EncoderConfig, dict]:
         ("qwen2", 2, 3),  # a device's three heads of queries go by two of keys
     ],
 )
-def test_gradients_are_those_of_one_device(name, tensor, kv_heads):
+def test_vectors_and_gradients_are_those_of_one_device(name, tensor, kv_heads):
     shape, params = of_heads(name, kv_heads)
     shape = dataclasses.replace(shape, dropout=0.1, attention_dropout=0.1)
     paths = [f"blocks/{name}_kernel" for name in ("query", "key", "value", "out", "up", "down")]
@@ -92,14 +102,43 @@ def test_gradients_are_those_of_one_device(name, tensor, kv_heads):
         def encode(params, packed, **how):
             return encoder.encode(params, packed, key, **how)
 
-        return jnp.sum(in_chunks(encode, params, packed, groups=1, mesh=mesh) * weight)
+        groups = 1 if mesh is None else len(weight) // batch_devices(mesh)
+        vectors = in_chunks(encode, params, packed, groups=groups, mesh=mesh)
+        return jnp.sum(vectors * weight), vectors
 
-    mesh = make_mesh(fsdp=2, tensor=tensor)
+    mesh = make_mesh(fsdp=2, tensor=tensor)  # of four, two chunks a device: GradCache
     shardings = state_shardings(mesh, params)
     split = jax.device_put(params, shardings), jax.device_put(packed, batch_sharding(mesh))
-    expected = quick_jit(jax.grad(scalar))(params, packed)
-    found = quick_jit(jax.grad(lambda p, x: scalar(p, x, mesh)))(*split)
+    expected, vectors = quick_jit(jax.grad(scalar, has_aux=True))(params, packed)
+    both = jax.grad(lambda p, x: scalar(p, x, mesh), has_aux=True)
+    found, mine = quick_jit(both)(*split)
+    np.testing.assert_allclose(mine, vectors, atol=1e-5, rtol=0)
     largest = max(np.abs(x).max() for x in jax.tree.leaves(expected))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=3e-6 * largest, rtol=0), found, expected
     )
+
+
+@pytest.mark.parametrize(
+    ("tensor", "kv_heads", "whole"), [(2, 2, False), (2, 1, True), (4, 2, True)]
+)
+def test_moments_lie_with_their_parameters(tensor, kv_heads, whole):
+    """Of a model with key norms, biases and adapters: what "tensor" splits, here and in Adam."""
+    shape = dataclasses.replace(shape_of("qwen3"), kv_heads=kv_heads, qkv_bias=True)
+    paths = [f"blocks/{name}_kernel" for name in ("query", "key", "value")]
+    lora = make_lora(paths, rank=2, alpha=4.0, targets="_kernel")
+    encoder = make_encoder(shape, EncoderOptions(lora=lora))
+    params = jax.eval_shape(encoder.init, jax.random.key(0))
+    mesh = make_mesh(fsdp=2, tensor=tensor)
+    state = {"params": params, "moments": jax.eval_shape(optax.adam(1e-3).init, params)}
+    split = {"params": set(), "moments": set()}
+    for path, sharding in jax.tree_util.tree_leaves_with_path(state_shardings(mesh, state)):
+        place, *_, name = path_name(path).split("/")
+        if "tensor" in sharding.spec:
+            split[place].add(name)
+    parts = ("kernel", "bias", "lora_b")
+    expected = {f"query_{part}" for part in parts} | {"out_kernel"}
+    expected |= {f"{name}_kernel" for name in ("up", "gate", "down")}
+    if not whole:
+        expected |= {f"{name}_{part}" for name in ("key", "value") for part in parts}
+    assert split == {"params": expected, "moments": expected}
