@@ -41,8 +41,8 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(_bias|norm/(scale|bias)|projection/bias)$", PartitionSpec()),
 )
 
-# Where "tensor" does not divide the heads of keys and values, each device has them all, of which its
-# own heads of queries need some (`Shards.serving`).
+# Where "tensor" does not divide the heads of keys and values, each device has them all; its own
+# heads of queries need some of them (`Shards.serving`).
 _FEW_HEADS = r"(key|value)_(kernel|bias|lora_b)$"
 
 
