@@ -2,6 +2,7 @@
 
 import math
 import re
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -100,6 +101,12 @@ def check(config: ConfigDict) -> None:
         problems.append(f"train.best_metric={train.best_metric!r}: needs train.dev_every")
     if train.hang_minutes and not 1e-3 <= train.hang_minutes <= 1e5:
         problems.append(f"train.hang_minutes={train.hang_minutes!r}: 0, or from 0.001 to 100,000")
+    name = config.model.name
+    if config.out_dir and name and Path(config.out_dir).resolve() == Path(name).resolve():
+        problems.append(
+            f"out_dir={config.out_dir!r}: is model.name's directory, whose config.json "
+            "training would overwrite; give another"
+        )
     problems += _pattern_problems(config)
     problems += _head_problems(config)
     problems += _loss_problems(config)

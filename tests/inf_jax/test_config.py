@@ -87,6 +87,13 @@ def test_bad_command_lines(arguments, message):
         cfg.parse(["main", DEMO, *arguments])
 
 
+def test_the_models_directory_is_no_out_dir(tmp_path):
+    (tmp_path / "model").mkdir()
+    flags = [f"--config.model.name={tmp_path}/model", f"--config.out_dir={tmp_path}/model/../model"]
+    with pytest.raises(UserError, match=r"is model\.name.s directory"):
+        cfg.parse(["main", DEMO, *flags])
+
+
 def test_all_problems_at_once():
     with pytest.raises(UserError) as error:
         cfg.parse(["main", DEMO, "--config.train.steps=0", "--config.loss.mask=none"])
