@@ -24,7 +24,7 @@ from inf_jax.errors import UserError
 MOST_BYTES = 190_000_000  # of a batch's file; the API takes 200 MB
 _LINE_BYTES = 200  # of a line beside the body
 _LINGER_S = 0.3  # without a new question: what has come together is sent
-_FAILED_IN_A_ROW = 5  # batches without any answer, after which the run stops
+_FAILED_IN_A_ROW = 5  # batches without any answer, beside those under way: the run stops
 _FAILED_LATER_IN_A_ROW = 10  # the same, where the endpoint has given answers before
 _CROWDED_IN_A_ROW = 30  # the same, of batches for which there was no room beside others
 

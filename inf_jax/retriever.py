@@ -45,6 +45,10 @@ class Retriever:
       attention: "auto" or an implementation by name, see `EncoderOptions`.
       mesh: of devices of this process, see `load`'s fsdp; None is a copy on each of all.
 
+    Attributes:
+      embedding_size: int, e.
+      mesh: where the parameters lie.
+
     Raises:
       UserError: a limit is over the encoder's positions.
     """

@@ -109,10 +109,9 @@ def read(directory: Path) -> StModel | None:
       UserError: a module or a pooling that our encoder does not cover; a damaged file.
     """
     path = directory / "modules.json"
-    modules = read_json(path, default=None)
-    if modules is None:
+    modules = _modules(path)
+    if not modules:
         return None
-    _check_modules(path, modules)
     kinds = [module["type"].rpartition(".")[2] for module in modules]
     dense = tuple(_dense_folders(modules))
     normalise = kinds[-1] == "Normalize"
@@ -121,7 +120,7 @@ def read(directory: Path) -> StModel | None:
             f"{path}: {', '.join(kinds)} is not covered, only Transformer, Pooling, any Dense, and "
             "Normalize, in this order"
         )
-    folder = directory / modules[0].get("path", "")
+    folder = directory / modules[0]["path"]
     settings = read_json(folder / "sentence_bert_config.json", default={}, kind=dict)
     if settings.get("do_lower_case"):
         raise UserError(
@@ -133,22 +132,19 @@ def read(directory: Path) -> StModel | None:
     if not isinstance(prompts, dict) or not all(isinstance(x, str) for x in prompts.values()):
         raise UserError(f"{path}: prompts={prompts!r} are not texts by their names; mend the file")
     return StModel(
-        pooling=_read_pooling(directory / modules[1].get("path", "") / "config.json"),
+        pooling=_read_pooling(directory / modules[1]["path"] / "config.json"),
         normalise=normalise,
         max_length=settings.get("max_seq_length"),
         query_prompt=prompts.get("query") or "",
         passage_prompt=prompts.get("document") or prompts.get("passage") or "",
-        path=modules[0].get("path", ""),
+        path=modules[0]["path"],
         dense=dense,
     )
 
 
 def projection_of(directory: Path, *, width: int) -> dict[str, np.ndarray] | None:
     """`read_projection` of the Dense modules that modules.json names, whatever the others are."""
-    modules = read_json(directory / "modules.json", default=[])
-    if modules != []:
-        _check_modules(directory / "modules.json", modules)
-    dense = _dense_folders(modules)
+    dense = _dense_folders(_modules(directory / "modules.json"))
     return read_projection(directory, dense, width=width)
 
 
@@ -183,7 +179,11 @@ def read_projection(
     return found if bias is None else found | {"bias": bias.astype(np.float32)}
 
 
-def _check_modules(path: Path, modules: Any) -> None:
+def _modules(path: Path) -> list[dict[str, Any]]:
+    """What a modules.json lists, each with a type and a path; [] where there is none."""
+    modules = read_json(path, default=None)
+    if modules is None:
+        return []
     if not (modules and isinstance(modules, list)) or not all(
         isinstance(module, dict)
         and isinstance(module.get("type"), str)
@@ -191,10 +191,11 @@ def _check_modules(path: Path, modules: Any) -> None:
         for module in modules
     ):
         raise UserError(f"{path}: not a list of modules with a type and a path; get it again")
+    return [{"path": ""} | module for module in modules]
 
 
 def _dense_folders(modules: Sequence[Mapping]) -> list[str]:
-    return [module.get("path", "") for module in modules if module["type"].endswith(".Dense")]
+    return [module["path"] for module in modules if module["type"].endswith(".Dense")]
 
 
 def _read_dense(folder: Path) -> tuple[np.ndarray, np.ndarray | None]:

@@ -146,7 +146,6 @@ def _t5(fields: Fields) -> dict[str, Any]:
     if fields.get("is_gated_act", bool(gate), kind=bool) != bool(gate):
         fields.problems.append("is_gated_act is not that of feed_forward_proj")
     dropout = fields.get("dropout_rate", 0.1, kind=NUMBER)
-    fields.get("n_positions", None)  # of the training's texts: distances know no last one
     return {
         "vocab_size": fields.get("vocab_size"),
         "width": fields.get("d_model"),
@@ -155,7 +154,7 @@ def _t5(fields: Fields) -> dict[str, Any]:
         "kv_heads": heads,
         "head_width": fields.get("d_kv"),
         "ffn": fields.get("d_ff"),
-        "max_positions": UNLIMITED,
+        "max_positions": UNLIMITED,  # n_positions is of the training's texts
         "norm": "rms",
         "norm_eps": fields.get("layer_norm_epsilon", 1e-6, kind=NUMBER),
         "norm_place": "pre",
@@ -269,7 +268,6 @@ def _gemma1(fields: Fields) -> dict[str, Any]:
 def _gemma2(fields: Fields) -> dict[str, Any]:
     options = _gemma(fields, kv_heads=4)
     kinds = layer_types(fields, options["layers"], lambda i: i % 2 == 1)
-    fields.get("sliding_window_size", None)  # in some of the first files; transformers' is below
     return options | {
         "norm_place": "both",
         "scale": _query_scale(fields),
@@ -331,10 +329,11 @@ _MODERNBERT = Family(
 _T5 = Family(
     _t5,
     required={n: v for n, v in _ENCODER_ONLY.items() if n != "is_encoder_decoder"},
-    # the decoder's, which is not built; initialisation
+    # the decoder's, which is not built; initialisation; the length of the training's texts
     ignored=frozenset(
-        """num_decoder_layers scale_decoder_outputs is_encoder_decoder initializer_factor
-        initializer_range num_hidden_layers num_attention_heads hidden_size head_dim""".split()
+        """n_positions num_decoder_layers scale_decoder_outputs is_encoder_decoder
+        initializer_factor initializer_range num_hidden_layers num_attention_heads hidden_size
+        head_dim""".split()
     ),
 )
 _NO_ENCODER = {"is_encoder_decoder": (False,), "add_cross_attention": (False,)}
@@ -354,7 +353,12 @@ FAMILIES: dict[str, Family] = {
     "qwen2": Family(_qwen2, required=_NO_ENCODER | {"use_mrope": (False,)}),
     "qwen3": Family(_qwen3, required=_NO_ENCODER),
     "gemma": Family(_gemma1, required=_NO_ENCODER | _TWO_WAY, ignored=_GEMMA),
-    "gemma2": Family(_gemma2, required=_NO_ENCODER | _TWO_WAY, ignored=_GEMMA),
+    "gemma2": Family(
+        _gemma2,
+        required=_NO_ENCODER | _TWO_WAY,
+        # in some of the first files, and not read by transformers
+        ignored=_GEMMA | {"sliding_window_size"},
+    ),
     "gemma3_text": Family(
         _gemma3,
         # transformers reads attn_logit_softcapping and does not apply it

@@ -1,6 +1,7 @@
 """Other families than BERT on a mesh: weights split and gathered by layer, heads and ffn shared."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -65,12 +66,8 @@ def of_heads(name: str, kv_heads: int | None) -> tuple[EncoderConfig, dict]:
         return shape, jax.tree.map(drawn, shapes)
     if kv_heads is None:
         return shape, params
-    blocks = {
-        path: x[..., :kv_heads, :] if path.startswith(("key_", "value_")) else x
-        for path, x in params["blocks"].items()
-        if "norm" not in path
-    }
-    blocks |= {path: x for path, x in params["blocks"].items() if "norm" in path}
+    cut = [path for path in params["blocks"] if re.match("(key|value)_(kernel|bias)", path)]
+    blocks = params["blocks"] | {path: params["blocks"][path][..., :kv_heads, :] for path in cut}
     return dataclasses.replace(shape, kv_heads=kv_heads), params | {"blocks": blocks}
 
 
