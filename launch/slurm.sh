@@ -72,6 +72,7 @@ printf '== %s job %s on %s, start %s\n' "$(date -u +%FT%TZ)" "$SLURM_JOB_ID" "${
   "${SLURM_RESTART_COUNT:-0}"
 "${srun[@]}" &
 step=$!
+[[ -z $ending ]] || kill -TERM "$step" # the signal came before there was a step
 status=0
 wait "$step" || status=$?
 if [[ -n $ending ]]; then # wait returned for the signal; now for the saving

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,14 @@ class Run:
 def batches(server) -> list[dict]:
     """The server's, by its own account."""
     return server.stats(requests=False)["batches"]
+
+
+def submitted(directory: Path) -> int:
+    """Batches of which the journal knows that they were."""
+    journal = directory / "journal.sqlite"
+    with contextlib.closing(sqlite3.connect(f"file:{journal}?mode=ro", uri=True)) as db:
+        query = "SELECT count(*) FROM batch_events WHERE event = 'submitted'"
+        return db.execute(query).fetchone()[0]
 
 
 def names(server) -> list[str]:
@@ -252,7 +261,8 @@ def test_what_was_never_submitted_is_asked_anew_only_if_it_is_wanted(llm_server,
 def test_a_batch_that_is_gone_is_given_up_on_demand(llm_server, tmp_path):
     server = llm_server(batch_step_s=0.3)
     run = Run(tmp_path, server.base_url)
-    run.ask_until(questions(5), lambda: len(batches(server)) == 1)
+    # what was killed before it knew of the submission is looked for by name, and asked anew
+    run.ask_until(questions(5), lambda: submitted(tmp_path) == 1)
     other = Run(tmp_path, llm_server().base_url)
     with pytest.raises(UserError, match="--forget-batches"):
         other.ask(questions(5))

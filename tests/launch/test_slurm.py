@@ -13,11 +13,8 @@ SCRIPT = ROOT / "launch" / "slurm.sh"
 SRUN = """#!/bin/bash
 echo "srun $*" >>"$LOG"
 echo "devices ${JAX_LOCAL_DEVICE_IDS:-}" >>"$LOG"
-trap 'kill -TERM "$child"; wait "$child"; exit' TERM
 while [[ $1 == --* ]]; do shift; done
-"$@" &
-child=$!
-wait "$child"
+exec "$@"
 """
 PYTHON = """#!/bin/bash
 trap 'echo saved >>"$LOG"; exit 143' TERM
