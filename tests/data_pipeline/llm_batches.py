@@ -31,6 +31,7 @@ class Batches:
         self._server = server
         self._folder = state / "files" if state else None
         self._files: dict[str, dict[str, Any]] = {}
+        self._kept = 0  # files, deleted ones too: no id comes twice
         self._contents: dict[str, bytes] = {}
         self._batches: dict[str, dict[str, Any]] = {}
         self._hashes: dict[str, str] = {}  # batch -> hash of its input
@@ -40,6 +41,7 @@ class Batches:
         for event in server.counts.earlier:
             if event["event"] == "file":
                 self._files[event["file"]["id"]] = event["file"]
+                self._kept += 1
             elif event["event"] == "batch":
                 batch = event["batch"]
                 self._batches[batch["id"]], self._hashes[batch["id"]] = batch, event["input"]
@@ -123,9 +125,9 @@ class Batches:
         return self._server.raw(content)
 
     def _keep(self, filename: str, purpose: str, content: bytes) -> dict[str, Any]:
-        number = len(self._files) + 1
+        self._kept += 1
         file = {
-            "id": f"file-{number:06d}{hashlib.blake2b(content, digest_size=4).hexdigest()}",
+            "id": f"file-{self._kept:06d}{hashlib.blake2b(content, digest_size=4).hexdigest()}",
             "object": "file",
             "bytes": len(content),
             "created_at": int(time.time()),

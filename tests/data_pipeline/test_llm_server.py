@@ -1,6 +1,5 @@
 """The local server itself, seen through the openai client: what the other tests rest on."""
 
-import contextlib
 import io
 import json
 import time
@@ -258,8 +257,14 @@ def test_batches_are_listed_in_pages_and_cancelled(client_of, llm_server):
     batch, _ = finished(client, client.batches.retrieve(batch.id))
     assert batch.status == "cancelled"
     assert 0 < len(lines(client, batch.output_file_id)) < 300
-    with contextlib.suppress(StopIteration):
-        assert next(iter(client.files.list(purpose="batch"))).purpose == "batch"
+    assert next(iter(client.files.list(purpose="batch"))).purpose == "batch"
+
+
+def test_no_file_has_the_id_of_a_deleted_one(client_of, calm_server):
+    client, data = client_of(calm_server), rows_of([generate()])
+    first, second, third = (submit(client, data).input_file_id for _ in range(3))
+    client.files.delete(second)
+    assert submit(client, data).input_file_id not in (first, second, third)
 
 
 def test_a_restarted_server_knows_what_it_knew(client_of, llm_server, tmp_path):
