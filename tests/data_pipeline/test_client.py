@@ -324,15 +324,15 @@ def test_used_up_limits():
 
 
 def test_the_reply_tells_when_a_limit_is_used_up(llm_server):
-    server = llm_server(rate=10, burst=2)
+    server = llm_server(rate=0.5, burst=2)
     first, second, third = ask(server.base_url, *[request("limit")] * 3)
     assert first.wait_s is None
-    assert second.outcome == ANSWER and 0 < second.wait_s < 0.3
-    assert third.outcome == UNPAID and third.slow_down and 0 < third.wait_s < 0.3
+    assert second.outcome == ANSWER and 0 < second.wait_s < 3
+    assert third.outcome == UNPAID and third.slow_down and 0 < third.wait_s < 3
 
 
 def test_many_at_once_share_connections(llm_server):
-    server = llm_server(latency_ms=20)
+    server = llm_server(latency_ms=400)
 
     async def asked():
         one = endpoint(server.base_url)

@@ -285,7 +285,7 @@ def test_a_restarted_server_knows_what_it_knew(client_of, llm_server, tmp_path):
 
 
 def test_rate_limit_tells_when_to_come_again(client_of, llm_server):
-    client, body = client_of(llm_server(rate=20, burst=2)), generate()
+    client, body = client_of(llm_server(rate=1, burst=2)), generate()
     first = client.chat.completions.with_raw_response.create(**body)
     assert first.headers["x-ratelimit-remaining-requests"] == "1"
     with pytest.raises(openai.RateLimitError) as caught:
@@ -293,7 +293,7 @@ def test_rate_limit_tells_when_to_come_again(client_of, llm_server):
             client.chat.completions.create(**body)
     headers = caught.value.response.headers
     assert headers["x-ratelimit-remaining-requests"] == "0"
-    assert 0 < float(headers["retry-after-ms"]) <= 51
+    assert 0 < float(headers["retry-after-ms"]) <= 1001
     assert caught.value.code == "rate_limit_exceeded"
 
 
