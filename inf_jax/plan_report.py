@@ -26,6 +26,7 @@ def show(found: dict[str, Any]) -> None:
                 " + ".join(f"{batch['chunks']}x{r}x{batch['row_tokens']}" for r in batch["rows"]),
             ),
             ("tokens a step", f"{batch['tokens']:,.0f}, fill {batch['fill']:.1%}"),
+            ("attention", found["attention"]),
         ],
     )
     print(f"lengths {batch['note']}\n")

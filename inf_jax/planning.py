@@ -72,6 +72,7 @@ def make_plan(
         "tensor_divides": math.gcd(shape.heads, shape.ffn),  # mesh.tensor must
         "model": config.model.name,
         "model_shape_from": source,
+        "attention": encoder.attention_in_training(config.data.row_tokens),
         "parameters": _count(program.shapes.whole),
         "trained_parameters": _count(program.shapes.params),
         "objective": str(program.objective),

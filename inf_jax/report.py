@@ -87,6 +87,7 @@ def banner(config: ConfigDict, training: Training, *, first_step: int) -> None:
             ("grid (chunks x rows x tokens)", grids),
             ("chunks a device", config.train.chunks_per_device),
             ("tokens a step", f"{plan.tokens:,.0f}, fill {plan.fill:.1%}"),
+            ("attention", training.model.encoder.attention_in_training(loader.row_tokens)),
             ("shape", "known for all steps" if plan.exact else "from sampled steps, with a margin"),
             *((f"negatives a query, block {b}", n) for b, n in negatives.items()),
             *_instruction_negatives(loader),

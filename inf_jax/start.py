@@ -54,6 +54,7 @@ def start_params(model: Model, split: Split, mesh: Mesh, *, start_from: str) -> 
             f"model.start_from={start_from}: a model of another shape than {model.directory}; "
             f"name the run's own backbone, model.name={source.model.name!r}"
         )
+    _check_same_tokens(theirs, model, start_from, source.model.name)
     if _head(theirs) != _head(model):
         was, bias = _head(theirs)
         raise UserError(
@@ -148,6 +149,19 @@ def _kind(model: Model) -> EncoderConfig:
 
 def _head(model: Model) -> tuple[int, bool]:
     return model.encoder.options.projection, model.encoder.options.projection_bias
+
+
+def _check_same_tokens(theirs: Model, model: Model, start_from: str, name: str) -> None:
+    """Raises UserError where a token that the run knew has another id now; new ones may come."""
+    was, now = theirs.tokenizer.vocabulary(), model.tokenizer.vocabulary()
+    others = sorted((number, token) for token, number in was.items() if now.get(token) != number)
+    if others:
+        number, token = others[0]
+        raise UserError(
+            f"model.start_from={start_from}: was trained with another tokenizer than that of "
+            f"{model.directory} (the token {token!r} had the id {number}, now "
+            f"{now.get(token, 'none')}); name the run's own backbone, model.name={name!r}"
+        )
 
 
 def _check_same_split(config: ReadLog, saved: checkpoint.Saved, directory: storage.AnyPath) -> None:

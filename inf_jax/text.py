@@ -117,6 +117,10 @@ class TextTokenizer:
         state = self._backend.to_str() + str(self._backend.encode_special_tokens)
         self.fingerprint: str = hashlib.sha256(state.encode()).hexdigest()
 
+    def vocabulary(self) -> dict[str, int]:
+        """Token -> id, added tokens too."""
+        return self._backend.get_vocab(with_added_tokens=True)
+
     def queries(self, queries: Sequence[tuple[str, str]], config: TextConfig) -> list[np.ndarray]:
         """Token ids of (query, instruction) pairs, special tokens included.
 

@@ -42,10 +42,10 @@ def cudnn_attention(
 
 
 def cudnn_refusal(
-    q: jax.Array, *, bias: jax.Array | None, dropout: bool, softcap: float | None
+    q: jax.Array | jax.ShapeDtypeStruct, *, bias: bool, dropout: bool, softcap: float | None
 ) -> str:
     """Why cuDNN's flash attention cannot do it; "" where it can."""
-    if bias is not None:
+    if bias:
         return "the model adds a bias by distance to its scores"
     if dropout:
         return "model.dropout drops attention weights"
@@ -61,8 +61,8 @@ def cudnn_refusal(
 
 
 class Implementation(NamedTuple):
-    """Attributes: attend, with the arguments of `attention`; refusal, (q, bias=, dropout=,
-    softcap=) -> why it cannot, or ""."""
+    """Attributes: attend, with the arguments of `attention`; refusal, with those of `choose` but
+    `by` -> why it cannot, or ""."""
 
     attend: Callable[..., Array]
     refusal: Callable[..., str]
@@ -100,6 +100,34 @@ def _from_ampere(device: jax.Device) -> bool:
     return major.isdigit() and int(major) >= 8  # "gfx90a" of an AMD is no number
 
 
+def choose(
+    by: tuple[str, ...],
+    q: jax.Array | jax.ShapeDtypeStruct,
+    *,
+    bias: bool,
+    dropout: bool,
+    softcap: float | None,
+) -> tuple[str, str]:
+    """(the first name that can do it, why those before it cannot).
+
+    Args:
+      by: names in IMPLEMENTATIONS.
+      q: of `attention`, or its shape and dtype.
+      bias, dropout: whether there is a bias, and whether weights are dropped.
+      softcap: see `attention`.
+
+    Raises:
+      UserError: none can; says why.
+    """
+    reasons = []
+    for name in by:
+        reason = IMPLEMENTATIONS[name].refusal(q, bias=bias, dropout=dropout, softcap=softcap)
+        if not reason:
+            return name, "; ".join(reasons)
+        reasons.append(f"model.attention={name!r}: {reason}")
+    raise UserError("; ".join(reasons) + "; 'auto' takes 'xla' there")
+
+
 def attention(
     q: Float[Array, "r h t k"],
     k: Float[Array, "r g t k"],
@@ -124,32 +152,26 @@ def attention(
     before the bias. `first_head` is the number of the first of these heads, for dropout.
 
     Args:
-      by: names in IMPLEMENTATIONS; the first that can do it does.
+      by: names in IMPLEMENTATIONS, see `choose`.
 
     Raises:
-      UserError: none can; says why.
+      UserError: as `choose`.
     """
-    reasons = []
     dropout = dropout_key is not None and dropout_rate > 0
-    for name in by:
-        attend, refusal = IMPLEMENTATIONS[name]
-        reason = refusal(q, bias=bias, dropout=dropout, softcap=softcap)
-        if not reason:
-            return attend(
-                q,
-                k,
-                v,
-                segments=segments,
-                positions=positions,
-                scale=scale,
-                causal=causal,
-                window=window,
-                softcap=softcap,
-                bias=bias,
-                dropout_rate=dropout_rate,
-                dropout_key=dropout_key,
-                site=site,
-                first_head=first_head,
-            )
-        reasons.append(f"model.attention={name!r}: {reason}")
-    raise UserError("; ".join(reasons) + "; 'auto' takes 'xla' there")
+    name, _ = choose(by, q, bias=bias is not None, dropout=dropout, softcap=softcap)
+    return IMPLEMENTATIONS[name].attend(
+        q,
+        k,
+        v,
+        segments=segments,
+        positions=positions,
+        scale=scale,
+        causal=causal,
+        window=window,
+        softcap=softcap,
+        bias=bias,
+        dropout_rate=dropout_rate,
+        dropout_key=dropout_key,
+        site=site,
+        first_head=first_head,
+    )

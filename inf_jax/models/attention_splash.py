@@ -52,11 +52,11 @@ def splash_attention(
 
 
 def splash_refusal(
-    q: jax.Array, *, bias: jax.Array | None, dropout: bool, softcap: float | None
+    q: jax.Array | jax.ShapeDtypeStruct, *, bias: bool, dropout: bool, softcap: float | None
 ) -> str:
     """Why the kernels cannot do it; "" where they can."""
     del softcap
-    if bias is not None:
+    if bias:
         return "the model adds a bias by distance to its scores"
     if dropout:
         return "model.dropout drops attention weights"

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from inf_jax.models.attention import implementations
+from inf_jax.models.attention import choose, implementations
 from inf_jax.models.dropout import dropout_key
 from inf_jax.models.instruct import attend, attend_all, text_states
 from inf_jax.models.lora import Lora
@@ -106,6 +106,28 @@ class Encoder:
         """e, entries of a vector."""
         return self.options.projection or self.config.width
 
+    def attention_in_training(self, tokens: int) -> str:
+        """The implementation for rows of so many tokens, with why it is not the device's own.
+
+        Raises:
+          UserError: as `attention.implementations` and `attention.choose`.
+        """
+        config = self.config
+        name, instead_of = choose(
+            _implementations(self.options),
+            jax.ShapeDtypeStruct(
+                (1, config.heads, tokens, config.head_width), DTYPES[self.options.dtype]
+            ),
+            bias=config.positions == "relative",
+            dropout=config.attention_dropout > 0,
+            softcap=config.softcap,
+        )
+        return f"{name} ({instead_of})" if instead_of else name
+
+
+def _implementations(options: EncoderOptions) -> tuple[str, ...]:
+    return implementations(options.attention, options.device or jax.local_devices()[0])
+
 
 def plain_encoder(encoder: Encoder) -> Encoder:
     """The same without adapters, for parameters that have them merged."""
@@ -149,9 +171,7 @@ def make_encoder(config: EncoderConfig, options: EncoderOptions = EncoderOptions
                 scan_layers=options.scan_layers,
                 remat=options.remat,
                 shards=shards,
-                attention=implementations(
-                    options.attention, options.device or jax.local_devices()[0]
-                ),
+                attention=_implementations(options),
             )
         return states.reshape(c, r, t, -1)
 

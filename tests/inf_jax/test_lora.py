@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -235,6 +236,17 @@ def test_a_projection_is_trained_beside_adapters(lora_config, tmp_path):
     np.testing.assert_array_equal(first, kernels[0])
     other.model.projection_bias = False
     with pytest.raises(UserError, match=r"trained with model\.projection=8 and model\.projection_"):
+        make_training(ReadLog(other)).fresh()
+    other.model.projection_bias = True
+    other.model.name = str(shutil.copytree(config.model.name, tmp_path / "model"))
+    file = tmp_path / "model" / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    (one, a), (_, b) = one_another = list(vocabulary.items())[-2:]
+    vocabulary |= dict(zip(dict(one_another), (b, a), strict=True))
+    file.write_text(json.dumps(tokenizer))
+    told = rf"another tokenizer .*the token '{re.escape(one)}' had the id {a}, now {b}"
+    with pytest.raises(UserError, match=told):
         make_training(ReadLog(other)).fresh()
     config.model.projection = 0
     config.model.projection_bias = False

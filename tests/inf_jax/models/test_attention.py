@@ -155,6 +155,22 @@ def test_what_an_implementation_cannot_do(name, how, sizes, message):
     np.testing.assert_array_equal(found, expected)
 
 
+def test_what_a_run_says_of_its_attention():
+    def said(model, tokens, *, dropout=0.0, by="auto"):
+        shape = dataclasses.replace(shape_of(model), attention_dropout=dropout)
+        options = EncoderOptions(attention=by, device=TPU)
+        return make_encoder(shape, options).attention_in_training(tokens)
+
+    assert said("bert", 256) == "splash"
+    assert said("bert", 256, by="xla") == "xla"
+    rows_at_fault = "rows of 100 tokens, which is no multiple of 128"
+    assert said("bert", 100) == f"xla (model.attention='splash': {rows_at_fault})"
+    assert "adds a bias by distance" in said("t5_encoder", 256)
+    assert "drops attention weights" in said("bert", 256, dropout=0.1)
+    with pytest.raises(UserError, match=f"='splash': {rows_at_fault}; 'auto' takes 'xla' there"):
+        said("bert", 100, by="splash")
+
+
 def test_device_decides():
     def gpu(capability):
         return SimpleNamespace(platform="gpu", device_kind="GPU", compute_capability=capability)
