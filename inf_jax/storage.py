@@ -10,6 +10,7 @@ import contextlib
 import io
 import os
 import secrets
+import socket
 import sys
 import tempfile
 import time
@@ -27,6 +28,7 @@ from inf_jax.errors import UserError
 AnyPath = Path | epath.Path  # the second where it is in a bucket
 
 _UPLOADING = ".uploading"  # tells what a kill left of a directory from one that is not ours
+_OWNER = "owner.txt"  # the run that has claimed a bucket's directory last
 
 
 def is_bucket(path: str | os.PathLike) -> bool:
@@ -65,7 +67,7 @@ def check(directory: AnyPath) -> None:
 @contextlib.contextmanager
 def taken(out_dir: AnyPath, *, patience_s: float = 10.0) -> Iterator[None]:
     """Makes a local directory and keeps it for this process, on one machine at least; a bucket has
-    no locks.
+    no locks, see `WorkDir.claim`.
 
     Args:
       patience_s: how long a process that had it before may take to end.
@@ -162,6 +164,7 @@ class WorkDir(contextlib.AbstractContextManager):
     def __init__(self, out_dir: AnyPath):
         self._remote = out_dir if is_bucket(out_dir) else None
         self._pushed: dict[Path, tuple[int, int]] = {}
+        self._owner = ""
         self._stack = contextlib.ExitStack()
         self.path = self._stack.enter_context(_local_directory()) if self._remote else out_dir
         self.path.mkdir(parents=True, exist_ok=True)
@@ -171,20 +174,41 @@ class WorkDir(contextlib.AbstractContextManager):
         if self._remote:
             bucket.read(self._remote / name, self.path / name)
 
+    def claim(self) -> None:
+        """Makes the directory this run's: in a bucket, which has no locks, `push` refuses once
+        another run has claimed it. Raises UserError."""
+        if self._remote:
+            when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+            self._owner = f"{socket.gethostname()}, {when}, {secrets.token_hex(4)}"
+            bucket.write(self._remote / _OWNER, self._owner.encode())
+
     def push(self) -> None:
         """Uploads the files that have changed; nothing may write to them meanwhile.
 
         Raises:
-          UserError: the bucket does not take them.
+          UserError: the bucket does not take them, or another run has claimed the directory.
         """
         if not self._remote:
             return
+        if self._owner:
+            self._check_owner()
         for file in sorted(self.path.rglob("*")):
             found = file.stat()
             stamp = found.st_size, found.st_mtime_ns
             if file.is_file() and self._pushed.get(file) != stamp:
                 bucket.write(self._remote / file.relative_to(self.path).as_posix(), file)
                 self._pushed[file] = stamp
+
+    def _check_owner(self) -> None:
+        with _local_directory() as folder:
+            if not bucket.read(self._remote / _OWNER, folder / _OWNER):
+                return
+            owner = (folder / _OWNER).read_text()
+        if owner != self._owner:
+            raise UserError(
+                f"{self._remote}: another run has begun in it since ({owner}), so this one ends, "
+                "before it mixes its checkpoints with that one's; give each its own out_dir"
+            )
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         with self._stack:

@@ -95,6 +95,26 @@ def test_an_error_is_not_hidden_by_the_last_upload(gcs, run_dir, capsys):
         (work.path / "a").write_text("a")
 
 
+def test_a_run_ends_where_another_has_begun(gcs, run_dir, tmp_path, capsys):
+    objects = gcs.buckets["runs"].objects
+    ended = pytest.raises(UserError, match=r"runs/run: another run has begun in it since \(.* UTC")
+    with ended, storage.WorkDir(run_dir) as first:
+        first.claim()
+        first.push()
+        with storage.WorkDir(run_dir) as second:
+            second.claim()
+            (second.path / "metrics.jsonl").write_text("second")
+        (first.path / "metrics.jsonl").write_text("first")
+        first.push()
+    assert objects["run/metrics.jsonl"].data == b"second"
+    assert "another run has begun" in capsys.readouterr().err  # nor at its end
+
+    local = tmp_path / "run"
+    with storage.WorkDir(local) as work:
+        work.claim()
+    assert not list(local.iterdir())
+
+
 def test_a_directory_is_replaced_with_its_marker_last(gcs, run_dir, monkeypatch):
     objects = gcs.buckets["runs"].objects
     for names in (["marker", "a", "deep/b"], ["marker", "c"]):
@@ -224,11 +244,23 @@ def killed(gcs, tiny_config, tmp_path, monkeypatch):
     return tiny_config, [json.loads(line) for line in log.splitlines()]
 
 
-def test_a_run_in_a_bucket(gcs, killed, tmp_path, capsys, no_torch):
+def test_a_run_in_a_bucket(gcs, killed, tmp_path, capsys, no_torch, monkeypatch):
     """Killed on one device, it goes on from its last whole checkpoint on eight; then all else."""
     config, before = killed
     out_dir, objects = storage.as_path(config.out_dir), gcs.buckets["runs"].objects
     config.mesh.fsdp = 2
+
+    def another_begins(resolved, path):
+        bucket.write(out_dir / "owner.txt", b"another host")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "save_resolved", another_begins)
+        with pytest.raises(UserError, match=r"another run has begun in it since \(another host\)"):
+            train.main(config)
+    assert checkpoint_steps(out_dir / "checkpoints") == [2]
+    assert len(objects["deep/run/metrics.jsonl"].data.splitlines()) == len(before)
+    capsys.readouterr()
+
     train.main(config, resume=True)
     assert "steps 2 to 7" in capsys.readouterr().out
     after = read_metrics(out_dir / "metrics.jsonl")
