@@ -1,8 +1,8 @@
 """Eight virtual CPU devices, set before jax is imported; silent broadcasting is an error.
 
 What is compiled once is not compiled again, in whichever process of the tests. Most of the tests'
-time is LLVM's, on programs that run once: here it does not optimise. XLA does, so the programs are
-those of users; the runs that tests start as processes of their own are compiled as users' are.
+time was LLVM's, on programs that run once: here it does not optimise. XLA does all the same: its
+passes, collectives and buffers are those that users get.
 """
 
 import atexit
