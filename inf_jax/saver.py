@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import jax
+import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from inf_jax import checkpoint, course, hosts, storage
@@ -88,6 +89,16 @@ class Saver:
         check_frozen(self._position, fingerprint(frozen), self._manager.directory)
         state, _ = checkpoint.restore(self._manager, training.shapes, self._position.step)
         return state._replace(frozen=frozen), self._position.step
+
+    def check_alone(self) -> None:
+        """Raises UserError where another run has saved since `start`."""
+        newest = max(ocp.utils.checkpoint_steps(self._manager.directory), default=0)
+        if newest != self._position.step:
+            raise UserError(
+                f"{self._directory}: another run has saved its step {newest} while this one began "
+                f"at {self._position.step}; give each its own out_dir, or start again to go on "
+                "from there"
+            )
 
     def due(self, done: int, word: str) -> bool:
         """Whether to save after `done` steps; raises UserError where an earlier save has failed."""

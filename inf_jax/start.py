@@ -37,7 +37,7 @@ def start_params(model: Model, split: Split, mesh: Mesh, *, start_from: str) -> 
     the run that `start_from` names.
 
     Raises:
-      UserError: there is no such run, or its model does not fit.
+      UserError: there is no such run, or its model or tokenizer does not fit.
     """
     shardings = split.base_shardings(mesh)
     if not start_from:
@@ -152,15 +152,16 @@ def _head(model: Model) -> tuple[int, bool]:
 
 
 def _check_same_tokens(theirs: Model, model: Model, start_from: str, name: str) -> None:
-    """Raises UserError where a token that the run knew has another id now; new ones may come."""
+    """Raises UserError where a token of both vocabularies has another id now; others may come and
+    go."""
     was, now = theirs.tokenizer.vocabulary(), model.tokenizer.vocabulary()
-    others = sorted((number, token) for token, number in was.items() if now.get(token) != number)
+    others = sorted((was[token], token) for token in was.keys() & now if was[token] != now[token])
     if others:
         number, token = others[0]
         raise UserError(
             f"model.start_from={start_from}: was trained with another tokenizer than that of "
-            f"{model.directory} (the token {token!r} had the id {number}, now "
-            f"{now.get(token, 'none')}); name the run's own backbone, model.name={name!r}"
+            f"{model.directory} (the token {token!r} had the id {number}, now {now[token]}); name "
+            f"the run's own backbone, model.name={name!r}"
         )
 
 

@@ -202,11 +202,12 @@ class WorkDir(contextlib.AbstractContextManager):
     def _check_owner(self) -> None:
         with _local_directory() as folder:
             if not bucket.read(self._remote / _OWNER, folder / _OWNER):
-                return
+                return  # somebody has tidied up; no other run would
             owner = (folder / _OWNER).read_text()
         if owner != self._owner:
+            remote, self._remote = self._remote, None  # nor is anything pushed at the end
             raise UserError(
-                f"{self._remote}: another run has begun in it since ({owner}), so this one ends, "
+                f"{remote}: another run has begun in it since ({owner}), so this one ends, "
                 "before it mixes its checkpoints with that one's; give each its own out_dir"
             )
 

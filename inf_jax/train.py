@@ -61,6 +61,7 @@ def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
         log = report.NoLog()
         if lead:
             work.claim()
+            saver.check_alone()
             save_resolved(resolved, out_dir / "config.json")
             with storage.new_file(out_dir / "command.txt") as file:
                 file.write(f"{command_line()}\n".encode())

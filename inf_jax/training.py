@@ -207,6 +207,7 @@ def make_program(
         )
     if loss.engine == "blockwise" and mesh.size > 1:
         raise UserError(f"loss.engine=blockwise is for one device, here are {mesh.size}: use ring")
+    encoder.attention_in_training(data.row_tokens)  # raises, before any long work
     split = make_split(config, encoder)
     schedule = make_schedule(
         lr=optim.lr,

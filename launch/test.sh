@@ -9,5 +9,5 @@ bash launch/setup_env.sh
 set -x
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-# A file's tests share what is dear to make. Files in order: the dear ones come first (.pytest.ini).
+# A file's tests share what is dear to make. Files in order, see .pytest.ini.
 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

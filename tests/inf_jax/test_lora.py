@@ -242,8 +242,8 @@ def test_a_projection_is_trained_beside_adapters(lora_config, tmp_path):
     file = tmp_path / "model" / "tokenizer.json"
     tokenizer = json.loads(file.read_text())
     vocabulary = tokenizer["model"]["vocab"]
-    (one, a), (_, b) = one_another = list(vocabulary.items())[-2:]
-    vocabulary |= dict(zip(dict(one_another), (b, a), strict=True))
+    (one, a), (another, b) = list(vocabulary.items())[-2:]
+    vocabulary |= {one: b, another: a}
     file.write_text(json.dumps(tokenizer))
     told = rf"another tokenizer .*the token '{re.escape(one)}' had the id {a}, now {b}"
     with pytest.raises(UserError, match=told):

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -453,6 +454,7 @@ def test_plan_of_virtual_devices(config_file, tiny_config, tmp_path, capsys, mon
     plan.main([*options, "--topology=cpu:8", "--config.train.chunks_per_device=2"])
     said, found = capsys.readouterr().out, json.loads(file.read_text())
     assert "MADE UP" in said and "measured on" in said and "DOES NOT FIT" not in said
+    assert found["attention"] == "xla" and re.search(r"attention\W+xla\W", said)
     memory = found["hbm"]
     assert memory["fits"] and memory["limit"] == CHIPS["cpu"].usable
     assert memory["needed"] == memory["arguments"] + memory["outputs"] + memory["temp"] - (

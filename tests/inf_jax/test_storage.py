@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from inf_jax.config_checks import check as check_config
 from inf_jax.errors import UserError
 from inf_jax.report import read_metrics
 from inf_jax.retriever import SETTINGS_FILE, load
+from inf_jax.saver import Saver
 from tests.gcs_server import GcsServer
 from tests.inf_jax.processes import finish, start, write_config
 
@@ -107,7 +109,7 @@ def test_a_run_ends_where_another_has_begun(gcs, run_dir, tmp_path, capsys):
         (first.path / "metrics.jsonl").write_text("first")
         first.push()
     assert objects["run/metrics.jsonl"].data == b"second"
-    assert "another run has begun" in capsys.readouterr().err  # nor at its end
+    assert not capsys.readouterr().err  # it is said once
 
     local = tmp_path / "run"
     with storage.WorkDir(local) as work:
@@ -258,11 +260,27 @@ def test_a_run_in_a_bucket(gcs, killed, tmp_path, capsys, no_torch, monkeypatch)
         with pytest.raises(UserError, match=r"another run has begun in it since \(another host\)"):
             train.main(config)
     assert checkpoint_steps(out_dir / "checkpoints") == [2]
+
+    start = Saver.start
+
+    def another_saves(self, training):
+        began = start(self, training)
+        for name in [name for name in objects if "/checkpoints/2/" in name]:
+            objects[name.replace("/checkpoints/2/", "/checkpoints/3/")] = objects[name]
+        return began
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Saver, "start", another_saves)
+        with pytest.raises(UserError, match="has saved its step 3 while this one began at 2;"):
+            train.main(config)
+    for name in [name for name in objects if "/checkpoints/3/" in name]:
+        del objects[name]
     assert len(objects["deep/run/metrics.jsonl"].data.splitlines()) == len(before)
     capsys.readouterr()
 
     train.main(config, resume=True)
-    assert "steps 2 to 7" in capsys.readouterr().out
+    banner = capsys.readouterr().out
+    assert "steps 2 to 7" in banner and re.search(r"attention\W+xla\W", banner)
     after = read_metrics(out_dir / "metrics.jsonl")
     assert [line["step"] for line in after] == list(range(7))
     assert [line["step"] for line in before] == [0, 1, 2, 3]  # as the checkpoint of step 4 needs
