@@ -99,7 +99,9 @@ def test_train_status_logs_profile_stop(cloud):
     status, output = cloud.tpu(*train)
     assert status == 0, output
     # the ssh session is over, the run is not
-    cloud.wait_for(lambda: "step 3" in (cloud.worker("1.1") / "inf_jax_pod/run.log").read_text())
+    workers = [cloud.worker(f"{s}.{w}") for s in (0, 1) for w in range(2)]
+    logs = [worker / "inf_jax_pod" / "run.log" for worker in workers]
+    cloud.wait_for(lambda: all("step 3" in log.read_text() for log in logs))
     status, output = cloud.tpu("status", *two)
     assert status == 0 and output.count("state running") == 4, output
     assert "slice pod-1 READY 2 workers" in output
