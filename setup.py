@@ -42,7 +42,7 @@ BASE = [
     "safetensors>=0.8,<0.9",
     "tensorboardX>=2.6.5,<3",
     "tensorstore>=0.1.86,<0.2",  # under Orbax; asked whether it may write to a bucket
-    "tensorflow-datasets==4.9.10",  # data_pipeline.builder uses internals of its file adapters
+    "tensorflow-datasets==4.9.10",  # dataset.builder uses internals of its file adapters
     "tokenizers>=0.23,<0.24",
     "tqdm>=4.70,<5",
     "transformers>=5.23,<6",
@@ -87,7 +87,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["inf_jax*", "data_pipeline*"]),
     package_data={
-        "data_pipeline": ["samples/**/*", "prompts/*", "audit_page/*", "prices.json"],
+        "data_pipeline": ["samples/**/*", "prompts/*", "report/audit_page/*", "llm/prices.json"],
         "inf_jax": ["plan_models.json"],
     },
     install_requires=BASE,

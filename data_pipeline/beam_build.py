@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import tensorflow_datasets as tfds
 
 from data_pipeline.build import make_parser, run
-from inf_jax.errors import UserError, main_guard
+from inf_jax.core.errors import UserError, main_guard
 
 
 def make_config(runner: str, options: Sequence[str]) -> tfds.download.DownloadConfig:

@@ -17,13 +17,13 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from data_pipeline.beam_build import add_runner, make_config, quiet
-from data_pipeline.beam_errors import worker_errors
-from data_pipeline.beam_token_steps import Work
-from inf_jax import eos
+from data_pipeline.dataset.beam_errors import worker_errors
+from data_pipeline.dataset.beam_token_steps import Work
 from inf_jax.config import ReadLog, parse
-from inf_jax.errors import main_guard
-from inf_jax.run import dataset_dir, load_model, text_config
-from inf_jax.token_shards import EXAMPLES_PER_SHARD, make_plan
+from inf_jax.core.errors import main_guard
+from inf_jax.data.token_shards import EXAMPLES_PER_SHARD, make_plan
+from inf_jax.models.hf.backbone import dataset_dir, load_model, text_config
+from inf_jax.text import eos
 
 
 def tokenise(

@@ -19,11 +19,11 @@ from typing import Any
 import tensorflow_datasets as tfds
 from rich.console import Console
 
-from data_pipeline.builder import REPORT_FILE, InfIr
-from data_pipeline.inputs import DEV_FRACTION, InfIrConfig, Inputs
-from data_pipeline.validate import Report, report_table
-from inf_jax.errors import UserError, main_guard
-from inf_jax.tfrecord import FRAME_BYTES
+from data_pipeline.dataset.builder import REPORT_FILE, InfIr
+from data_pipeline.dataset.inputs import DEV_FRACTION, InfIrConfig, Inputs
+from data_pipeline.quality.rules import Report, report_table
+from inf_jax.core.errors import UserError, main_guard
+from inf_jax.io.tfrecord import FRAME_BYTES
 
 _PARTIAL = "incomplete."  # TFDS's own prefix of a dataset that is being written
 

@@ -9,11 +9,11 @@ import re
 
 from ml_collections import ConfigDict
 
-from data_pipeline.minhash import THRESHOLDS
-from data_pipeline.pairs import PAIR_SOURCES
-from data_pipeline.schemas import INSTRUCTION_TYPES
-from inf_jax.config_checks import keys_of, value_of
-from inf_jax.errors import UserError
+from data_pipeline.llm.schemas import INSTRUCTION_TYPES
+from data_pipeline.quality.minhash import THRESHOLDS
+from data_pipeline.stages.pairs import PAIR_SOURCES
+from inf_jax.config.checks import keys_of, value_of
+from inf_jax.core.errors import UserError
 
 MOST_BATCH_REQUESTS = 50_000  # the Batch API's own limit for a file
 
@@ -37,7 +37,7 @@ def defaults() -> ConfigDict:
             "out_dir": "out/factory",  # journal, stages' files, corpus and report
             "seed": 0,  # of the sample, the instruction types and the audit
             "source": {
-                "kind": "beir",  # see data_pipeline.pairs.PAIR_SOURCES
+                "kind": "beir",  # see data_pipeline.stages.pairs.PAIR_SOURCES
                 "path": "",
                 "split": "train",  # beir, msmarco
                 "min_score": 1,  # beir: least relevance in the qrels

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable
 
 from data_pipeline.items import Item
-from inf_jax.records import FIELDS
+from inf_jax.data.records import FIELDS
 
 
 def example_hash(item: Item) -> str:

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from inf_jax.errors import UserError
-from inf_jax.records import Example
+from inf_jax.core.errors import UserError
+from inf_jax.data.records import Example
 
 # The instructed queries and the passages of an example's relevance table. Only the combinations on
 # the diagonal are relevant: (I+Q+, P+), (I-Q+, P-1), (I+Q-, P-2).

@@ -17,10 +17,10 @@ from rich.console import Console
 from rich.table import Table
 
 from data_pipeline.config import check, defaults
-from data_pipeline.factory import STAGES, Factory
-from data_pipeline.summary_tables import report_tables
+from data_pipeline.report.summary_tables import report_tables
+from data_pipeline.stages.factory import STAGES, Factory
 from inf_jax.config import ReadLog, command_line, parse_flags, save_resolved
-from inf_jax.errors import UserError, main_guard
+from inf_jax.core.errors import UserError, main_guard
 
 
 def main(argv: list[str]) -> None:

@@ -2,7 +2,7 @@
 
     python -m inf_jax.evaluate --config=configs/medquad_minilm.py [--config.eval.top_k=100 ...]
 
-Takes the config and flags of `inf_jax.train`. Searches the eval split (`inf_jax.retrieval` says
+Takes the config and flags of `inf_jax.train`. Searches the eval split (`evaluation.scores` says
 what is measured), prints base, trained and gain side by side, and writes `<out_dir>/eval.json` and
 `<out_dir>/eval.png`. All figures are times 100.
 """
@@ -16,19 +16,22 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from ml_collections import ConfigDict
 
-from inf_jax import figure, hosts, report, storage
 from inf_jax.config import ReadLog, check_all_read, run
-from inf_jax.embed import tower
-from inf_jax.encode import encode_texts, shortened
-from inf_jax.errors import UserError
-from inf_jax.mesh import local_mesh
+from inf_jax.core.errors import UserError
+from inf_jax.data.records import Example, encode_example
+from inf_jax.distributed import coordination as hosts
+from inf_jax.distributed.mesh import local_mesh
+from inf_jax.evaluation import figure
+from inf_jax.evaluation.scores import METRICS, evaluate, task_from_examples
+from inf_jax.io import storage
 from inf_jax.models.encoder import plain_encoder
-from inf_jax.records import Example, encode_example
-from inf_jax.retrieval import METRICS, evaluate, task_from_examples
-from inf_jax.run import dataset_dir, load_model, text_config
-from inf_jax.start import start_params, trained_params
+from inf_jax.models.hf.backbone import dataset_dir, load_model, text_config
+from inf_jax.monitoring import metrics_log as report
+from inf_jax.retriever.encode import encode_texts, shortened
 from inf_jax.tokenise import read_examples
-from inf_jax.trainable import make_split
+from inf_jax.training.forward import tower
+from inf_jax.training.initial_params import start_params, trained_params
+from inf_jax.training.parameters import make_split
 
 
 def main(resolved: ConfigDict) -> None:

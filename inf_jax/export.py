@@ -19,24 +19,28 @@ from pathlib import Path
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from inf_jax import __version__, hosts, parity, st_files, storage
-from inf_jax.adapter import FOLDER as ADAPTER_FOLDER
-from inf_jax.adapter import Adapters, write_adapter
+from inf_jax import __version__
 from inf_jax.config import ReadLog, check_all_read, defaults, run
-from inf_jax.eos import with_eos
-from inf_jax.errors import UserError
-from inf_jax.mesh import local_mesh
-from inf_jax.model_card import RunInfo, base_name, model_card
+from inf_jax.core.errors import UserError
+from inf_jax.distributed import coordination as hosts
+from inf_jax.distributed.mesh import local_mesh
+from inf_jax.hf_export import parity
+from inf_jax.hf_export.model_card import RunInfo, base_name, model_card
+from inf_jax.hf_export.peft_adapter import FOLDER as ADAPTER_FOLDER
+from inf_jax.hf_export.peft_adapter import Adapters, write_adapter
+from inf_jax.io import storage
 from inf_jax.models import hf
-from inf_jax.models.config import EncoderConfig, mask_fields, read_config
+from inf_jax.models.hf import sentence_transformers as st_files
+from inf_jax.models.hf.backbone import load_model, text_config
+from inf_jax.models.hf.config import EncoderConfig, mask_fields, read_config
+from inf_jax.models.hf.sentence_transformers import prompt_of, read_json, write_json
+from inf_jax.models.hf.weight_tables import table_of
 from inf_jax.models.projection import NAME
-from inf_jax.models.tables import table_of
 from inf_jax.retriever import Retriever
-from inf_jax.retriever_config import FORMAT, SETTINGS_FILE, RetrieverConfig
-from inf_jax.run import load_model, text_config
-from inf_jax.st_files import prompt_of, read_json, write_json
-from inf_jax.start import trained_params
-from inf_jax.text import TextTokenizer
+from inf_jax.retriever.settings import FORMAT, SETTINGS_FILE, RetrieverConfig
+from inf_jax.text.eos import with_eos
+from inf_jax.text.tokenizer import TextTokenizer
+from inf_jax.training.initial_params import trained_params
 
 COMMAND_FILE = "command.txt"  # written by inf_jax.train
 
@@ -51,7 +55,7 @@ _TOKENIZER_HABITS = """max_length stride truncation_strategy pad_to_multiple_of 
 
 def main(resolved: ConfigDict) -> None:
     """One export, from the run's config."""
-    from inf_jax import report
+    from inf_jax.monitoring import metrics_log as report
 
     config = ReadLog(resolved)
     out_dir = storage.as_path(config.out_dir)
@@ -196,7 +200,7 @@ def export_hf(
                     projection=projection,
                 )
         if apart:
-            source = Path(__file__).with_name(parity.INSTRUCTED_FILE)
+            source = Path(parity.__file__).with_name(parity.INSTRUCTED_FILE)
             shutil.copyfile(source, partial / parity.INSTRUCTED_FILE)
         settings = dataclasses.asdict(model_config)
         settings |= {"format": FORMAT, "inf_jax": __version__}

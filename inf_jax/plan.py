@@ -7,7 +7,7 @@
 Compiles the step that training runs for the chips of a TPU topology, on any machine with libtpu
 (the extra aot; --topology=cpu:8 tries the command without). Neither data nor weights need be there:
 the model's shape is that of its config.json, or of plan_models.json; lengths are measured where the
-dataset is, else assumed. Seconds are a roofline's (inf_jax/roofline.py): a bound, not a
+dataset is, else assumed. Seconds are a roofline's (inf_jax/planning/roofline.py): a bound, not a
 measurement. A run that does not fit gives exit code 1 and says what would help.
 
 Options, beside --config and --config.KEY=VALUE:
@@ -33,14 +33,14 @@ import jax
 from ml_collections import ConfigDict
 
 from inf_jax import config as configs
-from inf_jax import storage
-from inf_jax.errors import UserError, main_guard
+from inf_jax.core.errors import UserError, main_guard
+from inf_jax.io import storage
 from inf_jax.models import hf
-from inf_jax.models.config import EncoderConfig, config_from_hf, read_config
-from inf_jax.plan_report import compare, show, unfit
-from inf_jax.planning import largest, make_plan, with_option
-from inf_jax.report import table
-from inf_jax.topology import topology
+from inf_jax.models.hf.config import EncoderConfig, config_from_hf, read_config
+from inf_jax.monitoring.metrics_log import table
+from inf_jax.planning.compile import largest, make_plan, with_option
+from inf_jax.planning.report import compare, show, unfit
+from inf_jax.planning.topology import topology
 
 PUBLIC = Path(__file__).with_name("plan_models.json")
 GIB = 2**30

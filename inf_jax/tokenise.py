@@ -17,12 +17,11 @@ import numpy as np
 import tqdm
 from ml_collections import ConfigDict
 
-from inf_jax.composition import sampled
 from inf_jax.config import ReadLog, run
-from inf_jax.errors import UserError
-from inf_jax.records import Example
-from inf_jax.text import TextConfig, TextTokenizer
-from inf_jax.token_shards import (
+from inf_jax.core.errors import UserError
+from inf_jax.data.records import Example
+from inf_jax.data.splice_check import sampled
+from inf_jax.data.token_shards import (
     EXAMPLES_PER_SHARD,
     make_plan,
     read_source,
@@ -30,7 +29,8 @@ from inf_jax.token_shards import (
     write_manifest,
     write_shard,
 )
-from inf_jax.tokenised import TokenisedDataset
+from inf_jax.data.tokenised import TokenisedDataset
+from inf_jax.text.tokenizer import TextConfig, TextTokenizer
 
 __all__ = ["TokenisedDataset", "tokenise"]
 
@@ -114,8 +114,8 @@ def _examples(sources: list[tuple[Path, int]]) -> Iterator[Example]:
 def main(resolved: ConfigDict) -> None:
     """Tokenises the train split of a run, as training would."""
     # what is imported here is built on this module
-    from inf_jax import report
-    from inf_jax.run import load_model, tokenised_split
+    from inf_jax.models.hf.backbone import load_model, tokenised_split
+    from inf_jax.monitoring import metrics_log as report
 
     config = ReadLog(resolved)
     split = config.data.train_split

@@ -6,8 +6,8 @@ Reads the text TFRecords of `python -m data_pipeline.build` (tokenises them on f
 to `config.out_dir`: config.json, command.txt, metrics.jsonl, timing.jsonl, tensorboard/,
 checkpoints/. Run again, it goes on from the newest checkpoint, bit for bit; a finished run says so
 and ends. SIGTERM makes it save and end with exit code 143, SIGUSR1 traces a few steps, and a
-process that hangs ends with exit code 75 (`inf_jax.watch`). Several processes are one run
-(`inf_jax.hosts`): the first of them writes all files but the checkpoints.
+process that hangs ends with exit code 75 (`monitoring.watch`). Several processes are one run
+(`inf_jax.distributed.coordination`): the first of them writes all files but the checkpoints.
 
 Options, beside --config and --config.KEY=VALUE:
   --resume      there must be a checkpoint to go on from
@@ -21,14 +21,17 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from inf_jax import course, hosts, report, storage
+from inf_jax.checkpoints.saver import Saver
 from inf_jax.config import ReadLog, check_all_read, command_line, run, save_resolved
-from inf_jax.errors import UserError
-from inf_jax.loader import to_mesh
-from inf_jax.saver import Saver
-from inf_jax.training import make_training
-from inf_jax.wandb_log import WandbLog, import_wandb
-from inf_jax.watch import Watch, watch_options, watching_start
+from inf_jax.core.errors import UserError
+from inf_jax.data.loader import to_mesh
+from inf_jax.distributed import coordination as hosts
+from inf_jax.distributed import preemption as course
+from inf_jax.io import storage
+from inf_jax.monitoring import metrics_log as report
+from inf_jax.monitoring.wandb_log import WandbLog, import_wandb
+from inf_jax.monitoring.watch import Watch, watch_options, watching_start
+from inf_jax.training.setup import make_training
 
 
 def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:

@@ -24,13 +24,13 @@ import bench_tools
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from inf_jax import report
-from inf_jax.atomic import atomic_file
 from inf_jax.config import parse
-from inf_jax.errors import UserError, main_guard
-from inf_jax.objective import parse_objective
-from inf_jax.retrieval import METRICS
-from inf_jax.storage import is_bucket
+from inf_jax.core.errors import UserError, main_guard
+from inf_jax.evaluation.scores import METRICS
+from inf_jax.io.atomic import atomic_file
+from inf_jax.io.storage import is_bucket
+from inf_jax.losses.objective import parse_objective
+from inf_jax.monitoring import metrics_log as report
 
 OBJECTIVES = """uni(P) uni(IQ) uni(I) uni(P,IQ) uni(P,I) uni(I,IQ) uni(P,I,IQ) uni(P,IQ,QQ,PP)
 multi(P,IQ) multi(P,I) multi(I,IQ) multi(P,I,IQ)""".split()

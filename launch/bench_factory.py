@@ -71,15 +71,15 @@ def main(args: argparse.Namespace, overrides: list[str]) -> None:
 
 
 async def _run(args: argparse.Namespace, base_url: str, directory: Path) -> list[dict[str, Any]]:
-    from data_pipeline.asking import AsyncAsker
-    from data_pipeline.client import Endpoint
-    from data_pipeline.flow import each, ordered
-    from data_pipeline.generate import generate
     from data_pipeline.items import Item
-    from data_pipeline.journal import Journal
-    from data_pipeline.llm import Asker, Prompt
-    from data_pipeline.money import Budget, price_of
-    from data_pipeline.stage_files import StageFile
+    from data_pipeline.llm.async_asker import AsyncAsker
+    from data_pipeline.llm.budget import Budget, price_of
+    from data_pipeline.llm.client import Endpoint
+    from data_pipeline.llm.journal import Journal
+    from data_pipeline.llm.request import Asker, Prompt
+    from data_pipeline.stages.generate import generate
+    from data_pipeline.stages.stage_files import StageFile
+    from data_pipeline.stages.streams import each, ordered
 
     os.environ.setdefault("OPENAI_API_KEY", "none")
     endpoint = Endpoint(base_url=base_url, key_env="OPENAI_API_KEY", timeout_s=60.0)

@@ -81,7 +81,7 @@ def compiler(args: argparse.Namespace) -> Callable[[dict | None], Any]:
         ) from None
     import jax
 
-    from inf_jax.hlo import collectives
+    from inf_jax.planning.hlo import collectives
 
     def answer(program: dict | None) -> Any:
         if program is None:
@@ -121,10 +121,10 @@ def _trace(program: dict, *, dim: int):
     import jax.numpy as jnp
     from jax.experimental import topologies
 
-    from inf_jax.blocks import TextIds
-    from inf_jax.flops import product_flops
-    from inf_jax.losses import TILES, contrastive_loss
-    from inf_jax.mesh import batch_sharding, make_mesh
+    from inf_jax.distributed.mesh import batch_sharding, make_mesh
+    from inf_jax.losses.blocks import TextIds
+    from inf_jax.losses.contrastive import TILES, contrastive_loss
+    from inf_jax.planning.flops import product_flops
 
     devices = topologies.get_topology_desc(
         platform="tpu", topology_name=program["topology"]

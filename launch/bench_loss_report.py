@@ -34,7 +34,7 @@ def save(part: str, cells: list[dict[str, Any]]) -> str:
       part: "cpu", "gpu" or "aot".
       cells: of that run.
     """
-    from inf_jax.atomic import atomic_file
+    from inf_jax.io.atomic import atomic_file
 
     data = json.loads(DATA.read_text()) if DATA.exists() else {}
     data[part] = cells
@@ -57,7 +57,7 @@ def draw(path: Path, data: dict[str, list[dict[str, Any]]]) -> None:
     """
     from matplotlib.figure import Figure
 
-    from inf_jax.atomic import atomic_file
+    from inf_jax.io.atomic import atomic_file
 
     measured = [part for part in ("cpu", "gpu") if data.get(part)]
     chips = list(dict.fromkeys(c["topology"] for c in data.get("aot", ())))

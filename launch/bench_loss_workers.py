@@ -127,8 +127,8 @@ def jax_cells(args: argparse.Namespace) -> Callable[[str, str, int], Cell]:
     import jax
     import numpy as np
 
+    from inf_jax.distributed.mesh import batch_sharding, compiler_options, make_mesh
     from inf_jax.losses import contrastive_loss
-    from inf_jax.mesh import batch_sharding, compiler_options, make_mesh
 
     def make(name: str, objective: str, batch: int) -> Cell:
         kind, engine = name.split("-")

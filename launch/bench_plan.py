@@ -116,9 +116,9 @@ def summary(rows: Sequence[Sequence[str]], *, version: str, note: str) -> str:
     )
     return (
         f"`python -m inf_jax.plan`, libtpu {version}; lengths {note}. GiB, TFLOP and MiB are a "
-        "chip's. Seconds are a bound by the roofline of `inf_jax/roofline.py`; MFU, examples/s and "
-        "hours follow from it. Beside it what the compiler's own count of cycles comes to at the "
-        "chip's clock; of attention kernels (`inf_jax/hlo_kernels.py`) it has none: their seconds "
+        "chip's. Seconds are a bound by the roofline of `planning/roofline.py`; MFU, examples/s "
+        "and hours follow from it. Beside it what a compiler's own count of cycles comes to at the "
+        "chip's clock; of attention kernels (`planning/hlo_kernels.py`) it has none: their seconds "
         "are the roofline's there too. Nothing was run.\n\n" + table(header, rows)
     )
 

@@ -131,12 +131,12 @@ def rows_worker(args: argparse.Namespace, overrides: list[str]) -> Callable[[int
     """
     import importlib.metadata
 
-    from inf_jax.errors import UserError, main_guard
-    from inf_jax.records import pairs
-    from inf_jax.run import dataset_dir, text_config
-    from inf_jax.text import instructed_query, passage_text
+    from inf_jax.core.errors import UserError, main_guard
+    from inf_jax.data.records import pairs
+    from inf_jax.models.hf.backbone import dataset_dir, text_config
+    from inf_jax.text.tokenizer import instructed_query, passage_text
     from inf_jax.tokenise import read_examples
-    from inf_jax.training import make_training
+    from inf_jax.training.setup import make_training
 
     def answer(steps: int) -> dict:
         with main_guard():
@@ -188,9 +188,9 @@ def ours_worker(args: argparse.Namespace, overrides: list[str]) -> Callable[[lis
     """Steps of `inf_jax.train`: its loader, its jitted step, metrics fetched one step late."""
     import jax
 
-    from inf_jax.errors import main_guard
-    from inf_jax.loader import to_mesh
-    from inf_jax.training import make_training
+    from inf_jax.core.errors import main_guard
+    from inf_jax.data.loader import to_mesh
+    from inf_jax.training.setup import make_training
 
     with main_guard():
         config = _config(args, overrides)

@@ -60,7 +60,7 @@ import sys
 from pathlib import Path
 
 from inf_jax.config import parse
-from inf_jax.retrieval import METRICS
+from inf_jax.evaluation.scores import METRICS
 
 config = parse(["demo", *sys.argv[1:]])
 out_dir = Path(config.out_dir)

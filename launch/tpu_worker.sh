@@ -102,8 +102,8 @@ import os
 
 bucket = os.environ["BUCKET"]
 if bucket:
-    from inf_jax import storage
-    from inf_jax.errors import UserError
+    from inf_jax.io import storage
+    from inf_jax.core.errors import UserError
 
     try:
         storage.check(storage.as_path(f"{bucket}/.preflight/{os.environ['LABEL']}"))

@@ -7,7 +7,7 @@ from typing import Any
 
 from data_pipeline.sources.files import Row, id_field, read_rows, text_field
 from data_pipeline.sources.pairs import SourcePair, titled
-from inf_jax.errors import UserError
+from inf_jax.core.errors import UserError
 
 _PARTS = ("id", "query", "passage", "title")
 _ABSENT = object()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_pipeline.sources.json_array import elements
-from inf_jax.errors import UserError
+from inf_jax.core.errors import UserError
 
 
 class Row(NamedTuple):

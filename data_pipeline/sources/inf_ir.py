@@ -1,6 +1,6 @@
 """The released InF-IR corpus (arXiv 2505.21439), or any file with its field names.
 
-Columns beyond `id` and those of `inf_jax.records.FIELDS` are ignored. The corpus' authors name the
+Columns beyond `id` and those of `data.records.FIELDS` are ignored. The corpus' authors name the
 positive passage `document_positive` in the release and `document` in their earlier MS MARCO set;
 both are read.
 """
@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_pipeline.sources.files import Row, read_rows, text_field
-from inf_jax.errors import UserError
-from inf_jax.records import FIELDS, Example
+from inf_jax.core.errors import UserError
+from inf_jax.data.records import FIELDS, Example
 
 _OTHER_NAMES = {"document_positive": ("document",)}
 

@@ -15,10 +15,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from data_pipeline.quality.rules import fold
 from data_pipeline.sources.files import read_rows, text_field
-from data_pipeline.validate import fold
-from inf_jax.errors import UserError
-from inf_jax.records import Example, text_hash
+from inf_jax.core.errors import UserError
+from inf_jax.data.records import Example, text_hash
 
 MIN_ANSWER_WORDS = 8
 MIN_TYPES = 2  # question types that a focus must have

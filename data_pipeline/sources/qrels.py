@@ -12,7 +12,7 @@ from typing import NamedTuple
 from data_pipeline.sources.files import Row
 from data_pipeline.sources.pairs import SourcePair
 from data_pipeline.sources.tables import int_field
-from inf_jax.errors import UserError
+from inf_jax.core.errors import UserError
 
 COLUMNS = ("query-id", "corpus-id", "score")
 

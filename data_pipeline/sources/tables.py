@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data_pipeline.sources.files import Row, decoded, lines_of
-from inf_jax.errors import UserError
+from inf_jax.core.errors import UserError
 
 
 def find_file(directory: str | Path, name: str) -> Path:

@@ -14,16 +14,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from inf_jax.core.packing import Packed
+from inf_jax.distributed.layer_shards import WHOLE, Shards
 from inf_jax.models.attention import choose, implementations
+from inf_jax.models.config import EncoderConfig
 from inf_jax.models.dropout import dropout_key
-from inf_jax.models.instruct import attend, attend_all, text_states
+from inf_jax.models.instruction_attention import attend, attend_all, text_states
 from inf_jax.models.lora import Lora
 from inf_jax.models.pooling import normalise, pool
 from inf_jax.models.projection import NAME, init_projection, project
-from inf_jax.models.shape import EncoderConfig
-from inf_jax.models.shards import WHOLE, Shards
 from inf_jax.models.transformer import Transformer
-from inf_jax.packing import Packed
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 

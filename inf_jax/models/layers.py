@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from inf_jax.models.shape import EncoderConfig, Rope
+from inf_jax.models.config import EncoderConfig, Rope
 
 
 @jax.custom_vjp

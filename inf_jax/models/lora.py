@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from inf_jax.errors import UserError
+from inf_jax.core.errors import UserError
 
 KERNEL, A, B = "_kernel", "_lora_a", "_lora_b"
 _INPUTS = {"out": 2}  # axes that a kernel contracts, heads and their width; others have one

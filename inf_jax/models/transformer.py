@@ -15,12 +15,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from inf_jax.distributed.layer_shards import WHOLE, Shards
 from inf_jax.models.attention import attention
+from inf_jax.models.config import EncoderConfig
 from inf_jax.models.dropout import DropoutKey, dropout
 from inf_jax.models.layers import ACTIVATIONS, Norm, add, relative_bias, rope_tables, rotate
 from inf_jax.models.lora import KERNEL, A, B, Lora, first_adapter, low_rank
-from inf_jax.models.shape import EncoderConfig
-from inf_jax.models.shards import WHOLE, Shards
 from inf_jax.models.visible import Window
 
 REMAT = {

@@ -3,7 +3,7 @@
 import dataclasses
 
 from data_pipeline.items import INSTRUCTED_QUERIES, PASSAGES, Item, Judgement
-from inf_jax.records import Example
+from inf_jax.data.records import Example
 
 GENERATE = {"model": "gpt-4o-mini", "prompt": "generate_v1", "prompt_hash": "0123456789ab"}
 JUDGE = {"model": "o3-mini", "prompt": "judge_v1", "prompt_hash": "ba9876543210"}

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
-from data_pipeline.agreement import Agreement, cohen_kappa
 from data_pipeline.items import INSTRUCTED_QUERIES, PASSAGES, Item, Judgement
+from data_pipeline.report.agreement import Agreement, cohen_kappa
 
 COUNT = st.integers(0, 40)
 

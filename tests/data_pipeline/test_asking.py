@@ -7,14 +7,14 @@ import socket
 
 import pytest
 
-from data_pipeline import asking
-from data_pipeline.asking import AsyncAsker, Result, Writer, known
-from data_pipeline.client import Endpoint, Reply
-from data_pipeline.journal import ANSWER, BAD, UNKNOWN, UNPAID, Journal, Received, Sent
-from data_pipeline.limiter import Limiter
-from data_pipeline.llm import Asker, Prompt
-from data_pipeline.money import Budget, BudgetReached, price_of
-from inf_jax.errors import UserError
+from data_pipeline.llm import async_asker as asking
+from data_pipeline.llm.async_asker import AsyncAsker, Result, Writer, known
+from data_pipeline.llm.budget import Budget, BudgetReached, price_of
+from data_pipeline.llm.client import Endpoint, Reply
+from data_pipeline.llm.journal import ANSWER, BAD, UNKNOWN, UNPAID, Journal, Received, Sent
+from data_pipeline.llm.limiter import Limiter
+from data_pipeline.llm.request import Asker, Prompt
+from inf_jax.core.errors import UserError
 
 JUDGE = Asker("judge", "o3-mini", Prompt.read("judge_v1"), 1000)
 GENERATE = Asker("generate", "gpt-4o-mini", Prompt.read("generate_v1"), 2000)

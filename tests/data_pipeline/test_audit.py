@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline import audit
-from data_pipeline.audit import audit_page, write_audit
-from data_pipeline.charts import bars, histogram
 from data_pipeline.identity import example_hash
-from data_pipeline.summary import summarise
+from data_pipeline.report import audit
+from data_pipeline.report.audit import audit_page, write_audit
+from data_pipeline.report.charts import bars, histogram
+from data_pipeline.report.summary import summarise
 from tests.data_pipeline.factory_items import USAGE, corpus, judged, made
 
 EVIL = (

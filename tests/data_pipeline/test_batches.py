@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.batch_api import BatchApi, _objects
-from data_pipeline.batch_course import BatchCourse
-from data_pipeline.batches import BatchAsker
-from data_pipeline.client import Endpoint
-from data_pipeline.journal import Journal
-from data_pipeline.llm import Asker, Prompt, Request
-from data_pipeline.money import Budget, price_of
-from inf_jax.errors import UserError
+from data_pipeline.llm.batch_api import BatchApi, _objects
+from data_pipeline.llm.batch_asker import BatchAsker
+from data_pipeline.llm.batch_lifecycle import BatchCourse
+from data_pipeline.llm.budget import Budget, price_of
+from data_pipeline.llm.client import Endpoint
+from data_pipeline.llm.journal import Journal
+from data_pipeline.llm.request import Asker, Prompt, Request
+from inf_jax.core.errors import UserError
 
 MODEL = "gpt-4o-mini"
 ASKER = Asker("judge", MODEL, Prompt.read("judge_v1"), 200)

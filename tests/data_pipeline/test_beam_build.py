@@ -13,19 +13,20 @@ import pytest
 import tensorflow_datasets as tfds
 
 from data_pipeline.build import build
-from data_pipeline.builder import REPORT_FILE, InfIr
-from data_pipeline.inputs import INF_IR
-from data_pipeline.validate import Limits
+from data_pipeline.dataset.builder import REPORT_FILE, InfIr
+from data_pipeline.dataset.inputs import INF_IR
+from data_pipeline.quality.rules import Limits
 from inf_jax.config import ReadLog, defaults
-from inf_jax.errors import UserError
-from inf_jax.records import decode_example
-from inf_jax.run import load_model, text_config, tokenised_split
-from inf_jax.tfrecord import read_records
+from inf_jax.core.errors import UserError
+from inf_jax.data.records import decode_example
+from inf_jax.io.tfrecord import read_records
+from inf_jax.models.hf.backbone import load_model, text_config, tokenised_split
 from inf_jax.tokenise import tokenise
 
 pytest.importorskip("apache_beam", reason="Apache Beam is an extra: pip install -e '.[beam]'")
 
-from data_pipeline import beam_build, beam_steps, beam_tokenise, slices
+from data_pipeline import beam_build, beam_tokenise
+from data_pipeline.dataset import beam_steps, slices
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "data_pipeline" / "samples" / "medquad"
@@ -195,7 +196,7 @@ def test_failed_overwrite_keeps_the_old_dataset(source, tmp_path, monkeypatch):
     def write(self, data):
         raise UserError("disk full")
 
-    monkeypatch.setattr("inf_jax.tfrecord.Writer.write", write)
+    monkeypatch.setattr("inf_jax.io.tfrecord.Writer.write", write)
     with pytest.raises(UserError, match="disk full"):
         build(
             "factory", tmp_path, path_train=source, dev_fraction=0.0, overwrite=True, beam=direct()

@@ -10,7 +10,7 @@ import pytest
 
 from data_pipeline.sources import beir
 from data_pipeline.sources.pairs import SourcePair
-from inf_jax.errors import UserError
+from inf_jax.core.errors import UserError
 
 SAMPLE = Path(beir.__file__).parents[1] / "samples" / "pubmedqa"
 HEADER = "query-id\tcorpus-id\tscore\n"

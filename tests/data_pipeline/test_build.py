@@ -15,12 +15,12 @@ import pytest
 import tensorflow_datasets as tfds
 
 from data_pipeline.build import build, main
-from data_pipeline.builder import REPORT_FILE, InfIr
+from data_pipeline.dataset.builder import REPORT_FILE, InfIr
+from data_pipeline.quality.rules import evaluation_hashes
 from data_pipeline.sources import medquad
-from data_pipeline.validate import evaluation_hashes
-from inf_jax.errors import UserError
-from inf_jax.records import FIELDS, decode_example
-from inf_jax.tfrecord import read_records
+from inf_jax.core.errors import UserError
+from inf_jax.data.records import FIELDS, decode_example
+from inf_jax.io.tfrecord import read_records
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "data_pipeline" / "samples" / "medquad"
@@ -225,7 +225,7 @@ def test_killed_run_leaves_no_dataset(small_medquad, tmp_path):
     code = (
         "import os, signal, sys\n"
         "from data_pipeline.build import main\n"
-        "from inf_jax import tfrecord\n"
+        "from inf_jax.io import tfrecord\n"
         "write, done = tfrecord.Writer.write, []\n"
         "def write_then_die(self, data):\n"
         "    write(self, data)\n"
@@ -250,7 +250,7 @@ def test_run_that_fails_in_the_middle(tiny, monkeypatch):
     def write(self, data):
         raise UserError("disk full")
 
-    monkeypatch.setattr("inf_jax.tfrecord.Writer.write", write)
+    monkeypatch.setattr("inf_jax.io.tfrecord.Writer.write", write)
     with pytest.raises(UserError, match="disk full"):
         tiny[1]()
     monkeypatch.undo()

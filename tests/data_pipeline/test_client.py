@@ -9,10 +9,10 @@ import time
 
 import pytest
 
-from data_pipeline.client import Endpoint, _exhausted, _retry_after, _seconds, read_answer
-from data_pipeline.journal import ANSWER, REJECTED, UNKNOWN, UNPAID
-from data_pipeline.llm import Asker, Prompt
-from inf_jax.errors import UserError
+from data_pipeline.llm.client import Endpoint, _exhausted, _retry_after, _seconds, read_answer
+from data_pipeline.llm.journal import ANSWER, REJECTED, UNKNOWN, UNPAID
+from data_pipeline.llm.request import Asker, Prompt
+from inf_jax.core.errors import UserError
 
 KEY = "sk-proj-Zq7XvT0t4LLy5ecret_9"
 JUDGE = Asker("judge", "o3-mini", Prompt.read("judge_v1"), 1000)

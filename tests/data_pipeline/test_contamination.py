@@ -10,10 +10,10 @@ import pyarrow.parquet
 import pytest
 
 from data_pipeline.build import build
-from data_pipeline.contamination import Evaluation
+from data_pipeline.quality.contamination import Evaluation
 from data_pipeline.sources import inf_ir
-from inf_jax.errors import UserError
-from inf_jax.records import FIELDS
+from inf_jax.core.errors import UserError
+from inf_jax.data.records import FIELDS
 
 QUERY = "how do bees make honey"
 PASSAGE = (

@@ -4,8 +4,8 @@ import re
 
 from huggingface_hub import DatasetCard
 
-from data_pipeline.data_card import CardInfo, data_card, write_data_card
-from data_pipeline.summary import summarise
+from data_pipeline.report.data_card import CardInfo, data_card, write_data_card
+from data_pipeline.report.summary import summarise
 from tests.data_pipeline.factory_items import USAGE, corpus, made
 
 INFO = CardInfo(

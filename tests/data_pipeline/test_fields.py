@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from data_pipeline.sources import fields, json_array
 from data_pipeline.sources.pairs import SourcePair
-from inf_jax.errors import UserError
+from inf_jax.core.errors import UserError
 
 ROWS = [
     {"key": "a", "q": " who? ", "p": "Me.", "t": "Title", "meta": {"q": "nested?"}},

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.contamination import Evaluation
-from data_pipeline.filters import (
+from data_pipeline.items import Item
+from data_pipeline.quality.contamination import Evaluation
+from data_pipeline.quality.filters import (
     RULES,
     FilterSettings,
     ItemFilter,
@@ -17,11 +18,10 @@ from data_pipeline.filters import (
     near_same,
     wrong_language,
 )
-from data_pipeline.items import Item
+from data_pipeline.quality.rules import Limits
 from data_pipeline.sources import medquad
-from data_pipeline.validate import Limits
-from inf_jax.errors import UserError
-from inf_jax.records import Example
+from inf_jax.core.errors import UserError
+from inf_jax.data.records import Example
 
 SAMPLE = Path(__file__).parents[2] / "data_pipeline" / "samples" / "medquad"
 SOURCE = (

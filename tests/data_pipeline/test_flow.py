@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from data_pipeline.flow import each, one_by_one, ordered, tapped
 from data_pipeline.items import Item
+from data_pipeline.stages.streams import each, one_by_one, ordered, tapped
 
 
 def _items(count: int) -> list[Item]:

@@ -5,12 +5,12 @@ import json
 
 import pytest
 
-from data_pipeline.asking import Result
-from data_pipeline.generate import generate
 from data_pipeline.items import INSTRUCTED_QUERIES, PASSAGES, Item
-from data_pipeline.judge import CROSSED, DIAGONAL, Judges, judge
-from data_pipeline.llm import Asker, Prompt, Request
-from inf_jax.records import Example
+from data_pipeline.llm.async_asker import Result
+from data_pipeline.llm.request import Asker, Prompt, Request
+from data_pipeline.stages.generate import generate
+from data_pipeline.stages.judge import CROSSED, DIAGONAL, Judges, judge
+from inf_jax.data.records import Example
 
 TRIPLET = {
     "instruction_positive": "For a child.",

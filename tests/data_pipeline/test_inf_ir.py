@@ -8,8 +8,8 @@ import pytest
 
 from data_pipeline.sources import inf_ir
 from data_pipeline.sources.files import input_files
-from inf_jax.errors import UserError
-from inf_jax.records import FIELDS
+from inf_jax.core.errors import UserError
+from inf_jax.data.records import FIELDS
 
 DATA = Path(__file__).parent / "data"
 GOOD = dict.fromkeys(FIELDS, "some text")

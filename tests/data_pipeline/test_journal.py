@@ -12,13 +12,13 @@ import time
 
 import pytest
 
-from data_pipeline.journal import ANSWER, UNKNOWN, UNPAID, Journal, Received, Sent
-from inf_jax.errors import UserError
+from data_pipeline.llm.journal import ANSWER, UNKNOWN, UNPAID, Journal, Received, Sent
+from inf_jax.core.errors import UserError
 
 WRITER = textwrap.dedent(
     """
     import sys
-    from data_pipeline.journal import ANSWER, Journal, Received, Sent
+    from data_pipeline.llm.journal import ANSWER, Journal, Received, Sent
     journal = Journal(sys.argv[1])
     print("ready", flush=True)
     while True:
@@ -160,8 +160,8 @@ def test_kill_9_loses_nothing_that_was_told_to_be_written(tmp_path):
 FULL = textwrap.dedent(
     """
     import resource, sys
-    from data_pipeline.journal import ANSWER, Journal, Received, Sent
-    from inf_jax.errors import UserError
+    from data_pipeline.llm.journal import ANSWER, Journal, Received, Sent
+    from inf_jax.core.errors import UserError
     journal = Journal(sys.argv[1])
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
@@ -198,8 +198,8 @@ def test_a_full_disk_is_told_and_what_was_written_stays(tmp_path):
 
 def test_a_full_disk_at_the_start(tmp_path):
     code = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n" + (
-        "from data_pipeline.journal import Journal\n"
-        "from inf_jax.errors import UserError\n"
+        "from data_pipeline.llm.journal import Journal\n"
+        "from inf_jax.core.errors import UserError\n"
         "try: Journal(sys.argv[1])\nexcept UserError as error: print(error)"
     )
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[1] == resource.RLIM_INFINITY

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from data_pipeline.llm import Asker, Prompt
-from inf_jax.errors import UserError
+from data_pipeline.llm.request import Asker, Prompt
+from inf_jax.core.errors import UserError
 
 PAYLOAD = {"instruction": "Briefly.", "query": "q", "passage": "p"}
 

@@ -7,7 +7,7 @@ import time
 import openai
 import pytest
 
-from data_pipeline.llm import Asker, Prompt
+from data_pipeline.llm.request import Asker, Prompt
 
 QUERY = "what causes night blindness"
 PASSAGE = "Night blindness comes from a lack of vitamin A. It can also be inherited. Eat carrots."

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline import minhash
-from data_pipeline.minhash import (
+from data_pipeline.quality import minhash
+from data_pipeline.quality.minhash import (
     NUM_PERM,
     NearDuplicates,
     bands,
@@ -22,7 +22,7 @@ from data_pipeline.minhash import (
     similarity,
     tokens,
 )
-from inf_jax.errors import UserError
+from inf_jax.core.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 TEXT = "A vaccine shows your body a harmless piece of a germ, so that your guards learn its looks."
@@ -167,7 +167,7 @@ def test_the_limits_of_the_threshold_can_be_kept():
 
 def test_same_in_every_process():
     code = (
-        "import json, sys; from data_pipeline.minhash import bands, signature\n"
+        "import json, sys; from data_pipeline.quality.minhash import bands, signature\n"
         "print(json.dumps([[signature(t).tolist(), bands(signature(t), threshold=0.8)]"
         " for t in json.load(sys.stdin)]))"
     )

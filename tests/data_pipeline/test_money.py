@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.journal import UNKNOWN, Journal, Received, Sent
-from data_pipeline.llm import Asker, Prompt
-from data_pipeline.money import Budget, BudgetReached, Price, Usage, estimated_tokens, price_of
-from inf_jax.errors import UserError
+from data_pipeline.llm.budget import Budget, BudgetReached, Price, Usage, estimated_tokens, price_of
+from data_pipeline.llm.journal import UNKNOWN, Journal, Received, Sent
+from data_pipeline.llm.request import Asker, Prompt
+from inf_jax.core.errors import UserError
 
 PRICE = Price(2.0, 0.5, 8.0)
 GENERATE = Asker("generate", "gpt-4o-mini", Prompt.read("generate_v1"), 2000)

@@ -8,7 +8,7 @@ import pytest
 
 from data_pipeline.sources import msmarco
 from data_pipeline.sources.pairs import SourcePair
-from inf_jax.errors import UserError
+from inf_jax.core.errors import UserError
 
 FILES = {
     "collection.tsv": '0\tThe "Manhattan" project.\n1\tNothing of it\u2028here.\n2\tThird.\n',

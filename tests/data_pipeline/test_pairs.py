@@ -8,7 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.pairs import (
+from data_pipeline.llm.schemas import INSTRUCTION_TYPES
+from data_pipeline.quality.rules import Limits
+from data_pipeline.sources.pairs import SourcePair
+from data_pipeline.stages.pairs import (
     EVEN_TYPES,
     PAIR_SOURCES,
     draw_type,
@@ -16,10 +19,7 @@ from data_pipeline.pairs import (
     read_pairs,
     sample,
 )
-from data_pipeline.schemas import INSTRUCTION_TYPES
-from data_pipeline.sources.pairs import SourcePair
-from data_pipeline.validate import Limits
-from inf_jax.errors import UserError
+from inf_jax.core.errors import UserError
 
 
 def pair(number, query="a query", passage="a passage of words"):

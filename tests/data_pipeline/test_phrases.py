@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.phrases import BOILERPLATE, OF_PASSAGES, REFUSALS, phrases
+from data_pipeline.quality.phrases import BOILERPLATE, OF_PASSAGES, REFUSALS, phrases
 
 SAMPLE = Path(__file__).parents[2] / "data_pipeline/samples/medquad/train.jsonl.gz"
 

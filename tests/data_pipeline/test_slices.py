@@ -9,9 +9,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from data_pipeline.slices import read_slice, slices
+from data_pipeline.dataset.slices import read_slice, slices
 from data_pipeline.sources.files import read_rows
-from inf_jax.errors import UserError
+from inf_jax.core.errors import UserError
 
 ROWS = [{"n": n, "text": "word " * (n % 7)} for n in range(40)]
 

@@ -3,9 +3,9 @@
 import pytest
 
 from data_pipeline.items import INSTRUCTED_QUERIES, PASSAGES, Item, Judgement, read_items
-from data_pipeline.stage_files import StageFile
-from inf_jax.errors import UserError
-from inf_jax.records import Example
+from data_pipeline.stages.stage_files import StageFile
+from inf_jax.core.errors import UserError
+from inf_jax.data.records import Example
 
 ITEM = Item(
     id="1",

@@ -9,10 +9,10 @@ from rich.console import Console
 
 from data_pipeline.identity import example_hash, fingerprint
 from data_pipeline.items import Item
-from data_pipeline.sample import AuditSample
-from data_pipeline.summary import summarise, write_report
-from data_pipeline.summary_tables import report_tables
-from inf_jax.errors import UserError
+from data_pipeline.report.sample import AuditSample
+from data_pipeline.report.summary import summarise, write_report
+from data_pipeline.report.summary_tables import report_tables
+from inf_jax.core.errors import UserError
 from tests.data_pipeline.factory_items import USAGE, corpus, judged, made
 
 

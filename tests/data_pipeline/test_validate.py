@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from data_pipeline.validate import (
+from data_pipeline.quality.rules import (
     Limits,
     Report,
     evaluation_hashes,
@@ -19,7 +19,7 @@ from data_pipeline.validate import (
     report_table,
     validate,
 )
-from inf_jax.records import Example
+from inf_jax.data.records import Example
 
 GOOD = Example(
     id="1",

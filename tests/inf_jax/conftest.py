@@ -12,8 +12,8 @@ from tokenizers import BertWordPieceTokenizer
 from data_pipeline.build import build
 from inf_jax.config import defaults
 from inf_jax.models import hf
-from inf_jax.models.config import config_from_hf
 from inf_jax.models.encoder import make_encoder
+from inf_jax.models.hf.config import config_from_hf
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _QUERIES = """amber birch cedar dahlia elder fennel ginger hazel iris juniper kelp laurel maple

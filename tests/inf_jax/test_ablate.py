@@ -9,8 +9,8 @@ from pathlib import Path
 import matplotlib.image
 import pytest
 
-from inf_jax.errors import UserError
-from inf_jax.objective import parse_objective
+from inf_jax.core.errors import UserError
+from inf_jax.losses.objective import parse_objective
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from inf_jax.atomic import atomic_file
-from inf_jax.errors import UserError
+from inf_jax.core.errors import UserError
+from inf_jax.io.atomic import atomic_file
 
 ROOT = Path(__file__).parents[2]  # where the children find inf_jax
 
@@ -84,7 +84,7 @@ def test_partials_of_the_dead_go_and_those_of_the_living_stay(tmp_path):
     path = tmp_path / "file"
     script = (
         "import sys, time\n"
-        "from inf_jax.atomic import atomic_file\n"
+        "from inf_jax.io.atomic import atomic_file\n"
         "with atomic_file(sys.argv[1]) as file:\n"
         "    file.write(b'half'); file.flush()\n"
         "    print('ready', flush=True)\n"

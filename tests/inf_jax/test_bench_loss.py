@@ -81,7 +81,7 @@ def launch(monkeypatch):
 
 
 def test_schedule(launch):
-    from inf_jax.hlo import Collective, collectives
+    from inf_jax.planning.hlo import Collective, collectives
 
     expected = [
         Collective("all-gather", 1, 128, waits=False, beside=True),
@@ -109,7 +109,7 @@ def test_schedule(launch):
 
 def test_schedule_of_this_compiler(launch):
     """The reader takes what the compiler prints here: a ring of 8 in a loop of 5 turns."""
-    from inf_jax.hlo import collectives
+    from inf_jax.planning.hlo import collectives
 
     mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
     ring = [(i, (i + 1) % 8) for i in range(8)]
@@ -131,7 +131,7 @@ def test_schedule_of_this_compiler(launch):
 
 
 def test_product_flops(launch):
-    from inf_jax.flops import product_flops
+    from inf_jax.planning.flops import product_flops
 
     mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
     spec = jax.sharding.PartitionSpec("d")
@@ -149,9 +149,9 @@ def test_product_flops(launch):
 
 def test_ring_costs_four_products_a_tile(launch):
     """Scores, the scores again, and two gradients; the dense engine three for each block."""
-    from inf_jax.flops import product_flops
+    from inf_jax.distributed.mesh import make_mesh
     from inf_jax.losses import contrastive_loss
-    from inf_jax.mesh import make_mesh
+    from inf_jax.planning.flops import product_flops
 
     x = jax.ShapeDtypeStruct((256, 16), jnp.float32)
     mesh = make_mesh()

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from inf_jax.blocks import (
+from inf_jax.data.records import text_hash
+from inf_jax.losses import contrastive_loss
+from inf_jax.losses.blocks import (
     BLOCKS,
     Rows,
     TextIds,
@@ -17,9 +19,7 @@ from inf_jax.blocks import (
     split_hashes,
     text_ids,
 )
-from inf_jax.losses import contrastive_loss
-from inf_jax.objective import count_negatives, parse_objective
-from inf_jax.records import text_hash
+from inf_jax.losses.objective import count_negatives, parse_objective
 
 
 def hashes(*texts):

@@ -14,12 +14,12 @@ import jax
 import numpy as np
 import pytest
 
-from inf_jax import checkpoint
+from inf_jax.checkpoints import manager as checkpoint
 from inf_jax.config import ReadLog
-from inf_jax.course import STOPPED
-from inf_jax.mesh import path_name
-from inf_jax.report import read_metrics
-from inf_jax.training import make_training
+from inf_jax.distributed.mesh import path_name
+from inf_jax.distributed.preemption import STOPPED
+from inf_jax.monitoring.metrics_log import read_metrics
+from inf_jax.training.setup import make_training
 from tests.inf_jax.processes import finish, start, write_config
 
 STEPS, KILLS = map(int, os.environ.get("INF_JAX_POD_CHAOS", "48,3").split(","))
@@ -30,7 +30,9 @@ DEVICES = 4
 NOTED = """
 import json, os, time
 import jax
-from inf_jax import config, hosts, loader, train
+from inf_jax import config, train
+from inf_jax.distributed import coordination as hosts
+from inf_jax.data import loader
 host_batch = loader.Loader.host_batch
 def noted(self, step):
     batch = host_batch(self, step)

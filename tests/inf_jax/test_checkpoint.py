@@ -16,22 +16,25 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from inf_jax import checkpoint, storage, train
-from inf_jax.checksums import checksums
+from inf_jax import train
+from inf_jax.checkpoints import manager as checkpoint
+from inf_jax.checkpoints.integrity import checksums
+from inf_jax.checkpoints.resume import Position
 from inf_jax.config import ReadLog
-from inf_jax.course import GO_ON, SAVE, STOP, STOPPED, Course
-from inf_jax.errors import UserError
-from inf_jax.position import Position
-from inf_jax.report import read_metrics
-from inf_jax.step import TrainState
-from inf_jax.training import make_training
+from inf_jax.core.errors import UserError
+from inf_jax.distributed.preemption import GO_ON, SAVE, STOP, STOPPED, Course
+from inf_jax.io import storage
+from inf_jax.monitoring.metrics_log import read_metrics
+from inf_jax.training.setup import make_training
+from inf_jax.training.step import TrainState
 from tests.inf_jax.processes import finish, start, write_config
 
 # The main, but once the first checkpoint is whole no file may grow beyond 16 KiB. The log does
 # not need more and a checkpoint does: for that the disk is full.
 FULL = """
 import resource
-from inf_jax import checkpoint, config, train
+from inf_jax import config, train
+from inf_jax.checkpoints import manager as checkpoint
 save = checkpoint.save
 def save_on_a_full_disk(manager, *args, **options):
     if manager.latest_step() == 4:
@@ -45,7 +48,8 @@ config.run(train.main, train.__doc__)
 # The main, slow enough to be met in the middle.
 SLOW = """
 import time
-from inf_jax import config, loader, train
+from inf_jax import config, train
+from inf_jax.data import loader
 host_batch = loader.Loader.host_batch
 def slow(self, step):
     time.sleep(0.05)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from inf_jax import config as cfg
-from inf_jax.errors import UserError
+from inf_jax.core.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 DEMO = f"--config={CONFIGS}/medquad_minilm.py"

@@ -4,13 +4,13 @@ import jax
 import numpy as np
 import pytest
 
-from inf_jax.encode import encode_texts
-from inf_jax.errors import UserError
-from inf_jax.mesh import make_mesh
+from inf_jax.core.errors import UserError
+from inf_jax.core.packing import pack_chunk, stack_chunks
+from inf_jax.distributed.mesh import make_mesh
 from inf_jax.models import hf
-from inf_jax.models.config import read_config
 from inf_jax.models.encoder import make_encoder
-from inf_jax.packing import pack_chunk, stack_chunks
+from inf_jax.models.hf.config import read_config
+from inf_jax.retriever.encode import encode_texts
 
 TOKENS = 32  # of a row
 

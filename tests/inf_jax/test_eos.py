@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from inf_jax import eos
-from inf_jax.composition import check_composition
 from inf_jax.config import ReadLog, defaults
-from inf_jax.errors import UserError
+from inf_jax.core.errors import UserError
+from inf_jax.data.records import Example
+from inf_jax.data.splice_check import check_composition
 from inf_jax.export import write_tokenizer
-from inf_jax.parts import cut, with_instruction
-from inf_jax.records import Example
-from inf_jax.run import run_tokenizer
-from inf_jax.text import TextConfig, load_tokenizer
+from inf_jax.models.hf.backbone import run_tokenizer
+from inf_jax.text import eos
+from inf_jax.text.query_parts import cut, with_instruction
+from inf_jax.text.tokenizer import TextConfig, load_tokenizer
 from tests.inf_jax import tiny_backbones
 
 ENDS = {"qwen3": "<|im_end|>", "llama3": "<|im_end|>", "mistral": "</s>"}  # appended by "auto"

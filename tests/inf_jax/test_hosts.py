@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from inf_jax import checkpoint, hosts
+from inf_jax.checkpoints import manager as checkpoint
 from inf_jax.config import ReadLog
-from inf_jax.errors import UserError
-from inf_jax.mesh import path_name
+from inf_jax.core.errors import UserError
+from inf_jax.distributed import coordination as hosts
+from inf_jax.distributed.cluster import roll_call
+from inf_jax.distributed.mesh import path_name
 from inf_jax.models import hf
-from inf_jax.report import read_metrics
-from inf_jax.roll_call import roll_call
-from inf_jax.training import make_training
+from inf_jax.monitoring.metrics_log import read_metrics
+from inf_jax.training.setup import make_training
 from tests.inf_jax.processes import finish, free_port, place, start, write_config
 
 DEVICES = 4  # of a run, however many processes share them
@@ -27,8 +28,10 @@ DEVICES = 4  # of a run, however many processes share them
 # The main, but process 1 finds a damaged record in its share of step 2.
 DAMAGED = """
 import jax
-from inf_jax import config, hosts, loader, train
-from inf_jax.errors import UserError
+from inf_jax import config, train
+from inf_jax.distributed import coordination as hosts
+from inf_jax.data import loader
+from inf_jax.core.errors import UserError
 host_batch = loader.Loader.host_batch
 def damaged(self, step):
     if step == 2 and jax.process_index() == 1:
@@ -42,8 +45,8 @@ config.run(hosts.on_all(train.main), train.__doc__)
 APART = """
 import os, pathlib, sys
 from jax._src import distributed
-from inf_jax import hosts
-from inf_jax.errors import UserError
+from inf_jax.distributed import coordination as hosts
+from inf_jax.core.errors import UserError
 hosts.initialise()
 client = distributed.global_state.client
 if hosts.is_lead():

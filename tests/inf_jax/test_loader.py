@@ -10,20 +10,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inf_jax import loader as loader_module
-from inf_jax import negatives
 from inf_jax.config import ReadLog
-from inf_jax.errors import UserError
-from inf_jax.loader import Loader, to_mesh
-from inf_jax.mesh import make_mesh
-from inf_jax.order import WINDOW_STEPS
-from inf_jax.packing import fill
-from inf_jax.records import pairs, text_hash
-from inf_jax.run import load_model, tokenised_split
-from inf_jax.text import TextConfig, load_tokenizer
-from inf_jax.tfrecord import CorruptRecordError
+from inf_jax.core.errors import UserError
+from inf_jax.core.packing import fill
+from inf_jax.data import loader as loader_module
+from inf_jax.data import negatives
+from inf_jax.data.loader import Loader, to_mesh
+from inf_jax.data.records import pairs, text_hash
+from inf_jax.data.sampler import WINDOW_STEPS
+from inf_jax.data.tokenised import TokenisedDataset
+from inf_jax.distributed.mesh import make_mesh
+from inf_jax.io.tfrecord import CorruptRecordError
+from inf_jax.models.hf.backbone import load_model, tokenised_split
+from inf_jax.text.tokenizer import TextConfig, load_tokenizer
 from inf_jax.tokenise import read_examples
-from inf_jax.tokenised import TokenisedDataset
 
 
 @pytest.fixture(scope="module")

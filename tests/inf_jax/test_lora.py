@@ -12,13 +12,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from inf_jax import checkpoint, evaluate, export, load, train
+from inf_jax import evaluate, export, load, train
+from inf_jax.checkpoints import manager as checkpoint
 from inf_jax.config import ReadLog
-from inf_jax.errors import UserError
+from inf_jax.core.errors import UserError
 from inf_jax.models import hf
-from inf_jax.models.config import read_config
-from inf_jax.report import read_metrics
-from inf_jax.training import make_training
+from inf_jax.models.hf.config import read_config
+from inf_jax.monitoring.metrics_log import read_metrics
+from inf_jax.training.setup import make_training
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from inf_jax.blocks import BLOCKS, TextIds, split_hashes
-from inf_jax.errors import UserError
+from inf_jax.core.errors import UserError
 from inf_jax.losses import contrastive_loss
+from inf_jax.losses.blocks import BLOCKS, TextIds, split_hashes
 
 ALL = "P,I,IQ,QQ,PP"
 UNI, MULTI = f"uni({ALL})", f"multi({ALL})"

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from inf_jax import mesh as meshes
 from inf_jax import train
 from inf_jax.config import ReadLog
-from inf_jax.errors import UserError
-from inf_jax.mesh import AXES, batch_devices, local_parts, make_mesh
-from inf_jax.report import read_metrics
-from inf_jax.training import make_training
+from inf_jax.core.errors import UserError
+from inf_jax.distributed import mesh as meshes
+from inf_jax.distributed.mesh import AXES, batch_devices, local_parts, make_mesh
+from inf_jax.monitoring.metrics_log import read_metrics
+from inf_jax.training.setup import make_training
 from tests.inf_jax.processes import finish, start, write_config
 
 # A process of several: for each mesh, it gives its parts of a batch and looks at the whole.
@@ -24,9 +24,9 @@ PARTS = """
 import json, sys
 import jax, numpy as np
 from jax.sharding import Mesh
-from inf_jax import hosts
-from inf_jax.loader import to_mesh
-from inf_jax.mesh import AXES, batch_devices, local_parts, replicated
+from inf_jax.distributed import coordination as hosts
+from inf_jax.data.loader import to_mesh
+from inf_jax.distributed.mesh import AXES, batch_devices, local_parts, replicated
 hosts.initialise()
 devices = sorted(jax.devices(), key=lambda d: d.id)
 for order, shape in json.loads(sys.argv[2]):
@@ -61,7 +61,9 @@ def test_a_batch_is_the_same_whatever_the_order_of_the_devices(tmp_path):
 
 # The main, on a mesh whose devices alternate between the processes.
 SHUFFLED = """
-from inf_jax import config, hosts, mesh, train
+from inf_jax import config, train
+from inf_jax.distributed import coordination as hosts
+from inf_jax.distributed import mesh
 laid_out = mesh._laid_out
 mesh._laid_out = lambda devices, shape: laid_out(devices[::2] + devices[1::2], shape)
 config.run(hosts.on_all(train.main), train.__doc__)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from inf_jax import metrics
-from inf_jax.errors import UserError
-from inf_jax.runs import without_identical_ids
+from inf_jax.core.errors import UserError
+from inf_jax.metrics.runs import without_identical_ids
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "metrics"
 CUTS = (1, 3, 5, 10, 20, 100, 1000)

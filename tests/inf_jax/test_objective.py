@@ -2,8 +2,8 @@
 
 import pytest
 
-from inf_jax.errors import UserError
-from inf_jax.objective import Objective, Term, count_negatives, parse_objective
+from inf_jax.core.errors import UserError
+from inf_jax.losses.objective import Objective, Term, count_negatives, parse_objective
 
 
 def one(kind, *blocks, **how):

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from inf_jax import pace
-from inf_jax.chips import CHIPS, peak_flops
 from inf_jax.config import ReadLog
-from inf_jax.plan_inputs import loader_inputs
-from inf_jax.report import read_metrics
-from inf_jax.training import make_training
+from inf_jax.data.step_shapes import loader_inputs
+from inf_jax.monitoring import step_timer as pace
+from inf_jax.monitoring.metrics_log import read_metrics
+from inf_jax.planning.chips import CHIPS, peak_flops
+from inf_jax.training.setup import make_training
 
 WORK = pace.Work(examples=8, pairs=24, tokens=600, flops=3e9, peak=12e9)
 

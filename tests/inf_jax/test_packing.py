@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inf_jax import packing
-from inf_jax.errors import UserError
+from inf_jax.core import packing
+from inf_jax.core.errors import UserError
 
 LENGTHS = st.lists(st.integers(0, 32), min_size=1, max_size=60)
 

@@ -14,23 +14,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from inf_jax import plan, planning
-from inf_jax.chips import CHIPS, Chip
+from inf_jax import plan
 from inf_jax.config import ReadLog, defaults
-from inf_jax.config_checks import check
-from inf_jax.errors import UserError
-from inf_jax.flops import model_flops, product_flops
-from inf_jax.hlo import Collective, collectives
-from inf_jax.hlo_cost import Work, works
-from inf_jax.mesh import batch_sharding, make_mesh
-from inf_jax.models.config import config_from_hf, read_config
+from inf_jax.config.checks import check
+from inf_jax.core.errors import UserError
+from inf_jax.data.step_shapes import batch_shapes, plan_inputs
+from inf_jax.distributed.mesh import batch_sharding, make_mesh
+from inf_jax.losses.objective import parse_objective
 from inf_jax.models.encoder import make_encoder
-from inf_jax.objective import parse_objective
-from inf_jax.plan_inputs import batch_shapes, plan_inputs
-from inf_jax.roofline import collective_seconds, predict
-from inf_jax.run import configured_encoder
-from inf_jax.topology import parse, topology
-from inf_jax.training import make_program, make_training
+from inf_jax.models.hf.backbone import configured_encoder
+from inf_jax.models.hf.config import config_from_hf, read_config
+from inf_jax.planning import compile as planning
+from inf_jax.planning.chips import CHIPS, Chip
+from inf_jax.planning.flops import model_flops, product_flops
+from inf_jax.planning.hlo import Collective, collectives
+from inf_jax.planning.hlo_cost import Work, works
+from inf_jax.planning.roofline import collective_seconds, predict
+from inf_jax.planning.topology import parse, topology
+from inf_jax.training.setup import make_program, make_training
 
 ROOT = Path(__file__).resolve().parents[2]
 LENGTHS = {"query_tokens": 10, "passage_tokens": 20}
@@ -434,7 +435,7 @@ def test_assumed_lengths(tiny_config):
 def config_file(tiny_config, tmp_path, monkeypatch):
     quick = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
     monkeypatch.setattr(  # compiling is most of the time
-        "inf_jax.training.compiler_options",
+        "inf_jax.training.setup.compiler_options",
         lambda mesh: quick if mesh.devices.flat[0].platform == "cpu" else {},
     )
     tiny_config.train.health = False

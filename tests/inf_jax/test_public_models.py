@@ -8,8 +8,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import inf_jax
-from inf_jax import st_files
-from inf_jax.errors import UserError
+from inf_jax.core.errors import UserError
+from inf_jax.models.hf import sentence_transformers as st_files
 from tests.inf_jax.tiny_backbones import backbone
 
 WEB = "Instruct: Given a web search query, retrieve relevant passages\nQuery:"

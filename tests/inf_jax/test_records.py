@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensorflow_datasets.proto import tf_example_pb2
 
-from inf_jax.errors import UserError
-from inf_jax.records import (
+from inf_jax.core.errors import UserError
+from inf_jax.data.records import (
     FIELDS,
     Example,
     Pair,

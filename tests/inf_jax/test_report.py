@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from inf_jax.health import health
-from inf_jax.report import MetricsLog, health_rows, pace_rows, read_metrics
-from inf_jax.tfrecord import read_records
+from inf_jax.io.tfrecord import read_records
+from inf_jax.monitoring.metrics_log import MetricsLog, health_rows, pace_rows, read_metrics
+from inf_jax.training.health import health
 
 
 def values(seed):

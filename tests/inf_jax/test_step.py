@@ -11,19 +11,19 @@ import numpy as np
 import optax
 import pytest
 
-from inf_jax import packing
-from inf_jax.blocks import TextIds
-from inf_jax.embed import Batch, encode_pairs
-from inf_jax.errors import UserError
-from inf_jax.loader import to_mesh
+from inf_jax.core import packing
+from inf_jax.core.errors import UserError
+from inf_jax.data.loader import to_mesh
+from inf_jax.distributed.mesh import make_mesh, state_shardings
 from inf_jax.losses import contrastive_loss
-from inf_jax.mesh import make_mesh, state_shardings
+from inf_jax.losses.blocks import TextIds
+from inf_jax.losses.objective import parse_objective
 from inf_jax.models import hf
-from inf_jax.models.config import read_config
 from inf_jax.models.encoder import EncoderOptions, make_encoder
-from inf_jax.objective import parse_objective
-from inf_jax.optim import decay_mask, make_optimizer, make_schedule
-from inf_jax.step import TrainState, init_coefficients, init_params, make_train_step
+from inf_jax.models.hf.config import read_config
+from inf_jax.training.forward import Batch, encode_pairs
+from inf_jax.training.optim import decay_mask, make_optimizer, make_schedule
+from inf_jax.training.step import TrainState, init_coefficients, init_params, make_train_step
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "models" / "bert"
 ROW, PLACES = 32, 6

@@ -8,17 +8,17 @@ import numpy as np
 import optax
 import pytest
 
-from inf_jax import packing
 from inf_jax.config import ReadLog
-from inf_jax.embed import encode_pairs
-from inf_jax.loader import Loader, to_mesh
-from inf_jax.mesh import make_mesh, state_shardings
-from inf_jax.objective import parse_objective
-from inf_jax.records import pairs, text_hash
-from inf_jax.run import load_model, tokenised_split
-from inf_jax.step import TrainState, init_params, make_train_step
-from inf_jax.text import TextConfig
+from inf_jax.core import packing
+from inf_jax.data.loader import Loader, to_mesh
+from inf_jax.data.records import pairs, text_hash
+from inf_jax.distributed.mesh import make_mesh, state_shardings
+from inf_jax.losses.objective import parse_objective
+from inf_jax.models.hf.backbone import load_model, tokenised_split
+from inf_jax.text.tokenizer import TextConfig
 from inf_jax.tokenise import read_examples
+from inf_jax.training.forward import encode_pairs
+from inf_jax.training.step import TrainState, init_params, make_train_step
 
 TEXT = TextConfig(max_query_tokens=16, max_passage_tokens=32)
 

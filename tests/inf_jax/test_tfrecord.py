@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inf_jax.errors import UserError
-from inf_jax.tfrecord import (
+from inf_jax.core.errors import UserError
+from inf_jax.io.tfrecord import (
     CorruptRecordError,
     Index,
     Reader,
@@ -209,8 +209,8 @@ def test_an_error_in_the_block_leaves_nothing(tmp_path):
 def test_a_file_that_cannot_grow(tmp_path, records):
     script = (
         "import resource, sys\n"
-        "from inf_jax.errors import main_guard\n"
-        "from inf_jax.tfrecord import Writer\n"
+        "from inf_jax.core.errors import main_guard\n"
+        "from inf_jax.io.tfrecord import Writer\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))\n"
         "with main_guard(), Writer(sys.argv[1]) as writer:\n"
         "    for _ in range(int(sys.argv[2])):\n"
@@ -230,7 +230,7 @@ def test_a_killed_writer(tmp_path):
     path = tmp_path / "file"
     script = (
         "import sys, time\n"
-        "from inf_jax.tfrecord import Writer\n"
+        "from inf_jax.io.tfrecord import Writer\n"
         "with Writer(sys.argv[1]) as writer:\n"
         "    for _ in range(1000):\n"
         "        writer.write(bytes(4096))\n"

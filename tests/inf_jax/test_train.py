@@ -9,19 +9,21 @@ import jax
 import numpy as np
 import pytest
 
-from inf_jax import checkpoint, evaluate, train
+from inf_jax import evaluate, train
+from inf_jax.checkpoints import manager as checkpoint
+from inf_jax.checkpoints.resume import Position, check_position
 from inf_jax.config import ReadLog
-from inf_jax.errors import UserError
-from inf_jax.position import Position, check_position
-from inf_jax.report import read_metrics
-from inf_jax.training import make_training
+from inf_jax.core.errors import UserError
+from inf_jax.monitoring.metrics_log import read_metrics
+from inf_jax.training.setup import make_training
 from tests.inf_jax.processes import finish, start, write_config
 
 # The main, but for a kill -9 of itself in the middle: right after it logged step 11, step 12 being
 # under way and a checkpoint on its way to disk.
 KILLED = """
 import os, signal
-from inf_jax import config, report, train
+from inf_jax import config, train
+from inf_jax.monitoring import metrics_log as report
 write = report.MetricsLog.write
 def write_then_die(self, step, metrics):
     write(self, step, metrics)

@@ -17,15 +17,18 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from inf_jax import checkpoint, report, train, wandb_log
+from inf_jax import train
+from inf_jax.checkpoints import manager as checkpoint
 from inf_jax.config import ReadLog
-from inf_jax.errors import UserError
-from inf_jax.profiler import Profiler
-from inf_jax.report import read_metrics
-from inf_jax.tfrecord import CorruptRecordError, read_records
-from inf_jax.training import make_training
-from inf_jax.watch import Watch, watch_options
-from inf_jax.watchdog import HUNG
+from inf_jax.core.errors import UserError
+from inf_jax.io.tfrecord import CorruptRecordError, read_records
+from inf_jax.monitoring import metrics_log as report
+from inf_jax.monitoring import wandb_log
+from inf_jax.monitoring.metrics_log import read_metrics
+from inf_jax.monitoring.profiler import Profiler
+from inf_jax.monitoring.watch import Watch, watch_options
+from inf_jax.monitoring.watchdog import HUNG
+from inf_jax.training.setup import make_training
 from tests.inf_jax.processes import write_config
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +36,8 @@ ROOT = Path(__file__).parents[2]
 # The main, but it waits after step 3 for what comes from outside, and hangs after step 10.
 HANGS = """
 import os, signal, sys, time
-from inf_jax import config, report, train
+from inf_jax import config, train
+from inf_jax.monitoring import metrics_log as report
 write = report.MetricsLog.write
 def write_and_wait(self, step, metrics):
     write(self, step, metrics)
@@ -291,7 +295,7 @@ def test_the_real_wandb_offline(tmp_path):
     program = """
 import sys
 from pathlib import Path
-from inf_jax.wandb_log import WandbLog
+from inf_jax.monitoring.wandb_log import WandbLog
 for _ in range(2):
     log = WandbLog(Path(sys.argv[1]), project="plants", name="run", config={"dims": (1, 2)})
     for step in (0, 4):

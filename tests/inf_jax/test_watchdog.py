@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from inf_jax.watchdog import HUNG
+from inf_jax.monitoring.watchdog import HUNG
 from tests.inf_jax.processes import free_port, place
 
 ROOT = Path(__file__).parents[2]
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 ALONE = """
 import ctypes, sys, threading, time
 from pathlib import Path
-from inf_jax.watchdog import Watchdog
+from inf_jax.monitoring.watchdog import Watchdog
 
 def stuck_in_python():
     time.sleep(600)
@@ -48,8 +48,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
-from inf_jax import hosts
-from inf_jax.watchdog import Watchdog
+from inf_jax.distributed import coordination as hosts
+from inf_jax.monitoring.watchdog import Watchdog
 
 def never_comes():
     time.sleep(600)

@@ -9,7 +9,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from inf_jax.models import hf
-from inf_jax.models.config import config_from_hf
+from inf_jax.models.hf.config import config_from_hf
 from tests.inf_jax.models.goldens import GOLDEN, params_of
 
 VOCAB = 480  # of any of the tokenizers, and more

@@ -8,18 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from inf_jax import packing
-from inf_jax.errors import UserError
-from inf_jax.flops import product_flops
-from inf_jax.gradcache import in_chunks
-from inf_jax.mesh import batch_sharding, make_mesh, state_shardings
+from inf_jax.core import packing
+from inf_jax.core.errors import UserError
+from inf_jax.distributed.gradcache import in_chunks
+from inf_jax.distributed.mesh import batch_sharding, make_mesh, state_shardings
 from inf_jax.models import attention as module
 from inf_jax.models.attention import attention, cudnn_attention, implementations
-from inf_jax.models.attention_splash import splash_attention
-from inf_jax.models.attention_xla import xla_attention
 from inf_jax.models.dropout import DropoutKey
 from inf_jax.models.encoder import EncoderOptions, make_encoder
+from inf_jax.models.splash_attention import splash_attention
 from inf_jax.models.visible import Window, visible
+from inf_jax.models.xla_attention import xla_attention
+from inf_jax.planning.flops import product_flops
 from tests.inf_jax.models.goldens import params_of, quick_jit, shape_of
 
 TPU = SimpleNamespace(platform="tpu", device_kind="TPU v5 lite")

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from inf_jax import packing
+from inf_jax.core import packing
 from inf_jax.models import hf
-from inf_jax.models.config import read_config
 from inf_jax.models.encoder import EncoderOptions, make_encoder
+from inf_jax.models.hf.config import read_config
+from inf_jax.models.hf.weight_tables import rules_of
 from inf_jax.models.pooling import POOLINGS, pool
-from inf_jax.models.tables import rules_of
 from tests.inf_jax.models.goldens import GOLDEN, padded_rows, params_of, quick_jit, shape_of
 
 

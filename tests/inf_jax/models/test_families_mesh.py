@@ -9,12 +9,18 @@ import numpy as np
 import optax
 import pytest
 
-from inf_jax import packing
-from inf_jax.gradcache import in_chunks
-from inf_jax.mesh import batch_devices, batch_sharding, make_mesh, path_name, state_shardings
+from inf_jax.core import packing
+from inf_jax.distributed.gradcache import in_chunks
+from inf_jax.distributed.mesh import (
+    batch_devices,
+    batch_sharding,
+    make_mesh,
+    path_name,
+    state_shardings,
+)
+from inf_jax.models.config import EncoderConfig
 from inf_jax.models.encoder import EncoderOptions, make_encoder
 from inf_jax.models.lora import first_adapters, make_lora
-from inf_jax.models.shape import EncoderConfig
 from tests.inf_jax.models.goldens import NAMES, all_rows, params_of, quick_jit, shape_of
 
 

@@ -12,13 +12,14 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from inf_jax.config import ReadLog, defaults
-from inf_jax.errors import UserError
-from inf_jax.models import hf, hf_check
-from inf_jax.models.config import read_config
-from inf_jax.models.shape import UNLIMITED
-from inf_jax.models.tables import TABLES, rules_of, table_of
-from inf_jax.models.tensor_files import stored_tensors
-from inf_jax.run import configured_encoder
+from inf_jax.core.errors import UserError
+from inf_jax.io.safetensors import stored_tensors
+from inf_jax.models import hf
+from inf_jax.models.config import UNLIMITED
+from inf_jax.models.hf import check as hf_check
+from inf_jax.models.hf.backbone import configured_encoder
+from inf_jax.models.hf.config import read_config
+from inf_jax.models.hf.weight_tables import TABLES, rules_of, table_of
 from tests.inf_jax.models.goldens import GOLDEN as GOLDENS
 from tests.inf_jax.models.goldens import NAMES, params_of, shape_of
 

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from inf_jax.core.packing import Packed, pack_chunk, stack_chunks
+from inf_jax.distributed.mesh import batch_sharding, make_mesh, replicated
 from inf_jax.losses import contrastive_loss
-from inf_jax.mesh import batch_sharding, make_mesh, replicated
 from inf_jax.models import hf
-from inf_jax.models.config import read_config
 from inf_jax.models.encoder import EncoderOptions, make_encoder
-from inf_jax.models.instruct import attend, attend_all
+from inf_jax.models.hf.config import read_config
+from inf_jax.models.instruction_attention import attend, attend_all
 from inf_jax.models.pooling import normalise
-from inf_jax.packing import Packed, pack_chunk, stack_chunks
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "pooling"
 CASES = sorted(path.name for path in GOLDEN.glob("attnpool_*.npz"))

@@ -8,15 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from inf_jax.adapter import write_adapter
-from inf_jax.errors import UserError
-from inf_jax.flops import product_flops
-from inf_jax.gradcache import in_chunks
-from inf_jax.mesh import batch_sharding, make_mesh, state_shardings
+from inf_jax.core.errors import UserError
+from inf_jax.distributed.gradcache import in_chunks
+from inf_jax.distributed.mesh import batch_sharding, make_mesh, state_shardings
+from inf_jax.hf_export.peft_adapter import write_adapter
 from inf_jax.models.encoder import EncoderOptions, make_encoder
+from inf_jax.models.hf.weight_tables import table_of
 from inf_jax.models.lora import Lora, first_adapters, make_lora, merged
-from inf_jax.models.tables import table_of
-from inf_jax.trainable import join
+from inf_jax.planning.flops import product_flops
+from inf_jax.training.parameters import join
 from tests.inf_jax.models.goldens import (
     GOLDEN,
     all_rows,

@@ -1,0 +1,115 @@
+"""The steps of `data_pipeline.beam_tokenise`, on the workers.
+
+Not in the main's own module: what is defined in a process's `__main__` no other process can load.
+"""
+
+import functools
+import itertools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from inf_jax.core.errors import UserError
+from inf_jax.data.records import Example
+from inf_jax.data.splice_check import SAMPLE
+from inf_jax.data.token_shards import Plan, decode_at, write_manifest, write_shard
+from inf_jax.io.tfrecord import build_index, read_slice
+from inf_jax.models import hf
+from inf_jax.models.hf.config import read_config
+from inf_jax.text.tokenizer import TextConfig, TextTokenizer, load_tokenizer
+
+
+class Piece(NamedTuple):
+    """Neighbouring records of one text TFRecord, all of one shard.
+
+    Attributes:
+      start: number of its first example in the split.
+      file: the TFRecord.
+      offset: byte in it.
+      first: number of the first record in the file.
+      count: records.
+    """
+
+    start: int
+    file: str
+    offset: int
+    first: int
+    count: int
+
+    def read(self) -> Iterator[tuple[int, Example]]:
+        """The examples, each with its number in the split."""
+        records = read_slice(self.file, offset=self.offset, first=self.first, count=self.count)
+        for n, data in enumerate(records):
+            yield self.start + n, decode_at(Path(self.file), self.first + n, data)
+
+
+class Work(NamedTuple):
+    """What each worker has to know; the methods are the pipeline's steps.
+
+    Attributes:
+      plan: sources and shards.
+      text: templates and limits.
+      model: `model.name` of the config: workers load the tokenizer, which may be large, by it.
+      append_eos: see `inf_jax.text.tokenizer.TextTokenizer`.
+      fingerprint: the tokenizer's.
+      todo: numbers of the shards to write; the others are there.
+    """
+
+    plan: Plan
+    text: TextConfig
+    model: str
+    append_eos: str
+    fingerprint: str
+    todo: set[int]
+
+    def pieces(self, file: tuple[int, tuple[Path, int]]) -> Iterator[tuple[int, Piece]]:
+        """The pieces of a file by shard; `file` is its first example's number, path, records."""
+        start, (path, count) = file
+        offsets = build_index(path, count=count).offsets
+        size = self.plan.recipe["examples_per_shard"]
+        for shard in range(start // size, -(-(start + count) // size)):
+            first = max(shard * size - start, 0)
+            stop = min((shard + 1) * size - start, count)
+            if first < stop:
+                offset = int(offsets[first])
+                yield shard, Piece(start + first, str(path), offset, first, stop - first)
+
+    def write(self, shard: int, pieces: Iterable[Piece]) -> list[tuple[int, Example]]:
+        """Writes a shard, unless it is there; the sample's examples in it, with their numbers."""
+        every = -(-self.plan.num_examples // SAMPLE)  # as `composition.sampled`
+        sample: list[tuple[int, Example]] = []
+
+        def examples() -> Iterator[Example]:
+            for number, example in itertools.chain(*(piece.read() for piece in sorted(pieces))):
+                if number % every == 0:
+                    sample.append((number, example))
+                yield example
+
+        if shard in self.todo:
+            path, _ = self.plan.shards[shard]
+            write_shard(path, examples(), tokenizer=self._tokenizer(), text=self.text)
+        else:
+            for _ in examples():
+                pass
+        return sample
+
+    def finish(self, sample: list[tuple[int, Example]]) -> None:
+        """Writes the manifest."""
+        examples = [example for _, example in sorted(sample, key=lambda each: each[0])]
+        write_manifest(self.plan, examples, tokenizer=self._tokenizer(), text=self.text)
+
+    def _tokenizer(self) -> TextTokenizer:
+        tokenizer = _load(self.model, self.append_eos)
+        if tokenizer.fingerprint != self.fingerprint:
+            raise UserError(
+                f"model.name={self.model!r}: a worker has another tokenizer under this name; give "
+                "a directory that all workers mount"
+            )
+        return tokenizer
+
+
+@functools.cache  # one for all threads and bundles of a worker
+def _load(model: str, append_eos: str) -> TextTokenizer:
+    directory = hf.resolve_model(model)
+    rows = read_config(directory).vocab_size
+    return load_tokenizer(directory, append_eos=append_eos, rows=rows)

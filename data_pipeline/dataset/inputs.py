@@ -1,0 +1,188 @@
+"""What a build reads: the sources by name, and the files and rules of one build."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from data_pipeline.quality.near_duplicates import is_near
+from data_pipeline.quality.rules import Limits, Report, held_out
+from data_pipeline.sources import inf_ir, medquad
+from data_pipeline.sources.files import Row, input_files
+from inf_jax.core.errors import UserError
+from inf_jax.data.records import Example
+
+DEV_FRACTION = 0.02  # of the queries, where a source has no evaluation file
+_SAMPLES = Path(__file__).parents[1] / "samples"
+
+
+@dataclasses.dataclass(eq=False)
+class InfIrConfig(tfds.core.BuilderConfig):
+    """One source: how its files are read and what its records must be.
+
+    Attributes:
+      read: read(path, dropped=Counter) -> Iterator[Example].
+      example: example(row) -> Example, where `read` gives one for each row; None where it looks at
+        all rows together.
+      path_train, path_dev: files shipped with the code; "" where the user must give them.
+      limits: lengths of texts, see `validate`.
+      homepage, citation, license: of the source.
+    """
+
+    read: Callable[..., Iterator[Example]] = inf_ir.read
+    example: Callable[[Row], Example] | None = inf_ir.example
+    path_train: str = ""
+    path_dev: str = ""
+    limits: Limits = dataclasses.field(default_factory=Limits)
+    homepage: str = ""
+    citation: str = ""
+    license: str = ""
+
+
+MEDQUAD = InfIrConfig(
+    name="medquad",
+    description="Questions and answers on diseases (GARD and GHR of MedQuAD): the disease is the "
+    "query, the question about it the instruction.",
+    read=medquad.read,
+    example=None,
+    path_train=str(_SAMPLES / "medquad" / "train.jsonl.gz"),
+    path_dev=str(_SAMPLES / "medquad" / "dev.jsonl.gz"),
+    limits=Limits(
+        document_words=(medquad.MIN_ANSWER_WORDS, Limits.document_words[1]),
+        repeated_documents=False,
+    ),
+    homepage="https://github.com/abachaa/MedQuAD",
+    citation="""@article{BenAbacha-BMC-2019,
+  author = {Asma {Ben Abacha} and Dina Demner{-}Fushman},
+  title = {A Question-Entailment Approach to Question Answering},
+  journal = {{BMC} Bioinformatics}, volume = {20}, pages = {511}, year = {2019},
+}""",
+    license="CC BY 4.0",
+)
+INF_IR = InfIrConfig(
+    name="inf_ir",
+    description="The released InF-IR corpus, or any file with its field names.",
+    homepage="https://huggingface.co/datasets/InF-IR/InF-IR",
+    citation="""@article{zhuang2025_2505.21439,
+  author = {Yuchen Zhuang and Aaron Trinh and Rushi Qiang and Haotian Sun and Chao Zhang and
+            Hanjun Dai and Bo Dai},
+  title = {Towards Better Instruction Following Retrieval Models},
+  journal = {arXiv preprint arXiv:2505.21439}, year = {2025},
+}""",
+    license="see the corpus' homepage",
+)
+FACTORY = InfIrConfig(
+    name="factory",
+    description="A corpus of the triplet factory (`python -m data_pipeline.run`): queries and "
+    "passages of its sources, the rest written and judged by language models.",
+    license="that of the sources, and the terms of the models; see the corpus' DATA_CARD.md",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What one build reads.
+
+    Attributes:
+      config: the source.
+      train, dev: paths; dev "" where evaluation queries are held out of train.
+      dev_fraction: share of train's queries that is held out; 0 for none.
+      near_duplicates: similarity from which an example is dropped; 0 for none.
+    """
+
+    config: InfIrConfig
+    train: str
+    dev: str
+    dev_fraction: float
+    near_duplicates: float = 0.0
+
+    @classmethod
+    def resolve(
+        cls,
+        config: InfIrConfig,
+        *,
+        path_train: str,
+        path_dev: str,
+        dev_fraction: float,
+        near_duplicates: float = 0.0,
+    ) -> "Inputs":
+        """The user's paths where given, else the shipped files.
+
+        Raises:
+          UserError: there is no train file, or a fraction is none.
+        """
+        for name, value in (("dev_fraction", dev_fraction), ("near_duplicates", near_duplicates)):
+            if not 0 <= value < 1:
+                raise UserError(f"--{name}={value}: must be at least 0 and less than 1")
+        if near_duplicates:
+            is_near(near_duplicates)  # raises where it cannot be kept
+        train = path_train or config.path_train
+        if not train:
+            raise UserError(
+                f"source {config.name!r} ships no data; give your file by --path_train=FILE"
+            )
+        # the shipped dev file belongs to the shipped train file alone
+        dev = path_dev or ("" if path_train else config.path_dev)
+        return cls(config, train, dev, 0.0 if dev else dev_fraction, near_duplicates)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits that these inputs give; dev first: train must know its texts."""
+        return ("dev", "train") if self.dev or self.dev_fraction else ("train",)
+
+    def path(self, split: str) -> str:
+        """The file of a split."""
+        return self.dev if split == "dev" and self.dev else self.train
+
+    def belongs(self, example: Example, split: str) -> bool:
+        """Whether an example of the split's file falls to the split."""
+        return not self.dev_fraction or held_out(example, self.dev_fraction) == (split == "dev")
+
+    def check_not_empty(self, report: Report, split: str) -> None:
+        """Raises UserError where nothing was kept; says why, as far as the report knows."""
+        if report.kept:
+            return
+        counts = (report.dropped_by_source + report.reasons).most_common(3)
+        why = ", ".join(f"{count} for {reason!r}" for reason, count in counts)
+        raise UserError(
+            f"split {split!r} of source {self.config.name!r} is empty: {report.rows} rows "
+            f"read{', dropped: ' + why if why else ''}; give other files, or another "
+            "--dev_fraction"
+        )
+
+    def recipe(self) -> dict[str, Any]:
+        """What the records depend on besides the code's version: files' checksums, rules.
+
+        Equal recipes give equal files. It is stored as the dataset's metadata.
+
+        Raises:
+          UserError: a file is missing.
+        """
+        sources = {"train": _checksums(self.train)}
+        if self.dev:
+            sources["dev"] = _checksums(self.dev)
+        recipe = {
+            "sources": sources,
+            "dev_fraction": self.dev_fraction,
+            "limits": dataclasses.asdict(self.config.limits),
+        }
+        if self.near_duplicates:
+            recipe["near_duplicates"] = self.near_duplicates
+        return json.loads(json.dumps(recipe))  # tuples become lists, as in the stored one
+
+
+def _checksums(path: str) -> list[dict[str, Any]]:
+    """Name, size and SHA-256 of each source file; no directory: moved files are the same files."""
+    return [
+        {"file": file.name, "bytes": file.stat().st_size, "sha256": _sha256(file)}
+        for file in input_files(path)
+    ]
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()

@@ -1,0 +1,318 @@
+"""The journal: every request that was sent and all that came back, in one SQLite file.
+
+Append-only: triggers refuse updates and deletions. A request is written before it is sent, its
+answer before anything is made of it, so a kill at any point loses no answer that had arrived; what
+was under way at a kill has a row in `sent` and none in `received`. Answers are found by the content
+hash of their request: the same question is never asked twice, and a changed prompt or model asks
+anew only what it touches.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import sqlite3
+import time
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from inf_jax.core.errors import UserError
+
+FORMAT = "inf_jax journal 1"
+# Outcomes of a request. Paid: the model answered.
+ANSWER = "answer"  # as it must be
+BAD = ("refusal", "schema", "truncated", "content_filter")  # paid, but of no use
+REJECTED = "rejected"  # the endpoint will never take this request; not paid
+UNPAID = "unpaid"  # rate limit, server error, no connection: nothing was computed
+UNKNOWN = "unknown"  # sent, but no answer came: may have been paid
+# SQLite's errors that are the disk's, not the file's.
+_OF_THE_PLACE = (
+    *(sqlite3.SQLITE_PERM, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM),
+    *(sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN),
+)
+_SMALLEST = 512  # bytes of a SQLite file that is not empty
+_TABLES = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE runs (id INTEGER PRIMARY KEY, at REAL NOT NULL);
+CREATE TABLE sent (
+  id INTEGER PRIMARY KEY, run INTEGER NOT NULL, key TEXT NOT NULL, stage TEXT NOT NULL,
+  model TEXT NOT NULL, batch TEXT, reserved REAL NOT NULL, at REAL NOT NULL);
+CREATE INDEX sent_key ON sent (key);
+CREATE INDEX sent_batch ON sent (batch) WHERE batch IS NOT NULL;
+CREATE TABLE received (
+  sent INTEGER PRIMARY KEY, outcome TEXT NOT NULL, text TEXT NOT NULL,
+  prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, usd REAL NOT NULL,
+  at REAL NOT NULL, crc INTEGER NOT NULL);
+CREATE TABLE batch_events (
+  batch TEXT NOT NULL, event TEXT NOT NULL, value TEXT NOT NULL, at REAL NOT NULL);
+"""
+
+
+class Sent(NamedTuple):
+    """One sending of a request; `reserved` is the most that it can cost, in USD."""
+
+    id: int
+    key: str
+    stage: str
+    model: str
+    reserved: float
+    batch: str | None = None
+
+
+class Received(NamedTuple):
+    """What one sending came to; `text` is the answer's content, or says what went wrong."""
+
+    sent: int
+    outcome: str
+    text: str
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    usd: float = 0.0
+
+
+class Journal:
+    """The journal of one corpus; one process at a time.
+
+    Args:
+      path: the SQLite file, made if missing. Beside it lies a lock file.
+
+    Raises:
+      UserError: another run has it, it cannot be read or written, or is no journal.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        with contextlib.ExitStack() as opened, self._errors():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = opened.enter_context(_locked(self.path))
+            if self.path.exists() and 0 < self.path.stat().st_size < _SMALLEST:
+                raise sqlite3.DatabaseError("it is cut off")  # SQLite would begin anew
+            # used by one thread at a time
+            self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+            opened.callback(self._db.close)
+            self._open()
+            self.run = self._scalar("SELECT coalesce(max(id), 0) + 1 FROM runs")
+            with self._transaction() as db:
+                db.execute("INSERT INTO runs VALUES (?, ?)", (self.run, time.time()))
+            self._next = self._scalar("SELECT coalesce(max(id), 0) + 1 FROM sent")
+            opened.pop_all()
+
+    def _open(self) -> None:
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = FULL")  # an answer survives a power cut too
+        problem = self._scalar("PRAGMA quick_check(1)")
+        if problem != "ok":
+            raise sqlite3.DatabaseError(problem)
+        if not self._scalar("SELECT count(*) FROM sqlite_master"):
+            triggers = "".join(
+                f"CREATE TRIGGER {table}_{verb} BEFORE {verb} ON {table} "
+                "BEGIN SELECT raise(ABORT, 'the journal is append-only'); END;\n"
+                for table in ("meta", "runs", "sent", "received", "batch_events")
+                for verb in ("UPDATE", "DELETE")
+            )
+            self._db.executescript(
+                f"BEGIN;{_TABLES}{triggers}INSERT INTO meta VALUES ('format', '{FORMAT}');COMMIT;"
+            )
+        found = self._scalar("SELECT value FROM meta WHERE name = 'format'")
+        if found != FORMAT:
+            raise UserError(
+                f"{self.path} is of another version ({found!r}, this is {FORMAT!r}); "
+                "give a new out_dir, or the version of inf_jax that made it"
+            )
+
+    def close(self) -> None:
+        """Closes the file; what was written is on disk already."""
+        self._db.close()
+        self._lock.close()
+
+    def new_id(self) -> int:
+        """An id for the next `Sent`."""
+        self._next += 1
+        return self._next - 1
+
+    def write(
+        self, rows: Iterable[Sent | Received], *, event: tuple[str, str, Any] | None = None
+    ) -> None:
+        """Writes the rows in one transaction; they are on disk when this returns.
+
+        Args:
+          event: batch, event and value that belong to the rows, see `batch_event`.
+
+        Raises:
+          UserError: the disk is full or the file damaged; nothing of these rows is written then.
+        """
+        now = time.time()
+        sent, received = [], []
+        for row in rows:
+            if isinstance(row, Sent):
+                sent.append((row.id, self.run, *row[1:4], row.batch, row.reserved, now))
+            else:
+                received.append((*row, now, _crc(row.outcome, row.text)))
+        with self._errors(), self._transaction() as db:
+            db.executemany("INSERT INTO sent VALUES (?, ?, ?, ?, ?, ?, ?, ?)", sent)
+            db.executemany("INSERT INTO received VALUES (?, ?, ?, ?, ?, ?, ?, ?)", received)
+            if event:
+                _insert_event(db, *event)
+
+    def outcomes(self, key: str) -> list[tuple[str, str]]:
+        """(outcome, text) of everything that came back for a request, oldest first."""
+        query = (
+            "SELECT outcome, text, crc FROM sent JOIN received ON sent = id WHERE key = ? "
+            "ORDER BY id"
+        )
+        with self._errors():
+            rows = self._db.execute(query, (key,)).fetchall()
+            if any(_crc(outcome, text) != crc for outcome, text, crc in rows):
+                raise sqlite3.DatabaseError("an answer is not what was written")
+        return [row[:2] for row in rows]
+
+    def batch_event(self, batch: str, event: str, value: Any = "") -> None:
+        """Writes that something happened to a batch: see `data_pipeline.llm.batch_asker`."""
+        with self._errors(), self._transaction() as db:
+            _insert_event(db, batch, event, value)
+
+    def batches(self) -> dict[str, dict[str, Any]]:
+        """Batch -> event -> value, in the order in which the batches were begun."""
+        found: dict[str, dict[str, Any]] = {}
+        with self._errors():
+            for batch, event, value in self._db.execute(
+                "SELECT batch, event, value FROM batch_events ORDER BY rowid"
+            ):
+                found.setdefault(batch, {})[event] = json.loads(value)
+        return found
+
+    def open_in_batch(self, batch: str) -> dict[str, Sent]:
+        """Key -> sending, of a batch's requests of which nothing has come back."""
+        query = (
+            "SELECT id, key, stage, model, reserved, batch FROM sent LEFT JOIN received "
+            "ON sent = id WHERE batch = ? AND outcome IS NULL"
+        )
+        with self._errors():
+            rows = self._db.execute(query, (batch,))
+            return {row[1]: Sent(*row) for row in rows}
+
+    def spent(self) -> tuple[float, float]:
+        """(USD paid, USD at the most for requests whose answer never came), over all runs."""
+        paid = "SELECT coalesce(sum(usd), 0.0) FROM received"
+        unknown = (
+            "SELECT coalesce(sum(reserved), 0.0) FROM sent LEFT JOIN received ON sent = id "
+            f"WHERE outcome IS NULL OR outcome = '{UNKNOWN}'"
+        )
+        with self._errors():
+            return self._scalar(paid), self._scalar(unknown)
+
+    def mean_tokens(self, stage: str, model: str) -> tuple[float, float] | None:
+        """Mean prompt and completion tokens of a stage's paid answers so far; None without any."""
+        query = (
+            "SELECT avg(prompt_tokens), avg(completion_tokens) FROM sent JOIN received ON sent = id"
+            " WHERE stage = ? AND model = ? AND completion_tokens > 0"
+        )
+        with self._errors():
+            found = self._db.execute(query, (stage, model)).fetchone()
+        return None if found[0] is None else found
+
+    def usage(self) -> dict[str, Any]:
+        """What was sent, answered and paid, by stage, over all runs of this journal."""
+        query = (
+            "SELECT stage, model, batch IS NOT NULL, outcome, count(*), sum(prompt_tokens), "
+            "sum(completion_tokens), sum(usd), sum(reserved) FROM sent LEFT JOIN received "
+            "ON sent = id GROUP BY 1, 2, 3, 4 ORDER BY min(id)"
+        )
+        stages: dict[str, Any] = {}
+        with self._errors():
+            rows = self._db.execute(query).fetchall()
+            in_flight = self._scalar(
+                "SELECT count(*) FROM sent LEFT JOIN received ON sent = id "
+                "WHERE outcome IS NULL AND batch IS NULL"
+            )
+        for stage, model, batch, outcome, count, prompt, completion, usd, reserved in rows:
+            mode = "batch" if batch else "async"
+            one = stages.setdefault(stage, {"model": model, "mode": mode, "requests": 0})
+            for what, new in (("model", model), ("mode", mode)):
+                if new not in one[what].split(" + "):
+                    one[what] += f" + {new}"
+            one["requests"] += count
+            for name, value in (
+                ("answers", count if outcome == ANSWER else 0),
+                ("prompt_tokens", prompt or 0),
+                ("completion_tokens", completion or 0),
+                ("usd", usd or 0.0),
+                ("usd_unknown", reserved if outcome in (None, UNKNOWN) else 0.0),
+            ):
+                one[name] = one.get(name, 0) + value
+            if outcome != ANSWER:
+                failed = one.setdefault("failed", {})
+                name = outcome or "in flight at a kill"
+                failed[name] = failed.get(name, 0) + count
+        for one in stages.values():
+            one.setdefault("failed", {})
+        totals = Counter()
+        for one in stages.values():
+            totals.update(usd=one["usd"], usd_unknown=one["usd_unknown"])
+        return {
+            "stages": stages,
+            "usd": totals["usd"],
+            "usd_unknown": totals["usd_unknown"],
+            "runs": self.run,
+            "in_flight_at_kills": in_flight,
+        }
+
+    def _scalar(self, query: str) -> Any:
+        return self._db.execute(query).fetchone()[0]
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield self._db
+            self._db.execute("COMMIT")
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):  # a full disk has rolled back by itself
+                self._db.execute("ROLLBACK")
+            raise
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.DatabaseError, UnicodeError) as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _OF_THE_PLACE:
+                raise UserError(
+                    f"{self.path}: {error}; check the free space and the permissions of "
+                    f"{self.path.parent}, then run again: all answers written so far are kept"
+                ) from error
+            if "UTF-8" in str(error):  # the message has the text
+                error = "a text is no text"
+            raise UserError(
+                f"{self.path} is damaged or is no journal ({error}); restore a copy, or save what "
+                f"can be saved with `sqlite3 {self.path.name} .recover`, or move it away to begin "
+                "anew and pay again"
+            ) from None
+        except OSError as error:
+            raise UserError(f"{self.path}: {error.strerror}; choose another out_dir") from error
+
+
+def _crc(outcome: str, text: str) -> int:
+    return zlib.crc32(f"{outcome}\0{text}".encode())
+
+
+def _insert_event(db: sqlite3.Connection, batch: str, event: str, value: Any) -> None:
+    row = (batch, event, json.dumps(value), time.time())
+    db.execute("INSERT INTO batch_events VALUES (?, ?, ?, ?)", row)
+
+
+def _locked(path: Path):
+    lock = open(path.with_name(path.name + ".lock"), "w")  # noqa: SIM115 (held until close)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise UserError(
+            f"{path}: another run is using this journal; wait for it, or give another out_dir"
+        ) from None
+    except OSError:
+        pass  # a file system without locks
+    return lock

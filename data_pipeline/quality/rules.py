@@ -1,0 +1,292 @@
+"""Rule checks: is an example fit for training, and if not, why. Pure functions of one record.
+
+What a record is compared with (texts already kept, texts of the evaluation split) comes in as sets
+of 64-bit hashes: the same functions run over a stream, or under Beam after a grouping by hash.
+"""
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any
+
+from rich.table import Table
+
+from inf_jax.data.records import FIELDS, Example, pairs, text_hash
+
+POSITIVE_FIELDS = FIELDS[:3]
+_POISONS = (FIELDS[3:5], FIELDS[5:7])
+_OPPOSITES = (
+    ("query_positive", "query_negative"),
+    ("instruction_positive", "instruction_negative"),
+    ("document_positive", "hard_negative_document_1"),
+    ("document_positive", "hard_negative_document_2"),
+)
+DUPLICATES = ("duplicate_query", "duplicate_document", "near_duplicate")
+_HYPHEN = re.compile(r"(?<=[^\W\d])-(?=[^\W\d])")
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Least and most words (split at white space) of each kind of text, both allowed.
+
+    Attributes:
+      query_words, instruction_words, document_words: (least, most).
+      repeated_documents: whether one passage may be the positive of several examples. Training
+        masks it by its hash; within an evaluation corpus it would make the task ambiguous.
+    """
+
+    query_words: tuple[int, int] = (1, 1024)
+    instruction_words: tuple[int, int] = (2, 512)
+    document_words: tuple[int, int] = (3, 4096)
+    repeated_documents: bool = True
+
+    def of(self, field: str) -> tuple[int, int]:
+        """The limits of one field of an example."""
+        if field.startswith("query"):
+            return self.query_words
+        return self.instruction_words if field.startswith("instruction") else self.document_words
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """Whether to keep an example, and why not.
+
+    Attributes:
+      keep: True where no rule is broken.
+      reasons: each rule that is broken, as `rule` or `rule:field`.
+      identity: hashes of the positive instructed query and of the positive passage; of a sound
+        example, they belong to the `seen` of later ones.
+    """
+
+    keep: bool
+    reasons: tuple[str, ...]
+    identity: tuple[int, int]
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing but other examples speaks against it: it is a duplicate at most."""
+        return all(reason in DUPLICATES for reason in self.reasons)
+
+    def also(self, *reasons: str) -> "Verdict":
+        """The verdict once more rules are found broken."""
+        reasons = (*self.reasons, *reasons)
+        return Verdict(not reasons, reasons, self.identity)
+
+
+def validate(
+    example: Example,
+    *,
+    limits: Limits = Limits(),
+    seen: Collection[int] = frozenset(),
+    eval_hashes: Collection[int] = frozenset(),
+) -> Verdict:
+    """All rules on one example; the verdict names every one that it breaks.
+
+    empty:<field>            a text of the positive triplet is empty, or one half of a poison
+    too_short:, too_long:    outside `limits`
+    same_text:<field>        a poisoned text equals its positive one (compared folded, see `fold`)
+    repeats_query:<field>    the instruction of the field's pair contains that pair's query
+    duplicate_query          an earlier sound example has the same instructed query
+    duplicate_document       ... the same positive passage, where `limits` forbid it
+    shared_with_eval:<field> a passage, or an instructed query, that the evaluation split has too
+
+    Args:
+      example: the record.
+      limits: lengths, and whether passages may repeat.
+      seen: `identity` of the verdicts on the sound examples so far.
+      eval_hashes: `evaluation_hashes` of every example of the evaluation split.
+    """
+    folded = Example(id=example.id, **{name: fold(getattr(example, name)) for name in FIELDS})
+    hashes = _pair_hashes(folded)
+    identity = hashes["query_positive"], hashes["document_positive"]
+    reasons = [*_empty(folded), *_lengths(folded, limits), *_same(folded), *_repeats(folded)]
+    if identity[0] in seen:
+        reasons.append("duplicate_query")
+    if identity[1] in seen and not limits.repeated_documents:
+        reasons.append("duplicate_document")
+    reasons += [f"shared_with_eval:{f}" for f, number in hashes.items() if number in eval_hashes]
+    return Verdict(not reasons, tuple(reasons), identity)
+
+
+def fold(text: str) -> str:
+    """What two copies of a text share: no case, single spaces, no hyphen between letters."""
+    text = text.casefold()
+    if "-" in text:
+        text = _HYPHEN.sub(" ", text)
+    return " ".join(text.split())
+
+
+def evaluation_hashes(example: Example) -> set[int]:
+    """64-bit hashes of every passage and instructed query of an example of the evaluation split."""
+    return set(_pair_hashes(example).values())
+
+
+def held_out(example: Example, fraction: float) -> bool:
+    """Whether the example falls to the evaluation split; all examples of a query go together."""
+    return text_hash("held out\x1f" + fold(example.query_positive)) < fraction * 2.0**64
+
+
+@dataclasses.dataclass
+class Report:
+    """What happened to the rows of one split.
+
+    Attributes:
+      dropped_by_source: rows that the source's reader dropped, by reason.
+      dropped: examples that a rule dropped.
+      reasons: broken rules; an example may break several.
+      kept: examples kept.
+      absent: kept examples without a poison, by its first field.
+    """
+
+    dropped_by_source: Counter[str] = dataclasses.field(default_factory=Counter)
+    dropped: int = 0
+    reasons: Counter[str] = dataclasses.field(default_factory=Counter)
+    kept: int = 0
+    absent: Counter[str] = dataclasses.field(default_factory=Counter)
+
+    @property
+    def rows(self) -> int:
+        """Rows read."""
+        return self.dropped_by_source.total() + self.dropped + self.kept
+
+    def add(self, example: Example, verdict: Verdict) -> None:
+        """Counts one verdict."""
+        if not verdict.keep:
+            self.dropped += 1
+            self.reasons.update(verdict.reasons)
+            return
+        self.kept += 1
+        self.absent.update(first for first, _ in _POISONS if not getattr(example, first))
+
+    def __add__(self, other: "Report") -> "Report":
+        """The counts of the rows of both."""
+        return Report(
+            **{
+                f.name: getattr(self, f.name) + getattr(other, f.name)
+                for f in dataclasses.fields(self)
+            }
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict of plain numbers, in a fixed order; `from_json` reads it back."""
+        counters = {
+            name: dict(sorted(getattr(self, name).items()))
+            for name in ("dropped_by_source", "reasons", "absent")
+        }
+        return {"rows": self.rows, "kept": self.kept, "dropped": self.dropped, **counters}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Report":
+        """Inverse of `to_json`."""
+        counters = ("dropped_by_source", "reasons", "absent")
+        return cls(
+            dropped=values["dropped"],
+            kept=values["kept"],
+            **{name: Counter(values[name]) for name in counters},
+        )
+
+
+def kept(
+    examples: Iterable[Example],
+    *,
+    limits: Limits,
+    report: Report,
+    eval_hashes: Collection[int] = frozenset(),
+    is_near: Callable[[Example], bool] | None = None,
+) -> Iterator[Example]:
+    """The examples that pass every rule, in order; `report` counts all.
+
+    An example is a duplicate of any earlier sound one, even of one that is a duplicate itself: so
+    what is kept does not depend on what else was, and groups of records can be judged apart.
+
+    Args:
+      is_near: asked for each sound example in turn, whether an earlier one is nearly the same.
+    """
+    seen: set[int] = set()
+    for example in examples:
+        verdict = validate(example, limits=limits, seen=seen, eval_hashes=eval_hashes)
+        if verdict.sound:
+            seen.update(verdict.identity)
+            if is_near and is_near(example):
+                verdict = verdict.also("near_duplicate")
+        report.add(example, verdict)
+        if verdict.keep:
+            yield example
+
+
+def report_table(reports: dict[str, Report]) -> Table:
+    """What was read, dropped (by reason) and kept, a column a split."""
+    table = Table(title="examples", title_justify="left")
+    table.add_column("")
+    for split in reports:
+        table.add_column(split, justify="right")
+
+    def line(name: str, numbers: Iterable[int], **style) -> None:
+        table.add_row(name, *(f"{n:,}" for n in numbers), **style)
+
+    line("rows read", (r.rows for r in reports.values()), end_section=True)
+    for name, counts in (
+        ("dropped by the source", [r.dropped_by_source for r in reports.values()]),
+        ("dropped by a rule", [r.reasons for r in reports.values()]),
+    ):
+        for reason in sorted(set().union(*counts)):
+            line(f"{name}: {reason}", (c[reason] for c in counts))
+    line("dropped in all", (r.rows - r.kept for r in reports.values()), end_section=True)
+    line("kept", (r.kept for r in reports.values()), style="bold")
+    for poison in sorted(set().union(*(r.absent for r in reports.values()))):
+        line(f"kept without {poison}", (r.absent[poison] for r in reports.values()))
+    return table
+
+
+# The rules, on an example whose texts are folded. (A fold may split a word at its hyphen: the
+# limits are against accidents, not exact.)
+
+
+def _empty(folded: Example) -> Iterator[str]:
+    yield from (f"empty:{field}" for field in POSITIVE_FIELDS if not getattr(folded, field))
+    for poison in _POISONS:
+        empty = [field for field in poison if not getattr(folded, field)]
+        if len(empty) == 1:  # both: the poison is absent, which is allowed
+            yield f"empty:{empty[0]}"
+
+
+def _lengths(folded: Example, limits: Limits) -> Iterator[str]:
+    for field in FIELDS:
+        words = len(getattr(folded, field).split())
+        least, most = limits.of(field)
+        if 0 < words < least:
+            yield f"too_short:{field}"
+        elif words > most:
+            yield f"too_long:{field}"
+
+
+def _same(folded: Example) -> Iterator[str]:
+    for positive, negative in _OPPOSITES:
+        text = getattr(folded, negative)
+        if text and text == getattr(folded, positive):
+            yield f"same_text:{negative}"
+
+
+def _repeats(folded: Example) -> Iterator[str]:
+    fields = (FIELDS[1], FIELDS[3], FIELDS[5])  # each names the pair whose text it is
+    for pair, field in zip(pairs(folded), fields, strict=True):
+        if pair:
+            query, words = (" ".join(re.findall(r"\w+", t)) for t in (pair.query, pair.instruction))
+            if query and f" {query} " in f" {words} ":
+                yield f"repeats_query:{field}"
+
+
+def _pair_hashes(example: Example) -> dict[str, int]:
+    """Hash of the instructed query and of the passage of each pair, by the pair's own field.
+
+    Folded or not, an example has the same: `fold` changes nothing in a folded text.
+    """
+    hashes = {}
+    names = (("query_positive", "document_positive"), *_POISONS)
+    for pair, (query, document) in zip(pairs(example), names, strict=True):
+        if pair:
+            instructed = f"{fold(pair.query)}\x1f{fold(pair.instruction)}"
+            hashes[query] = text_hash(f"query\x1f{instructed}")
+            hashes[document] = text_hash(f"document\x1f{fold(pair.passage)}")
+    return hashes

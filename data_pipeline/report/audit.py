@@ -1,0 +1,165 @@
+"""The audit page: a sample of the corpus for human review, as one HTML file that loads nothing.
+
+What the models wrote is nobody's markup: it travels as JSON in which no `<` is left, and the page's
+script sets it as text. The page's policy lets run that one script alone, by its hash.
+"""
+
+import base64
+import difflib
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterable, Iterator
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.identity import example_hash
+from data_pipeline.items import INSTRUCTED_QUERIES, PASSAGES, Item
+from data_pipeline.report.audit_report import report_html
+from data_pipeline.stages.score import NEGATIVES
+from inf_jax.data.records import Pair, pairs
+from inf_jax.io.atomic import atomic_file
+
+_PAGE = Path(__file__).parent / "audit_page"
+_WORD = re.compile(r"\s*\S+\s*|\s+")
+_EDGES = re.compile(r"^\W+|\W+$")
+_ALIKE = 0.3  # from this share of words in common on, differences are worth showing
+_MANY_WORDS = 1500  # from there on difflib may take frequent words for junk, to stay fast
+
+Segments = list[tuple[str, bool]]  # a text in pieces; True where it differs
+
+
+def write_audit(path: Path, report: dict[str, Any], items: Iterable[Item], *, title: str) -> None:
+    """Writes the page, whole or not at all; raises UserError where it cannot be written.
+
+    Args:
+      report: of `summary.summarise`, of the whole corpus.
+      items: the sample, each with its example, in the order in which they are shown.
+      title: the corpus' name.
+    """
+    page = audit_page(report, items, title=title)
+    with atomic_file(path) as file:
+        file.write(page.encode())
+
+
+def audit_page(report: dict[str, Any], items: Iterable[Item], *, title: str) -> str:
+    """The page's HTML; see `write_audit`."""
+    shown = [_payload(item) for item in items]
+    style, script = ((_PAGE / f"audit.{kind}").read_text() for kind in ("css", "js"))
+    csp = (
+        f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    parts = {
+        "csp": csp,
+        "title": escape(title),
+        "subtitle": f"{report['pairs']:,} pairs, {report['kept']:,} kept, {report['dropped']:,} "
+        f"dropped; {len(shown)} shown here. Corpus {escape(report['corpus'])}",
+        "style": style,
+        "script": script,
+        "report": report_html(report),
+        "data": _script_safe({"corpus": report["corpus"], "items": shown}),
+    }
+    template = (_PAGE / "audit.html").read_text()
+    # in one pass: a text that looks like one of these places is not filled again
+    return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], template)
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _script_safe(values: Any) -> str:
+    """JSON that cannot end the element it stands in: all that means something in HTML is escaped,
+    and what is not ASCII too (lone surrogates have no UTF-8)."""
+    text = json.dumps(values, separators=(",", ":"))
+    return re.sub("[<>&]", lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _payload(item: Item) -> dict[str, Any]:
+    """What the page's script shows of an item."""
+    triple = [pair or Pair("", "", "") for pair in pairs(item.example)]
+    texts = [pair.passage for pair in triple]
+    rewritten = texts[0].split() != item.passage.split()
+    return {
+        "id": item.id,
+        "hash": example_hash(item),
+        "outcome": "kept" if item.alive else "dropped",
+        "reasons": item.reasons,
+        "type": item.instruction_type,
+        "rewritten": rewritten,
+        "source": _Comparison(texts[0], item.passage).second() if rewritten else [],
+        "queries": [
+            {"name": name, "instruction": pair.instruction, "query": pair.query}
+            for name, pair in zip(INSTRUCTED_QUERIES, triple, strict=True)
+        ],
+        "passages": _passages(item, texts),
+        "judgements": [
+            {name: getattr(j, name) for name in ("judge", "query", "passage", "relevant", "reason")}
+            for j in item.judgements
+        ],
+        "made": "; ".join(
+            f"{stage}: {', '.join(f'{name} {value}' for name, value in made.items() if value)}"
+            for stage, made in item.provenance.items()
+        ),
+    }
+
+
+def _passages(item: Item, texts: list[str]) -> list[dict[str, Any]]:
+    """The three passages; in a negative what differs from the positive one is marked, in that what
+    differs from both."""
+    found = [_Comparison(texts[0], text) for text in texts[1:]]
+    alike = [each for each in found if each.alike]
+    marks = [all(each) for each in zip(*(each.marks[0] for each in alike), strict=True)]
+    segments = [_segments(_words(texts[0]), marks), *(each.second() for each in found)]
+    return [
+        {"name": name, "segments": segments[n], "figures": "; ".join(_figures(item, n, texts[n]))}
+        for n, name in enumerate(PASSAGES)
+    ]
+
+
+def _figures(item: Item, n: int, text: str) -> Iterator[str]:
+    yield f"{len(text.split()):,} words"
+    name = ("positive", *NEGATIVES)[n]
+    if name in item.scores:
+        yield f"cosine with I+Q+ {item.scores[name]:.3f}"
+    if f"margin_{name}" in item.scores:
+        yield f"hardness {-item.scores[f'margin_{name}']:+.3f}"
+
+
+class _Comparison:
+    """Word for word, where two texts differ.
+
+    Attributes:
+      marks: a list for each text, True for each of its words that differs; case and punctuation do
+        not count.
+      alike: whether they share enough for that to say something.
+    """
+
+    def __init__(self, first: str, second: str):
+        self._words = _words(first), _words(second)
+        keys = [[_EDGES.sub("", word).casefold() for word in words] for words in self._words]
+        many = max(map(len, keys)) > _MANY_WORDS
+        matcher = difflib.SequenceMatcher(None, *keys, autojunk=many)
+        self.marks = [True] * len(keys[0]), [True] * len(keys[1])
+        for a, b, size in matcher.get_matching_blocks():
+            self.marks[0][a : a + size] = self.marks[1][b : b + size] = [False] * size
+        self.alike = matcher.ratio() >= _ALIKE
+
+    def second(self) -> Segments:
+        """The second text, marked where it makes sense."""
+        return _segments(self._words[1], self.marks[1] if self.alike else [])
+
+
+def _words(text: str) -> list[str]:
+    """The text in pieces of one word and the white space around it."""
+    return _WORD.findall(text)
+
+
+def _segments(words: list[str], marks: list[bool]) -> Segments:
+    """Runs of words that are marked, or are not; without marks, one run."""
+    pairs_ = zip(marks or [False] * len(words), words, strict=True)
+    runs = itertools.groupby(pairs_, key=lambda pair: pair[0])
+    return [("".join(word for _, word in run), marked) for marked, run in runs]

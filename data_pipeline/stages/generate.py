@@ -1,0 +1,55 @@
+"""The stage generate: a pair becomes an example, a positive triplet and two poisoned ones.
+
+"Towards Better Instruction Following Retrieval Models" (arXiv 2505.21439), section 3.
+"""
+
+from data_pipeline.items import Item
+from data_pipeline.llm.async_asker import Ask
+from data_pipeline.llm.request import Asker
+from data_pipeline.llm.schemas import QueryAnswer, TripletAnswer
+from inf_jax.data.records import Example
+
+
+async def generate(item: Item, ask: Ask, *, query: Asker, triplet: Asker) -> Item:
+    """Asks for what the pair lacks: first a query, where it has none, then the triplets.
+
+    Args:
+      item: with its instruction type.
+      query, triplet: make the requests of the stages query and generate.
+
+    Returns:
+      The item, with its example; or dropped, `generate:<why>`, `generate:query_<why>`.
+    """
+    text = item.query
+    if not text:
+        result = await ask(query.request({"passage": item.passage}))
+        if result.failure:
+            return item.drop("generate", f"query_{result.failure}")
+        item.provenance["query"] = query.provenance()
+        text = QueryAnswer.model_validate_json(result.text).query
+    result = await ask(triplet.request(triplet_payload(item, text)))
+    if result.failure:
+        return item.drop("generate", result.failure)
+    item.provenance["generate"] = triplet.provenance()
+    item.example = example_of(item, text, result.text)
+    return item
+
+
+def example_of(item: Item, query: str, answer_json: str) -> Example:
+    """The example that an answer of the stage generate makes of a pair."""
+    answer = TripletAnswer.model_validate_json(answer_json)
+    return Example(
+        id=item.id,
+        query_positive=query,
+        instruction_positive=answer.instruction_positive,
+        document_positive=answer.document_positive or item.passage,
+        instruction_negative=answer.instruction_negative,
+        hard_negative_document_1=answer.hard_negative_document_1,
+        query_negative=answer.query_negative,
+        hard_negative_document_2=answer.hard_negative_document_2,
+    )
+
+
+def triplet_payload(item: Item, query: str) -> dict[str, str]:
+    """What the prompt of the stage generate gets."""
+    return {"query": query, "passage": item.passage, "instruction_type": item.instruction_type}

@@ -1,0 +1,101 @@
+"""The stage judge: is each passage of an example relevant exactly where it must be?
+
+The relevance table has nine combinations of an instructed query and a passage: the three on the
+diagonal, (I+Q+, P+), (I-Q+, P-1), (I+Q-, P-2), must be relevant, the six crossed ones must not
+(arXiv 2505.21439, section 3, asks for the first five of them).
+"""
+
+import asyncio
+import dataclasses
+import itertools
+
+from data_pipeline.items import INSTRUCTED_QUERIES, PASSAGES, Item, Judgement
+from data_pipeline.llm.async_asker import Ask
+from data_pipeline.llm.request import Asker
+from data_pipeline.llm.schemas import JudgeAnswer
+from inf_jax.data.records import Example, text_hash
+
+Combination = tuple[str, str]  # of INSTRUCTED_QUERIES and PASSAGES
+DIAGONAL: tuple[Combination, ...] = tuple(zip(INSTRUCTED_QUERIES, PASSAGES, strict=True))
+CROSSED: tuple[Combination, ...] = tuple(
+    c for c in itertools.product(INSTRUCTED_QUERIES, PASSAGES) if c not in DIAGONAL
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Judges:
+    """Who judges, and how much.
+
+    Attributes:
+      first: makes the requests of the judge.
+      second: of the second one; None for none.
+      share: of the examples that the second one sees, chosen by their ids.
+      full_table: ask for the crossed combinations also where the diagonal has failed.
+    """
+
+    first: Asker
+    second: Asker | None = None
+    share: float = 1.0
+    full_table: bool = False
+
+    def of(self, item: Item) -> dict[str, Asker]:
+        """The item's judges by name."""
+        judges = {"judge": self.first}
+        if self.second and text_hash(f"second judge\x1f{item.id}") < self.share * 2.0**64:
+            judges["judge_2"] = self.second
+        return judges
+
+
+async def judge(item: Item, ask: Ask, *, judges: Judges) -> Item:
+    """Has the example judged; all its judges must find its table as it must be.
+
+    Returns:
+      The item with its judgements; dropped where one is not as it must be, `judge:<instructed
+      query>|<passage>` (with a second judge `judge_2:...`), or where a judge gave no answer,
+      `judge:<why>`.
+    """
+    found = judges.of(item)
+    await _ask_all(item, ask, found, DIAGONAL)
+    if item.alive or judges.full_table:
+        await _ask_all(item, ask, found, CROSSED)
+    return item
+
+
+async def _ask_all(
+    item: Item, ask: Ask, judges: dict[str, Asker], combinations: tuple[Combination, ...]
+) -> None:
+    asked = [(name, *c) for name in judges for c in combinations]
+    results = await asyncio.gather(
+        *(ask(judges[name].request(judge_payload(item.example, q, p))) for name, q, p in asked)
+    )
+    for (name, query, passage), result in zip(asked, results, strict=True):
+        if result.failure:
+            reason = f"{name}:{result.failure}"
+        else:
+            answer = JudgeAnswer.model_validate_json(result.text)
+            judgement = Judgement(name, query, passage, answer.relevant, answer.reason)
+            item.judgements.append(judgement)
+            item.provenance[name] = judges[name].provenance()
+            reason = "" if answer.relevant == judgement.expected else f"{name}:{query}|{passage}"
+        if reason and reason not in item.reasons:
+            item.reasons.append(reason)
+
+
+def judge_payload(example: Example, query: str, passage: str) -> dict[str, str]:
+    """What the prompt of the stage judge gets."""
+    e = example
+    instructed = {
+        "I+Q+": (e.instruction_positive, e.query_positive),
+        "I-Q+": (e.instruction_negative, e.query_positive),
+        "I+Q-": (e.instruction_positive, e.query_negative),
+    }
+    passages = {
+        "P+": e.document_positive,
+        "P-1": e.hard_negative_document_1,
+        "P-2": e.hard_negative_document_2,
+    }
+    return {
+        "instruction": instructed[query][0],
+        "query": instructed[query][1],
+        "passage": passages[passage],
+    }

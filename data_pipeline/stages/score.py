@@ -1,0 +1,147 @@
+"""The stage score: how hard an example's negatives are for an embedding model of our own.
+
+The hardness of a hard negative is its cosine with the positive instructed query less the positive
+passage's: cos(I+Q+, P-) - cos(I+Q+, P+). It is relative because the cosines of one model fill
+another range than those of the next, and because the loss sees differences only. Well below 0 the
+negative teaches nothing; well above 0 the model finds it better than the positive, which is
+sometimes its own error and often a passage that is relevant after all.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from data_pipeline.items import Item
+from inf_jax.core.errors import UserError
+from inf_jax.data.records import Example, pairs
+
+STAGE = "score"
+# the score of a poisoned pair -> the field of its passage
+NEGATIVES = {
+    "poisoned_instruction": "hard_negative_document_1",
+    "poisoned_query": "hard_negative_document_2",
+}
+_DIGITS = 5  # what another batch of the same texts may change lies beyond
+_MOST_WAITING = 8  # batches: dropped items between those that are scored wait too
+
+
+def score_items(
+    items: Iterable[Item], *, model: str | os.PathLike, band: tuple[float, float], batch: int
+) -> Iterator[Item]:
+    """Writes `scores` and drops the items with a negative outside the band of hardness.
+
+    The scores, all of them cosines or their differences:
+      positive                     cos(I+Q+, P+)
+      poisoned_instruction         cos(I+Q+, P-1)
+      poisoned_query               cos(I+Q+, P-2)
+      margin_poisoned_instruction  positive - poisoned_instruction, which is minus the hardness
+      margin_poisoned_query        positive - poisoned_query
+      own_poisoned_instruction     cos(I-Q+, P-1), the poisoned pair's own
+      own_poisoned_query           cos(I+Q-, P-2)
+    Those of an absent poison are left out. The reasons are `score:too_easy:<field>` where the
+    hardness of the field's passage is below `band[0]`, `score:too_hard:<field>` above `band[1]`.
+
+    Args:
+      model: as for `inf_jax.load`: a directory, a hub id, or `package:NAME/SUB`.
+      band: least and most hardness, both allowed; within [-2, 2].
+      batch: examples that are encoded together; as many are in memory, and the dropped ones
+        between them, up to some batches.
+
+    Returns:
+      All items, in order; dropped ones untouched.
+
+    Raises:
+      UserError: an impossible band or batch, no such model, or an item that is not dropped has no
+        example.
+    """
+    low, high = band
+    if not low < high:
+        raise UserError(f"score: the band ({low}, {high}) is empty; its first number is the least")
+    if batch < 1:
+        raise UserError(f"score: batch={batch}, must be at least 1")
+    return _score(iter(items), os.fspath(model), (low, high), batch)
+
+
+def _score(
+    items: Iterator[Item], model: str, band: tuple[float, float], batch: int
+) -> Iterator[Item]:
+    retriever = None
+    for window, alive in _windows(items, batch):
+        if alive:
+            if retriever is None:
+                retriever = _load(model)  # not where a rerun finds nothing to do
+            for item, scores in zip(alive, _cosines(retriever, alive), strict=True):
+                item.scores.update(scores)
+                item.provenance[STAGE] = {"model": model}
+                item.drop(STAGE, *_outside(scores, band))
+        yield from window
+
+
+def _windows(items: Iterator[Item], batch: int) -> Iterator[tuple[list[Item], list[Item]]]:
+    """(all, those that are not dropped) of runs of items with up to `batch` of the latter."""
+    window, alive = [], []
+    for item in items:
+        window.append(item)
+        if item.alive:
+            if item.example is None:
+                raise UserError(f"score: item {item.id} has no example; run the stage generate")
+            alive.append(item)
+        if len(alive) == batch or len(window) == _MOST_WAITING * batch:
+            yield window, alive
+            window, alive = [], []
+    if window:
+        yield window, alive
+
+
+def _load(model: str):
+    import inf_jax  # with JAX behind it: not before it is needed
+
+    return inf_jax.load(model)
+
+
+def _cosines(retriever, items: list[Item]) -> list[dict[str, float]]:
+    """The scores of each item, those named in `score_items`."""
+    shown = [_complete(item.example) for item in items]
+    present = [[pair is not None for pair in pairs(item.example)] for item in items]
+    queries = _unit(
+        retriever.encode_queries(
+            [pair.query for triple in shown for pair in triple],
+            [pair.instruction for triple in shown for pair in triple],
+        )
+    ).reshape(len(items), 3, -1)
+    passages = _unit(
+        retriever.encode_passages([pair.passage for triple in shown for pair in triple])
+    ).reshape(queries.shape)
+    table = np.einsum("nqe,npe->nqp", queries, passages)
+    scores = []
+    for cosines, there in zip(table, present, strict=True):
+        values = {"positive": cosines[0, 0]}
+        for column, name in enumerate(NEGATIVES, 1):
+            if there[column]:
+                values[name] = cosines[0, column]
+                values[f"margin_{name}"] = cosines[0, 0] - cosines[0, column]
+                values[f"own_{name}"] = cosines[column, column]
+        scores.append({name: round(float(value), _DIGITS) for name, value in values.items()})
+    return scores
+
+
+def _complete(example: Example) -> list:
+    """The three pairs; the positive one again in the place of an absent poison."""
+    positive, *poisoned = pairs(example)
+    return [positive, *(pair or positive for pair in poisoned)]
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    vectors = vectors.astype(np.float64)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+
+
+def _outside(scores: dict[str, float], band: tuple[float, float]) -> Iterator[str]:
+    for name, field in NEGATIVES.items():
+        if name in scores:
+            hardness = -scores[f"margin_{name}"]
+            if hardness < band[0]:
+                yield f"too_easy:{field}"
+            elif hardness > band[1]:
+                yield f"too_hard:{field}"

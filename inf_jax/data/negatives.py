@@ -1,0 +1,141 @@
+"""Which instructions a row's query is also read under: the sample S_i of block I.
+
+Block I (losses.objective) wants n_ik, the query of row i under the instruction of row k. One of
+them is free: where the example's poisoned instruction asks the same query, its instructed query is
+in the batch as it is. The others are drawn here. Pure numpy, on the whole global batch: a host
+draws for all rows, so that neither mesh nor chunks nor hosts change a draw.
+"""
+
+import numpy as np
+
+from inf_jax.data.records import PAIRS_PER_EXAMPLE
+
+_STREAM = 1 << 32  # in the key beside the seed (below 2**32): not the stream of the epochs' order
+
+
+def siblings(present: np.ndarray) -> np.ndarray:
+    """The pair with the same query and the other instruction: pair 0 and pair 1 of an example.
+
+    Args:
+      present: bool[p], the pairs of whole examples in their order.
+
+    Returns:
+      int64[p], a pair's own number where there is none.
+    """
+    own = np.arange(len(present))
+    step = np.array([1, -1, 0])[own % PAIRS_PER_EXAMPLE]
+    other = own + step
+    return np.where(present & present[other], other, own)
+
+
+def draw(
+    hashes: np.ndarray,
+    usable: np.ndarray,
+    sibling: np.ndarray,
+    *,
+    count: int,
+    seed: int,
+    step: int,
+) -> np.ndarray:
+    """Draws `count` instructions for each pair, uniformly from the different texts of the batch.
+
+    A row's draws differ from each other, from its own instruction and from its sibling's, which is
+    free. Floyd's method: `count` passes whatever the batch, nothing drawn in vain.
+
+    Args:
+      hashes: uint64[p], hash of each pair's instruction.
+      usable: bool[p], pairs that have an instruction.
+      sibling: int64[p], as `siblings` gives it.
+      seed, step: with a pair's number they decide its draws.
+
+    Returns:
+      int64[p, count], the first pair of the batch with the drawn instruction; -1 where the row has
+      no instruction or the batch has no more different ones.
+    """
+    drawn = np.full((len(hashes), count), -1)
+    pairs = np.flatnonzero(usable)
+    if not count or not pairs.size:
+        return drawn
+    texts, first, text_of = np.unique(hashes[pairs], return_index=True, return_inverse=True)
+    # Each row leaves out one or two texts: itself and its sibling's, in rising order.
+    other = sibling[pairs]
+    text_of_other = np.where(usable[other], np.searchsorted(texts, hashes[other]), text_of)
+    low, high = np.minimum(text_of, text_of_other), np.maximum(text_of, text_of_other)
+    available = len(texts) - 1 - (low != high)
+    wanted = np.minimum(count, available)
+    generator = np.random.Generator(np.random.Philox(key=[seed + _STREAM, step]))
+    luck = generator.random((len(hashes), count))[pairs]
+    chosen = np.full((len(pairs), count), -1)
+    for n in range(count):
+        last = available - wanted + n
+        pick = (luck[:, n] * (last + 1)).astype(np.int64)
+        pick = np.where((chosen == pick[:, None]).any(1), last, pick)
+        chosen[:, n] = np.where(n < wanted, pick, -1)
+    text = chosen + (chosen >= low[:, None])
+    text += (text >= high[:, None]) & (low != high)[:, None]
+    drawn[pairs] = np.where(chosen >= 0, pairs[first][text], -1)
+    return drawn
+
+
+def free_places(chunks: np.ndarray, sibling: np.ndarray) -> np.ndarray:
+    """int32[c, n], the place of each row's sibling in its chunk; its own where there is none.
+
+    Args:
+      chunks: int64[c, n], the pairs of each chunk, an example's all in one; -1 in an empty slot.
+      sibling: int64[p].
+    """
+    places = np.broadcast_to(np.arange(chunks.shape[1], dtype=np.int32), chunks.shape)
+    filled = chunks >= 0
+    place_of = np.zeros(len(sibling), np.int32)
+    place_of[chunks[filled]] = places[filled]
+    return np.where(filled, place_of[sibling[chunks]], places)
+
+
+def of_rows(
+    pairs: np.ndarray, sibling: np.ndarray, drawn: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The pairs whose instructions the n_ik of some rows have: the free one, then the drawn ones.
+
+    Args:
+      pairs: int64[b], the pair in each row; -1 in an empty slot.
+      sibling, drawn: as in `draw`.
+
+    Returns:
+      (sources, valid), int64 and bool[b, 1 + m]; the row's own pair, and False, where there is no
+      negative.
+    """
+    sources = np.hstack([sibling[pairs, None], drawn[pairs]])
+    return _existing(pairs, sources, sources >= 0)
+
+
+def of_chunk(chunks: np.ndarray, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same of rows that take all of their chunk, int64[c, n] pairs: [c * n, n] each.
+
+    Args:
+      usable: bool[p], pairs that have an instruction.
+    """
+    sources = np.repeat(chunks, chunks.shape[1], axis=0)
+    return _existing(chunks.ravel(), sources, (sources >= 0) & usable[sources])
+
+
+def instruction_ids(pairs: np.ndarray, sources: np.ndarray, hashes: np.ndarray) -> np.ndarray:
+    """uint64[b, k], what the identity mask compares with the row's own instruction.
+
+    The instruction's hash; the row's own where the pair it comes from has the row's query and
+    passage, so that the row's passage is known to be right under it.
+
+    Args:
+      pairs, sources: as `of_rows` takes and gives them.
+      hashes: uint64[p, 3], of instruction, query and passage.
+    """
+    own, theirs = hashes[pairs][:, None], hashes[sources]
+    known = (own[..., 1] == theirs[..., 1]) & (own[..., 2] == theirs[..., 2])
+    return np.where(pairs[:, None] < 0, 0, np.where(known, own[..., 0], theirs[..., 0]))
+
+
+def _existing(
+    pairs: np.ndarray, sources: np.ndarray, exists: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    own = pairs[:, None]
+    valid = (own >= 0) & exists & (sources != own)
+    return np.where(valid, sources, own), valid

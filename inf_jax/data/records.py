@@ -1,0 +1,197 @@
+"""The example and the tokenised record: fields, hashes, and their bytes in a TFRecord.
+
+An example is one positive triplet and its two poisoned ones, under the field names of the released
+InF-IR corpus (arXiv 2505.21439, section 3). It gives up to three pairs (instructed query, passage):
+(Q+, I+, P+), (Q+, I-, P-1), (Q-, I+, P-2). Both kinds of record are `tf.train.Example` protos, so
+that TensorFlow reads them; nothing here imports TensorFlow.
+"""
+
+import dataclasses
+import hashlib
+from typing import NamedTuple
+
+import numpy as np
+from tensorflow_datasets.proto import tf_example_pb2
+
+from inf_jax.core.errors import UserError
+from inf_jax.text.query_parts import QueryParts, Run
+
+FIELDS = (
+    "query_positive",
+    "instruction_positive",
+    "document_positive",
+    "instruction_negative",
+    "hard_negative_document_1",
+    "query_negative",
+    "hard_negative_document_2",
+)
+PAIRS_PER_EXAMPLE = 3
+TOKENISED_SCHEMA = 2  # bump when the meaning of a tokenised record changes: caches are rebuilt
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Example:
+    """One positive triplet with its poisoned instruction and poisoned query; `""` marks an absent
+    one."""
+
+    id: str
+    query_positive: str
+    instruction_positive: str
+    document_positive: str
+    instruction_negative: str = ""
+    hard_negative_document_1: str = ""
+    query_negative: str = ""
+    hard_negative_document_2: str = ""
+
+
+class Pair(NamedTuple):
+    """One (instructed query, passage) pair; the instruction and the query still apart."""
+
+    instruction: str
+    query: str
+    passage: str
+
+
+def pairs(example: Example) -> tuple[Pair | None, ...]:
+    """The three pairs of an example, positive first; None where its poison is absent."""
+    e = example
+    poisoned_instruction = Pair(
+        e.instruction_negative, e.query_positive, e.hard_negative_document_1
+    )
+    poisoned_query = Pair(e.instruction_positive, e.query_negative, e.hard_negative_document_2)
+    return (
+        Pair(e.instruction_positive, e.query_positive, e.document_positive),
+        poisoned_instruction if e.instruction_negative and e.hard_negative_document_1 else None,
+        poisoned_query if e.query_negative and e.hard_negative_document_2 else None,
+    )
+
+
+def text_hash(text: str) -> int:
+    """64-bit identity of a text (blake2b of its UTF-8, white space squeezed), as an unsigned int.
+
+    White space is squeezed because two copies of a passage that differ by a line break are one
+    passage.
+    """
+    squeezed = " ".join(text.split())
+    return int.from_bytes(hashlib.blake2b(squeezed.encode(), digest_size=8).digest(), "little")
+
+
+class TokenisedRecord(NamedTuple):
+    """One example after tokenisation.
+
+    Attributes:
+      id: the example's id.
+      tokens: int32[sum(lengths)], token ids of IQ0, P0, IQ1, P1, IQ2, P2, end to end, special
+        tokens included.
+      lengths: int32[2 * PAIRS_PER_EXAMPLE], tokens of each text; 0 marks an absent pair.
+      hashes: uint64[PAIRS_PER_EXAMPLE, 3], `text_hash` of instruction, query, passage of each pair.
+      spans: int32[PAIRS_PER_EXAMPLE, 5], of each instructed query before it was cut: its tokens,
+        and first token and number of tokens of the query and of the instruction (`QueryParts`).
+      uncut: int32[...], token ids of the instructed queries that were cut, before that, end to end.
+    """
+
+    id: str
+    tokens: np.ndarray
+    lengths: np.ndarray
+    hashes: np.ndarray
+    spans: np.ndarray
+    uncut: np.ndarray
+
+    def texts(self) -> list[np.ndarray]:
+        """Token ids of IQ0, P0, IQ1, P1, IQ2, P2, int32[length] each."""
+        return np.split(self.tokens, np.cumsum(self.lengths)[:-1])
+
+    def query_parts(self, pair: int) -> QueryParts:
+        """The instructed query of a pair before it was cut."""
+        queries, whole = self.lengths[::2], self.spans[:, 0]
+        was_cut = queries < whole
+        if was_cut[pair]:
+            source, first = self.uncut, whole[:pair][was_cut[:pair]].sum()
+        else:
+            source, first = self.tokens, self.lengths[: 2 * pair].sum()
+        _, q, q_count, i, i_count = self.spans[pair].tolist()
+        return QueryParts(source[first : first + whole[pair]], Run(q, q_count), Run(i, i_count))
+
+
+def part_lengths(spans: np.ndarray) -> np.ndarray:
+    """int32[..., 3] of `TokenisedRecord.spans`: tokens of the uncut instructed query, of its query
+    and of its instruction."""
+    return spans[..., [0, 2, 4]]
+
+
+def encode_example(example: Example) -> bytes:
+    """The text record: one bytes feature per field and `id`."""
+    proto = tf_example_pb2.Example()
+    for name in ("id", *FIELDS):
+        proto.features.feature[name].bytes_list.value.append(getattr(example, name).encode())
+    return proto.SerializeToString(deterministic=True)
+
+
+def decode_example(data: bytes) -> Example:
+    """Inverse of `encode_example`; raises UserError that names a missing field."""
+    feature = _parse(data)
+    try:
+        values = {n: feature[n].bytes_list.value[0].decode() for n in ("id", *FIELDS)}
+    except (IndexError, UnicodeDecodeError) as error:
+        missing = [n for n in ("id", *FIELDS) if not feature[n].bytes_list.value]
+        raise UserError(
+            f"not a text record of inf_jax: missing or unreadable fields {missing or error}; "
+            "build the dataset again with `python -m data_pipeline.build`"
+        ) from error
+    return Example(**values)
+
+
+def encode_tokenised(record: TokenisedRecord) -> bytes:
+    """The tokenised record; hashes are stored as int64 (same bits), since protos have no uint64
+    list."""
+    proto = tf_example_pb2.Example()
+    feature = proto.features.feature
+    feature["id"].bytes_list.value.append(record.id.encode())
+    feature["tokens"].int64_list.value.extend(record.tokens.tolist())
+    feature["lengths"].int64_list.value.extend(record.lengths.tolist())
+    feature["hashes"].int64_list.value.extend(record.hashes.view(np.int64).ravel().tolist())
+    feature["spans"].int64_list.value.extend(record.spans.ravel().tolist())
+    feature["uncut"].int64_list.value.extend(record.uncut.tolist())
+    return proto.SerializeToString(deterministic=True)
+
+
+def decode_tokenised(data: bytes) -> TokenisedRecord:
+    """Inverse of `encode_tokenised`; raises UserError where the lengths do not add up."""
+    feature = _parse(data)
+    found = {
+        name: np.array(feature[name].int64_list.value, np.int64)
+        for name in ("tokens", "lengths", "hashes", "spans", "uncut")
+    }
+    sizes = {name: array.size for name, array in found.items()}
+    expected = {
+        "lengths": 2 * PAIRS_PER_EXAMPLE,
+        "hashes": 3 * PAIRS_PER_EXAMPLE,
+        "spans": 5 * PAIRS_PER_EXAMPLE,
+        "tokens": int(found["lengths"].sum()),
+    }
+    ids = feature["id"].bytes_list.value
+    if ids and sizes == sizes | expected:
+        lengths, spans = found["lengths"], found["spans"].reshape(PAIRS_PER_EXAMPLE, 5)
+        expected["uncut"] = int(spans[lengths[::2] < spans[:, 0], 0].sum())
+    if not ids or sizes != expected:
+        raise UserError(
+            f"not a tokenised record: sizes {sizes}, expected {expected}; delete the tokenised "
+            "directory and tokenise again"
+        )
+    return TokenisedRecord(
+        id=ids[0].decode(),
+        tokens=found["tokens"].astype(np.int32),
+        lengths=lengths.astype(np.int32),
+        hashes=found["hashes"].view(np.uint64).reshape(PAIRS_PER_EXAMPLE, 3),
+        spans=spans.astype(np.int32),
+        uncut=found["uncut"].astype(np.int32),
+    )
+
+
+def _parse(data: bytes):
+    proto = tf_example_pb2.Example()
+    try:
+        proto.ParseFromString(data)
+    except Exception as error:  # protobuf's DecodeError has moved between its modules
+        raise UserError(f"a record is no tf.train.Example: {error}") from error
+    return proto.features.feature

@@ -1,0 +1,77 @@
+"""Do texts put together from the tokens of several rows equal what the tokenizer gives for them?
+
+For a WordPiece tokenizer and a template with white space between the fields, always; a tokenizer
+that merges over the border of instruction and query gives other ids. `inf_jax.tokenise` asks on a
+sample and keeps the answer; who needs such texts refuses a dataset where it is no.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from inf_jax.data.records import Example, pairs
+from inf_jax.text.query_parts import alone, cut, with_instruction
+from inf_jax.text.tokenizer import TextConfig, TextTokenizer
+
+SAMPLE = 256  # examples checked, spread over the split
+
+
+class Composition(NamedTuple):
+    """How a sample of texts put together from parts compares with the tokenizer's own ids.
+
+    Attributes:
+      checked: pairs of the sample; each gives a text of the kinds below.
+      crossed: pairs whose query under another pair's instruction differs.
+      alone: pairs whose query or instruction as a text of its own differs.
+    """
+
+    checked: int
+    crossed: int
+    alone: int
+
+
+def sampled(examples: Iterable[Example], *, count: int, into: list[Example]) -> Iterator[Example]:
+    """The same `count` examples; at most SAMPLE of them, evenly spread, are kept in `into`."""
+    every = -(-count // SAMPLE)
+    for number, example in enumerate(examples):
+        if number % every == 0:
+            into.append(example)
+        yield example
+
+
+def check_composition(
+    examples: list[Example], tokenizer: TextTokenizer, text: TextConfig
+) -> Composition:
+    """Compares the texts that a loader may put together with the tokenizer's ids for them."""
+    present = [p for e in examples for p in pairs(e) if p is not None and p.instruction.strip()]
+    half = len(present) // 2  # the neighbours of a pair often have its instruction
+    instructions = [p.instruction for p in present[half:] + present[:half]]
+    parts = [p for _, p in tokenizer.query_parts([(p.query, p.instruction) for p in present], text)]
+    others = parts[half:] + parts[:half]
+    how = {"special": tokenizer.special, "limit": text.max_query_tokens}
+
+    expected = tokenizer.queries(
+        [(p.query, i) for p, i in zip(present, instructions, strict=True)], text
+    )
+    crossed = [
+        np.array_equal(cut(with_instruction(mine, other.ids_of("instruction")), **how), ids)
+        for mine, other, ids in zip(parts, others, expected, strict=True)
+    ]
+
+    bare = dataclasses.replace(
+        text, passage_template="{passage}", max_passage_tokens=text.max_query_tokens
+    )
+    by_itself = np.ones(len(present), bool)
+    for part in ("query", "instruction"):
+        expected = tokenizer.passages([getattr(p, part) for p in present], bare)
+        by_itself &= [
+            np.array_equal(alone(mine.ids_of(part), **how), ids)
+            for mine, ids in zip(parts, expected, strict=True)
+        ]
+    return Composition(
+        checked=len(present),
+        crossed=len(present) - sum(crossed),
+        alone=int(len(present) - by_itself.sum()),
+    )

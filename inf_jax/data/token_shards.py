@@ -1,0 +1,293 @@
+"""The shards of tokenised examples: what they are made of, and writing one.
+
+Each shard is a function of its slice of the split, so that they may be written one after another
+(`inf_jax.tokenise`) or by many workers; the manifest comes last.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from inf_jax.core.errors import UserError
+from inf_jax.data.records import (
+    PAIRS_PER_EXAMPLE,
+    TOKENISED_SCHEMA,
+    Example,
+    TokenisedRecord,
+    decode_example,
+    encode_tokenised,
+    pairs,
+    part_lengths,
+    text_hash,
+)
+from inf_jax.data.splice_check import check_composition
+from inf_jax.data.tokenised import MANIFEST, index_path, load_sidecar, read_json
+from inf_jax.io.atomic import atomic_file
+from inf_jax.io.tfrecord import CorruptRecordError, Reader, Writer, read_records
+from inf_jax.text.tokenizer import TextConfig, TextTokenizer
+
+EXAMPLES_PER_SHARD = 8192  # a killed run repeats at most so many
+_TEXTS = 2 * PAIRS_PER_EXAMPLE
+_BATCH = 1024  # examples tokenised in one call: enough to keep all cores busy, little memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What tokenising a split reads and writes.
+
+    Attributes:
+      sources: the split's text TFRecords, each with its number of records.
+      directory: `<out_dir>/<split>-<hash16>`.
+      shards: the files to write there, each with its number of examples.
+      recipe: all that the result depends on.
+      fingerprint: its hash.
+    """
+
+    sources: list[tuple[Path, int]]
+    directory: Path
+    shards: list[tuple[Path, int]]
+    recipe: dict
+    fingerprint: str
+
+    @property
+    def num_examples(self) -> int:
+        """Examples of the split."""
+        return sum(count for _, count in self.sources)
+
+    @property
+    def manifest(self) -> Path:
+        """The file that is written last."""
+        return self.directory / MANIFEST
+
+    def todo(self) -> set[int] | None:
+        """Numbers of the shards that are to be written, None where all is done; says what is
+        reused."""
+        split, total = self.recipe["split"], len(self.shards)
+        missing = {n for n, shard in enumerate(self.shards) if not _is_finished(*shard)}
+        if not missing and self.manifest.exists():
+            print(
+                f"{split}: {self.num_examples} examples are tokenised already, reusing "
+                f"{self.directory}"
+            )
+            return None
+        if len(missing) < total:
+            print(f"{split}: reusing {total - len(missing)} of {total} shards in {self.directory}")
+        return missing
+
+
+def make_plan(
+    dataset_dir: str | os.PathLike,
+    split: str,
+    *,
+    tokenizer: TextTokenizer,
+    text: TextConfig,
+    out_dir: str | os.PathLike,
+    examples_per_shard: int = EXAMPLES_PER_SHARD,
+) -> Plan:
+    """What `tokenise.tokenise` is to do with these arguments; reads the source files once, for
+    their checksums.
+
+    Raises:
+      UserError: the split is missing or empty, or a file of it cannot be read.
+    """
+    sources = source_files(Path(dataset_dir), split)
+    recipe = {
+        "schema": TOKENISED_SCHEMA,
+        "split": split,
+        "sources": [[path.name, count, _checksum(path)] for path, count in sources],
+        "tokenizer": tokenizer.fingerprint,
+        "text": dataclasses.asdict(text),
+        "examples_per_shard": examples_per_shard,
+    }
+    fingerprint = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+    directory = Path(out_dir) / f"{split}-{fingerprint[:16]}"
+    num_examples = sum(count for _, count in sources)
+    shards = _shards(directory, num_examples, examples_per_shard)
+    return Plan(sources, directory, shards, recipe, fingerprint)
+
+
+def source_files(directory: Path, split: str) -> list[tuple[Path, int]]:
+    """The text TFRecords of a split in a TFDS directory, each with its number of records."""
+    info_path = directory / "dataset_info.json"
+    info = read_json(info_path, remedy="build the dataset with `python -m data_pipeline.build`")
+    try:
+        splits = {s["name"]: s for s in info["splits"]}
+        if split not in splits:
+            raise UserError(f"{info_path} has no split {split!r}; it has {sorted(splits)}")
+        counts = [int(n) for n in splits[split]["shardLengths"]]
+        file_format = info.get("fileFormat", "tfrecord")
+        if file_format != "tfrecord":
+            raise UserError(f"{info_path}: file format {file_format!r}, only tfrecord can be read")
+        template = splits[split].get(
+            "filepathTemplate", "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+        )
+        names = [
+            template.format(
+                DATASET=info["name"],
+                SPLIT=split,
+                FILEFORMAT=file_format,
+                SHARD_INDEX=f"{n:05d}",
+                NUM_SHARDS=f"{len(counts):05d}",
+                SHARD_X_OF_Y=f"{n:05d}-of-{len(counts):05d}",
+            )
+            for n in range(len(counts))
+        ]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{info_path} is not a dataset_info.json of TFDS ({error!r}); build the dataset again"
+        ) from error
+    if not sum(counts):
+        raise UserError(f"{info_path}: split {split!r} has no examples")
+    return [(directory / name, count) for name, count in zip(names, counts, strict=True)]
+
+
+def _checksum(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; build the dataset again") from error
+
+
+def read_source(path: Path, *, count: int) -> Iterator[Example]:
+    """The examples of one text TFRecord file that must have `count`.
+
+    Raises:
+      CorruptRecordError: at the first damaged, missing or surplus record.
+    """
+    for number, data in enumerate(read_records(path, count=count)):
+        yield decode_at(path, number, data)
+
+
+def decode_at(path: Path, number: int, data: bytes) -> Example:
+    """The example of a record; CorruptRecordError names the file and the record's number."""
+    try:
+        return decode_example(data)
+    except UserError as error:
+        raise CorruptRecordError(path, number, str(error)) from error
+
+
+def _shards(directory: Path, num_examples: int, per_shard: int) -> list[tuple[Path, int]]:
+    if per_shard < 1:
+        raise UserError(f"examples_per_shard={per_shard} must be 1 or more")
+    starts = range(0, num_examples, per_shard)
+    return [
+        (
+            directory / f"tokens-{n:05d}-of-{len(starts):05d}.tfrecord",
+            min(per_shard, num_examples - start),
+        )
+        for n, start in enumerate(starts)
+    ]
+
+
+def _is_finished(path: Path, count: int) -> bool:
+    """Whether a shard and its index are whole; the index is written last."""
+    try:
+        index = load_sidecar(path).index
+        Reader(path, index)  # compares sizes
+    except UserError:
+        return False
+    return len(index) == count
+
+
+def write_shard(
+    path: Path,
+    examples: Iterable[Example],
+    *,
+    tokenizer: TextTokenizer,
+    text: TextConfig,
+    progress: Callable[[int], object] = lambda count: None,
+) -> None:
+    """Writes a shard of these examples, and its index after it.
+
+    Args:
+      progress: gets the number of examples just written, again and again.
+
+    Raises:
+      UserError: a text has no tokens, or a file cannot be written.
+    """
+    lengths, parts, instructions = [], [], []
+    with Writer(path) as writer:
+        while batch := list(itertools.islice(examples, _BATCH)):
+            for record in tokenise_batch(batch, tokenizer=tokenizer, text=text):
+                writer.write(encode_tokenised(record))
+                lengths.append(record.lengths)
+                parts.append(part_lengths(record.spans))
+                instructions.append(record.hashes[:, 0])
+            progress(len(batch))
+    index = writer.index
+    with atomic_file(index_path(path)) as file:
+        np.savez(
+            file,
+            offsets=index.offsets,
+            lengths=index.lengths,
+            crcs=index.crcs,
+            text_lengths=np.array(lengths, np.int32),
+            part_lengths=np.array(parts, np.int32),
+            instruction_hashes=np.array(instructions, np.uint64),
+        )
+
+
+def tokenise_batch(
+    examples: list[Example], *, tokenizer: TextTokenizer, text: TextConfig
+) -> Iterator[TokenisedRecord]:
+    """The records of some examples, in their order; UserError where a text has no tokens."""
+    all_pairs = [pairs(example) for example in examples]
+    present = [pair for group in all_pairs for pair in group if pair is not None]
+    queries = iter(tokenizer.query_parts([(p.query, p.instruction) for p in present], text))
+    passages = iter(tokenizer.passages([p.passage for p in present], text))
+    for example, group in zip(examples, all_pairs, strict=True):
+        tokens, lengths = [], np.zeros(_TEXTS, np.int32)
+        hashes = np.zeros((PAIRS_PER_EXAMPLE, 3), np.uint64)
+        uncut, spans = [np.empty(0, np.int32)], np.zeros((PAIRS_PER_EXAMPLE, 5), np.int32)
+        for n, pair in enumerate(group):
+            if pair is None:
+                continue
+            (query, parts), passage = next(queries), next(passages)
+            if not (len(query) and len(passage)):  # length 0 would say that the pair is absent
+                raise UserError(
+                    f"example {example.id!r}: a text of pair {n} has no tokens; remove the example "
+                    "with the validation of `python -m data_pipeline.build`"
+                )
+            tokens += (query, passage)
+            lengths[2 * n : 2 * n + 2] = len(query), len(passage)
+            hashes[n] = [text_hash(part) for part in pair]
+            spans[n] = len(parts.ids), *parts.query, *parts.instruction
+            if len(query) < len(parts.ids):
+                uncut.append(parts.ids)
+        yield TokenisedRecord(
+            example.id, np.concatenate(tokens), lengths, hashes, spans, np.concatenate(uncut)
+        )
+
+
+def write_manifest(
+    plan: Plan, sample: list[Example], *, tokenizer: TextTokenizer, text: TextConfig
+) -> None:
+    """Finishes a directory whose shards are all there; `sample` as `composition.sampled` draws it.
+
+    Raises:
+      UserError: an index is missing, or the file cannot be written.
+    """
+    shards = plan.shards
+    lengths = np.concatenate([load_sidecar(shard).text_lengths for shard, _ in shards])
+    at_limit = lengths.reshape(-1, 2) == (text.max_query_tokens, text.max_passage_tokens)
+    manifest = {
+        "fingerprint": plan.fingerprint,
+        "recipe": plan.recipe,
+        "special_tokens": [ids.tolist() for ids in tokenizer.special],
+        "composition": check_composition(sample, tokenizer, text)._asdict(),
+        "shards": [{"file": shard.name, "examples": count} for shard, count in shards],
+        "texts": int(np.count_nonzero(lengths)),
+        "tokens": int(lengths.sum()),
+        # as long as the limit allows: most of these have been cut
+        "queries_at_limit": int(at_limit[:, 0].sum()),
+        "passages_at_limit": int(at_limit[:, 1].sum()),
+    }
+    with atomic_file(plan.manifest) as file:
+        file.write(json.dumps(manifest, indent=2, sort_keys=True).encode() + b"\n")

@@ -1,0 +1,122 @@
+"""Exact top-k search on the device: tiles of passages, which may be sharded over a mesh."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from inf_jax.core.errors import UserError
+
+
+def topk(
+    queries: jax.Array,
+    passages: jax.Array,
+    k: int,
+    *,
+    block: int = 8192,
+    mesh: Mesh | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """The k passages of the largest inner product with each query; exact, ties to the lower index.
+
+    No [q, p] matrix is made: each device holds scores [q, block] and a running [q, k]. So memory
+    beyond the inputs is about 4 q (block + 4 k) bytes; split the queries where that is too much.
+
+    Args:
+      queries: [q, e]; bf16 or float32.
+      passages: [p, e]; bf16 or float32; a host array, or one that lies on the mesh already.
+      k: 1 to p.
+      block: passages a tile; need not divide p.
+      mesh: shards the passages over all its axes, the queries are copied to each device; p need not
+        divide.
+
+    Returns:
+      (scores float32[q, k], descending; indices int32[q, k] into the passages).
+
+    Raises:
+      UserError: shapes that do not fit, k below 1 or above p (fewer than k results would need a
+        filler: ask for min(k, p)), block below 1.
+    """
+    if queries.ndim != 2 or passages.ndim != 2 or queries.shape[1] != passages.shape[1]:
+        raise UserError(
+            f"queries {queries.shape} and passages {passages.shape}: expected [q, e] and [p, e]"
+        )
+    p = passages.shape[0]
+    if not 1 <= k <= p:
+        raise UserError(f"k={k} with {p} passages: k must be 1 to {p}; ask for min(k, passages)")
+    if block < 1:
+        raise UserError(f"block={block}: a tile has 1 passage or more")
+    if mesh is None:
+        return _topk(jnp.asarray(queries), jnp.asarray(passages), k=k, block=block)
+    if passages.shape[0] % mesh.size:
+        pad = jnp.pad if isinstance(passages, jax.Array) else np.pad
+        passages = pad(passages, ((0, -p % mesh.size), (0, 0)))
+    rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    queries = jax.device_put(queries, NamedSharding(mesh, PartitionSpec()))
+    return _topk_sharded(
+        queries, jax.device_put(passages, rows), k=k, block=block, real=p, mesh=mesh
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("k", "block"))
+def _topk(queries: jax.Array, passages: jax.Array, *, k: int, block: int):
+    return _scan(queries, passages, k=k, block=block, first=0, real=passages.shape[0])
+
+
+@functools.partial(jax.jit, static_argnames=("k", "block", "real", "mesh"))
+def _topk_sharded(
+    queries: jax.Array, passages: jax.Array, *, k: int, block: int, real: int, mesh: Mesh
+):
+    """Each device searches its slice; then each merges the best of all, in order of index."""
+    axes = mesh.axis_names
+
+    def local(queries: jax.Array, passages: jax.Array):
+        count = passages.shape[0]
+        first = jax.lax.axis_index(axes) * count
+        found = _scan(queries, passages, k=min(k, count), block=block, first=first, real=real)
+        scores, indices = (jax.lax.all_gather(x, axes, axis=1, tiled=True) for x in found)
+        return _best(scores, indices, k)
+
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec(axes)),
+        out_specs=PartitionSpec(),
+        check_vma=False,  # the merge of gathered results is the same on each device
+    )(queries, passages)
+
+
+def _scan(queries, passages, *, k: int, block: int, first, real: int):
+    """(scores, indices) [q, k] of `passages`, which are numbers `first`, ... of `real` in all."""
+    count = passages.shape[0]
+    block = min(block, count)
+
+    def tile(best, start):
+        # the last tile begins early to stay inside; what the tile before has seen is masked
+        begin = jnp.minimum(start, count - block)
+        rows = jax.lax.dynamic_slice_in_dim(passages, begin, block)
+        scores = jnp.einsum(
+            "qe,pe->qp",
+            queries,
+            rows,
+            precision=jax.lax.Precision.HIGHEST,
+            preferred_element_type=jnp.float32,
+        )
+        local = begin + jnp.arange(block, dtype=jnp.int32)
+        new = (local >= start) & (first + local < real)
+        scores = jnp.where(new[None], scores, -jnp.inf)
+        indices = jnp.broadcast_to(first + local[None], scores.shape)
+        merged = (jnp.concatenate(pair, 1) for pair in zip(best, (scores, indices), strict=True))
+        return _best(*merged, k), None
+
+    q = queries.shape[0]
+    empty = (jnp.full((q, k), -jnp.inf, jnp.float32), jnp.full((q, k), -1, jnp.int32))
+    starts = jnp.arange(0, count, block, dtype=jnp.int32)
+    return jax.lax.scan(tile, empty, starts)[0]
+
+
+def _best(scores: jax.Array, indices: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """The k largest along axis 1; top_k takes the first of equals, so lower indices come first."""
+    scores, places = jax.lax.top_k(scores, k)
+    return scores, jnp.take_along_axis(indices, places, axis=1)

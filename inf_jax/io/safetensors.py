@@ -1,0 +1,189 @@
+"""Safetensors files, tensor by tensor: reading maps them, writing streams, nothing is held twice.
+
+The format is 8 bytes of a header's length, the header (JSON: name -> dtype, shape, offsets), the
+bytes. A model is one file or several with an index, as transformers has them.
+"""
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from inf_jax.core.errors import UserError
+from inf_jax.io.atomic import atomic_file
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+class Stored(NamedTuple):
+    """A tensor in a file, not yet read; `dtype` is the format's name, `offset` in bytes from the
+    file's start."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+    def read(self) -> np.ndarray:
+        """A view into the mapped file: bytes are read when they are used.
+
+        Raises:
+          UserError: not floating-point numbers of a kind that weights have.
+        """
+        if self.dtype not in DTYPES:
+            raise UserError(f"{self.file}: a tensor of {self.dtype}; covered: {', '.join(DTYPES)}")
+        dtype = DTYPES[self.dtype]
+        if 0 in self.shape:
+            return np.empty(self.shape, dtype)
+        return np.memmap(self.file, dtype, "r", offset=self.offset, shape=self.shape)
+
+
+def stored_tensors(directory: Path) -> dict[str, Stored]:
+    """All tensors of a model's directory by their names in the files.
+
+    Raises:
+      UserError: a file is missing or damaged, or does not hold what the index says.
+    """
+    index = directory / INDEX
+    if not index.exists():
+        return _header(directory / SINGLE)
+    try:
+        of_file = json.loads(index.read_text())["weight_map"]
+        files = sorted(set(map(os.fspath, of_file.values())))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index}: not an index of weights ({error!r}); get it again") from None
+    tensors = {}
+    for file in files:
+        if not (directory / file).is_file():
+            raise UserError(f"{index} names {file!r}, which is not there; get it again")
+        tensors |= _header(directory / file)
+    missing = sorted(of_file.keys() - tensors.keys())
+    if missing:
+        lacking = ", ".join(by_layer(missing))
+        raise UserError(f"{index} names tensors that the files lack: {lacking}")
+    return tensors
+
+
+def by_layer(texts: Iterable[str]) -> list[str]:
+    """Texts that differ in the numbers of their names alone as one, with how many they are."""
+    counts, one = Counter(), {}
+    for text in texts:
+        like = re.sub(r"\.\d+\.", ".*.", text)
+        counts[like] += 1
+        one[like] = text
+    return [f"{like} ({n} times)" if n > 1 else one[like] for like, n in counts.items()]
+
+
+def _header(file: Path) -> dict[str, Stored]:
+    if not file.exists():
+        old = ", ".join(sorted(p.name for p in file.parent.glob("*.bin")))
+        raise UserError(
+            f"{file}: no such file; convert {old or 'a model that has *.bin alone'} to safetensors "
+            "first: transformers' AutoModel.from_pretrained(name).save_pretrained(directory), and "
+            "its tokenizer likewise"
+        )
+    try:
+        with safe_open(file, "numpy"):  # checks lengths and offsets
+            pass
+        with open(file, "rb") as f:
+            size = int.from_bytes(f.read(8), "little")
+            header = json.loads(f.read(size))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{file}: not a readable safetensors file ({error})") from None
+    header.pop("__metadata__", None)
+    return {
+        name: Stored(file, x["dtype"], tuple(x["shape"]), 8 + size + x["data_offsets"][0])
+        for name, x in header.items()
+    }
+
+
+class Planned(NamedTuple):
+    """A tensor to be written."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+
+def write_tensors(
+    directory: Path,
+    planned: Sequence[Planned],
+    tensors: Iterator[np.ndarray],
+    *,
+    max_file_bytes: int,
+) -> list[Path]:
+    """Writes a model's tensors, in the order planned, into one file or several and an index.
+
+    An older model in the directory is replaced: its index goes first, the new one comes last.
+
+    Args:
+      tensors: made one after another as they are written.
+      max_file_bytes: of a file's tensors; one that is larger has a file of its own.
+
+    Returns:
+      The files.
+    """
+    files: list[list[Planned]] = []
+    for one in planned:
+        if not files or sum(x.nbytes for x in files[-1]) + one.nbytes > max_file_bytes:
+            files.append([])
+        files[-1].append(one)
+    n = len(files)
+    names = [SINGLE] if n == 1 else [f"model-{i + 1:05}-of-{n:05}.safetensors" for i in range(n)]
+    (directory / INDEX).unlink(missing_ok=True)
+    if n > 1:
+        (directory / SINGLE).unlink(missing_ok=True)
+    for name, part in zip(names, files, strict=True):
+        _write(directory / name, part, tensors)
+    if n > 1:
+        weight_map = {x.name: name for name, part in zip(names, files, strict=True) for x in part}
+        total = sum(x.nbytes for x in planned)
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        with atomic_file(directory / INDEX) as file:
+            file.write(json.dumps(index, indent=2).encode() + b"\n")
+    for old in directory.glob("model-*-of-*.safetensors"):
+        if n == 1 or old.name not in names:
+            old.unlink()
+    return [directory / name for name in names]
+
+
+def _write(path: Path, planned: Sequence[Planned], tensors: Iterator[np.ndarray]) -> None:
+    header: dict[str, Mapping] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for one in planned:
+        end = offset + one.nbytes
+        header[one.name] = {
+            "dtype": _NAMES[one.dtype],
+            "shape": list(one.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors start aligned
+    with atomic_file(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for one in planned:
+            tensor = next(tensors)
+            if tensor.shape != one.shape or tensor.dtype != one.dtype:
+                raise ValueError(f"{one}: got {tensor.dtype}{tensor.shape}")
+            file.write(memoryview(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8)))

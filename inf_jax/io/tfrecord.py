@@ -1,0 +1,268 @@
+"""TFRecord files without TensorFlow: framing, checksums, and random access by an index.
+
+A file is a sequence of frames, with nothing before, between or after them:
+
+    uint64 length | uint32 masked_crc32c(length) | byte data[length] | uint32 masked_crc32c(data)
+
+all little-endian (https://www.tensorflow.org/tutorials/load_data/tfrecord). There is no
+compression, since it would rule out random access.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import mmap
+import os
+import struct
+from collections.abc import Iterator
+from typing import BinaryIO, Self
+
+import google_crc32c
+import numpy as np
+
+from inf_jax.core.errors import UserError
+from inf_jax.io.atomic import atomic_file
+
+_LENGTH, _CRC, _HEADER = struct.Struct("<Q"), struct.Struct("<I"), struct.Struct("<QI")
+FRAME_BYTES = _HEADER.size + _CRC.size  # what a frame adds to its data
+_BUFFER = 1 << 20
+
+
+class CorruptRecordError(UserError):
+    """A record is damaged or missing.
+
+    Attributes:
+      path: the file, as given.
+      record: number of the damaged record in the file, from 0.
+      reason: what is wrong with it.
+    """
+
+    def __init__(self, path: str | os.PathLike, record: int, reason: str):
+        super().__init__(
+            f"{os.fspath(path)}: record {record} (counting from 0): {reason}; "
+            "delete the file and make it again"
+        )
+        self.path, self.record, self.reason = path, record, reason
+
+    def __reduce__(self):  # a loader's worker process sends its errors to the parent
+        return type(self), (self.path, self.record, self.reason)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Index:
+    """Where the n records of one file are.
+
+    Attributes:
+      offsets: int64[n], byte at which the record's frame begins.
+      lengths: int64[n], bytes of the record's data, frame not included.
+      crcs: uint32[n], masked CRC-32C of the record's data.
+    """
+
+    offsets: np.ndarray
+    lengths: np.ndarray
+    crcs: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+
+def masked_crc32c(data: bytes) -> int:
+    """CRC-32C rotated right by 15 bits, plus a constant, as TFRecord stores it; unsigned 32-bit."""
+    crc = google_crc32c.value(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+class Writer:
+    """Writes one TFRecord file, whole or not at all.
+
+    with Writer(path) as writer:
+        writer.write(data)
+    writer.index  # Index of what was written
+
+    The records go to a partial file beside `path`, which is synced and renamed when the block ends
+    without an error and deleted otherwise (`inf_jax.io.atomic`). Missing directories are made.
+
+    Raises:
+      UserError: from `with` and `write`, when the disk is full or the directory may not be written.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = path
+        self._stack = contextlib.ExitStack()
+        self._lengths: list[int] = []
+        self._crcs: list[int] = []
+
+    def __enter__(self) -> Self:
+        self._file = self._stack.enter_context(atomic_file(self.path))
+        return self
+
+    def __exit__(self, *error) -> bool | None:
+        return self._stack.__exit__(*error)
+
+    def write(self, data: bytes) -> None:
+        """Appends one record."""
+        length = _LENGTH.pack(len(data))
+        crc = masked_crc32c(data)
+        self._file.write(b"".join((length, _CRC.pack(masked_crc32c(length)), data, _CRC.pack(crc))))
+        self._lengths.append(len(data))
+        self._crcs.append(crc)
+
+    @property
+    def index(self) -> Index:
+        """The index of the records written so far."""
+        return _index(self._lengths, self._crcs)
+
+
+def read_records(path: str | os.PathLike, *, count: int | None = None) -> Iterator[bytes]:
+    """The data of every record of a file, in order; both checksums of each are checked.
+
+    A file cut exactly between two records is itself a valid TFRecord file: give `count`, the number
+    of records that the file must have, to find that damage too.
+
+    Raises:
+      CorruptRecordError: at the first damaged, missing or surplus record.
+      UserError: the file cannot be opened.
+    """
+    with _open(path) as file:
+        found = 0
+        for data in _frames(path, file, first=0, most=count):
+            found += 1
+            yield data
+    if count is not None and found < count:
+        raise _cut_off(path, found, count)
+
+
+def read_slice(path: str | os.PathLike, *, offset: int, first: int, count: int) -> Iterator[bytes]:
+    """The data of `count` records from the one whose frame begins at byte `offset`.
+
+    Args:
+      first: that record's number in the file, for errors.
+
+    Raises:
+      CorruptRecordError, UserError: as `read_records`.
+    """
+    with _open(path) as file:
+        file.seek(offset)
+        found = 0
+        for data in itertools.islice(_frames(path, file, first=first), count):
+            found += 1
+            yield data
+    if found < count:
+        raise _cut_off(path, first + found, first + count)
+
+
+def _frames(
+    path: str | os.PathLike, file: BinaryIO, *, first: int, most: int | None = None
+) -> Iterator[bytes]:
+    """The data of the records from the file's position to its end; of `most` in all, if given."""
+    size, end, record = os.fstat(file.fileno()).st_size, file.tell(), first
+    while header := file.read(_HEADER.size):
+        if record == most:
+            raise CorruptRecordError(path, record, f"the file must end after {most} records")
+        length = _check_header(path, record, header)
+        end += FRAME_BYTES + length
+        if end > size:
+            raise CorruptRecordError(
+                path, record, f"the file is cut off: {size} bytes, the record ends at {end}"
+            )
+        data = file.read(length)
+        _check_data(path, record, data, file.read(_CRC.size))
+        yield data
+        record += 1
+
+
+def _cut_off(path: str | os.PathLike, record: int, count: int) -> CorruptRecordError:
+    return CorruptRecordError(path, record, f"the file is cut off: it must hold {count} records")
+
+
+def build_index(path: str | os.PathLike, *, count: int | None = None) -> Index:
+    """The index of a file, by reading all of it; checks and errors as in `read_records`."""
+    lengths, crcs = [], []
+    for data in read_records(path, count=count):
+        lengths.append(len(data))
+        crcs.append(masked_crc32c(data))
+    return _index(lengths, crcs)
+
+
+class Reader:
+    """Random access to the records of one file; threads may share it, and it can be pickled.
+
+    Raises:
+      CorruptRecordError: the file's size is not the index's; names the first record concerned.
+      UserError: the file cannot be opened.
+    """
+
+    def __init__(self, path: str | os.PathLike, index: Index):
+        self.path, self.index = path, index
+        # Python ints: indexing an array costs more than the checksum of a record
+        self._offsets, self._lengths = index.offsets.tolist(), index.lengths.tolist()
+        self._crcs = index.crcs.tolist()
+        ends = index.offsets + index.lengths + FRAME_BYTES
+        with _open(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != (ends[-1] if len(ends) else 0):
+                missing = int(np.searchsorted(ends, size, side="right"))
+                raise CorruptRecordError(
+                    path, missing, f"the file has {size} bytes, its index says {ends[-1:].sum()}"
+                )
+            # an empty file cannot be mapped
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __reduce__(self):
+        return Reader, (self.path, self.index)
+
+    def read(self, record: int) -> bytes:
+        """The data of one record.
+
+        Raises:
+          CorruptRecordError: its length or a checksum is wrong, or it is another record.
+          IndexError: there is no such record.
+        """
+        if not 0 <= record < len(self._offsets):
+            raise IndexError(f"{self.path} has {len(self)} records, asked for number {record}")
+        start, length = self._offsets[record], self._lengths[record]
+        frame = self._map[start : start + length + FRAME_BYTES]
+        if _check_header(self.path, record, frame[: _HEADER.size]) != length:
+            raise CorruptRecordError(self.path, record, "its length is not the index's")
+        data = frame[_HEADER.size : -_CRC.size]
+        _check_data(self.path, record, data, frame[-_CRC.size :], self._crcs[record])
+        return data
+
+
+def _check_header(path: str | os.PathLike, record: int, header: bytes) -> int:
+    """The length in a frame's header, once its checksum is found right."""
+    if len(header) < _HEADER.size:
+        raise CorruptRecordError(path, record, "the file is cut off in the record's header")
+    length, crc = _HEADER.unpack(header)
+    if masked_crc32c(header[: _LENGTH.size]) != crc:
+        raise CorruptRecordError(path, record, "the checksum of its length is wrong")
+    return length
+
+
+def _check_data(
+    path: str | os.PathLike, record: int, data: bytes, stored: bytes, indexed: int | None = None
+) -> None:
+    """Checks a record's data against the CRC in the file and, where known, the one in the index."""
+    crc = masked_crc32c(data)
+    if crc != _CRC.unpack(stored)[0]:
+        raise CorruptRecordError(path, record, "the checksum of its data is wrong")
+    if indexed is not None and crc != indexed:
+        raise CorruptRecordError(path, record, "it is not the record that the index was made for")
+
+
+def _index(lengths: list[int], crcs: list[int]) -> Index:
+    sizes = np.array(lengths, np.int64)
+    offsets = np.cumsum(sizes + FRAME_BYTES) - (sizes + FRAME_BYTES)
+    return Index(offsets, sizes, np.array(crcs, np.uint32))
+
+
+def _open(path: str | os.PathLike):
+    try:
+        return open(path, "rb", _BUFFER)
+    except OSError as error:
+        raise UserError(
+            f"cannot read {os.fspath(path)}: {error.strerror}; check the path or make it again"
+        ) from error

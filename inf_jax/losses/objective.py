@@ -1,0 +1,161 @@
+"""The objectives' notation: which blocks of negatives a loss has, and how they are combined.
+
+    uni(P,IQ)                          one softmax over the union of the blocks
+    multi(P,I,IQ)                      a softmax a block, summed
+    sigmoid(P)                         SigLIP: every candidate is a decision of its own
+    distil(P)                          KL to a teacher's softmax over the row's own passages
+    multi(P,0.5*IQ) + 0.2*sigmoid(P)   weights of blocks, and sums of terms
+
+`inf_jax.losses` says what each comes to; `inf_jax.losses.blocks` holds the blocks.
+"""
+
+import dataclasses
+import math
+import re
+
+from inf_jax.core.errors import UserError
+from inf_jax.losses.blocks import BLOCKS
+
+KINDS = ("uni", "multi", "sigmoid", "distil")
+_NUMBER = r"(?:(\d+\.?\d*(?:e[+-]?\d+)?|\.\d+)\s*\*\s*)?"
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """A kind over a set of blocks; `str` gives the notation back.
+
+    Attributes:
+      kind: one of `KINDS`.
+      blocks: names in `BLOCKS`, kept in its order.
+      weights: factor of each block; () is 1 for all. In uni a block's candidates count that many
+        times in the softmax; in multi and sigmoid it multiplies the block's part of the loss.
+      weight: factor of the term.
+
+    Raises:
+      UserError: unknown kind or block, no block or one twice, a weight that is not above 0.
+    """
+
+    kind: str
+    blocks: tuple[str, ...]
+    weights: tuple[float, ...] = ()
+    weight: float = 1.0
+
+    def __post_init__(self):
+        given = f"objective {self.kind}({','.join(self.blocks)})"
+        if self.kind not in KINDS:
+            raise UserError(f"objective kind {self.kind!r}; choose one of {', '.join(KINDS)}")
+        unknown = [name for name in self.blocks if name not in BLOCKS]
+        if unknown or not self.blocks:
+            raise UserError(
+                f"{given}: {f'unknown block {unknown[0]!r}' if unknown else 'no block'}; "
+                f"choose from {', '.join(BLOCKS)}"
+            )
+        if len(set(self.blocks)) < len(self.blocks):
+            raise UserError(f"{given}: a block is named twice")
+        weights = self.weights or (1.0,) * len(self.blocks)
+        if len(weights) != len(self.blocks):
+            raise UserError(f"{given}: {len(weights)} weights for {len(self.blocks)} blocks")
+        if not all(0 < w < math.inf for w in (*weights, self.weight)):
+            raise UserError(f"{given}: weights {weights}, {self.weight} must be above 0")
+        if self.kind == "distil" and self.blocks != ("P",):
+            raise UserError(f"{given}: a teacher scores a row's own passages: write distil(P)")
+        by_name = dict(zip(self.blocks, weights, strict=True))
+        ordered = tuple(name for name in BLOCKS if name in by_name)
+        object.__setattr__(self, "blocks", ordered)
+        object.__setattr__(self, "weights", tuple(float(by_name[name]) for name in ordered))
+
+    def __str__(self) -> str:
+        named = zip(self.weights, self.blocks, strict=True)
+        return f"{_factor(self.weight)}{self.kind}({','.join(_factor(w) + n for w, n in named)})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """A sum of terms; `str` gives the notation back."""
+
+    terms: tuple[Term, ...]
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """The blocks with negatives in any term, in the order of `BLOCKS`."""
+        used = {name for term in self.terms if term.kind != "distil" for name in term.blocks}
+        return tuple(name for name in BLOCKS if name in used)
+
+    def has(self, *kinds: str) -> bool:
+        """Whether a term is of one of these kinds."""
+        return any(term.kind in kinds for term in self.terms)
+
+    def __str__(self) -> str:
+        return " + ".join(map(str, self.terms))
+
+
+def parse_objective(text: str | Objective) -> Objective:
+    """`"multi(P,0.5*IQ) + 0.2*sigmoid(P)"` -> Objective; an Objective is returned as it is.
+
+    Raises:
+      UserError: not of the form, or see `Term`.
+    """
+    if isinstance(text, Objective):
+        return text
+    pattern = rf"\s*{_NUMBER}(\w+)\s*\(([^()]*)\)\s*"
+    parts = re.split(r"\+(?=[^()]*\()", text) if isinstance(text, str) else [""]
+    terms = []
+    for part in parts:
+        match = re.fullmatch(pattern, part)
+        if not match:
+            raise UserError(
+                f"objective {text!r} is not of the form kind(block,...), or a sum of such; write "
+                "it like 'multi(P,IQ)' or 'uni(P,0.5*IQ) + 0.1*sigmoid(P)'"
+            )
+        weight, kind, names = match.groups()
+        blocks = [re.fullmatch(rf"\s*{_NUMBER}([^*]*?)\s*", name) for name in names.split(",")]
+        if not all(blocks):
+            raise UserError(f"objective {text!r}: blocks are written like P or 0.5*IQ")
+        listed = [] if not names.strip() else blocks
+        terms.append(
+            Term(
+                kind,
+                tuple(b[2] for b in listed),
+                tuple(float(b[1] or 1) for b in listed),
+                float(weight or 1),
+            )
+        )
+    return Objective(tuple(terms))
+
+
+def count_negatives(
+    objective: str | Objective,
+    *,
+    pairs: int,
+    hard_negatives: int = 0,
+    instruction_negatives: int = 0,
+) -> dict[str, int]:
+    """Negatives of a row by block, before identity masks, for the start banner.
+
+    Args:
+      objective: the notation or the parsed object.
+      pairs: filled rows of the global batch.
+      hard_negatives: passages of a pair beyond its positive.
+      instruction_negatives: m, instruction negatives of a row.
+
+    Raises:
+      UserError: pairs below 1, a negative count, or block I without instruction negatives.
+    """
+    objective = parse_objective(objective)
+    if pairs < 1 or hard_negatives < 0 or instruction_negatives < 0:
+        raise UserError(
+            f"pairs={pairs}, hard_negatives={hard_negatives}, instruction_negatives="
+            f"{instruction_negatives}: pairs must be 1 or more, the others 0 or more"
+        )
+    if "I" in objective.blocks and not instruction_negatives:
+        raise UserError(
+            f"objective {objective} has block I; set instruction_negatives to 1 or more"
+        )
+    return {
+        name: BLOCKS[name].count(pairs, hard_negatives, instruction_negatives)
+        for name in objective.blocks
+    }
+
+
+def _factor(weight: float) -> str:
+    return "" if weight == 1 else f"{weight:.12g}*".replace("e+", "e")

@@ -1,0 +1,280 @@
+"""A tile of scores, some rows against some columns: its sums, and its part of the gradients."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from inf_jax.losses.blocks import BLOCKS, Block, Rows, dots, other_texts, same_texts, texts_of
+
+Values = dict[str, jax.Array]  # "lse/P" or "softplus/P" -> [b]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """What to sum and how; static.
+
+    Attributes:
+      lse, softplus: blocks whose logsumexp(scale x), whose sum of softplus(scale x + bias) over the
+        negatives x is wanted.
+      engine: dense, blockwise, ring or gather.
+      tile: (rows, columns) of a tile at the most, on a device.
+      mesh: all its axes split the batch; dense and blockwise need none.
+    """
+
+    lse: tuple[str, ...]
+    softplus: tuple[str, ...]
+    engine: str
+    tile: tuple[int, int]
+    mesh: Mesh | None = None
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """All blocks of the sweep, in the order of `BLOCKS`."""
+        return tuple(name for name in BLOCKS if name in self.lse + self.softplus)
+
+    @property
+    def matrices(self) -> dict[tuple[str, str], list[str]]:
+        """(left, right) -> the blocks that are rows or columns of this matrix."""
+        found: dict[tuple[str, str], list[str]] = {}
+        for name in self.blocks:
+            found.setdefault(BLOCKS[name].matrix, []).append(name)
+        return found
+
+    def every(self, right: str) -> bool:
+        """Whether a block has all texts of this field as candidates."""
+        return any(BLOCKS[t].every for t in self.blocks if BLOCKS[t].right == right)
+
+
+class Coefficients(NamedTuple):
+    """scale and bias of the logits: scalars of the scores' dtype."""
+
+    scale: jax.Array
+    bias: jax.Array
+
+
+class Counts(NamedTuple):
+    """What a block's negatives are like for each row; no gradient.
+
+    Attributes:
+      hardest: [b], the largest score (not scaled) of a negative; -inf where there is none.
+      above: int32[b], negatives that score above the row's positive.
+      negatives: int32[b], candidates left after the identity mask.
+      masked: int32[b], candidates that the identity mask took out.
+    """
+
+    hardest: jax.Array
+    above: jax.Array
+    negatives: jax.Array
+    masked: jax.Array
+
+
+class Partial(NamedTuple):
+    """Counts and sums of a block over some of its candidates; None where not wanted.
+
+    Attributes:
+      counts: see Counts.
+      exponentials: [b], sum of exp(scale * (x - hardest)).
+      softplus: [b], sum of softplus(scale * x + bias).
+    """
+
+    counts: Counts
+    exponentials: jax.Array | None
+    softplus: jax.Array | None
+
+
+class Side(NamedTuple):
+    """The rows or the columns of a tile.
+
+    Attributes:
+      rows: texts and ids; a field that this side does not need is None.
+      positive: [b], <q_i, p_i>; None in the backward pass.
+      sums, slopes: in the backward pass, the sums that this side's blocks came to and the loss's
+        derivatives by them; else empty.
+      hardest: "P" -> [b], each block's largest score, where this tile's exponentials are at hand:
+        the backward pass then takes them in place of new ones. Else empty.
+    """
+
+    rows: Rows
+    positive: jax.Array | None
+    sums: Values
+    slopes: Values
+    hardest: Values = {}  # noqa: RUF012 (never changed)
+
+
+def empty_partial(plan: Sweep, name: str, shape: Sequence[int], dtype) -> Partial:
+    """The sums over no candidates."""
+    none = jnp.zeros(shape, jnp.int32)
+    zeros = jnp.zeros(shape, dtype)
+    return Partial(
+        Counts(jnp.full(shape, -jnp.inf, dtype), none, none, none),
+        zeros if name in plan.lse else None,
+        zeros if name in plan.softplus else None,
+    )
+
+
+def merge(old: Partial, new: Partial, scale: jax.Array) -> Partial:
+    """The sums over both sets of candidates."""
+    hardest = jnp.maximum(old.counts.hardest, new.counts.hardest)
+
+    def rebased(part: Partial) -> jax.Array:
+        # the same maximum, -inf at that, is left as it is: inf - inf is no number
+        same = part.counts.hardest == hardest
+        difference = jnp.where(same, 0, part.counts.hardest - jnp.where(same, 0, hardest))
+        return part.exponentials * jnp.exp(scale * difference)
+
+    added = jax.tree.map(
+        jnp.add,
+        old._replace(exponentials=None),
+        new._replace(exponentials=None),
+    )
+    return added._replace(
+        counts=added.counts._replace(hardest=hardest),
+        exponentials=None if old.exponentials is None else rebased(old) + rebased(new),
+    )
+
+
+def sums_of(plan: Sweep, partials: dict[str, Partial], scale: jax.Array) -> Values:
+    """The sums over all candidates from their parts."""
+    lse = {
+        f"lse/{t}": scale * partials[t].counts.hardest + jnp.log(partials[t].exponentials)
+        for t in plan.lse
+    }
+    return lse | {f"softplus/{t}": partials[t].softplus for t in plan.softplus}
+
+
+def tile_partials(
+    plan: Sweep, rows: Side, columns: Side, coefficients: Coefficients
+) -> dict[str, Partial]:
+    """Each block's sums over one tile: for its rows, or by column for its columns."""
+    found = {}
+    for matrix, names in plan.matrices.items():
+        tile = _Tile(plan, matrix, rows, columns)
+        for name in names:
+            block = BLOCKS[name]
+            x, (other, same) = tile.scores_of(block), tile.masks_of(block)
+            negative = other & ~same
+            axis, owner = (0, columns) if block.by_column else (1, rows)
+            positive = jnp.expand_dims(owner.positive, axis)
+            hardest = jnp.max(jnp.where(negative, x, -jnp.inf), axis)
+            exponentials = softplus = None
+            if name in plan.lse:
+                terms = _exponentials(x, negative, jnp.expand_dims(hardest, axis), coefficients)
+                exponentials = jnp.sum(terms, axis)
+            if name in plan.softplus:
+                logits = coefficients.scale * x + coefficients.bias
+                softplus = jnp.sum(jnp.where(negative, jax.nn.softplus(logits), 0), axis)
+            count = lambda which, axis=axis: jnp.sum(which, axis, dtype=jnp.int32)  # noqa: E731
+            above = count(negative & (x > positive))
+            counts = Counts(hardest, above, count(negative), count(other & same))
+            found[name] = Partial(counts, exponentials, softplus)
+    return found
+
+
+class TileGradients(NamedTuple):
+    """A tile's part of the derivatives.
+
+    Attributes:
+      left: field -> [r, e], by the rows' texts on the left of a matrix.
+      right: field -> [c, k, e], by the columns' texts on the right.
+      bias: scalar.
+    """
+
+    left: dict[str, jax.Array]
+    right: dict[str, jax.Array]
+    bias: jax.Array
+
+
+def _exponentials(
+    x: jax.Array, negative: jax.Array, hardest: jax.Array, coefficients: Coefficients
+) -> jax.Array:
+    """exp(scale * (x - hardest)), 0 where not negative."""
+    return jnp.where(negative, jnp.exp(coefficients.scale * (x - _finite(hardest))), 0)
+
+
+def _finite(hardest: jax.Array) -> jax.Array:
+    return jnp.where(hardest == -jnp.inf, 0, hardest)
+
+
+def tile_gradients(
+    plan: Sweep, rows: Side, columns: Side, coefficients: Coefficients
+) -> TileGradients:
+    """Derivatives of sum_i <slopes_i, sums_i> over one tile, its scores computed again."""
+    left: dict[str, jax.Array] = {}
+    right: dict[str, jax.Array] = {}
+    bias = jnp.zeros((), coefficients.bias.dtype)
+    for matrix, names in plan.matrices.items():
+        tile, slopes = _Tile(plan, matrix, rows, columns), 0
+        for name in names:
+            block = BLOCKS[name]
+            x, (other, same) = tile.scores_of(block), tile.masks_of(block)
+            negative = other & ~same
+            logits, slope = coefficients.scale * x, jnp.zeros_like(x)
+            owner, axis = (columns, 0) if block.by_column else (rows, 1)
+            own = lambda values, axis=axis: jnp.expand_dims(values, axis)  # noqa: E731
+            if name in plan.lse:
+                lse, by_lse = owner.sums[f"lse/{name}"], owner.slopes[f"lse/{name}"]
+                if owner.hardest:
+                    hardest = owner.hardest[name]
+                    # lse is -inf where there is no negative, and then so is hardest
+                    rest = jnp.exp(coefficients.scale * _finite(hardest) - _finite(lse)) * by_lse
+                    slope += _exponentials(x, negative, own(hardest), coefficients) * own(rest)
+                else:
+                    slope += jnp.exp(logits - own(lse)) * own(by_lse)
+            if name in plan.softplus:
+                sigmoid = jax.nn.sigmoid(logits + coefficients.bias)
+                part = sigmoid * own(owner.slopes[f"softplus/{name}"])
+                slope += part
+                bias += jnp.sum(jnp.where(negative, part, 0))
+            slopes += tile.spread(jnp.where(negative, slope, 0), block)
+        by_left, by_right = tile.products(coefficients.scale * slopes)
+        left[matrix[0]] = by_left + left.get(matrix[0], 0)
+        right[matrix[1]] = by_right + right.get(matrix[1], 0)
+    return TileGradients(left, right, bias)
+
+
+class _Tile:
+    """The scores of r rows against c columns of k texts, [r, c * k], and what blocks see of them.
+
+    All products are of plain matrices: a compiler may copy the operands of others.
+    """
+
+    def __init__(self, plan: Sweep, matrix: tuple[str, str], rows: Side, columns: Side):
+        self._rows, self._columns = rows.rows, columns.rows
+        self._mine = texts_of(self._rows, matrix[0])[:, 0]
+        theirs = texts_of(self._columns, matrix[1], every=plan.every(matrix[1]))
+        self._texts = theirs.shape[1]  # a pair, in the sweep; of them the tile has k
+        self._k = self._texts if any(BLOCKS[n].every for n in plan.matrices[matrix]) else 1
+        self._theirs = theirs[:, : self._k].reshape(-1, theirs.shape[2])
+        self._scores = dots("re,ne->rn", self._mine, self._theirs)
+
+    def scores_of(self, block: Block) -> jax.Array:
+        """[r, c * k], or of the first texts alone [r, c]."""
+        if block.every or self._k == 1:
+            return self._scores
+        return self._scores.reshape(-1, len(self._columns.index), self._k)[:, :, 0]
+
+    def masks_of(self, block: Block) -> tuple[jax.Array, jax.Array]:
+        """(other, same) in the shape of `scores_of`, see Candidates."""
+        rows, columns, k = self._rows, self._columns, self._k if block.every else 1
+        other = other_texts(rows, columns, k, by_column=block.by_column)
+        same = jnp.zeros_like(other) if rows.ids is None else same_texts(rows.ids, columns.ids, k)
+        return tuple(x.reshape(x.shape[0], -1) for x in (other, same))
+
+    def spread(self, values: jax.Array, block: Block) -> jax.Array:
+        """The inverse of `scores_of`: zeros for the texts that the block does not see."""
+        if block.every or self._k == 1:
+            return values
+        wide = jnp.pad(values[:, :, None], ((0, 0), (0, 0), (0, self._k - 1)))
+        return wide.reshape(values.shape[0], -1)
+
+    def products(self, slopes: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Derivatives by the left texts [r, e] and the right ones [c, texts, e]."""
+        slopes = slopes.astype(jnp.promote_types(self._mine.dtype, self._theirs.dtype))
+        by_left = dots("rn,ne->re", slopes, self._theirs)
+        by_right = dots("rn,re->ne", slopes, self._mine)
+        by_right = by_right.reshape(-1, self._k, by_right.shape[1])
+        return by_left, jnp.pad(by_right, ((0, 0), (0, self._texts - self._k), (0, 0)))

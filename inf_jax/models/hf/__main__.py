@@ -1,0 +1,3 @@
+from inf_jax.models.hf.weights import main
+
+main()

@@ -1,0 +1,175 @@
+"""From a config to the things that the mains work with: model, texts, data, directories."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from inf_jax.config import ReadLog
+from inf_jax.core.errors import UserError
+from inf_jax.data.tokenised import TokenisedDataset
+from inf_jax.distributed.mesh import path_name
+from inf_jax.models import hf
+from inf_jax.models.encoder import Encoder, EncoderOptions, make_encoder
+from inf_jax.models.hf import sentence_transformers as st_files
+from inf_jax.models.hf.config import EncoderConfig, read_config
+from inf_jax.models.lora import make_lora
+from inf_jax.models.projection import NAME, init_projection
+from inf_jax.text import eos
+from inf_jax.text.tokenizer import TextConfig, TextTokenizer, load_tokenizer
+from inf_jax.tokenise import tokenise
+
+
+class Model(NamedTuple):
+    """A backbone as the config names it.
+
+    Attributes:
+      directory: its HF directory (config.json, tokenizer, weights).
+      encoder: the pure functions, with the run's dropout and options.
+      tokenizer: its tokenizer.
+      seed: of a projection that is not in the directory.
+    """
+
+    directory: Path
+    encoder: Encoder
+    tokenizer: TextTokenizer
+    seed: int = 0
+
+    def load(self, shardings: Mapping | None = None) -> hf.Weights:
+        """The backbone's own weights, float32, see `hf.load_weights`; and its projection, or a
+        random one.
+
+        Raises:
+          UserError: its projection is not the one that the config asks for.
+        """
+        head = self._projection()
+        loaded = hf.load_weights(self.directory, self.encoder.config, shardings=shardings)
+        if head is None:
+            return loaded
+        if shardings is not None:
+            head = {
+                name: jax.make_array_from_callback(x.shape, shardings[NAME][name], x.__getitem__)
+                for name, x in head.items()
+            }
+        return loaded._replace(params=loaded.params | {NAME: head})
+
+    def _projection(self) -> dict[str, np.ndarray] | None:
+        options = self.encoder.options
+        width, bias = options.projection, options.projection_bias
+        found = st_files.projection_of(self.directory, width=self.encoder.config.width)
+        if found is not None:
+            there = found["kernel"].shape[1], "bias" in found
+            if there != (width, bias):
+                raise UserError(
+                    f"{self.directory} ends in a Dense module: set model.projection={there[0]} and "
+                    f"model.projection_bias={there[1]} to go on with it, or train from a copy "
+                    "without modules.json"
+                )
+        elif width:
+            key = jax.random.key(self.seed)
+            drawn = init_projection(key, self.encoder.config.width, width, bias=bias)
+            found = jax.tree.map(np.asarray, drawn)
+        return found
+
+
+def load_model(config: ReadLog) -> Model:
+    """The `model` section: directory, shape, options, tokenizer; weights are read by
+    `Model.load`."""
+    directory = hf.resolve_model(config.model.name)
+    encoder = configured_encoder(config, read_config(directory), source=directory)
+    return Model(directory, encoder, run_tokenizer(config), config.seed)
+
+
+def run_tokenizer(config: ReadLog) -> TextTokenizer:
+    """The tokenizer of the `model` section, which appends an EOS where that asks for it."""
+    choice = eos.choice_for(config.model.append_eos, config.model.pooling)
+    directory = hf.resolve_model(config.model.name)
+    rows = read_config(directory).vocab_size
+    return load_tokenizer(directory, append_eos=choice, rows=rows)
+
+
+def configured_encoder(
+    config: ReadLog,
+    shape: EncoderConfig,
+    *,
+    source: str | os.PathLike,
+    device: jax.Device | None = None,
+) -> Encoder:
+    """An encoder of this shape with the dropout and the options of the `model` section.
+
+    Raises:
+      UserError: texts may be longer than the shape has positions (names `source`), the mask is
+        not for such a model, or model.lora_targets are no linear layers.
+    """
+    section = config.model
+    shape = shape.with_mask(section.mask)
+    shape = dataclasses.replace(shape, dropout=section.dropout, attention_dropout=section.dropout)
+    longest = max(config.data.max_query_tokens, config.data.max_passage_tokens)
+    if longest > shape.max_positions:
+        raise UserError(
+            f"config: texts of {longest} tokens, but {source} has {shape.max_positions} "
+            "positions; lower data.max_query_tokens or data.max_passage_tokens"
+        )
+    paths = _paths(shape) if section.lora_rank else []
+    options = EncoderOptions(
+        pooling=section.pooling,
+        projection=section.projection,
+        projection_bias=section.projection_bias,
+        normalise=section.normalise,
+        dtype=section.dtype,
+        scan_layers=section.scan_layers,
+        remat=section.remat,
+        lora=make_lora(
+            paths, rank=section.lora_rank, alpha=section.lora_alpha, targets=section.lora_targets
+        ),
+        attention=section.attention,
+        device=device,
+    )
+    return make_encoder(shape, options)
+
+
+def _paths(shape: EncoderConfig) -> list[str]:
+    tree = jax.eval_shape(make_encoder(shape).init, jax.random.key(0))
+    return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def text_config(config: ReadLog) -> TextConfig:
+    """Templates and limits of the `data` section."""
+    return TextConfig(
+        query_template=config.data.query_template,
+        passage_template=config.data.passage_template,
+        max_query_tokens=config.data.max_query_tokens,
+        max_passage_tokens=config.data.max_passage_tokens,
+    )
+
+
+def dataset_dir(config: ReadLog) -> Path:
+    """`<data.dir>/inf_ir/<source>/<version>`; raises UserError where nothing was built."""
+    directory = Path(config.data.dir) / "inf_ir" / config.data.source / config.data.version
+    if not (directory / "dataset_info.json").exists():
+        raise UserError(
+            f"{directory}: no dataset here; build it with "
+            f"`python -m data_pipeline.build --source={config.data.source} "
+            f"--data_dir={config.data.dir}`"
+        )
+    return directory
+
+
+def tokenised_split(
+    config: ReadLog, tokenizer: TextTokenizer, split: str, *, expected: str | None = None
+) -> TokenisedDataset:
+    """The split's tokenised records, made now if the cache has none for these texts and tokenizer;
+    `expected` as for `tokenise`."""
+    directory = tokenise(
+        dataset_dir(config),
+        split,
+        tokenizer=tokenizer,
+        text=text_config(config),
+        out_dir=Path(config.data.dir) / "tokenised" / config.data.source,
+        expected=expected,
+    )
+    return TokenisedDataset(directory)

@@ -1,0 +1,178 @@
+"""Whether our token states of a local model are those of transformers (PyTorch)."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from inf_jax.core.errors import UserError
+from inf_jax.core.packing import pack_chunk, rows_needed
+from inf_jax.models import hf
+from inf_jax.models.encoder import make_encoder
+from inf_jax.models.hf.config import EncoderConfig, config_from_hf, read_config
+from inf_jax.models.hf.weight_tables import rules_of, table_of
+from inf_jax.monitoring import metrics_log as report
+
+TOLERANCE = 1e-4  # of the largest state: float32 rounding of deep models is within
+MIN_COSINE = 0.9999
+_TEXTS = 6
+_TEXTS_PER_ROW = 8
+_WINDOW = 64  # tokens; larger sliding windows are taken as this on both sides
+
+
+class Check(NamedTuple):
+    """One model's result.
+
+    Attributes:
+      name: its directory's.
+      family: its model_type.
+      tensors, parameters: how many.
+      difference: the largest between two entries of token states.
+      largest: the largest entry.
+      cosine: the least of two token states.
+      tokens: of the longest text.
+      windows: the largest sliding window, and the config's own where that is larger.
+    """
+
+    name: str
+    family: str
+    tensors: int
+    parameters: int
+    difference: float
+    largest: float
+    cosine: float
+    tokens: int
+    windows: str
+
+    @property
+    def ok(self) -> bool:
+        """Whether the states agree; a NaN does not."""
+        return self.difference <= TOLERANCE * self.largest and self.cosine >= MIN_COSINE
+
+
+def check_all(directory: Path, name: str) -> list[Check]:
+    """`check` of a model, or of both towers of an export that has two."""
+    towers = [tower for tower in ("query", "passage") if (directory / tower).is_dir()]
+    if towers and not (directory / "config.json").exists():
+        return [check(directory / tower)._replace(name=f"{name}/{tower}") for tower in towers]
+    return [check(directory)._replace(name=name)]
+
+
+def check(directory: Path, *, seed: int = 0) -> Check:
+    """Compares random texts of several lengths, ours packed into rows, transformers' padded right.
+
+    Texts are as long as twice a window, so that it shows; a window of thousands of tokens, whose
+    scores would fill the memory, is made small for that on both sides, by the config's own field.
+
+    Raises:
+      UserError: PyTorch or transformers is missing, a file is, or transformers refuses the model.
+    """
+    shape, path = read_config(directory), directory / "config.json"
+    fields = json.loads(path.read_text())
+    own = max(filter(None, shape.windows), default=0)
+    windows = str(own or "none")
+    if own > _WINDOW:
+        both = {"local_attention": 2 * _WINDOW}  # ModernBERT's: both sides together
+        fields |= both if shape.family == "modernbert" else {"sliding_window": _WINDOW}
+        shape = config_from_hf(fields, str(path))
+        windows = f"{max(filter(None, shape.windows))}, on both sides in place of {own}"
+    shape = dataclasses.replace(shape, dropout=0.0, attention_dropout=0.0)
+    params = hf.load_weights(directory, shape).params
+    texts = _random_texts(shape, seed)
+    theirs = torch_states(directory, shape, texts, fields=fields)
+    ours = packed_states(params, shape, texts)
+    a, b = np.concatenate(ours), np.concatenate(theirs)
+    cosine = (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
+    flat = hf._flatten(params)
+    return Check(
+        name=directory.name,
+        family=shape.family,
+        tensors=sum(len(rule.names(shape.layers)) for rule in rules_of(shape, list(flat))),
+        parameters=sum(x.size for x in flat.values()),
+        difference=float(np.abs(a - b).max()),
+        largest=float(np.abs(b).max()),
+        cosine=float(cosine.min()),
+        tokens=max(map(len, texts)),
+        windows=windows,
+    )
+
+
+def packed_states(params: dict, shape: EncoderConfig, texts: list[np.ndarray]) -> list[np.ndarray]:
+    """Our token states of each text, float32[tokens, d], from packed rows."""
+    lengths = np.array([len(text) for text in texts])
+    tokens = int(lengths.max())
+    chunk = pack_chunk(
+        texts,
+        np.arange(len(texts), dtype=np.uint32),
+        rows=rows_needed(lengths, tokens, _TEXTS_PER_ROW),
+        row_tokens=tokens,
+        texts_per_row=_TEXTS_PER_ROW,
+    )
+    encoder = make_encoder(shape)
+    states = jax.jit(encoder.hidden)(params, chunk.tokens, chunk.segments, chunk.positions)
+    found = []
+    for slot in chunk.slots:
+        row, place = divmod(int(slot), _TEXTS_PER_ROW)
+        found.append(np.asarray(states[row])[chunk.segments[row] == place + 1])
+    return found
+
+
+def torch_states(
+    directory: Path, shape: EncoderConfig, texts: list[np.ndarray], *, fields: dict | None = None
+) -> list[np.ndarray]:
+    """The token states of transformers' model without a head, in float32; `fields` are those of
+    another config.json."""
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise UserError(f"{error}: --check needs the extra [torch]") from None
+    kind = getattr(transformers, table_of(shape).architecture)
+    how = {"dtype": torch.float32, "attn_implementation": "eager", "local_files_only": True}
+    try:
+        config = kind.config_class.from_dict(fields) if fields else None
+        model = kind.from_pretrained(directory, config=config, **how).eval()
+    except Exception as error:  # of every kind, by its checks of a config
+        text = " ".join(str(error).split())
+        raise UserError(f"{directory}: transformers does not open it: {text}") from None
+    mask = np.arange(max(map(len, texts))) < np.array([[len(text)] for text in texts])
+    ids = np.full(mask.shape, model.config.pad_token_id or 0, np.int64)
+    ids[mask] = np.concatenate(texts)
+    with torch.no_grad():
+        states = model(
+            input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask, dtype=torch.long)
+        ).last_hidden_state.numpy()
+    return [state[real] for state, real in zip(states, mask, strict=True)]
+
+
+def show(results: list[Check]) -> None:
+    """The results as a table, and what was compared."""
+    rows = [
+        (
+            r.name,
+            r.family,
+            f"{r.tensors}",
+            f"{r.parameters:,}",
+            f"{r.difference:.1e}",
+            f"{r.cosine:.7f}",
+            "yes" if r.ok else "NO",
+        )
+        for r in results
+    ]
+    header = "model family tensors parameters difference cosine agrees".split()
+    report.table("token states against transformers", rows, header=tuple(header))
+    for r in results:
+        print(f"{r.name}: texts of 1 to {r.tokens} tokens, sliding windows: {r.windows}")
+
+
+def _random_texts(shape: EncoderConfig, seed: int) -> list[np.ndarray]:
+    """Texts of 1 token to twice the smallest window, if there is one, else to 64."""
+    windows = [w for w in shape.windows if w]
+    longest = min(2 * min(windows) if windows else 64, shape.max_positions)
+    rng = np.random.default_rng(seed)
+    lengths = [1, longest, *rng.integers(1, longest + 1, _TEXTS - 2)]
+    # no id under 4: of the first ones some pad, and what pads has no position in RoBERTa
+    return [rng.integers(4, shape.vocab_size, n).astype(np.int32) for n in lengths]

@@ -1,0 +1,282 @@
+"""The files by which sentence-transformers knows a model, both ways: modules.json and the rest."""
+
+import json
+import string
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from inf_jax.core.errors import UserError
+from inf_jax.io.safetensors import DTYPES, Planned, stored_tensors, write_tensors
+
+# Our poolings -> (sentence-transformers' name, its switch in the form that all versions since 2
+# read).
+POOLINGS = {
+    "mean": ("mean", "pooling_mode_mean_tokens"),
+    "cls": ("cls", "pooling_mode_cls_token"),
+    "last": ("lasttoken", "pooling_mode_lasttoken"),
+    "weighted_mean": ("weightedmean", "pooling_mode_weightedmean_tokens"),
+}
+_DENSE = {  # what its config.json may say; what it leaves out is sentence-transformers' default
+    "in_features": None,
+    "out_features": None,
+    "bias": (True, False),
+    "activation_function": ("torch.nn.modules.linear.Identity", None),
+    "module_input_name": ("sentence_embedding",),
+    "module_output_name": ("sentence_embedding", None),
+    "use_residual": (False,),
+}
+_REQUIRED = object()
+
+
+class StModel(NamedTuple):
+    """What the files say.
+
+    Attributes:
+      pooling: mean, cls, last or weighted_mean.
+      normalise: whether a Normalize module is there.
+      max_length: tokens at which a text is cut; None where nothing says it.
+      query_prompt, passage_prompt: text before each query and passage.
+      path: folder of the weights inside the directory.
+      dense: folders of the linear layers after pooling, first to last.
+    """
+
+    pooling: str
+    normalise: bool
+    max_length: int | None
+    query_prompt: str = ""
+    passage_prompt: str = ""
+    path: str = ""
+    dense: tuple[str, ...] = ()
+
+
+def prompt_of(template: str) -> str:
+    """The words of a text template before its first field: a prompt is a prefix and no more."""
+    return next(iter(string.Formatter().parse(template)))[0]
+
+
+def write(
+    directory: Path,
+    model: StModel,
+    *,
+    width: int,
+    projection: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Writes the files.
+
+    Args:
+      width: the encoder's, d.
+      projection: {"kernel": float32[d, e], "bias": float32[e] or absent}, the linear layer after
+        pooling, for a Dense module; None is none.
+    """
+    kinds = ["Transformer", "Pooling"]
+    kinds += ["Dense"] * (projection is not None) + ["Normalize"] * model.normalise
+    modules, folders = [], {}
+    for n, kind in enumerate(kinds):
+        folders[kind] = f"{n}_{kind}" if n else ""
+        (directory / folders[kind]).mkdir(exist_ok=True)
+        kind, path = f"sentence_transformers.models.{kind}", folders[kind]
+        modules.append({"idx": n, "name": str(n), "path": path, "type": kind})
+    if projection is not None:
+        _write_dense(directory / folders["Dense"], projection)
+    switches = {switch: name == model.pooling for name, (_, switch) in POOLINGS.items()}
+    files = {
+        "modules.json": modules,
+        "sentence_bert_config.json": {"max_seq_length": model.max_length, "do_lower_case": False},
+        "config_sentence_transformers.json": {
+            "prompts": {"query": model.query_prompt, "document": model.passage_prompt},
+            "default_prompt_name": None,
+            "similarity_fn_name": "cosine",
+        },
+        "1_Pooling/config.json": {
+            "word_embedding_dimension": width,
+            **switches,
+            "include_prompt": True,
+        },
+    }
+    if model.normalise:
+        files[f"{folders['Normalize']}/config.json"] = {}
+    for name, value in files.items():
+        write_json(directory / name, value)
+
+
+def read(directory: Path) -> StModel | None:
+    """What the files say; None without a modules.json.
+
+    Raises:
+      UserError: a module or a pooling that our encoder does not cover; a damaged file.
+    """
+    path = directory / "modules.json"
+    modules = _modules(path)
+    if not modules:
+        return None
+    kinds = [module["type"].rpartition(".")[2] for module in modules]
+    dense = tuple(_dense_folders(modules))
+    normalise = kinds[-1] == "Normalize"
+    if kinds != ["Transformer", "Pooling", *["Dense"] * len(dense), *["Normalize"] * normalise]:
+        raise UserError(
+            f"{path}: {', '.join(kinds)} is not covered, only Transformer, Pooling, any Dense, and "
+            "Normalize, in this order"
+        )
+    folder = directory / modules[0]["path"]
+    settings = read_json(folder / "sentence_bert_config.json", default={}, kind=dict)
+    if settings.get("do_lower_case"):
+        raise UserError(
+            f"{folder}/sentence_bert_config.json: do_lower_case=true is not covered; lower the "
+            "texts and set it to false in a copy"
+        )
+    path = directory / "config_sentence_transformers.json"
+    prompts = read_json(path, default={}, kind=dict).get("prompts") or {}
+    if not isinstance(prompts, dict) or not all(isinstance(x, str) for x in prompts.values()):
+        raise UserError(f"{path}: prompts={prompts!r} are not texts by their names; mend the file")
+    return StModel(
+        pooling=_read_pooling(directory / modules[1]["path"] / "config.json"),
+        normalise=normalise,
+        max_length=settings.get("max_seq_length"),
+        query_prompt=prompts.get("query") or "",
+        passage_prompt=prompts.get("document") or prompts.get("passage") or "",
+        path=modules[0]["path"],
+        dense=dense,
+    )
+
+
+def projection_of(directory: Path, *, width: int) -> dict[str, np.ndarray] | None:
+    """`read_projection` of the Dense modules that modules.json names, whatever the others are."""
+    dense = _dense_folders(_modules(directory / "modules.json"))
+    return read_projection(directory, dense, width=width)
+
+
+def read_projection(
+    directory: Path, dense: Sequence[str], *, width: int
+) -> dict[str, np.ndarray] | None:
+    """The linear layers in these folders as one; None without any.
+
+    Args:
+      width: d, of what the first one gets.
+
+    Returns:
+      {"kernel": float32[d, e], "bias": float32[e], absent where no layer has one}. Of several
+      layers it is their product: nothing lies between them.
+    Raises:
+      UserError: a layer with an activation or a residual, or a damaged one.
+    """
+    kernel = bias = None
+    for folder in dense:
+        matrix, mine = _read_dense(directory / folder)
+        if matrix.shape[0] != width:
+            raise UserError(
+                f"{directory / folder}: in_features={matrix.shape[0]}, its input has {width}"
+            )
+        width = matrix.shape[1]
+        # float64: the product of two is rounded once
+        bias = mine if bias is None else bias @ matrix + (0 if mine is None else mine)
+        kernel = matrix if kernel is None else kernel @ matrix
+    if kernel is None:
+        return None
+    found = {"kernel": kernel.astype(np.float32)}
+    return found if bias is None else found | {"bias": bias.astype(np.float32)}
+
+
+def _modules(path: Path) -> list[dict[str, Any]]:
+    """What a modules.json lists, each with a type and a path; [] where there is none."""
+    modules = read_json(path, default=None)
+    if modules is None:
+        return []
+    if not (modules and isinstance(modules, list)) or not all(
+        isinstance(module, dict)
+        and isinstance(module.get("type"), str)
+        and isinstance(module.get("path", ""), str)
+        for module in modules
+    ):
+        raise UserError(f"{path}: not a list of modules with a type and a path; get it again")
+    return [{"path": ""} | module for module in modules]
+
+
+def _dense_folders(modules: Sequence[Mapping]) -> list[str]:
+    return [module["path"] for module in modules if module["type"].endswith(".Dense")]
+
+
+def _read_dense(folder: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """(float64[d, e], float64[e] or None)."""
+    path = folder / "config.json"
+    fields = read_json(path, kind=dict)
+    fields = {"bias": True, "activation_function": "torch.nn.modules.activation.Tanh"} | fields
+    problems = [
+        f"{name}={value!r}"
+        for name, value in fields.items()
+        if name not in _DENSE or (_DENSE[name] is not None and value not in _DENSE[name])
+    ]
+    if problems:
+        raise UserError(
+            f"{path}: a Dense module with {', '.join(problems)} is not covered, only a plain "
+            "linear layer (activation Identity) of the pooled vector"
+        )
+    shapes = {"linear.weight": (fields.get("out_features"), fields.get("in_features"))}
+    if fields["bias"]:
+        shapes["linear.bias"] = shapes["linear.weight"][:1]
+    tensors = stored_tensors(folder)
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    if found != shapes:
+        raise UserError(f"{folder}: its tensors are {found}, by config.json {shapes}")
+    weight, *bias = (np.asarray(tensors[name].read(), np.float64) for name in shapes)
+    return weight.T, bias[0] if bias else None
+
+
+def _write_dense(folder: Path, projection: Mapping[str, np.ndarray]) -> None:
+    kernel, bias = np.asarray(projection["kernel"]), projection.get("bias")
+    tensors = {"linear.weight": np.ascontiguousarray(kernel.T)}
+    if bias is not None:
+        tensors["linear.bias"] = np.asarray(bias)
+    write_json(
+        folder / "config.json",
+        {
+            "in_features": kernel.shape[0],
+            "out_features": kernel.shape[1],
+            "bias": bias is not None,
+            "activation_function": "torch.nn.modules.linear.Identity",
+        },
+    )
+    planned = [Planned(name, x.shape, DTYPES["F32"]) for name, x in tensors.items()]
+    write_tensors(folder, planned, iter(tensors.values()), max_file_bytes=1 << 40)
+
+
+def _read_pooling(path: Path) -> str:
+    fields = read_json(path, kind=dict)
+    if "pooling_mode" in fields:  # the form of version 6
+        modes = fields["pooling_mode"]
+        modes = [str(mode) for mode in (modes if isinstance(modes, list) else [modes])]
+        ours = {name: pooling for pooling, (name, _) in POOLINGS.items()}
+    else:
+        modes = [k for k, v in fields.items() if k.startswith("pooling_mode_") and v]
+        ours = {switch: pooling for pooling, (_, switch) in POOLINGS.items()}
+    if not fields.get("include_prompt", True):
+        raise UserError(f"{path}: include_prompt=false is not covered")
+    if len(modes) != 1 or modes[0] not in ours:
+        raise UserError(
+            f"{path}: pooling {' + '.join(modes) or 'none'} is not covered, one of "
+            f"{', '.join(ours)} is"
+        )
+    return ours[modes[0]]
+
+
+def read_json(path: Path, default=_REQUIRED, *, kind: type = object):
+    """A JSON file's value; `default` where there is none, else UserError; UserError if damaged or
+    not a `kind`."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if default is not _REQUIRED:
+            return default
+        raise UserError(f"{path}: no such file") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); make it again") from None
+    if not isinstance(value, kind):
+        raise UserError(f"{path}: holds no {kind.__name__}; make it again")
+    return value
+
+
+def write_json(path: Path, value) -> None:
+    """Writes a value as indented JSON."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

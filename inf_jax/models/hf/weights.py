@@ -1,0 +1,292 @@
+"""Weights from Hugging Face and back, by the two-way tables of `models.tables`.
+
+    python -m inf_jax.models.hf --check DIR [DIR...]
+
+compares the token states of local models with those of transformers (PyTorch); exit code 1 where
+they differ.
+"""
+
+import argparse
+import importlib.util
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from inf_jax.core.errors import UserError, main_guard
+from inf_jax.io.safetensors import DTYPES, Planned, Stored, by_layer, stored_tensors, write_tensors
+from inf_jax.models.config import EncoderConfig
+from inf_jax.models.encoder import make_encoder
+from inf_jax.models.hf.weight_tables import Rule, Table, rules_of, table_of
+
+_SAVED = {"float32": DTYPES["F32"], "bfloat16": DTYPES["BF16"]}
+
+
+def resolve_model(name: str) -> Path:
+    """The directory of a model: a local path, `package:NAME/SUB` inside a Python package, or a hub
+    id.
+
+    Raises:
+      UserError: nothing there, or the hub cannot be reached.
+    """
+    if name.startswith("package:"):
+        package, _, sub = name.removeprefix("package:").partition("/")
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise UserError(
+                f"model {name!r}: the package {package} is not installed; "
+                f"pip install {package.replace('_', '-')} (see the extras of setup.py)"
+            )
+        return Path(spec.submodule_search_locations[0]) / sub
+    if Path(name).is_dir():
+        return Path(name)
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise UserError(f"model {name!r}: no such directory")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"])
+        )
+    except Exception as error:  # every kind of network, permission and name error of the hub client
+        raise UserError(
+            f"model {name!r}: neither a local directory nor to be had from the Hugging Face hub "
+            f"({type(error).__name__}: {(str(error).splitlines() or [repr(error)])[0]})"
+        ) from None
+
+
+class Weights(NamedTuple):
+    """Attributes: `params`, our tree (float32); `carried`, HF tensors that go back unchanged."""
+
+    params: dict
+    carried: dict[str, np.ndarray]
+
+
+def load_weights(
+    directory: str | Path, config: EncoderConfig, *, shardings: Mapping | None = None
+) -> Weights:
+    """Reads `model.safetensors` (or its shards) of a HF directory, of any of `DTYPES`, as float32.
+
+    A parameter is read tensor by tensor; host memory holds the tree, or, with `shardings`, one
+    parameter's shards of this process at a time.
+
+    Args:
+      shardings: a tree like the parameters', of jax shardings: each array goes straight onto its
+        shards. None gives numpy arrays.
+
+    Raises:
+      UserError: every missing key, wrong shape and key without a rule, all in one message, layers
+        that are alike as one; a file that is missing or damaged.
+    """
+    directory = Path(directory)
+    shapes = _shapes(config)
+    rules, table = rules_of(config, list(shapes)), table_of(config)
+    tensors, problems = _named(stored_tensors(directory), table)
+    used = set()
+    for rule in rules:
+        expected = rule.shape_of(_one_layer(rule, shapes))
+        for name in rule.names(config.layers):
+            used.add(name)
+            if name not in tensors:
+                problems.append(f"missing {name}")
+            elif tensors[name].shape != expected:
+                problems.append(f"{name} has shape {tensors[name].shape}, expected {expected}")
+    rest = [n for n in sorted(tensors.keys() - used) if not table.ignored.match(n)]
+    problems += [f"no rule for {name}" for name in rest if not table.carried.match(name)]
+    if problems:
+        found = "; ".join(by_layer(problems))
+        raise UserError(f"{directory}: weights do not fit config.json: {found}")
+    placed = None if shardings is None else _flatten(shardings)
+    params = {}
+    for rule in rules:
+        targets = [_Target(path, shapes[path], placed and placed[path]) for path in rule.paths]
+        _fill(rule, targets, tensors, config.layers)
+        params |= {target.path: target.array() for target in targets}
+    return Weights(_unflatten(params), {name: np.array(tensors[name].read()) for name in rest})
+
+
+def load_carried(directory: str | Path, config: EncoderConfig) -> dict[str, np.ndarray]:
+    """The `carried` of `load_weights` alone."""
+    table = table_of(config)
+    tensors, _ = _named(stored_tensors(Path(directory)), table)
+    names = sorted(name for name in tensors if table.carried.match(name))
+    return {name: np.array(tensors[name].read()) for name in names}
+
+
+def save_weights(
+    params: Mapping,
+    directory: str | Path,
+    config: EncoderConfig,
+    carried: Mapping[str, np.ndarray] | None = None,
+    *,
+    dtype: str = "float32",
+    max_file_bytes: int = 5_000_000_000,
+) -> None:
+    """Writes our tree as a HF directory's weights, `carried` tensors beside it; each file is whole
+    or absent. Parameters are taken to the host one after another.
+
+    Args:
+      params: arrays of any kind, numpy or jax, in whatever shards of this process.
+      dtype: of the files, float32 or bfloat16.
+      max_file_bytes: above it there are several files and an index.
+    """
+    flat, carried = _flatten(params), dict(carried or {})
+    rules = rules_of(config, list(flat))
+    planned = []
+    for rule in rules:
+        shape = rule.shape_of(_one_layer(rule, {p: flat[p].shape for p in rule.paths}))
+        planned += [Planned(name, shape, _SAVED[dtype]) for name in rule.names(config.layers)]
+    extra = [Planned(name, x.shape, x.dtype) for name, x in carried.items()]
+    # wider numbers first: each tensor then starts at a multiple of its own
+    first = bool(extra) and max(x.dtype.itemsize for x in extra) > _SAVED[dtype].itemsize
+
+    def tensors() -> Iterator[np.ndarray]:
+        if first:
+            yield from carried.values()
+        for rule in rules:
+            arrays = [_on_host(flat[path]) for path in rule.paths]
+            layers = range(rule.first, config.layers) if rule.stacked else (...,)
+            for i in layers:
+                yield rule.to_hf([x[i] for x in arrays]).astype(_SAVED[dtype], copy=False)
+            del arrays  # before the next parameter comes
+        if not first:
+            yield from carried.values()
+
+    order = extra + planned if first else planned + extra
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    write_tensors(directory, order, tensors(), max_file_bytes=max_file_bytes)
+
+
+def _on_host(x: Any) -> np.ndarray:
+    """The whole array. A jax array keeps its host copy: here that of a passing one, so that it
+    goes."""
+    if isinstance(x, jax.Array):
+        parts = [shard.data for shard in x.addressable_shards]
+        x = jax.make_array_from_single_device_arrays(x.shape, x.sharding, parts)
+    return np.asarray(x)
+
+
+class _Target:
+    """One of our arrays while it is filled: its shards of this process, or the whole."""
+
+    def __init__(self, path: str, shape: tuple[int, ...], sharding: jax.sharding.Sharding | None):
+        self.path, self._shape, self._sharding = path, shape, sharding
+        places = [(slice(None),) * len(shape)]
+        if sharding is not None:
+            places = sharding.addressable_devices_indices_map(shape).values()
+        self._parts = {}
+        for place in places:
+            bounds = tuple(s.indices(n)[:2] for s, n in zip(place, shape, strict=True))
+            self._parts[bounds] = np.empty([b - a for a, b in bounds], np.float32)
+
+    def put(self, array: np.ndarray | float, layer: int | None) -> None:
+        """Fills a layer, or, without one, everything."""
+        for bounds, part in self._parts.items():
+            if layer is not None:
+                (start, end), *inner = bounds
+                if not start <= layer < end:
+                    continue
+                part, bounds = part[layer - start], tuple(inner)
+            place = tuple(slice(a, b) for a, b in bounds)
+            part[...] = array[place] if isinstance(array, np.ndarray) else array
+
+    def array(self) -> np.ndarray | jax.Array:
+        """The whole array, on its devices if there are any."""
+        if self._sharding is None:
+            return next(iter(self._parts.values()))
+
+        def part(place: tuple[slice, ...]) -> np.ndarray:
+            bounds = zip(place, self._shape, strict=True)
+            return self._parts[tuple(s.indices(n)[:2] for s, n in bounds)]
+
+        return jax.make_array_from_callback(self._shape, self._sharding, part)
+
+
+def _fill(rule: Rule, targets: list[_Target], tensors: Mapping[str, Stored], layers: int) -> None:
+    shapes = _one_layer(rule, {target.path: target._shape for target in targets})
+    for layer in range(rule.first):  # there is no such tensor: what changes nothing
+        for target in targets:
+            target.put(float(target.path.endswith("scale")), layer)
+    for n, name in enumerate(rule.names(layers)):
+        arrays = rule.from_hf(tensors[name].read(), shapes)
+        for target, array in zip(targets, arrays, strict=True):
+            target.put(array, rule.first + n if rule.stacked else None)
+
+
+def _named(stored: Mapping[str, Stored], table: Table) -> tuple[dict[str, Stored], list[str]]:
+    """The tensors by their names in the table, and problems with names that coincide."""
+    tensors, problems = {}, []
+    for name, tensor in stored.items():
+        plain = table.plain_name(name)
+        if plain in tensors and not _same(tensor, tensors[plain]):  # a tied one may be there twice
+            problems.append(f"{name} is another {plain} than the first")
+        tensors[plain] = tensor
+    return tensors, problems
+
+
+def _same(a: Stored, b: Stored) -> bool:
+    return a.shape == b.shape and np.array_equal(a.read(), b.read())
+
+
+def _shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
+    tree = jax.eval_shape(make_encoder(config).init, jax.random.key(0))
+    return {path: x.shape for path, x in _flatten(tree).items()}
+
+
+def _one_layer(rule: Rule, shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[int, ...]]:
+    return [shapes[path][1:] if rule.stacked else shapes[path] for path in rule.paths]
+
+
+def _flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
+    """A nested dict as {"a/b": leaf}."""
+    flat = {}
+    for name, value in tree.items():
+        path = f"{prefix}{name}"
+        flat |= _flatten(value, path + "/") if isinstance(value, Mapping) else {path: value}
+    return flat
+
+
+def _unflatten(flat: Mapping) -> dict:
+    tree: dict = {}
+    for path, value in flat.items():
+        *parents, leaf = path.split("/")
+        node = tree
+        for name in parents:
+            node = node.setdefault(name, {})
+        node[leaf] = value
+    return tree
+
+
+def main() -> None:
+    """`--check`."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", nargs="+", metavar="DIR", required=True, help="models, as above")
+    names = parser.parse_args().check
+    from inf_jax.models.hf import check as hf_check
+
+    with main_guard():
+        results, errors = [], []
+        try:
+            for name in names:
+                try:
+                    results += hf_check.check_all(resolve_model(name), name)
+                except UserError as error:
+                    errors.append(str(error))
+        finally:  # whatever ends it, the results so far are not lost
+            if results:
+                hf_check.show(results)
+        wrong = [result.name for result in results if not result.ok]
+        if wrong:
+            errors.append(f"{', '.join(wrong)}: not transformers' token states")
+        if errors:
+            raise UserError("; ".join(errors))
+
+
+if __name__ == "__main__":
+    main()

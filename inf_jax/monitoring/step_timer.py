@@ -1,0 +1,258 @@
+"""How fast a run goes, and what share of its time is of use.
+
+    step time   from the arrival of a step's result on the host to that of the next: dispatch is
+                asynchronous, so the time of a call says nothing. Compilation and what is set
+                `aside` (checkpoints, traces) are taken out, a wait for input is not.
+    input wait  how long the loop waits for the next batch; a start's first one is not counted.
+    rates       of the plan's mean examples, pairs and real tokens of a step.
+    MFU         planning.flops.model_flops of a step / (devices x peak x step time); the peak is
+                of bfloat16 products whatever model.dtype is. Left out where the peak is not known.
+    goodput     sum of the step times of the steps that the run kept / wall time since its first
+                start. A step done again after a kill counts once; compilation, restoring, waits for
+                checkpoints, lost steps and the time between two starts do not count.
+
+The record is `timing.jsonl` of the lead, which only grows: for each start of the run
+{"start": first step, "at": seconds since the epoch}, and a line for each window, which ends every
+`log_every` steps and at checkpoints.
+"""
+
+import contextlib
+import json
+import os
+import resource
+import threading
+import time
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import jax
+import numpy as np
+
+from inf_jax.data.step_shapes import loader_inputs
+from inf_jax.monitoring.metrics_log import read_metrics
+from inf_jax.planning.chips import peak_flops
+from inf_jax.planning.flops import model_flops
+from inf_jax.training.setup import Training
+
+_PERCENTILES = (50, 90, 99)
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+_T = TypeVar("_T")
+
+
+class Work(NamedTuple):
+    """What a step does in the mean, over the whole mesh.
+
+    Attributes:
+      examples, pairs, tokens: of a step.
+      flops: model operations of a step.
+      peak: operations a second of all devices; None where it is not known.
+    """
+
+    examples: float
+    pairs: float
+    tokens: float
+    flops: float
+    peak: float | None
+
+
+def work_of(training: Training, *, dims: tuple[int, ...] = ()) -> Work:
+    """The work of a run's step; `dims` are Matryoshka's."""
+    inputs, mesh = loader_inputs(training.loader), training.mesh
+    peak = peak_flops(mesh.devices.flat[0].device_kind)
+    return Work(
+        examples=training.loader.batch_size,
+        pairs=inputs.pairs,
+        tokens=inputs.tokens,
+        flops=model_flops(
+            training.model.encoder.config,
+            training.objective,
+            tokens=inputs.tokens,
+            squares=inputs.squares,
+            pairs=inputs.pairs,
+            instructions=inputs.instructions,
+            dims=dims or (training.model.encoder.width,),
+            adapter=training.split.adapter_size,
+        ),
+        peak=None if peak is None else peak * mesh.size,
+    )
+
+
+class History(NamedTuple):
+    """Attributes: begun (of the first start, seconds since the epoch; None before it), steps and
+    waits (float64[n], seconds of the steps that were kept; NaN where a wait was not counted)."""
+
+    begun: float | None
+    steps: np.ndarray
+    waits: np.ndarray
+
+
+def read_history(path: Path, *, first: int) -> History:
+    """What a `timing.jsonl` says of the steps before `first`; of a step done twice, the later."""
+    begun, steps, waits = None, np.full(first, np.nan), np.full(first, np.nan)
+    for line in read_metrics(path):
+        if "start" in line:
+            begun = line["at"] if begun is None else begun
+            continue
+        seconds, wait = line["step_s"], line["wait_s"]
+        start = line["step"] + 1 - len(seconds)
+        count = min(len(seconds), max(0, first - start))
+        steps[start : start + count] = seconds[:count]
+        waits[start : start + count] = np.array(wait[:count], np.float64)  # null is NaN
+    known = ~np.isnan(steps)
+    return History(begun, steps[known], waits[known])
+
+
+class Pace(contextlib.AbstractContextManager):
+    """Measures a train loop; open around it.
+
+    Args:
+      path: of `timing.jsonl`; None writes none (a process that is not the lead).
+      first: this start's first step.
+      every: steps of a window: it ends after a step that divides by this.
+      begun: when this start began, seconds since the epoch.
+      show: gets (step, figures) at the end of a window.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        *,
+        work: Work,
+        first: int,
+        every: int,
+        begun: float,
+        show: Callable[[int, dict[str, float]], None],
+    ):
+        self._work, self._every, self._show = work, every, show
+        history = read_history(path, first=first) if path else History(None, *np.empty((2, 0)))
+        self._begun = begun if history.begun is None else history.begun
+        self._steps, self._waits = array("d", history.steps), array("d", history.waits)
+        self._written, self._useful = len(self._steps), sum(self._steps)
+        self._coming: deque[float] = deque()  # waits of steps whose result has not arrived
+        self._mark, self._aside = 0.0, 0.0
+        self._compiled, self._thread = False, 0
+        self._step = first - 1
+        self._file = None
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("ab", buffering=0)
+            whole = path.read_bytes().rfind(b"\n") + 1
+            os.truncate(path, whole)  # a line that a kill cut short
+            self._append({"start": first, "at": begun})
+
+    def __enter__(self) -> "Pace":
+        jax.monitoring.register_event_duration_secs_listener(self._on_event)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        jax.monitoring.unregister_event_duration_listener(self._on_event)
+        self.end_window()
+        if self._file:
+            self._file.close()
+
+    def batches(self, batches: Iterable[_T]) -> Iterator[_T]:
+        """The same batches, with the loop's waits for them."""
+        batches = iter(batches)
+        while True:
+            asked = time.perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            now = time.perf_counter()
+            if self._mark:
+                self._coming.append(now - asked)
+            else:
+                self._mark = now
+                self._coming.append(np.nan)
+            yield batch
+
+    @contextlib.contextmanager
+    def dispatch(self) -> Iterator[None]:
+        """Around the call of the step: no part of a step's time where it compiles."""
+        self._compiled, began = False, time.perf_counter()
+        self._thread = threading.get_ident()
+        yield
+        if self._compiled:
+            self._aside += time.perf_counter() - began
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """What is no part of a step, such as a save; with no step under way."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._aside += time.perf_counter() - began
+
+    def arrived(self, step: int) -> None:
+        """The result of this step is on the host."""
+        now = time.perf_counter()
+        self._steps.append(max(0.0, now - self._mark - self._aside))
+        self._useful += self._steps[-1]
+        self._waits.append(self._coming.popleft())
+        self._mark, self._aside, self._step = now, 0.0, step
+        if step % self._every == 0:
+            self.end_window()
+
+    def end_window(self) -> None:
+        """Shows and writes what came since the last one."""
+        steps, waits = self._steps[self._written :], self._waits[self._written :]
+        if not steps:
+            return
+        self._written = len(self._steps)
+        figures = self._figures(steps, waits)
+        if self._file:
+            lists = {
+                "step_s": [round(x, 6) for x in steps],
+                "wait_s": [None if np.isnan(x) else round(x, 6) for x in waits],
+            }
+            self._append({"step": self._step, "at": time.time(), **figures, **lists})
+        self._show(self._step, figures)
+
+    def run(self) -> dict[str, float]:
+        """The figures of all steps that the run kept, whatever start did them; {} before the
+        first."""
+        return self._figures(self._steps, self._waits) if self._steps else {}
+
+    def _figures(self, steps: array, waits: array) -> dict[str, float]:
+        figures: dict[str, float] = {}
+        for name, values in (("step", steps), ("wait", waits)):
+            counted = np.asarray(values)[~np.isnan(values)]
+            if len(counted):
+                found = np.percentile(counted, _PERCENTILES).tolist()
+                for q, value in zip(_PERCENTILES, found, strict=True):
+                    figures[f"{name}_p{q}_s"] = value
+        each = max(sum(steps) / len(steps), 1e-9)
+        work = self._work
+        figures["examples_per_s"] = work.examples / each
+        figures["pairs_per_s"] = work.pairs / each
+        figures["tokens_per_s"] = work.tokens / each
+        if work.peak:
+            figures["mfu"] = work.flops / (work.peak * each)
+        passed = max(time.time() - self._begun, self._useful, 1e-9)  # a clock may be set back
+        figures["goodput"] = self._useful / passed
+        return {name: float(f"{value:.6g}") for name, value in figures.items()} | memory()
+
+    def _append(self, line: dict) -> None:
+        self._file.write(json.dumps(line).encode() + b"\n")
+
+    def _on_event(self, event: str, *_: float, **__: object) -> None:
+        if event == _COMPILED and threading.get_ident() == self._thread:
+            self._compiled = True
+
+
+def memory() -> dict[str, float]:
+    """Bytes in use and their peak, of the fullest local device (left out where it does not say),
+    and this process's own peak."""
+    stats = [found for device in jax.local_devices() if (found := device.memory_stats())]
+    figures = {}
+    for name, key in (("device_bytes", "bytes_in_use"), ("device_peak_bytes", "peak_bytes_in_use")):
+        known = [found[key] for found in stats if key in found]
+        if known:
+            figures[name] = max(known)
+    figures["host_peak_bytes"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return figures

@@ -1,0 +1,115 @@
+"""From what a program computes, moves and sends to seconds: the roofline of a chip.
+
+An instruction takes the longer of its products at peak and its bytes at the memory's rate, and the
+instructions of a schedule follow each other; work on the vector unit costs nothing here, so this is
+a bound from below. A collective that has no work beside it adds its time, the others share one
+bound with the work. A collective of n devices whose result has S bytes takes
+
+    all-gather             S (n - 1) / n  / R
+    all-reduce           2 S (n - 1) / n  / R
+    reduce-scatter         S (n - 1)      / R
+    all-to-all             S (n - 1) / n  / R   (no limit by the torus's bisection)
+    collective-permute     S / one link
+    dcn                    S / N, for all-reduce of s slices 2 S (s - 1) / s / N
+
+plus a microsecond a hop (Austin et al., How to Scale Your Model, jax-ml.github.io/scaling-book).
+R is one way over all links of the slice in use, or over one ring where a group is a part of the
+slice; N is the chip's share of the network between slices.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from inf_jax.planning.chips import Chip
+from inf_jax.planning.hlo import Collective
+from inf_jax.planning.hlo_cost import Work
+
+HOP = 1e-6
+
+
+class Seconds(NamedTuple):
+    """Predicted seconds of a step.
+
+    Attributes:
+      compute: all products at peak.
+      memory: all bytes at the memory's rate.
+      work: instruction by instruction the longer of the two.
+      hidden, exposed: of collectives with and without work beside them.
+      step: max(work, compute, memory, hidden) + exposed.
+      compiler: the same with the compiler's own cycles in place of `work`, but for kernels, of
+        which it knows none; None where it gives none or the chip's clock is not known.
+    """
+
+    compute: float
+    memory: float
+    work: float
+    hidden: float
+    exposed: float
+    step: float
+    compiler: float | None
+
+
+def collective_seconds(c: Collective, chip: Chip, *, shape: tuple[int, ...], slices: int) -> float:
+    """Seconds of one run of a collective.
+
+    Args:
+      c: whose group, where the program does not say it, is the whole slice.
+      chip: what a device can do.
+      shape: chips of a slice.
+      slices: how many of them.
+    """
+    chips = math.prod(shape)
+    n = c.group or chips
+    if c.kind.startswith("dcn"):
+        factor = 2 * (slices - 1) / max(slices, 1) if c.kind == "dcn all-reduce" else 1
+        return c.size * factor / chip.dcn_rate
+    if c.kind == "collective-permute":
+        return c.size / chip.link_rate + HOP
+    if n == 1:
+        return 0.0
+    whole = n >= chips
+    rate = chip.rate(shape) if whole else 2 * chip.link_rate
+    hops = sum(size // 2 for size in shape) if whole else n // 2
+    sent = c.size * (n - 1) / n
+    factor = {"all-reduce": 2, "reduce-scatter": n}.get(c.kind, 1)
+    return factor * sent / rate + HOP * hops
+
+
+def predict(
+    works: Sequence[Work],
+    collectives: Sequence[Collective],
+    chip: Chip,
+    *,
+    shape: tuple[int, ...] = (1,),
+    slices: int = 1,
+) -> Seconds:
+    """The seconds of a program on a device; arguments as above."""
+    compute = sum(w.times * w.unit_flops for w in works) / chip.flops
+    memory = sum(w.times * w.traffic for w in works) / chip.hbm_rate
+
+    def bound(w: Work) -> float:
+        return w.times * max(w.unit_flops / chip.flops, w.traffic / chip.hbm_rate)
+
+    work = sum(bound(w) for w in works if w.waits)
+    hidden = exposed = 0.0
+    for c in collectives:
+        seconds = c.times * collective_seconds(c, chip, shape=shape, slices=slices)
+        if c.beside:
+            hidden += seconds
+        else:
+            exposed += seconds
+    cycles = sum(w.times * w.cycles for w in works)
+    compiler = None
+    if cycles and chip.clock:
+        kernels = sum(bound(w) for w in works if w.kernel)
+        compiler = max(cycles / chip.clock + kernels, hidden) + exposed
+    return Seconds(
+        compute=compute,
+        memory=memory,
+        work=work,
+        hidden=hidden,
+        exposed=exposed,
+        step=max(work, compute, memory, hidden) + exposed,
+        compiler=compiler,
+    )

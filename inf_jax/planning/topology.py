@@ -1,0 +1,107 @@
+"""Devices to plan for: a TPU topology that libtpu's compiler knows, or this machine's CPU split."""
+
+import contextlib
+import importlib.util
+import math
+import os
+import re
+from typing import NamedTuple
+
+import jax
+
+from inf_jax.core.errors import UserError
+from inf_jax.planning.chips import CHIPS, Chip
+
+# Else libtpu looks for the machine that it thinks it is on, and says so at length.
+ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # else one process a machine, by a lock file in /tmp
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_MIN_LOG_LEVEL": "3",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+}
+
+
+class Topology(NamedTuple):
+    """Devices that a program is compiled for.
+
+    Attributes:
+      name: as given, "v5e:16x16".
+      slices: how many of them, joined by the data-centre network.
+      shape: chips of a slice, (16, 16).
+      chip: what one chip can do.
+      devices: of jax, in the order of the slices; a chip is one device or, with two cores that jax
+        sees apart, two.
+    """
+
+    name: str
+    slices: int
+    shape: tuple[int, ...]
+    chip: Chip
+    devices: list[jax.Device]
+
+    @property
+    def chips(self) -> int:
+        """Chips of all slices."""
+        return self.slices * math.prod(self.shape)
+
+    @property
+    def device(self) -> Chip:
+        """What one device can do: a chip, or its share of one."""
+        return self.chip.share(len(self.devices) // self.chips)
+
+
+def parse(name: str) -> tuple[str, tuple[int, ...]]:
+    """("v5e", (16, 16)) of "v5e:16x16"; raises UserError."""
+    found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
+    if not found or found[1] not in CHIPS:
+        raise UserError(
+            f"topology {name!r}: write CHIP:AxB or CHIP:AxBxC, e.g. v5e:16x16 or v5p:8x8x8; chips: "
+            f"{', '.join(CHIPS)} (cpu:8 is eight virtual devices of this machine, to try things)"
+        )
+    return found[1], tuple(map(int, found[2].split("x")))
+
+
+def topology(name: str, *, slices: int = 1) -> Topology:
+    """The devices of a topology.
+
+    Raises:
+      UserError: no such topology, libtpu is not installed, or too few devices of a CPU.
+    """
+    kind, shape = parse(name)
+    chips = slices * math.prod(shape)
+    if kind == "cpu":
+        with contextlib.suppress(RuntimeError):  # a backend is up already
+            jax.config.update("jax_num_cpu_devices", chips)
+        devices = jax.devices("cpu")[:chips]
+        if len(devices) < chips:
+            raise UserError(f"topology {name!r}: this process has {len(devices)} virtual devices")
+    else:
+        devices = _tpu(kind, name, shape, slices)
+    return Topology(name, slices, shape, CHIPS[kind], devices)
+
+
+def _tpu(kind: str, name: str, shape: tuple[int, ...], slices: int) -> list[jax.Device]:
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(
+            f"topology {name!r}: compiling for a TPU needs libtpu (484 MB): "
+            "pip install -e '.[aot]' -c launch/constraints.txt"
+        )
+    from jax.experimental import topologies
+
+    os.environ |= {key: os.environ.get(key, value) for key, value in ENVIRONMENT.items()}
+    options: dict = {"num_slices": slices} if slices > 1 else {}
+    if math.prod(shape) == 1:
+        options["chips_per_host_bounds"] = (1, 1, 1)
+    if kind == "v4":
+        options["chip_config_name"] = "megacore"  # one device a chip, as a Cloud TPU VM has it
+    real = f"{CHIPS[kind].libtpu}:{name.partition(':')[2]}"
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=real, **options)
+    except Exception as error:  # JaxRuntimeError, ValueError, ...: it depends on what is wrong
+        reason = str(error).splitlines()[0]
+        raise UserError(f"topology {name!r}: the compiler has no such one ({reason})") from None
+    return list(found.devices)

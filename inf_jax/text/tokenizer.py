@@ -1,0 +1,300 @@
+"""Instruction + query -> text -> token ids: one place for training, evaluation and export."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+
+from inf_jax.core.errors import UserError
+from inf_jax.text import eos
+from inf_jax.text.query_parts import INSTRUCTION, OTHER, QUERY, SPECIAL, QueryParts, kept, split
+from inf_jax.text.templates import (
+    QuerySpans,
+    instructed_query,
+    passage_text,
+    pieces,
+    render,
+    render_query,
+)
+
+__all__ = ["TextConfig", "TextTokenizer", "instructed_query", "load_tokenizer", "passage_text"]
+
+_TOKENIZER_FILES = ("*token*", "vocab*", "*.model", "tekken*")
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """How texts are rendered and where they are cut.
+
+    Attributes:
+      query_template: the instructed query, from `{query}` and `{instruction}`; the default is the
+        paper's order (arXiv 2505.21439, section 4).
+      passage_template: the passage, from `{passage}`.
+      max_query_tokens, max_passage_tokens: limits, special tokens included.
+
+    Raises:
+      UserError: a template lacks a field, or has it twice, or has another; a limit is under 1.
+    """
+
+    query_template: str = "{query} {instruction}"
+    passage_template: str = "{passage}"
+    max_query_tokens: int = 128
+    max_passage_tokens: int = 512
+
+    def __post_init__(self):
+        for name, fields in (
+            ("query_template", ["instruction", "query"]),
+            ("passage_template", ["passage"]),
+        ):
+            template = getattr(self, name)
+            try:
+                found = sorted(field for _, field in pieces(template) if field is not None)
+            except ValueError as error:  # also an unbalanced brace
+                raise UserError(
+                    f"{name}={template!r}: {error}; literal braces are {{{{ }}}}"
+                ) from error
+            if found != fields:
+                wanted = " and ".join(f"{{{field}}}" for field in fields)
+                raise UserError(f"{name}={template!r} must hold {wanted}, each once, nothing else")
+        for name in ("max_query_tokens", "max_passage_tokens"):
+            limit = getattr(self, name)
+            if not isinstance(limit, int) or limit < 1:
+                raise UserError(f"{name}={limit!r} must be a positive whole number")
+
+
+class TextTokenizer:
+    """A Hugging Face fast tokenizer with this project's templates and truncation.
+
+    Args:
+      hf_tokenizer: left as it is.
+      append_eos: whether its EOS ends every text: "auto", "always" or "never", see
+        `eos.is_missing`.
+      rows: of the model's table of tokens. An added token past them, as Gemma 3 has for images, is
+        ordinary text.
+
+    Attributes:
+      fingerprint: str, a hash of all that decides which ids a text gets.
+      special: int32[...] twice, the special tokens before and after every text.
+      appended_eos: str, the token that is put behind every text on top of what the tokenizer's own
+        files say; "" is none.
+
+    Raises:
+      UserError: there is no EOS to append; or the vocabulary, or a token that is put around texts,
+        is past `rows`.
+    """
+
+    def __init__(self, hf_tokenizer, *, append_eos: str = "never", rows: int | None = None):
+        # a copy, since the truncation and padding that a file may bring along are switched off
+        self._backend = tokenizers.Tokenizer.from_str(hf_tokenizer.backend_tokenizer.to_str())
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._backend.encode_special_tokens = bool(
+            getattr(hf_tokenizer, "split_special_tokens", False)
+        )
+        source = hf_tokenizer.name_or_path
+        if rows is not None:
+            self._backend = _within(self._backend, rows, source)
+        self.special: tuple[np.ndarray, np.ndarray] = _around(self._backend)
+        self.appended_eos: str = ""
+        _, after = self.special
+        ends = int(after[-1]) if after.size else None
+        eos_id = hf_tokenizer.eos_token_id
+        if eos.is_missing(append_eos, eos_id=eos_id, ends=ends, source=source):
+            self.appended_eos = hf_tokenizer.eos_token
+            self._backend.post_processor = eos.with_eos(self._backend, self.appended_eos, eos_id)
+            self.special = _around(self._backend)
+        past = [i for ids in self.special for i in ids if rows is not None and i >= rows]
+        if past:
+            token = self._backend.id_to_token(past[0]) or self.appended_eos
+            raise UserError(_past_rows(token, past[0], rows, source))
+        state = self._backend.to_str() + str(self._backend.encode_special_tokens)
+        self.fingerprint: str = hashlib.sha256(state.encode()).hexdigest()
+
+    def vocabulary(self) -> dict[str, int]:
+        """Token -> id, added tokens too."""
+        return self._backend.get_vocab(with_added_tokens=True)
+
+    def queries(self, queries: Sequence[tuple[str, str]], config: TextConfig) -> list[np.ndarray]:
+        """Token ids of (query, instruction) pairs, special tokens included.
+
+        A text over `max_query_tokens` loses the end of its query and keeps the instruction whole;
+        the query keeps `max_query_tokens // 4` tokens, and past that the instruction loses its end.
+
+        Returns:
+          int32[tokens], one array a pair, each at most `max_query_tokens` long.
+        Raises:
+          UserError: the limit is too small for the special tokens and the template's own words.
+        """
+        self._check_limit("query", config.query_template, config.max_query_tokens)
+        rendered = [render_query(q, i, config.query_template) for q, i in queries]
+        ids = _ids(self._backend.encode_batch_fast([text for text, _ in rendered]))
+        limit = config.max_query_tokens
+        overlong = [n for n, row in enumerate(ids) if len(row) > limit]
+        # offsets are slow to compute and needed only here
+        encodings = self._backend.encode_batch([rendered[n][0] for n in overlong])
+        for n, encoding in zip(overlong, encodings, strict=True):
+            ids[n] = ids[n][kept(_kinds(encoding, rendered[n][1]), limit)]
+        return ids
+
+    def query_parts(
+        self, queries: Sequence[tuple[str, str]], config: TextConfig
+    ) -> list[tuple[np.ndarray, QueryParts]]:
+        """The ids that `queries` gives, each with the parts of its text before the limit cuts it.
+
+        Slower than `queries`; arguments and errors as there.
+        """
+        self._check_limit("query", config.query_template, config.max_query_tokens)
+        rendered = [render_query(q, i, config.query_template) for q, i in queries]
+        limit, found = config.max_query_tokens, []
+        encodings = self._backend.encode_batch([text for text, _ in rendered])
+        for encoding, (_, spans) in zip(encodings, rendered, strict=True):
+            ids, kinds = np.array(encoding.ids, np.int32), _kinds(encoding, spans)
+            within = ids[kept(kinds, limit)] if len(ids) > limit else ids
+            found.append((within, split(ids, kinds, limit)))
+        return found
+
+    def passages(self, passages: Sequence[str], config: TextConfig) -> list[np.ndarray]:
+        """Token ids of passages, special tokens included; a passage over the limit loses its end.
+
+        Returns:
+          int32[tokens], one array a passage, each at most `max_passage_tokens` long.
+        Raises:
+          UserError: the limit is too small for the special tokens and the template's own words.
+        """
+        limit = config.max_passage_tokens
+        self._check_limit("passage", config.passage_template, limit)
+        return self._cut([passage_text(p, config.passage_template) for p in passages], limit)
+
+    def apart(
+        self, queries: Sequence[tuple[str, str]], config: TextConfig
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Token ids of (query, instruction) pairs, each text by itself, for query_encoder
+        "attention".
+
+        They are those of the bare texts with special tokens: no words of the template. Each text
+        over `max_query_tokens` loses its end. An empty text is its special tokens alone.
+
+        Returns:
+          (instructions, queries), int32[tokens] each, one array a pair, each at most
+          `max_query_tokens` long.
+        Raises:
+          UserError: the limit is too small for the special tokens.
+        """
+        self._check_limit("query", "{query}{instruction}", config.max_query_tokens)
+        texts = [i for _, i in queries] + [q for q, _ in queries]
+        ids = self._cut(texts, config.max_query_tokens)
+        return ids[: len(queries)], ids[len(queries) :]
+
+    def _cut(self, texts: Sequence[str], limit: int) -> list[np.ndarray]:
+        """Token ids; a text over the limit loses its end, and keeps the special tokens there."""
+        encodings = self._backend.encode_batch_fast(texts)
+        ids = _ids(encodings)
+        for n, row in enumerate(ids):
+            if len(row) > limit:
+                suffix = (
+                    encodings[n].special_tokens_mask[::-1].index(0)
+                )  # special tokens at the end
+                ids[n] = np.concatenate((row[: limit - suffix], row[len(row) - suffix :]))
+        return ids
+
+    @functools.lru_cache(maxsize=8)  # noqa: B019 (a tokenizer lives as long as its process)
+    def _check_limit(self, tower: str, template: str, limit: int) -> None:
+        bare = render(pieces(template), {"query": "", "instruction": "", "passage": ""})[0]
+        needed = 2 * len(self._backend.encode(bare).ids)
+        if limit < max(needed, 2):
+            raise UserError(
+                f"max_{tower}_tokens={limit} is too small for the special tokens and the words of "
+                f"{tower}_template={template!r}; it must be at least {max(needed, 2)}"
+            )
+
+
+def load_tokenizer(
+    name_or_dir: str | os.PathLike, *, append_eos: str = "never", rows: int | None = None
+) -> TextTokenizer:
+    """The tokenizer of a local Hugging Face directory or of a hub id.
+
+    Args:
+      append_eos, rows: see TextTokenizer.
+
+    Raises:
+      UserError: nothing is there, the hub cannot be reached, or there is no fast tokenizer; or as
+        TextTokenizer.
+    """
+    from transformers import AutoTokenizer  # takes seconds to import: not for those who only render
+
+    name = os.fspath(name_or_dir)
+    local = os.path.isdir(name)
+    remedy = "give a local directory that holds tokenizer.json, or the hub id of such a model"
+    if local and not any(f for pattern in _TOKENIZER_FILES for f in Path(name).glob(pattern)):
+        raise UserError(f"no tokenizer in {name!r}: the directory has no tokenizer files; {remedy}")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local)
+    except Exception as error:  # OSError, ValueError, KeyError, ...: it depends on what is missing
+        reason = textwrap.shorten(str(error) or repr(error), 250)
+        where = "directory" if local else "no such directory, nor a hub id that can be loaded now"
+        raise UserError(f"no tokenizer in {name!r} ({where}): {reason}; {remedy}") from error
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"the tokenizer of {name!r} ({type(tokenizer).__name__}) has no fast version; {remedy}"
+        )
+    # without vocabulary files transformers returns a tokenizer that knows its special tokens only
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise UserError(f"the tokenizer of {name!r} has no vocabulary; {remedy}")
+    return TextTokenizer(tokenizer, append_eos=append_eos, rows=rows)
+
+
+def _within(backend: tokenizers.Tokenizer, rows: int, source: str) -> tokenizers.Tokenizer:
+    """Without the added tokens that a table of so many rows does not have."""
+    state = json.loads(backend.to_str())
+    added = {token["content"] for token in state["added_tokens"]}
+    for token, number in backend.get_vocab(with_added_tokens=False).items():
+        if number >= rows and token not in added:
+            raise UserError(_past_rows(token, number, rows, source))
+    kept = [token for token in state["added_tokens"] if token["id"] < rows]
+    if len(kept) == len(state["added_tokens"]):
+        return backend
+    within = tokenizers.Tokenizer.from_str(json.dumps(state | {"added_tokens": kept}))
+    within.encode_special_tokens = backend.encode_special_tokens
+    return within
+
+
+def _past_rows(token: str, number: int, rows: int, source: str) -> str:
+    return (
+        f"the tokenizer of {source!r} gives {token!r} the id {number}, but the model has a table "
+        f"of {rows} tokens; give it the tokenizer that it was trained with"
+    )
+
+
+def _around(backend: tokenizers.Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """int32[...] twice, the special tokens before and after a text."""
+    probe = backend.encode("a")
+    ids, text = np.array(probe.ids, np.int32), np.flatnonzero(_special(probe) == 0)
+    first, end = (text[0], text[-1] + 1) if text.size else (len(ids), len(ids))
+    return ids[:first], ids[end:]
+
+
+def _ids(encodings: list[tokenizers.Encoding]) -> list[np.ndarray]:
+    return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+
+def _special(encoding: tokenizers.Encoding) -> np.ndarray:
+    """int64[tokens]: 1 for the special tokens that the tokenizer puts around a text."""
+    return np.array(encoding.special_tokens_mask, np.int64)
+
+
+def _kinds(encoding: tokenizers.Encoding, spans: QuerySpans) -> np.ndarray:
+    """int8[tokens]: the kind of each token of an instructed query."""
+    starts, ends = np.array(encoding.offsets, np.int64).reshape(-1, 2).T
+    kinds = np.full(len(starts), OTHER, np.int8)
+    kinds[(starts >= spans.query[0]) & (ends <= spans.query[1])] = QUERY
+    # a token that reaches over the border of query and instruction counts as instruction: keep it
+    kinds[(ends > spans.instruction[0]) & (starts < spans.instruction[1])] = INSTRUCTION
+    kinds[_special(encoding) == 1] = SPECIAL
+    return kinds

@@ -1,0 +1,180 @@
+"""A run's parameters at its start, and those of a checkpoint put together with what is frozen."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from inf_jax.checkpoints import manager as checkpoint
+from inf_jax.checkpoints.resume import check_frozen
+from inf_jax.config import ReadLog, defaults
+from inf_jax.core.errors import UserError
+from inf_jax.distributed.mesh import state_shardings
+from inf_jax.io import storage
+from inf_jax.models.config import EncoderConfig
+from inf_jax.models.hf.backbone import Model, load_model
+from inf_jax.models.lora import is_adapter
+from inf_jax.training.parameters import Split, fingerprint, make_split
+
+
+class Trained(NamedTuple):
+    """A checkpoint's model.
+
+    Attributes:
+      params: {tower: tree}, float32, adapters added to their kernels.
+      step: of the checkpoint.
+      adapters: {tower: tree} of adapters alone; empty where there are none.
+    """
+
+    params: dict
+    step: int
+    adapters: dict
+
+
+def start_params(model: Model, split: Split, mesh: Mesh, *, start_from: str) -> dict:
+    """{tower: tree} on the mesh, float32, without adapters: the backbone's own weights, or those of
+    the run that `start_from` names.
+
+    Raises:
+      UserError: there is no such run, or its model or tokenizer does not fit.
+    """
+    shardings = split.base_shardings(mesh)
+    if not start_from:
+        tree = model.load(next(iter(shardings.values()))).params
+        return dict.fromkeys(split.base, tree)
+    directory, which = _directory(start_from)
+    saved = checkpoint.read_saved(directory, which)
+    if saved is None:
+        raise UserError(f"model.start_from={start_from}: no checkpoint there")
+    source = _config_of(saved.config)
+    theirs = load_model(source)
+    if _kind(theirs) != _kind(model):
+        raise UserError(
+            f"model.start_from={start_from}: a model of another shape than {model.directory}; "
+            f"name the run's own backbone, model.name={source.model.name!r}"
+        )
+    _check_same_tokens(theirs, model, start_from, source.model.name)
+    if _head(theirs) != _head(model):
+        was, bias = _head(theirs)
+        raise UserError(
+            f"model.start_from={start_from}: was trained with model.projection={was} and "
+            f"model.projection_bias={bias}; give the same"
+        )
+    params = trained_params(directory, source, theirs, mesh, which=str(saved.step)).params
+    if "shared" in params:
+        params = dict.fromkeys(split.base, params["shared"])
+    if params.keys() != split.base.keys():
+        raise UserError(
+            f"model.start_from={start_from}: has separate towers, which cannot start shared ones; "
+            "set model.towers='separate'"
+        )
+    return jax.device_put(params, shardings)
+
+
+def trained_params(
+    directory: storage.AnyPath, config: ReadLog, model: Model, mesh: Mesh, *, which: str = "newest"
+) -> Trained | None:
+    """The model of a checkpoint of the run that `config` describes, on the mesh.
+
+    Args:
+      directory: of the checkpoints.
+      which: see `checkpoint.restore_params`.
+
+    Returns:
+      None where there is no checkpoint.
+
+    Raises:
+      UserError: as `checkpoint.restore_params`; or what was frozen in the run is not to be had, or
+        the config's adapters are others.
+    """
+    split = make_split(config, model.encoder)
+    shapes = jax.eval_shape(split.trained, split.base)
+    abstract = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        shapes,
+        state_shardings(mesh, shapes),
+    )
+    saved = checkpoint.read_saved(directory, which)
+    if saved is None:
+        return None
+    _check_same_split(config, saved, directory)
+    trained, step = checkpoint.restore_params(directory, abstract, which=str(saved.step))
+    frozen = {}
+    if split.frozen:
+        base = start_params(model, split, mesh, start_from=config.model.start_from)
+        frozen = jax.jit(split.fixed)(base)
+        del base  # in float32 the largest there is
+        check_frozen(saved.position, fingerprint(frozen), directory)
+    elif split.lora is None:
+        return Trained(trained, step, {})
+    params = jax.jit(split.plain)(trained, frozen)
+    return Trained(params, step, _adapters(trained, frozen) if split.lora else {})
+
+
+def _adapters(*trees: Mapping) -> dict:
+    """{tower: {path in the blocks: array}} of the adapters, wherever they are."""
+    found: dict[str, dict] = {}
+    for tree in trees:
+        for tower, parts in tree.items():
+            mine = {n: x for n, x in parts.get("blocks", {}).items() if is_adapter(n)}
+            found.setdefault(tower, {}).update(mine)
+    return found
+
+
+def _directory(start_from: str) -> tuple[storage.AnyPath, str]:
+    """(directory of checkpoints, which) of a run's out_dir or one of its checkpoints."""
+    path = storage.as_path(start_from)
+    if path.name.isdecimal() and (path / "state").exists():
+        return path.parent, path.name
+    return path / "checkpoints", "newest"
+
+
+def _config_of(saved: Mapping[str, Any]) -> ReadLog:
+    """What a run's config said of its model; a key that came later has its default."""
+    config = defaults()
+    config.seed = saved.get("seed", config.seed)
+    for section in ("model", "data"):
+        for name, value in saved.get(section, {}).items():
+            if name in config[section]:
+                config[section][name] = value
+    return ReadLog(config)
+
+
+def _kind(model: Model) -> EncoderConfig:
+    """The shape, without what a run sets."""
+    shape = model.encoder.config
+    return dataclasses.replace(shape, dropout=0.0, attention_dropout=0.0, causal=False)
+
+
+def _head(model: Model) -> tuple[int, bool]:
+    return model.encoder.options.projection, model.encoder.options.projection_bias
+
+
+def _check_same_tokens(theirs: Model, model: Model, start_from: str, name: str) -> None:
+    """Raises UserError where a token of both vocabularies has another id now; others may come and
+    go."""
+    was, now = theirs.tokenizer.vocabulary(), model.tokenizer.vocabulary()
+    others = sorted((was[token], token) for token in was.keys() & now if was[token] != now[token])
+    if others:
+        number, token = others[0]
+        raise UserError(
+            f"model.start_from={start_from}: was trained with another tokenizer than that of "
+            f"{model.directory} (the token {token!r} had the id {number}, now {now[token]}); name "
+            f"the run's own backbone, model.name={name!r}"
+        )
+
+
+def _check_same_split(config: ReadLog, saved: checkpoint.Saved, directory: storage.AnyPath) -> None:
+    """Raises UserError where the run's adapters were other ones."""
+    was, now = _config_of(saved.config).model, config.model
+    names = """lora_rank lora_alpha lora_targets frozen_dtype freeze projection
+        projection_bias""".split()
+    differ = [
+        f"model.{name} was {getattr(was, name)!r}, is now {getattr(now, name)!r}"
+        for name in names
+        if getattr(was, name) != getattr(now, name)
+    ]
+    if differ:
+        raise UserError(f"{directory}: {'; '.join(differ)}: give the values of the training")
