@@ -35,7 +35,7 @@ from inf_jax.models.hf.backbone import load_model, text_config
 from inf_jax.models.hf.config import EncoderConfig, mask_fields, read_config
 from inf_jax.models.hf.sentence_transformers import prompt_of, read_json, write_json
 from inf_jax.models.hf.weight_tables import table_of
-from inf_jax.models.projection import NAME
+from inf_jax.models.pooling import PROJECTION
 from inf_jax.retriever import Retriever
 from inf_jax.retriever.settings import FORMAT, SETTINGS_FILE, RetrieverConfig
 from inf_jax.text.eos import with_eos
@@ -177,7 +177,7 @@ def export_hf(
         for name, folder in model_config.folders(partial).items():
             folder.mkdir(exist_ok=True)
             tree = dict(params[name])
-            projection = tree.pop(NAME, None)
+            projection = tree.pop(PROJECTION, None)
             hf.save_weights(tree, folder, shape, carried, dtype=dtype)
             if adapters:
                 write_adapter(

@@ -17,8 +17,7 @@ from jaxtyping import Array, Float, Int
 from inf_jax.core.errors import UserError
 from inf_jax.models.dropout import DropoutKey
 from inf_jax.models.splash_attention import splash_attention, splash_refusal
-from inf_jax.models.visible import Window, visible
-from inf_jax.models.xla_attention import xla_attention
+from inf_jax.models.xla_attention import Window, visible, xla_attention
 
 
 def cudnn_attention(

@@ -21,8 +21,7 @@ from inf_jax.models.config import EncoderConfig
 from inf_jax.models.dropout import dropout_key
 from inf_jax.models.instruction_attention import attend, attend_all, text_states
 from inf_jax.models.lora import Lora
-from inf_jax.models.pooling import normalise, pool
-from inf_jax.models.projection import NAME, init_projection, project
+from inf_jax.models.pooling import PROJECTION, init_projection, normalise, pool, project
 from inf_jax.models.transformer import Transformer
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -148,7 +147,7 @@ def make_encoder(config: EncoderConfig, options: EncoderOptions = EncoderOptions
         params = nnx.to_pure_dict(nnx.state(build(key), nnx.Param))
         if options.projection:
             how = {"bias": options.projection_bias}
-            params[NAME] = init_projection(key, config.width, options.projection, **how)
+            params[PROJECTION] = init_projection(key, config.width, options.projection, **how)
         return params
 
     def hidden(params: dict, *rows: Array, **how) -> Array:
@@ -157,7 +156,7 @@ def make_encoder(config: EncoderConfig, options: EncoderOptions = EncoderOptions
         return nnx.merge(graphdef, state)(*rows, **how)
 
     def token_states(params: dict, packed: Packed, key: jax.Array | None, shards: Shards) -> Array:
-        rest = {name: x for name, x in params.items() if name not in ("blocks", NAME)}
+        rest = {name: x for name, x in params.items() if name not in ("blocks", PROJECTION)}
         params = shards.whole(rest) | {"blocks": params["blocks"]}
         c, r, t = packed.tokens.shape
         rows = [x.reshape(c * r, t) for x in (packed.tokens, packed.segments, packed.positions)]
@@ -191,7 +190,11 @@ def make_encoder(config: EncoderConfig, options: EncoderOptions = EncoderOptions
     def encode(
         params: dict, packed: Packed, key: jax.Array | None = None, *, shards: Shards = WHOLE
     ) -> Array:
-        head = shards.whole({NAME: params[NAME]})[NAME] if options.projection else None
+        head = (
+            shards.whole({PROJECTION: params[PROJECTION]})[PROJECTION]
+            if options.projection
+            else None
+        )
         return pooled(token_states(params, packed, key, shards), packed, head)
 
     def encode_instructed(

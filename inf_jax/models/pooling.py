@@ -1,10 +1,14 @@
 """Pooling: token states of packed rows -> one vector a text. One function for train, eval and
 export."""
 
+from collections.abc import Mapping
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 POOLINGS = ("mean", "cls", "last", "weighted_mean")
+PROJECTION = "projection"  # the key of the linear layer after pooling among a tower's parameters
 
 
 def pooling_weights(
@@ -56,3 +60,20 @@ def normalise(x: Float[Array, "... e"]) -> Float[Array, "... e"]:
     """Unit length in float32; a zero vector (an absent text) stays zero, with a finite gradient."""
     square = jnp.sum(x * x, axis=-1, keepdims=True)
     return x * jnp.where(square > 0, 1.0, 0.0) / jnp.sqrt(jnp.where(square > 0, square, 1.0))
+
+
+def init_projection(key: jax.Array, width: int, out: int, *, bias: bool) -> dict[str, jax.Array]:
+    """{"kernel": float32[d, e], "bias": float32[e] where asked for}.
+
+    The kernel is semi-orthogonal (Saxe et al. 2013, arXiv 1312.6120): with e = d it
+    turns the vectors and changes no angle, and with fewer entries as few as it can.
+    """
+    made = {"kernel": jax.nn.initializers.orthogonal()(key, (width, out), jnp.float32)}
+    return made | ({"bias": jnp.zeros((out,), jnp.float32)} if bias else {})
+
+
+def project(x: Float[Array, "... d"], layer: Mapping[str, Array]) -> Float[Array, "... e"]:
+    """x W + b in float32."""
+    y = jnp.einsum("...d,de->...e", x, layer["kernel"], preferred_element_type=jnp.float32)
+    bias = layer.get("bias")
+    return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)

@@ -10,7 +10,7 @@ import jax
 from jax.experimental.pallas.ops.tpu import splash_attention as kernels
 from jaxtyping import Array, Float, Int
 
-from inf_jax.models.visible import Window
+from inf_jax.models.xla_attention import Window
 
 LANES = 128
 BLOCK = 512  # tokens at the most; a kernel holds the scores of block x block at once

@@ -21,7 +21,7 @@ from inf_jax.models.config import EncoderConfig
 from inf_jax.models.dropout import DropoutKey, dropout
 from inf_jax.models.layers import ACTIVATIONS, Norm, add, relative_bias, rope_tables, rotate
 from inf_jax.models.lora import KERNEL, A, B, Lora, first_adapter, low_rank
-from inf_jax.models.visible import Window
+from inf_jax.models.xla_attention import Window
 
 REMAT = {
     "none": None,

@@ -18,7 +18,7 @@ from inf_jax.models import hf
 from inf_jax.models.encoder import make_encoder
 from inf_jax.models.hf import sentence_transformers as st_files
 from inf_jax.models.hf.config import EncoderConfig, read_config
-from inf_jax.models.projection import NAME
+from inf_jax.models.pooling import PROJECTION
 from inf_jax.retriever.encode import encode_texts, shortened
 from inf_jax.retriever.settings import SETTINGS_FILE, RetrieverConfig, read_settings
 from inf_jax.text.tokenizer import TextConfig, TextTokenizer, load_tokenizer
@@ -203,7 +203,7 @@ def load(name: str | os.PathLike, *, dtype: str = "float32", fsdp: int = 1) -> R
     `encode_query` and `encode_document` there; a default_prompt_name is for its plain `encode`.
 
     Args:
-      name: a local directory, a hub id, or `package:NAME/SUB` inside a Python package.
+      name: a local directory, a hub id, or `package:PROJECTION/SUB` inside a Python package.
       dtype: compute dtype, float32 or bfloat16.
       fsdp: for a model that does not fit on one device: each copy is split over so many of this
         process's devices (the greatest common divisor with their number).
@@ -238,7 +238,7 @@ def load(name: str | os.PathLike, *, dtype: str = "float32", fsdp: int = 1) -> R
                 "export again"
             )
         if head is not None:
-            params[role][NAME] = head
+            params[role][PROJECTION] = head
     tokenizer = load_tokenizer(first, rows=shape.vocab_size)
     return Retriever(params, config, shape=shape, tokenizer=tokenizer, dtype=dtype, mesh=mesh)
 

@@ -17,7 +17,7 @@ from inf_jax.distributed.gradcache import in_chunks
 from inf_jax.distributed.mesh import batch_sharding, make_mesh, state_shardings
 from inf_jax.models.encoder import EncoderOptions, make_encoder
 from inf_jax.models.hf.backbone import load_model
-from inf_jax.models.projection import init_projection, project
+from inf_jax.models.pooling import init_projection, project
 from inf_jax.retriever.encode import shortened
 from inf_jax.training.optim import decay_mask
 from tests.inf_jax.models.goldens import params_of, quick_jit, shape_of

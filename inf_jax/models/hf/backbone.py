@@ -18,7 +18,7 @@ from inf_jax.models.encoder import Encoder, EncoderOptions, make_encoder
 from inf_jax.models.hf import sentence_transformers as st_files
 from inf_jax.models.hf.config import EncoderConfig, read_config
 from inf_jax.models.lora import make_lora
-from inf_jax.models.projection import NAME, init_projection
+from inf_jax.models.pooling import PROJECTION, init_projection
 from inf_jax.text import eos
 from inf_jax.text.tokenizer import TextConfig, TextTokenizer, load_tokenizer
 from inf_jax.tokenise import tokenise
@@ -52,10 +52,12 @@ class Model(NamedTuple):
             return loaded
         if shardings is not None:
             head = {
-                name: jax.make_array_from_callback(x.shape, shardings[NAME][name], x.__getitem__)
+                name: jax.make_array_from_callback(
+                    x.shape, shardings[PROJECTION][name], x.__getitem__
+                )
                 for name, x in head.items()
             }
-        return loaded._replace(params=loaded.params | {NAME: head})
+        return loaded._replace(params=loaded.params | {PROJECTION: head})
 
     def _projection(self) -> dict[str, np.ndarray] | None:
         options = self.encoder.options

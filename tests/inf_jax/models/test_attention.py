@@ -17,8 +17,7 @@ from inf_jax.models.attention import attention, cudnn_attention, implementations
 from inf_jax.models.dropout import DropoutKey
 from inf_jax.models.encoder import EncoderOptions, make_encoder
 from inf_jax.models.splash_attention import splash_attention
-from inf_jax.models.visible import Window, visible
-from inf_jax.models.xla_attention import xla_attention
+from inf_jax.models.xla_attention import Window, visible, xla_attention
 from inf_jax.planning.flops import product_flops
 from tests.inf_jax.models.goldens import params_of, quick_jit, shape_of
 
