@@ -38,7 +38,7 @@ def main(args: argparse.Namespace, overrides: list[str]) -> None:
     if overrides:
         raise SystemExit(f"error: bench.py factory has no config: {' '.join(overrides)}")
     server = subprocess.Popen(
-        [sys.executable, ROOT / "tests" / "data_pipeline" / "llm_server.py", "--port", "0"],
+        [sys.executable, ROOT / "tests" / "doubles" / "llm_server.py", "--port", "0"],
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -14,7 +14,7 @@ from typing import Any
 import openai
 import pytest
 
-SCRIPT = Path(__file__).parent / "llm_server.py"
+SCRIPT = Path(__file__).parents[1] / "doubles" / "llm_server.py"
 _HTTP = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 

@@ -21,7 +21,7 @@ from inf_jax.io import gcs as bucket
 from inf_jax.io import storage
 from inf_jax.monitoring.metrics_log import read_metrics
 from inf_jax.retriever.retriever import SETTINGS_FILE, load
-from tests.gcs_server import GcsServer
+from tests.doubles.gcs_server import GcsServer
 from tests.inf_jax.processes import finish, start, write_config
 
 # aiohttp's advice on what gcsfs does

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-FAKE_GCLOUD = Path(__file__).with_name("fake_gcloud.py")
+FAKE_GCLOUD = ROOT / "tests" / "doubles" / "fake_gcloud.py"
 SENT = ["setup.py", "launch/constraints.txt", "launch/constraints_tpu.txt", ".gitignore"]
 SECRET = "s3cr3t-'with $igns\" in it"
 

@@ -1,6 +1,6 @@
 """The factory under faults and kill -9 at any point, by the count of the server itself.
 
-    INF_JAX_CHAOS=1000,20 python -m pytest tests/data_pipeline/test_chaos.py
+    INF_JAX_CHAOS=1000,20 python -m pytest tests/data_pipeline/commands/test_chaos.py
 
 is the long form, some minutes: so many pairs and kills, in place of PAIRS and KILLS.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 MEDQUAD = ROOT / "data_pipeline" / "samples" / "medquad" / "train.jsonl.gz"
 CONCURRENCY = 32
 PRICES = {"generate": (0.15, 0.6), "judge": (1.1, 4.4)}  # USD for a million tokens, in and out

@@ -18,7 +18,7 @@ from inf_jax.config import parse_flags
 from inf_jax.config.checks import keys_of
 from inf_jax.core.errors import UserError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 KEY = "sk-secret-0123456789abcdef"
 SAMPLE = "--config=configs/data_sample.py"
 

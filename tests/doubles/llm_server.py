@@ -1,6 +1,6 @@
 """A server that speaks OpenAI's wire format, for tests, measurements and the walk-through.
 
-    python -m tests.data_pipeline.llm_server --port 8000
+    python tests/doubles/llm_server.py --port 8000
 
 It needs nothing but Python. Chat completions with structured outputs, files and batches; answers
 come from `llm_model.py`, a pure function of the request; faults by script (`llm_faults.py`); what
@@ -13,14 +13,11 @@ import contextlib
 import json
 import re
 import signal
-import sys
 import time
 import traceback
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import llm_checks
 from llm_batches import Batches
