@@ -21,8 +21,9 @@ from data_pipeline.dataset.beam_errors import worker_errors
 from data_pipeline.dataset.beam_token_steps import Work
 from inf_jax.config import ReadLog, parse
 from inf_jax.core.errors import main_guard
+from inf_jax.data.from_config import dataset_dir, text_config
 from inf_jax.data.token_shards import EXAMPLES_PER_SHARD, make_plan
-from inf_jax.models.hf.backbone import dataset_dir, load_model, text_config
+from inf_jax.models.hf.backbone import load_model
 from inf_jax.text import eos
 
 
@@ -35,7 +36,7 @@ def tokenise(
     """Tokenises the train split of a run, or finds that it has been done.
 
     Returns:
-      The directory that `inf_jax.tokenise.tokenise` returns, with the same files to the byte.
+      The directory that `inf_jax.data.tokenise.tokenise` returns, with the same files to the byte.
     Raises:
       UserError: as there.
     """

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from inf_jax import __version__
 from inf_jax.config import ReadLog, check_all_read, defaults, run
 from inf_jax.core.errors import UserError
+from inf_jax.data.from_config import text_config
 from inf_jax.distributed import coordination as hosts
 from inf_jax.distributed.mesh import local_mesh
 from inf_jax.hf_export import parity
@@ -31,7 +32,7 @@ from inf_jax.hf_export.peft_adapter import Adapters, write_adapter
 from inf_jax.io import storage
 from inf_jax.models import hf
 from inf_jax.models.hf import sentence_transformers as st_files
-from inf_jax.models.hf.backbone import load_model, text_config
+from inf_jax.models.hf.backbone import load_model
 from inf_jax.models.hf.config import EncoderConfig, mask_fields, read_config
 from inf_jax.models.hf.sentence_transformers import prompt_of, read_json, write_json
 from inf_jax.models.hf.weight_tables import table_of

@@ -132,10 +132,10 @@ def rows_worker(args: argparse.Namespace, overrides: list[str]) -> Callable[[int
     import importlib.metadata
 
     from inf_jax.core.errors import UserError, main_guard
+    from inf_jax.data.from_config import dataset_dir, text_config
     from inf_jax.data.records import pairs
-    from inf_jax.models.hf.backbone import dataset_dir, text_config
+    from inf_jax.data.tokenise import read_examples
     from inf_jax.text.tokenizer import instructed_query, passage_text
-    from inf_jax.tokenise import read_examples
     from inf_jax.training.setup import make_training
 
     def answer(steps: int) -> dict:

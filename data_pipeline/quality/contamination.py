@@ -100,7 +100,7 @@ class Evaluation:
 def _texts(path: Path) -> Iterator[tuple[str, str]]:
     """(query, passage) of each row; "" where it has none."""
     if (path / "dataset_info.json").is_file():
-        from inf_jax.tokenise import read_examples  # slow to import
+        from inf_jax.data.tokenise import read_examples  # slow to import
 
         for example in read_examples(path, "dev"):
             yield example.query_positive, example.document_positive

@@ -1,7 +1,7 @@
 """The shards of tokenised examples: what they are made of, and writing one.
 
 Each shard is a function of its slice of the split, so that they may be written one after another
-(`inf_jax.tokenise`) or by many workers; the manifest comes last.
+(`data.tokenise`) or by many workers; the manifest comes last.
 """
 
 import dataclasses
@@ -90,7 +90,7 @@ def make_plan(
     out_dir: str | os.PathLike,
     examples_per_shard: int = EXAMPLES_PER_SHARD,
 ) -> Plan:
-    """What `tokenise.tokenise` is to do with these arguments; reads the source files once, for
+    """What `tokenise` is to do with these arguments; reads the source files once, for
     their checksums.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Reading tokenised examples: a directory that `inf_jax.tokenise` wrote, by number."""
+"""Reading tokenised examples: a directory that `data.tokenise` wrote, by number."""
 
 import json
 import os

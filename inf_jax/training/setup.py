@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from inf_jax.config import ReadLog
 from inf_jax.core.errors import UserError
+from inf_jax.data.from_config import tokenised_split
 from inf_jax.data.loader import Loader, pairs_per_chunk, to_mesh
 from inf_jax.data.records import PAIRS_PER_EXAMPLE
 from inf_jax.distributed import coordination as hosts
@@ -23,7 +24,7 @@ from inf_jax.distributed.mesh import (
 )
 from inf_jax.losses.objective import Objective, parse_objective
 from inf_jax.models.encoder import Encoder
-from inf_jax.models.hf.backbone import Model, load_model, tokenised_split
+from inf_jax.models.hf.backbone import Model, load_model
 from inf_jax.text.tokenizer import TextTokenizer
 from inf_jax.training.forward import Batch
 from inf_jax.training.initial_params import start_params

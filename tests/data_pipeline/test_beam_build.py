@@ -18,10 +18,11 @@ from data_pipeline.dataset.inputs import INF_IR
 from data_pipeline.quality.rules import Limits
 from inf_jax.config import ReadLog, defaults
 from inf_jax.core.errors import UserError
+from inf_jax.data.from_config import text_config, tokenised_split
 from inf_jax.data.records import decode_example
+from inf_jax.data.tokenise import tokenise
 from inf_jax.io.tfrecord import read_records
-from inf_jax.models.hf.backbone import load_model, text_config, tokenised_split
-from inf_jax.tokenise import tokenise
+from inf_jax.models.hf.backbone import load_model
 
 pytest.importorskip("apache_beam", reason="Apache Beam is an extra: pip install -e '.[beam]'")
 

@@ -14,12 +14,13 @@ from inf_jax.checkpoints.resume import Position
 from inf_jax.config import ReadLog
 from inf_jax.core.errors import UserError
 from inf_jax.core.packing import pack_chunk, stack_chunks
+from inf_jax.data.from_config import dataset_dir, text_config
+from inf_jax.data.tokenise import read_examples
 from inf_jax.evaluate import main
 from inf_jax.evaluation import figure
 from inf_jax.evaluation.scores import METRICS, evaluate, task_from_examples
-from inf_jax.models.hf.backbone import dataset_dir, load_model, text_config
+from inf_jax.models.hf.backbone import load_model
 from inf_jax.retriever.encode import encode_texts
-from inf_jax.tokenise import read_examples
 from inf_jax.training.forward import tower
 from inf_jax.training.step import TrainState, init_params
 

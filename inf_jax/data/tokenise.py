@@ -1,0 +1,103 @@
+"""Tokenises a split of a text dataset into indexed TFRecords, once per tokenizer and templates.
+
+The result is a directory `<split>-<hash>`: shards `tokens-XXXXX-of-NNNNN.tfrecord`, an index next
+to each, and `manifest.json`, written last. Files are written atomically and depend on the inputs
+alone, so a killed run continues where it stopped and ends with the same bytes. `TokenisedDataset`
+reads the directory.
+"""
+
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import tqdm
+
+from inf_jax.core.errors import UserError
+from inf_jax.data.records import Example
+from inf_jax.data.splice_check import sampled
+from inf_jax.data.token_shards import (
+    EXAMPLES_PER_SHARD,
+    make_plan,
+    read_source,
+    source_files,
+    write_manifest,
+    write_shard,
+)
+from inf_jax.text.tokenizer import TextConfig, TextTokenizer
+
+
+def tokenise(
+    dataset_dir: str | os.PathLike,
+    split: str,
+    *,
+    tokenizer: TextTokenizer,
+    text: TextConfig,
+    out_dir: str | os.PathLike,
+    progress: bool = True,
+    examples_per_shard: int = EXAMPLES_PER_SHARD,
+    expected: str | None = None,
+) -> Path:
+    """Tokenises one split of a TFDS directory, or finds that it has been done.
+
+    Args:
+      dataset_dir: the directory with `dataset_info.json`, as `data_pipeline.build` writes it.
+      split: a split's name, "train" or "dev".
+      examples_per_shard: a killed run repeats at most so many examples.
+      expected: the fingerprint that the result must have, of a run that is resumed.
+
+    Returns:
+      `<out_dir>/<split>-<hash16>`, for `TokenisedDataset`. The hash covers the schema, the source
+      files' contents, the tokenizer, the templates, the limits and `examples_per_shard`.
+    Raises:
+      UserError: the split is missing, damaged or empty, a text has no tokens, or a file cannot be
+        written; names file and record. Or the fingerprint will be another one: said before any text
+        is tokenised.
+    """
+    plan = make_plan(
+        dataset_dir,
+        split,
+        tokenizer=tokenizer,
+        text=text,
+        out_dir=out_dir,
+        examples_per_shard=examples_per_shard,
+    )
+    if expected and plan.fingerprint != expected:
+        raise UserError(
+            f"{dataset_dir}, {split}: not what the run that is resumed was trained on: its records "
+            "or the tokenizer have changed; put back the old ones or give a new out_dir"
+        )
+    todo = plan.todo()
+    if todo is None:
+        return plan.directory
+    sample: list[Example] = []
+    examples = sampled(_examples(plan.sources), count=plan.num_examples, into=sample)
+    with tqdm.tqdm(
+        total=plan.num_examples, desc=f"tokenise {split}", unit="ex", disable=not progress
+    ) as bar:
+        for number, (path, count) in enumerate(plan.shards):
+            shard = itertools.islice(examples, count)
+            if number in todo:
+                write_shard(path, shard, tokenizer=tokenizer, text=text, progress=bar.update)
+            else:
+                bar.update(sum(1 for _ in shard))
+        next(examples, None)  # lets the last source file find that it holds too many records
+    write_manifest(plan, sample, tokenizer=tokenizer, text=text)
+    return plan.directory
+
+
+def read_examples(dataset_dir: str | os.PathLike, split: str) -> Iterator[Example]:
+    """The examples of one split of a TFDS directory, in the order of its files.
+
+    Args:
+      dataset_dir, split: as for `tokenise`.
+
+    Raises:
+      UserError: the split is missing, damaged or empty; names file and record.
+    """
+    yield from _examples(source_files(Path(dataset_dir), split))
+
+
+def _examples(sources: list[tuple[Path, int]]) -> Iterator[Example]:
+    for path, count in sources:
+        yield from read_source(path, count=count)
