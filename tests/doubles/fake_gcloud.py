@@ -1,14 +1,15 @@
-"""A gcloud for the tests of launch/tpu.sh, with the cloud's state in one file. $FAKE/plan.json says
-what goes wrong:
+"""A gcloud for the tests of launch/tpu.sh; the cloud's state is one file.
 
-  create   errors of the first creates; "half:ERROR" fails with the resource made
-  slow     seconds that a create takes          delete   how many deletes fail
-  states   what the queued resource passes through, one a describe
-  outage   how many describes fail              reason   of the state FAILED
-  dead     {incarnation: [worker, ...]}         deaf, hang   {worker: how often ssh fails, stalls}
-  preempt  {incarnation: at which question for the run's status}, how: "queue" or "node"
+$FAKE/plan.json scripts its faults:
+
+  create   errors of the first creates; "half:ERROR" fails after the resource was created
+  slow     seconds that a create takes          delete   number of deletes that fail
+  states   states of the queued resource, one per describe
+  outage   number of describes that fail        reason   of the state FAILED
+  dead     {incarnation: [worker, ...]}         deaf, hang   {worker: ssh calls that fail, stall}
+  preempt  {incarnation: number of the status call that is preempted}, how: "queue" or "node"
   leave    nodes stay when the queued resource is deleted
-  workers  of a slice
+  workers  per slice
 
 ssh runs its command in $FAKE/workers/INCARNATION/SLICE.WORKER, with the stubs on PATH.
 """
@@ -51,7 +52,7 @@ def done(status: int = 0, out: str = "", error: str = "") -> None:
 
 
 def times(key: str, wanted: int) -> bool:
-    """Whether this is one of the first `wanted` occasions."""
+    """Whether this is one of the first `wanted` calls with this key."""
     before = state["failed"].get(key, 0)
     state["failed"][key] = before + 1
     return before < wanted
@@ -139,7 +140,7 @@ def preempt(node: dict) -> None:
 
 
 def reach(name: str):
-    """Yields (worker, its directory) of the workers that can be reached."""
+    """Yields (worker, directory) of the reachable workers."""
     node = state["nodes"][name]
     born, which = str(node["born"]), FLAGS["--worker"]
     if node["state"] == "PREEMPTED":

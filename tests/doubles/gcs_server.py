@@ -1,5 +1,5 @@
-"""A small Google Cloud Storage on 127.0.0.1, as far as its clients here ask (gcsfs, TensorStore,
-google-cloud-storage): the JSON API of buckets and objects, in memory.
+"""An in-memory Google Cloud Storage on 127.0.0.1: the part of the JSON API that gcsfs, TensorStore
+and google-cloud-storage use.
 
     with GcsServer() as server:
         server.make("bucket")
@@ -21,7 +21,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 
 class Object(NamedTuple):
-    """Attributes: data, generation (a new one at every write)."""
+    """An object's content and its generation, which every write changes."""
 
     data: bytes
     generation: int
@@ -29,14 +29,14 @@ class Object(NamedTuple):
 
 @dataclass
 class Bucket:
-    """Objects, and how the bucket misbehaves.
+    """Objects of a bucket, and its scripted faults.
 
     Attributes:
       objects: by name.
-      denied: permissions that nobody has, as IAM calls them ("storage.objects.create").
-      needs_token: whether a request without an Authorization header is refused.
-      failures: so many more requests are answered with 503.
-      requests: how often each permission was asked for.
+      denied: IAM permissions that are refused, e.g. "storage.objects.create".
+      needs_token: whether requests without an Authorization header are refused.
+      failures: number of requests still to be answered with 503.
+      requests: permission -> number of requests that needed it.
     """
 
     objects: dict[str, Object] = field(default_factory=dict)
@@ -47,11 +47,11 @@ class Bucket:
 
 
 class Refused(Exception):
-    """Attributes: args (HTTP status, message)."""
+    """A request is refused; `args` are HTTP status and message."""
 
 
 class GcsServer(contextlib.AbstractContextManager):
-    """Attributes: buckets (by name), url, environment (what points the clients here)."""
+    """The server; `environment` holds the variables that direct the clients to it."""
 
     def __init__(self, port: int = 0):
         self.buckets: dict[str, Bucket] = {}
@@ -77,12 +77,12 @@ class GcsServer(contextlib.AbstractContextManager):
         self._server.server_close()
 
     def make(self, name: str, **behaviour) -> Bucket:
-        """A new empty bucket."""
+        """Creates an empty bucket."""
         bucket = self.buckets[name] = Bucket(**behaviour)
         return bucket
 
     def put(self, bucket: str, name: str, data: bytes, query: dict[str, str]) -> dict:
-        """Writes an object, if `query` allows; its resource."""
+        """Writes an object if the preconditions in `query` hold; returns its metadata."""
         permit(self.buckets[bucket], "storage.objects.create")
         objects = self.buckets[bucket].objects
         if name in objects:
@@ -94,7 +94,7 @@ class GcsServer(contextlib.AbstractContextManager):
 
     @staticmethod
     def match(found: Object | None, query: dict[str, str]) -> None:
-        """Raises Refused where the generation is not as asked for."""
+        """Raises Refused if the generation does not meet the preconditions."""
         generation = found.generation if found else 0
         if int(query.get("ifGenerationMatch", generation)) != generation:
             raise Refused(412, "conditionNotMet")
@@ -103,7 +103,7 @@ class GcsServer(contextlib.AbstractContextManager):
 
 
 def permit(bucket: Bucket, permission: str) -> None:
-    """Raises Refused where the bucket denies it."""
+    """Raises Refused if the bucket denies the permission."""
     bucket.requests[permission] += 1
     if permission in bucket.denied:
         what = "object" if ".objects." in permission else "bucket"
@@ -137,7 +137,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request, client_address) -> None:
-        if not isinstance(sys.exception(), ConnectionError):  # a client that was killed, or is done
+        if not isinstance(sys.exception(), ConnectionError):  # the client was killed or has closed
             super().handle_error(request, client_address)
 
 

@@ -1,11 +1,11 @@
-"""What OpenAI's endpoint refuses in a chat completion: models, parameters, strict schemas."""
+"""Validates chat completion requests as OpenAI's endpoint does: parameters and strict schemas."""
 
 from typing import Any
 
 from llm_model import REASONING
 
 MOST_COMPLETION_TOKENS = 16_384
-# Keywords that strict mode does not take.
+# JSON Schema keywords that strict mode does not support.
 FORBIDDEN = frozenset(
     """allOf not dependentRequired dependentSchemas if then else minLength maxLength
     patternProperties unevaluatedProperties propertyNames minProperties maxProperties
@@ -13,7 +13,7 @@ FORBIDDEN = frozenset(
 )
 _KNOWN = frozenset(
     """model messages response_format max_completion_tokens max_tokens temperature top_p n seed stop
-    stream stream_options user metadata store logprobs top_logprobs logit_bias presence_penalty
+    user metadata store logprobs top_logprobs logit_bias presence_penalty
     frequency_penalty reasoning_effort verbosity service_tier prompt_cache_key safety_identifier
     parallel_tool_calls tools tool_choice modalities""".split()
 )
@@ -23,14 +23,14 @@ _TYPES = ("string", "number", "boolean", "integer", "object", "array", "null")
 def error(
     status: int, message: str, *, code: str | None = None, param: str | None = None, kind: str = ""
 ) -> tuple[int, dict[str, Any]]:
-    """Status and body of an error."""
+    """Status and body of an error response."""
     kind = kind or "invalid_request_error"
     body = {"message": message, "type": kind, "param": param, "code": code}
     return status, {"error": body}
 
 
 def check(body: Any, models: tuple[str, ...], max_context: int) -> tuple[int, dict] | None:
-    """The error that a chat completion's body is answered with; None where it is sound."""
+    """Status and body of the error for a chat completion's body; None if the body is valid."""
     if not isinstance(body, dict):
         return error(400, "We could not parse the JSON body of your request.")
     for name in body:
@@ -116,7 +116,7 @@ def _response_format(given: Any) -> tuple[int, dict] | None:
 
 
 def _strict(schema: dict[str, Any], where: tuple[str, ...], *, root: bool = False) -> str:
-    """What is wrong with a schema of strict mode; "" for nothing."""
+    """What strict mode refuses in a schema; "" for nothing."""
     context = f"In context={where!r}, "
     if root and (schema.get("type") != "object" or "anyOf" in schema):
         return "schema must be a JSON Schema of 'type: \"object\"', got 'type: \"None\"'."

@@ -1,7 +1,9 @@
-"""What the local server has seen: the oracle of the tests. With a state directory it survives."""
+"""Counts what the local server has seen, the tests' oracle; a state directory keeps it on disk."""
 
+import contextlib
 import json
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,12 @@ class Counts:
     """Counts by request, and a log of all events.
 
     Attributes:
-      requests: hash of a body -> counts: received; written (a response in full, whatever its
-        status); answered (an answer that is as it must be, in full); billed, and the tokens of what
-        was billed.
+      requests: hash of a body -> counts: received; written (complete responses of any status);
+        answered (complete and valid answers); billed, and the tokens billed.
       about: hash -> (stage, model).
-      faults: kind -> how often.
-      most_active: most chat requests under way at once.
+      faults: kind -> count.
+      batch_attempts: (kind of fault, hash of a file) -> attempts.
+      most_active: highest number of concurrent chat requests.
     """
 
     def __init__(self, state: Path | None):
@@ -25,7 +27,7 @@ class Counts:
         self.about: dict[str, tuple[str, str]] = {}
         self.faults: Counter = Counter()
         self.http: Counter = Counter()
-        self.batch_attempts: Counter = Counter()  # (kind of fault, hash of a file)
+        self.batch_attempts: Counter = Counter()
         self.active = self.most_active = 0
         self._log = None
         self.earlier: list[dict[str, Any]] = []
@@ -33,7 +35,7 @@ class Counts:
             state.mkdir(parents=True, exist_ok=True)
             path = state / "events.jsonl"
             if path.exists():
-                lines = path.read_bytes().split(b"\n")[:-1]  # a line cut by a kill is no event
+                lines = path.read_bytes().split(b"\n")[:-1]  # without a cut line
                 path.write_bytes(b"".join(line + b"\n" for line in lines))
                 self.earlier = [json.loads(line) for line in lines]
                 for event in self.earlier:
@@ -41,20 +43,27 @@ class Counts:
             self._log = open(path, "a", buffering=1)  # noqa: SIM115 (open as long as the process)
 
     def add(self, event: str, **values: Any) -> None:
-        """One event: counted, and a line in the log."""
+        """Counts an event and appends it to the log."""
         values["event"] = event
         self._apply(values)
         if self._log:
             self._log.write(json.dumps(values) + "\n")
 
     def attempts(self, identity: str) -> int:
-        """How often a request came so far."""
+        """Number of times a request was received so far."""
         return self.requests.get(identity, Counter())["received"]
 
-    def began(self) -> None:
-        """A chat request is under way."""
+    @contextlib.contextmanager
+    def chat_active(self) -> Iterator[Callable[[], None]]:
+        """Counts one chat request as active until the yielded function is called or the end."""
         self.active += 1
         self.most_active = max(self.most_active, self.active)
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._chat_ended)
+            yield stack.close  # closing twice does nothing
+
+    def _chat_ended(self) -> None:
+        self.active -= 1
 
     def _apply(self, event: dict[str, Any]) -> None:
         kind, identity = event["event"], event.get("hash")
@@ -70,7 +79,7 @@ class Counts:
                     counts[name] += event[name]
 
     def bill(self, identity: str, usage: dict[str, Any]) -> None:
-        """An answer was computed."""
+        """Counts the tokens of an answer that was computed."""
         self.add(
             "billed",
             hash=identity,

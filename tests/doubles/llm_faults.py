@@ -1,8 +1,8 @@
-"""Faults by script: which request or batch goes wrong, and how; reproducible, by hashes.
+"""Scripted, reproducible faults: which requests or batches fail, and in which way.
 
-A rule is a dict: `kind`; `rate` (share of the attempts, 1.0); `times` (at most so often for one
-request, 2: an answer comes in the end); `stage` and `model` (only those); and by kind
-`retry_after` (a header's value), `seconds` (of a hang or a slow answer), `code`.
+A rule is a dict: `kind`; `rate` (share of the attempts, default 1.0); `times` (maximum for one
+request, default 2, so that it succeeds in the end); `stage` and `model` (restrict the rule); and
+by kind `retry_after` (the header's value), `seconds` (duration of a hang or a slow answer), `code`.
 """
 
 import json
@@ -10,9 +10,9 @@ from typing import Any
 
 from llm_model import draw
 
-# Before an answer is computed: nothing is billed.
+# Strike before an answer is computed: nothing is billed.
 REFUSING = ("429", "500", "503", "quota", "not_json", "drop_before", "unauthorized")
-# After: the answer is billed, but what arrives is late, cut or useless.
+# Strike afterwards: the answer is billed, but arrives late, cut off or useless.
 SPOILING = (
     *("timeout", "drop", "slow", "malformed_json", "malformed_content", "wrong_schema"),
     *("refusal", "truncated", "content_filter", "no_usage"),
@@ -36,7 +36,7 @@ _LOST = [
     {"kind": "slow", "rate": 0.02, "seconds": 0.3},
     {"kind": "timeout", "rate": 0.005, "times": 1},
 ]
-_PAID = [  # together once for a request: `group` counts over the rules
+_PAID = [  # one of them per request: rules of one `group` share their `times`
     {"kind": "wrong_schema", "rate": 0.02, "times": 1, "group": "paid"},
     {"kind": "malformed_content", "rate": 0.01, "times": 1, "group": "paid"},
     {"kind": "refusal", "rate": 0.01, "times": 1, "group": "paid"},
@@ -63,14 +63,14 @@ PRESETS: dict[str, list[dict[str, Any]]] = {
 
 
 def read_rules(text: str) -> list[dict[str, Any]]:
-    """Rules of `--faults`: names of presets joined by commas, or a JSON list."""
+    """Parses `--faults`: names of presets joined by commas, or a JSON list of rules."""
     if text.lstrip().startswith("["):
         rules = json.loads(text)
     else:
         rules = [rule for name in text.split(",") if name for rule in PRESETS[name]]
     for rule in rules:
         if rule.get("kind") not in KINDS:
-            raise SystemExit(f"fault {rule}: no such kind; known are {', '.join(KINDS)}")
+            raise SystemExit(f"fault {rule}: unknown kind; choose from {', '.join(KINDS)}")
     return rules
 
 
@@ -79,8 +79,10 @@ class Faults:
 
     Args:
       rules: see above; the first that applies is taken.
-      seed: of the draws.
-      fired: (group, hash) -> how often so far; filled from a log after a restart.
+      seed: of the random draws.
+
+    Attributes:
+      fired: (group, hash) -> number of strikes; restored from the log after a restart.
     """
 
     def __init__(self, rules: list[dict[str, Any]], seed: int):
@@ -90,7 +92,7 @@ class Faults:
     def pick(
         self, kinds: tuple[str, ...], identity: str, attempt: int, *, stage: str = "", model="*"
     ) -> dict[str, Any] | None:
-        """The rule that strikes this attempt, or None."""
+        """The rule that applies to this attempt, if any."""
         for number, rule in enumerate(self.rules):
             if rule["kind"] not in kinds or rule.get("stage", stage) != stage:
                 continue
@@ -105,10 +107,10 @@ class Faults:
         return None
 
     def group(self, rule: dict[str, Any]) -> str:
-        """What a rule's `times` are counted under."""
+        """The key under which a rule's `times` are counted."""
         return rule.get("group") or str(self.rules.index(rule))
 
     def count(self, rule: dict[str, Any], identity: str) -> None:
-        """One more strike."""
+        """Counts one strike of a rule."""
         key = (self.group(rule), identity)
         self.fired[key] = self.fired.get(key, 0) + 1

@@ -1,8 +1,8 @@
-"""The local server's model: a pure function of the seed and the request's body.
+"""The local server's language model: a pure function of the seed and the request's body.
 
-It writes queries, examples and judgements that hold together: the judge decides from the texts
-alone, by a style's recognisable form and by whether every content word of the query occurs in the
-passage. Some examples are wrong on purpose, so that the judge has something to drop.
+Its queries, examples and judgements are consistent: the judge decides from the texts alone, by the
+recognisable form of a style and by whether every content word of the query occurs in the passage.
+A share of the examples is wrong on purpose, so that the judge drops some.
 """
 
 import dataclasses
@@ -25,19 +25,27 @@ _FACT_WORDS = {topic: set(re.findall(r"\w+", " ".join(s).lower())) for topic, s 
 
 
 def draw(*parts: Any) -> float:
-    """A number in [0, 1) that depends on nothing but the parts."""
+    """A pseudo-random number in [0, 1), a function of the parts."""
     data = "\x1f".join(map(str, parts)).encode()
     return int.from_bytes(hashlib.blake2b(data, digest_size=7).digest()) / 2**56
 
 
 def request_hash(body: dict[str, Any]) -> str:
-    """The identity of a request's body, whatever the order of its fields."""
+    """A hash of a request's body that does not depend on the order of its fields."""
     data = json.dumps(body, sort_keys=True, ensure_ascii=False).encode()
     return hashlib.blake2b(data, digest_size=12).hexdigest()
 
 
+def stage_of(body: Any) -> str:
+    """The factory stage of a chat request, from the name of its schema; "" if unknown."""
+    try:
+        return body["response_format"]["json_schema"]["name"].removesuffix("_answer")
+    except (LookupError, TypeError, AttributeError):
+        return ""
+
+
 def content_words(text: str) -> list[str]:
-    """The words that tell a topic, lower case, each once, in order."""
+    """The distinct words of a text that are not stop words, lower case, in order."""
     words = re.findall(r"\w+", text.lower())
     return list(dict.fromkeys(w for w in words if w not in _STOP)) or words[:1] or ["it"]
 
@@ -52,10 +60,10 @@ class Model:
     """The model.
 
     Attributes:
-      seed: another seed, another model.
-      bad_rate: share of examples that are wrong.
-      second_judge: name of the model that judges otherwise than all others now and then.
-      flip_rate: how often.
+      seed: of all draws.
+      bad_rate: share of wrong examples.
+      second_judge: name of the model that disagrees with all others now and then.
+      flip_rate: share of its judgements that disagree.
     """
 
     seed: int = 0
@@ -64,7 +72,7 @@ class Model:
     flip_rate: float = 0.04
 
     def answer(self, body: dict[str, Any]) -> str:
-        """The content of the answer to a valid request."""
+        """The answer's content for a valid request."""
         name = ((body.get("response_format") or {}).get("json_schema") or {}).get("name", "")
         payload = _payload(body)
         if name == "query_answer":
@@ -95,7 +103,7 @@ class Model:
         positive: str | None = style.passage(topic, sentences)
         if not style.label:
             if answers(query, passage) and style.fits(passage):
-                positive = None  # it fits as it is
+                positive = None  # the given passage fits
             else:
                 positive = f"On {topic}. {positive}"
         negative_1 = other.passage(topic, sentences[1:] + sentences[:1])
@@ -134,7 +142,7 @@ class Model:
     def _swap(
         self, query: str, words: list[str], unlike: str, seed: tuple
     ) -> tuple[list[str], Sentences, str]:
-        """The query with another topic: its content words, facts, the query itself."""
+        """The query with another topic: content words, facts, and the query."""
         old = max(words, key=len)
         taken = set(re.findall(r"\w+", f"{query} {unlike}".lower()))
         free = [t for t in TOPICS if t not in taken and old not in _FACT_WORDS[t]] or ["zeppelin"]
@@ -158,7 +166,7 @@ class Model:
 
 
 def usage(body: dict[str, Any], content: str) -> dict[str, Any]:
-    """The answer's `usage`; four bytes are a token, prompts of 1024 tokens have a cached start."""
+    """The answer's `usage`: four bytes a token, prompts of 1024 tokens have a cached prefix."""
     messages = body["messages"]
     text = "".join(str(m["content"]) for m in messages)
     schema = json.dumps(body.get("response_format") or {})

@@ -1,10 +1,10 @@
-"""A server that speaks OpenAI's wire format, for tests, measurements and the walk-through.
+"""A server that speaks OpenAI's wire format: for tests, benchmarks and the README's walk-through.
 
     python tests/doubles/llm_server.py --port 8000
 
-It needs nothing but Python. Chat completions with structured outputs, files and batches; answers
-come from `llm_model.py`, a pure function of the request; faults by script (`llm_faults.py`); what
-it has seen under GET /_stats. PUT /_faults changes the rules of a running server.
+Needs nothing but Python. Serves chat completions with structured outputs, files and batches.
+Responses come from `llm_model.py`, a pure function of the request; faults are scripted
+(`llm_faults.py`) and PUT /_faults replaces them; GET /_stats tells what the server has seen.
 """
 
 import argparse
@@ -16,42 +16,22 @@ import signal
 import time
 import traceback
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import parse_qsl
+from typing import Any
 
 import llm_checks
 from llm_batches import Batches
 from llm_counts import Counts
-from llm_faults import PRESETS, REFUSING, SPOILING, Faults, read_rules
-from llm_model import Model, draw, request_hash, usage
+from llm_faults import BATCHES, FILES, PRESETS, REFUSING, SPOILING, Faults, read_rules
+from llm_files import Files
+from llm_model import Model, draw, request_hash, stage_of, usage
+from llm_wire import Request, Response, read_request, write_response
 
 MODELS = "gpt-4o-mini,gpt-4o,gpt-4.1-mini,gpt-4.1-nano,gpt-5-mini,o3-mini,o4-mini,local"
-_PHRASES = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 409: "Conflict"}
-_PHRASES |= {429: "Too Many Requests", 500: "Internal Server Error", 502: "Bad Gateway"}
 _HTML = b"<html><head><title>502 Bad Gateway</title></head><body>nginx</body></html>"
 
 
-def stage_of(body: Any) -> str:
-    """The stage that a chat request belongs to, by the name of its schema."""
-    try:
-        return body["response_format"]["json_schema"]["name"].removesuffix("_answer")
-    except (LookupError, TypeError, AttributeError):
-        return ""
-
-
-class Answer(NamedTuple):
-    """A response; `rule` is the fault that spoils it."""
-
-    status: int
-    body: bytes
-    headers: dict[str, str]
-    rule: dict[str, Any] | None = None
-    identity: str = ""  # of a chat request
-    stream: list[bytes] | None = None  # instead of the body: events
-
-
 class Server:
-    """All that a server knows; one event loop."""
+    """The state of the server and its endpoints; runs in one event loop."""
 
     def __init__(self, options: argparse.Namespace):
         self.options = options
@@ -64,7 +44,8 @@ class Server:
             if event["event"] == "fault" and "group" in event:
                 key = (event["group"], event["hash"])
                 self.faults.fired[key] = self.faults.fired.get(key, 0) + 1
-        self.batches = Batches(self, state)
+        self.files = Files(self, state)
+        self.batches = Batches(self)
         self._tokens, self._refilled = float(options.burst or options.rate), time.monotonic()
         self._number = 0
 
@@ -77,99 +58,47 @@ class Server:
         writer.close()
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-        method, target, _ = head[0].split(" ", 2)
-        headers = {}
-        for line in head[1:-2]:
-            name, _, value = line.partition(":")
-            headers[name.lower()] = value.strip()
-        data = await _body(reader, headers)
-        path, _, query = target.partition("?")
+        """Serves one request; returns whether the connection stays open."""
+        request = await read_request(reader)
+        method, path = request.method, request.path
         self.counts.http[f"{method} {re.sub(r'/(file|batch)[-_][^/]+', '/*', path)}"] += 1
-        chat = (method, path) == ("POST", "/v1/chat/completions")
-        if chat:
-            self.counts.began()
-        try:
-            try:
-                answer = await self._route(method, path, dict(parse_qsl(query)), headers, data)
-            except Exception:
-                traceback.print_exc()
-                answer = self.json(*llm_checks.error(500, "bug of the local server"))
-            if chat and self.options.latency_ms:
-                jitter = 0.5 + draw(answer.identity)
+        if (method, path) != ("POST", "/v1/chat/completions"):
+            response = self._respond(request)
+            return await write_response(response, reader, writer, before_last_byte=lambda: None)
+        with self.counts.chat_active() as ended:
+            response = self._respond(request)
+            if self.options.latency_ms:
+                jitter = 0.5 + draw(response.identity)
                 await asyncio.sleep(self.options.latency_ms / 1000 * jitter)
-            return await self._send(answer, reader, writer, chat=chat)
-        finally:
-            if chat:
-                self.counts.active -= 1
-
-    async def _send(
-        self,
-        answer: Answer,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        *,
-        chat: bool,
-    ) -> bool:
-        """Writes the response; whether the connection lives on."""
-        kind = answer.rule["kind"] if answer.rule else ""
-        seconds = (answer.rule or {}).get("seconds")
-        if kind in ("drop_before", "batch_create_lost"):  # read, done, and not a word
-            return False
-        if kind == "timeout":
-            with contextlib.suppress(TimeoutError):  # until the client goes
-                await asyncio.wait_for(reader.read(1), 3600.0 if seconds is None else seconds)
-            return False
-        phrase = _PHRASES.get(answer.status, "Status")
-        lines = [f"HTTP/1.1 {answer.status} {phrase}"]
-        length = f"content-length: {len(answer.body)}"
-        lines += [length if answer.stream is None else "transfer-encoding: chunked"]
-        lines += [f"{name}: {value}" for name, value in answer.headers.items()]
-        head = "\r\n".join([*lines, "", ""]).encode("latin-1")
-        if answer.stream is not None:
-            parts = [head, *answer.stream]
-        elif kind == "slow":
-            step = max(1, len(answer.body) // 5)
-            parts = [head, *(answer.body[n : n + step] for n in range(0, len(answer.body), step))]
-        else:
-            parts = [head + answer.body]
-        if kind == "drop":
-            parts = [head + answer.body[: len(answer.body) // 2]]
-        pause = (0.3 if seconds is None else seconds) / len(parts) if kind == "slow" else 0.0
-        for part in parts[:-1]:
-            writer.write(part)
-            await writer.drain()
-            await asyncio.sleep(pause)
-        if chat:  # the client may send its next request as soon as it has the last byte
-            self.counts.active -= 1
-        try:
-            writer.write(parts[-1])
-            await writer.drain()
-        finally:
-            if chat:
-                self.counts.active += 1
-        if kind == "drop":
-            return False
-        if answer.identity:
-            self.counts.add("written", hash=answer.identity)
-            if answer.status == 200 and kind in ("", "slow", "no_usage"):
-                self.counts.add("answered", hash=answer.identity)
+            if not await write_response(response, reader, writer, before_last_byte=ended):
+                return False
+        if response.identity:
+            self.counts.add("written", hash=response.identity)
+            kind = response.rule["kind"] if response.rule else ""
+            if response.status == 200 and kind in ("", "slow", "no_usage"):
+                self.counts.add("answered", hash=response.identity)
         return True
 
-    async def _route(
-        self, method: str, path: str, query: dict[str, str], headers: dict[str, str], data: bytes
-    ) -> Answer:
+    def _respond(self, request: Request) -> Response:
+        try:
+            return self._route(request)
+        except Exception:
+            traceback.print_exc()
+            return self.json(*llm_checks.error(500, "bug of the local server"))
+
+    def _route(self, request: Request) -> Response:
+        method, path = request.method, request.path
         if path == "/_stats":
-            stats = self.counts.summary(requests="totals" not in query)
+            stats = self.counts.summary(requests="totals" not in request.query)
             return self.json(200, stats | {"batches": self.batches.summary()})
         if (method, path) == ("PUT", "/_faults"):
-            self.faults = Faults(read_rules(data.decode()), self.options.seed)
+            self.faults = Faults(read_rules(request.body.decode()), self.options.seed)
             return self.json(200, {})
-        refused = self._unauthorised(headers.get("authorization", ""))
+        refused = self._unauthorised(request.headers.get("authorization", ""))
         if refused:
             return refused
         if (method, path) == ("POST", "/v1/chat/completions"):
-            return self._chat(data)
+            return self._chat(request.body)
         if (method, path) == ("GET", "/v1/models"):
             rows = [
                 {"id": m, "object": "model", "created": 1_700_000_000, "owned_by": "local"}
@@ -177,11 +106,10 @@ class Server:
             ]
             return self.json(200, {"object": "list", "data": rows})
         if path.startswith(("/v1/files", "/v1/batches")):
-            return self.batches.route(method, path.split("/")[2:], query, headers, data)
-        message = f"Invalid URL ({method} {path})"
-        return self.json(*llm_checks.error(404, message))
+            return (self.files if path.startswith("/v1/files") else self.batches).route(request)
+        return self.json(*llm_checks.error(404, f"Invalid URL ({method} {path})"))
 
-    def _unauthorised(self, authorization: str) -> Answer | None:
+    def _unauthorised(self, authorization: str) -> Response | None:
         key = authorization.removeprefix("Bearer ").strip()
         if not self.options.key or key == self.options.key:
             return None
@@ -197,7 +125,7 @@ class Server:
         )
         return self.json(*llm_checks.error(401, message, code="invalid_api_key"))
 
-    def _chat(self, data: bytes) -> Answer:
+    def _chat(self, data: bytes) -> Response:
         try:
             body = json.loads(data)
         except ValueError:
@@ -221,9 +149,6 @@ class Server:
         if rule and rule["kind"] == "no_usage":
             del completion["usage"]
         answer = self.json(200, completion, headers=limits)
-        if body.get("stream"):
-            answer = answer._replace(stream=_events(body, completion))
-            answer.headers["content-type"] = "text/event-stream; charset=utf-8"
         if rule and rule["kind"] == "malformed_json":
             answer = answer._replace(body=answer.body[: len(answer.body) * 2 // 3])
         return answer._replace(identity=identity, rule=rule)
@@ -231,7 +156,7 @@ class Server:
     def completion(
         self, body: dict[str, Any], identity: str, rule: dict[str, Any] | None
     ) -> dict[str, Any]:
-        """The chat completion of a valid body, with the content faults of a rule."""
+        """The chat completion of a valid request body, with the content fault of `rule` if any."""
         kind = rule["kind"] if rule else ""
         content: str | None = self.model.answer(body)
         finish, refusal, tokens = "stop", None, usage(body, content)
@@ -261,20 +186,27 @@ class Server:
         }
 
     def fault(self, kinds: tuple[str, ...], identity: str, attempt: int, **of: str) -> dict | None:
-        """The rule that strikes, counted."""
+        """The fault that applies to this attempt, if any; it is counted."""
         rule = self.faults.pick(kinds, identity, attempt, **of)
         if rule:
             group = self.faults.group(rule)
             self.counts.add("fault", kind=rule["kind"], hash=identity, group=group)
         return rule
 
-    def _refusal(self, rule: dict[str, Any], identity: str, limits: dict[str, str]) -> Answer:
+    def file_fault(self, kind: str, identity: str) -> dict[str, Any] | None:
+        """The fault of this kind that applies to an attempt on a file or batch, if any."""
+        assert kind in (*BATCHES, *FILES)
+        number = self.counts.batch_attempts[kind, identity]
+        self.counts.batch_attempts[kind, identity] += 1
+        return self.fault((kind,), identity, number)
+
+    def _refusal(self, rule: dict[str, Any], identity: str, limits: dict[str, str]) -> Response:
         kind, headers = rule["kind"], dict(limits)
         if "retry_after" in rule:
             headers["retry-after"] = rule["retry_after"]
         headers |= rule.get("headers", {})
         if kind == "not_json":
-            return Answer(502, _HTML, {"content-type": "text/html"}, identity=identity)
+            return Response(502, _HTML, {"content-type": "text/html"}, identity=identity)
         status, message, code, of = {
             "429": (429, "Rate limit reached for requests", "rate_limit_exceeded", "requests"),
             "500": (500, "The server had an error while processing.", None, "server_error"),
@@ -286,8 +218,8 @@ class Server:
         answer = self.json(*llm_checks.error(status, message, code=code, kind=of), headers=headers)
         return answer._replace(identity=identity, rule=rule)
 
-    def _limited(self) -> tuple[Answer | None, dict[str, str]]:
-        """The answer to a request above the rate, and the headers of any other."""
+    def _limited(self) -> tuple[Response | None, dict[str, str]]:
+        """The 429 response if the request is above the rate limit, and the rate limit headers."""
         rate = self.options.rate
         if not rate:
             return None, _limits(10_000, 9_999, 0.006)
@@ -305,14 +237,12 @@ class Server:
         wrong = llm_checks.error(429, message, code="rate_limit_exceeded", kind="requests")
         return self.json(*wrong, headers=headers), headers
 
-    stage_of = staticmethod(stage_of)
+    def raw(self, content: bytes) -> Response:
+        """The response with a file's content."""
+        return Response(200, content, {"content-type": "application/octet-stream"})
 
-    def raw(self, content: bytes) -> Answer:
-        """A file's content."""
-        return Answer(200, content, {"content-type": "application/octet-stream"})
-
-    def json(self, status: int, value: Any, *, headers: dict[str, str] | None = None) -> Answer:
-        """An answer in JSON with the headers that all have."""
+    def json(self, status: int, value: Any, *, headers: dict[str, str] | None = None) -> Response:
+        """The response with a JSON body and the headers that all responses carry."""
         self._number += 1
         common = {
             "content-type": "application/json",
@@ -321,7 +251,7 @@ class Server:
             "openai-version": "2020-10-01",
         }
         body = json.dumps(value, ensure_ascii=False).encode()
-        return Answer(status, body, common | (headers or {}))
+        return Response(status, body, common | (headers or {}))
 
 
 def _limits(limit: int, remaining: int, reset_s: float) -> dict[str, str]:
@@ -334,37 +264,6 @@ def _limits(limit: int, remaining: int, reset_s: float) -> dict[str, str]:
         "x-ratelimit-remaining-tokens": "9990000",
         "x-ratelimit-reset-tokens": "6ms",
     }
-
-
-def _events(body: dict[str, Any], completion: dict[str, Any]) -> list[bytes]:
-    """A streamed answer: chunks of HTTP's chunked coding, one server-sent event each."""
-    base = {name: completion[name] for name in ("id", "created", "model", "system_fingerprint")}
-    base["object"] = "chat.completion.chunk"
-    choice = completion["choices"][0]
-    text = choice["message"]["content"] or ""
-    deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
-    deltas += [{"content": text[n : n + 64]} for n in range(0, len(text), 64)]
-    rows = [{"index": 0, "delta": d, "logprobs": None, "finish_reason": None} for d in deltas]
-    rows.append(
-        {"index": 0, "delta": {}, "logprobs": None, "finish_reason": choice["finish_reason"]}
-    )
-    events = [base | {"choices": [row]} for row in rows]
-    if (body.get("stream_options") or {}).get("include_usage"):
-        events.append(base | {"choices": [], "usage": completion["usage"]})
-    lines = [f"data: {json.dumps(e, ensure_ascii=False)}\n\n".encode() for e in events]
-    lines.append(b"data: [DONE]\n\n")
-    return [b"%x\r\n%s\r\n" % (len(line), line) for line in lines] + [b"0\r\n\r\n"]
-
-
-async def _body(reader: asyncio.StreamReader, headers: dict[str, str]) -> bytes:
-    if headers.get("transfer-encoding", "").lower() != "chunked":
-        return await reader.readexactly(int(headers.get("content-length", 0)))
-    parts = []
-    while size := int(await reader.readuntil(b"\r\n"), 16):
-        parts.append(await reader.readexactly(size))
-        await reader.readexactly(2)
-    await reader.readuntil(b"\r\n")
-    return b"".join(parts)
 
 
 def options(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -1,6 +1,6 @@
-"""What the local server's model can write and recognise: styles by type of instruction, topics.
+"""Texts that the local server's model writes and recognises: styles per instruction type, topics.
 
-A style is an instruction in several wordings, a transformation of sentences into a passage that
+A style is an instruction in several wordings, a function that turns sentences into a passage that
 meets it, and the form by which a judge recognises such a passage from its text alone.
 """
 
@@ -13,13 +13,13 @@ Sentences = list[str]
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-    """One way in which a passage can be asked for.
+    """One style of passage that an instruction can ask for.
 
     Attributes:
       instructions: its wordings.
-      label: how each of its passages begins; {} is the topic. "" for passages as they come.
-      write: sentences -> text below the label.
-      form: what the whole passage must match besides.
+      label: the beginning of each of its passages, {} is the topic; "" for unlabelled passages.
+      write: sentences -> text after the label.
+      form: pattern that the whole passage must match as well.
     """
 
     instructions: tuple[str, ...]
@@ -173,7 +173,7 @@ LABELLED = re.compile(
     )
 )
 
-# Topics for poisoned queries: a word and what is known of it.
+# Topics for poisoned queries: a word and facts about it.
 TOPICS: dict[str, Sentences] = {
     "asthma": ["Attacks narrow the airways.", "Wheezing and a tight chest are typical of them."],
     "gout": ["Crystals of uric acid settle in a joint.", "The big toe swells and hurts at night."],
