@@ -51,11 +51,11 @@ usage() { die 2 "$*; launch/tpu.sh --help"; }
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 readonly root
 # shellcheck source=/dev/null
-source "$root/launch/tpu_queue.sh"
+source "$root/launch/tpu/queue.sh"
 # shellcheck source=/dev/null
-source "$root/launch/tpu_fleet.sh"
+source "$root/launch/tpu/fleet.sh"
 # shellcheck source=/dev/null
-source "$root/launch/tpu_run.sh"
+source "$root/launch/tpu/run.sh"
 
 # Every setting with its default; what is in the environment under the names of the third group counts.
 declare -A settings=(

@@ -145,7 +145,7 @@ def reach(name: str):
     born, which = str(node["born"]), FLAGS["--worker"]
     if node["state"] == "PREEMPTED":
         done(1, error="ERROR: (gcloud) TPU is in state PREEMPTED")
-    if "tpu_worker.sh status" in FLAGS.get("--command", ""):
+    if "worker.sh status" in FLAGS.get("--command", ""):
         state["asked"][born] = state["asked"].get(born, 0) + 1
         if state["asked"][born] == plan.get("preempt", {}).get(born):
             preempt(node)

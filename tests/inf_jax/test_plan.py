@@ -32,6 +32,7 @@ from inf_jax.planning.hlo_cost import Work, works
 from inf_jax.planning.roofline import collective_seconds, predict
 from inf_jax.planning.topology import parse, topology
 from inf_jax.training.setup import make_program, make_training
+from launch.bench import plan as bench_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 LENGTHS = {"query_tokens": 10, "passage_tokens": 20}
@@ -449,7 +450,7 @@ def config_file(tiny_config, tmp_path, monkeypatch):
     return path
 
 
-def test_plan_of_virtual_devices(config_file, tiny_config, tmp_path, capsys, monkeypatch):
+def test_plan_of_virtual_devices(config_file, tiny_config, tmp_path, capsys):
     file = tmp_path / "plan.json"
     options = [f"--config={config_file}", f"--json={file}", "--config.mesh.fsdp=2"]
     plan.main([*options, "--topology=cpu:8", "--config.train.chunks_per_device=2"])
@@ -479,9 +480,6 @@ def test_plan_of_virtual_devices(config_file, tiny_config, tmp_path, capsys, mon
     assert rates["examples_per_second"] == pytest.approx(8 / seconds["step"])
     assert rates["run_hours"] == pytest.approx(4 * seconds["step"] / 3600)
     assert rates["run_tokens"] == pytest.approx(4 * found["batch"]["tokens"])
-    monkeypatch.syspath_prepend(str(ROOT / "launch"))
-    import bench_plan
-
     row = bench_plan._row("tiny.py", found | {"compile_seconds": 1})
     text = bench_plan.summary([row], version="0", note="measured")
     assert "| tiny.py | cpu:8 |" in text and len({x.count("|") for x in text.split("\n")[2:]}) == 1
@@ -661,7 +659,7 @@ def test_scaling_configs():
         module.get_config("v5e-1")
 
 
-def test_backbones_configs(monkeypatch):
+def test_backbones_configs():
     module = scaling_module(ROOT / "configs" / "scaling" / "backbones.py")
     for name in module.NAMES:
         config = module.get_config(name)
@@ -672,9 +670,6 @@ def test_backbones_configs(monkeypatch):
         assert shape.width % config.mesh.fsdp == 0
     with pytest.raises(ValueError, match="one of e5-large"):
         module.get_config("gpt")
-    monkeypatch.syspath_prepend(str(ROOT / "launch"))
-    import bench_plan
-
     planned = {program[0].partition(":")[2] for program in bench_plan.BACKBONES}
     assert planned == set(module.NAMES)
 

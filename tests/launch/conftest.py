@@ -14,7 +14,10 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+# the tiny run, for the commands that train
+from tests.inf_jax.conftest import tiny_config, tiny_dataset_dir, tiny_model_dir  # noqa: F401
+
+ROOT = Path(__file__).resolve().parents[2]
 FAKE_GCLOUD = ROOT / "tests" / "doubles" / "fake_gcloud.py"
 SENT = ["setup.py", "launch/constraints.txt", "launch/constraints_tpu.txt", ".gitignore"]
 SECRET = "s3cr3t-'with $igns\" in it"
@@ -83,7 +86,8 @@ esac
 def template(tmp_path_factory) -> Path:
     """A checkout with what the launcher needs of this one, committed."""
     root = tmp_path_factory.mktemp("template") / "project"
-    for name in [*SENT, *(str(p.relative_to(ROOT)) for p in (ROOT / "launch").glob("tpu*"))]:
+    launcher = [ROOT / "launch" / "tpu.sh", *(ROOT / "launch" / "tpu").iterdir()]
+    for name in [*SENT, *(str(path.relative_to(ROOT)) for path in launcher)]:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, root / name)
     (root / "configs").mkdir()
@@ -171,7 +175,7 @@ class Cloud:
             words = [w for w in call if not w.startswith("--")]
             verb = words[words.index("tpus") + 2]
             command = next((w for w in call if w.startswith("--command=")), "")
-            known = re.search(r"tpu_worker.sh (\w+)", command)
+            known = re.search(r"worker.sh (\w+)", command)
             verb += f" {known[1]}" if known else ""
             if verb not in ("describe", "list", "ssh status"):
                 verbs.append(verb)

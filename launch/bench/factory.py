@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench_tools import ROOT, publish, table
+from .report import ROOT, publish, table
 
 HELP = "the triplet factory's requests a second and memory, against a server on this machine"
 _TENTHS = 10

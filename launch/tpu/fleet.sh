@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Part of launch/tpu.sh: all workers at once. One ssh a slice (--worker=all); each worker's answer ends
-# with "[SLICE.WORKER] rc=STATUS" (tpu_worker.sh), and those that gave none are asked again, by number.
+# with "[SLICE.WORKER] rc=STATUS" (worker.sh), and those that gave none are asked again, by number.
 # shellcheck disable=SC2034,SC2154 # variables shared by the parts
 set -euo pipefail
 
@@ -36,9 +36,9 @@ ssh_workers() {
   fi
 }
 
-# on_worker ARGUMENT...: the line that runs tpu_worker.sh; @SLICE@ becomes the slice's number.
+# on_worker ARGUMENT...: the line that runs worker.sh; @SLICE@ becomes the slice's number.
 on_worker() {
-  printf 'bash %s/tpu_worker.sh %q @SLICE@' "$remote_dir" "$1"
+  printf 'bash %s/worker.sh %q @SLICE@' "$remote_dir" "$1"
   shift
   if (($#)); then printf ' %q' "$@"; fi
 }
@@ -184,8 +184,8 @@ write_secrets() { # into a file, by builtins only
   )
 }
 
-copy_files() { # code, tpu_worker.sh and secrets onto all workers of a slice, at once
-  local node try all files=("$tmp/code.tar.gz" "$root/launch/tpu_worker.sh" "$tmp/secrets.env")
+copy_files() { # code, worker.sh and secrets onto all workers of a slice, at once
+  local node try all files=("$tmp/code.tar.gz" "$root/launch/tpu/worker.sh" "$tmp/secrets.env")
   reach
   mapfile -t all < <(awk '{print $2}' "$tmp/roster" | sort -u -V)
   for node in "${all[@]}"; do

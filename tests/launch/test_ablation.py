@@ -11,6 +11,7 @@ import pytest
 
 from inf_jax.core.errors import UserError
 from inf_jax.losses.objective import parse_objective
+from launch.bench.ablation import MASKS, OBJECTIVES, make_cells
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 
@@ -102,16 +103,12 @@ def test_two_cells_one_of_which_fails_at_first(ablate, tiny_config):
     assert "begun with other settings (train.steps was 2, is now 3)" in out
 
 
-def test_grid(tiny_config, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(LAUNCH))
-    import ablate
-
+def test_grid(tiny_config, tmp_path):
     path = write_config(tiny_config, tmp_path / "config.py")
-    objectives = ablate.OBJECTIVES
-    assert len(objectives) == 12
+    assert len(OBJECTIVES) == 12
     flags = [f"--config={path}", "--config.loss.instruction_negatives=3"]
-    cells = ablate.make_cells(tiny_config, flags, objectives, ablate.MASKS)
-    assert len({cell.config.out_dir for cell in cells}) == len(cells) == 2 * len(objectives)
+    cells = make_cells(tiny_config, flags, OBJECTIVES, MASKS)
+    assert len({cell.config.out_dir for cell in cells}) == len(cells) == 2 * len(OBJECTIVES)
     for cell in cells:
         assert cell.config.loss.objective == cell.objective
         assert cell.config.loss.mask == cell.mask
@@ -122,20 +119,14 @@ def test_grid(tiny_config, tmp_path, monkeypatch):
         assert same.to_json() == tiny_config.to_json()  # a tuple of a file may be a list
 
 
-def test_grid_with_the_attention_query_encoder_draws_nothing(tiny_config, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(LAUNCH))
-    import ablate
-
+def test_grid_with_the_attention_query_encoder_draws_nothing(tiny_config, tmp_path):
     tiny_config.model.query_encoder = "attention"
     path = write_config(tiny_config, tmp_path / "config.py")
-    cells = ablate.make_cells(tiny_config, [f"--config={path}"], ["uni(P,I)"], ["identity"])
+    cells = make_cells(tiny_config, [f"--config={path}"], ["uni(P,I)"], ["identity"])
     assert [cell.config.loss.instruction_negatives for cell in cells] == [0]
 
 
-def test_impossible_command_lines(ablate, tiny_config, monkeypatch):
-    monkeypatch.syspath_prepend(str(LAUNCH))
-    from ablate import MASKS, make_cells
-
+def test_impossible_command_lines(ablate, tiny_config):
     bucket = tiny_config.copy_and_resolve_references()
     bucket.out_dir = "gs://runs/run"
     with pytest.raises(UserError, match=r"out_dir=gs://runs/run: .* a local directory"):

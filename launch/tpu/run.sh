@@ -102,7 +102,7 @@ attempt() {
 bring_up() {
   roster all
   demand setup "${settings[SSH_SECONDS]}" "$hello" # ssh may come up later than the pod: it is tried again
-  if [[ -z ${settings[DRY_RUN]} ]] && ask "${settings[SSH_SECONDS]}" "test -e $remote_dir/tpu_worker.sh && $(on_worker status)" 1 &&
+  if [[ -z ${settings[DRY_RUN]} ]] && ask "${settings[SSH_SECONDS]}" "test -e $remote_dir/worker.sh && $(on_worker status)" 1 &&
     [[ $(run_state) == running ]]; then
     say "a run is active on ${settings[NAME]}, watching it"
     return

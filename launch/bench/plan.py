@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench_tools import ROOT, publish, table
+from .report import ROOT, publish, table
 
 HELP = "does each shipped config fit its TPUs, and how long is a step"
 

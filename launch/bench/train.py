@@ -20,7 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench_tools import ROOT, Worker, peak_memory, publish, serve, table
+from .process import Worker, peak_memory, serve
+from .report import ROOT, publish, table
 
 HELP = "the training step beside sentence-transformers"
 MEASURED = ("seconds", "pairs", "tokens", "slots")

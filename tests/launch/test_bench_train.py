@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from launch.bench import train
+
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 
 
@@ -25,14 +27,11 @@ def config_file(tiny_config, tmp_path) -> Path:
     return path
 
 
-def test_contenders_do_the_same_steps(config_file, tmp_path, monkeypatch):
+def test_contenders_do_the_same_steps(config_file, tmp_path):
     pytest.importorskip("sentence_transformers")
-    monkeypatch.syspath_prepend(str(LAUNCH))
-    import bench_train
-
     args = argparse.Namespace(config=str(config_file), rows=str(tmp_path / "rows"), threads=2)
-    facts = bench_train.rows_worker(args, [])(3)
-    ours, theirs = (bench_train.WORKERS[name](args, []) for name in ("ours", "st_no_dropout"))
+    facts = train.rows_worker(args, [])(3)
+    ours, theirs = (train.WORKERS[name](args, []) for name in ("ours", "st_no_dropout"))
     results = [{"ours": ours(s), "st_no_dropout": theirs(s)} for s in ((0, 1), (1, 3))]
     for turn in results:
         a, b = turn["ours"], turn["st_no_dropout"]
@@ -41,7 +40,7 @@ def test_contenders_do_the_same_steps(config_file, tmp_path, monkeypatch):
         # multi is the sum of the two directions, theirs is the mean
         assert np.isclose(a["loss"] / 2, b["loss"], rtol=1e-4), (a, b)
     assert results[0]["ours"]["pairs"] == 36
-    text = bench_train.summary(
+    text = train.summary(
         [turn | {"st": turn["st_no_dropout"]} for turn in results], facts | {"steps": 1}
     )
     assert "sentence-transformers, dropout 0" in text and "faster by" in text

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What launch/tpu.sh runs on each worker of a pod, over ssh: tpu_worker.sh COMMAND SLICE [ARGUMENT ...]
+# What launch/tpu.sh runs on each worker of a pod, over ssh: worker.sh COMMAND SLICE [ARGUMENT ...]
 #
 # Each line of output begins with [SLICE.WORKER], the last one is rc=STATUS: several workers share a
 # stream, and a worker without that line has not answered. The script's own status is always 0, since
@@ -50,7 +50,7 @@ setup() { # setup COMMIT
   rm -rf src
   mv src.new src
 
-  wanted=$({ cat src/setup.py src/launch/constraints*.txt src/launch/tpu_worker.sh; } | sha256sum)
+  wanted=$({ cat src/setup.py src/launch/constraints*.txt src/launch/tpu/worker.sh; } | sha256sum)
   if [[ $(cat venv.state 2>/dev/null || true) == "$wanted" ]] && "$python" -c ''; then
     echo "commit $commit, environment up to date"
     return
@@ -142,7 +142,7 @@ start() { # start TOKEN MODULE [ARGUMENT ...]
   fi
   if running; then fail "a run is active: launch/tpu.sh stop, then train"; fi
   rm -f run.pid run.rc
-  setsid bash "$base/tpu_worker.sh" supervise - "$@" </dev/null >>run.log 2>&1 9>"$lock" &
+  setsid bash "$base/worker.sh" supervise - "$@" </dev/null >>run.log 2>&1 9>"$lock" &
   for ((i = 0; i < 200; i++)); do
     if [[ -s run.pid ]]; then
       echo "$token" >run.token

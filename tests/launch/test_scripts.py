@@ -13,8 +13,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = [*sorted((ROOT / "launch").glob("*.sh")), ROOT / ".ci" / "run"]
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = [*sorted((ROOT / "launch").rglob("*.sh")), ROOT / ".ci" / "run"]
 # of extras: imported in functions
 OPTIONAL = {"torch", "sentence_transformers", "peft", "apache_beam", "gcsfs", "fsspec", "google"}
 # ... but for these: copied into exports, for those who have torch; imported by what imports Beam

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench_tools import peak_memory, reset_peak_memory
+from .process import peak_memory, reset_peak_memory
 
 SCALE = 20.0
 # The worker of a contender is its name up to the dash.
@@ -80,7 +80,7 @@ def _figures(loss: float, gradients, vectors) -> dict[str, float]:
 
 
 def worker(args: argparse.Namespace) -> Callable[[dict], Any]:
-    """The function that answers, for `bench_tools.serve`."""
+    """The function that answers, for `process.serve`."""
     make = (torch_cells if args.worker in ("torch", "cached") else jax_cells)(args)
     cells: dict[str, Cell] = {}
 

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_dead_worker_is_named(cloud):
@@ -172,7 +172,7 @@ def test_workers_check_with_jax_itself(cloud):
     file.touch()
 
     def preflight(bucket: Path, **more: str) -> str:
-        script = ["bash", pod / "tpu_worker.sh", "preflight", "0", bucket, "0", "5", "8", "1", "60"]
+        script = ["bash", pod / "worker.sh", "preflight", "0", bucket, "0", "5", "8", "1", "60"]
         done = subprocess.run(script, env=env | more, capture_output=True, text=True)
         assert done.returncode == 0 and not done.stderr, done.stderr
         return done.stdout

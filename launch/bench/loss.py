@@ -19,10 +19,11 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-import bench_loss_aot
-from bench_loss_report import save
-from bench_loss_workers import DEVICES, LABELS, MATRICES, OBJECTIVES, worker
-from bench_tools import Worker, publish, serve, table
+from . import loss_aot
+from .loss_contenders import DEVICES, LABELS, MATRICES, OBJECTIVES, worker
+from .loss_figure import save
+from .process import Worker, serve
+from .report import publish, table
 
 HELP = "the loss and its gradients at large batches; with --aot, on TPUs by compilation"
 AGREE = 1e-4  # relative
@@ -48,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--platform", choices=("cpu", "gpu"), default="cpu", help="default: %(default)s")
     add("--write", action="store_true", help="append to launch/benchmarks.md, draw the picture")
     add("--worker", choices=("aot", *_workers(LABELS)), help=argparse.SUPPRESS)
-    bench_loss_aot.add_arguments(parser)
+    loss_aot.add_arguments(parser)
 
 
 def main(args: argparse.Namespace, overrides: list[str]) -> None:
@@ -56,7 +57,7 @@ def main(args: argparse.Namespace, overrides: list[str]) -> None:
     if overrides:
         raise SystemExit(f"error: bench.py loss has no config: {' '.join(overrides)}")
     if args.aot:
-        bench_loss_aot.main(args)
+        loss_aot.main(args)
         return
     args.batches = args.batches or [2**i for i in range(10, 17)]
     args.dim = args.dim or 768

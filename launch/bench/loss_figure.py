@@ -9,8 +9,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from bench_loss_workers import LABELS
-from bench_tools import ROOT
+from .loss_contenders import LABELS
+from .report import ROOT
 
 DATA = ROOT / "launch" / "benchmarks_loss.json"
 PICTURE = ROOT / "launch" / "benchmarks_loss.png"

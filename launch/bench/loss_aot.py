@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bench_loss_report import save
-from bench_tools import Worker, publish, serve, table
+from .loss_figure import save
+from .process import Worker, serve
+from .report import publish, table
 
 BATCHES = (2**18, 2**20, 2**22)
 DIM = 1024

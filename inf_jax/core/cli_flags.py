@@ -1,0 +1,20 @@
+"""Spelling of command-line flags: hyphens, with the underscores of earlier versions still taken."""
+
+from collections.abc import Sequence
+
+
+def hyphenated(argv: Sequence[str]) -> list[str]:
+    """Spells flags with hyphens: `--data_dir=a_b` becomes `--data-dir=a_b`.
+
+    Values stay as they are, as do config keys (`--config.data.train_split=...`) and everything
+    after `--`.
+    """
+    end = argv.index("--") if "--" in argv else len(argv)
+    return [*map(_hyphenated, argv[:end]), *argv[end:]]
+
+
+def _hyphenated(argument: str) -> str:
+    name, equals, value = argument.partition("=")
+    if not name.startswith("--") or name.startswith("--config."):
+        return argument
+    return name.replace("_", "-") + equals + value

@@ -1,0 +1,89 @@
+"""launch/bench.py loss: contenders must agree, and are reported."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.bench.loss import agree
+from launch.bench.loss_aot import _demand
+from launch.bench.loss_figure import draw
+
+LAUNCH = Path(__file__).resolve().parents[2] / "launch"
+COMMAND = [sys.executable, LAUNCH / "bench.py", "loss"]
+
+
+def test_disagreement_ends_the_run():
+    agree({"torch": {"loss": 1.0}, "one-dense": {"loss": 1.00009}}, "here")
+    with pytest.raises(
+        SystemExit, match=r"here: loss is 1\.0002 in inf_jax dense, 1\.0 in PyTorch"
+    ):
+        agree({"torch": {"loss": 1.0}, "one-dense": {"loss": 1.0002}}, "here")
+    with pytest.raises(SystemExit, match="nan"):
+        agree({"torch": {"loss": 1.0}, "one-dense": {"loss": float("nan")}}, "here")
+
+
+def test_picture(tmp_path):
+    cell = {"objective": "uni(P)", "batch": 64, "seconds": [1.0, 2.0], "peak": 2**20}
+    names = ("torch", "cached-64", "cached-256", "one-blockwise")
+    cells = [{"contender": name} | cell for name in names]
+    cells += [{"objective": "uni(P)", "batch": 128, "contender": "torch", "skipped": "about 9 s"}]
+    chip = {"topology": "v5e:16x16", "batch": 2**20, "variant": "plain"}
+    data = {
+        "cpu": cells,
+        "aot": [
+            chip | {"engine": "ring", "demand": 0},  # all of it on the chip
+            chip | {"engine": "dense", "demand": 2**36, "limit": 2**34},
+        ],
+    }
+    draw(tmp_path / "a.png", data)
+    draw(tmp_path / "b.png", {"aot": data["aot"]})
+    sizes = [(tmp_path / name).read_bytes()[:24] for name in ("a.png", "b.png")]
+    heights = [int.from_bytes(head[20:24]) for head in sizes]
+    assert all(head.startswith(b"\x89PNG") for head in sizes)
+    assert heights[0] == 2 * heights[1]  # seconds and memory above the chip's memory
+
+
+def test_command():
+    pytest.importorskip("sentence_transformers")
+    done = subprocess.run(
+        [*COMMAND, "--batches=64,100,128", "--dim=16", "--rounds=1", "--full=100"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "agree within 0.0001" in done.stdout
+    tables = done.stdout.split("\n\n")
+    seconds = tables[tables.index("multi(P,IQ), seconds:") + 1]
+    cells = {
+        row.split("|")[1].strip(): [x.strip() for x in row.split("|")[2:5]]
+        for row in seconds.splitlines()[2:]
+    }
+    assert all(float(x) > 0 for x in cells["PyTorch, dense"] + cells["inf_jax blockwise"])
+    assert cells["inf_jax ring, 8 devices"][1] == "no multiple of 8"
+    cached = [row[2] for name, row in cells.items() if name.startswith("sentence")]
+    assert len(cached) == 3 and sum(x != "" for x in cached) == 1  # the fastest goes on
+    second = tables[tables.index("uni(P), seconds:") + 1]
+    assert "128" not in second.splitlines()[0]  # above --full the first objective only
+
+
+def test_command_says_what_is_missing():
+    def run(*more: str) -> subprocess.CompletedProcess:
+        return subprocess.run([*COMMAND, *more], capture_output=True, text=True, check=False)
+
+    done = run("--config.loss.scale=3")
+    assert done.returncode == 1 and "no config" in done.stderr
+    done = run("--objectives", "uni(QQ)")
+    assert done.returncode == 2 and "uni(QQ)" in done.stderr
+
+
+def test_what_a_refused_program_would_need():
+    message = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+        "temporaries (38.03G) exceeds available HBM (15.75G)."
+    )
+    assert _demand(message) == {"demand": 38.03 * 2**30, "limit": 15.75 * 2**30}
+    with pytest.raises(SystemExit, match="INTERNAL"):
+        _demand("INTERNAL: something else")
