@@ -17,20 +17,20 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from inf_jax.config import ReadLog, check_all_read, run
+from inf_jax.core.console import table
 from inf_jax.core.errors import UserError
 from inf_jax.data.from_config import dataset_dir, text_config
 from inf_jax.data.records import Example, encode_example
 from inf_jax.data.tokenise import read_examples
-from inf_jax.distributed import coordination as hosts
+from inf_jax.distributed.entry_point import single_process_only
 from inf_jax.distributed.mesh import local_mesh
 from inf_jax.evaluation import figure
 from inf_jax.evaluation.scores import METRICS, evaluate, task_from_examples
 from inf_jax.io import storage
-from inf_jax.models.encoder import plain_encoder
+from inf_jax.models.encoder import plain_encoder, tower
 from inf_jax.models.hf.backbone import load_model
 from inf_jax.monitoring import metrics_log as report
 from inf_jax.retriever.encode import encode_texts, shortened
-from inf_jax.training.forward import tower
 from inf_jax.training.initial_params import start_params, trained_params
 from inf_jax.training.parameters import make_split
 
@@ -129,7 +129,7 @@ def main(resolved: ConfigDict) -> None:
     title = f"{resolved.data.source} {split}, step {step:,}"
     counts = f"{len(task.queries):,} instructed queries, {len(task.corpus):,} passages"
     for dim, each in by_dim.items():
-        report.table(
+        table(
             title if dim is None else f"{title}, the first {dim} entries",
             [
                 (
@@ -205,4 +205,4 @@ def _fingerprint(examples: Iterable[Example]) -> str:
 
 
 if __name__ == "__main__":
-    run(hosts.alone(main), __doc__)
+    run(single_process_only(main), __doc__)

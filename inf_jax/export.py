@@ -23,7 +23,7 @@ from inf_jax import __version__
 from inf_jax.config import ReadLog, check_all_read, defaults, run
 from inf_jax.core.errors import UserError
 from inf_jax.data.from_config import text_config
-from inf_jax.distributed import coordination as hosts
+from inf_jax.distributed.entry_point import single_process_only
 from inf_jax.distributed.mesh import local_mesh
 from inf_jax.hf_export import parity
 from inf_jax.hf_export.model_card import RunInfo, base_name, model_card
@@ -56,7 +56,7 @@ _TOKENIZER_HABITS = """max_length stride truncation_strategy pad_to_multiple_of 
 
 def main(resolved: ConfigDict) -> None:
     """One export, from the run's config."""
-    from inf_jax.monitoring import metrics_log as report
+    from inf_jax.core.console import table
 
     config = ReadLog(resolved)
     out_dir = storage.as_path(config.out_dir)
@@ -97,7 +97,7 @@ def main(resolved: ConfigDict) -> None:
         if wanted
         else None,
     )
-    report.table(
+    table(
         f"exported step {trained.step} to {target}",
         found.rows(),
         header=("loader", "version", "texts", "least cosine"),
@@ -313,4 +313,4 @@ def _run_info(resolved: ConfigDict, out_dir: storage.AnyPath, step: int) -> RunI
 
 
 if __name__ == "__main__":
-    run(hosts.alone(main), __doc__)
+    run(single_process_only(main), __doc__)

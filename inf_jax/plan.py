@@ -33,11 +33,11 @@ import jax
 from ml_collections import ConfigDict
 
 from inf_jax import config as configs
+from inf_jax.core.console import table
 from inf_jax.core.errors import UserError, main_guard
 from inf_jax.io import storage
 from inf_jax.models import hf
 from inf_jax.models.hf.config import EncoderConfig, config_from_hf, read_config
-from inf_jax.monitoring.metrics_log import table
 from inf_jax.planning.compile import largest, make_plan, with_option
 from inf_jax.planning.report import compare, show, unfit
 from inf_jax.planning.topology import topology

@@ -9,19 +9,18 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from inf_jax.config import ReadLog, run
+from inf_jax.core.console import table
 from inf_jax.data.from_config import tokenised_split
 from inf_jax.models.hf.backbone import load_model
 
 
 def main(resolved: ConfigDict) -> None:
     """Tokenises the train split of a run, as training would."""
-    from inf_jax.monitoring import metrics_log as report
-
     config = ReadLog(resolved)
     split = config.data.train_split
     dataset = tokenised_split(config, load_model(config).tokenizer, split)
     queries, passages = (dataset.text_lengths[:, role::2] for role in (0, 1))
-    report.table(
+    table(
         f"{split}: {dataset.num_examples:,} examples",
         [
             (

@@ -7,7 +7,7 @@ to `config.out_dir`: config.json, command.txt, metrics.jsonl, timing.jsonl, tens
 checkpoints/. Run again, it goes on from the newest checkpoint, bit for bit; a finished run says so
 and ends. SIGTERM makes it save and end with exit code 143, SIGUSR1 traces a few steps, and a
 process that hangs ends with exit code 75 (`monitoring.watch`). Several processes are one run
-(`inf_jax.distributed.coordination`): the first of them writes all files but the checkpoints.
+(`inf_jax.distributed.cluster`): the primary one writes all files but the checkpoints.
 
 Options, beside --config and --config.KEY=VALUE:
   --resume      there must be a checkpoint to go on from
@@ -25,8 +25,8 @@ from inf_jax.checkpoints.saver import Saver
 from inf_jax.config import ReadLog, check_all_read, command_line, run, save_resolved
 from inf_jax.core.errors import UserError
 from inf_jax.data.loader import to_mesh
-from inf_jax.distributed import coordination as hosts
-from inf_jax.distributed import preemption as course
+from inf_jax.distributed import coordination, preemption
+from inf_jax.distributed.entry_point import run_distributed
 from inf_jax.io import storage
 from inf_jax.monitoring import metrics_log as report
 from inf_jax.monitoring.wandb_log import WandbLog, import_wandb
@@ -37,15 +37,15 @@ from inf_jax.training.setup import make_training
 def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
     """One training run, from its config; `resume` as on the command line, None is neither."""
     begun, config = time.time(), ReadLog(resolved)
-    out_dir, lead = storage.as_path(config.out_dir), hosts.is_lead()
+    out_dir, primary = storage.as_path(config.out_dir), coordination.is_primary()
     minutes, wandb_project = config.train.checkpoint_minutes, config.train.wandb_project
     watching = watch_options(config)
     if wandb_project:
         import_wandb(wandb_project)  # before any long work
-    hosts.check_shared(out_dir)
+    coordination.check_shared(out_dir, storage.check)
     with (
-        hosts.on_lead(storage.taken(out_dir)),
-        course.Course(save_every_s=60 * minutes) as asked,
+        coordination.on_primary(storage.taken(out_dir)),
+        preemption.PreemptionGuard(save_every_s=60 * minutes) as guard,
         contextlib.closing(Saver(config, resolved, resume=resume)) as saver,
         storage.WorkDir(out_dir) as work,
     ):
@@ -58,11 +58,11 @@ def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
         with watching_start(watching, work.path):
             state, first = saver.start(training)
         if first >= steps:
-            if lead:
+            if primary:
                 print(f"{out_dir}: all {steps} steps are done, nothing to train after {first}")
             return
         log = report.NoLog()
-        if lead:
+        if primary:
             work.claim()
             saver.check_alone()
             save_resolved(resolved, out_dir / "config.json")
@@ -104,7 +104,7 @@ def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
                     f"(loss {values['loss']}); lower optim.lr, or look at {out_dir}/metrics.jsonl"
                 )
 
-        started, pending, word = time.monotonic(), None, course.GO_ON
+        started, pending, action = time.monotonic(), None, preemption.CONTINUE
         batches = loader.batches(first, steps, to_device=to_mesh(training.mesh), prefetch=prefetch)
         with log, watch, contextlib.closing(batches):
             for step, batch in enumerate(watch.batches(batches), first):
@@ -116,24 +116,24 @@ def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
                 if training.dev and (done % dev_every == 0 or done == steps):
                     metrics |= training.dev(state)
                 pending = step, metrics
-                word = asked.word(done)
-                if saver.due(done, word):
+                action = guard.action(done)
+                if saver.due(done, action):
                     finish(*pending)  # a checkpoint never runs ahead of the log, or of the check
                     pending = None
                     with watch.saving():
                         log.flush()
                         work.push()
                         saver.save(state, done)
-                    asked.saved()
-                if word == course.STOP:
+                    guard.saved()
+                if action == preemption.STOP:
                     break
             saver.wait()
         seconds = time.monotonic() - started
-        if word == course.STOP and done < steps:
-            if lead:
+        if action == preemption.STOP and done < steps:
+            if primary:
                 print(f"{out_dir}: asked to stop, saved after {done} of {steps} steps")
-            raise SystemExit(course.STOPPED)
-        if lead:
+            raise SystemExit(preemption.STOPPED)
+        if primary:
             report.summary(
                 training,
                 steps=steps - first,
@@ -148,4 +148,4 @@ def _flags(values: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    run(hosts.on_all(main), __doc__, define=_flags)
+    run(run_distributed(main), __doc__, define=_flags)

@@ -12,8 +12,8 @@ from inf_jax.checkpoints.resume import Position, check_frozen, check_position
 from inf_jax.config import ReadLog, check_same_run
 from inf_jax.config.checks import keys_of, value_of
 from inf_jax.core.errors import UserError
-from inf_jax.distributed import coordination as hosts
-from inf_jax.distributed import preemption as course
+from inf_jax.distributed.coordination import check_same, is_primary
+from inf_jax.distributed.preemption import CONTINUE
 from inf_jax.io import storage
 from inf_jax.training.parameters import fingerprint
 from inf_jax.training.setup import Training
@@ -61,7 +61,7 @@ class Saver:
         self._position, saved = checkpoint.read_run(self._manager, newest)
         source = self._manager.directory / str(newest)
         changed = check_same_run(self._config, saved, source)
-        if changed and hosts.is_lead():
+        if changed and is_primary():
             print(f"{source}: going on; since then {'; '.join(changed)}")
 
     @property
@@ -81,7 +81,7 @@ class Saver:
         here = Position(0, self._seed, loader.batch_size, loader.dataset.fingerprint, groups)
         keys = {key: value_of(self._config, key) for key in keys_of(self._config)}
         facts = here._asdict() | keys | {"jax": jax.__version__}
-        hosts.check_same({name: str(value) for name, value in facts.items()})
+        check_same({name: str(value) for name, value in facts.items()})
         self._check_room(training)
         if self._position is None:
             state = training.fresh()
@@ -103,10 +103,10 @@ class Saver:
                 "from there"
             )
 
-    def due(self, done: int, word: str) -> bool:
+    def due(self, done: int, action: str) -> bool:
         """Whether to save after `done` steps; raises UserError where an earlier save has failed."""
         checkpoint.check(self._manager)
-        return word != course.GO_ON or done % self._every == 0 or done == self._steps
+        return action != CONTINUE or done % self._every == 0 or done == self._steps
 
     def count(self, metrics: dict) -> None:
         """Takes a step's metrics into account for the score of the next checkpoint."""

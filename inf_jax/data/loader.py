@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from inf_jax.core import packing
+from inf_jax.core.batch import Batch, InstructionNegatives, split_hashes, text_ids
 from inf_jax.core.errors import UserError
 from inf_jax.data.layout import FIRST_EXTRA, Layout, StepTexts
 from inf_jax.data.negatives import draw, free_places, instruction_ids, of_chunk, of_rows, siblings
@@ -23,8 +24,6 @@ from inf_jax.data.records import PAIRS_PER_EXAMPLE
 from inf_jax.data.sampler import Order
 from inf_jax.data.tokenised import TokenisedDataset
 from inf_jax.distributed.mesh import batch_devices, batch_sharding, local_parts
-from inf_jax.losses.blocks import split_hashes, text_ids
-from inf_jax.training.forward import Batch, InstructionNegatives
 
 PLANNED_TEXTS = 2_000_000  # above this many texts the shape is planned on a sample of the steps
 SAMPLED_STEPS = 64

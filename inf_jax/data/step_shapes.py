@@ -11,15 +11,14 @@ import numpy as np
 
 from inf_jax.config import ReadLog
 from inf_jax.core import packing
+from inf_jax.core.batch import Batch, InstructionNegatives, TextIds
 from inf_jax.core.errors import UserError
 from inf_jax.data.from_config import dataset_dir
 from inf_jax.data.layout import PASSAGE, grids
 from inf_jax.data.loader import MARGIN, Loader, pairs_per_chunk
 from inf_jax.data.records import PAIRS_PER_EXAMPLE
-from inf_jax.losses.blocks import TextIds
 from inf_jax.losses.objective import parse_objective
 from inf_jax.models.hf.backbone import run_tokenizer
-from inf_jax.training.forward import Batch, InstructionNegatives
 from inf_jax.training.setup import make_loader
 
 

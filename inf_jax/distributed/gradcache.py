@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from inf_jax.core.trees import path_name
 from inf_jax.distributed.layer_shards import Shards
-from inf_jax.distributed.mesh import BATCH_AXES, path_name, rule, state_shardings
+from inf_jax.distributed.mesh import BATCH_AXES
+from inf_jax.distributed.sharding import rule, state_shardings
 
 
 def in_chunks(

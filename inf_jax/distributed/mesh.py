@@ -2,12 +2,10 @@
 
 Axes: "data" (copies of the state), "fsdp" (shards of one copy) and "tensor" (devices that share the
 heads and the ffn of each layer, and its activations). A batch is split over the first two, so that
-a loss is one global mean whatever the mesh. Parameters follow an ordered table of path patterns;
-one that matches none raises.
+a loss is one global mean whatever the mesh.
 """
 
 import math
-import re
 from collections.abc import Sequence
 
 import jax
@@ -19,31 +17,6 @@ from inf_jax.core.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
-
-# First match wins; layers are stacked along the first axis, but for the projection. "fsdp" splits
-# the model width (d), which every weight has and every mesh divides; "tensor" splits heads and ffn
-# (Megatron, arXiv 1909.08053).
-RULES: tuple[tuple[str, PartitionSpec], ...] = (
-    (r"(word|position|token_type)$", PartitionSpec(None, "fsdp")),
-    (r"(query|key|value)_kernel$", PartitionSpec(None, "fsdp", "tensor", None)),
-    (r"(query|key|value)_bias$", PartitionSpec(None, "tensor", None)),
-    (r"out_kernel$", PartitionSpec(None, "tensor", None, "fsdp")),
-    (r"(up|gate)_kernel$", PartitionSpec(None, "fsdp", "tensor")),
-    (r"(up|gate)_bias$", PartitionSpec(None, "tensor")),
-    (r"down_kernel$", PartitionSpec(None, "tensor", "fsdp")),
-    (r"(query|key|value|up|gate)_lora_a$", PartitionSpec(None, "fsdp", None)),
-    (r"(query|key|value)_lora_b$", PartitionSpec(None, None, "tensor", None)),
-    (r"(up|gate)_lora_b$", PartitionSpec(None, None, "tensor")),
-    (r"out_lora_a$", PartitionSpec(None, "tensor", None, None)),
-    (r"down_lora_a$", PartitionSpec(None, "tensor", None)),
-    (r"(out|down)_lora_b$", PartitionSpec(None, None, "fsdp")),
-    (r"projection/kernel$", PartitionSpec("fsdp", None)),
-    (r"(_bias|norm/(scale|bias)|projection/bias)$", PartitionSpec()),
-)
-
-# Where "tensor" does not divide the heads of keys and values, each device has them all; its own
-# heads of queries need some of them (`Shards.serving`).
-_FEW_HEADS = r"(key|value)_(kernel|bias|lora_b)$"
 
 
 def make_mesh(
@@ -120,46 +93,6 @@ def local_parts(mesh: Mesh) -> list[int]:
 def replicated(mesh: Mesh) -> NamedSharding:
     """A whole copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
-
-
-def rule(name: str) -> PartitionSpec | None:
-    """The first rule that matches a path; None where none does."""
-    return next((spec for pattern, spec in RULES if re.search(pattern, name)), None)
-
-
-def state_shardings(mesh: Mesh, abstract_state):
-    """NamedSharding of every leaf of a train state (parameters, optimiser moments, counters).
-
-    Raises:
-      UserError: lists all arrays without a rule, and all that the mesh does not divide.
-    """
-    problems = []
-
-    def leaf(path, x) -> NamedSharding:
-        if x.ndim == 0:  # counters
-            return replicated(mesh)
-        name = path_name(path)
-        spec = rule(name)
-        if spec is None:
-            problems.append(f"no sharding rule for {name}{x.shape}")
-            return replicated(mesh)
-        few = re.search(_FEW_HEADS, name)
-        if few and x.shape[-2] % mesh.shape["tensor"]:
-            spec = PartitionSpec(*(None if axis == "tensor" else axis for axis in spec))
-        for size, axis in zip(x.shape, spec, strict=False):
-            if axis and size % mesh.shape[axis]:
-                problems.append(f"{name}{x.shape}: {size} is no multiple of {axis}")
-        return NamedSharding(mesh, spec)
-
-    shardings = jax.tree_util.tree_map_with_path(leaf, abstract_state)
-    if problems:
-        raise UserError(f"mesh {dict(mesh.shape)}: " + "; ".join(problems))
-    return shardings
-
-
-def path_name(path) -> str:
-    """`params/shared/blocks/up_kernel` of a tree path."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def compiler_options(mesh: Mesh) -> dict[str, bool]:

@@ -22,32 +22,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-
-class TextIds(NamedTuple):
-    """Which texts each pair has: 64-bit hashes as two uint32 halves (jax has no uint64 by default).
-
-    Attributes:
-      instruction: uint32[b, 2].
-      query: uint32[b, 2], the query without its instruction.
-      passage: uint32[b, 2], or [b, 1 + h, 2] with the positive first.
-    """
-
-    instruction: jax.Array
-    query: jax.Array
-    passage: jax.Array
-
-
-def split_hashes(hashes: np.ndarray) -> np.ndarray:
-    """uint64[...] -> uint32[..., 2], the low half first."""
-    return np.stack([hashes & np.uint64(0xFFFFFFFF), hashes >> np.uint64(32)], -1).astype(np.uint32)
-
-
-def text_ids(hashes: np.ndarray) -> TextIds:
-    """TextIds of uint64[b, 3], the hashes of b pairs as `TokenisedRecord.hashes` has them."""
-    halves = split_hashes(hashes)
-    return TextIds(halves[:, 0], halves[:, 1], halves[:, 2])
+from inf_jax.core.batch import TextIds
 
 
 class Rows(NamedTuple):

@@ -24,7 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from inf_jax.losses.blocks import BLOCKS, Rows, TextIds, texts_of
+from inf_jax.core.batch import TextIds
+from inf_jax.losses.blocks import BLOCKS, Rows, texts_of
 from inf_jax.losses.tiles import (
     Coefficients,
     Counts,

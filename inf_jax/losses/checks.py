@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh
 
+from inf_jax.core.batch import TextIds
 from inf_jax.core.errors import UserError
-from inf_jax.losses.blocks import TextIds
 from inf_jax.losses.objective import Objective
 
 ENGINES = ("dense", "blockwise", "ring", "gather")

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from inf_jax.core.batch import TextIds
 from inf_jax.losses import one_pass as onepass
 from inf_jax.losses import terms
-from inf_jax.losses.blocks import BLOCKS, Rows, TextIds
+from inf_jax.losses.blocks import BLOCKS, Rows
 from inf_jax.losses.blockwise import Coefficients, Sweep, sweep
 from inf_jax.losses.checks import ENGINES, check_ids, check_inputs
 from inf_jax.losses.dense import dense_sums

@@ -124,6 +124,11 @@ class Encoder:
         return f"{name} ({instead_of})" if instead_of else name
 
 
+def tower(params: dict, role: str) -> dict:
+    """The encoder's tree for `role` ("query" or "passage")."""
+    return params["shared"] if "shared" in params else params[role]
+
+
 def _implementations(options: EncoderOptions) -> tuple[str, ...]:
     return implementations(options.attention, options.device or jax.local_devices()[0])
 

@@ -2,17 +2,15 @@
 
 import contextlib
 import json
-import os
 import warnings
 from pathlib import Path
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from rich.console import Console
-from rich.table import Table
 from tqdm import tqdm
 
+from inf_jax.core.console import table
 from inf_jax.core.errors import UserError
 from inf_jax.data.loader import Loader
 from inf_jax.io.storage import AnyPath
@@ -46,16 +44,6 @@ _PACE = {
     "device_peak_bytes": ("device memory, peak GiB", 2**30, ".2f"),
     "host_peak_bytes": ("host memory, peak GiB", 2**30, ".2f"),
 }
-
-
-def table(title: str, rows: list[tuple], header: tuple[str, ...] = ()) -> None:
-    """Prints a small table; first column left, the others right."""
-    out = Table(title=title, title_justify="left", show_header=bool(header))
-    for i, name in enumerate(header or [""] * len(rows[0])):
-        out.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
-    for row in rows:
-        out.add_row(*map(str, row))
-    Console(width=None if os.isatty(1) else 100).print(out)
 
 
 def banner(config: ConfigDict, training: Training, *, first_step: int) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 import jax
 
 from inf_jax.config import ReadLog
-from inf_jax.distributed import coordination as hosts
+from inf_jax.distributed.coordination import is_primary
 from inf_jax.io.storage import AnyPath
 from inf_jax.monitoring.loss_guard import SpikeGuard
 from inf_jax.monitoring.metrics_log import MetricsLog, NoLog, read_metrics
@@ -56,7 +56,7 @@ class Watch(contextlib.ExitStack):
     """Open around the loop, in every process.
 
     Args:
-      out_dir: of the run; the lead's metrics.jsonl is in it.
+      out_dir: of the run; the primary process's metrics.jsonl is in it.
       work_dir: the local directory where this process's files of out_dir are (`storage.WorkDir`).
       first: this start's first step.
       begun: when this start began, seconds since the epoch.
@@ -79,7 +79,7 @@ class Watch(contextlib.ExitStack):
         super().__init__()
         self._checkpoints, process = checkpoints, jax.process_index()
         self.pace = Pace(
-            work_dir / "timing.jsonl" if hosts.is_lead() else None,
+            work_dir / "timing.jsonl" if is_primary() else None,
             work=work_of(training, dims=options.dims),
             first=first,
             every=options.log_every,

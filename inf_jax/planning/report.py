@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from inf_jax.monitoring.metrics_log import table
+from inf_jax.core.console import table
 
 GIB = 2**30
 

@@ -12,7 +12,8 @@ from tqdm import tqdm
 from inf_jax.core.errors import UserError
 from inf_jax.core.packing import Packed, pack_chunk, place, stack_chunks
 from inf_jax.distributed.gradcache import in_chunks
-from inf_jax.distributed.mesh import batch_sharding, compiler_options, local_mesh, state_shardings
+from inf_jax.distributed.mesh import batch_sharding, compiler_options, local_mesh
+from inf_jax.distributed.sharding import state_shardings
 
 
 def encode_texts(

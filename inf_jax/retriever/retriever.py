@@ -13,16 +13,16 @@ from jax.sharding import Mesh
 
 from inf_jax.core.errors import UserError
 from inf_jax.core.packing import rows_needed
-from inf_jax.distributed.mesh import local_mesh, state_shardings
+from inf_jax.distributed.mesh import local_mesh
+from inf_jax.distributed.sharding import state_shardings
 from inf_jax.models import hf
-from inf_jax.models.encoder import make_encoder
+from inf_jax.models.encoder import make_encoder, tower
 from inf_jax.models.hf import sentence_transformers as st_files
 from inf_jax.models.hf.config import EncoderConfig, read_config
 from inf_jax.models.pooling import PROJECTION
 from inf_jax.retriever.encode import encode_texts, shortened
 from inf_jax.retriever.settings import SETTINGS_FILE, RetrieverConfig, read_settings
 from inf_jax.text.tokenizer import TextConfig, TextTokenizer, load_tokenizer
-from inf_jax.training.forward import tower
 
 __all__ = ["Retriever", "RetrieverConfig", "load"]
 

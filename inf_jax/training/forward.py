@@ -8,48 +8,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from inf_jax.core.batch import Batch
 from inf_jax.core.packing import Packed
 from inf_jax.distributed.gradcache import in_chunks
-from inf_jax.losses.blocks import TextIds
+from inf_jax.models.encoder import tower
 
 Encode = Callable[..., jax.Array]  # (params, packed, key, [shards=]) -> [c, k, e]
-
-
-class InstructionNegatives(NamedTuple):
-    """Block I of a global batch: which instructions the query of each row is also read under.
-
-    Attributes:
-      ids: uint32[b, 1 + m, 2], hashes of the instructions of n_ik. Column 0 is free: the row of the
-        same query under the example's other instruction. The others are drawn and have texts of
-        their own. A row's own instruction's hash stands where n_ik is known to fit the row's
-        passage. With the query encoder "attention" uint32[b, n, 2], the instructions of the chunk.
-      poison: int32[b], the place in its chunk of the row whose instructed query is column 0; the
-        row's own where there is none. A permutation in each chunk. None with "attention".
-      valid: bool[b, 1 + m] or bool[b, n], where there is an n_ik of another row.
-    """
-
-    ids: jax.Array
-    poison: jax.Array | None
-    valid: jax.Array
-
-
-class Batch(NamedTuple):
-    """A global batch; c chunks of n pairs, b = c * n. All leading axes are split over the mesh.
-
-    Attributes:
-      texts: for shared towers Packed with k = 2n + n * m texts a chunk: n instructed queries, their
-        n passages, then the m drawn n_ik of each pair, pair by pair; for separate ones (queries,
-        passages), Packed of k = n + n * m and k = n. With the query encoder "attention" k = 3n: n
-        instructions, n queries, n passages; or k = 2n and k = n.
-      ids: TextIds, uint32[b, 2] each, in chunk order.
-      valid: bool[b], False for an empty slot.
-      negatives: None where the objective has no block I.
-    """
-
-    texts: Packed | tuple[Packed, Packed]
-    ids: TextIds
-    valid: jax.Array
-    negatives: InstructionNegatives | None = None
 
 
 class Embeddings(NamedTuple):
@@ -59,11 +23,6 @@ class Embeddings(NamedTuple):
     queries: jax.Array
     passages: jax.Array
     instruction_negatives: jax.Array | None
-
-
-def tower(params: dict, role: str) -> dict:
-    """The encoder's tree for `role` ("query" or "passage")."""
-    return params["shared"] if "shared" in params else params[role]
 
 
 def encode_pairs(

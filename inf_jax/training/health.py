@@ -21,8 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from inf_jax.core.batch import TextIds
 from inf_jax.core.errors import UserError
-from inf_jax.losses.blocks import BLOCKS, Rows, TextIds, candidates, dots
+from inf_jax.losses.blocks import BLOCKS, Rows, candidates, dots
 from inf_jax.losses.terms import mean
 
 BINS = 20  # of width 0.1

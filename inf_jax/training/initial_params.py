@@ -11,7 +11,7 @@ from inf_jax.checkpoints import manager as checkpoint
 from inf_jax.checkpoints.resume import check_frozen
 from inf_jax.config import ReadLog, defaults
 from inf_jax.core.errors import UserError
-from inf_jax.distributed.mesh import state_shardings
+from inf_jax.distributed.sharding import state_shardings
 from inf_jax.io import storage
 from inf_jax.models.config import EncoderConfig
 from inf_jax.models.hf.backbone import Model, load_model

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from inf_jax.distributed.mesh import path_name
+from inf_jax.core.trees import path_name
 
 
 def make_schedule(

@@ -7,7 +7,6 @@ and are not. With adapters the whole backbone is frozen.
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +15,8 @@ import numpy as np
 
 from inf_jax.config import ReadLog
 from inf_jax.core.errors import UserError
-from inf_jax.distributed.mesh import path_name, state_shardings
+from inf_jax.core.trees import join, leaf_paths, path_name, select
+from inf_jax.distributed.sharding import state_shardings
 from inf_jax.models.encoder import DTYPES, Encoder, make_encoder, plain_encoder
 from inf_jax.models.lora import Lora, first_adapters, is_adapter, merged
 
@@ -40,11 +40,11 @@ class Split(NamedTuple):
 
     def trained(self, base: dict) -> dict:
         """The trained parameters at the start of a run, of `base`'s arrays; to be jitted."""
-        return _pick(self._with_adapters(base), lambda path: path not in self.frozen)
+        return select(self._with_adapters(base), lambda path: path not in self.frozen)
 
     def fixed(self, base: dict) -> dict:
         """The frozen parameters, of `base`'s arrays; to be jitted."""
-        found = _pick(self._with_adapters(base), lambda path: path in self.frozen)
+        found = select(self._with_adapters(base), lambda path: path in self.frozen)
 
         def leaf(path, x: jax.Array) -> jax.Array:
             vector = path_name(path).endswith(("bias", "scale"))
@@ -94,13 +94,13 @@ def make_split(config: ReadLog, encoder: Encoder) -> Split:
     shapes = jax.eval_shape(plain_encoder(encoder).init, jax.random.key(0))
     base = dict.fromkeys(towers, shapes)
     split = Split(base, lora, frozenset(), DTYPES[section.frozen_dtype], config.seed)
-    paths = _paths(jax.eval_shape(split.trained, base))
+    paths = leaf_paths(jax.eval_shape(split.trained, base))
     chosen = {path for path in paths if pattern and re.search(pattern, path)}
     if pattern and not chosen:
         raise UserError(f"model.freeze={pattern!r} matches nothing; there are {', '.join(paths)}")
     if lora:
         backbone = jax.eval_shape(make_encoder(encoder.config).init, jax.random.key(0))
-        chosen |= set(_paths(dict.fromkeys(towers, backbone)))
+        chosen |= set(leaf_paths(dict.fromkeys(towers, backbone)))
     if chosen == set(paths):
         raise UserError(f"model.freeze={pattern!r} leaves nothing to train")
     if count >= layers:
@@ -109,14 +109,6 @@ def make_split(config: ReadLog, encoder: Encoder) -> Split:
             "model.freeze='blocks/'"
         )
     return split._replace(frozen=frozenset(chosen))
-
-
-def join(one: Mapping, other: Mapping) -> dict:
-    """Two nested dicts with different leaves as one."""
-    whole = dict(one)
-    for name, value in other.items():
-        whole[name] = join(whole[name], value) if name in whole else value
-    return whole
 
 
 @jax.jit
@@ -149,21 +141,3 @@ def fingerprint(frozen: dict) -> str:
         numbers = np.asarray(found).tolist()
         digest.update(f"{path_name(path)} {x.dtype}{x.shape} {numbers}\n".encode())
     return digest.hexdigest()[:16]
-
-
-def _paths(tree: dict) -> list[str]:
-    return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
-
-
-def _pick(tree: Mapping, wanted: Callable[[str], bool], prefix: str = "") -> dict:
-    """The leaves at some paths; no dict is empty."""
-    found = {}
-    for name, value in tree.items():
-        path = f"{prefix}{name}"
-        if isinstance(value, Mapping):
-            value = _pick(value, wanted, path + "/")
-            if value:
-                found[name] = value
-        elif wanted(path):
-            found[name] = value
-    return found

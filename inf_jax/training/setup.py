@@ -9,27 +9,28 @@ import jax
 import jax.numpy as jnp
 
 from inf_jax.config import ReadLog
+from inf_jax.core.batch import Batch
 from inf_jax.core.errors import UserError
+from inf_jax.core.trees import join
 from inf_jax.data.from_config import tokenised_split
 from inf_jax.data.loader import Loader, pairs_per_chunk, to_mesh
 from inf_jax.data.records import PAIRS_PER_EXAMPLE
-from inf_jax.distributed import coordination as hosts
+from inf_jax.distributed.coordination import primary_first
 from inf_jax.distributed.mesh import (
     batch_devices,
     compiler_options,
     local_parts,
     make_mesh,
     replicated,
-    state_shardings,
 )
+from inf_jax.distributed.sharding import state_shardings
 from inf_jax.losses.objective import Objective, parse_objective
 from inf_jax.models.encoder import Encoder
 from inf_jax.models.hf.backbone import Model, load_model
 from inf_jax.text.tokenizer import TextTokenizer
-from inf_jax.training.forward import Batch
 from inf_jax.training.initial_params import start_params
 from inf_jax.training.optim import make_optimizer, make_schedule
-from inf_jax.training.parameters import Split, join, make_split
+from inf_jax.training.parameters import Split, make_split
 from inf_jax.training.step import TrainState, init_coefficients, make_loss, make_train_step
 
 
@@ -159,7 +160,7 @@ def make_loader(
     objective, sampled = parse_objective(loss.objective), loss.instruction_negatives
     each, split = train.chunks_per_device, split or data.train_split
     pairs_per_chunk(train.batch_size, devices * each, whole_examples=False)  # before any long work
-    with hosts.lead_first(f"tokenised {split}"):
+    with primary_first(f"tokenised {split}"):
         dataset = tokenised_split(config, tokenizer, split, expected=expected)
     whole = split == data.train_split
     if not whole and dataset.num_examples * PAIRS_PER_EXAMPLE < devices * each:

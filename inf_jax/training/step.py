@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from inf_jax.core.batch import Batch
+from inf_jax.core.trees import join
 from inf_jax.losses import contrastive_loss
 from inf_jax.losses.objective import Objective
-from inf_jax.training.forward import Batch, Encode, encode_pairs
+from inf_jax.training.forward import Encode, encode_pairs
 from inf_jax.training.health import health
 from inf_jax.training.optim import nonfinite_counts, without_layers
-from inf_jax.training.parameters import join
 
 
 class TrainState(NamedTuple):

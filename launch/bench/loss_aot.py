@@ -122,8 +122,8 @@ def _trace(program: dict, *, dim: int):
     import jax.numpy as jnp
     from jax.experimental import topologies
 
+    from inf_jax.core.batch import TextIds
     from inf_jax.distributed.mesh import batch_sharding, make_mesh
-    from inf_jax.losses.blocks import TextIds
     from inf_jax.losses.contrastive import TILES, contrastive_loss
     from inf_jax.planning.flops import product_flops
 

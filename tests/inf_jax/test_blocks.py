@@ -7,18 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from inf_jax.core.batch import TextIds, split_hashes, text_ids
 from inf_jax.data.records import text_hash
 from inf_jax.losses import contrastive_loss
-from inf_jax.losses.blocks import (
-    BLOCKS,
-    Rows,
-    TextIds,
-    candidates,
-    same_query,
-    same_texts,
-    split_hashes,
-    text_ids,
-)
+from inf_jax.losses.blocks import BLOCKS, Rows, candidates, same_query, same_texts
 from inf_jax.losses.objective import count_negatives, parse_objective
 
 

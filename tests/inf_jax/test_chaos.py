@@ -16,7 +16,7 @@ import pytest
 
 from inf_jax.checkpoints import manager as checkpoint
 from inf_jax.config import ReadLog
-from inf_jax.distributed.mesh import path_name
+from inf_jax.core.trees import path_name
 from inf_jax.distributed.preemption import STOPPED
 from inf_jax.monitoring.metrics_log import read_metrics
 from inf_jax.training.setup import make_training
@@ -31,7 +31,7 @@ NOTED = """
 import json, os, time
 import jax
 from inf_jax import config, train
-from inf_jax.distributed import coordination as hosts
+from inf_jax.distributed.entry_point import run_distributed
 from inf_jax.data import loader
 host_batch = loader.Loader.host_batch
 def noted(self, step):
@@ -43,7 +43,7 @@ def noted(self, step):
     time.sleep(0.02)
     return batch
 loader.Loader.host_batch = noted
-config.run(hosts.on_all(train.main), train.__doc__)
+config.run(run_distributed(train.main), train.__doc__)
 """
 
 

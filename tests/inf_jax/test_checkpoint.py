@@ -22,7 +22,7 @@ from inf_jax.checkpoints.integrity import checksums
 from inf_jax.checkpoints.resume import Position
 from inf_jax.config import ReadLog
 from inf_jax.core.errors import UserError
-from inf_jax.distributed.preemption import GO_ON, SAVE, STOP, STOPPED, Course
+from inf_jax.distributed.preemption import CHECKPOINT, CONTINUE, STOP, STOPPED, PreemptionGuard
 from inf_jax.io import storage
 from inf_jax.monitoring.metrics_log import read_metrics
 from inf_jax.training.setup import make_training
@@ -353,30 +353,30 @@ def test_two_runs_in_one_out_dir_are_refused(tiny_config, monkeypatch):
         pass
 
 
-def test_course(monkeypatch):
+def test_preemption_guard(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     before = signal.getsignal(signal.SIGTERM)
-    with Course(save_every_s=60) as course:
-        assert course.word(1) == GO_ON
+    with PreemptionGuard(save_every_s=60) as guard:
+        assert guard.action(1) == CONTINUE
         clock[0] = 60
-        assert course.word(2) == SAVE
-        course.saved()
+        assert guard.action(2) == CHECKPOINT
+        guard.saved()
         clock[0] = 119
-        assert course.word(3) == GO_ON
+        assert guard.action(3) == CONTINUE
         signal.raise_signal(signal.SIGUSR1)  # asks for a trace, which there is none of yet
         signal.raise_signal(signal.SIGTERM)
-        assert course.word(4) == STOP
+        assert guard.action(4) == STOP
         signal.raise_signal(signal.SIGTERM)  # sent doubly
         clock[0] += 6
         with pytest.raises(SystemExit):
             signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == before
-    with Course() as course:
+    with PreemptionGuard() as guard:
         with pytest.raises(SystemExit) as ended:  # nothing to save yet
             signal.raise_signal(signal.SIGTERM)
         assert ended.value.code == STOPPED
-        assert course.word(1) == STOP  # where a callback of C, say, has swallowed it
-    with Course() as course:
+        assert guard.action(1) == STOP  # where a callback of C, say, has swallowed it
+    with PreemptionGuard() as guard:
         clock[0] = 1e9
-        assert course.word(1) == GO_ON
+        assert guard.action(1) == CONTINUE

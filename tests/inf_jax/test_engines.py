@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
+from inf_jax.core.batch import TextIds, split_hashes
 from inf_jax.core.errors import UserError
 from inf_jax.distributed.mesh import make_mesh
 from inf_jax.losses import contrastive_loss
-from inf_jax.losses.blocks import TextIds, split_hashes
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "losses"
 ALL = "P,I,IQ,QQ,PP"

@@ -19,9 +19,9 @@ from inf_jax.data.tokenise import read_examples
 from inf_jax.evaluate import main
 from inf_jax.evaluation import figure
 from inf_jax.evaluation.scores import METRICS, evaluate, task_from_examples
+from inf_jax.models.encoder import tower
 from inf_jax.models.hf.backbone import load_model
 from inf_jax.retriever.encode import encode_texts
-from inf_jax.training.forward import tower
 from inf_jax.training.step import TrainState, init_params
 
 

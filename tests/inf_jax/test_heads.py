@@ -14,7 +14,8 @@ from inf_jax.config import ReadLog
 from inf_jax.core.errors import UserError
 from inf_jax.core.packing import pack_chunk, stack_chunks
 from inf_jax.distributed.gradcache import in_chunks
-from inf_jax.distributed.mesh import batch_sharding, make_mesh, state_shardings
+from inf_jax.distributed.mesh import batch_sharding, make_mesh
+from inf_jax.distributed.sharding import state_shardings
 from inf_jax.models.encoder import EncoderOptions, make_encoder
 from inf_jax.models.hf.backbone import load_model
 from inf_jax.models.pooling import init_projection, project

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from inf_jax.core.batch import TextIds, split_hashes
 from inf_jax.core.errors import UserError
 from inf_jax.distributed.mesh import batch_sharding, make_mesh
-from inf_jax.losses.blocks import TextIds, split_hashes
 from inf_jax.training.health import health, sample_rows
 
 

@@ -15,9 +15,9 @@ from safetensors.numpy import load_file
 from inf_jax.checkpoints import manager as checkpoint
 from inf_jax.config import ReadLog
 from inf_jax.core.errors import UserError
-from inf_jax.distributed import coordination as hosts
-from inf_jax.distributed.cluster import roll_call
-from inf_jax.distributed.mesh import path_name
+from inf_jax.core.trees import path_name
+from inf_jax.distributed.cluster import Place, find_place, initialise, rendezvous
+from inf_jax.distributed.entry_point import single_process_only
 from inf_jax.models import hf
 from inf_jax.monitoring.metrics_log import read_metrics
 from inf_jax.training.setup import make_training
@@ -29,7 +29,7 @@ DEVICES = 4  # of a run, however many processes share them
 DAMAGED = """
 import jax
 from inf_jax import config, train
-from inf_jax.distributed import coordination as hosts
+from inf_jax.distributed.entry_point import run_distributed
 from inf_jax.data import loader
 from inf_jax.core.errors import UserError
 host_batch = loader.Loader.host_batch
@@ -38,27 +38,29 @@ def damaged(self, step):
         raise UserError("record 7 is damaged")
     return host_batch(self, step)
 loader.Loader.host_batch = damaged
-config.run(hosts.on_all(train.main), train.__doc__)
+config.run(run_distributed(train.main), train.__doc__)
 """
 
 # Process 1 comes to no barrier, and sees another directory than process 0.
 APART = """
 import os, pathlib, sys
-from jax._src import distributed
-from inf_jax.distributed import coordination as hosts
+from inf_jax.distributed.cluster import initialise
+from inf_jax.distributed.coordination import barrier, check_shared, is_primary
+from inf_jax.distributed.jax_internals import coordination_client
+from inf_jax.io.storage import check
 from inf_jax.core.errors import UserError
-hosts.initialise()
-client = distributed.global_state.client
-if hosts.is_lead():
+initialise()
+client = coordination_client()
+if is_primary():
     try:
-        hosts.barrier("meeting", timeout_s=1)
+        barrier("meeting", timeout_s=1)
     except UserError as error:
         print(error)
     client.key_value_set("told", "yes")
 client.blocking_key_value_get("told", 60_000)
 directory = pathlib.Path(sys.argv[1].removeprefix("--config=")).parent / "out"
 try:
-    hosts.check_shared(directory if hosts.is_lead() else directory / "elsewhere")
+    check_shared(directory if is_primary() else directory / "elsewhere", check)
 except UserError as error:
     print(error)
 """
@@ -139,7 +141,9 @@ def test_one_two_and_four_processes_are_one_run(config, tmp_path, compiled):
     assert_same("two", 9)
 
 
-def test_the_lead_tokenises_and_an_error_of_one_process_ends_all(config, tmp_path, compiled):
+def test_the_primary_process_tokenises_and_an_error_of_one_process_ends_all(
+    config, tmp_path, compiled
+):
     data = tmp_path / "data"
     shutil.copytree(config.data.dir, data, ignore=shutil.ignore_patterns("tokenised"))
     config.data.dir = str(data)
@@ -156,7 +160,9 @@ def test_a_process_that_does_not_start_is_named(tiny_config, tmp_path):
     (out,), codes = launch(file, count=2, only=[0], timeout_s=2)
     assert codes == [1]
     assert re.fullmatch(
-        r"error: 1 of 2 processes did not come to 127\.0\.0\.1:\d+ within 2 s: process 1; .*\n", out
+        r"error: 1 of 2 processes did not reach 127\.0\.0\.1:\d+ within 2 s: "
+        r"process 1 missing; .*\n",
+        out,
     )
     assert not Path(tiny_config.out_dir).exists()
 
@@ -164,21 +170,22 @@ def test_a_process_that_does_not_start_is_named(tiny_config, tmp_path):
 def test_what_goes_wrong_between_processes_is_named(tmp_path):
     outs, codes = launch(tmp_path / "c.py", count=2, program=("-c", APART))
     assert codes == [0, 0], "\n".join(outs)
-    assert "process 0 waited 1 s at 'meeting': no sign of process 1; look at" in outs[0]
+    assert "process 0 waited 1 s at 'meeting': process 1 missing; look at" in outs[0]
     for out in outs:
         assert re.search(
-            r"process 1 \(.+\): what process 0 writes in .*/out(/elsewhere)? is not there", out
+            r"process 1 \(.+\): what process 0 writes in .*/out(/elsewhere)? is not visible there",
+            out,
         )
     assert not list((tmp_path / "out").iterdir())
 
 
-def call_roll(*callers, timeout_s=30):
+def meet(*callers, timeout_s=30):
     """The error of each (count, process), "" where all is well; and the address."""
     address = f"127.0.0.1:{free_port()}"
 
     def one(count, process):
         try:
-            roll_call(address, count, process, timeout_s=timeout_s)
+            rendezvous(address, count, process, timeout_s=timeout_s)
         except UserError as error:
             return str(error)
         return ""
@@ -187,30 +194,30 @@ def call_roll(*callers, timeout_s=30):
         return list(pool.map(one, *zip(*callers, strict=True))), address
 
 
-def test_roll_call():
-    said, address = call_roll((3, 2), (3, 1), (3, 0))
+def test_rendezvous():
+    said, address = meet((3, 2), (3, 1), (3, 0))
     assert said == ["", "", ""]
     socket.create_server(("127.0.0.1", int(address.rpartition(":")[2]))).close()  # free again
 
-    said, address = call_roll((4, 0), (4, 2), timeout_s=1)
+    said, address = meet((4, 0), (4, 2), timeout_s=1)
     assert said[0] == said[1]
     assert said[0].startswith(
-        f"2 of 4 processes did not come to {address} within 1 s: process 1, 3;"
+        f"2 of 4 processes did not reach {address} within 1 s: process 1, 3 missing;"
     )
 
-    said, address = call_roll((2, 1), timeout_s=1)
+    said, address = meet((2, 1), timeout_s=1)
     assert re.match(rf"process 1 of 2: process 0 did not answer at {address} within 1 s", said[0])
 
-    said, _ = call_roll((3, 0), (3, 1), (3, 1))
+    said, _ = meet((3, 0), (3, 1), (3, 1))
     assert said == ["two processes were started as number 1 of 3"] * 3
-    said, _ = call_roll((2, 0), (4, 1))
+    said, _ = meet((2, 0), (4, 1))
     assert said == ["process 1 was started as one of 4, process 0 as one of 2"] * 2
 
 
-def test_roll_call_passes_over_strangers():
+def test_rendezvous_ignores_strangers():
     port = free_port()
     with ThreadPoolExecutor() as pool:
-        lead = pool.submit(roll_call, f"127.0.0.1:{port}", 2, 0, timeout_s=30)
+        primary = pool.submit(rendezvous, f"127.0.0.1:{port}", 2, 0, timeout_s=30)
         while True:
             try:
                 with socket.create_connection(("127.0.0.1", port)) as stranger:
@@ -221,8 +228,8 @@ def test_roll_call_passes_over_strangers():
                 pass
             except ConnectionResetError:
                 break
-        roll_call(f"127.0.0.1:{port}", 2, 1, timeout_s=30)
-        lead.result()
+        rendezvous(f"127.0.0.1:{port}", 2, 1, timeout_s=30)
+        primary.result()
 
 
 def set_environment(monkeypatch, values):
@@ -246,17 +253,17 @@ SLURM = {
     ("environment", "expected"),
     [
         ({}, None),
-        (place(4, 3, 99), hosts.Place("127.0.0.1:99", 4, 3, None)),
+        (place(4, 3, 99), Place("127.0.0.1:99", 4, 3, None)),
         (place(1, 0, 99), None),
-        (SLURM, hosts.Place("gpu07:61447", 16, 9, [1])),
-        (SLURM | {"JAX_LOCAL_DEVICE_IDS": "0,1"}, hosts.Place("gpu07:61447", 16, 9, [0, 1])),
+        (SLURM, Place("gpu07:61447", 16, 9, [1])),
+        (SLURM | {"JAX_LOCAL_DEVICE_IDS": "0,1"}, Place("gpu07:61447", 16, 9, [0, 1])),
         (SLURM | {"SLURM_NTASKS": "1"}, None),
         (SLURM | {"JAX_NUM_PROCESSES": "1"}, None),
     ],
 )
 def test_place(monkeypatch, environment, expected):
     set_environment(monkeypatch, environment)
-    assert hosts.find_place() == expected
+    assert find_place() == expected
 
 
 @pytest.mark.parametrize(
@@ -266,26 +273,28 @@ def test_place(monkeypatch, environment, expected):
         (place(2, 2, 99), "JAX_PROCESS_ID=2, JAX_NUM_PROCESSES=2: the first counts from 0"),
         (place(2, "one", 99), "JAX_PROCESS_ID=one"),
         (place(2, 1, ""), "JAX_COORDINATOR_ADDRESS=127.0.0.1:: must be HOST:PORT"),
-        (SLURM | {"SLURM_PROCID": "x"}, "JAX sees a cluster but not this process's place in it"),
+        (SLURM | {"SLURM_PROCID": "x"}, "JAX detects a cluster but not this process's place in it"),
     ],
 )
 def test_impossible_places_are_refused(monkeypatch, environment, message):
     set_environment(monkeypatch, environment)
     with pytest.raises(UserError, match=re.escape(message)):
-        hosts.initialise()
+        initialise()
 
 
 def test_impossible_start_timeout_is_refused(monkeypatch):
     set_environment(monkeypatch, place(2, 1, 99, timeout_s="soon"))
     with pytest.raises(UserError, match="INF_JAX_START_TIMEOUT=soon: seconds"):
-        hosts.initialise()
+        initialise()
 
 
 def test_mains_for_one_process_refuse_several(monkeypatch):
     ran = []
-    main = hosts.alone(ran.append)
+    main = single_process_only(ran.append)
     set_environment(monkeypatch, place(2, 1, 99))
-    with pytest.raises(UserError, match=r"for one process, here are 2: .* JAX_NUM_PROCESSES=1"):
+    with pytest.raises(
+        UserError, match=r"for a single process, 2 were started: .* JAX_NUM_PROCESSES=1"
+    ):
         main("config")
     assert not ran
     set_environment(monkeypatch, {})

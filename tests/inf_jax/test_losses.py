@@ -11,9 +11,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from inf_jax.core.batch import TextIds, split_hashes
 from inf_jax.core.errors import UserError
 from inf_jax.losses import contrastive_loss
-from inf_jax.losses.blocks import BLOCKS, TextIds, split_hashes
+from inf_jax.losses.blocks import BLOCKS
 
 ALL = "P,I,IQ,QQ,PP"
 UNI, MULTI = f"uni({ALL})", f"multi({ALL})"

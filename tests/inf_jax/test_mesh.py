@@ -24,10 +24,10 @@ PARTS = """
 import json, sys
 import jax, numpy as np
 from jax.sharding import Mesh
-from inf_jax.distributed import coordination as hosts
+from inf_jax.distributed.cluster import initialise
 from inf_jax.data.loader import to_mesh
 from inf_jax.distributed.mesh import AXES, batch_devices, local_parts, replicated
-hosts.initialise()
+initialise()
 devices = sorted(jax.devices(), key=lambda d: d.id)
 for order, shape in json.loads(sys.argv[2]):
     mesh = Mesh(np.array([devices[i] for i in order]).reshape(shape), AXES)
@@ -62,11 +62,11 @@ def test_a_batch_is_the_same_whatever_the_order_of_the_devices(tmp_path):
 # The main, on a mesh whose devices alternate between the processes.
 SHUFFLED = """
 from inf_jax import config, train
-from inf_jax.distributed import coordination as hosts
+from inf_jax.distributed.entry_point import run_distributed
 from inf_jax.distributed import mesh
 laid_out = mesh._laid_out
 mesh._laid_out = lambda devices, shape: laid_out(devices[::2] + devices[1::2], shape)
-config.run(hosts.on_all(train.main), train.__doc__)
+config.run(run_distributed(train.main), train.__doc__)
 """
 
 

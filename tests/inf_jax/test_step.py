@@ -12,16 +12,18 @@ import optax
 import pytest
 
 from inf_jax.core import packing
+from inf_jax.core.batch import Batch, TextIds
 from inf_jax.core.errors import UserError
+from inf_jax.core.trees import flatten
 from inf_jax.data.loader import to_mesh
-from inf_jax.distributed.mesh import make_mesh, state_shardings
+from inf_jax.distributed.mesh import make_mesh
+from inf_jax.distributed.sharding import state_shardings
 from inf_jax.losses import contrastive_loss
-from inf_jax.losses.blocks import TextIds
 from inf_jax.losses.objective import parse_objective
 from inf_jax.models import hf
 from inf_jax.models.encoder import EncoderOptions, make_encoder
 from inf_jax.models.hf.config import read_config
-from inf_jax.training.forward import Batch, encode_pairs
+from inf_jax.training.forward import encode_pairs
 from inf_jax.training.optim import decay_mask, make_optimizer, make_schedule
 from inf_jax.training.step import TrainState, init_coefficients, init_params, make_train_step
 
@@ -387,7 +389,7 @@ def test_schedules_against_hand_values():
 
 
 def test_decay_spares_biases_and_norms(weights):
-    mask = hf._flatten(decay_mask(weights))
+    mask = flatten(decay_mask(weights))
     assert {name for name, decays in mask.items() if not decays} == {
         name for name in mask if name.endswith(("bias", "scale"))
     }

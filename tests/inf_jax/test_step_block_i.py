@@ -14,7 +14,8 @@ from inf_jax.data.from_config import tokenised_split
 from inf_jax.data.loader import Loader, to_mesh
 from inf_jax.data.records import pairs, text_hash
 from inf_jax.data.tokenise import read_examples
-from inf_jax.distributed.mesh import make_mesh, state_shardings
+from inf_jax.distributed.mesh import make_mesh
+from inf_jax.distributed.sharding import state_shardings
 from inf_jax.losses.objective import parse_objective
 from inf_jax.models.hf.backbone import load_model
 from inf_jax.text.tokenizer import TextConfig

@@ -48,7 +48,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
-from inf_jax.distributed import coordination as hosts
+from inf_jax.distributed.cluster import initialise
 from inf_jax.monitoring.watchdog import Watchdog
 
 def never_comes():
@@ -57,7 +57,7 @@ def never_comes():
 def collective():
     assert float(total(ones)) == 2
 
-hosts.initialise()
+initialise()
 mesh = jax.make_mesh((2,), ("x",))
 ones = jax.make_array_from_callback(
     (2,), NamedSharding(mesh, PartitionSpec("x")), lambda index: jnp.ones(1)

@@ -2,9 +2,6 @@ from inf_jax.models.hf.weights import (
     Weights as Weights,
 )
 from inf_jax.models.hf.weights import (
-    _flatten as _flatten,
-)
-from inf_jax.models.hf.weights import (
     load_carried as load_carried,
 )
 from inf_jax.models.hf.weights import (

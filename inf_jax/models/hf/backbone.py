@@ -11,7 +11,7 @@ import numpy as np
 
 from inf_jax.config import ReadLog
 from inf_jax.core.errors import UserError
-from inf_jax.distributed.mesh import path_name
+from inf_jax.core.trees import leaf_paths
 from inf_jax.models import hf
 from inf_jax.models.encoder import Encoder, EncoderOptions, make_encoder
 from inf_jax.models.hf import sentence_transformers as st_files
@@ -114,7 +114,8 @@ def configured_encoder(
             f"config: texts of {longest} tokens, but {source} has {shape.max_positions} "
             "positions; lower data.max_query_tokens or data.max_passage_tokens"
         )
-    paths = _paths(shape) if section.lora_rank else []
+    parameters = jax.eval_shape(make_encoder(shape).init, jax.random.key(0))
+    paths = leaf_paths(parameters) if section.lora_rank else []
     options = EncoderOptions(
         pooling=section.pooling,
         projection=section.projection,
@@ -130,8 +131,3 @@ def configured_encoder(
         device=device,
     )
     return make_encoder(shape, options)
-
-
-def _paths(shape: EncoderConfig) -> list[str]:
-    tree = jax.eval_shape(make_encoder(shape).init, jax.random.key(0))
-    return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]

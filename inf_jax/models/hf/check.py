@@ -8,13 +8,14 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from inf_jax.core.console import table
 from inf_jax.core.errors import UserError
 from inf_jax.core.packing import pack_chunk, rows_needed
+from inf_jax.core.trees import flatten
 from inf_jax.models import hf
 from inf_jax.models.encoder import make_encoder
 from inf_jax.models.hf.config import EncoderConfig, config_from_hf, read_config
 from inf_jax.models.hf.weight_tables import rules_of, table_of
-from inf_jax.monitoring import metrics_log as report
 
 TOLERANCE = 1e-4  # of the largest state: float32 rounding of deep models is within
 MIN_COSINE = 0.9999
@@ -86,7 +87,7 @@ def check(directory: Path, *, seed: int = 0) -> Check:
     ours = packed_states(params, shape, texts)
     a, b = np.concatenate(ours), np.concatenate(theirs)
     cosine = (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
-    flat = hf._flatten(params)
+    flat = flatten(params)
     return Check(
         name=directory.name,
         family=shape.family,
@@ -163,7 +164,7 @@ def show(results: list[Check]) -> None:
         for r in results
     ]
     header = "model family tensors parameters difference cosine agrees".split()
-    report.table("token states against transformers", rows, header=tuple(header))
+    table("token states against transformers", rows, header=tuple(header))
     for r in results:
         print(f"{r.name}: texts of 1 to {r.tokens} tokens, sliding windows: {r.windows}")
 

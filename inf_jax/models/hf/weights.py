@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from inf_jax.core.errors import UserError, main_guard
+from inf_jax.core.trees import flatten, unflatten
 from inf_jax.io.safetensors import DTYPES, Planned, Stored, by_layer, stored_tensors, write_tensors
 from inf_jax.models.config import EncoderConfig
 from inf_jax.models.encoder import make_encoder
@@ -99,13 +100,13 @@ def load_weights(
     if problems:
         found = "; ".join(by_layer(problems))
         raise UserError(f"{directory}: weights do not fit config.json: {found}")
-    placed = None if shardings is None else _flatten(shardings)
+    placed = None if shardings is None else flatten(shardings)
     params = {}
     for rule in rules:
         targets = [_Target(path, shapes[path], placed and placed[path]) for path in rule.paths]
         _fill(rule, targets, tensors, config.layers)
         params |= {target.path: target.array() for target in targets}
-    return Weights(_unflatten(params), {name: np.array(tensors[name].read()) for name in rest})
+    return Weights(unflatten(params), {name: np.array(tensors[name].read()) for name in rest})
 
 
 def load_carried(directory: str | Path, config: EncoderConfig) -> dict[str, np.ndarray]:
@@ -133,7 +134,7 @@ def save_weights(
       dtype: of the files, float32 or bfloat16.
       max_file_bytes: above it there are several files and an index.
     """
-    flat, carried = _flatten(params), dict(carried or {})
+    flat, carried = flatten(params), dict(carried or {})
     rules = rules_of(config, list(flat))
     planned = []
     for rule in rules:
@@ -234,31 +235,11 @@ def _same(a: Stored, b: Stored) -> bool:
 
 def _shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
     tree = jax.eval_shape(make_encoder(config).init, jax.random.key(0))
-    return {path: x.shape for path, x in _flatten(tree).items()}
+    return {path: x.shape for path, x in flatten(tree).items()}
 
 
 def _one_layer(rule: Rule, shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[int, ...]]:
     return [shapes[path][1:] if rule.stacked else shapes[path] for path in rule.paths]
-
-
-def _flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
-    """A nested dict as {"a/b": leaf}."""
-    flat = {}
-    for name, value in tree.items():
-        path = f"{prefix}{name}"
-        flat |= _flatten(value, path + "/") if isinstance(value, Mapping) else {path: value}
-    return flat
-
-
-def _unflatten(flat: Mapping) -> dict:
-    tree: dict = {}
-    for path, value in flat.items():
-        *parents, leaf = path.split("/")
-        node = tree
-        for name in parents:
-            node = node.setdefault(name, {})
-        node[leaf] = value
-    return tree
 
 
 def main() -> None:

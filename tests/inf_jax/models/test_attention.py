@@ -11,7 +11,8 @@ import pytest
 from inf_jax.core import packing
 from inf_jax.core.errors import UserError
 from inf_jax.distributed.gradcache import in_chunks
-from inf_jax.distributed.mesh import batch_sharding, make_mesh, state_shardings
+from inf_jax.distributed.mesh import batch_sharding, make_mesh
+from inf_jax.distributed.sharding import state_shardings
 from inf_jax.models import attention as module
 from inf_jax.models.attention import attention, cudnn_attention, implementations
 from inf_jax.models.dropout import DropoutKey

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from inf_jax.core import packing
+from inf_jax.core.trees import flatten
 from inf_jax.models import hf
 from inf_jax.models.encoder import EncoderOptions, make_encoder
 from inf_jax.models.hf.config import read_config
@@ -189,7 +190,7 @@ def test_gradients_are_those_of_torch(bert):
 
     grads = quick_jit(jax.grad(scalar))(params)
     named = dict(model.named_parameters())
-    flat = hf._flatten(grads)
+    flat = flatten(grads)
     for rule in rules_of(encoder.config, list(flat)):
         (path,) = rule.paths
         for i, name in enumerate(rule.names(2)):

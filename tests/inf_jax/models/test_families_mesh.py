@@ -10,14 +10,10 @@ import optax
 import pytest
 
 from inf_jax.core import packing
+from inf_jax.core.trees import path_name
 from inf_jax.distributed.gradcache import in_chunks
-from inf_jax.distributed.mesh import (
-    batch_devices,
-    batch_sharding,
-    make_mesh,
-    path_name,
-    state_shardings,
-)
+from inf_jax.distributed.mesh import batch_devices, batch_sharding, make_mesh
+from inf_jax.distributed.sharding import state_shardings
 from inf_jax.models.config import EncoderConfig
 from inf_jax.models.encoder import EncoderOptions, make_encoder
 from inf_jax.models.lora import first_adapters, make_lora

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from inf_jax.core.errors import UserError
-from inf_jax.distributed.mesh import make_mesh, state_shardings
+from inf_jax.core.trees import flatten
+from inf_jax.distributed.mesh import make_mesh
+from inf_jax.distributed.sharding import state_shardings
 from inf_jax.models import hf
 from inf_jax.models.dropout import DropoutKey
 from inf_jax.models.encoder import make_encoder
@@ -76,7 +78,7 @@ def test_gradients_are_those_of_torch(name):
     def scalar(params):
         return jnp.sum(encoder.hidden(params, *rows, remat="full") * weight)
 
-    grads = hf._flatten(quick_jit(jax.grad(scalar))(params_of(name)))
+    grads = flatten(quick_jit(jax.grad(scalar))(params_of(name)))
     named = dict(model.named_parameters())
     seen = 0
     for rule in rules_of(shape, list(grads)):
@@ -182,7 +184,7 @@ def test_every_option_is_read():
             return encoder.hidden(params, zeros, zeros, zeros, key=key)
 
         jax.eval_shape(traced, params)
-        rules_of(watched, list(hf._flatten(params)))
+        rules_of(watched, list(flatten(params)))
     with pytest.raises(UserError):
         Watched(**vars(shape_of("bert"))).with_mask("causal")
     assert Watched.seen == EncoderConfig.__dataclass_fields__.keys()

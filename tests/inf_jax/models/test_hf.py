@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from inf_jax.config import ReadLog, defaults
 from inf_jax.core.errors import UserError
+from inf_jax.core.trees import flatten
 from inf_jax.io.safetensors import stored_tensors
 from inf_jax.models import hf
 from inf_jax.models.config import UNLIMITED
@@ -204,7 +205,7 @@ def test_truncated_and_absent_files(tmp_path):
 
 def test_a_parameter_has_exactly_one_rule():
     with pytest.raises(ValueError, match=r"without exactly one rule: \['blocks/other'\]"):
-        rules_of(shape_of("bert"), [*hf._flatten(params_of("bert")), "blocks/other"])
+        rules_of(shape_of("bert"), [*flatten(params_of("bert")), "blocks/other"])
     covered = {shape_of(name).family for name in NAMES}
     assert covered == TABLES.keys() - {"roberta"}  # which is XLM-R under another class
 

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 from inf_jax.core.errors import UserError
+from inf_jax.core.trees import join
 from inf_jax.distributed.gradcache import in_chunks
-from inf_jax.distributed.mesh import batch_sharding, make_mesh, state_shardings
+from inf_jax.distributed.mesh import batch_sharding, make_mesh
+from inf_jax.distributed.sharding import state_shardings
 from inf_jax.hf_export.peft_adapter import write_adapter
 from inf_jax.models.encoder import EncoderOptions, make_encoder
 from inf_jax.models.hf.weight_tables import table_of
 from inf_jax.models.lora import Lora, first_adapters, make_lora, merged
 from inf_jax.planning.flops import product_flops
-from inf_jax.training.parameters import join
 from tests.inf_jax.models.goldens import (
     GOLDEN,
     all_rows,
