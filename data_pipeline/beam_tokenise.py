@@ -1,11 +1,11 @@
-"""`inf_jax.tokenise` on Apache Beam: the same files, their shards written by many workers.
+"""`inf_jax.tokenise` on Apache Beam: many workers write the same shards.
 
 python -m data_pipeline.beam_tokenise --config=configs/medquad_minilm.py --runner=DirectRunner \\
     --direct_num_workers=0 --direct_running_mode=multi_processing
 
-Flags that begin with --config are those of `inf_jax.train`, which then finds its train split
-tokenised; --runner and all others are Beam's. Killed, it goes on where it was. data.dir must be on
-a file system that every worker mounts under the same path.
+Flags that begin with --config are those of `inf_jax.train`, which then uses the tokenised train
+split; --runner and all others are Beam's. A run after a kill writes the missing shards
+only. data.dir must be on a file system that every worker mounts under the same path.
 """
 
 import argparse
@@ -16,9 +16,9 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from data_pipeline.beam_build import add_runner, make_config, quiet
+from data_pipeline.dataset import beam_runner
 from data_pipeline.dataset.beam_errors import worker_errors
-from data_pipeline.dataset.beam_token_steps import Work
+from data_pipeline.dataset.beam_token_steps import ShardJob
 from inf_jax.config import ReadLog, parse
 from inf_jax.core.errors import main_guard
 from inf_jax.data.from_config import dataset_dir, text_config
@@ -33,12 +33,13 @@ def tokenise(
     *,
     examples_per_shard: int = EXAMPLES_PER_SHARD,
 ) -> Path:
-    """Tokenises the train split of a run, or finds that it has been done.
+    """Tokenises the train split of a training run, unless it is tokenised already.
 
     Returns:
-      The directory that `inf_jax.data.tokenise.tokenise` returns, with the same files to the byte.
+      The directory that `inf_jax.data.tokenise.tokenise` returns, with byte-identical files.
+
     Raises:
-      UserError: as there.
+      UserError: as `inf_jax.data.tokenise.tokenise`.
     """
     import apache_beam as beam
 
@@ -56,7 +57,7 @@ def tokenise(
     if todo is None:
         return plan.directory
     append_eos = eos.choice_for(config.model.append_eos, config.model.pooling)
-    work = Work(plan, text, model, append_eos, tokenizer.fingerprint, todo)
+    job = ShardJob(plan, text, model, append_eos, tokenizer.fingerprint, todo)
     files = list(zip(_starts(plan.sources), plan.sources, strict=True))
     with (
         worker_errors(),
@@ -65,11 +66,11 @@ def tokenise(
         _ = (
             pipeline
             | "Files" >> beam.Create(files, reshuffle=True)
-            | "Pieces" >> beam.FlatMap(work.pieces)
+            | "Pieces" >> beam.FlatMap(job.pieces)
             | "ByShard" >> beam.GroupByKey()
-            | "Write" >> beam.FlatMapTuple(work.write)
+            | "Write" >> beam.FlatMapTuple(job.write)
             | "Samples" >> beam.combiners.ToList()
-            | "Manifest" >> beam.Map(work.finish)
+            | "Manifest" >> beam.Map(job.finish)
         )
     return plan.directory
 
@@ -79,20 +80,19 @@ def _starts(sources: list[tuple[Path, int]]) -> list[int]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command; `argv` without the program's name."""
-    argv = sys.argv[1:] if argv is None else list(argv)
+    """Runs the command; `argv` is without the program's name."""
+    argv = sys.argv[1:] if argv is None else argv
     ours = [flag for flag in argv if flag.startswith("--config")]
     parser = argparse.ArgumentParser(
         prog="python -m data_pipeline.beam_tokenise",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_runner(parser)
-    args, options = parser.parse_known_args([flag for flag in argv if flag not in ours])
+    args, options = beam_runner.parse(parser, [flag for flag in argv if flag not in ours])
     with main_guard():
-        quiet()
+        beam_runner.quiet()
         config = parse(["beam_tokenise", *ours])
-        directory = tokenise(ReadLog(config), make_config(args.runner, options))
+        directory = tokenise(ReadLog(config), beam_runner.make_config(args.runner, options))
         print(f"tokenised records: {directory}")
 
 

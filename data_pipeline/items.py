@@ -1,34 +1,41 @@
-"""What goes through the triplet factory: one item a pair, from its source to its outcome.
+"""The records of the triplet factory: items, judgements, and hashes that identify them.
 
-A stage takes items and gives as many, in the same order. An item that is dropped stays in the
-stream with its reasons, so that every pair has exactly one outcome at the end.
+Each (query, passage) pair of the source becomes one item. A stage maps a stream of items to as many
+items in the same order; a dropped item stays in the stream with its reasons, so that every pair has
+exactly one outcome.
 """
 
 import dataclasses
+import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from inf_jax.core.errors import UserError
-from inf_jax.data.records import Example
+from inf_jax.data.records import FIELDS, Example
 
-# The instructed queries and the passages of an example's relevance table. Only the combinations on
-# the diagonal are relevant: (I+Q+, P+), (I-Q+, P-1), (I+Q-, P-2).
+# Rows and columns of an example's relevance table. Only the combinations on the diagonal are
+# relevant: (I+Q+, P+), (I-Q+, P-1), (I+Q-, P-2).
 INSTRUCTED_QUERIES = ("I+Q+", "I-Q+", "I+Q-")
 PASSAGES = ("P+", "P-1", "P-2")
+# The two kinds of hard negative, and the field of each one's passage.
+NEGATIVES = {
+    "poisoned_instruction": "hard_negative_document_1",
+    "poisoned_query": "hard_negative_document_2",
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Judgement:
-    """One judge's answer on one combination.
+    """One judge's answer on one combination of instructed query and passage.
 
     Attributes:
-      judge: "judge", or "judge_2" for the second one.
-      query: of INSTRUCTED_QUERIES.
-      passage: of PASSAGES.
+      judge: "judge" or "judge_2".
+      query: one of INSTRUCTED_QUERIES.
+      passage: one of PASSAGES.
       relevant: the answer.
-      reason: the judge's own words.
+      reason: the judge's explanation.
     """
 
     judge: str
@@ -39,24 +46,24 @@ class Judgement:
 
     @property
     def expected(self) -> bool:
-        """What the answer must be for the example to be kept."""
+        """The answer with which the example is kept."""
         return INSTRUCTED_QUERIES.index(self.query) == PASSAGES.index(self.passage)
 
 
 @dataclasses.dataclass(slots=True)
 class Item:
-    """One pair and what has become of it so far.
+    """One pair and the results of the stages so far.
 
     Attributes:
-      id: the pair's.
-      query: as the source gave it, "" where it has passages only.
-      passage: as the source gave it.
-      instruction_type: of `schemas.INSTRUCTION_TYPES`; "" before the stage generate.
-      example: what was generated; None before that, or where it failed.
+      id: of the pair.
+      query: from the source; "" if the source has passages only.
+      passage: from the source.
+      instruction_type: one of `schemas.INSTRUCTION_TYPES`; "" before the stage generate.
+      example: the generated example; None before the stage generate, or if it failed.
       provenance: stage -> model, prompt, prompt_hash.
-      judgements: in the order in which they were asked for.
+      judgements: in the order in which they were requested.
       scores: by name, e.g. the cosines of the stage score.
-      reasons: `stage:reason` of all that speaks against it; not empty means dropped.
+      reasons: why the item is dropped, as `stage:reason`; empty if it is not.
     """
 
     id: str
@@ -71,7 +78,7 @@ class Item:
 
     @property
     def alive(self) -> bool:
-        """Whether nothing speaks against it so far."""
+        """Whether no stage has dropped the item."""
         return not self.reasons
 
     def drop(self, stage: str, *reasons: str) -> "Item":
@@ -80,12 +87,12 @@ class Item:
         return self
 
     def to_json(self) -> str:
-        """One line, without its end."""
+        """One line of JSON, without the line break."""
         return json.dumps(dataclasses.asdict(self), ensure_ascii=False, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, line: str | bytes) -> "Item":
-        """Inverse of `to_json`; raises ValueError, KeyError or TypeError for anything else."""
+        """Inverse of `to_json`; raises ValueError, KeyError or TypeError for other input."""
         values: dict[str, Any] = json.loads(line)
         if values["example"] is not None:
             values["example"] = Example(**values["example"])
@@ -94,10 +101,10 @@ class Item:
 
 
 def read_items(path: Path) -> Iterator[Item]:
-    """The items of a stage's file, in order.
+    """Reads the items of a stage's file, in order.
 
     Raises:
-      UserError: the file is missing or a line is no item: names file and line.
+      UserError: the file is missing or a line is not an item; names file and line.
     """
     try:
         with open(path, "rb") as file:
@@ -106,11 +113,38 @@ def read_items(path: Path) -> Iterator[Item]:
                     yield Item.from_json(line)
                 except (ValueError, KeyError, TypeError) as error:
                     raise UserError(
-                        f"{path}:{number}: no item of the triplet factory ({error!r}); delete the "
-                        "file and run its stage again: it is made from the stage before and the "
-                        "journal"
+                        f"{path}:{number}: not an item of the triplet factory ({error!r}); delete "
+                        "the file and run its stage again: it is rebuilt from the previous stage "
+                        "and the journal"
                     ) from error
     except OSError as error:
         raise UserError(
-            f"cannot read {path}: {error.strerror}; run the stage that makes it"
+            f"cannot read {path}: {error.strerror}; run the stage that writes it"
         ) from error
+
+
+def example_hash(item: Item) -> str:
+    """Hash of an item's pair and example, 16 hex digits; outcome and scores are not part of it."""
+    texts = [item.id, item.query, item.passage]
+    if item.example:
+        texts += [getattr(item.example, name) for name in FIELDS]
+    return hashlib.blake2b(json.dumps(texts).encode(), digest_size=8).hexdigest()
+
+
+class Fingerprint:
+    """Hash of a corpus: of its items in order, whatever their outcomes; `str` gives 16 hex digits.
+
+    A review names by it the corpus that was reviewed.
+    """
+
+    def __init__(self, items: Iterable[Item] = ()):
+        self._digest = hashlib.blake2b(digest_size=8)
+        for item in items:
+            self.add(item)
+
+    def add(self, item: Item) -> None:
+        """Appends an item."""
+        self._digest.update(bytes.fromhex(example_hash(item)))
+
+    def __str__(self) -> str:
+        return self._digest.hexdigest()

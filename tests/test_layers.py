@@ -37,15 +37,7 @@ KNOWN: dict[str, set[str]] = {
         "inf_jax/monitoring/watch.py: training.setup.Training",
         "inf_jax/planning/compile.py: training.setup.make_program",
     },
-    "data_pipeline": {
-        "data_pipeline/report/audit.py: identity.example_hash",
-        "data_pipeline/report/audit.py: stages.score.NEGATIVES",
-        "data_pipeline/report/summary.py: identity.Fingerprint",
-        "data_pipeline/sources/medquad.py: quality.rules.fold",
-        "data_pipeline/stages/factory.py: build.build",
-        "data_pipeline/stages/review.py: identity.Fingerprint",
-        "data_pipeline/stages/review.py: identity.example_hash",
-    },
+    "data_pipeline": set(),
 }
 
 

@@ -43,7 +43,7 @@ class Piece(NamedTuple):
             yield self.start + n, decode_at(Path(self.file), self.first + n, data)
 
 
-class Work(NamedTuple):
+class ShardJob(NamedTuple):
     """What each worker has to know; the methods are the pipeline's steps.
 
     Attributes:

@@ -117,13 +117,14 @@ class Inputs:
         """
         for name, value in (("dev_fraction", dev_fraction), ("near_duplicates", near_duplicates)):
             if not 0 <= value < 1:
-                raise UserError(f"--{name}={value}: must be at least 0 and less than 1")
+                flag = name.replace("_", "-")
+                raise UserError(f"--{flag}={value}: must be at least 0 and less than 1")
         if near_duplicates:
             is_near(near_duplicates)  # raises where it cannot be kept
         train = path_train or config.path_train
         if not train:
             raise UserError(
-                f"source {config.name!r} ships no data; give your file by --path_train=FILE"
+                f"source {config.name!r} ships no data; give your file by --path-train=FILE"
             )
         # the shipped dev file belongs to the shipped train file alone
         dev = path_dev or ("" if path_train else config.path_dev)
@@ -151,7 +152,7 @@ class Inputs:
         raise UserError(
             f"split {split!r} of source {self.config.name!r} is empty: {report.rows} rows "
             f"read{', dropped: ' + why if why else ''}; give other files, or another "
-            "--dev_fraction"
+            "--dev-fraction"
         )
 
     def recipe(self) -> dict[str, Any]:

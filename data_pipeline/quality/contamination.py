@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from data_pipeline.quality.minhash import NearDuplicates
-from data_pipeline.quality.rules import fold
 from data_pipeline.sources import beir
 from data_pipeline.sources.files import Row, read_rows, text_field
+from data_pipeline.sources.folding import fold
 from data_pipeline.sources.pairs import titled
 from inf_jax.core.errors import UserError
 from inf_jax.data.records import text_hash

@@ -13,7 +13,8 @@ from data_pipeline.items import Item
 from data_pipeline.quality.contamination import Evaluation
 from data_pipeline.quality.minhash import NearDuplicates, compact, signature, similarity, tokens
 from data_pipeline.quality.phrases import phrases
-from data_pipeline.quality.rules import Limits, fold, validate
+from data_pipeline.quality.rules import Limits, validate
+from data_pipeline.sources.folding import fold
 from inf_jax.core.errors import UserError
 from inf_jax.data.records import FIELDS, Example, pairs
 

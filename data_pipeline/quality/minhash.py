@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
-from data_pipeline.quality.rules import fold
+from data_pipeline.sources.folding import fold
 from inf_jax.core.errors import UserError
 
 if TYPE_CHECKING:  # slow to import (scipy)

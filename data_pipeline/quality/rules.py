@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
+from data_pipeline.sources.folding import fold
 from inf_jax.data.records import FIELDS, Example, pairs, text_hash
 
 POSITIVE_FIELDS = FIELDS[:3]
@@ -23,7 +24,6 @@ _OPPOSITES = (
     ("document_positive", "hard_negative_document_2"),
 )
 DUPLICATES = ("duplicate_query", "duplicate_document", "near_duplicate")
-_HYPHEN = re.compile(r"(?<=[^\W\d])-(?=[^\W\d])")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,14 +107,6 @@ def validate(
         reasons.append("duplicate_document")
     reasons += [f"shared_with_eval:{f}" for f, number in hashes.items() if number in eval_hashes]
     return Verdict(not reasons, tuple(reasons), identity)
-
-
-def fold(text: str) -> str:
-    """What two copies of a text share: no case, single spaces, no hyphen between letters."""
-    text = text.casefold()
-    if "-" in text:
-        text = _HYPHEN.sub(" ", text)
-    return " ".join(text.split())
 
 
 def evaluation_hashes(example: Example) -> set[int]:

@@ -15,10 +15,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.identity import example_hash
-from data_pipeline.items import INSTRUCTED_QUERIES, PASSAGES, Item
+from data_pipeline.items import INSTRUCTED_QUERIES, NEGATIVES, PASSAGES, Item, example_hash
 from data_pipeline.report.audit_report import report_html
-from data_pipeline.stages.score import NEGATIVES
 from inf_jax.data.records import Pair, pairs
 from inf_jax.io.atomic import atomic_file
 

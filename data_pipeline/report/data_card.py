@@ -105,7 +105,7 @@ InF-IR corpus:
 
 
 def _loading(info: CardInfo) -> str:
-    paths = " ".join(f"--path_{split}={path}" for split, path in info.files.items())
+    paths = " ".join(f"--path-{split}={path}" for split, path in info.files.items())
     return f"""## Loading
 
 ```python
@@ -117,7 +117,7 @@ corpus = load_dataset("json", data_files={json.dumps(info.files)})
 For training with inf_jax, as TFRecords:
 
 ```bash
-python -m data_pipeline.build --source=inf_ir {paths} --data_dir=out/data
+python -m data_pipeline.build --source=inf_ir {paths} --data-dir=out/data
 ```"""
 
 

@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.identity import Fingerprint
-from data_pipeline.items import INSTRUCTED_QUERIES, PASSAGES, Item
+from data_pipeline.items import INSTRUCTED_QUERIES, PASSAGES, Fingerprint, Item
 from data_pipeline.report.agreement import Agreement
 from inf_jax.core.errors import UserError
 from inf_jax.data.records import pairs

@@ -1,13 +1,14 @@
-"""Rows of a user's own file: jsonl(.gz), parquet, a JSON array; errors name file and row."""
+"""Streams the rows of jsonl(.gz), parquet and JSON array files; errors name file and row."""
 
+import codecs
 import gzip
+import itertools
 import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_pipeline.sources.json_array import elements
 from inf_jax.core.errors import UserError
 
 
@@ -151,19 +152,31 @@ def _checked(row: Any, where: str) -> dict[str, Any]:
 
 
 def _json(path: Path) -> Iterator[Row]:
+    # ijson's C backends replace half of a surrogate pair by "?" without an error
+    from ijson.backends import python as ijson
+    from ijson.common import JSONError
+
     number = 0
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            for number, row in enumerate(elements(file), 1):
+        with open(path, "rb") as file:
+            if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+                file.seek(0)
+            events = ijson.parse(file, use_float=True)
+            first = next(events)
+            if first[1] != "start_array":
+                raise JSONError("it does not begin with '['")
+            elements = ijson.items(itertools.chain([first], events), "item")
+            for number, row in enumerate(elements, 1):
                 yield Row(f"{path}:{number}", _checked(row, f"{path}:{number}"))
-    except json.JSONDecodeError as error:
+    except (JSONError, json.JSONDecodeError) as error:
+        if error.args and isinstance(error.args[0], UnicodeDecodeError):
+            raise UserError(
+                f"{path}: not UTF-8 ({error.args[0].reason}) after row {number}; save the file as "
+                "UTF-8"
+            ) from error
         raise UserError(
-            f"{path}:{number + 1}: malformed JSON, {error.msg}; the file must be one array of "
-            "objects (name a file of one object a line .jsonl); correct it or get it again"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: not UTF-8 ({error.reason}) after row {number}; save the file as UTF-8"
+            f"{path}:{number + 1}: malformed JSON, {error}; the file must be one array of objects "
+            "(rename a file with one object per line to .jsonl); correct or download it again"
         ) from error
     except OSError as error:
         raise UserError(f"cannot read {path} after row {number}: {error}") from error

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from data_pipeline.quality.rules import fold
 from data_pipeline.sources.files import read_rows, text_field
+from data_pipeline.sources.folding import fold
 from inf_jax.core.errors import UserError
 from inf_jax.data.records import Example, text_hash
 

@@ -290,7 +290,7 @@ class Factory:
         write_data_card(self.out_dir / "DATA_CARD.md", report, info)
 
     def _build(self) -> None:
-        from data_pipeline.build import build  # TFDS
+        from data_pipeline.dataset.build import build  # imports TFDS, which is slow
 
         outcomes, corpus = self._before("build").found(), self._config.corpus
         if not outcomes["alive"]:

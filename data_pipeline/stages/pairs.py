@@ -15,8 +15,9 @@ from typing import Any, Protocol
 
 from data_pipeline.items import Item
 from data_pipeline.llm.schemas import INSTRUCTION_TYPES
-from data_pipeline.quality.rules import Limits, fold
+from data_pipeline.quality.rules import Limits
 from data_pipeline.sources import beir, fields, msmarco, problems
+from data_pipeline.sources.folding import fold
 from data_pipeline.sources.pairs import SourcePair
 from inf_jax.core.errors import UserError
 from inf_jax.data.records import text_hash

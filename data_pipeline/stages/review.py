@@ -7,8 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from data_pipeline.identity import Fingerprint, example_hash
-from data_pipeline.items import Item
+from data_pipeline.items import Fingerprint, Item, example_hash
 from inf_jax.core.errors import UserError
 
 STAGE = "review"
@@ -22,7 +21,7 @@ class Decision(BaseModel):
     Attributes:
       verdict: None where there is a note alone.
       note: free text.
-      example: `identity.example_hash` of what was seen; "" in a review not made by the page.
+      example: `items.example_hash` of what was seen; "" in a review not made by the page.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -35,7 +34,7 @@ class Review(BaseModel):
     """The contents of `review.json`.
 
     Attributes:
-      corpus: `identity.fingerprint` of the corpus that was reviewed.
+      corpus: `items.Fingerprint` of the corpus that was reviewed.
       decisions: by id.
     """
 

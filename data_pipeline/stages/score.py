@@ -12,16 +12,11 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from data_pipeline.items import Item
+from data_pipeline.items import NEGATIVES, Item
 from inf_jax.core.errors import UserError
 from inf_jax.data.records import Example, pairs
 
 STAGE = "score"
-# the score of a poisoned pair -> the field of its passage
-NEGATIVES = {
-    "poisoned_instruction": "hard_negative_document_1",
-    "poisoned_query": "hard_negative_document_2",
-}
 _DIGITS = 5  # what another batch of the same texts may change lies beyond
 _MOST_WAITING = 8  # batches: dropped items between those that are scored wait too
 

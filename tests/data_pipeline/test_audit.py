@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.identity import example_hash
+from data_pipeline.items import example_hash
 from data_pipeline.report import audit
 from data_pipeline.report.audit import audit_page, write_audit
 from data_pipeline.report.charts import bars, histogram

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import tensorflow_datasets as tfds
 
-from data_pipeline.build import build
+from data_pipeline.dataset.build import build
 from data_pipeline.dataset.builder import REPORT_FILE, InfIr
 from data_pipeline.dataset.inputs import INF_IR
 from data_pipeline.quality.rules import Limits
@@ -27,7 +27,7 @@ from inf_jax.models.hf.backbone import load_model
 pytest.importorskip("apache_beam", reason="Apache Beam is an extra: pip install -e '.[beam]'")
 
 from data_pipeline import beam_build, beam_tokenise
-from data_pipeline.dataset import beam_steps, slices
+from data_pipeline.dataset import beam_runner, beam_steps, slices
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "data_pipeline" / "samples" / "medquad"
@@ -37,7 +37,7 @@ WORDS = [f"{a}{b}" for a in "bdfgklmnprstvz" for b in ("ado", "ire", "opu", "ule
 
 
 def direct(*options):
-    return beam_build.make_config("DirectRunner", options)
+    return beam_runner.make_config("DirectRunner", options)
 
 
 def tree(folder):
@@ -328,7 +328,7 @@ def test_main(source, tmp_path, capsys):
         (
             beam_build.main,
             ["--source=factory", "--data_dir=gs://bucket/data"],
-            "--data_dir=gs://bucket/data: URLs cannot be read or written; give a directory that",
+            "--data-dir=gs://bucket/data: URLs are not supported; give a directory that all",
         ),
         (
             beam_build.main,

@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,8 @@ from pathlib import Path
 import pytest
 import tensorflow_datasets as tfds
 
-from data_pipeline.build import build, main
+from data_pipeline.build import main
+from data_pipeline.dataset.build import build
 from data_pipeline.dataset.builder import REPORT_FILE, InfIr
 from data_pipeline.quality.rules import evaluation_hashes
 from data_pipeline.sources import medquad
@@ -115,10 +117,10 @@ def test_tfds_features_read_the_records(built):
         assert {k: v.decode() for k, v in values.items()} == dataclasses.asdict(example)
 
 
-def test_another_process_writes_the_same_bytes_without_tensorflow(built, small_medquad, tmp_path):
+def test_another_process_writes_the_same_bytes_without_jax(built, small_medquad, tmp_path):
     code = (
         "import sys; from data_pipeline.build import main; main(sys.argv[1:]); "
-        "assert not [m for m in sys.modules if m.split('.')[0] == 'tensorflow']"
+        "assert not {'tensorflow', 'jax'} & set(sys.modules)"
     )
     command = [sys.executable, "-c", code, "--source=medquad", f"--data_dir={tmp_path}"]
     result = subprocess.run(
@@ -137,11 +139,29 @@ def test_another_process_writes_the_same_bytes_without_tensorflow(built, small_m
 
 def test_second_run_reuses(built, small_medquad, capsys):
     before = {p: p.stat().st_mtime_ns for p in built.iterdir()}
-    main(["--source=medquad", f"--data_dir={built.parents[2]}", *flags(small_medquad)])
+    inputs = [flag.replace("_", "-", 1) for flag in flags(small_medquad)]
+    main(["--source=medquad", f"--data-dir={built.parents[2]}", *inputs])
     assert {p: p.stat().st_mtime_ns for p in built.iterdir()} == before
     out = capsys.readouterr().out
     assert f"reused {built}" in out
     assert "shared_with_eval" in out  # the report of the run that wrote it
+
+
+@pytest.mark.parametrize("module", ["data_pipeline.builder", "no.such.module"])
+def test_dataset_of_another_builder_module_is_reused(built, small_medquad, tmp_path, module):
+    """TFDS stores the builder's module, which was data_pipeline.builder before it moved."""
+    final = tmp_path / Path(*built.parts[-3:])
+    shutil.copytree(built, final)
+    info = json.loads((final / "dataset_info.json").read_text())
+    assert info["moduleName"] == "data_pipeline.dataset.builder"
+    (final / "dataset_info.json").write_text(json.dumps(info | {"moduleName": module}))
+    before = tree(final)
+    assert build("medquad", tmp_path, **small_medquad) == (final, False)
+    assert tree(final) == before
+    count = len(examples_of(final, "train"))
+    assert tfds.builder_from_directory(final).info.splits["train"].num_examples == count
+    builder = InfIr(config="medquad", data_dir=tmp_path)
+    assert builder.info.splits["train"].num_examples == count
 
 
 @pytest.fixture
@@ -260,7 +280,7 @@ def test_run_that_fails_in_the_middle(tiny, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--source=inf_ir"], "source 'inf_ir' ships no data; give your file by --path_train=FILE"),
+        (["--source=inf_ir"], "source 'inf_ir' ships no data; give your file by --path-train=FILE"),
         (["--source=inf_ir", "--path_train=gone.jsonl"], "there is no file gone.jsonl"),
         (
             ["--source=medquad", f"--path_train={TINY}"],
@@ -268,7 +288,7 @@ def test_run_that_fails_in_the_middle(tiny, monkeypatch):
         ),
         (
             ["--source=inf_ir", f"--path_train={TINY}", "--dev_fraction=2"],
-            "--dev_fraction=2.0: must be at least 0 and less than 1",
+            "--dev-fraction=2.0: must be at least 0 and less than 1",
         ),
         (
             ["--source=inf_ir", f"--path_train={TINY}", "--dev_fraction=1e-9"],
@@ -290,7 +310,7 @@ def test_main_says_what_is_wrong(arguments, message, tmp_path, capsys):
 
 def test_unwritable_data_dir(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot write .*file.*; choose another --data_dir"):
+    with pytest.raises(UserError, match=r"cannot write .*file.*; choose another --data-dir"):
         build("medquad", tmp_path / "file")
 
 
@@ -299,7 +319,7 @@ def test_help(capsys):
         main(["--help"])
     assert stop.value.code == 0
     out = capsys.readouterr().out
-    for text in ("--path_train", "--dev_fraction", "{medquad,inf_ir,factory}", "0.02", "python -m"):
+    for text in ("--path-train", "--dev-fraction", "{medquad,inf_ir,factory}", "0.02", "python -m"):
         assert text in out
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from data_pipeline.build import build
+from data_pipeline.dataset.build import build
 from data_pipeline.quality.contamination import Evaluation
 from data_pipeline.sources import inf_ir
 from inf_jax.core.errors import UserError

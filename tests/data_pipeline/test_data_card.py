@@ -57,7 +57,7 @@ def test_contents():
         "A kept example cost 0.375000 USD.",
         '  "read": 1234',
         '    "mode": "batch"',
-        "--path_train=corpus/train.jsonl --path_dev=corpus/dev.jsonl --data_dir=out/data",
+        "--path-train=corpus/train.jsonl --path-dev=corpus/dev.jsonl --data-dir=out/data",
         "- Negative passages have 0.72 times the words of positive ones.",
     ):
         assert line in text.splitlines() or line in text, line

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.quality.rules import fold
 from data_pipeline.sources import medquad
+from data_pipeline.sources.folding import fold
 from inf_jax.core.errors import UserError
 
 DEV = Path(medquad.__file__).parents[1] / "samples" / "medquad" / "dev.jsonl.gz"

@@ -7,8 +7,7 @@ import tracemalloc
 import pytest
 from rich.console import Console
 
-from data_pipeline.identity import example_hash, fingerprint
-from data_pipeline.items import Item
+from data_pipeline.items import Fingerprint, Item, example_hash
 from data_pipeline.report.sample import AuditSample
 from data_pipeline.report.summary import summarise, write_report
 from data_pipeline.report.summary_tables import report_tables
@@ -125,11 +124,11 @@ def test_an_id_has_one_outcome():
 
 def test_fingerprint_is_of_the_texts_not_of_the_outcomes(report):
     items = corpus()
-    assert report["corpus"] == fingerprint(items)
+    assert report["corpus"] == str(Fingerprint(items))
     items[0].drop("review", "rejected")
     items[4].reasons.clear()
-    assert fingerprint(items) == report["corpus"]
-    assert fingerprint(items[::-1]) != report["corpus"]
+    assert str(Fingerprint(items)) == report["corpus"]
+    assert str(Fingerprint(items[::-1])) != report["corpus"]
     changed = made("a", query_negative="yet another")
     assert example_hash(changed) != example_hash(items[0])
     assert example_hash(items[0]) == example_hash(Item.from_json(items[0].to_json()))

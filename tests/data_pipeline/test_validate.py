@@ -13,12 +13,12 @@ from data_pipeline.quality.rules import (
     Limits,
     Report,
     evaluation_hashes,
-    fold,
     held_out,
     kept,
     report_table,
     validate,
 )
+from data_pipeline.sources.folding import fold
 from inf_jax.data.records import Example
 
 GOOD = Example(

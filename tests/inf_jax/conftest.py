@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tokenizers import BertWordPieceTokenizer
 
-from data_pipeline.build import build
+from data_pipeline.dataset.build import build
 from inf_jax.config import defaults
 from inf_jax.models import hf
 from inf_jax.models.encoder import make_encoder

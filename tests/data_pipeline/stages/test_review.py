@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from data_pipeline.identity import example_hash, fingerprint
-from data_pipeline.items import Item
+from data_pipeline.items import Fingerprint, Item, example_hash
 from data_pipeline.stages.review import Decision, Review, apply_review, read_review
 from inf_jax.core.errors import UserError
 from tests.data_pipeline.factory_items import corpus, made
@@ -13,7 +12,7 @@ from tests.data_pipeline.factory_items import corpus, made
 
 def review_of(items, **verdicts):
     decisions = {id: Decision(verdict=v, note=f"on {id}") for id, v in verdicts.items()}
-    return Review(corpus=fingerprint(items), decisions=decisions)
+    return Review(corpus=str(Fingerprint(items)), decisions=decisions)
 
 
 def reasons(items):
@@ -64,7 +63,7 @@ def test_unknown_ids_are_named():
 
 def test_review_of_a_corpus_that_has_grown():
     seen = {i.id: Decision(verdict="reject", example=example_hash(i)) for i in corpus()[:2]}
-    review = Review(corpus=fingerprint(corpus()), decisions=seen)
+    review = Review(corpus=str(Fingerprint(corpus())), decisions=seen)
     found = list(apply_review([*corpus(), made("new")], review))
     assert [i.id for i in found if i.alive] == ["new"]
     changed = [made("a", query_negative="not what was seen"), *corpus()[1:]]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import inf_jax
-from data_pipeline.items import Item
-from data_pipeline.stages.score import NEGATIVES, score_items
+from data_pipeline.items import NEGATIVES, Item
+from data_pipeline.stages.score import score_items
 from inf_jax.core.errors import UserError
 from inf_jax.data.records import Example
 

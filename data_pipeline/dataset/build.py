@@ -1,0 +1,147 @@
+"""Builds the TFDS dataset of a source, or reuses a complete one built from the same files."""
+
+import contextlib
+import errno
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import filelock
+import tensorflow_datasets as tfds
+
+from data_pipeline.dataset.builder import REPORT_FILE, InfIr
+from data_pipeline.dataset.inputs import DEV_FRACTION, InfIrConfig, Inputs
+from inf_jax.core.errors import UserError
+from inf_jax.io.tfrecord import FRAME_BYTES
+
+_PARTIAL = "incomplete."  # TFDS's own prefix of a dataset that is being written
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # errors of a file system without locks
+
+
+def build(
+    source: str | InfIrConfig,
+    data_dir: str | Path,
+    *,
+    path_train: str | Path = "",
+    path_dev: str | Path = "",
+    dev_fraction: float = DEV_FRACTION,
+    near_duplicates: float = 0.0,
+    overwrite: bool = False,
+    beam: tfds.download.DownloadConfig | None = None,
+) -> tuple[Path, bool]:
+    """Writes the dataset of a source unless a complete one from the same files exists.
+
+    Concurrent runs wait for each other, and the later ones reuse the result. Partial directories of
+    killed runs are deleted.
+
+    Args:
+      source: a config, or the name of one of `InfIr`'s.
+      data_dir: root of all datasets; missing directories are created.
+      path_train, path_dev, dev_fraction, near_duplicates: as for `InfIr`.
+      overwrite: replace an existing dataset; it stays if the new build fails.
+      beam: runner and options of Apache Beam; None to build in this process.
+
+    Returns:
+      The dataset's directory, and whether it was written (False: reused).
+
+    Raises:
+      UserError: bad input; or, without `overwrite`, an existing dataset that is damaged or was
+        built from other input.
+    """
+    config = InfIr.builder_configs[source] if isinstance(source, str) else source
+    final = Path(data_dir, InfIr.name, config.name, str(InfIr.VERSION))
+    own = {
+        "path_train": str(path_train),
+        "path_dev": str(path_dev),
+        "dev_fraction": dev_fraction,
+        "near_duplicates": near_duplicates,
+    }
+    recipe = Inputs.resolve(config, **own).recipe()
+    with _exclusive(final):
+        for partial in final.parent.glob(f"{_PARTIAL}*_{final.name}"):
+            shutil.rmtree(partial)
+        old = None
+        if final.exists():
+            if not overwrite:
+                _check_reusable(final, recipe)
+                return final, False
+            old = final.rename(final.with_name(f"{_PARTIAL}OLD_{final.name}"))
+        try:
+            _prepare(InfIr(config=config, data_dir=data_dir, beam=bool(beam), **own), beam)
+        except BaseException:
+            if old:
+                old.rename(final)
+            raise
+        if old:
+            shutil.rmtree(old)
+        return final, True
+
+
+def _prepare(builder: InfIr, beam: tfds.download.DownloadConfig | None) -> None:
+    tfds.disable_progress_bar()  # the builder shows its own
+    with tempfile.TemporaryDirectory() as downloads:  # stays empty, but TFDS requires one
+        builder.download_and_prepare(download_dir=downloads, download_config=beam)
+
+
+def _check_reusable(final: Path, recipe: dict) -> None:
+    """Raises UserError unless the dataset is complete and was built by this recipe."""
+    remedy = "run again with --overwrite to replace it, or choose another --data-dir"
+    try:
+        info = tfds.builder_from_directory(final).info
+        stored = dict(info.metadata or {})
+        json.loads((final / REPORT_FILE).read_text())
+    except Exception as error:  # TFDS's and protobuf's parsers raise many kinds on a damaged file
+        raise UserError(f"the dataset in {final} cannot be read ({error}); {remedy}") from error
+    for name in [*recipe, *stored]:
+        was, now = stored.get(name), recipe.get(name)
+        if was != now:
+            raise UserError(
+                f"{final} was built with other {name}: {_brief(was)}; now: {_brief(now)}; {remedy}"
+            )
+    for split in info.splits.values():
+        files = [Path(file) for file in split.filepaths]
+        missing = [file.name for file in files if not file.exists()]
+        if missing:
+            raise UserError(f"{final} lacks {', '.join(missing)}; {remedy}")
+        size = sum(file.stat().st_size for file in files)
+        expected = split.num_bytes + FRAME_BYTES * split.num_examples
+        if size != expected:
+            raise UserError(
+                f"{final}: split {split.name!r} has {size} bytes, expected {expected}; {remedy}"
+            )
+
+
+def _brief(value: Any) -> str:
+    """A recipe value for an error message; a source file by its name and abbreviated checksum."""
+    if isinstance(value, dict) and "sha256" in value:
+        return f"{value['file']} (sha256 {value['sha256'][:12]})"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_brief(part)}" for name, part in value.items())
+    if isinstance(value, list):
+        return " ".join(map(_brief, value))
+    return str(value)
+
+
+@contextlib.contextmanager
+def _exclusive(final: Path) -> Iterator[None]:
+    """Holds the lock of one dataset; the system releases it when the process dies."""
+    lock = filelock.FileLock(final.with_name(f".{final.name}.lock"), fallback_to_soft=False)
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            print(f"another run is building {final}; waiting for it")
+            lock.acquire()
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:  # without locks, go on unlocked
+            raise UserError(
+                f"cannot write {final.parent}: {error.strerror}; choose another --data-dir"
+            ) from error
+    try:
+        yield
+    finally:
+        lock.release()

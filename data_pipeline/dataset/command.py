@@ -1,0 +1,80 @@
+"""Flags and output that `data_pipeline.build` and `data_pipeline.beam_build` share."""
+
+import argparse
+import json
+
+import tensorflow_datasets as tfds
+from rich.console import Console
+
+from data_pipeline.dataset.build import build
+from data_pipeline.dataset.builder import REPORT_FILE, InfIr
+from data_pipeline.dataset.inputs import DEV_FRACTION
+from data_pipeline.quality.rules import Report, report_table
+
+
+def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """The parser with the flags of a build."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {prog}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "--source",
+        required=True,
+        choices=list(InfIr.builder_configs),
+        help="where the examples come from",
+    )
+    add(
+        "--data-dir",
+        required=True,
+        metavar="DIR",
+        help="root directory; the dataset is DIR/inf_ir/SOURCE/VERSION",
+    )
+    add(
+        "--path-train",
+        default="",
+        metavar="FILE",
+        help="jsonl, jsonl.gz or parquet file, or a directory of them; medquad: default is the "
+        "shipped sample; others: required, with InF-IR's field names (instruction_positive, ...) "
+        "and an optional id",
+    )
+    add("--path-dev", default="", metavar="FILE", help="the same for the evaluation split")
+    add(
+        "--dev-fraction",
+        type=float,
+        default=DEV_FRACTION,
+        metavar="F",
+        help="without a dev file: the share of queries held out of the train file for evaluation, "
+        "chosen by hash; 0 for no dev split (default: %(default)s)",
+    )
+    add(
+        "--near-duplicates",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="drop an example if its instructed query and its passage are both at least this "
+        "similar to those of an earlier one (Jaccard similarity of their shingles, by MinHash), "
+        "e.g. 0.8; 0 keeps all (default: %(default)s)",
+    )
+    add("--overwrite", action="store_true", help="replace an existing dataset")
+    return parser
+
+
+def run(args: argparse.Namespace, beam: tfds.download.DownloadConfig | None = None) -> None:
+    """Builds the dataset and prints its report; raises UserError as `build`."""
+    options = dict(vars(args))
+    options.pop("runner", None)
+    final, written = build(**options, beam=beam)
+    console = Console(soft_wrap=True, highlight=False)
+    reports = json.loads((final / REPORT_FILE).read_text())
+    console.print(report_table({split: Report.from_json(r) for split, r in reports.items()}))
+    for split in tfds.builder_from_directory(final).info.splits.values():
+        size = f"{split.num_bytes / 2**20:.1f} MiB"
+        shards = f"{split.num_shards} shard{'s' if split.num_shards > 1 else ''}"
+        console.print(f"{split.name}: {split.num_examples:,} examples, {size}, {shards}")
+    if written:
+        console.print(f"wrote {final} (report: {REPORT_FILE})")
+    else:
+        console.print(f"reused {final}: it exists already, built from the same source files")
