@@ -30,11 +30,12 @@ from inf_jax.hf_export.model_card import RunInfo, base_name, model_card
 from inf_jax.hf_export.peft_adapter import FOLDER as ADAPTER_FOLDER
 from inf_jax.hf_export.peft_adapter import Adapters, write_adapter
 from inf_jax.io import storage
+from inf_jax.io.json_files import read_json, write_json
 from inf_jax.models import hf
 from inf_jax.models.hf import sentence_transformers as st_files
 from inf_jax.models.hf.backbone import load_model
 from inf_jax.models.hf.config import EncoderConfig, mask_fields, read_config
-from inf_jax.models.hf.sentence_transformers import prompt_of, read_json, write_json
+from inf_jax.models.hf.sentence_transformers import prompt_of
 from inf_jax.models.hf.weight_tables import table_of
 from inf_jax.models.pooling import PROJECTION
 from inf_jax.retriever import Retriever

@@ -1,7 +1,6 @@
 """What a build reads: the sources by name, and the files and rules of one build."""
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from data_pipeline.sources import inf_ir, medquad
 from data_pipeline.sources.files import Row, input_files
 from inf_jax.core.errors import UserError
 from inf_jax.data.records import Example
+from inf_jax.io.json_files import sha256_of_file
 
 DEV_FRACTION = 0.02  # of the queries, where a source has no evaluation file
 _SAMPLES = Path(__file__).parents[1] / "samples"
@@ -179,11 +179,6 @@ class Inputs:
 def _checksums(path: str) -> list[dict[str, Any]]:
     """Name, size and SHA-256 of each source file; no directory: moved files are the same files."""
     return [
-        {"file": file.name, "bytes": file.stat().st_size, "sha256": _sha256(file)}
+        {"file": file.name, "bytes": file.stat().st_size, "sha256": sha256_of_file(file)}
         for file in input_files(path)
     ]
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as data:
-        return hashlib.file_digest(data, "sha256").hexdigest()

@@ -36,10 +36,11 @@ from data_pipeline.stages.model_stages import Asking, Models
 from data_pipeline.stages.pairs import make_items, read_pairs
 from data_pipeline.stages.review import apply_review, read_review
 from data_pipeline.stages.score import score_items
-from data_pipeline.stages.stage_files import StageFile, sha256, state_of
+from data_pipeline.stages.stage_files import StageFile, state_of
 from inf_jax.config import ReadLog, command_line
 from inf_jax.core.errors import UserError
 from inf_jax.io.atomic import atomic_file
+from inf_jax.io.json_files import sha256_of_file
 
 STAGES = ("pairs", "generate", "filter", "judge", "score", "corpus", "report", "build")
 _ASKING = ("generate", "filter", "judge")
@@ -249,7 +250,7 @@ class Factory:
     def _corpus(self) -> None:
         path = self.out_dir / "corpus" / "train.jsonl"
         found = self.files["corpus"].found()
-        whole = found and path.exists() and found["extra"].get("corpus") == sha256(path)
+        whole = found and path.exists() and found["extra"].get("corpus") == sha256_of_file(path)
         if whole and self._done("corpus"):
             return
         items = self._before("corpus").read()
@@ -260,7 +261,7 @@ class Factory:
             )
         # the outcomes' own note of being whole is written last
         with (
-            self.files["corpus"].writing(lambda: {"corpus": sha256(path)}) as write,
+            self.files["corpus"].writing(lambda: {"corpus": sha256_of_file(path)}) as write,
             atomic_file(path) as corpus,
         ):
             for item in items:

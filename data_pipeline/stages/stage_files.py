@@ -10,6 +10,7 @@ from typing import Any
 from data_pipeline.items import Item, read_items
 from inf_jax.core.errors import UserError
 from inf_jax.io.atomic import atomic_file
+from inf_jax.io.json_files import sha256_of_file
 
 # Reasons that another run may not have: for want of money, or of an answer.
 _PASSING = ("budget", "unanswered")
@@ -41,7 +42,7 @@ class StageFile:
             meta = json.loads(self._meta.read_bytes())
             if meta["fingerprint"] != self.fingerprint:
                 return None
-            if sha256(self.path) == meta["sha256"]:
+            if sha256_of_file(self.path) == meta["sha256"]:
                 return meta
         return None
 
@@ -80,12 +81,6 @@ class StageFile:
 
 def _may_end_otherwise(reason: str) -> bool:
     return reason.endswith(_PASSING)
-
-
-def sha256(path: Path) -> str:
-    """Of a file's contents, in hex digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def state_of(path: str) -> list:

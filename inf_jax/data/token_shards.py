@@ -27,8 +27,9 @@ from inf_jax.data.records import (
     text_hash,
 )
 from inf_jax.data.splice_check import check_composition
-from inf_jax.data.tokenised import MANIFEST, index_path, load_sidecar, read_json
+from inf_jax.data.tokenised import MANIFEST, index_path, load_sidecar
 from inf_jax.io.atomic import atomic_file
+from inf_jax.io.json_files import read_json, sha256_of_file
 from inf_jax.io.tfrecord import CorruptRecordError, Reader, Writer, read_records
 from inf_jax.text.tokenizer import TextConfig, TextTokenizer
 
@@ -149,8 +150,7 @@ def source_files(directory: Path, split: str) -> list[tuple[Path, int]]:
 
 def _checksum(path: Path) -> str:
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of_file(path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; build the dataset again") from error
 

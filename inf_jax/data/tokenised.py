@@ -1,6 +1,5 @@
 """Reading tokenised examples: a directory that `data.tokenise` wrote, by number."""
 
-import json
 import os
 import zipfile
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from inf_jax.data.records import (
     part_lengths,
 )
 from inf_jax.data.splice_check import Composition
+from inf_jax.io.json_files import read_json
 from inf_jax.io.tfrecord import CorruptRecordError, Index, Reader
 
 MANIFEST = "manifest.json"
@@ -196,13 +196,3 @@ def load_sidecar(shard: Path) -> Sidecar:
             f"{path} is damaged ({error}); delete it and tokenise the split again"
         ) from error
     return sidecar
-
-
-def read_json(path: Path, *, remedy: str) -> dict:
-    """A JSON file; UserError with the remedy where it is missing or damaged."""
-    try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; {remedy}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); {remedy}") from error

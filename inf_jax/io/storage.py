@@ -22,8 +22,7 @@ from etils import epath
 
 from inf_jax.core.errors import UserError
 from inf_jax.io import gcs as bucket
-from inf_jax.io.atomic import atomic_file
-from inf_jax.io.atomic_dir import atomic_directory, lock
+from inf_jax.io.atomic import atomic_directory, atomic_file, lock_directory
 
 AnyPath = Path | epath.Path  # the second where it is in a bucket
 
@@ -83,21 +82,17 @@ def taken(out_dir: AnyPath, *, patience_s: float = 10.0) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"{out_dir}: no directory to write in ({error}); give another") from None
     deadline = time.monotonic() + patience_s
-    while True:
-        try:
-            descriptor = lock(Path(out_dir))
-            break
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"{out_dir}: another run is at work in it; wait for it, stop it, or give "
-                    "another out_dir"
-                ) from None
+    while (lock := lock_directory(Path(out_dir))) is None:
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"{out_dir}: another run is at work in it; wait for it, stop it, or give "
+                "another out_dir"
+            )
         time.sleep(0.2)
     try:
         yield
     finally:
-        os.close(descriptor)
+        os.close(lock)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from inf_jax.core.errors import UserError
 from inf_jax.core.packing import rows_needed
 from inf_jax.distributed.mesh import local_mesh
 from inf_jax.distributed.sharding import state_shardings
+from inf_jax.io.json_files import read_json
 from inf_jax.models import hf
 from inf_jax.models.encoder import make_encoder, tower
 from inf_jax.models.hf import sentence_transformers as st_files
@@ -256,7 +257,7 @@ def _foreign_config(directory: Path) -> tuple[RetrieverConfig, Path, EncoderConf
         found = st_files.StModel("mean", True, None)
     folder = directory / found.path
     shape = read_config(folder)
-    tokenizer = st_files.read_json(folder / "tokenizer_config.json", default={}, kind=dict)
+    tokenizer = read_json(folder / "tokenizer_config.json", default={}, kind=dict)
     limits = {
         "max_position_embeddings": shape.max_positions,
         "max_seq_length": found.max_length,

@@ -4,8 +4,8 @@ import dataclasses
 from pathlib import Path
 
 from inf_jax.core.errors import UserError
+from inf_jax.io.json_files import read_json
 from inf_jax.models.encoder import EncoderOptions
-from inf_jax.models.hf import sentence_transformers as st_files
 from inf_jax.models.pooling import POOLINGS
 from inf_jax.text.tokenizer import TextConfig
 
@@ -61,7 +61,7 @@ class RetrieverConfig:
 def read_settings(directory: Path) -> RetrieverConfig:
     """The RetrieverConfig of `<directory>/inf_jax.json`; UserError where it is not one of ours."""
     path = directory / SETTINGS_FILE
-    fields = st_files.read_json(path)
+    fields = read_json(path)
     if fields.get("format") not in range(1, FORMAT + 1):
         raise UserError(
             f"{path}: format {fields.get('format')!r}, this version reads 1 to {FORMAT}: "

@@ -24,12 +24,12 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from inf_jax.config import parse
+from inf_jax.core import console
 from inf_jax.core.errors import UserError, main_guard
 from inf_jax.evaluation.scores import METRICS
 from inf_jax.io.atomic import atomic_file
 from inf_jax.io.storage import is_bucket
 from inf_jax.losses.objective import parse_objective
-from inf_jax.monitoring import metrics_log
 
 from .options import make_parser
 from .options import parse as parse_options
@@ -232,7 +232,7 @@ def publish(config: ConfigDict, results: list[dict]) -> None:
         f"{config.data.source} {config.eval.split}, {config.train.steps} steps of "
         f"{config.train.batch_size} examples, times 100"
     )
-    metrics_log.table(f"ablation: {title}", rows, header=header)
+    console.table(f"ablation: {title}", rows, header=header)
     failures = "".join(
         f"\nFailed: {r['objective']}, {r['mask']}\n\n```\n{r['error']}\n```\n" for r in wrong
     )

@@ -14,6 +14,7 @@ import pytest
 import inf_jax
 from inf_jax.core.errors import UserError
 from inf_jax.core.packing import pack_chunk, stack_chunks
+from inf_jax.io.json_files import write_json
 from inf_jax.models import hf
 from inf_jax.models.encoder import EncoderOptions, make_encoder
 from inf_jax.models.hf import sentence_transformers as st_files
@@ -208,7 +209,7 @@ def test_sentence_transformers_directory(tiny_model_dir, tmp_path):
     found = inf_jax.load(directory)
     assert found.config == RetrieverConfig("shared", "cls", False, text)
     # the form that version 6 writes
-    st_files.write_json(directory / "1_Pooling/config.json", {"pooling_mode": "lasttoken"})
+    write_json(directory / "1_Pooling/config.json", {"pooling_mode": "lasttoken"})
     assert st_files.read(directory).pooling == "last"
 
 

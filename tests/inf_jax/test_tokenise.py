@@ -296,7 +296,7 @@ def test_kill_and_run_again(run, source, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda d: (d / "dataset_info.json").unlink(), "cannot read .*data_pipeline.build"),
+        (lambda d: (d / "dataset_info.json").unlink(), "no such file; .*data_pipeline.build"),
         (lambda d: (d / "dataset_info.json").write_text("{"), "not JSON .*data_pipeline.build"),
         (lambda d: (d / "dataset_info.json").write_text("{}"), "not a dataset_info.json"),
         (lambda d: (d / "dataset_info.json").write_text("[1]"), "not a dataset_info.json"),
@@ -565,7 +565,7 @@ def test_a_bad_manifest(run, manifest, message):
 
 
 def test_no_manifest(tmp_path):
-    with pytest.raises(UserError, match=r"cannot read .*manifest.json.*tokenise the split again"):
+    with pytest.raises(UserError, match=r"manifest.json: no such file; tokenise the split again"):
         TokenisedDataset(tmp_path / "missing")
 
 

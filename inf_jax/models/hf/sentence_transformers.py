@@ -1,6 +1,5 @@
 """The files by which sentence-transformers knows a model, both ways: modules.json and the rest."""
 
-import json
 import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from inf_jax.core.errors import UserError
+from inf_jax.io.json_files import read_json, write_json
 from inf_jax.io.safetensors import DTYPES, Planned, stored_tensors, write_tensors
 
 # Our poolings -> (sentence-transformers' name, its switch in the form that all versions since 2
@@ -28,7 +28,6 @@ _DENSE = {  # what its config.json may say; what it leaves out is sentence-trans
     "module_output_name": ("sentence_embedding", None),
     "use_residual": (False,),
 }
-_REQUIRED = object()
 
 
 class StModel(NamedTuple):
@@ -259,24 +258,3 @@ def _read_pooling(path: Path) -> str:
             f"{', '.join(ours)} is"
         )
     return ours[modes[0]]
-
-
-def read_json(path: Path, default=_REQUIRED, *, kind: type = object):
-    """A JSON file's value; `default` where there is none, else UserError; UserError if damaged or
-    not a `kind`."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        if default is not _REQUIRED:
-            return default
-        raise UserError(f"{path}: no such file") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); make it again") from None
-    if not isinstance(value, kind):
-        raise UserError(f"{path}: holds no {kind.__name__}; make it again")
-    return value
-
-
-def write_json(path: Path, value) -> None:
-    """Writes a value as indented JSON."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

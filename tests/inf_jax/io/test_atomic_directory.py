@@ -7,11 +7,11 @@ import sys
 import pytest
 
 from inf_jax.core.errors import UserError
-from inf_jax.io.atomic_dir import atomic_directory
+from inf_jax.io.atomic import atomic_directory
 
 KILLED = """
 import os, sys
-from inf_jax.io.atomic_dir import atomic_directory
+from inf_jax.io.atomic import atomic_directory
 with atomic_directory(sys.argv[1], marker="m") as partial:
     (partial / "m").write_text("half")
     os.kill(os.getpid(), 9)

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from inf_jax.core.errors import UserError
+from inf_jax.io import atomic
 from inf_jax.io.atomic import atomic_file
 
-ROOT = Path(__file__).parents[2]  # where the children find inf_jax
+ROOT = Path(__file__).parents[3]  # where the children find inf_jax
 
 
 def test_appears_at_the_end_and_makes_directories(tmp_path):
@@ -108,17 +109,18 @@ def test_partials_of_the_dead_go_and_those_of_the_living_stay(tmp_path):
 
 def test_a_partial_taken_for_stale_is_begun_anew(tmp_path, monkeypatch):
     """Between a partial's creation and its lock another process may lock it and delete it."""
-    path, flock, rivals = tmp_path / "file", fcntl.flock, []
+    path, try_lock, rivals = tmp_path / "file", atomic.try_lock, []
 
-    def rival(file, operation):
+    def rival(descriptor, **options):
         if len(rivals) < 2:
-            rivals.append(file.name)
-            os.unlink(file.name)
+            (partial,) = os.listdir(tmp_path)
+            rivals.append(partial)
+            os.unlink(tmp_path / partial)
             if len(rivals) == 1:
-                raise BlockingIOError
-        flock(file, operation)
+                return False
+        return try_lock(descriptor, **options)
 
-    monkeypatch.setattr(fcntl, "flock", rival)
+    monkeypatch.setattr(atomic, "try_lock", rival)
     with atomic_file(path) as file:
         file.write(b"whole")
     assert len(set(rivals)) == 2
