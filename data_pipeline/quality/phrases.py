@@ -1,7 +1,7 @@
 """What a model says about its task instead of doing it: refusals, remnants of prompt and format.
 
 A table to read and to add to. Measured to match no passage, question or instruction of MedQuAD,
-PubMedQA, NevIR and CondaQA (tests/data_pipeline/test_phrases.py repeats it for MedQuAD).
+PubMedQA, NevIR and CondaQA (tests/data_pipeline/quality/test_phrases.py repeats it for MedQuAD).
 """
 
 import re

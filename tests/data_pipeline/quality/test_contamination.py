@@ -22,7 +22,7 @@ PASSAGE = (
 )
 NEAR = PASSAGE.replace("sweet juice", "sweet nectar")
 OTHER = "Wasps chew old wood into a soft paste. They spread it out, and when it dries it is paper."
-TINY = Path(__file__).parent / "data" / "inf_ir_tiny.jsonl"
+TINY = Path(__file__).parents[1] / "data" / "inf_ir_tiny.jsonl"
 
 
 def write_jsonl(path, *rows):

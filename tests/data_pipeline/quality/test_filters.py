@@ -23,7 +23,7 @@ from data_pipeline.sources import medquad
 from inf_jax.core.errors import UserError
 from inf_jax.data.records import Example
 
-SAMPLE = Path(__file__).parents[2] / "data_pipeline" / "samples" / "medquad"
+SAMPLE = Path(__file__).parents[3] / "data_pipeline" / "samples" / "medquad"
 SOURCE = (
     "Vaccines contain weakened or inactive parts of a germ that trigger an immune response. The "
     "body makes antibodies and memory cells, so that it can fight the real germ later."

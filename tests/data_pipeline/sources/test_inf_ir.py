@@ -11,7 +11,7 @@ from data_pipeline.sources.files import input_files
 from inf_jax.core.errors import UserError
 from inf_jax.data.records import FIELDS
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 GOOD = dict.fromkeys(FIELDS, "some text")
 
 

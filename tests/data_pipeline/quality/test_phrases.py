@@ -9,7 +9,7 @@ import pytest
 
 from data_pipeline.quality.phrases import BOILERPLATE, OF_PASSAGES, REFUSALS, phrases
 
-SAMPLE = Path(__file__).parents[2] / "data_pipeline/samples/medquad/train.jsonl.gz"
+SAMPLE = Path(__file__).parents[3] / "data_pipeline/samples/medquad/train.jsonl.gz"
 
 # every alternative of a pattern that could go wrong on its own
 FOUND = [

@@ -24,7 +24,7 @@ from data_pipeline.quality.minhash import (
 )
 from inf_jax.core.errors import UserError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TEXT = "A vaccine shows your body a harmless piece of a germ, so that your guards learn its looks."
 CHINESE = (
     "疫苗向身体展示一小块无害的病菌，这样身体里的卫士就能记住它的样子，以后遇到病菌就能赶走它。"
