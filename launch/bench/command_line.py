@@ -15,7 +15,7 @@ import argparse
 import sys
 
 from . import factory, loss, plan, train
-from .options import make_parser, parse
+from .options import make_parser, parse_options
 
 # Each module has `HELP`, `add_arguments(parser)` and `main(args, overrides)`.
 COMMANDS = {"train": train, "loss": loss, "factory": factory, "plan": plan}
@@ -39,5 +39,5 @@ def main(argv: list[str] | None = None) -> None:
                 allow_abbrev=False,
             )
         )
-    args, overrides = parse(parser, sys.argv[1:] if argv is None else argv)
+    args, overrides = parse_options(parser, sys.argv[1:] if argv is None else argv)
     COMMANDS[args.command].main(args, overrides)

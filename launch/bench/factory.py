@@ -1,10 +1,10 @@
-"""The triplet factory's asking: requests a second, processor time and memory over many records.
+"""Measures the data pipeline's LLM requests: requests/s, CPU time and memory over many records.
 
     python launch/bench.py factory [--records=100000] [--concurrency=64] [--write]
 
-The stage generate, through client, journal and budget, against the stand-in server of the tests in
-a process of its own on the same cores. A record is one request. A line each tenth of the records:
-what grows with their number would show in the memory.
+Runs the stage `generate` with client, journal and budget against the tests' stand-in LLM server,
+which runs in its own process on the same cores. A record is one request. Each tenth of the records
+gives one row of the table, so that memory which grows with the number of records shows.
 """
 
 import argparse
@@ -21,22 +21,28 @@ from typing import Any
 
 from .report import ROOT, publish, table
 
-HELP = "the triplet factory's requests a second and memory, against a server on this machine"
-_TENTHS = 10
+HELP = "requests/s and memory of the data pipeline's LLM stages, against a local server"
+_TABLE_ROWS = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `bench.py factory`."""
     add = parser.add_argument
-    add("--records", type=int, default=100_000, metavar="N", help="default: %(default)s")
-    add("--concurrency", type=int, default=64, metavar="N", help="default: %(default)s")
-    add("--write", action="store_true", help="append to launch/benchmarks.md")
+    add("--records", type=int, default=100_000, metavar="N", help="requests (default: %(default)s)")
+    add(
+        "--concurrency",
+        type=int,
+        default=64,
+        metavar="N",
+        help="requests in flight (default: %(default)s)",
+    )
+    add("--write", action="store_true", help="append the result to launch/benchmarks.md")
 
 
 def main(args: argparse.Namespace, overrides: list[str]) -> None:
-    """The benchmark."""
+    """Runs the benchmark."""
     if overrides:
-        raise SystemExit(f"error: bench.py factory has no config: {' '.join(overrides)}")
+        raise SystemExit(f"error: bench.py factory takes no config: {' '.join(overrides)}")
     server = subprocess.Popen(
         [sys.executable, ROOT / "tests" / "doubles" / "llm_server.py", "--port", "0"],
         stdout=subprocess.PIPE,
@@ -50,7 +56,7 @@ def main(args: argparse.Namespace, overrides: list[str]) -> None:
         server.kill()
     first, last = rows[0], rows[-1]
     text = table(
-        ("records", "requests/s", "CPU ms a request", "memory, MiB", "journal, MiB"),
+        ("records", "requests/s", "CPU ms per request", "memory, MiB", "journal, MiB"),
         [
             (
                 f"{row['records']:,}",
@@ -63,14 +69,15 @@ def main(args: argparse.Namespace, overrides: list[str]) -> None:
         ],
     )
     text += (
-        f"\n\n{args.records / sum(row['seconds'] for row in rows):.0f} requests a second over all; "
+        f"\n\n{args.records / sum(row['seconds'] for row in rows):.0f} requests/s overall; "
         f"memory {last['memory'] - first['memory']:+.0f} MiB from {first['records']:,} to "
-        f"{last['records']:,} records. CPU is the client's alone."
+        f"{last['records']:,} records. CPU time is of the client process alone."
     )
-    publish("factory: asking", text, threads=os.cpu_count(), write=args.write)
+    publish("factory: LLM requests", text, threads=os.cpu_count(), write=args.write)
 
 
 async def _run(args: argparse.Namespace, base_url: str, directory: Path) -> list[dict[str, Any]]:
+    """Generates a triplet per record; the measurements of each tenth of them."""
     from data_pipeline.items import Item
     from data_pipeline.llm.async_asker import AsyncAsker
     from data_pipeline.llm.budget import Budget, price_of
@@ -96,24 +103,22 @@ async def _run(args: argparse.Namespace, base_url: str, directory: Path) -> list
     )
     query = Asker("query", model, Prompt.read("query_v1"), 100)
     triplet = Asker("generate", model, Prompt.read("generate_v1"), 3000)
-    passage = (
-        "Passage {} of a set of many, which says what there is to say on its own subject. " * 4
-    )
+    passage = "Passage {} of a large set, which says what is known of its own subject. " * 4
     items = (
         Item(str(n), f"what is subject {n}", passage.format(n, n, n, n), "format")
         for n in range(args.records)
     )
-    flow = ordered(
+    stream = ordered(
         each(items),
         lambda item: generate(item, ask, query=query, triplet=triplet),
         window=ask.window,
     )
     rows, done, began, cpu = [], 0, time.monotonic(), _cpu()
     with StageFile(directory, "generated", settings={}, source="").writing() as write:
-        async for item in flow:
+        async for item in stream:
             write(item)
             done += 1
-            if done % max(1, args.records // _TENTHS) == 0:
+            if done % max(1, args.records // _TABLE_ROWS) == 0:
                 seconds, used = time.monotonic() - began, _cpu() - cpu
                 count = done - (rows[-1]["records"] if rows else 0)
                 rows.append(
@@ -135,6 +140,7 @@ async def _run(args: argparse.Namespace, base_url: str, directory: Path) -> list
 
 
 def _cpu() -> float:
+    """CPU seconds of this process."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
 

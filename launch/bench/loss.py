@@ -1,16 +1,18 @@
-"""The contrastive loss and its gradients beside PyTorch and sentence-transformers, by batch size.
+"""Times the contrastive loss with its gradients beside PyTorch and sentence-transformers.
 
     python launch/bench.py loss [--batches=1024,...,65536] [--dim=768] [--rounds=3] [--write]
-    python launch/bench.py loss --aot [--write]     per-chip memory on TPUs, compiled without one
+    python launch/bench.py loss --aot [--write]     memory per TPU chip, by compilation alone
 
-Loss and gradients of float32 unit vectors, scale 20, every other row a negative. Contenders: the
-engines of inf_jax (ring and gather on 8 virtual devices, which share the same cores), dense
-InfoNCE in PyTorch (cross-entropy of the whole matrix, for multi(P,IQ) in both directions), and the
-mini-batched loss stage of sentence-transformers' CachedMultipleNegativesRankingLoss. They must
-agree in loss and gradients (1e-4) before anything is timed. Each runs in a process of its own and
-they take turns. Up to --full there is a warm-up, and memory is measured in a further evaluation;
-above it, one evaluation of the first objective gives both. What would need more memory than there
-is, or more time than --limit, is not tried, and the table says so.
+The loss of random float32 unit vectors at scale 20, where every other row is a negative. The
+contenders are the engines of inf_jax (ring and gather on 8 virtual devices that share the same
+cores), dense InfoNCE in PyTorch (cross-entropy of the whole matrix; both directions for
+multi(P,IQ)), and the mini-batched loss of sentence-transformers'
+CachedMultipleNegativesRankingLoss. Their losses and gradients must agree within 1e-4 before
+anything is timed. Each runs in its own process and they take turns.
+
+Up to batch --full there is a warm-up, and memory is measured in an evaluation of its own. Above it,
+one evaluation of the first objective gives both. What would exceed the free memory or --limit
+seconds is skipped, and the table says why.
 """
 
 import argparse
@@ -25,37 +27,66 @@ from .loss_figure import save
 from .process import Worker, serve
 from .report import publish, table
 
-HELP = "the loss and its gradients at large batches; with --aot, on TPUs by compilation"
-AGREE = 1e-4  # relative
+HELP = "time and memory of the loss and its gradients at large batches"
+TOLERANCE = 1e-4  # relative, of losses and gradients between contenders
 REFERENCE = "torch"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `bench.py loss`."""
     add = parser.add_argument
-    add("--batches", type=_numbers, metavar="N,N", help="default: 1024 to 65536, doubling")
-    add("--dim", type=int, metavar="N", help="of the embeddings (default: 768, with --aot 1024)")
-    add("--objectives", nargs="+", default=list(OBJECTIVES), choices=OBJECTIVES, metavar="TEXT")
-    add("--rounds", type=int, default=3, metavar="N", help="turns of each (default: %(default)s)")
-    add("--full", type=int, default=8192, metavar="N", help="rounds up to this batch (%(default)s)")
+    add("--batches", type=_numbers, metavar="N,N", help="default: powers of 2 from 1024 to 65536")
+    add("--dim", type=int, metavar="N", help="embedding width (default: 768; 1024 with --aot)")
+    add(
+        "--objectives",
+        nargs="+",
+        default=list(OBJECTIVES),
+        choices=OBJECTIVES,
+        metavar="TEXT",
+        help=f"default: {' '.join(OBJECTIVES)}",
+    )
+    add(
+        "--rounds",
+        type=int,
+        default=3,
+        metavar="N",
+        help="turns of each contender (default: %(default)s)",
+    )
+    add(
+        "--full",
+        type=int,
+        default=8192,
+        metavar="N",
+        help="largest batch that is timed in rounds (default: %(default)s)",
+    )
     add(
         "--limit",
         type=float,
         default=300,
         metavar="S",
-        help="seconds for a contender at a batch (%(default)s)",
+        help="seconds for one contender at one batch (default: %(default)s)",
     )
-    add("--threads", type=int, default=2, metavar="N", help="cores to use (default: %(default)s)")
+    add(
+        "--threads",
+        type=int,
+        default=2,
+        metavar="N",
+        help="CPU cores to use (default: %(default)s)",
+    )
     add("--platform", choices=("cpu", "gpu"), default="cpu", help="default: %(default)s")
-    add("--write", action="store_true", help="append to launch/benchmarks.md, draw the picture")
+    add(
+        "--write",
+        action="store_true",
+        help="append the result to launch/benchmarks.md and redraw its figure",
+    )
     add("--worker", choices=("aot", *_workers(LABELS)), help=argparse.SUPPRESS)
     loss_aot.add_arguments(parser)
 
 
 def main(args: argparse.Namespace, overrides: list[str]) -> None:
-    """The benchmark, or with --worker one of its processes."""
+    """Runs the benchmark, or with --worker one of its processes."""
     if overrides:
-        raise SystemExit(f"error: bench.py loss has no config: {' '.join(overrides)}")
+        raise SystemExit(f"error: bench.py loss takes no config: {' '.join(overrides)}")
     if args.aot:
         loss_aot.main(args)
         return
@@ -85,8 +116,8 @@ def main(args: argparse.Namespace, overrides: list[str]) -> None:
     versions = {k: v for f in facts for k, v in f["versions"].items()}
     text = summary(cells, args, ", ".join(f"{k} {v}" for k, v in versions.items()))
     text += (
-        f"\n\nThe machine's load average was {load:.1f} at the start. Much of it slows PyTorch's "
-        "OpenMP threads more than XLA's: run this on an idle machine."
+        f"\n\nThe load average was {load:.1f} at the start. Other load slows PyTorch's OpenMP "
+        "threads more than XLA's: run this on an idle machine."
     )
     if args.write:
         text += "\n\n" + save(args.platform, cells)
@@ -95,10 +126,16 @@ def main(args: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def measure(workers: dict[str, Worker], args: argparse.Namespace) -> list[dict[str, Any]]:
-    """All cells: objective, batch, contender, and `seconds` of the rounds and `peak` bytes, or
-    `skipped`, which says why."""
+    """Runs everything.
+
+    Returns:
+      Cells: `objective`, `batch` and `contender`; then `seconds` (a list, by round) and `peak`
+      (bytes), or `skipped`, the reason.
+    """
     cells: list[dict[str, Any]] = []
-    last: dict[tuple[str, str], tuple[int, float]] = {}  # batch and seconds of a contender
+    last: dict[
+        tuple[str, str], tuple[int, float]
+    ] = {}  # (batch, seconds) of a contender's last run
     for batch in sorted(args.batches):
         full = batch <= args.full
         for objective in args.objectives if full else args.objectives[:1]:
@@ -106,14 +143,14 @@ def measure(workers: dict[str, Worker], args: argparse.Namespace) -> list[dict[s
             runs = {}
             free = workers["one"].ask({"do": "facts"})["free"]
             for name in LABELS:
-                why = _obstacle(name, batch, objective, known=known, free=free, args=args)
-                if why is None:
+                reason = _skip_reason(name, batch, objective, known=known, free=free, args=args)
+                if reason is None:
                     runs[name] = workers[_worker(name)]
-                elif why:
+                elif reason:
                     cell = {"objective": objective, "batch": batch, "contender": name}
-                    cells.append(cell | {"skipped": why})
-            found = _cell(runs, objective, batch, rounds=args.rounds if full else 0)
-            for name, cell in found.items():
+                    cells.append(cell | {"skipped": reason})
+            measured = _measure_batch(runs, objective, batch, rounds=args.rounds if full else 0)
+            for name, cell in measured.items():
                 seconds = statistics.median(cell["seconds"])
                 last[objective, name] = batch, seconds
                 cells.append({"objective": objective, "batch": batch, "contender": name} | cell)
@@ -122,8 +159,13 @@ def measure(workers: dict[str, Worker], args: argparse.Namespace) -> list[dict[s
     return cells
 
 
-def _cell(runs: dict[str, Worker], objective: str, batch: int, *, rounds: int) -> dict[str, dict]:
-    """Seconds and peaks of the contenders at one batch; `rounds` 0: one evaluation gives both."""
+def _measure_batch(
+    runs: dict[str, Worker], objective: str, batch: int, *, rounds: int
+) -> dict[str, dict]:
+    """`seconds` and `peak` of the contenders at one batch.
+
+    With `rounds` 0 a single evaluation gives both.
+    """
 
     def turn(*, memory: bool) -> dict[str, dict]:
         question = {"do": "step", "memory": memory}
@@ -144,20 +186,20 @@ def _cell(runs: dict[str, Worker], objective: str, batch: int, *, rounds: int) -
 
 
 def agree(figures: dict[str, dict[str, float]], where: str) -> None:
-    """Ends the program unless all contenders computed the same."""
+    """Raises SystemExit unless all contenders computed the same losses and gradients."""
     for name in figures:
         base = next(iter(figures))
         for what, value in figures[name].items():
             expected = figures[base][what]
-            if not abs(value - expected) <= AGREE * abs(expected):
+            if not abs(value - expected) <= TOLERANCE * abs(expected):
                 raise SystemExit(
                     f"error: {where}: {what} is {value} in {LABELS[name]}, {expected} in "
                     f"{LABELS[base]}: they do not compute the same"
                 )
 
 
-def _obstacle(name: str, batch: int, objective: str, *, known, free: int, args) -> str | None:
-    """Why a contender is not run at this batch; "" for one that needs no mention."""
+def _skip_reason(name: str, batch: int, objective: str, *, known, free: int, args) -> str | None:
+    """Why a contender is not run at this batch; None to run it, "" to leave it out silently."""
     cached = {n: s for n, (_, s) in known.items() if n.startswith("cached")}
     if (
         batch > args.full
@@ -165,9 +207,9 @@ def _obstacle(name: str, batch: int, objective: str, *, known, free: int, args) 
         and name.startswith("cached")
         and name != min(cached, key=cached.__getitem__)
     ):
-        return ""  # the fastest mini-batch stands for the others
+        return ""  # above --full only the fastest mini-batch size goes on
     if _worker(name) == "mesh" and args.platform == "cpu" and batch % DEVICES:
-        return f"no multiple of {DEVICES}"
+        return f"not a multiple of {DEVICES}"
     if name in MATRICES:
         need = (4 * MATRICES[name][objective] * batch + 16 * args.dim) * batch
         if need > free:
@@ -182,31 +224,36 @@ def _obstacle(name: str, batch: int, objective: str, *, known, free: int, args) 
 
 
 def summary(cells: Sequence[dict[str, Any]], args: argparse.Namespace, versions: str) -> str:
-    """The tables: by objective seconds, their ratios to dense PyTorch, and peak memory.
+    """The Markdown report: per objective the seconds, their ratios to dense PyTorch, peak memory.
 
     Args:
-      cells: of `measure`.
+      cells: what `measure` returns.
+      args: the options of the run.
+      versions: of the packages, for the text.
     """
     where = "one CPU" if args.platform == "cpu" else "the GPU"
     parts = [
         f"Loss and gradients with respect to queries and passages, float32[batch, {args.dim}], on "
-        f"{where}; {versions}. Up to batch {args.full} medians of {args.rounds} rounds, above it "
-        "one evaluation without warm-up. The contenders' losses and gradients agree within "
-        f"{AGREE:g}. Columns are batches. Virtual devices share the cores. Ratios are to dense "
-        "PyTorch in the same round (least to most). Peak memory is what an evaluation holds above "
-        "its inputs, the gradients included."
+        f"{where}; {versions}. Columns are batch sizes: medians of {args.rounds} rounds up to "
+        f"{args.full}, above it one evaluation without warm-up. The contenders' losses and "
+        f"gradients agree within {TOLERANCE:g}. Virtual devices share the cores. Ratios are to "
+        "dense PyTorch in the same round (least to most). Peak memory is what an evaluation holds "
+        "above its inputs, gradients included."
     ]
     for objective in dict.fromkeys(c["objective"] for c in cells):
-        found = {(c["contender"], c["batch"]): c for c in cells if c["objective"] == objective}
-        batches = sorted({batch for _, batch in found})
-        names = [n for n in LABELS if any((n, b) in found for b in batches)]
+        by_key = {(c["contender"], c["batch"]): c for c in cells if c["objective"] == objective}
+        batches = sorted({batch for _, batch in by_key})
+        names = [n for n in LABELS if any((n, b) in by_key for b in batches)]
         for title, show in (
             ("seconds", _seconds),
             ("seconds as a multiple of dense PyTorch's", _ratio),
             ("peak memory in MiB (as a multiple of dense PyTorch's)", _peak),
         ):
             rows = [
-                (LABELS[n], *(show(found.get((n, b)), found.get((REFERENCE, b))) for b in batches))
+                (
+                    LABELS[n],
+                    *(show(by_key.get((n, b)), by_key.get((REFERENCE, b))) for b in batches),
+                )
                 for n in names
             ]
             parts.append(f"{objective}, {title}:\n\n{table(('', *map(str, batches)), rows)}")
@@ -246,7 +293,7 @@ def _workers(names) -> list[str]:
 
 
 def _environment(name: str, platform: str) -> dict[str, str]:
-    shared = {"GLIBC_TUNABLES": ""}  # the allocator as it comes
+    shared = {"GLIBC_TUNABLES": ""}  # the default allocator
     if platform == "gpu":
         return shared | {
             "JAX_PLATFORMS": "cuda",
@@ -254,7 +301,7 @@ def _environment(name: str, platform: str) -> dict[str, str]:
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # the processes share the GPU
             "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7"),
         }
-    # an XLA_FLAGS of the caller would be for one of the two kinds of workers only
+    # replaces XLA_FLAGS of the caller: the two kinds of workers need different ones
     devices = DEVICES if name == "mesh" else 1
     return shared | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
 

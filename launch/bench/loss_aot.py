@@ -1,7 +1,7 @@
-"""The part of `bench.py loss` for TPUs: memory a chip by ahead-of-time compilation, no TPU needed.
+"""`bench.py loss --aot`: memory of the loss per TPU chip, by ahead-of-time compilation.
 
-libtpu's compiler stands for the chip: `memory_analysis()` is what the program will take there, and
-its text is the schedule. Nothing is run, so there are no seconds but the compiler's.
+libtpu's compiler stands in for the chip: `memory_analysis()` says what the program takes there, and
+its text is the schedule. Nothing is run, so the only seconds are those of the compiler.
 """
 
 import argparse
@@ -19,10 +19,10 @@ DIM = 1024
 TOPOLOGIES = ("v5e:16x16", "v5p:8x8x16")
 OBJECTIVE = "multi(P,IQ)"
 SCALE = 20.0
-# engine and variant; "trained" has identity masks, empty slots and the metrics, as in training
+# (engine, variant); "trained" adds identity masks, empty slots and metrics, as in training
 PROGRAMS = (("ring", "plain"), ("ring", "trained"), ("gather", "plain"), ("dense", "plain"))
 
-# Else libtpu looks for the machine that it thinks it is on, and says so at length.
+# Without these libtpu looks for the TPU machine it believes to be on, and logs at length.
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
@@ -38,12 +38,18 @@ ENVIRONMENT = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `bench.py loss --aot`."""
     add = parser.add_argument
-    add("--aot", action="store_true", help="per-chip memory on TPUs; needs the extra aot")
-    add("--topologies", nargs="+", default=list(TOPOLOGIES), metavar="NAME", help="with --aot")
+    add("--aot", action="store_true", help="memory per TPU chip instead; needs the extra aot")
+    add(
+        "--topologies",
+        nargs="+",
+        default=list(TOPOLOGIES),
+        metavar="NAME",
+        help=f"with --aot (default: {' '.join(TOPOLOGIES)})",
+    )
 
 
 def main(args: argparse.Namespace) -> None:
-    """Compiles all programs in one worker, prints the table."""
+    """Compiles all programs in one worker and prints the table."""
     args.dim = args.dim or DIM
     if args.worker:
         serve(lambda: compiler(args), threads=args.threads)
@@ -71,14 +77,15 @@ def main(args: argparse.Namespace) -> None:
 
 
 def compiler(args: argparse.Namespace) -> Callable[[dict | None], Any]:
-    """The worker: None asks for the versions, a program for its figures."""
+    """The worker: answers None with the versions, and a program with its measurements."""
     import importlib.metadata
 
     try:
         libtpu = importlib.metadata.version("libtpu")
     except importlib.metadata.PackageNotFoundError:
         raise SystemExit(
-            "error: --aot needs libtpu (484 MB): pip install -e '.[aot]' -c launch/constraints.txt"
+            "error: --aot needs libtpu (484 MB), which is not installed: "
+            "pip install -e '.[aot]' -c launch/constraints.txt"
         ) from None
     import jax
 
@@ -92,16 +99,19 @@ def compiler(args: argparse.Namespace) -> Callable[[dict | None], Any]:
         try:
             compiled = traced.lower().compile()
         except jax.errors.JaxRuntimeError as error:
-            return {"flops": flops, "seconds": time.perf_counter() - started, **_demand(str(error))}
+            return {
+                "flops": flops,
+                "seconds": time.perf_counter() - started,
+                **demanded(str(error)),
+            }
         memory = compiled.memory_analysis()
         at_rest = memory.argument_size_in_bytes + memory.output_size_in_bytes
-        found = collectives(compiled.as_text())
         kinds: dict[str, list[int]] = {}
-        for c in found:
-            count = kinds.setdefault(c.kind, [0, 0, 0, 0])
+        for c in collectives(compiled.as_text()):
+            sums = kinds.setdefault(c.kind, [0, 0, 0, 0])
             moved = c.times * c.size
             for i, n in enumerate((1, c.times, moved, moved * c.beside)):
-                count[i] += n
+                sums[i] += n
         return {
             "seconds": time.perf_counter() - started,
             "flops": flops,
@@ -117,7 +127,7 @@ def compiler(args: argparse.Namespace) -> Callable[[dict | None], Any]:
 
 
 def _trace(program: dict, *, dim: int):
-    """The traced loss and gradients, and the operations of its products a chip."""
+    """The traced loss with gradients, and the FLOPs per chip of its matrix products."""
     import jax
     import jax.numpy as jnp
     from jax.experimental import topologies
@@ -160,8 +170,12 @@ def _trace(program: dict, *, dim: int):
     return traced, product_flops(traced.jaxpr.jaxpr, devices=mesh.size)
 
 
-def _demand(message: str) -> dict[str, Any]:
-    """What a program that does not fit would need, from the compiler's message."""
+def demanded(message: str) -> dict[str, Any]:
+    """`demand` and `limit` in bytes of a program that does not fit, from the compiler's message.
+
+    Raises:
+      SystemExit: the message is about something else than memory.
+    """
     units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
     sizes = [float(n) * units[u] for n, u in re.findall(r"\b([\d.]+)([KMGT])\b", message)]
     if "RESOURCE_EXHAUSTED" not in message or len(sizes) < 2:
@@ -170,12 +184,12 @@ def _demand(message: str) -> dict[str, Any]:
 
 
 def summary(cells: Sequence[dict[str, Any]], *, dim: int, versions: str) -> str:
-    """The table.
+    """The Markdown report.
 
     Args:
-      cells: of the programs, see `compiler`.
-      dim: of the embeddings.
-      versions: of jax and libtpu.
+      cells: one per program: its topology, batch, engine and variant with what `compiler` answers.
+      dim: embedding width.
+      versions: of jax and libtpu, for the text.
     """
     header = (
         "chips",
@@ -185,19 +199,19 @@ def summary(cells: Sequence[dict[str, Any]], *, dim: int, versions: str) -> str:
         "in + out MiB",
         "peak MiB",
         "product TFLOP",
-        "collectives in the schedule (runs; MiB; share of it beside tiles)",
-        "compiled in s",
+        "collectives (executions; MiB; share of bytes overlapped)",
+        "compilation, s",
     )
     return (
         f"{OBJECTIVE}, loss and gradients, bf16[batch, {dim}] embeddings; {versions}. All figures "
-        "are a chip's, from the compiler for that chip; nothing was run. temp is HBM beside "
-        "arguments and results, peak the most at once by the compiler's count, what it keeps on "
-        "the chip included. "
-        '"needs" is the demand that the compiler refuses a program with, beside the memory that '
-        'there is. "trained" has identity masks, empty slots and the metrics, as in training. '
-        "Products are counted from the traced program, loops included. Beside tiles: the share of "
-        "the bytes that move while the chip has a product, or work on a larger array; for the "
-        "others it waits.\n\n" + table(header, [*map(_row, cells)])
+        "are per chip and come from the compiler for that chip; nothing was run. temp is HBM "
+        "besides inputs and outputs; peak is the most at any time by the compiler's count, "
+        'including what it keeps on the chip. "needs" is the demand with which the compiler '
+        'refuses a program, against the available memory. "trained" has identity masks, empty '
+        "slots and the metrics, as in training. FLOPs are of the matrix products of the traced "
+        "program, loops included. Overlapped: the share of the bytes that move while the chip "
+        "computes a product, or works on a larger array; it waits for the others.\n\n"
+        + table(header, [*map(_row, cells)])
     )
 
 

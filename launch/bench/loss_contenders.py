@@ -1,7 +1,7 @@
-"""The contenders of `bench.py loss`: loss and gradients of given vectors, in worker processes.
+"""The contenders of `bench.py loss`: each computes the loss and its gradients for given vectors.
 
-A worker answers questions about contenders: "prepare" makes inputs and compiles, "step" evaluates
-once, "forget" drops all that was prepared, "facts" tells of the machine.
+They run in worker processes. A worker answers: "prepare" makes inputs and compiles, "step"
+evaluates once, "forget" drops everything prepared, "facts" describes packages and free memory.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from .process import peak_memory, reset_peak_memory
 
 SCALE = 20.0
-# The worker of a contender is its name up to the dash.
+# A contender's name up to the dash is its worker's.
 LABELS = {
     "torch": "PyTorch, dense",
     "cached-64": "sentence-transformers, cached, 64",
@@ -26,22 +26,23 @@ LABELS = {
     "mesh-ring": "inf_jax ring, 8 devices",
     "mesh-gather": "inf_jax gather, 8 devices",
 }
-DEVICES = 8  # of the mesh on a CPU; on GPUs it has all there are
-OBJECTIVES = ("multi(P,IQ)", "uni(P)")  # what all contenders can do
-# float32 matrices of batch x batch that a dense contender holds at once, as measured.
+DEVICES = 8  # of the mesh on a CPU; on GPUs the mesh has all devices
+OBJECTIVES = ("multi(P,IQ)", "uni(P)")  # those that all contenders can compute
+# float32[batch, batch] matrices that a dense contender holds at once, as measured.
 MATRICES = {
     "torch": {"multi(P,IQ)": 5, "uni(P)": 4},
     "one-dense": {"multi(P,IQ)": 4, "uni(P)": 2},
 }
 
 
-class Cell(NamedTuple):
+class Prepared(NamedTuple):
     """A contender that is ready to run.
 
     Attributes:
-      run: one evaluation, finished when it returns.
-      figures: of what `run` gave: loss and sums of the gradients, by which contenders are compared.
-      peak: bytes of the last `run` where the platform tells, else None: the process's.
+      run: evaluates once; the computation is finished when it returns.
+      figures: turns the result of `run` into the loss and sums over the gradients, by which the
+        contenders are compared.
+      peak: peak bytes of the last `run` if the platform tells; None to take the process's.
     """
 
     run: Callable[[], Any]
@@ -50,7 +51,7 @@ class Cell(NamedTuple):
 
 
 def inputs(batch: int, dim: int):
-    """Queries and passages, float32[batch, dim] unit vectors; a query is near its passage."""
+    """Queries and passages, float32[batch, dim] unit vectors; each query is near its passage."""
     import numpy as np
 
     rng = np.random.default_rng(batch)
@@ -63,7 +64,7 @@ def inputs(batch: int, dim: int):
 
 
 def _figures(loss: float, gradients, vectors) -> dict[str, float]:
-    """Loss, norms of both gradients, and both times the other side's vectors: none is near 0."""
+    """The loss, and norms and dot products of the gradients; none of them is near 0."""
     import numpy as np
 
     def dot(a, b) -> float:
@@ -80,33 +81,34 @@ def _figures(loss: float, gradients, vectors) -> dict[str, float]:
 
 
 def worker(args: argparse.Namespace) -> Callable[[dict], Any]:
-    """The function that answers, for `process.serve`."""
+    """The answering function of a worker, for `process.serve`."""
     make = (torch_cells if args.worker in ("torch", "cached") else jax_cells)(args)
-    cells: dict[str, Cell] = {}
+    prepared: dict[str, Prepared] = {}
 
     def answer(question: dict) -> Any:
         name = question.get("contender")
         if question["do"] == "facts":
             return _facts(args)
         if question["do"] == "forget":
-            cells.clear()
+            prepared.clear()
             gc.collect()
             return None
         if question["do"] == "prepare":
-            cells[name] = make(name, question["objective"], question["batch"])
+            prepared[name] = make(name, question["objective"], question["batch"])
             return None
-        cell = cells[name]
+        contender = prepared[name]
         before = reset_peak_memory() if question["memory"] else 0
         started = time.perf_counter()
-        result = cell.run()
+        result = contender.run()
         seconds = time.perf_counter() - started
-        peak = cell.peak() if cell.peak else peak_memory() - before
-        return {"seconds": seconds, "peak": peak, "figures": cell.figures(result)}
+        peak = contender.peak() if contender.peak else peak_memory() - before
+        return {"seconds": seconds, "peak": peak, "figures": contender.figures(result)}
 
     return answer
 
 
 def _facts(args: argparse.Namespace) -> dict[str, Any]:
+    """`versions` of the packages and `free` memory in bytes (of the GPU, where it counts)."""
     theirs = args.worker in ("torch", "cached")
     names = ("torch", "sentence-transformers") if theirs else ("jax",)
     facts = {name: importlib.metadata.version(name) for name in names}
@@ -118,19 +120,19 @@ def _facts(args: argparse.Namespace) -> dict[str, Any]:
     else:
         lines = Path("/proc/meminfo").read_text().splitlines()
         available = next(line for line in lines if line.startswith("MemAvailable"))
-        free = int(available.split()[1]) * 1024 - 2 * 2**30  # some for the rest of the machine
+        free = int(available.split()[1]) * 1024 - 2 * 2**30  # leaves some for other processes
     return {"versions": facts, "free": free}
 
 
-def jax_cells(args: argparse.Namespace) -> Callable[[str, str, int], Cell]:
-    """Contenders of inf_jax: the engine is the name's part after the dash."""
+def jax_cells(args: argparse.Namespace) -> Callable[[str, str, int], Prepared]:
+    """Makes contenders of inf_jax; the part of the name after the dash is the engine."""
     import jax
     import numpy as np
 
     from inf_jax.distributed.mesh import batch_sharding, compiler_options, make_mesh
     from inf_jax.losses import contrastive_loss
 
-    def make(name: str, objective: str, batch: int) -> Cell:
+    def make(name: str, objective: str, batch: int) -> Prepared:
         kind, engine = name.split("-")
         mesh = make_mesh() if kind == "mesh" else make_mesh(devices=jax.devices()[:1])
         vectors = inputs(batch, args.dim)
@@ -153,22 +155,22 @@ def jax_cells(args: argparse.Namespace) -> Callable[[str, str, int], Cell]:
         def figures(result) -> dict[str, float]:
             return _figures(result[0], [np.asarray(x) for x in result[1]], vectors)
 
-        def on_gpu() -> int:  # its allocator takes most of the memory at once: the compiler knows
+        def on_gpu() -> int:  # the allocator reserves most of the memory at once: ask the compiler
             memory = step.memory_analysis()
             return memory.temp_size_in_bytes + memory.output_size_in_bytes
 
         peak = on_gpu if args.platform == "gpu" else None
-        return Cell(lambda: jax.block_until_ready(step(*arrays)), figures, peak)
+        return Prepared(lambda: jax.block_until_ready(step(*arrays)), figures, peak)
 
     return make
 
 
-def torch_cells(args: argparse.Namespace) -> Callable[[str, str, int], Cell]:
-    """Dense InfoNCE in PyTorch, and the cached loss of sentence-transformers on given vectors.
+def torch_cells(args: argparse.Namespace) -> Callable[[str, str, int], Prepared]:
+    """Makes contenders: dense InfoNCE in PyTorch, the cached loss of sentence-transformers.
 
     The latter is the second stage of its CachedMultipleNegativesRankingLoss (calculate_loss with
-    gradients): mini-batches of rows, each against all columns. It gives the mean over the
-    directions where multi is the sum.
+    gradients): mini-batches of rows, each against all columns. It takes the mean over the two
+    directions where multi takes the sum.
     """
     import torch
     from torch.nn.functional import cross_entropy
@@ -177,7 +179,9 @@ def torch_cells(args: argparse.Namespace) -> Callable[[str, str, int], Cell]:
     device = torch.device("cpu")
     if args.platform == "gpu":
         if not torch.cuda.is_available():
-            raise SystemExit("error: --platform=gpu needs a PyTorch with CUDA; this one has none")
+            raise SystemExit(
+                "error: --platform=gpu needs PyTorch with CUDA; the installed one is for CPUs"
+            )
         device = torch.device("cuda")
 
     def leaves(x, size: int) -> list[torch.Tensor]:
@@ -205,7 +209,7 @@ def torch_cells(args: argparse.Namespace) -> Callable[[str, str, int], Cell]:
 
         both = objective == "multi(P,IQ)"
         module = CachedMultipleNegativesRankingLoss(
-            torch.nn.Sequential(torch.nn.Identity()),  # the model's part is not used
+            torch.nn.Sequential(torch.nn.Identity()),  # the encoder is not used
             scale=SCALE,
             similarity_fct=dot_score,
             mini_batch_size=size,
@@ -218,7 +222,7 @@ def torch_cells(args: argparse.Namespace) -> Callable[[str, str, int], Cell]:
 
         return loss, (2 if both else 1)
 
-    def make(name: str, objective: str, batch: int) -> Cell:
+    def make(name: str, objective: str, batch: int) -> Prepared:
         kind, _, size = name.partition("-")
         loss, factor = (dense(objective), 1) if kind == "torch" else cached(objective, int(size))
         vectors = inputs(batch, args.dim)
@@ -248,6 +252,6 @@ def torch_cells(args: argparse.Namespace) -> Callable[[str, str, int], Cell]:
         def on_gpu() -> int:
             return torch.cuda.max_memory_allocated() - at_rest
 
-        return Cell(run, figures, on_gpu if device.type == "cuda" else None)
+        return Prepared(run, figures, on_gpu if device.type == "cuda" else None)
 
     return make

@@ -1,7 +1,6 @@
-"""What `bench.py loss --write` keeps: its figures as JSON, and the picture drawn from them.
+"""Stores the results of `bench.py loss --write` as JSON and draws launch/benchmarks_loss.png.
 
-The CPU part and the ahead-of-time part are runs of their own; each replaces its own figures, and
-the picture shows what there is of both.
+Each run (CPU, GPU, ahead of time) replaces its own part; the figure shows all parts stored.
 """
 
 import json
@@ -28,11 +27,11 @@ _ENGINES = {"dense": "one-dense", "ring": "mesh-ring", "gather": "mesh-gather"}
 
 
 def save(part: str, cells: list[dict[str, Any]]) -> str:
-    """Stores the figures of a run, draws the picture anew, and gives the Markdown that shows it.
+    """Stores the cells of a run and redraws the figure; returns the Markdown that shows it.
 
     Args:
       part: "cpu", "gpu" or "aot".
-      cells: of that run.
+      cells: what `loss.measure` returns, or the cells of `loss_aot`.
     """
     from inf_jax.io.atomic import atomic_file
 
@@ -49,11 +48,11 @@ def save(part: str, cells: list[dict[str, Any]]) -> str:
 
 
 def draw(path: Path, data: dict[str, list[dict[str, Any]]]) -> None:
-    """Writes a PNG: seconds and memory against the batch, measured and compiled.
+    """Draws seconds and memory against the batch size, measured and compiled.
 
     Args:
-      path: of the PNG, written atomically.
-      data: by part, see `save`; a part that is missing leaves its panels out.
+      path: where the PNG is written, atomically.
+      data: cells by part, see `save`; a missing part has no panels.
     """
     from matplotlib.figure import Figure
 
@@ -71,12 +70,14 @@ def draw(path: Path, data: dict[str, list[dict[str, Any]]]) -> None:
         peaks = _lines(cells, "contender", lambda c: c["peak"] / 2**20)
         where = part.upper()
         _panel(next(panels), f"{objective} on a {where}: seconds", seconds)
-        _panel(next(panels), f"{objective} on a {where}: MiB above the inputs", peaks, legend=False)
+        _panel(
+            next(panels), f"{objective} on a {where}: MiB besides the inputs", peaks, legend=False
+        )
     for chip in chips:
         cells = [c for c in data["aot"] if c["topology"] == chip and c["variant"] == "plain"]
         memory = _lines(cells, "engine", lambda c: max(c["demand"] / 2**20, 0.1))
         axes = next(panels)
-        _panel(axes, f"{chip}, compiled: MiB a chip beside in and out", memory)
+        _panel(axes, f"{chip}, compiled: MiB per chip besides in and out", memory)
         limit = next((c["limit"] for c in cells if c.get("limit")), None)
         if limit:
             axes.axhline(limit / 2**20, color=_INK, linewidth=1, linestyle=":")
@@ -96,12 +97,12 @@ def draw(path: Path, data: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def _lines(cells, key: str, value) -> dict[str, list[tuple[int, float]]]:
-    """Points by contender (or engine), in the order of LABELS."""
+    """(batch, value) points by contender, in the order of LABELS; engines under their contender."""
     lines: dict[str, list[tuple[int, float]]] = {}
     for cell in cells:
         name = _ENGINES.get(cell[key], cell[key])
         lines.setdefault(name, []).append((cell["batch"], value(cell)))
-    # of the mini-batches of the cached loss the one that went furthest, hence the fastest
+    # of the cached loss only the mini-batch size that got furthest, hence the fastest
     cached = [n for n in lines if n.startswith("cached")]
     if cached:
         best = max(cached, key=lambda n: (len(lines[n]), -sorted(lines[n])[-1][1]))
@@ -112,6 +113,7 @@ def _lines(cells, key: str, value) -> dict[str, list[tuple[int, float]]]:
 def _panel(
     axes, title: str, lines: dict[str, list[tuple[int, float]]], *, legend: bool = True
 ) -> None:
+    """One chart with logarithmic axes."""
     axes.set_title(title, fontsize=10, loc="left", color=_INK)
     axes.set(xscale="log", yscale="log")
     for name, points in lines.items():

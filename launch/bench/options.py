@@ -16,7 +16,7 @@ def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
     )
 
 
-def parse(
+def parse_options(
     parser: argparse.ArgumentParser, argv: Sequence[str]
 ) -> tuple[argparse.Namespace, list[str]]:
     """The parsed options, and the config overrides (`--config.KEY=VALUE`) beside them."""

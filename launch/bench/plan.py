@@ -1,10 +1,11 @@
-"""Plans of all shipped configs, compiled ahead of time for TPUs: nothing is run, no TPU needed.
+"""Plans all shipped configs: each is compiled ahead of time for its TPUs. No TPU is needed.
 
     python launch/bench.py plan --write
     python launch/bench.py plan --only scaling/e5_large.py:v5e-1048576
-    python launch/bench.py plan --backbones     those of several families, splash attention or XLA's
+    python launch/bench.py plan --backbones     other model families, with splash and XLA attention
 
-Each plan is `python -m inf_jax.plan` in a process of its own; needs the extra aot (libtpu).
+Each plan is `python -m inf_jax.plan` in its own process, and nothing is run. Needs the extra aot
+(libtpu).
 """
 
 import argparse
@@ -22,9 +23,9 @@ from typing import Any
 
 from .report import ROOT, publish, table
 
-HELP = "does each shipped config fit its TPUs, and how long is a step"
+HELP = "memory and step time of each shipped config on its TPUs, by compilation alone"
 
-# config, topology, slices, what is changed in the config
+# config, topology, slices, config override
 PROGRAMS = (
     ("medquad_minilm.py", "v5e:2x2", 1, ""),
     ("inf_ir_e5_base.py", "v5e:2x4", 1, ""),
@@ -42,35 +43,47 @@ BACKBONES = tuple(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `bench.py plan`."""
     add = parser.add_argument
-    add("--only", nargs="+", default=[], metavar="CONFIG", help="of configs/, as in the table")
-    add("--backbones", action="store_true", help="scaling/backbones.py in place of the others")
-    add("--cache", metavar="DIR", help="keep plans there; those that are there are not made again")
+    add(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="CONFIG",
+        help="only these, spelled as in the table",
+    )
+    add("--backbones", action="store_true", help="plan scaling/backbones.py instead")
+    add("--cache", metavar="DIR", help="keep plans in DIR and reuse those already there")
     add("--write", action="store_true", help="append the table to launch/benchmarks.md")
 
 
 def main(args: argparse.Namespace, overrides: Sequence[str]) -> None:
-    """Plans one after another, prints the table."""
+    """Plans one config after another and prints the table."""
     known = BACKBONES if args.backbones else PROGRAMS
     programs = [p for p in known if not args.only or p[0] in args.only]
     if not programs:
         names = ", ".join(dict.fromkeys(p[0] for p in known))
         raise SystemExit(f"error: --only: choose from {names}")
     rows = []
-    for config, topology, slices, changed in programs:
-        own = [f"--config.{changed}"] if changed else []
-        found = plan(config, topology, slices, [*own, *overrides], cache=args.cache)
-        rows.append(_row(f"{config} {changed}".strip(), found))
+    for config, topology, slices, override in programs:
+        own = [f"--config.{override}"] if override else []
+        result = plan(config, topology, slices, [*own, *overrides], cache=args.cache)
+        rows.append(_row(f"{config} {override}".strip(), result))
         print(*rows[-1], sep="; ", flush=True)
     if any("NO" in row for row in rows):
-        print("error: a shipped config does not fit", file=sys.stderr)
-    text = summary(rows, version=_libtpu(), note=found["batch"]["note"].partition(";")[0])
+        print("error: a shipped config does not fit its chips, see NO above", file=sys.stderr)
+    text = summary(rows, version=_libtpu(), note=result["batch"]["note"].partition(";")[0])
     publish("plan", text, threads=os.cpu_count() or 1, write=args.write)
 
 
 def plan(
     config: str, topology: str, slices: int, overrides: Sequence[str], *, cache: str | None = None
 ) -> dict[str, Any]:
-    """The JSON of one plan; it is there also where the program does not fit (exit code 1)."""
+    """The JSON of one plan, with `compile_seconds` of the whole process.
+
+    inf_jax.plan writes it also if the program does not fit (exit code 1).
+
+    Raises:
+      SystemExit: no plan was written.
+    """
     started = time.perf_counter()
     name = re.sub(r"\W+", "-", f"{config} {topology} {slices} {' '.join(overrides)}") + ".json"
     with contextlib.ExitStack() as stack:
@@ -83,31 +96,31 @@ def plan(
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if not file.exists():
             raise SystemExit(f"error: {config} on {topology}: {done.stderr[-2000:]}")
-        found = json.loads(file.read_text())
-        found["compile_seconds"] = time.perf_counter() - started
-        file.write_text(json.dumps(found, indent=2))
-    return found
+        result = json.loads(file.read_text())
+        result["compile_seconds"] = time.perf_counter() - started
+        file.write_text(json.dumps(result, indent=2))
+    return result
 
 
 def summary(rows: Sequence[Sequence[str]], *, version: str, note: str) -> str:
-    """The table.
+    """The Markdown report.
 
     Args:
-      rows: of `_row`.
+      rows: one per plan, from `_row`.
       version: of libtpu.
-      note: where the texts' lengths are from.
+      note: where the token counts of the texts come from.
     """
     header = (
         "config",
         "chips",
-        "pairs a step",
+        "pairs per step",
         "GiB needed",
         "fits",
         "model TFLOP",
         "compiled TFLOP",
-        "of it kernels",
+        "of which kernels",
         "collectives MiB",
-        "s a step, roofline",
+        "s per step, roofline",
         "s, compiler's cycles",
         "MFU",
         "examples/s",
@@ -115,29 +128,31 @@ def summary(rows: Sequence[Sequence[str]], *, version: str, note: str) -> str:
         "planned in s",
     )
     return (
-        f"`python -m inf_jax.plan`, libtpu {version}; lengths {note}. GiB, TFLOP and MiB are a "
-        "chip's. Seconds are a bound by the roofline of `planning/roofline.py`; MFU, examples/s "
-        "and hours follow from it. Beside it what a compiler's own count of cycles comes to at the "
-        "chip's clock; of attention kernels (`planning/hlo_kernels.py`) it has none: their seconds "
-        "are the roofline's there too. Nothing was run.\n\n" + table(header, rows)
+        f"`python -m inf_jax.plan`, libtpu {version}; lengths {note}. GiB, TFLOP and MiB are per "
+        "chip. Seconds are lower bounds from the roofline model of "
+        "`inf_jax/planning/roofline.py`; MFU, examples/s and hours follow from them. The next "
+        "column is the compiler's own cycle count at the chip's clock; it has no cycles for "
+        "attention kernels, so their roofline seconds are added. Nothing was run.\n\n"
+        + table(header, rows)
     )
 
 
-def _row(config: str, found: dict[str, Any]) -> tuple[str, ...]:
-    memory, batch = found["hbm"], found["batch"]
-    chips = f"{found['slices']} x " if found["slices"] > 1 else ""
+def _row(config: str, result: dict[str, Any]) -> tuple[str, ...]:
+    """The table's cells of one plan."""
+    memory, batch = result["hbm"], result["batch"]
+    chips = f"{result['slices']} x " if result["slices"] > 1 else ""
     row = (
         config,
-        chips + found["topology"],
+        chips + result["topology"],
         f"{batch['pairs']:,.0f}",
         f"{memory['needed'] / 2**30:.2f} of {memory['limit'] / 2**30:.2f}",
         "yes" if memory["fits"] else "NO",
     )
-    if "seconds" not in found:
-        return (*row, *[""] * 9, f"{found['compile_seconds']:.0f}")
-    flops, seconds, rates = found["flops"], found["seconds"], found["rates"]
-    moved = sum(c["bytes"] for c in found["collectives"])
-    kernels = sum(k["flops"] for k in found["kernels"].values())
+    if "seconds" not in result:
+        return (*row, *[""] * 9, f"{result['compile_seconds']:.0f}")
+    flops, seconds, rates = result["flops"], result["seconds"], result["rates"]
+    moved = sum(c["bytes"] for c in result["collectives"])
+    kernels = sum(k["flops"] for k in result["kernels"].values())
     return (
         *row,
         f"{flops['model'] / 1e12:,.2f}",
@@ -149,7 +164,7 @@ def _row(config: str, found: dict[str, Any]) -> tuple[str, ...]:
         f"{rates['mfu']:.1%}",
         f"{rates['examples_per_second']:,.0f}",
         f"{rates['run_hours']:.2f}",
-        f"{found['compile_seconds']:.0f}",
+        f"{result['compile_seconds']:.0f}",
     )
 
 

@@ -1,14 +1,16 @@
-"""The training step of a config beside the same step in sentence-transformers.
+"""Times the training step of a config beside the same step in sentence-transformers.
 
     python launch/bench.py train [--write] [--config=FILE] [--config.KEY=VALUE ...]
 
-Same weights, same pairs step by step, same batch and length limits, objective, AdamW with clipping,
-float32, same cores. inf_jax: loader, transfer and jitted step, as inf_jax.train does them.
-sentence-transformers: its model, tokenisation and MultipleNegativesRankingLoss (both directions,
-the nearest to multi(P,IQ)) in a plain PyTorch loop with fused AdamW, so none of its Trainer's cost;
-once as it comes, with the dropout of the model's config.json, and once without dropout, as here.
-The contenders take turns, each in its own process. The steps before the first round are not
-counted, nor is the first step of a turn: after a pause, memory has to be handed out anew.
+Both train the same weights on the same pairs at every step: same batch size, length limits,
+objective, AdamW with gradient clipping, float32, same CPU cores. inf_jax runs its loader, the
+transfer to the device and the jitted step, as inf_jax.train does. sentence-transformers runs its
+model, its tokenisation and MultipleNegativesRankingLoss in both directions (its closest to
+multi(P,IQ)) in a plain PyTorch loop with fused AdamW, so without the cost of its Trainer: once with
+the dropout of the model's config.json, and once without dropout, as inf_jax trains.
+
+The contenders take turns, each in its own process. Not counted: the steps before the first round,
+and the first step of each turn, which has to get its memory back from the system.
 """
 
 import argparse
@@ -23,7 +25,7 @@ from typing import Any
 from .process import Worker, peak_memory, serve
 from .report import ROOT, publish, table
 
-HELP = "the training step beside sentence-transformers"
+HELP = "the training step of a config, beside sentence-transformers"
 MEASURED = ("seconds", "pairs", "tokens", "slots")
 LABELS = {
     "ours": "inf_jax",
@@ -35,18 +37,41 @@ LABELS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `bench.py train`."""
     add = parser.add_argument
-    add("--config", default=str(ROOT / "configs" / "medquad_minilm.py"), metavar="FILE")
-    add("--rounds", type=int, default=7, metavar="N", help="turns of each (default: %(default)s)")
-    add("--steps", type=int, default=3, metavar="N", help="steps a turn (default: %(default)s)")
-    add("--warmup", type=int, default=2, metavar="N", help="steps before (default: %(default)s)")
-    add("--threads", type=int, default=2, metavar="N", help="cores to use (default: %(default)s)")
+    add(
+        "--config",
+        default=str(ROOT / "configs" / "medquad_minilm.py"),
+        metavar="FILE",
+        help="what to train (default: configs/medquad_minilm.py)",
+    )
+    add(
+        "--rounds",
+        type=int,
+        default=7,
+        metavar="N",
+        help="turns of each contender (default: %(default)s)",
+    )
+    add(
+        "--steps",
+        type=int,
+        default=3,
+        metavar="N",
+        help="timed steps per turn (default: %(default)s)",
+    )
+    add("--warmup", type=int, default=2, metavar="N", help="steps before round 1 (%(default)s)")
+    add(
+        "--threads",
+        type=int,
+        default=2,
+        metavar="N",
+        help="CPU cores to use (default: %(default)s)",
+    )
     add("--write", action="store_true", help="append the result to launch/benchmarks.md")
-    add("--rows", help=argparse.SUPPRESS)  # where the pairs of the steps lie, for the workers
+    add("--rows", help=argparse.SUPPRESS)  # for the workers: file with the texts of every step
     add("--worker", choices=[*WORKERS], help=argparse.SUPPRESS)
 
 
 def main(args: argparse.Namespace, overrides: list[str]) -> None:
-    """The benchmark, or with --worker one of its processes."""
+    """Runs the benchmark, or with --worker one of its processes."""
     if args.worker:
         serve(lambda: WORKERS[args.worker](args, overrides), threads=args.threads)
         return
@@ -81,11 +106,11 @@ def main(args: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def summary(results: list[dict[str, dict[str, float]]], facts: dict[str, Any]) -> str:
-    """The tables: medians over the rounds, ratios round by round.
+    """The Markdown report: medians over the rounds, then the speed of each round.
 
     Args:
-      results: per round and contender the MEASURED sums, `peak` and `loss`.
-      facts: of the run, from the worker `rows`, and `steps`.
+      results: for each round, by contender: the sums named in MEASURED, `peak` (bytes), `loss`.
+      facts: what the worker `rows` says of the run, and `steps`, the timed steps per turn.
     """
     rows, rounds = [], []
     ours = [turn["ours"]["pairs"] / turn["ours"]["seconds"] for turn in results]
@@ -126,9 +151,9 @@ def _config(args: argparse.Namespace, overrides: list[str]):
 
 
 def rows_worker(args: argparse.Namespace, overrides: list[str]) -> Callable[[int], dict]:
-    """Writes what sentence-transformers needs to do the same steps, and answers with the facts.
+    """Writes the texts and settings of the steps for sentence-transformers; answers with facts.
 
-    A process of its own, so that sentence-transformers' memory holds nothing of ours.
+    In its own process, so that the peak memory of sentence-transformers includes nothing of JAX.
     """
     import importlib.metadata
 
@@ -142,7 +167,9 @@ def rows_worker(args: argparse.Namespace, overrides: list[str]) -> Callable[[int
     def answer(steps: int) -> dict:
         with main_guard():
             config = _config(args, overrides)
-            if steps > config.train.steps:  # the grid is planned for the steps of the run
+            if (
+                steps > config.train.steps
+            ):  # the loader plans its token grid for the steps of the run
                 raise UserError(f"{steps} steps to time, but train.steps={config.train.steps}")
             training = make_training(config)
             loader, text = training.loader, text_config(config)
@@ -186,7 +213,7 @@ def rows_worker(args: argparse.Namespace, overrides: list[str]) -> Callable[[int
 
 
 def ours_worker(args: argparse.Namespace, overrides: list[str]) -> Callable[[list[int]], dict]:
-    """Steps of `inf_jax.train`: its loader, its jitted step, metrics fetched one step late."""
+    """Trains as `inf_jax.train` does: loader, jitted step, metrics fetched one step late."""
     import jax
 
     from inf_jax.core.errors import main_guard
@@ -228,7 +255,7 @@ def ours_worker(args: argparse.Namespace, overrides: list[str]) -> Callable[[lis
 def sentence_transformers_worker(
     args: argparse.Namespace, overrides: list[str], *, dropout: bool
 ) -> Callable[[list[int]], dict]:
-    """The same steps in sentence-transformers."""
+    """Trains on the same texts with sentence-transformers' model and loss."""
     import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss

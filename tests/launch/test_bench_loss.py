@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from launch.bench.loss import agree
-from launch.bench.loss_aot import _demand
+from launch.bench.loss_aot import demanded
 from launch.bench.loss_figure import draw
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
@@ -62,7 +62,7 @@ def test_command():
         for row in seconds.splitlines()[2:]
     }
     assert all(float(x) > 0 for x in cells["PyTorch, dense"] + cells["inf_jax blockwise"])
-    assert cells["inf_jax ring, 8 devices"][1] == "no multiple of 8"
+    assert cells["inf_jax ring, 8 devices"][1] == "not a multiple of 8"
     cached = [row[2] for name, row in cells.items() if name.startswith("sentence")]
     assert len(cached) == 3 and sum(x != "" for x in cached) == 1  # the fastest goes on
     second = tables[tables.index("uni(P), seconds:") + 1]
@@ -74,7 +74,7 @@ def test_command_says_what_is_missing():
         return subprocess.run([*COMMAND, *more], capture_output=True, text=True, check=False)
 
     done = run("--config.loss.scale=3")
-    assert done.returncode == 1 and "no config" in done.stderr
+    assert done.returncode == 1 and "takes no config" in done.stderr
     done = run("--objectives", "uni(QQ)")
     assert done.returncode == 2 and "uni(QQ)" in done.stderr
 
@@ -84,6 +84,6 @@ def test_what_a_refused_program_would_need():
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
         "temporaries (38.03G) exceeds available HBM (15.75G)."
     )
-    assert _demand(message) == {"demand": 38.03 * 2**30, "limit": 15.75 * 2**30}
+    assert demanded(message) == {"demand": 38.03 * 2**30, "limit": 15.75 * 2**30}
     with pytest.raises(SystemExit, match="INTERNAL"):
-        _demand("INTERNAL: something else")
+        demanded("INTERNAL: something else")
