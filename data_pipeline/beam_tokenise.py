@@ -19,7 +19,9 @@ import tensorflow_datasets as tfds
 from data_pipeline.dataset import beam_runner
 from data_pipeline.dataset.beam_errors import worker_errors
 from data_pipeline.dataset.beam_token_steps import ShardJob
-from inf_jax.config import ReadLog, parse
+from inf_jax.config.command_line import parse
+from inf_jax.config.defaults import run_config
+from inf_jax.config.sections import RunConfig
 from inf_jax.core.errors import main_guard
 from inf_jax.data.from_config import dataset_dir, text_config
 from inf_jax.data.token_shards import EXAMPLES_PER_SHARD, make_plan
@@ -28,7 +30,7 @@ from inf_jax.text import eos
 
 
 def tokenise(
-    config: ReadLog,
+    config: RunConfig,
     beam_config: tfds.download.DownloadConfig,
     *,
     examples_per_shard: int = EXAMPLES_PER_SHARD,
@@ -92,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with main_guard():
         beam_runner.quiet()
         config = parse(["beam_tokenise", *ours])
-        directory = tokenise(ReadLog(config), beam_runner.make_config(args.runner, options))
+        directory = tokenise(run_config(config), beam_runner.make_config(args.runner, options))
         print(f"tokenised records: {directory}")
 
 

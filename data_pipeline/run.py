@@ -16,10 +16,11 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from data_pipeline.config import check, defaults
+from data_pipeline.config import FactoryConfig, check, factory_config
 from data_pipeline.report.summary_tables import report_tables
 from data_pipeline.stages.factory import STAGES, Factory
-from inf_jax.config import ReadLog, command_line, parse_flags, save_resolved
+from inf_jax.config.command_line import command_line, parse_flags
+from inf_jax.config.resume import save_resolved
 from inf_jax.core.errors import UserError, main_guard
 
 
@@ -31,7 +32,7 @@ def main(argv: list[str]) -> None:
 
 def _run(argv: list[str]) -> None:
     resolved, values = parse_flags(
-        argv, __doc__, defaults=defaults(), example="configs/data_msmarco.py", define=_define
+        argv, __doc__, sections=FactoryConfig(), example="data_msmarco", define=_define
     )
     check(resolved)
     stages = values["stages"].value or list(STAGES)
@@ -42,7 +43,7 @@ def _run(argv: list[str]) -> None:
     if max_usd is not None and not math.isfinite(max_usd):
         raise UserError(f"--max-usd={max_usd}: must be a finite number")
     forget = values["forget-batches"].value
-    factory = Factory(ReadLog(resolved), max_usd=max_usd, forget_batches=forget)
+    factory = Factory(factory_config(resolved), max_usd=max_usd, forget_batches=forget)
     with contextlib.closing(factory):
         if values["dry-run"].value:
             factory.run(["pairs"])

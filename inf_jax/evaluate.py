@@ -16,7 +16,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from ml_collections import ConfigDict
 
-from inf_jax.config import ReadLog, check_all_read, run
+from inf_jax.config.command_line import run
+from inf_jax.config.defaults import run_config
 from inf_jax.core.console import table
 from inf_jax.core.errors import UserError
 from inf_jax.data.from_config import dataset_dir, text_config
@@ -37,7 +38,7 @@ from inf_jax.training.parameters import make_split
 
 def main(resolved: ConfigDict) -> None:
     """Evaluates one run, from its config."""
-    config = ReadLog(resolved)
+    config = run_config(resolved)
     out_dir, section = storage.as_path(config.out_dir), config.eval
     storage.check(out_dir)
     model = load_model(config)
@@ -46,7 +47,6 @@ def main(resolved: ConfigDict) -> None:
     text = dataclasses.replace(text_config(config), max_passage_tokens=section.max_passage_tokens)
     apart = config.model.query_encoder == "attention"
     split_over = config.mesh.fsdp * config.mesh.tensor
-    check_all_read(config, "eval")
     positions = model.encoder.config.max_positions
     if text.max_passage_tokens > positions:
         raise UserError(

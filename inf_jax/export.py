@@ -20,7 +20,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from inf_jax import __version__
-from inf_jax.config import ReadLog, check_all_read, defaults, run
+from inf_jax.config.command_line import run
+from inf_jax.config.defaults import defaults, run_config
+from inf_jax.config.sections import RunConfig
 from inf_jax.core.errors import UserError
 from inf_jax.data.from_config import text_config
 from inf_jax.distributed.entry_point import single_process_only
@@ -59,7 +61,7 @@ def main(resolved: ConfigDict) -> None:
     """One export, from the run's config."""
     from inf_jax.core.console import table
 
-    config = ReadLog(resolved)
+    config = run_config(resolved)
     out_dir = storage.as_path(config.out_dir)
     target = storage.as_path(config.export.dir or out_dir / "export")
     min_cosine, which = config.export.min_cosine, config.export.checkpoint
@@ -72,7 +74,6 @@ def main(resolved: ConfigDict) -> None:
             f"export.adapter: the adapters are for the weights of {start_from}, which PEFT cannot "
             "open: export that run, train from the export (model.name), or leave the adapter out"
         )
-    check_all_read(config, "export")
     _check_same_run(resolved, out_dir / "config.json")
     mesh = local_mesh(config.mesh.fsdp * config.mesh.tensor)
     trained = trained_params(out_dir / "checkpoints", config, model, mesh, which=which)
@@ -110,7 +111,7 @@ def main(resolved: ConfigDict) -> None:
         )
 
 
-def retriever_config(config: ReadLog) -> RetrieverConfig:
+def retriever_config(config: RunConfig) -> RetrieverConfig:
     """What a run's config says of its retriever; passages are cut where they were evaluated."""
     return RetrieverConfig(
         towers=config.model.towers,

@@ -8,7 +8,8 @@
 import numpy as np
 from ml_collections import ConfigDict
 
-from inf_jax.config import ReadLog, run
+from inf_jax.config.command_line import run
+from inf_jax.config.defaults import run_config
 from inf_jax.core.console import table
 from inf_jax.data.from_config import tokenised_split
 from inf_jax.models.hf.backbone import load_model
@@ -16,7 +17,7 @@ from inf_jax.models.hf.backbone import load_model
 
 def main(resolved: ConfigDict) -> None:
     """Tokenises the train split of a run, as training would."""
-    config = ReadLog(resolved)
+    config = run_config(resolved)
     split = config.data.train_split
     dataset = tokenised_split(config, load_model(config).tokenizer, split)
     queries, passages = (dataset.text_lengths[:, role::2] for role in (0, 1))

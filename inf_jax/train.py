@@ -22,7 +22,9 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from inf_jax.checkpoints.saver import Saver
-from inf_jax.config import ReadLog, check_all_read, command_line, run, save_resolved
+from inf_jax.config.command_line import command_line, run
+from inf_jax.config.defaults import run_config
+from inf_jax.config.resume import save_resolved
 from inf_jax.core.errors import UserError
 from inf_jax.data.loader import to_mesh
 from inf_jax.distributed import coordination, preemption
@@ -36,7 +38,7 @@ from inf_jax.training.setup import make_training
 
 def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
     """One training run, from its config; `resume` as on the command line, None is neither."""
-    begun, config = time.time(), ReadLog(resolved)
+    begun, config = time.time(), run_config(resolved)
     out_dir, primary = storage.as_path(config.out_dir), coordination.is_primary()
     minutes, wandb_project = config.train.checkpoint_minutes, config.train.wandb_project
     watching = watch_options(config)
@@ -53,7 +55,6 @@ def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
         loader, steps = training.loader, config.train.steps
         max_nonfinite, dev_every = config.optim.max_nonfinite, config.train.dev_every
         log_every, prefetch = config.train.log_every, config.data.prefetch
-        check_all_read(config, "", "data", "model", "loss", "optim", "train", "mesh")
 
         with watching_start(watching, work.path):
             state, first = saver.start(training)

@@ -59,7 +59,7 @@ import json
 import sys
 from pathlib import Path
 
-from inf_jax.config import parse
+from inf_jax.config.command_line import parse
 from inf_jax.evaluation.scores import METRICS
 
 config = parse(["demo", *sys.argv[1:]])

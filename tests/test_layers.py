@@ -16,7 +16,7 @@ LAYERS = {
         "retriever planning evaluation",
         "training hf_export",
     ],
-    "data_pipeline": ["llm sources", "items", "quality report", "dataset", "stages", "config"],
+    "data_pipeline": ["llm sources", "items", "quality report", "config dataset", "stages"],
 }
 
 # What step 2 still has to turn ("file: module.name"); goes when it is empty.

@@ -22,6 +22,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from data_pipeline.config import FactoryConfig
 from data_pipeline.items import Item
 from data_pipeline.llm.journal import Journal
 from data_pipeline.quality.contamination import Evaluation
@@ -31,13 +32,14 @@ from data_pipeline.report.audit import write_audit
 from data_pipeline.report.data_card import CardInfo, write_data_card
 from data_pipeline.report.sample import AuditSample
 from data_pipeline.report.summary import summarise, write_report
+from data_pipeline.sources.pair_readers import read_pairs
 from data_pipeline.stages.estimate import Estimator, StageEstimate
 from data_pipeline.stages.model_stages import Asking, Models
-from data_pipeline.stages.pairs import make_items, read_pairs
+from data_pipeline.stages.pairs import make_items
 from data_pipeline.stages.review import apply_review, read_review
 from data_pipeline.stages.score import score_items
 from data_pipeline.stages.stage_files import StageFile, state_of
-from inf_jax.config import ReadLog, command_line
+from inf_jax.config.command_line import command_line
 from inf_jax.core.errors import UserError
 from inf_jax.io.atomic import atomic_file
 from inf_jax.io.json_files import sha256_of_file
@@ -69,7 +71,7 @@ class Factory:
     """
 
     def __init__(
-        self, config: ReadLog, *, max_usd: float | None = None, forget_batches: bool = False
+        self, config: FactoryConfig, *, max_usd: float | None = None, forget_batches: bool = False
     ):
         self._config = config
         self.report: dict[str, Any] | None = None  # of the stage report
@@ -127,7 +129,10 @@ class Factory:
 
     def _stage_files(self) -> dict[str, StageFile]:
         config, asked = self._config, self._models.settings()
-        source, evaluation = config.source.to_dict(), config.evaluation.to_dict()
+        source, evaluation = (
+            dataclasses.asdict(config.source),
+            dataclasses.asdict(config.evaluation),
+        )
         own: dict[str, Any] = {
             "pairs": [
                 config.seed,
@@ -139,11 +144,11 @@ class Factory:
                 config.generate.type_weights,
             ],
             "generate": [*asked["generate"], config.llm.max_attempts],
-            "filter": [config.filter.to_dict()],
+            "filter": [dataclasses.asdict(config.filter)],
             "judge": [*asked["judge"], config.llm.max_attempts],
             # a model that was trained anew in its directory is another one
-            "score": [config.score.to_dict(), _model_state(config.score.model)],
-            "corpus": [config.review.to_dict(), state_of(config.review.path)],
+            "score": [dataclasses.asdict(config.score), _model_state(config.score.model)],
+            "corpus": [dataclasses.asdict(config.review), state_of(config.review.path)],
         }
         if not config.score.model:
             del own["score"]
@@ -185,7 +190,7 @@ class Factory:
                 name: getattr(source, name) for name in ("split", "min_score", "passages_only")
             }
         elif source.kind == "fields":
-            options = {"fields": {k: v for k, v in source.fields.to_dict().items() if v}}
+            options = {"fields": {k: v for k, v in dataclasses.asdict(source.fields).items() if v}}
         types, weights = config.generate.types, config.generate.type_weights
         items = make_items(
             read_pairs(source.kind, source.path, dropped=dropped, **options),
@@ -285,7 +290,7 @@ class Factory:
             source=f"`{config.source.kind}`: {Path(config.source.path).name}",
             licence=config.source.license,
             languages=tuple(config.filter.languages),
-            config=config.to_dict(),
+            config=dataclasses.asdict(config),
             command=command_line(),
         )
         write_data_card(self.out_dir / "DATA_CARD.md", report, info)

@@ -10,6 +10,7 @@ import signal
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
+from data_pipeline.config import FactoryConfig, StageConfig
 from data_pipeline.items import Item
 from data_pipeline.llm.async_asker import AsyncAsker
 from data_pipeline.llm.batch_asker import BatchAsker
@@ -23,7 +24,6 @@ from data_pipeline.stages.judge import Judges, judge
 from data_pipeline.stages.progress import Progress
 from data_pipeline.stages.stage_files import StageFile
 from data_pipeline.stages.streams import each, one_by_one, ordered, tapped
-from inf_jax.config import ReadLog
 from inf_jax.core.errors import UserError
 
 
@@ -36,7 +36,7 @@ class Models:
       prices: by model.
     """
 
-    def __init__(self, config: ReadLog):
+    def __init__(self, config: FactoryConfig):
         self.prices: dict[str, Price] = {}
         self.query = self._asker("query", "query", config.query)
         self.triplet = self._asker("generate", "generate", config.generate)
@@ -53,7 +53,7 @@ class Models:
             "judge": [*judges, self.judges.share, self.judges.full_table],
         }
 
-    def _asker(self, name: str, stage: str, section: ReadLog) -> Asker:
+    def _asker(self, name: str, stage: str, section: StageConfig) -> Asker:
         options = {
             key: value
             for key, value, given in (
@@ -87,7 +87,7 @@ class Asking:
 
     def __init__(
         self,
-        config: ReadLog,
+        config: FactoryConfig,
         *,
         out_dir: Path,
         journal: Journal,

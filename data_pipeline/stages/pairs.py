@@ -6,29 +6,19 @@ of types changes only as many types as it must: nothing that was paid for is pai
 """
 
 import heapq
-import inspect
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Protocol
 
 from data_pipeline.items import Item
 from data_pipeline.llm.schemas import INSTRUCTION_TYPES
 from data_pipeline.quality.rules import Limits
-from data_pipeline.sources import beir, fields, msmarco, problems
 from data_pipeline.sources.folding import fold
 from data_pipeline.sources.pairs import SourcePair
 from inf_jax.core.errors import UserError
 from inf_jax.data.records import text_hash
 
-PAIR_SOURCES: dict[str, Callable[..., Iterator[SourcePair]]] = {
-    "beir": beir.read,
-    "msmarco": msmarco.read,
-    "fields": fields.read,
-    "metamath": problems.read_metamath,
-    "leetcode": problems.read_leetcode,
-}
 EVEN_TYPES: Mapping[str, float] = dict.fromkeys(INSTRUCTION_TYPES, 1.0)
 
 
@@ -40,27 +30,6 @@ class Evaluation(Protocol):
 
     def shares_passage(self, text: str) -> str:
         """Why the passage counts as one of the set's; "" where it does not."""
-
-
-def read_pairs(
-    source: str, path: str | Path, *, dropped: Counter[str], **options: Any
-) -> Iterator[SourcePair]:
-    """The pairs of a source by its name in PAIR_SOURCES.
-
-    Raises:
-      UserError: no such source or option of it; later, what the source's reader raises.
-    """
-    if source not in PAIR_SOURCES:
-        raise UserError(f"no source {source!r}; choose one of {', '.join(PAIR_SOURCES)}")
-    read = PAIR_SOURCES[source]
-    known = [name for name in inspect.signature(read).parameters if name not in ("path", "dropped")]
-    for name in options:
-        if name not in known:
-            raise UserError(f"source {source!r} has no option {name!r}, only {', '.join(known)}")
-    try:
-        return read(path, dropped=dropped, **options)
-    except TypeError as error:  # an option is missing; nothing of the source has run yet
-        raise UserError(f"source {source!r}: {error}; its options: {', '.join(known)}") from error
 
 
 def make_items(

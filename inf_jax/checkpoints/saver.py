@@ -9,8 +9,9 @@ from ml_collections import ConfigDict
 
 from inf_jax.checkpoints import manager as checkpoint
 from inf_jax.checkpoints.resume import Position, check_frozen, check_position
-from inf_jax.config import ReadLog, check_same_run
-from inf_jax.config.checks import keys_of, value_of
+from inf_jax.config.resume import check_same_run
+from inf_jax.config.schema import keys_of, value_of
+from inf_jax.config.sections import RunConfig
 from inf_jax.core.errors import UserError
 from inf_jax.distributed.coordination import check_same, is_primary
 from inf_jax.distributed.preemption import CONTINUE
@@ -33,7 +34,7 @@ class Saver:
         run with another config.
     """
 
-    def __init__(self, config: ReadLog, resolved: ConfigDict, *, resume: bool | None = None):
+    def __init__(self, config: RunConfig, resolved: ConfigDict, *, resume: bool | None = None):
         train = config.train
         self._directory = f"{config.out_dir}/checkpoints"
         self._steps, self._every, self._seed = train.steps, train.checkpoint_every, config.seed

@@ -1,73 +1,21 @@
-"""Which values of a run's config are impossible."""
+"""Finds impossible values of a run's config."""
 
-import math
 import re
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from inf_jax.config.schema import type_problems, value_of, value_problems
+from inf_jax.config.sections import RunConfig
 from inf_jax.core.errors import UserError
-from inf_jax.losses.checks import ENGINES
 from inf_jax.losses.objective import parse_objective
-from inf_jax.text import eos
 
 
 def check(config: ConfigDict) -> None:
     """Raises UserError that lists every impossible value."""
-    choices = {
-        "model.towers": ("shared", "separate"),
-        "model.query_encoder": ("joint", "attention"),
-        "model.mask": ("model", "causal", "bidirectional"),
-        "model.append_eos": eos.CHOICES,
-        "model.pooling": ("mean", "cls", "last", "weighted_mean"),
-        "model.dtype": ("float32", "bfloat16"),
-        "model.frozen_dtype": ("float32", "bfloat16"),
-        "export.dtype": ("float32", "bfloat16"),
-        "model.remat": ("none", "dots", "full"),
-        "model.attention": ("auto", "xla", "splash", "cudnn"),
-        "loss.mask": ("identity", "faithful"),
-        "loss.engine": ("auto", *ENGINES),
-        "loss.tile_dtype": ("float32", "bfloat16"),
-        "mesh.gather": ("auto", "layer", "step"),
-        "optim.schedule": ("linear", "cosine", "constant"),
-        "train.best_mode": ("min", "max"),
-    }
-    problems = [
-        f"{key}={value_of(config, key)!r}: must be a finite number"
-        for key in keys_of(config)
-        if isinstance(value_of(config, key), float) and not math.isfinite(value_of(config, key))
-    ]
-    problems += [
-        f"{key}={value_of(config, key)!r}: one of {', '.join(allowed)}"
-        for key, allowed in choices.items()
-        if value_of(config, key) not in allowed
-    ]
-    positive = """data.max_query_tokens data.max_passage_tokens data.row_tokens data.texts_per_row
-        data.prefetch model.lora_alpha loss.scale loss.max_scale optim.lr optim.eps optim.clip_norm
-        optim.max_nonfinite train.steps train.batch_size train.chunks_per_device train.log_every
-        train.checkpoint_every train.keep_checkpoints train.dev_batches train.spike_steps
-        train.profile_steps mesh.fsdp mesh.tensor eval.batch_rows eval.max_passage_tokens
-        eval.top_k""".split()
-    problems += [
-        f"{k}={value_of(config, k)!r}: must be above 0"
-        for k in positive
-        if not value_of(config, k) > 0
-    ]
-    not_negative = ("model.lora_rank", "model.freeze_layers", "model.projection")
-    not_negative += ("seed", "loss.instruction_negatives", "optim.warmup_steps")
-    not_negative += ("optim.weight_decay", "train.checkpoint_minutes", "train.keep_best")
-    not_negative += ("train.dev_every", "train.hang_minutes", "train.max_spike", "train.profile_at")
-    problems += [
-        f"{k}={value_of(config, k)!r}: must not be negative"
-        for k in not_negative
-        if value_of(config, k) < 0
-    ]
-    below_one = ("model.dropout", "optim.final_ratio", "optim.b1", "optim.b2")
-    problems += [
-        f"{k}={value_of(config, k)!r}: must be in [0, 1)"
-        for k in below_one
-        if not 0 <= value_of(config, k) < 1
-    ]
+    if problems := type_problems(RunConfig(), config):  # what follows expects the right types
+        raise UserError("config: " + "; ".join(problems))
+    problems = value_problems(RunConfig(), config)
     longest = max(config.data.max_query_tokens, config.data.max_passage_tokens)
     if config.data.row_tokens < longest:
         problems.append(
@@ -79,8 +27,6 @@ def check(config: ConfigDict) -> None:
             f"optim.warmup_steps={config.optim.warmup_steps} exceeds train.steps="
             f"{config.train.steps}"
         )
-    if not 0 < config.export.min_cosine <= 1:
-        problems.append(f"export.min_cosine={config.export.min_cosine}: must be in (0, 1]")
     if config.seed >= 2**32:
         problems.append(f"seed={config.seed}: must be below 2**32")
     if not config.out_dir:
@@ -129,15 +75,6 @@ def _pattern_problems(config: ConfigDict) -> list[str]:
     ):
         problems.append("model.frozen_dtype: nothing is frozen without lora_rank or freeze")
     return problems
-
-
-def keys_of(config: ConfigDict, prefix: str = "") -> list[str]:
-    """All keys, `section.key`."""
-    keys = []
-    for name, value in config.items():
-        whole = f"{prefix}{name}"
-        keys += keys_of(value, f"{whole}.") if isinstance(value, ConfigDict) else [whole]
-    return keys
 
 
 def _head_problems(config: ConfigDict) -> list[str]:
@@ -194,10 +131,3 @@ def _loss_problems(config: ConfigDict) -> list[str]:
     if loss.dim_weights and (len(loss.dim_weights) != len(loss.dims) or not numbers):
         problems.append(f"loss.dim_weights={loss.dim_weights}: one above 0 for each of loss.dims")
     return problems
-
-
-def value_of(config: ConfigDict, key: str):
-    """The value of `section.key`."""
-    for name in key.split("."):
-        config = config[name]
-    return config

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from inf_jax.config import ReadLog
+from inf_jax.config.sections import RunConfig
 from inf_jax.core.errors import UserError
 from inf_jax.data.tokenise import tokenise
 from inf_jax.data.tokenised import TokenisedDataset
 from inf_jax.text.tokenizer import TextConfig, TextTokenizer
 
 
-def text_config(config: ReadLog) -> TextConfig:
+def text_config(config: RunConfig) -> TextConfig:
     """Templates and limits of the `data` section."""
     return TextConfig(
         query_template=config.data.query_template,
@@ -19,7 +19,7 @@ def text_config(config: ReadLog) -> TextConfig:
     )
 
 
-def dataset_dir(config: ReadLog) -> Path:
+def dataset_dir(config: RunConfig) -> Path:
     """`<data.dir>/inf_ir/<source>/<version>`; raises UserError where nothing was built."""
     directory = Path(config.data.dir) / "inf_ir" / config.data.source / config.data.version
     if not (directory / "dataset_info.json").exists():
@@ -32,7 +32,7 @@ def dataset_dir(config: ReadLog) -> Path:
 
 
 def tokenised_split(
-    config: ReadLog, tokenizer: TextTokenizer, split: str, *, expected: str | None = None
+    config: RunConfig, tokenizer: TextTokenizer, split: str, *, expected: str | None = None
 ) -> TokenisedDataset:
     """The split's tokenised records, made now if the cache has none for these texts and tokenizer;
     `expected` as for `tokenise`."""

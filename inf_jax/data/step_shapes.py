@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from inf_jax.config import ReadLog
+from inf_jax.config.sections import RunConfig
 from inf_jax.core import packing
 from inf_jax.core.batch import Batch, InstructionNegatives, TextIds
 from inf_jax.core.errors import UserError
@@ -49,7 +49,7 @@ class Inputs(NamedTuple):
 
 
 def plan_inputs(
-    config: ReadLog, *, devices: int, query_tokens: float, passage_tokens: float
+    config: RunConfig, *, devices: int, query_tokens: float, passage_tokens: float
 ) -> Inputs:
     """The input of a step on so many devices.
 
@@ -87,7 +87,7 @@ def loader_inputs(loader: Loader) -> Inputs:
 
 
 def _assumed(
-    config: ReadLog, devices: int, query_tokens: float, passage_tokens: float, *, why: str
+    config: RunConfig, devices: int, query_tokens: float, passage_tokens: float, *, why: str
 ) -> Inputs:
     data, loss, encoder = config.data, config.loss, config.model.query_encoder
     block_i = "I" in parse_objective(loss.objective).blocks
@@ -131,7 +131,7 @@ def _spread(mean: float, longest: int, count: int) -> np.ndarray:
 
 
 def batch_shapes(
-    config: ReadLog, inputs: Inputs, *, sharding: jax.sharding.Sharding | None
+    config: RunConfig, inputs: Inputs, *, sharding: jax.sharding.Sharding | None
 ) -> Batch:
     """The batch that `Loader` and `to_mesh` give, as ShapeDtypeStructs."""
     objective, loss = parse_objective(config.loss.objective), config.loss

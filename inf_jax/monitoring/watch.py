@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeVar
 
 import jax
 
-from inf_jax.config import ReadLog
+from inf_jax.config.sections import RunConfig
 from inf_jax.distributed.coordination import is_primary
 from inf_jax.io.storage import AnyPath
 from inf_jax.monitoring.loss_guard import SpikeGuard
@@ -32,7 +32,7 @@ class WatchOptions(NamedTuple):
     dims: tuple[int, ...]
 
 
-def watch_options(config: ReadLog) -> WatchOptions:
+def watch_options(config: RunConfig) -> WatchOptions:
     """Reads them."""
     train = config.train
     return WatchOptions(

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from inf_jax.config import ReadLog
 from inf_jax.config.checks import check
+from inf_jax.config.defaults import run_config
 from inf_jax.core.errors import UserError
 from inf_jax.data.step_shapes import batch_shapes, plan_inputs
 from inf_jax.distributed.mesh import batch_devices, batch_sharding, make_mesh
@@ -53,7 +53,7 @@ def make_plan(
     Raises:
       UserError: the config does not suit the model or the devices.
     """
-    read = ReadLog(config)
+    read = run_config(config)
     mesh = make_mesh(fsdp=config.mesh.fsdp, tensor=config.mesh.tensor, devices=target.devices)
     encoder = configured_encoder(read, shape, source=source, device=target.devices[0])
     program = make_program(read, encoder, mesh, source=source)

@@ -9,7 +9,8 @@ from jax.sharding import Mesh
 
 from inf_jax.checkpoints import manager as checkpoint
 from inf_jax.checkpoints.resume import check_frozen
-from inf_jax.config import ReadLog, defaults
+from inf_jax.config.defaults import defaults, run_config
+from inf_jax.config.sections import RunConfig
 from inf_jax.core.errors import UserError
 from inf_jax.distributed.sharding import state_shardings
 from inf_jax.io import storage
@@ -74,7 +75,12 @@ def start_params(model: Model, split: Split, mesh: Mesh, *, start_from: str) -> 
 
 
 def trained_params(
-    directory: storage.AnyPath, config: ReadLog, model: Model, mesh: Mesh, *, which: str = "newest"
+    directory: storage.AnyPath,
+    config: RunConfig,
+    model: Model,
+    mesh: Mesh,
+    *,
+    which: str = "newest",
 ) -> Trained | None:
     """The model of a checkpoint of the run that `config` describes, on the mesh.
 
@@ -131,7 +137,7 @@ def _directory(start_from: str) -> tuple[storage.AnyPath, str]:
     return path / "checkpoints", "newest"
 
 
-def _config_of(saved: Mapping[str, Any]) -> ReadLog:
+def _config_of(saved: Mapping[str, Any]) -> RunConfig:
     """What a run's config said of its model; a key that came later has its default."""
     config = defaults()
     config.seed = saved.get("seed", config.seed)
@@ -139,7 +145,7 @@ def _config_of(saved: Mapping[str, Any]) -> ReadLog:
         for name, value in saved.get(section, {}).items():
             if name in config[section]:
                 config[section][name] = value
-    return ReadLog(config)
+    return run_config(config)
 
 
 def _kind(model: Model) -> EncoderConfig:
@@ -166,7 +172,9 @@ def _check_same_tokens(theirs: Model, model: Model, start_from: str, name: str) 
         )
 
 
-def _check_same_split(config: ReadLog, saved: checkpoint.Saved, directory: storage.AnyPath) -> None:
+def _check_same_split(
+    config: RunConfig, saved: checkpoint.Saved, directory: storage.AnyPath
+) -> None:
     """Raises UserError where the run's adapters were other ones."""
     was, now = _config_of(saved.config).model, config.model
     names = """lora_rank lora_alpha lora_targets frozen_dtype freeze projection

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from inf_jax.config import ReadLog
+from inf_jax.config.sections import RunConfig
 from inf_jax.core.errors import UserError
 from inf_jax.core.trees import join, leaf_paths, path_name, select
 from inf_jax.distributed.sharding import state_shardings
@@ -82,7 +82,7 @@ class Split(NamedTuple):
         return {name: tower(tree) for name, tree in base.items()}
 
 
-def make_split(config: ReadLog, encoder: Encoder) -> Split:
+def make_split(config: RunConfig, encoder: Encoder) -> Split:
     """Reads towers, freeze, freeze_layers and frozen_dtype of the section `model`, and the seed.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from inf_jax.config import ReadLog
+from inf_jax.config.sections import RunConfig
 from inf_jax.core.batch import Batch
 from inf_jax.core.errors import UserError
 from inf_jax.core.trees import join
@@ -84,7 +84,7 @@ class Training(NamedTuple):
     frozen: Callable[[], dict]
 
 
-def make_training(config: ReadLog, *, expected: str | None = None) -> Training:
+def make_training(config: RunConfig, *, expected: str | None = None) -> Training:
     """Reads the sections data, model, loss, optim, train and mesh.
 
     Args:
@@ -135,7 +135,7 @@ def _measured(
 
 
 def make_loader(
-    config: ReadLog,
+    config: RunConfig,
     tokenizer: TextTokenizer,
     *,
     devices: int,
@@ -184,7 +184,7 @@ def make_loader(
 
 
 def make_program(
-    config: ReadLog, encoder: Encoder, mesh: jax.sharding.Mesh, *, source: object
+    config: RunConfig, encoder: Encoder, mesh: jax.sharding.Mesh, *, source: object
 ) -> Program:
     """The step for an encoder on a mesh: no data, no weights, and no device that can run it.
 

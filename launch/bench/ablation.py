@@ -23,7 +23,7 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from inf_jax.config import parse
+from inf_jax.config.command_line import parse
 from inf_jax.core import console
 from inf_jax.core.errors import UserError, main_guard
 from inf_jax.evaluation.scores import METRICS

@@ -145,9 +145,10 @@ def summary(results: list[dict[str, dict[str, float]]], facts: dict[str, Any]) -
 
 
 def _config(args: argparse.Namespace, overrides: list[str]):
-    from inf_jax.config import ReadLog, parse
+    from inf_jax.config.command_line import parse
+    from inf_jax.config.defaults import run_config
 
-    return ReadLog(parse(["bench", f"--config={args.config}", *overrides]))
+    return run_config(parse(["bench", f"--config={args.config}", *overrides]))
 
 
 def rows_worker(args: argparse.Namespace, overrides: list[str]) -> Callable[[int], dict]:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from inf_jax.checkpoints import manager as checkpoint
-from inf_jax.config import ReadLog
+from inf_jax.config.defaults import run_config
 from inf_jax.core.trees import path_name
 from inf_jax.distributed.preemption import STOPPED
 from inf_jax.monitoring.metrics_log import read_metrics
@@ -173,7 +173,7 @@ def test_killed_at_random_the_run_is_the_same(
     print(*story, sep="\n")
     assert len(story) == KILLS + 1
     assert read_metrics(tmp_path / "killed" / "metrics.jsonl")[-1]["step"] == STEPS - 1
-    training = make_training(ReadLog(config))
+    training = make_training(run_config(config))
     found, expected = (final(training, tmp_path / name) for name in ("killed", "straight"))
     lines = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("killed", "straight")]
     assert [line["step"] for line in lines[0]] == list(range(STEPS))

@@ -20,7 +20,7 @@ from inf_jax import train
 from inf_jax.checkpoints import manager as checkpoint
 from inf_jax.checkpoints.integrity import checksums
 from inf_jax.checkpoints.resume import Position
-from inf_jax.config import ReadLog
+from inf_jax.config.defaults import run_config
 from inf_jax.core.errors import UserError
 from inf_jax.distributed.preemption import CHECKPOINT, CONTINUE, STOP, STOPPED, PreemptionGuard
 from inf_jax.io import storage
@@ -195,7 +195,7 @@ def test_restored_on_another_mesh(tiny_config):
     found = []
     for fsdp in (1, 4, 8):
         tiny_config.mesh.fsdp = fsdp
-        shapes = make_training(ReadLog(tiny_config)).shapes
+        shapes = make_training(run_config(tiny_config)).shapes
         with checkpoint.make_manager(f"{tiny_config.out_dir}/checkpoints", keep=9) as manager:
             state, _ = checkpoint.restore(manager, shapes)
         for array, shape in zip(jax.tree.leaves(state), jax.tree.leaves(shapes), strict=True):

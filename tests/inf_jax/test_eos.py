@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from inf_jax.config import ReadLog, defaults
+from inf_jax.config.defaults import defaults, run_config
 from inf_jax.core.errors import UserError
 from inf_jax.data.records import Example
 from inf_jax.data.splice_check import check_composition
@@ -142,7 +142,7 @@ def test_choices(tmp_path):
         ("mean", "always", "</s>"),
     ):
         config.model.pooling, config.model.append_eos = pooling, choice
-        assert run_tokenizer(ReadLog(config)).appended_eos == expected
+        assert run_tokenizer(run_config(config)).appended_eos == expected
 
 
 def test_a_post_processor_without_a_template_is_refused(tiny_model_dir, tmp_path):

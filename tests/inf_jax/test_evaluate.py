@@ -11,7 +11,7 @@ import pytest
 
 from inf_jax.checkpoints import manager as checkpoint
 from inf_jax.checkpoints.resume import Position
-from inf_jax.config import ReadLog
+from inf_jax.config.defaults import run_config
 from inf_jax.core.errors import UserError
 from inf_jax.core.packing import pack_chunk, stack_chunks
 from inf_jax.data.from_config import dataset_dir, text_config
@@ -41,7 +41,7 @@ def changed(params, seed):
 
 def figures(config, params):
     """What the weights score, one text a row."""
-    config = ReadLog(config)
+    config = run_config(config)
     model = load_model(config)
     text = dataclasses.replace(
         text_config(config), max_passage_tokens=config.eval.max_passage_tokens
@@ -79,7 +79,7 @@ def figures(config, params):
 
 
 def test_base_and_newest_checkpoint(tiny_config, capsys):
-    weights = load_model(ReadLog(tiny_config)).load().params
+    weights = load_model(run_config(tiny_config)).load().params
     save(tiny_config, {"shared": changed(weights, 0)}, 2)
     newest = {"shared": changed(weights, 1)}
     save(tiny_config, newest, 10)
@@ -108,7 +108,7 @@ def test_base_and_newest_checkpoint(tiny_config, capsys):
 
 
 def test_base_from_another_run(tiny_config, tmp_path):
-    weights = load_model(ReadLog(tiny_config)).load().params
+    weights = load_model(run_config(tiny_config)).load().params
     save(tiny_config, {"shared": changed(weights, 0)}, 1)
     tiny_config.eval.dims = (8, 32)
     main(tiny_config)
@@ -147,7 +147,7 @@ def test_base_from_another_run(tiny_config, tmp_path):
 
 def test_separate_towers(tiny_config):
     tiny_config.model.towers = "separate"
-    weights = load_model(ReadLog(tiny_config)).load().params
+    weights = load_model(run_config(tiny_config)).load().params
     params = {"query": changed(weights, 0), "passage": changed(weights, 1)}
     save(tiny_config, params, 1)
     main(tiny_config)
@@ -159,7 +159,7 @@ def test_separate_towers(tiny_config):
 
 @pytest.mark.parametrize("towers", ["shared", "separate"])
 def test_attention_query_encoder(tiny_config, towers):
-    weights = load_model(ReadLog(tiny_config)).load().params
+    weights = load_model(run_config(tiny_config)).load().params
     params = init_params(changed(weights, 0), towers)
     save(tiny_config, params, 1)
     tiny_config.model.towers = towers
@@ -172,7 +172,7 @@ def test_attention_query_encoder(tiny_config, towers):
 
 
 def test_dataset_is_named(tiny_config, tiny_dataset_dir):
-    weights = {"shared": load_model(ReadLog(tiny_config)).load().params}
+    weights = {"shared": load_model(run_config(tiny_config)).load().params}
     save(tiny_config, weights, 1)
     named = []
     for split in ("dev", "train", "dev"):
@@ -195,7 +195,7 @@ def test_no_checkpoint(tiny_config, tmp_path):
 
 
 def test_checkpoint_of_other_towers_or_shape(tiny_config):
-    weights = load_model(ReadLog(tiny_config)).load().params
+    weights = load_model(run_config(tiny_config)).load().params
     save(tiny_config, {"shared": weights}, 1)
     tiny_config.model.towers = "separate"
     with pytest.raises(UserError) as caught:
@@ -211,7 +211,7 @@ def test_checkpoint_of_other_towers_or_shape(tiny_config):
 
 
 def test_damaged_checkpoint(tiny_config):
-    save(tiny_config, {"shared": load_model(ReadLog(tiny_config)).load().params}, 1)
+    save(tiny_config, {"shared": load_model(run_config(tiny_config)).load().params}, 1)
     state = Path(tiny_config.out_dir, "checkpoints", "1", "state")
     (state / "_METADATA").unlink()
     with pytest.raises(UserError, match=r"checkpoints/1 cannot be restored: .*damaged"):
@@ -227,7 +227,7 @@ def test_damaged_checkpoint(tiny_config):
     ],
 )
 def test_impossible_values(tiny_config, key, value, message):
-    save(tiny_config, {"shared": load_model(ReadLog(tiny_config)).load().params}, 1)
+    save(tiny_config, {"shared": load_model(run_config(tiny_config)).load().params}, 1)
     tiny_config.eval[key] = value
     with pytest.raises(UserError, match=message):
         main(tiny_config)

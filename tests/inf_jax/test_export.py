@@ -18,7 +18,7 @@ import inf_jax
 from inf_jax import export
 from inf_jax.checkpoints import manager as checkpoint
 from inf_jax.checkpoints.resume import Position
-from inf_jax.config import command_line
+from inf_jax.config.command_line import command_line
 from inf_jax.core.errors import UserError
 from inf_jax.export import export_hf
 from inf_jax.hf_export import parity

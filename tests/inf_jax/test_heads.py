@@ -10,7 +10,7 @@ import pytest
 
 import inf_jax
 from inf_jax import export, train
-from inf_jax.config import ReadLog
+from inf_jax.config.defaults import run_config
 from inf_jax.core.errors import UserError
 from inf_jax.core.packing import pack_chunk, stack_chunks
 from inf_jax.distributed.gradcache import in_chunks
@@ -153,7 +153,7 @@ def test_a_decoder_with_last_pooling_eos_projection_and_prompts(run, tiny_config
     fields = json.loads((directory / "tokenizer_config.json").read_text())
     assert fields["add_eos_token"] is True and fields["padding_side"] == "left"
     assert ours.tokenizer.passages(["iris"], ours.config.text)[0][-1] == ours.tokenizer.special[1]
-    start = load_model(ReadLog(config)).load().params["projection"]["kernel"]
+    start = load_model(run_config(config)).load().params["projection"]["kernel"]
     kernel = np.asarray(ours._params["shared"]["projection"]["kernel"])
     assert np.abs(kernel - start).max() > 1e-3  # it was trained
     same_both_ways(directory, QWEN3, "")
@@ -168,7 +168,7 @@ def test_a_t5_with_a_projection_goes_on_from_its_own_export(run, tiny_config):
     same_both_ways(directory, "query: {query} {instruction}", "passage: ")
     # the export is a backbone: its layer is where the next run starts
     config.model.name = str(directory)
-    loaded = load_model(ReadLog(config)).load().params["projection"]
+    loaded = load_model(run_config(config)).load().params["projection"]
     exported = inf_jax.load(directory)._params["shared"]["projection"]
     np.testing.assert_array_equal(loaded["kernel"], exported["kernel"])
     settings = directory / "inf_jax.json"
@@ -178,4 +178,4 @@ def test_a_t5_with_a_projection_goes_on_from_its_own_export(run, tiny_config):
     for width in (0, 8):
         config.model.projection = width
         with pytest.raises(UserError, match=r"ends in a Dense module: set model\.projection=40"):
-            load_model(ReadLog(config)).load()
+            load_model(run_config(config)).load()

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from inf_jax.checkpoints import manager as checkpoint
-from inf_jax.config import ReadLog
+from inf_jax.config.defaults import run_config
 from inf_jax.core.errors import UserError
 from inf_jax.core.trees import path_name
 from inf_jax.distributed.cluster import Place, find_place, initialise, rendezvous
@@ -90,7 +90,7 @@ def launch(file, *overrides, devices=DEVICES, **how):
 def test_one_two_and_four_processes_are_one_run(config, tmp_path, compiled):
     """Four with two devices each, two with two, one with four; and two that one goes on from."""
     file = write_config(config, tmp_path / "c.py")
-    training = make_training(ReadLog(config))
+    training = make_training(run_config(config))
 
     def train(name, count, steps, *, starts=1, devices=DEVICES):
         out_dir = tmp_path / name

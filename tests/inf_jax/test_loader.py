@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inf_jax.config import ReadLog
+from inf_jax.config.defaults import run_config
 from inf_jax.core.errors import UserError
 from inf_jax.core.packing import fill
 from inf_jax.data import loader as loader_module
@@ -29,7 +29,7 @@ from inf_jax.text.tokenizer import TextConfig, load_tokenizer
 
 @pytest.fixture(scope="module")
 def dataset(tiny_model_dir, tiny_dataset_dir):
-    from inf_jax.config import defaults
+    from inf_jax.config.defaults import defaults
 
     config = defaults()
     config.data.dir = str(tiny_dataset_dir.parents[2])
@@ -37,7 +37,7 @@ def dataset(tiny_model_dir, tiny_dataset_dir):
     config.data.max_query_tokens = 16
     config.data.max_passage_tokens = 32
     config.model.name = str(tiny_model_dir)
-    log = ReadLog(config)
+    log = run_config(config)
     return tokenised_split(log, load_model(log).tokenizer, "train")
 
 
@@ -257,7 +257,7 @@ def test_the_drawn_texts_are_the_query_under_other_instructions(dataset, example
 
 def test_limits_cut_the_drawn_texts_as_the_tokenizer_does(tiny_config, examples, tiny_model_dir):
     tiny_config.data.max_query_tokens = 6
-    log = ReadLog(tiny_config)
+    log = run_config(tiny_config)
     tight = tokenised_split(log, load_model(log).tokenizer, "train")
     loader = make(tight, instruction_negatives=2, towers="separate", row_tokens=32)
     tokenizer = load_tokenizer(tiny_model_dir)

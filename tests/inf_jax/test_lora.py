@@ -14,7 +14,7 @@ import pytest
 
 from inf_jax import evaluate, export, load, train
 from inf_jax.checkpoints import manager as checkpoint
-from inf_jax.config import ReadLog
+from inf_jax.config.defaults import run_config
 from inf_jax.core.errors import UserError
 from inf_jax.models import hf
 from inf_jax.models.hf.config import read_config
@@ -34,7 +34,7 @@ def lora_config(tiny_config):
 
 def final_state(config):
     """(state, the same at step 0), as numpy arrays."""
-    training = make_training(ReadLog(config))
+    training = make_training(run_config(config))
     manager = checkpoint.make_manager(Path(config.out_dir) / "checkpoints", keep=9)
     state, _ = checkpoint.restore(manager, training.shapes)
     checkpoint.close(manager)
@@ -201,7 +201,7 @@ def test_from_a_full_run_to_adapters_of_one_tower(lora_config, tmp_path, no_torc
 def test_impossible_choices(lora_config, key, value, reason):
     lora_config.model[key] = value
     with pytest.raises(UserError, match=reason):
-        make_training(ReadLog(lora_config))
+        make_training(run_config(lora_config))
 
 
 def test_a_projection_is_trained_beside_adapters(lora_config, tmp_path):
@@ -232,12 +232,12 @@ def test_a_projection_is_trained_beside_adapters(lora_config, tmp_path):
     other = config.copy_and_resolve_references()
     other.model.start_from, other.out_dir = config.out_dir, str(tmp_path / "next")
     other.model.freeze = "projection/"
-    training = make_training(ReadLog(other))
+    training = make_training(run_config(other))
     first = training.frozen()["shared"]["projection"]["kernel"]
     np.testing.assert_array_equal(first, kernels[0])
     other.model.projection_bias = False
     with pytest.raises(UserError, match=r"trained with model\.projection=8 and model\.projection_"):
-        make_training(ReadLog(other)).fresh()
+        make_training(run_config(other)).fresh()
     other.model.projection_bias = True
     other.model.name = str(shutil.copytree(config.model.name, tmp_path / "model"))
     file = tmp_path / "model" / "tokenizer.json"
@@ -248,7 +248,7 @@ def test_a_projection_is_trained_beside_adapters(lora_config, tmp_path):
     file.write_text(json.dumps(tokenizer))
     told = rf"another tokenizer .*the token '{re.escape(one)}' had the id {a}, now {b}"
     with pytest.raises(UserError, match=told):
-        make_training(ReadLog(other)).fresh()
+        make_training(run_config(other)).fresh()
     config.model.projection = 0
     config.model.projection_bias = False
     with pytest.raises(UserError, match="projection was 8, is now 0"):

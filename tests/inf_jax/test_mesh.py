@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import Mesh
 
 from inf_jax import train
-from inf_jax.config import ReadLog
+from inf_jax.config.defaults import run_config
 from inf_jax.core.errors import UserError
 from inf_jax.distributed import mesh as meshes
 from inf_jax.distributed.mesh import AXES, batch_devices, local_parts, make_mesh
@@ -158,7 +158,7 @@ def test_heads_that_do_not_divide_are_refused(tiny_config):
     tiny_config.mesh.tensor = 8
     message = r"mesh\.tensor=8 must divide the heads and the ffn, .* has 4 and 64"
     with pytest.raises(UserError, match=message):
-        make_training(ReadLog(tiny_config))
+        make_training(run_config(tiny_config))
 
 
 def test_parts_of_a_mesh_in_any_order():

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from inf_jax.config import ReadLog
+from inf_jax.config.defaults import run_config
 from inf_jax.data.step_shapes import loader_inputs
 from inf_jax.monitoring import step_timer as pace
 from inf_jax.monitoring.metrics_log import read_metrics
@@ -179,7 +179,7 @@ def test_peaks_of_device_kinds():
 def test_work_of_a_run(tiny_config):
     """By hand for 2 layers, d 32, f 64: real tokens only, backward twice the forward."""
     tiny_config.loss.objective = "uni(P,IQ)"
-    training = make_training(ReadLog(tiny_config))
+    training = make_training(run_config(tiny_config))
     work = pace.work_of(training)
     inputs = loader_inputs(training.loader)
     assert (work.examples, work.pairs, work.tokens) == (8, inputs.pairs, inputs.tokens)

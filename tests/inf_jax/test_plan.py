@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from inf_jax import plan
-from inf_jax.config import ReadLog, defaults
 from inf_jax.config.checks import check
+from inf_jax.config.defaults import defaults, run_config
 from inf_jax.core.errors import UserError
 from inf_jax.data.step_shapes import batch_shapes, plan_inputs
 from inf_jax.distributed.mesh import batch_sharding, make_mesh
@@ -292,7 +292,7 @@ def bert_base(**options):
 def test_flops_of_bert_base_against_a_hand_count():
     """Formula, traced step and XLA's analysis of it, all of rows full of one text each."""
     config, shape, source = bert_base()
-    read, mesh = ReadLog(config), make_mesh(devices=jax.devices()[:1])
+    read, mesh = run_config(config), make_mesh(devices=jax.devices()[:1])
     inputs = plan_inputs(read, devices=1, query_tokens=40, passage_tokens=80)._replace(rows=(192,))
     program = make_program(
         read, configured_encoder(read, shape, source=source), mesh, source=source
@@ -316,7 +316,7 @@ def test_a_program_with_adapters_has_no_gradients_of_the_kernels():
     options = {"model__lora_rank": 16, "model__frozen_dtype": "bfloat16"}
     options["model__scan_layers"] = True  # unrolled, the first layer's input has no gradient
     config, shape, source = bert_base(**options)
-    read, mesh = ReadLog(config), make_mesh(devices=jax.devices()[:1])
+    read, mesh = run_config(config), make_mesh(devices=jax.devices()[:1])
     inputs = plan_inputs(read, devices=1, query_tokens=40, passage_tokens=80)._replace(rows=(192,))
     program = make_program(
         read, configured_encoder(read, shape, source=source), mesh, source=source
@@ -396,9 +396,9 @@ def changed(config, overrides):
 def test_the_planned_program_is_the_trained_one(tiny_config, variant):
     """The same lowered program, from shapes alone as from the loader's first batch."""
     config = changed(tiny_config, {"train.batch_size": 16, **VARIANTS[variant]})
-    training = make_training(ReadLog(config))
+    training = make_training(run_config(config))
     real = training.loader.host_batch(0)
-    read = ReadLog(config)
+    read = run_config(config)
     inputs = plan_inputs(read, devices=8, **LENGTHS)
     batch = batch_shapes(read, inputs, sharding=batch_sharding(training.mesh))
     assert inputs.measured and "measured on" in inputs.note
@@ -419,7 +419,7 @@ def test_the_planned_program_is_the_trained_one(tiny_config, variant):
 
 def test_assumed_lengths(tiny_config):
     config = changed(tiny_config, {"data.dir": "nowhere", "train.batch_size": 160})
-    inputs = plan_inputs(ReadLog(config), devices=8, query_tokens=8, passage_tokens=20)
+    inputs = plan_inputs(run_config(config), devices=8, query_tokens=8, passage_tokens=20)
     assert not inputs.measured
     assert "ASSUMED" in inputs.note and "no dataset here" in inputs.note
     assert inputs.pairs == 480
@@ -428,7 +428,7 @@ def test_assumed_lengths(tiny_config):
     assert 0.8 < inputs.fill == inputs.tokens / slots <= 1
     # the mean of the squares is above the square of the mean
     assert 480 * (8**2 + 20**2) < inputs.squares < 1.2 * 480 * (8**2 + 20**2)
-    long = plan_inputs(ReadLog(config), devices=8, query_tokens=90, passage_tokens=90)
+    long = plan_inputs(run_config(config), devices=8, query_tokens=90, passage_tokens=90)
     assert long.tokens == 480 * (16 + 32)  # cut at the config's limits
 
 

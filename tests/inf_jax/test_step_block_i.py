@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from inf_jax.config import ReadLog
+from inf_jax.config.defaults import run_config
 from inf_jax.core import packing
 from inf_jax.data.from_config import tokenised_split
 from inf_jax.data.loader import Loader, to_mesh
@@ -29,7 +29,7 @@ TEXT = TextConfig(max_query_tokens=16, max_passage_tokens=32)
 def parts(tiny_config):
     """(model, weights, dataset); dropout is on where a step is given a key."""
     tiny_config.model.dropout = 0.1
-    log = ReadLog(tiny_config)
+    log = run_config(tiny_config)
     model = load_model(log)
     return model, model.load().params, tokenised_split(log, model.tokenizer, "train")
 

@@ -12,7 +12,7 @@ import pytest
 from inf_jax import evaluate, train
 from inf_jax.checkpoints import manager as checkpoint
 from inf_jax.checkpoints.resume import Position, check_position
-from inf_jax.config import ReadLog
+from inf_jax.config.defaults import run_config
 from inf_jax.core.errors import UserError
 from inf_jax.monitoring.metrics_log import read_metrics
 from inf_jax.training.setup import make_training
@@ -42,7 +42,7 @@ def run(file, *overrides, **how):
 
 
 def final_state(config):
-    training = make_training(ReadLog(config))
+    training = make_training(run_config(config))
     manager = checkpoint.make_manager(Path(config.out_dir) / "checkpoints", keep=9)
     state, position = checkpoint.restore(manager, training.shapes)
     return jax.tree.map(np.asarray, state), position

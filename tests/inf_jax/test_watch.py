@@ -19,7 +19,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from inf_jax import train
 from inf_jax.checkpoints import manager as checkpoint
-from inf_jax.config import ReadLog
+from inf_jax.config.defaults import run_config
 from inf_jax.core.errors import UserError
 from inf_jax.io.tfrecord import CorruptRecordError, read_records
 from inf_jax.monitoring import metrics_log as report
@@ -106,7 +106,7 @@ def start(file, *overrides, program=("-m", "inf_jax.train"), path=ROOT, **enviro
 
 
 def final_state(config, out_dir):
-    shapes = make_training(ReadLog(config)).shapes
+    shapes = make_training(run_config(config)).shapes
     with contextlib.closing(checkpoint.make_manager(out_dir / "checkpoints", keep=9)) as manager:
         return checkpoint.restore(manager, shapes)
 
@@ -227,8 +227,8 @@ def test_spikes_are_judged_by_the_losses_before_a_resume(tiny_config, tmp_path):
     lines += [{"step": n, "loss": 9.0} for n in range(60, 70)]  # lost steps
     (out_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     watch = Watch(
-        watch_options(ReadLog(tiny_config)),
-        make_training(ReadLog(tiny_config)),
+        watch_options(run_config(tiny_config)),
+        make_training(run_config(tiny_config)),
         out_dir=out_dir,
         work_dir=out_dir,
         first=60,

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from inf_jax.config import ReadLog
+from inf_jax.config.sections import RunConfig
 from inf_jax.core.errors import UserError
 from inf_jax.core.trees import leaf_paths
 from inf_jax.models import hf
@@ -76,7 +76,7 @@ class Model(NamedTuple):
         return found
 
 
-def load_model(config: ReadLog) -> Model:
+def load_model(config: RunConfig) -> Model:
     """The `model` section: directory, shape, options, tokenizer; weights are read by
     `Model.load`."""
     directory = hf.resolve_model(config.model.name)
@@ -84,7 +84,7 @@ def load_model(config: ReadLog) -> Model:
     return Model(directory, encoder, run_tokenizer(config), config.seed)
 
 
-def run_tokenizer(config: ReadLog) -> TextTokenizer:
+def run_tokenizer(config: RunConfig) -> TextTokenizer:
     """The tokenizer of the `model` section, which appends an EOS where that asks for it."""
     choice = eos.choice_for(config.model.append_eos, config.model.pooling)
     directory = hf.resolve_model(config.model.name)
@@ -93,7 +93,7 @@ def run_tokenizer(config: ReadLog) -> TextTokenizer:
 
 
 def configured_encoder(
-    config: ReadLog,
+    config: RunConfig,
     shape: EncoderConfig,
     *,
     source: str | os.PathLike,

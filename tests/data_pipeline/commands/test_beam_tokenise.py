@@ -8,7 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from data_pipeline.dataset.builder import InfIr
-from inf_jax.config import ReadLog, defaults
+from inf_jax.config.defaults import defaults, run_config
 from inf_jax.core.errors import UserError
 from inf_jax.data.from_config import text_config, tokenised_split
 from inf_jax.data.tokenise import tokenise
@@ -44,7 +44,7 @@ def run(source, tmp_path_factory):
 @pytest.fixture(scope="module")
 def tokens(run, tmp_path_factory):
     """What one process makes of it."""
-    config = ReadLog(run)
+    config = run_config(run)
     return tokenise(
         Path(run.data.dir, "inf_ir", "factory", "1.0.0"),
         "train",
@@ -64,7 +64,7 @@ def test_tokenised_bytes(run, tokens, tmp_path):
     run.data.dir = str(data)
 
     def call():
-        return beam_tokenise.tokenise(ReadLog(run), direct(*THREADS), examples_per_shard=7)
+        return beam_tokenise.tokenise(run_config(run), direct(*THREADS), examples_per_shard=7)
 
     directory = call()
     assert directory.name == tokens.name
@@ -94,7 +94,7 @@ def test_tokenising_by_processes(run):
     assert result.returncode == 0, result.stderr
     directory = Path(result.stdout.splitlines()[-1].removeprefix("tokenised records: "))
     before = {path: path.stat().st_mtime_ns for path in directory.iterdir()}
-    config = ReadLog(run)
+    config = run_config(run)
     dataset = tokenised_split(config, load_model(config).tokenizer, "train")
     assert dataset.directory == directory
     assert {path: path.stat().st_mtime_ns for path in directory.iterdir()} == before
@@ -112,7 +112,7 @@ def test_damaged_text_shard(run, tmp_path):
     data[-10] ^= 1
     shard.write_bytes(data)
     with pytest.raises(UserError, match=rf"^{shard}: record \d+ .*checksum of its data is wrong"):
-        beam_tokenise.tokenise(ReadLog(run), direct())
+        beam_tokenise.tokenise(run_config(run), direct())
     assert not list((tmp_path / "tokenised").rglob("manifest.json"))
 
 

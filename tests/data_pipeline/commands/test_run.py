@@ -14,9 +14,10 @@ import pytest
 from data_pipeline import config as factory_config
 from data_pipeline.run import main
 from data_pipeline.stages.factory import STAGES
-from inf_jax.config import parse_flags
-from inf_jax.config.checks import keys_of
+from inf_jax.config.command_line import parse_flags
+from inf_jax.config.schema import keys_of
 from inf_jax.core.errors import UserError
+from tests.config_reads import recorded_reads
 
 ROOT = Path(__file__).parents[3]
 KEY = "sk-secret-0123456789abcdef"
@@ -92,7 +93,7 @@ def test_every_shipped_config_is_valid():
     assert names == ["data_msmarco.py", "data_sample.py"]
     for name in names:
         argv = ["run", f"--config={ROOT / 'configs' / name}"]
-        config, _ = parse_flags(argv, "", defaults=factory_config.defaults(), example="")
+        config, _ = parse_flags(argv, "", sections=factory_config.FactoryConfig(), example="")
         factory_config.check(config)
 
 
@@ -395,7 +396,6 @@ def test_a_damaged_journal_is_not_taken_for_a_new_one(tmp_path, calm_server):
 def test_every_key_of_the_config_is_read(tmp_path, calm_server, monkeypatch):
     """Whichever stage needs it: a key that nothing reads is a wish that does nothing."""
     from data_pipeline.stages.factory import Factory
-    from inf_jax.config import ReadLog
 
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     config = factory_config.defaults()
@@ -407,24 +407,22 @@ def test_every_key_of_the_config_is_read(tmp_path, calm_server, monkeypatch):
     review.write_text(json.dumps({"corpus": "0" * 16, "decisions": {"x": {"verdict": "accept"}}}))
     evaluation.write_text('{"query": "another query", "passage": "another passage"}\n')
     config.review.path, config.evaluation.paths = str(review), (str(evaluation),)
-    seen: set[str] = set()
-
-    # all at once says nothing of who reads what
-    monkeypatch.setattr(ReadLog, "to_dict", lambda log: log._config.to_dict())
-    log = ReadLog(config, "", seen)
     monkeypatch.setattr("data_pipeline.stages.factory.state_of", lambda path: [])
-    factory = Factory(log)
-    try:
-        factory.run(["pairs", "generate", "filter", "judge", "score"])
-        with pytest.raises(UserError, match="another corpus"):
-            factory.run(["corpus"])
-        config.review.path = ""
-        factory.run(["corpus", "report"])
-        assert factory.report["scores"]["positive"]["count"] == 3
-        with pytest.raises(UserError):  # three pairs are too few for two splits
-            factory.run(["build"])
-    finally:
-        factory.close()
+    seen: set[str] = set()
+    for review_path in (str(review), ""):
+        config.review.path = review_path
+        typed = factory_config.factory_config(config)
+        with recorded_reads(typed) as read, contextlib.closing(Factory(typed)) as factory:
+            factory.run(["pairs", "generate", "filter", "judge", "score"])
+            if review_path:
+                with pytest.raises(UserError, match="another corpus"):
+                    factory.run(["corpus"])
+            else:
+                factory.run(["corpus", "report"])
+                assert factory.report["scores"]["positive"]["count"] == 3
+                with pytest.raises(UserError):  # three pairs are too few for two splits
+                    factory.run(["build"])
+        seen |= read
     assert set(keys_of(config)) - seen == {"source.fields.id", "source.fields.query"} | {
         "source.fields.passage",
         "source.fields.title",

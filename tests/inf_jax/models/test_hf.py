@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from inf_jax.config import ReadLog, defaults
+from inf_jax.config.defaults import defaults, run_config
 from inf_jax.core.errors import UserError
 from inf_jax.core.trees import flatten
 from inf_jax.io.safetensors import stored_tensors
@@ -326,7 +326,7 @@ def test_texts_of_t5_have_no_limit(name):
     assert shape.max_positions == UNLIMITED
     config = defaults()
     config.data.max_passage_tokens = 700
-    configured_encoder(ReadLog(config), shape, source=name)
+    configured_encoder(run_config(config), shape, source=name)
     texts = [np.random.default_rng(0).integers(4, shape.vocab_size, 700).astype(np.int32)]
     (theirs,) = hf_check.torch_states(GOLDENS / name, shape, texts)
     (ours,) = hf_check.packed_states(params_of(name), shape, texts)

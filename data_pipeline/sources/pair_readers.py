@@ -1,0 +1,40 @@
+"""Readers of <query, passage> pairs, by the name of their source."""
+
+import inspect
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.sources import beir, fields, msmarco, problems
+from data_pipeline.sources.pairs import SourcePair
+from inf_jax.core.errors import UserError
+
+PAIR_SOURCES: dict[str, Callable[..., Iterator[SourcePair]]] = {
+    "beir": beir.read,
+    "msmarco": msmarco.read,
+    "fields": fields.read,
+    "metamath": problems.read_metamath,
+    "leetcode": problems.read_leetcode,
+}
+
+
+def read_pairs(
+    source: str, path: str | Path, *, dropped: Counter[str], **options: Any
+) -> Iterator[SourcePair]:
+    """The pairs of a source by its name in PAIR_SOURCES.
+
+    Raises:
+      UserError: no such source or option of it; later, what the source's reader raises.
+    """
+    if source not in PAIR_SOURCES:
+        raise UserError(f"no source {source!r}; choose one of {', '.join(PAIR_SOURCES)}")
+    read = PAIR_SOURCES[source]
+    known = [name for name in inspect.signature(read).parameters if name not in ("path", "dropped")]
+    for name in options:
+        if name not in known:
+            raise UserError(f"source {source!r} has no option {name!r}, only {', '.join(known)}")
+    try:
+        return read(path, dropped=dropped, **options)
+    except TypeError as error:  # an option is missing; nothing of the source has run yet
+        raise UserError(f"source {source!r}: {error}; its options: {', '.join(known)}") from error

@@ -1,0 +1,86 @@
+"""Finds and loads config files: by path, or by the name of one that ships with the package."""
+
+import importlib.util
+from difflib import get_close_matches
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from inf_jax.core.errors import UserError, first_line
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def shipped_directory() -> Path:
+    """The directory of the shipped configs: in an installed package, or beside it in a clone."""
+    installed = _PACKAGE / "configs"
+    return installed if installed.is_dir() else _PACKAGE.parent / "configs"
+
+
+def shipped_names() -> list[str]:
+    """Names under which `load_config` finds the shipped configs, e.g. "scaling/e5_large"."""
+    root = shipped_directory()
+    return sorted(
+        str(path.relative_to(root).with_suffix(""))
+        for path in root.rglob("*.py")
+        if path.name != "__init__.py"
+    )
+
+
+def load_config(spec: str) -> ConfigDict:
+    """The ConfigDict of `FILE[:ARGUMENT]`, or of a shipped config's `NAME[:ARGUMENT]`.
+
+    The file defines `get_config() -> ConfigDict`, or `get_config(argument: str)`.
+
+    Raises:
+      UserError: there is no such file, it fails, or gives no ConfigDict.
+    """
+    name, colon, argument = spec.partition(":")
+    path = _find(name)
+    module_spec = importlib.util.spec_from_file_location(f"inf_jax_config_{path.stem}", path)
+    if module_spec is None or module_spec.loader is None:
+        raise UserError(f"--config={spec}: {path} is not a Python file")
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+        config = module.get_config(argument) if colon else module.get_config()
+    except UserError:
+        raise
+    except SyntaxError as error:
+        raise UserError(f"{path}, line {error.lineno}: {error.msg}") from error
+    except Exception as error:  # a user's file may raise anything
+        line = _line_of(error, path)
+        raise UserError(f"{path}{line}: {type(error).__name__}: {first_line(error)}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"{path}: get_config() must return a ConfigDict, not {type(config).__name__}"
+        )
+    return config
+
+
+def _find(name: str) -> Path:
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    shipped = shipped_directory() / f"{name.removesuffix('.py')}.py"
+    if shipped.is_file() and shipped.is_relative_to(shipped_directory()):
+        return shipped
+    if path.is_dir():
+        raise UserError(f"--config={name}: is a directory, not a config file")
+    known = shipped_names()
+    close = get_close_matches(Path(name).stem, known, n=1) or get_close_matches(name, known, n=1)
+    nearest = f"; did you mean {close[0]}?" if close else ""
+    raise UserError(
+        f"--config={name}: no such file, and no shipped config of that name{nearest} "
+        f"(shipped: {', '.join(known)})"
+    )
+
+
+def _line_of(error: BaseException, path: Path) -> str:
+    """ ", line N" of the config file where the error came from."""
+    number, traceback = None, error.__traceback__
+    while traceback is not None:
+        if traceback.tb_frame.f_code.co_filename == str(path):
+            number = traceback.tb_lineno
+        traceback = traceback.tb_next
+    return "" if number is None else f", line {number}"

@@ -1,0 +1,68 @@
+"""Compares a run's config with the one it resumes, and writes the resolved config."""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from inf_jax.config.defaults import defaults
+from inf_jax.config.schema import keys_of, value_of
+from inf_jax.core.errors import UserError
+from inf_jax.io.storage import AnyPath, new_file
+
+# What may change between the starts of one run: where it runs, how far, and how it is watched.
+_MAY_CHANGE = ("out_dir", "data.dir", "data.prefetch", "model.scan_layers", "model.remat")
+_MAY_CHANGE += ("model.attention", "optim.max_nonfinite", "loss.engine", "mesh", "eval")
+_MAY_CHANGE += ("export", "train")
+_MAY_NOT_CHANGE = ("train.batch_size",)  # of the sections above
+
+_ABSENT = object()
+
+
+def check_same_run(
+    config: ConfigDict, saved: Mapping[str, Any], source: str | os.PathLike
+) -> list[str]:
+    """Compares a config with that of the run that it resumes.
+
+    Mesh, chunks and number of steps may change, and so may evaluation and export.
+
+    Args:
+      saved: all keys as plain values, as a checkpoint has them.
+      source: where they are from, for messages.
+
+    Returns:
+      Allowed differences, as text.
+
+    Raises:
+      UserError: lists the differences that are not allowed.
+    """
+    refused, allowed = [], []
+    for key in keys_of(config):
+        free = key in _MAY_CHANGE or key.split(".")[0] in _MAY_CHANGE
+        free = free and key not in _MAY_NOT_CHANGE
+        was = saved
+        for name in key.split("."):
+            was = was.get(name, _ABSENT) if isinstance(was, dict) else _ABSENT
+        if was is _ABSENT:  # a key that was added later: the run had its default
+            was = _as_json(value_of(defaults(), key))
+        now = _as_json(value_of(config, key))
+        if was != now:
+            (allowed if free else refused).append(f"{key} was {was!r}, is now {now!r}")
+    if refused:
+        raise UserError(
+            f"{source}: the run in this out_dir had another config ({'; '.join(refused)}); "
+            "restore the old values or give a new out_dir"
+        )
+    return allowed
+
+
+def _as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value))  # a tuple is saved as a list
+
+
+def save_resolved(config: ConfigDict, path: AnyPath) -> None:
+    """Writes the config as JSON, all defaults resolved, atomically."""
+    with new_file(path) as file:
+        file.write(json.dumps(config.to_dict(), indent=2, sort_keys=True).encode() + b"\n")

