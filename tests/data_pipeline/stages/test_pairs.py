@@ -10,13 +10,12 @@ from hypothesis import strategies as st
 
 from data_pipeline.llm.schemas import INSTRUCTION_TYPES
 from data_pipeline.quality.rules import Limits
+from data_pipeline.sources.pair_readers import PAIR_SOURCES, read_pairs
 from data_pipeline.sources.pairs import SourcePair
 from data_pipeline.stages.pairs import (
     EVEN_TYPES,
-    PAIR_SOURCES,
     draw_type,
     make_items,
-    read_pairs,
     sample,
 )
 from inf_jax.core.errors import UserError

@@ -170,7 +170,7 @@ def test_typed_sections_hold_the_values():
 
 def test_every_key_is_explained():
     for each in keys(RunConfig()):
-        assert 3 < len(each.doc) < 120, each.name
+        assert 3 < len(each.doc) < 130, each.name
         assert not each.choices or each.default in each.choices, each.name
 
 
