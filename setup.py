@@ -44,7 +44,7 @@ BASE = [
     "safetensors>=0.8,<0.9",
     "tensorboardX>=2.6.5,<3",
     "tensorstore>=0.1.86,<0.2",  # under Orbax; asked whether it may write to a bucket
-    "tensorflow-datasets==4.9.10",  # dataset.builder uses internals of its file adapters
+    "tensorflow-datasets==4.9.10",  # data_pipeline/dataset/tfds_adapter.py uses its internals
     "tokenizers>=0.23,<0.24",
     "tqdm>=4.70,<5",
     "transformers>=5.23,<6",

@@ -10,7 +10,6 @@ TFDS's own Beam writer takes what is kept. Workers must see the same file system
 import contextlib
 import dataclasses
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ import apache_beam as beam
 from data_pipeline.dataset.beam_errors import worker_errors
 from data_pipeline.dataset.inputs import InfIrConfig, Inputs
 from data_pipeline.dataset.slices import Slice, read_slice, slices
+from data_pipeline.dataset.tfds_adapter import empty_split
 from data_pipeline.quality.near_duplicates import repeats, sketch
 from data_pipeline.quality.rules import Limits, Report, Verdict, evaluation_hashes, validate
 from data_pipeline.sources import inf_ir
@@ -64,12 +64,12 @@ def user_errors(inputs: Inputs, directory: Path) -> Iterator[None]:
         with worker_errors():
             yield
     except Exception as error:
-        empty = re.search(r"generated examples is 0 for split (\w+)", str(error))  # TFDS's writer
-        if not empty:
+        split = empty_split(error)
+        if not split:
             raise
-        path = _report_path(directory, empty[1])
+        path = _report_path(directory, split)
         report = Report.from_json(json.loads(path.read_text())) if path.exists() else Report()
-        inputs.check_not_empty(report, empty[1])
+        inputs.check_not_empty(report, split)
         raise
 
 

@@ -14,10 +14,10 @@ import tensorflow_datasets as tfds
 
 from data_pipeline.dataset.builder import REPORT_FILE, InfIr
 from data_pipeline.dataset.inputs import DEV_FRACTION, InfIrConfig, Inputs
+from data_pipeline.dataset.tfds_adapter import PARTIAL_PREFIX
 from inf_jax.core.errors import UserError
 from inf_jax.io.tfrecord import FRAME_BYTES
 
-_PARTIAL = "incomplete."  # TFDS's own prefix of a dataset that is being written
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # errors of a file system without locks
 
 
@@ -61,14 +61,14 @@ def build(
     }
     recipe = Inputs.resolve(config, **own).recipe()
     with _exclusive(final):
-        for partial in final.parent.glob(f"{_PARTIAL}*_{final.name}"):
+        for partial in final.parent.glob(f"{PARTIAL_PREFIX}*_{final.name}"):
             shutil.rmtree(partial)
         old = None
         if final.exists():
             if not overwrite:
                 _check_reusable(final, recipe)
                 return final, False
-            old = final.rename(final.with_name(f"{_PARTIAL}OLD_{final.name}"))
+            old = final.rename(final.with_name(f"{PARTIAL_PREFIX}OLD_{final.name}"))
         try:
             _prepare(InfIr(config=config, data_dir=data_dir, beam=bool(beam), **own), beam)
         except BaseException:

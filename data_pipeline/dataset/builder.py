@@ -1,43 +1,42 @@
-"""The TFDS builder `inf_ir`: text TFRecords of validated examples, written without TensorFlow.
+"""The TFDS builder `inf_ir`: text TFRecords of validated examples.
 
-Apart from `build`, the main, because TFDS stores the name of the module that defines the builder.
+TFDS stores this module's name in each dataset (`moduleName`).
 """
 
+import contextlib
 import dataclasses
 import json
-import os
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import tensorflow_datasets as tfds
-from tensorflow_datasets.core import writer as tfds_writer
 from tqdm import tqdm
 
 from data_pipeline.dataset.inputs import DEV_FRACTION, FACTORY, INF_IR, MEDQUAD, Inputs
+from data_pipeline.dataset.tfds_adapter import Builder
 from data_pipeline.quality.near_duplicates import is_near
 from data_pipeline.quality.rules import Report, evaluation_hashes, kept
-from inf_jax.data.records import FIELDS, Example, decode_example, encode_example
-from inf_jax.io import tfrecord
+from inf_jax.data.records import FIELDS, Example
 
 REPORT_FILE = "validation_report.json"
 
 
-class InfIr(tfds.core.GeneratorBasedBuilder):
-    """Examples with InF-IR's field names; splits "train" and, unless nothing is held out, "dev".
+class InfIr(Builder):
+    """Examples with InF-IR's field names; split "train" and, unless nothing is held out, "dev".
 
     Args:
       path_train, path_dev: source files; default: the shipped ones. Without a dev file,
         `dev_fraction` of the queries (by hash) is held out of the train file.
-      dev_fraction: between 0 (no dev split) and 1.
-      near_duplicates: between 0 (stay) and 1: examples so alike an earlier one are dropped
-        (`data_pipeline.quality.near_duplicates`).
-      beam: prepare with Apache Beam, on the runner and options of the `DownloadConfig`; source
-        files and `data_dir` must be the same for all workers.
+      dev_fraction: in [0, 1); 0 for no dev split.
+      near_duplicates: in [0, 1): Jaccard similarity from which an example is dropped as a near
+        duplicate of an earlier one (`data_pipeline.quality.near_duplicates`); 0 keeps all.
+      beam: prepare with Apache Beam, on the runner and options of the `DownloadConfig`; all workers
+        must see the same source files and `data_dir`.
       **kwargs: TFDS's own: `config` (a source's name), `data_dir`.
 
     Raises:
-      UserError: a source file that is missing or damaged, or gives no example.
+      UserError: a source file is missing or damaged, or yields no example.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -54,14 +53,13 @@ class InfIr(tfds.core.GeneratorBasedBuilder):
         beam: bool = False,
         **kwargs,
     ):
-        super().__init__(**kwargs)
         own = {
             "path_train": path_train,
             "path_dev": path_dev,
             "dev_fraction": dev_fraction,
             "near_duplicates": near_duplicates,
         }
-        self._original_state.update(own, beam=beam)  # TFDS makes a pickled builder from these
+        super().__init__(arguments=own | {"beam": beam}, **kwargs)
         self._own, self._beam = own, beam
         self.reports: dict[str, Report] = {}
 
@@ -81,7 +79,7 @@ class InfIr(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager):
         del dl_manager  # nothing is downloaded
-        # not in __init__: a dataset that is only read needs no source files
+        # not in __init__: reading an existing dataset needs no source files
         inputs = Inputs.resolve(self.builder_config, **self._own)
         self.info.metadata.clear()
         self.info.metadata.update(inputs.recipe())
@@ -101,7 +99,7 @@ class InfIr(tfds.core.GeneratorBasedBuilder):
         return splits
 
     def _generate_examples(self, examples: Iterable[Example], inputs: Inputs, split: str):
-        # no bar where nobody watches; TFDS's own are switched off in `build`
+        # disable=None: no bar unless stderr is a terminal; `build` switches TFDS's own off
         for example in tqdm(examples, desc=f"{split}: validating", unit=" examples", disable=None):
             yield example.id, dataclasses.asdict(example)
         inputs.check_not_empty(self.reports[split], split)
@@ -109,7 +107,7 @@ class InfIr(tfds.core.GeneratorBasedBuilder):
     def _kept(
         self, inputs: Inputs, split: str, eval_hashes: Collection[int] = frozenset()
     ) -> Iterator[Example]:
-        """The examples of one split, as they pass the rules; counts them in `reports`."""
+        """The examples of one split that pass the rules; counts all in `reports`."""
         self.reports[split] = report = Report()
         examples = inputs.config.read(inputs.path(split), dropped=report.dropped_by_source)
         return kept(
@@ -120,36 +118,18 @@ class InfIr(tfds.core.GeneratorBasedBuilder):
             is_near=is_near(inputs.near_duplicates) if inputs.near_duplicates else None,
         )
 
-    def _download_and_prepare(self, *args, **kwargs):
-        # runs while data_path is the partial directory, which TFDS renames when all is written
+    @contextlib.contextmanager
+    def writing(self, directory: Path) -> Iterator[None]:
+        """Adds the validation report to the dataset's files."""
         if self._beam:
             from data_pipeline.dataset import beam_steps
 
             inputs = Inputs.resolve(self.builder_config, **self._own)
-            with beam_steps.user_errors(inputs, Path(self.data_path)):
-                super()._download_and_prepare(*args, **kwargs)
-            self.reports = beam_steps.take_reports(inputs, Path(self.data_path))
+            with beam_steps.user_errors(inputs, directory):
+                yield
+            self.reports = beam_steps.take_reports(inputs, directory)
         else:
-            super()._download_and_prepare(*args, **kwargs)
+            yield
         splits = [split for split in ("train", "dev") if split in self.reports]
         reports = {split: self.reports[split].to_json() for split in splits}
-        (self.data_path / REPORT_FILE).write_text(json.dumps(reports, indent=2) + "\n")
-
-    def _log_download_bytes(self):
-        """Nothing: TFDS would announce a download of unknown size."""
-
-    def _log_download_done(self):
-        """Nothing: the main says where the dataset is."""
-
-    def _example_writer(self):
-        return _ExampleWriter(file_format=self.info.file_format)
-
-
-class _ExampleWriter(tfds_writer.ExampleWriter):
-    """Writes a shard through our TFRecord writer; TFDS's own needs TensorFlow."""
-
-    def write(self, path: os.PathLike, examples: Iterable[tuple[Any, bytes]]) -> None:
-        with tfrecord.Writer(path) as writer:
-            for _, data in examples:
-                # TFDS serialises a map in no fixed order; ours is the same proto, byte for byte
-                writer.write(encode_example(decode_example(data)))
+        (directory / REPORT_FILE).write_text(json.dumps(reports, indent=2) + "\n")

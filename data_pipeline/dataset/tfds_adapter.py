@@ -1,0 +1,70 @@
+"""The private parts of TensorFlow Datasets that the builder relies on, as of TFDS 4.9.10.
+
+TFDS writes TFRecords through TensorFlow and has no public hook for another writer, for files beside
+the records, or for constructor arguments of a builder that Beam pickles. Private names used here:
+`GeneratorBasedBuilder._example_writer`, `._download_and_prepare`, `._log_download_bytes`,
+`._log_download_done` and `._original_state`, `core.writer.ExampleWriter`, the prefix of partial
+directories, and the message about a split without examples. setup.py pins the version.
+"""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import writer as tfds_writer
+from tensorflow_datasets.proto import tf_example_pb2
+
+from inf_jax.io import tfrecord
+
+PARTIAL_PREFIX = "incomplete."  # of a dataset's directory while it is being written
+
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+    """A TFDS builder that writes without TensorFlow, prints nothing, and can be pickled.
+
+    Args:
+      arguments: constructor arguments of the subclass; a pickled builder is rebuilt from them.
+      **kwargs: TFDS's own.
+    """
+
+    def __init__(self, *, arguments: dict[str, Any], **kwargs):
+        super().__init__(**kwargs)
+        self._original_state.update(arguments)
+
+    @contextlib.contextmanager
+    def writing(self, directory: Path) -> Iterator[None]:
+        """Surrounds the writing of the splits; `directory` becomes the dataset at the end."""
+        yield
+
+    def _download_and_prepare(self, *args, **kwargs):
+        # data_path is the partial directory here; TFDS renames it afterwards
+        with self.writing(Path(self.data_path)):
+            super()._download_and_prepare(*args, **kwargs)
+
+    def _log_download_bytes(self):
+        """Prints nothing; TFDS would announce a download of unknown size."""
+
+    def _log_download_done(self):
+        """Prints nothing; the command says where the dataset is."""
+
+    def _example_writer(self):
+        return _ExampleWriter(file_format=self.info.file_format)
+
+
+class _ExampleWriter(tfds_writer.ExampleWriter):
+    def write(self, path: os.PathLike, examples: Iterable[tuple[Any, bytes]]) -> None:
+        with tfrecord.Writer(path) as writer:
+            for _, data in examples:
+                # TFDS serialises maps in random order; the bytes must be the same in every build
+                example = tf_example_pb2.Example.FromString(data)
+                writer.write(example.SerializeToString(deterministic=True))
+
+
+def empty_split(error: Exception) -> str | None:
+    """The split without examples that TFDS's Beam writer complains about; None for other errors."""
+    match = re.search(r"generated examples is 0 for split (\w+)", str(error))
+    return match and match[1]
