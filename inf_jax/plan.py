@@ -17,9 +17,9 @@ Options, beside --config and --config.KEY=VALUE:
   --search=batch_size     the largest train.batch_size that fits, to a sixteenth
   --try                   where it does not fit: compile each option that may help
   --json=FILE             default <out_dir>/plan/<topology>.json
-  --query_tokens=40 --passage_tokens=120      mean lengths, where there is no dataset to measure
-  --model_config=FILE     a Hugging Face config.json, in place of the model's own
-  --hbm_gib=X             memory of a device that a program may take, in place of the chip's
+  --query-tokens=40 --passage-tokens=120      mean lengths, where there is no dataset to measure
+  --model-config=FILE     a Hugging Face config.json, in place of the model's own
+  --hbm-gib=X             memory of a device that a program may take, in place of the chip's
 """
 
 import argparse
@@ -33,6 +33,7 @@ import jax
 from ml_collections import ConfigDict
 
 from inf_jax import config as configs
+from inf_jax.core.cli_flags import hyphenated
 from inf_jax.core.console import table
 from inf_jax.core.errors import UserError, main_guard
 from inf_jax.io import storage
@@ -95,7 +96,7 @@ def model_shape(name: str, override: str | None = None) -> tuple[EncoderConfig, 
         try:
             return config_from_hf(json.loads(path.read_text()), str(path)), str(path)
         except (OSError, ValueError) as error:
-            raise UserError(f"--model_config={override}: {error}") from None
+            raise UserError(f"--model-config={override}: {error}") from None
     public = json.loads(PUBLIC.read_text())
     try:
         if name in public and not name.startswith("package:") and not Path(name).is_dir():
@@ -105,7 +106,7 @@ def model_shape(name: str, override: str | None = None) -> tuple[EncoderConfig, 
     except UserError as error:
         if name in public:
             return config_from_hf(public[name], name), f"{PUBLIC.name}, {name}"
-        raise UserError(f"{error}; or give its config.json with --model_config=FILE") from None
+        raise UserError(f"{error}; or give its config.json with --model-config=FILE") from None
 
 
 def _search(config: ConfigDict, name: str, slices: int, planned: Callable) -> dict[str, Any]:
@@ -163,12 +164,12 @@ def _arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     add("--search", choices=["batch_size"])
     add("--try", dest="try_options", action="store_true")
     add("--json", default="")
-    add("--query_tokens", type=float, default=40)
-    add("--passage_tokens", type=float, default=120)
-    add("--model_config")
-    add("--hbm_gib", type=float)
+    add("--query-tokens", type=float, default=40)
+    add("--passage-tokens", type=float, default=120)
+    add("--model-config")
+    add("--hbm-gib", type=float)
     try:
-        args, rest = parser.parse_known_args(argv)
+        args, rest = parser.parse_known_args(hyphenated(argv))
     except argparse.ArgumentError as error:
         raise UserError(f"command line: {error}; --help shows the options") from None
     asks_help = {"-h", "--help"} & set(rest)
@@ -178,7 +179,8 @@ def _arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         raise UserError("--search is for one --topology")
     low = [f for f in ("slices", "query_tokens", "passage_tokens") if getattr(args, f) < 1]
     if low or (args.hbm_gib is not None and args.hbm_gib <= 0):
-        raise UserError(f"--{(low or ['hbm_gib'])[0]}: must be above 0")
+        name = (low or ["hbm_gib"])[0].replace("_", "-")
+        raise UserError(f"--{name}: must be above 0")
     return args, rest
 
 

@@ -1,11 +1,12 @@
-"""A sweep that plans each run first and refuses what does not fit.
+"""Plans a series of runs, refuses what does not fit, and trains the rest.
 
     python launch/scaling.py                                  plan all of configs/scaling
     python launch/scaling.py v5e-65536 v5e-262144 --run       plan, then train those that fit
     python launch/scaling.py --configs a.py b.py --topology=v5e:4x4 -- --config.seed=1
 
-Trains one after another, on the machine or pod that it is started on. Exit code 1 if a run was
-refused or failed; the others are done all the same.
+Other flags go to inf_jax.plan (--query-tokens=40), config overrides after -- to plan and training.
+Runs are trained one after another, on the machine or pod where this is started. Exit code 1 if a
+run was refused or failed; the others are done all the same.
 """
 
 import argparse
@@ -14,14 +15,17 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
-ROOT = Path(__file__).resolve().parent.parent
-CONFIG = ROOT / "configs" / "scaling" / "e5_large.py"
+from inf_jax.core.cli_flags import hyphenated
+
+ROOT = Path(__file__).resolve().parents[1]
+SERIES = ROOT / "configs" / "scaling" / "e5_large.py"
 
 
 def main() -> int:
-    """The command line."""
-    argv = sys.argv[1:]
+    """The command line; returns the exit code."""
+    argv = hyphenated(sys.argv[1:])
     cut = argv.index("--") if "--" in argv else len(argv)
     parser = argparse.ArgumentParser(
         prog="python launch/scaling.py",
@@ -30,45 +34,51 @@ def main() -> int:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("names", nargs="*", help="of configs/scaling/e5_large.py, CHIP-PAIRS; default all")
-    add("--configs", nargs="+", default=[], metavar="FILE", help="these in place of the names")
-    add("--topology", default="", help="default: the name's own; needed with --configs")
+    add("names", nargs="*", help="CHIP-PAIRS of configs/scaling/e5_large.py (default: all)")
+    add("--configs", nargs="+", default=[], metavar="FILE", help="config files instead of names")
+    add("--topology", default="", help="default: the one of the name; required with --configs")
     add("--run", action="store_true", help="train what fits")
-    args, options = parser.parse_known_args(argv[:cut])
-    own = _own()
-    unknown = [n for n in args.names if n not in own.NAMES]
-    if unknown or bool(args.configs) > bool(args.topology):
-        parser.error(
-            f"no such run: {', '.join(unknown)}; one of {', '.join(own.NAMES)}"
-            if unknown
-            else "--configs needs --topology"
-        )
-    names = args.names or own.NAMES
-    topology = {n: args.topology or own.TOPOLOGIES[n.split("-")[0]][0] for n in names}
-    runs = [(f"{CONFIG}:{n}", topology[n]) for n in names]
+    args, plan_flags = parser.parse_known_args(argv[:cut])
+    overrides = argv[cut + 1 :]
+    series = _load(SERIES)
+    unknown = [n for n in args.names if n not in series.NAMES]
+    if unknown:
+        parser.error(f"no such run: {', '.join(unknown)}; choose from {', '.join(series.NAMES)}")
+    if args.configs and not args.topology:
+        parser.error("--configs needs --topology")
+    names = args.names or series.NAMES
+    topologies = {n: args.topology or series.TOPOLOGIES[n.split("-")[0]][0] for n in names}
+    runs = [(f"{SERIES}:{name}", topology) for name, topology in topologies.items()]
     if args.configs:
         runs = [(file, args.topology) for file in args.configs]
-    outcomes = {config: _one(config, t, options, argv[cut + 1 :], args.run) for config, t in runs}
+    outcomes = {}
+    for config, topology in runs:
+        fits = plan(config, topology, [*plan_flags, *overrides])
+        outcomes[config] = train(config, overrides, run=args.run) if fits else "REFUSED"
     print("\n" + "\n".join(f"{outcome:8} {config}" for config, outcome in outcomes.items()))
     return int(any(outcome in ("REFUSED", "FAILED") for outcome in outcomes.values()))
 
 
-def _one(config: str, topology: str, options: list[str], overrides: list[str], run: bool) -> str:
-    """Plans one run, trains it if asked to; what came of it."""
-    plan = [sys.executable, "-m", "inf_jax.plan", f"--config={config}", f"--topology={topology}"]
+def plan(config: str, topology: str, flags: list[str]) -> bool:
+    """Whether inf_jax.plan finds that a run fits its topology."""
+    command = [sys.executable, "-m", "inf_jax.plan", f"--config={config}"]
     print(f"{config} on {topology}:", flush=True)
-    done = subprocess.run([*plan, *options, *overrides], check=False)
-    if done.returncode:
-        return "REFUSED"
-    train = [sys.executable, "-m", "inf_jax.train", f"--config={config}", *overrides]
-    print(shlex.join(train), flush=True)
+    command += [f"--topology={topology}", *flags]
+    return subprocess.run(command, check=False).returncode == 0
+
+
+def train(config: str, overrides: list[str], *, run: bool) -> str:
+    """Prints the command that trains a config and, with `run`, runs it; returns the outcome."""
+    command = [sys.executable, "-m", "inf_jax.train", f"--config={config}", *overrides]
+    print(shlex.join(command), flush=True)
     if not run:
         return "fits"
-    return "FAILED" if subprocess.run(train, check=False).returncode else "trained"
+    return "FAILED" if subprocess.run(command, check=False).returncode else "trained"
 
 
-def _own():
-    spec = importlib.util.spec_from_file_location("scaling_e5_large", CONFIG)
+def _load(path: Path) -> ModuleType:
+    """A config file as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

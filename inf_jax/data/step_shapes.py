@@ -118,7 +118,7 @@ def _assumed(
         instructions=instructions,
         note=(
             f"ASSUMED: queries of {query_tokens:g} tokens and passages of {passage_tokens:g} in "
-            f"the mean (--query_tokens, --passage_tokens); {why}"
+            f"the mean (--query-tokens, --passage-tokens); {why}"
         ),
         measured=False,
     )

@@ -73,7 +73,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="CPU cores to use (default: %(default)s)",
     )
-    add("--platform", choices=("cpu", "gpu"), default="cpu", help="default: %(default)s")
+    add(
+        "--platform",
+        choices=("cpu", "gpu"),
+        default="cpu",
+        help="where to run (default: %(default)s)",
+    )
     add(
         "--write",
         action="store_true",
