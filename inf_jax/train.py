@@ -33,6 +33,7 @@ from inf_jax.io import storage
 from inf_jax.monitoring import metrics_log as report
 from inf_jax.monitoring.wandb_log import WandbLog, import_wandb
 from inf_jax.monitoring.watch import Watch, watch_options, watching_start
+from inf_jax.training.banner import banner, summary, work_of
 from inf_jax.training.setup import make_training
 
 
@@ -69,7 +70,7 @@ def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
             save_resolved(resolved, out_dir / "config.json")
             with storage.new_file(out_dir / "command.txt") as file:
                 file.write(f"{command_line()}\n".encode())
-            report.banner(resolved, training, first_step=first)
+            banner(config, training, first_step=first)
             for name in report.GROWING:
                 work.pull(name)
             more = None
@@ -85,7 +86,7 @@ def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
             )
         watch = Watch(
             watching,
-            training,
+            work_of(training, dims=config.loss.dims),
             out_dir=out_dir,
             work_dir=work.path,
             first=first,
@@ -135,7 +136,7 @@ def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
                 print(f"{out_dir}: asked to stop, saved after {done} of {steps} steps")
             raise SystemExit(preemption.STOPPED)
         if primary:
-            report.summary(
+            summary(
                 training,
                 steps=steps - first,
                 seconds=seconds,

@@ -31,11 +31,7 @@ from typing import NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from inf_jax.data.step_shapes import loader_inputs
 from inf_jax.monitoring.metrics_log import read_metrics
-from inf_jax.planning.chips import peak_flops
-from inf_jax.planning.flops import model_flops
-from inf_jax.training.setup import Training
 
 _PERCENTILES = (50, 90, 99)
 _COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -56,28 +52,6 @@ class Work(NamedTuple):
     tokens: float
     flops: float
     peak: float | None
-
-
-def work_of(training: Training, *, dims: tuple[int, ...] = ()) -> Work:
-    """The work of a run's step; `dims` are Matryoshka's."""
-    inputs, mesh = loader_inputs(training.loader), training.mesh
-    peak = peak_flops(mesh.devices.flat[0].device_kind)
-    return Work(
-        examples=training.loader.batch_size,
-        pairs=inputs.pairs,
-        tokens=inputs.tokens,
-        flops=model_flops(
-            training.model.encoder.config,
-            training.objective,
-            tokens=inputs.tokens,
-            squares=inputs.squares,
-            pairs=inputs.pairs,
-            instructions=inputs.instructions,
-            dims=dims or (training.model.encoder.width,),
-            adapter=training.split.adapter_size,
-        ),
-        peak=None if peak is None else peak * mesh.size,
-    )
 
 
 class History(NamedTuple):

@@ -13,15 +13,14 @@ from inf_jax.io.storage import AnyPath
 from inf_jax.monitoring.loss_guard import SpikeGuard
 from inf_jax.monitoring.metrics_log import MetricsLog, NoLog, read_metrics
 from inf_jax.monitoring.profiler import Profiler, traced_step
-from inf_jax.monitoring.step_timer import Pace, work_of
+from inf_jax.monitoring.step_timer import Pace, Work
 from inf_jax.monitoring.watchdog import Watchdog
-from inf_jax.training.setup import Training
 
 _T = TypeVar("_T")
 
 
 class WatchOptions(NamedTuple):
-    """Keys of the `train` section, and the dims of the loss."""
+    """Keys of the `train` section."""
 
     hang_minutes: float
     max_spike: float
@@ -29,7 +28,6 @@ class WatchOptions(NamedTuple):
     profile_at: int
     profile_steps: int
     log_every: int
-    dims: tuple[int, ...]
 
 
 def watch_options(config: RunConfig) -> WatchOptions:
@@ -42,7 +40,6 @@ def watch_options(config: RunConfig) -> WatchOptions:
         profile_at=train.profile_at,
         profile_steps=train.profile_steps,
         log_every=train.log_every,
-        dims=tuple(config.loss.dims),
     )
 
 
@@ -56,6 +53,7 @@ class Watch(contextlib.ExitStack):
     """Open around the loop, in every process.
 
     Args:
+      work: of a step, for the rates.
       out_dir: of the run; the primary process's metrics.jsonl is in it.
       work_dir: the local directory where this process's files of out_dir are (`storage.WorkDir`).
       first: this start's first step.
@@ -67,7 +65,7 @@ class Watch(contextlib.ExitStack):
     def __init__(
         self,
         options: WatchOptions,
-        training: Training,
+        work: Work,
         *,
         out_dir: AnyPath,
         work_dir: Path,
@@ -80,7 +78,7 @@ class Watch(contextlib.ExitStack):
         self._checkpoints, process = checkpoints, jax.process_index()
         self.pace = Pace(
             work_dir / "timing.jsonl" if is_primary() else None,
-            work=work_of(training, dims=options.dims),
+            work=work,
             first=first,
             every=options.log_every,
             begun=begun,

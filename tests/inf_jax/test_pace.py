@@ -9,12 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from inf_jax.config.defaults import run_config
-from inf_jax.data.step_shapes import loader_inputs
 from inf_jax.monitoring import step_timer as pace
 from inf_jax.monitoring.metrics_log import read_metrics
 from inf_jax.planning.chips import CHIPS, peak_flops
-from inf_jax.training.setup import make_training
 
 WORK = pace.Work(examples=8, pairs=24, tokens=600, flops=3e9, peak=12e9)
 
@@ -174,21 +171,6 @@ def test_peaks_of_device_kinds():
     assert peak_flops("NVIDIA A100-SXM4-40GB") == 312e12
     for kind in ("cpu", "TPU v9", "NVIDIA H100 PCIe"):
         assert peak_flops(kind) is None
-
-
-def test_work_of_a_run(tiny_config):
-    """By hand for 2 layers, d 32, f 64: real tokens only, backward twice the forward."""
-    tiny_config.loss.objective = "uni(P,IQ)"
-    training = make_training(run_config(tiny_config))
-    work = pace.work_of(training)
-    inputs = loader_inputs(training.loader)
-    assert (work.examples, work.pairs, work.tokens) == (8, inputs.pairs, inputs.tokens)
-    lengths = training.loader.dataset.text_lengths.astype(float)
-    assert inputs.squares == pytest.approx(8 * np.square(lengths).sum(1).mean())
-    encoder = 2 * (2 * inputs.tokens * (4 * 32**2 + 2 * 32 * 64) + 4 * 32 * inputs.squares)
-    scores = 2 * inputs.pairs**2 * 32  # P and IQ are one matrix, by rows and by columns
-    assert work.flops == pytest.approx(3 * (encoder + scores))
-    assert work.peak is None  # a CPU's is not known
 
 
 def test_memory_is_of_the_fullest_device(monkeypatch):

@@ -1,7 +1,5 @@
 """What a run writes of its metrics: numbers and histograms, in metrics.jsonl and TensorBoard."""
 
-import json
-import math
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +8,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from inf_jax.io.tfrecord import read_records
-from inf_jax.monitoring.metrics_log import MetricsLog, health_rows, pace_rows, read_metrics
+from inf_jax.monitoring.metrics_log import MetricsLog, read_metrics
 from inf_jax.training.health import health
 
 
@@ -99,33 +97,3 @@ def test_pace_is_drawn_but_not_among_the_metrics(tmp_path, capsys):
     assert drawn == pytest.approx(timing)
     assert (tmp_path / "metrics.jsonl").read_text().count("timing") == 0
     assert "loss=2.0000, step=0.25s, goodput=90%, mfu=43.2%" in capsys.readouterr().err
-
-
-def test_pace_table():
-    assert pace_rows(PACE) == [
-        ("step time, s: p50 / p90 / p99", "0.25 / 0.5 / 1"),
-        ("pairs/s", "1,234.5"),
-        ("MFU", "43.2%"),
-        ("goodput", "90.0%"),
-        ("device memory, GiB", "3.00"),
-    ]
-
-
-def test_health_table():
-    metrics = {
-        "loss": 1.0,
-        "masked/P": 0.123,
-        "accuracy/P": 0.5,
-        "accuracy/IQ": math.nan,
-        "false_negatives/P": 1.25,
-        "health/rank_query": 12.34,
-        "health/positive_scores": [0.5, 0.5],
-    }
-    assert health_rows(metrics) == [
-        ("effective rank, queries", "12.3"),
-        ("in-batch accuracy, block P", "50.0%"),
-        ("in-batch accuracy, block IQ", "nan%"),
-        ("suspected false negatives a row, block P", "1.25"),
-        ("masked candidates, block P", "12.30%"),
-    ]
-    assert health_rows(json.loads('{"loss": 1.0}')) == []

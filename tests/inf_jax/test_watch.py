@@ -26,6 +26,7 @@ from inf_jax.monitoring import metrics_log as report
 from inf_jax.monitoring import wandb_log
 from inf_jax.monitoring.metrics_log import read_metrics
 from inf_jax.monitoring.profiler import Profiler
+from inf_jax.monitoring.step_timer import Work
 from inf_jax.monitoring.watch import Watch, watch_options
 from inf_jax.monitoring.watchdog import HUNG
 from inf_jax.training.setup import make_training
@@ -228,7 +229,7 @@ def test_spikes_are_judged_by_the_losses_before_a_resume(tiny_config, tmp_path):
     (out_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     watch = Watch(
         watch_options(run_config(tiny_config)),
-        make_training(run_config(tiny_config)),
+        Work(examples=8, pairs=24, tokens=300, flops=1e6, peak=None),
         out_dir=out_dir,
         work_dir=out_dir,
         first=60,

@@ -1,0 +1,163 @@
+"""Prints the table at the start of a training run and the tables at its end."""
+
+import jax
+
+from inf_jax.config.sections import RunConfig
+from inf_jax.core.console import table
+from inf_jax.data.loader import Loader
+from inf_jax.data.step_shapes import loader_inputs
+from inf_jax.losses.objective import count_negatives
+from inf_jax.monitoring.step_timer import Work
+from inf_jax.planning.chips import peak_flops
+from inf_jax.planning.flops import model_flops
+from inf_jax.training.setup import Training
+
+# Metric -> (label in the closing table, format); a name that ends in "/" has one row per block.
+_HEALTH = {
+    "health/alignment": ("alignment", ".3f"),
+    "health/uniformity_query": ("uniformity, queries", ".3f"),
+    "health/uniformity_passage": ("uniformity, passages", ".3f"),
+    "health/rank_query": ("effective rank, queries", ".1f"),
+    "health/rank_passage": ("effective rank, passages", ".1f"),
+    "accuracy/": ("in-batch accuracy, block ", ".1%"),
+    "false_negatives/": ("suspected false negatives a row, block ", ".2f"),
+    "masked/": ("masked candidates, block ", ".2%"),
+}
+
+# Timing figure -> (label in the closing table, unit, format).
+_PACE = {
+    "examples_per_s": ("examples/s", 1, ",.1f"),
+    "pairs_per_s": ("pairs/s", 1, ",.1f"),
+    "tokens_per_s": ("tokens/s", 1, ",.0f"),
+    "mfu": ("MFU", 1, ".1%"),
+    "goodput": ("goodput", 1, ".1%"),
+    "device_bytes": ("device memory, GiB", 2**30, ".2f"),
+    "device_peak_bytes": ("device memory, peak GiB", 2**30, ".2f"),
+    "host_peak_bytes": ("host memory, peak GiB", 2**30, ".2f"),
+}
+
+
+def work_of(training: Training, *, dims: tuple[int, ...] = ()) -> Work:
+    """The mean work of a run's step; `dims` are the Matryoshka sizes of the loss."""
+    inputs, mesh = loader_inputs(training.loader), training.mesh
+    peak = peak_flops(mesh.devices.flat[0].device_kind)
+    return Work(
+        examples=training.loader.batch_size,
+        pairs=inputs.pairs,
+        tokens=inputs.tokens,
+        flops=model_flops(
+            training.model.encoder.config,
+            training.objective,
+            tokens=inputs.tokens,
+            squares=inputs.squares,
+            pairs=inputs.pairs,
+            instructions=inputs.instructions,
+            dims=dims or (training.model.encoder.width,),
+            adapter=training.split.adapter_size,
+        ),
+        peak=None if peak is None else peak * mesh.size,
+    )
+
+
+def banner(config: RunConfig, training: Training, *, first_step: int) -> None:
+    """Prints what is trained on which data and devices, and the negatives of each query."""
+    loader, mesh, steps = training.loader, training.mesh, config.train.steps
+    plan, data = loader.plan, loader.dataset
+    negatives = count_negatives(
+        training.objective,
+        pairs=round(plan.pairs),
+        instruction_negatives=loader.instruction_candidates,
+    )
+    epochs = steps * loader.batch_size / data.num_examples
+    grids = " + ".join(f"{loader.chunks}x{r}x{loader.row_tokens}" for r in plan.rows)
+    shapes = training.shapes
+    parameters, trained = (
+        sum(x.size for x in jax.tree.leaves(tree)) for tree in (shapes.whole, shapes.params)
+    )
+    table(
+        f"inf_jax: {training.objective}, steps {first_step} to {steps}",
+        [
+            ("model", config.model.name),
+            ("parameters", f"{parameters:,}, {config.model.towers} towers, {config.model.dtype}"),
+            *([("trained parameters", f"{trained:,}")] if trained < parameters else []),
+            ("devices", f"{mesh.size} x {jax.devices()[0].device_kind}"),
+            ("hosts", jax.process_count()),
+            ("mesh", " ".join(f"{name}={size}" for name, size in mesh.shape.items())),
+            ("examples", f"{data.num_examples:,} ({epochs:.2f} epochs in {steps} steps)"),
+            ("a step", f"{loader.batch_size} examples, {plan.pairs:.0f} pairs"),
+            ("grid (chunks x rows x tokens)", grids),
+            ("chunks a device", config.train.chunks_per_device),
+            ("tokens a step", f"{plan.tokens:,.0f}, fill {plan.fill:.1%}"),
+            ("attention", training.model.encoder.attention_in_training(loader.row_tokens)),
+            ("shape", "known for all steps" if plan.exact else "from sampled steps, with a margin"),
+            *((f"negatives a query, block {b}", n) for b, n in negatives.items()),
+            *_instruction_negatives(loader),
+        ],
+    )
+
+
+def _instruction_negatives(loader: Loader) -> list[tuple[str, str]]:
+    """Where the negatives of block I come from, and the tokens that they cost."""
+    plan = loader.plan
+    if not loader.block_i:
+        return []
+    if loader.query_encoder == "attention":
+        return [("block I", "the other instructions of a chunk, no tokens of their own")]
+    share = plan.sampled_tokens / plan.tokens
+    return [
+        ("block I, a query", f"{plan.sampled:.2f} drawn, {plan.poisons:.2f} poisons for free"),
+        ("block I, tokens a step", f"{plan.sampled_tokens:,.0f}, {share:.1%} of all"),
+    ]
+
+
+def summary(
+    training: Training,
+    *,
+    steps: int,
+    seconds: float,
+    metrics: dict,
+    pace: dict[str, float],
+) -> None:
+    """Prints the speed of a finished run and the health of its last step.
+
+    Args:
+      steps, seconds: since this start, compilation included.
+      metrics: of the last step.
+      pace: timing figures of all steps of all starts (`inf_jax.monitoring.step_timer`).
+    """
+    table(
+        "trained",
+        [
+            ("steps", steps),
+            ("seconds", f"{seconds:.0f}"),
+            ("fill", f"{training.loader.plan.fill:.1%}"),
+        ],
+    )
+    table("pace of all steps, compilation not included", pace_rows(pace))
+    rows = health_rows(metrics)
+    if rows:
+        table("health of the last step", rows)
+
+
+def health_rows(metrics: dict) -> list[tuple[str, str]]:
+    """(label, value) of the health figures among these metrics, in the order of `_HEALTH`."""
+    rows = []
+    for key, (label, form) in _HEALTH.items():
+        for name, value in metrics.items():
+            if name == key or (key.endswith("/") and name.startswith(key)):
+                rows.append((label + name.removeprefix(key), format(value, form)))
+    return rows
+
+
+def pace_rows(pace: dict[str, float]) -> list[tuple[str, str]]:
+    """(label, value) of timing figures, in the order of `_PACE`."""
+    rows = []
+    for what, label in (("step", "step time"), ("wait", "input wait")):
+        times = [pace[key] for q in (50, 90, 99) if (key := f"{what}_p{q}_s") in pace]
+        if times:
+            times = " / ".join(f"{seconds:.3g}" for seconds in times)
+            rows.append((f"{label}, s: p50 / p90 / p99", times))
+    for key, (label, unit, form) in _PACE.items():
+        if key in pace:
+            rows.append((label, format(pace[key] / unit, form)))
+    return rows
