@@ -1,6 +1,5 @@
 """What a run writes of its metrics: numbers and histograms, in metrics.jsonl and TensorBoard."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
