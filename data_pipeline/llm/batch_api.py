@@ -1,4 +1,4 @@
-"""The calls of the Batch API: files up, batches made and found again, results down."""
+"""Calls of the Batch API: upload requests, create, find and poll batches, download results."""
 
 import contextlib
 import dataclasses
@@ -13,20 +13,20 @@ from data_pipeline.llm.client import Endpoint
 from inf_jax.core.errors import UserError
 
 ENDED = ("completed", "failed", "expired", "cancelled")
-_LABEL = "inf_jax_batch"  # the batch's metadata that holds our name of it
-_RETRIES = 4  # of calls that can be repeated; the client waits longer each time
-_PASSING = (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError)
+_LABEL = "inf_jax_batch"  # metadata key that holds our name of the batch
+_RETRIES = 4  # of idempotent calls, with exponential backoff
+_TRANSIENT = (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError)
 
 
 @dataclasses.dataclass(frozen=True)
-class State:
-    """A batch as the endpoint has it.
+class BatchState:
+    """The state of a batch at the endpoint.
 
     Attributes:
-      id: the endpoint's name of it.
-      status: in ENDED once nothing more will come.
-      done, total: requests.
-      output, errors: file ids, "" for none.
+      id: the endpoint's id.
+      status: the endpoint's status; final if in ENDED.
+      done, total: numbers of requests.
+      output, errors: ids of the result files, "" for none.
       problem: why it failed.
     """
 
@@ -40,14 +40,14 @@ class State:
 
 
 class Unreachable(UserError):
-    """The endpoint did not answer, or not now: the call may be repeated."""
+    """The endpoint did not answer, or asks to try later: the call may be repeated."""
 
 
 class BatchApi:
     """The Batch API of one endpoint.
 
-    Every method raises UserError, without secrets, where the endpoint refuses, and Unreachable
-    where it does not answer.
+    Every method raises UserError, without secrets, if the endpoint refuses, and Unreachable if it
+    does not answer.
     """
 
     def __init__(self, endpoint: Endpoint):
@@ -55,21 +55,20 @@ class BatchApi:
         self._client = endpoint.client.with_options(max_retries=_RETRIES)
 
     async def upload(self, path: Path) -> str:
-        """Uploads a batch's requests; returns the file's id."""
+        """Uploads a file of requests; returns its id."""
         with self._errors(f"upload {path.name}"):
             data = path.read_bytes()
-            found = await self._client.files.create(file=(path.name, data), purpose="batch")
-            return found.id
+            file = await self._client.files.create(file=(path.name, data), purpose="batch")
+            return file.id
 
     async def create(self, file: str, name: str) -> str:
-        """Submits a batch, once: a lost reply is no reason to submit again, see `find`.
+        """Submits a batch once and returns its id; after a lost reply use `find`.
 
         Raises:
-          openai.APIConnectionError: nobody knows whether the batch exists.
-          openai.InternalServerError: likewise.
+          openai.APIConnectionError, openai.InternalServerError: the batch may or may not exist.
         """
         try:
-            found = await self._endpoint.client.batches.create(
+            batch = await self._endpoint.client.batches.create(
                 input_file_id=file,
                 endpoint="/v1/chat/completions",
                 completion_window="24h",
@@ -78,36 +77,36 @@ class BatchApi:
             )
         except (openai.APIConnectionError, openai.InternalServerError):
             raise
-        except openai.APIError as error:  # of these the endpoint has said that there is no batch
+        except openai.APIError as error:  # the endpoint has not created the batch
             raise self._refused(f"submit the batch {name}", error) from None
-        return found.id
+        return batch.id
 
     async def find(self, name: str) -> str:
-        """The id of the batch that was submitted under our name; "" where there is none."""
+        """The id of the batch that was submitted under this name; "" if there is none."""
         with self._errors("list the batches"):
             async for batch in self._client.batches.list(limit=100):
                 if (batch.metadata or {}).get(_LABEL) == name:
                     return batch.id
         return ""
 
-    async def state(self, batch: str) -> State:
-        """How far a batch is."""
+    async def state(self, batch: str) -> BatchState:
+        """The current state of a batch."""
         with self._errors(f"look up the batch {batch}"):
-            found = await self._client.batches.retrieve(batch)
-        counts = found.request_counts
-        problems = (found.errors.data or []) if found.errors else []
-        return State(
-            id=found.id,
-            status=found.status,
+            reply = await self._client.batches.retrieve(batch)
+        counts = reply.request_counts
+        problems = (reply.errors.data or []) if reply.errors else []
+        return BatchState(
+            id=reply.id,
+            status=reply.status,
             done=counts.completed + counts.failed if counts else 0,
             total=counts.total if counts else 0,
-            output=found.output_file_id or "",
-            errors=found.error_file_id or "",
+            output=reply.output_file_id or "",
+            errors=reply.error_file_id or "",
             problem=self._endpoint.clean("; ".join(p.message or p.code or "" for p in problems)),
         )
 
     async def rows(self, file: str) -> list[dict[str, Any]]:
-        """The rows of a result file; those that are no JSON objects are left out."""
+        """The rows of a result file; lines that are not JSON objects are skipped."""
         if not file:
             return []
         with self._errors(f"download the file {file}"):
@@ -115,7 +114,7 @@ class BatchApi:
         return list(_objects(content.content))
 
     async def delete(self, file: str) -> None:
-        """Deletes a file; a failure is of no consequence."""
+        """Deletes a file; failures are ignored."""
         with contextlib.suppress(openai.OpenAIError):
             await self._endpoint.client.files.delete(file)
 
@@ -127,22 +126,21 @@ class BatchApi:
             raise self._refused(what, error) from None
 
     def _refused(self, what: str, error: openai.APIError) -> UserError:
-        remedy = "all answers are kept: run again to go on"
+        remedy = "all answers are kept: run again to continue"
         if isinstance(error, openai.NotFoundError):
             remedy = (
                 "check key and llm.base_url; an endpoint without the Batch API needs "
-                "llm.mode=async; a batch that is gone is given up by --forget-batches"
+                "llm.mode=async; --forget-batches gives up batches that no longer exist"
             )
         elif isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
             remedy = "check the key; " + remedy
         reason = self._endpoint.clean(str(error.message))
-        again = isinstance(error, _PASSING)
-        kind = Unreachable if again else UserError
+        kind = Unreachable if isinstance(error, _TRANSIENT) else UserError
         return kind(f"{self._endpoint.name}: cannot {what}: {reason}; {remedy}")
 
 
 def _objects(data: bytes) -> Iterator[dict[str, Any]]:
-    for line in data.split(b"\n"):  # a text may hold other characters that end a line
+    for line in data.split(b"\n"):  # splitlines would split at U+2028 too
         with contextlib.suppress(ValueError):
             row = json.loads(line)
             if isinstance(row, dict):

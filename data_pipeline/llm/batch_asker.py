@@ -1,7 +1,7 @@
-"""Asks by the Batch API: half the price, answers within a day, nothing submitted twice.
+"""Sends requests by the Batch API: half the price, answers within a day.
 
-Questions are gathered into batches, see `batch_course`; rows that failed or are missing are asked
-again, in another batch.
+Requests are grouped into batches (see `batch_lifecycle`); rows that fail or are missing go into a
+later batch.
 """
 
 import asyncio
@@ -12,51 +12,45 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from data_pipeline.llm.async_asker import OWN_FAULTS, Result, known
-from data_pipeline.llm.batch_api import State
-from data_pipeline.llm.batch_lifecycle import UNSUBMITTED, BatchCourse
+from data_pipeline.llm.ask import MAX_UNANSWERED, AcceptedStages, Result, recorded_result
+from data_pipeline.llm.batch_api import BatchState
+from data_pipeline.llm.batch_lifecycle import UNSUBMITTED, BatchLifecycle
 from data_pipeline.llm.budget import Budget, BudgetReached, Price
 from data_pipeline.llm.client import Endpoint, Reply, read_answer
-from data_pipeline.llm.journal import (
-    ANSWER,
-    BAD,
-    REJECTED,
-    UNKNOWN,
-    UNPAID,
-    Journal,
-    Received,
-    Sent,
-)
+from data_pipeline.llm.journal import PAID, REJECTED, UNKNOWN, UNPAID, Journal, Received, Sent
 from data_pipeline.llm.request import Request
 from inf_jax.core.errors import UserError
 
-MOST_BYTES = 190_000_000  # of a batch's file; the API takes 200 MB
-_LINE_BYTES = 200  # of a line beside the body
-_LINGER_S = 0.3  # without a new question: what has come together is sent
-_FAILED_IN_A_ROW = 5  # batches without any answer, beside those under way: the run stops
-_FAILED_LATER_IN_A_ROW = 10  # the same, where the endpoint has given answers before
-_CROWDED_IN_A_ROW = 30  # the same, of batches for which there was no room beside others
+MAX_BYTES = 190_000_000  # of a batch's file; the API's limit is 200 MB
+_LINE_BYTES = 200  # of a line without the body
+_LINGER_S = 0.3  # a batch that is not full is sent after this time without a new request
+# Batches in a row without any answer (not counting active ones) after which the run stops:
+_MAX_FAILED = 5
+_MAX_FAILED_LATER = 10  # if the endpoint has given answers before
+_MAX_QUOTA_EXCEEDED = 30  # if they exceed the quota of enqueued tokens beside other batches
 
 
 @dataclasses.dataclass
-class _Question:
+class _Pending:
     request: Request
     future: asyncio.Future
 
 
 class BatchAsker:
-    """`Ask` by batches.
+    """An `AskFn` that sends batches.
 
     Args:
-      endpoint, journal, budget: see there.
-      prices: of each model.
-      course: takes the batches to their ends.
-      batch_requests: most requests of a batch.
-      max_attempts: useless answers of a question after which it has failed.
+      endpoint: where batches run.
+      journal: records requests and batches.
+      budget: holds the cap.
+      prices: model -> price.
+      lifecycle: takes batches to their end.
+      batch_requests: maximum number of requests in a batch.
+      max_attempts: unusable answers after which a request has failed.
 
-    Raises (from calls):
+    Calls raise:
       UserError: the endpoint refuses, batches fail one after another, full disk.
-      BudgetReached: the cap.
+      BudgetReached: the cap leaves no room.
     """
 
     def __init__(
@@ -66,75 +60,75 @@ class BatchAsker:
         budget: Budget,
         prices: dict[str, Price],
         *,
-        course: BatchCourse,
+        lifecycle: BatchLifecycle,
         batch_requests: int,
         max_attempts: int,
     ):
         self._endpoint, self._journal, self._budget = endpoint, journal, budget
-        self._prices, self._course = prices, course
+        self._prices, self._lifecycle = prices, lifecycle
         self._batch_requests, self._max_attempts = batch_requests, max_attempts
         self.window = 2 * batch_requests
         self.on_change: Callable[[], None] = lambda: None
-        self.states: dict[str, State] = {}  # of the batches under way, by our name
-        self._new: dict[str, _Question] = {}
-        self._open: dict[str, _Question | None] = {}  # in a batch that is under way
+        self.states: dict[str, BatchState] = {}  # active batches, by our name
+        self._new: dict[str, _Pending] = {}
+        self._submitted: dict[str, _Pending | None] = {}  # in an active batch
         self._arrived = asyncio.Event()
         self._stop: Exception | None = None
-        self._answerless = 0
-        self._taken: set[str] = set()  # stages of which the endpoint has taken requests
-        self._own_faults: Counter[str] = Counter()  # of questions, in batches that ran
+        self._failed_in_a_row = 0
+        self._accepted = AcceptedStages(journal)
+        self._unanswered: Counter[str] = Counter()  # of requests, in completed batches
         self._tasks: set[asyncio.Task] = set()
-        self._collector: asyncio.Task | None = None
-        for name, events in course.under_way().items():
-            self._open |= dict.fromkeys(journal.open_in_batch(name))
+        self._batcher: asyncio.Task | None = None
+        for name, events in lifecycle.unfinished().items():
+            self._submitted |= dict.fromkeys(journal.pending_in_batch(name))
             self._start(self._follow, name, events, earlier=True)
 
     async def __call__(self, request: Request) -> Result:
-        result = known(self._journal, request.key, self._max_attempts)
+        result = recorded_result(self._journal, request.key, self._max_attempts)
         if result:
             return result
         if self._stop:
             raise self._stop
-        question = self._open.get(request.key) or self._new.get(request.key)
-        if question is None:
-            question = _Question(request, asyncio.get_running_loop().create_future())
-            if request.key in self._open:
-                self._open[request.key] = question
+        pending = self._submitted.get(request.key) or self._new.get(request.key)
+        if pending is None:
+            pending = _Pending(request, asyncio.get_running_loop().create_future())
+            if request.key in self._submitted:
+                self._submitted[request.key] = pending
             else:
-                self._queue(question)
-        return await asyncio.shield(question.future)
+                self._queue(pending)
+        return await asyncio.shield(pending.future)
 
     @property
-    def pending(self) -> int:
-        """Batches under way."""
-        return len(self._tasks - {self._collector})
+    def active(self) -> int:
+        """Number of active batches."""
+        return len(self._tasks - {self._batcher})
 
     def status(self) -> str:
-        """What is under way, in a few words."""
+        """Short description of the active batches, for the progress bar."""
         done = sum(state.done for state in self.states.values())
         total = sum(state.total for state in self.states.values())
-        return f"{self.pending} batches under way, {done:,} of {total:,} requests done"
+        return f"{self.active} active batches, {done:,} of {total:,} requests done"
 
-    async def collect(self) -> None:
-        """Waits for the batches under way, e.g. those of an earlier run."""
-        while self.pending:
-            await asyncio.wait(self._tasks - {self._collector})
+    async def wait_for_batches(self) -> None:
+        """Waits for the active batches, e.g. those of an earlier run."""
+        while self.active:
+            await asyncio.wait(self._tasks - {self._batcher})
         if self._stop:
             raise self._stop
 
     async def settle(self) -> None:
-        """Ends the work of this process. Batches go on at the endpoint: a later run finds them."""
+        """Ends the work of this process; batches go on at the endpoint for a later run."""
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def stop(self, error: Exception) -> None:
-        """Submits nothing more, and all that wait get the error."""
+        """Submits nothing more and raises the error in all waiting calls."""
         self._stop = self._stop or error
-        for question in (*self._new.values(), *self._open.values()):
-            if question and not question.future.done():
-                question.future.set_exception(self._stop)
-                question.future.exception()  # whoever waits has it; nobody may
+        for pending in (*self._new.values(), *self._submitted.values()):
+            if pending and not pending.future.done():
+                pending.future.set_exception(self._stop)
+                pending.future.exception()  # mark as retrieved: the caller may be cancelled
         self._new.clear()
 
     def _start(self, work: Callable[..., Awaitable[None]], *args, **options) -> asyncio.Task:
@@ -146,17 +140,17 @@ class BatchAsker:
     async def _guarded(self, work: Callable[..., Awaitable[None]], *args, **options) -> None:
         try:
             await work(*args, **options)
-        except Exception as error:  # a bug of ours too: nobody may wait for ever
+        except Exception as error:  # bugs too, or callers would wait for ever
             self.stop(error)
 
-    def _queue(self, question: _Question) -> None:
-        self._new[question.request.key] = question
+    def _queue(self, pending: _Pending) -> None:
+        self._new[pending.request.key] = pending
         self._arrived.set()
-        if self._collector is None or self._collector.done():
-            self._collector = self._start(self._collect_new)
+        if self._batcher is None or self._batcher.done():
+            self._batcher = self._start(self._form_batches)
 
-    async def _collect_new(self) -> None:
-        """Sends what has come together when it is enough, or when nothing more comes."""
+    async def _form_batches(self) -> None:
+        """Sends a batch when enough requests are waiting, or when no more arrive."""
         while self._new and not self._stop:
             self._arrived.clear()
             if len(self._new) < self._batch_requests:
@@ -164,69 +158,71 @@ class BatchAsker:
                     await asyncio.wait_for(self._arrived.wait(), _LINGER_S)
                     continue
             batch = await self._next_batch()
-            if self._stop:  # meanwhile; what was set aside is free again
-                for question in batch:
-                    self._budget.settle(self._most(question.request), 0.0)
+            if self._stop:  # meanwhile: free the reservations
+                for pending in batch:
+                    self._budget.settle(self._upper_bound(pending.request), 0.0)
                 return
-            planned = [(q.request, self._most(q.request)) for q in batch]
-            name, events = self._course.plan(planned)
+            planned = [(q.request, self._upper_bound(q.request)) for q in batch]
+            name, events = self._lifecycle.plan(planned)
             for request, _ in planned:
-                self._open[request.key] = self._new.pop(request.key)
+                self._submitted[request.key] = self._new.pop(request.key)
             self._start(self._follow, name, events, earlier=False)
 
-    async def _next_batch(self) -> list[_Question]:
-        """The oldest questions of one model that fit into a batch and under the cap."""
+    async def _next_batch(self) -> list[_Pending]:
+        """The oldest waiting requests of one model that fit into a batch and under the cap."""
         model = next(iter(self._new.values())).request.model
-        batch: list[_Question] = []
+        batch: list[_Pending] = []
         size = 0
-        for question in [q for q in self._new.values() if q.request.model == model]:
-            size += len(json.dumps(question.request.body)) + _LINE_BYTES
-            if batch and (len(batch) == self._batch_requests or size > MOST_BYTES):
+        for pending in [q for q in self._new.values() if q.request.model == model]:
+            size += len(json.dumps(pending.request.body)) + _LINE_BYTES
+            if batch and (len(batch) == self._batch_requests or size > MAX_BYTES):
                 break
-            most = self._most(question.request)
-            if batch and not self._budget.fits(most):
-                break  # the rest waits for what these leave
-            await self._reserve(most)
-            batch.append(question)
+            usd = self._upper_bound(pending.request)
+            if batch and not self._budget.fits(usd):
+                break  # the rest waits for what these leave of the cap
+            await self._reserve(usd)
+            batch.append(pending)
         return batch
 
     async def _reserve(self, usd: float) -> None:
-        """As the budget's; an earlier run's batches, when they end, may free some of it too."""
+        """As `Budget.reserve`; the end of an earlier run's batch may free some of it too."""
         while True:
             try:
                 return await self._budget.reserve(usd)
             except BudgetReached:
-                if not self.pending:
+                if not self.active:
                     raise
-                following = self._tasks - {self._collector}
+                following = self._tasks - {self._batcher}
                 await asyncio.wait(following, return_when=asyncio.FIRST_COMPLETED)
 
-    def _most(self, request: Request) -> float:
-        return self._prices[request.model].most(request, batch=True)
+    def _upper_bound(self, request: Request) -> float:
+        return self._prices[request.model].upper_bound(request, batch=True)
 
     async def _follow(self, name: str, events: dict[str, Any], *, earlier: bool) -> None:
-        """Brings a batch to its end."""
+        """Takes a batch to its end and hands out its results."""
 
-        def tell(state: State) -> None:
+        def on_state(state: BatchState) -> None:
             self.states[name] = state
             self.on_change()
 
-        state, rows = await self._course.results(name, events, earlier=earlier, tell=tell)
+        state, rows = await self._lifecycle.results(
+            name, events, earlier=earlier, on_state=on_state
+        )
         sent, received = self._receive(name, state, rows, earlier=earlier)
-        self._course.end(name, state, received)
+        self._lifecycle.end(name, state, received)
         self.states.pop(name, None)
         self._count_failures(state, sent, received)
         if state.status == "failed":
-            await self._course.pause()
+            await self._lifecycle.pause()
         for one in sent:
-            self._answer(one.key)
-        await self._course.tidy(events, state)
+            self._deliver(one.key)
+        await self._lifecycle.delete_files(events, state)
 
     def _receive(
-        self, name: str, state: State, rows: list[dict[str, Any]], *, earlier: bool
+        self, name: str, state: BatchState, rows: list[dict[str, Any]], *, earlier: bool
     ) -> tuple[list[Sent], list[Received]]:
-        """What came of a batch's requests, their costs settled; rows for the journal."""
-        sent = self._journal.open_in_batch(name)
+        """The batch's requests and their rows for the journal; settles their costs."""
+        sent = self._journal.pending_in_batch(name)
         received, replies = [], {}
         for row in rows:
             key = row.get("custom_id")
@@ -234,87 +230,82 @@ class BatchAsker:
                 replies[key] = self._reply(sent[key], row)
         for reply in replies.values():
             if reply.fatal:
-                self.stop(UserError(f"{reply.fatal}; all answers are kept: run again to go on"))
-        self._taken |= {
-            sent[key].stage for key, r in replies.items() if r.outcome in (ANSWER, *BAD)
-        }
-        # of a batch that ran, a row that is missing may have been computed and billed all the same
-        lost = Reply(
+                self.stop(UserError(f"{reply.fatal}; all answers are kept: run again to continue"))
+        for key, reply in replies.items():
+            if reply.paid:
+                self._accepted.add(sent[key].stage)
+        # a row missing from a batch that ran may have been computed and billed all the same
+        missing = Reply(
             UNPAID if state.status in ("failed", UNSUBMITTED) else UNKNOWN,
             f"not in the results of a batch that {_ended(state)}",
         )
         settle = self._budget.settle_earlier if earlier else self._budget.settle
         for key, one in sent.items():
-            reply = replies.get(key, lost)
-            if reply.outcome == REJECTED and not self._takes(one):
-                # for good only where the endpoint takes others: its own settings may be at fault
+            reply = replies.get(key, missing)
+            if reply.outcome == REJECTED and not self._accepted.has(one.stage, one.model):
                 reply = dataclasses.replace(reply, outcome=UNPAID)
             if state.status == "completed" and reply.outcome in (UNPAID, UNKNOWN):
-                self._own_faults[key] += 1
-            price = self._prices.get(one.model)  # None: the model is no longer in the config
-            paid = reply.outcome == ANSWER or reply.outcome in BAD
+                self._unanswered[key] += 1
+            price = self._prices.get(one.model)  # None if no longer in the config
             usd = price.paid(reply.usage, one.reserved, batch=True) if price else one.reserved
-            usd = usd if paid else 0.0
+            usd = usd if reply.paid else 0.0
             tokens = reply.usage.prompt_tokens, reply.usage.completion_tokens
             received.append(Received(one.id, reply.outcome, reply.text, *tokens, usd))
             settle(one.reserved, usd, unknown=reply.outcome == UNKNOWN)
         return list(sent.values()), received
 
-    def _count_failures(self, state: State, sent: list[Sent], received: list[Received]) -> None:
-        crowded = state.status == "failed" and "limit" in state.problem
-        if crowded:  # more tokens enqueued than the account may have
+    def _count_failures(
+        self, state: BatchState, sent: list[Sent], received: list[Received]
+    ) -> None:
+        """Stops the run after too many batches in a row without any answer."""
+        quota_exceeded = state.status == "failed" and "limit" in state.problem
+        if quota_exceeded:  # of enqueued tokens
             self._batch_requests = max(1, self._batch_requests // 2)
-        useful = any(r.outcome in (ANSWER, *BAD) for r in received)
-        worked = any(map(self._takes, sent))  # at some time
-        # a few questions that never get an answer end by themselves, see `_answer`
-        lonely = state.status == "completed" and worked
-        if useful or lonely or not received or state.status == UNSUBMITTED:
-            self._answerless = 0
+        useful = any(r.outcome in PAID for r in received)
+        worked_before = any(self._accepted.has(one.stage, one.model) for one in sent)
+        # a few requests that never get an answer end in `_deliver`
+        only_stragglers = state.status == "completed" and worked_before
+        if useful or only_stragglers or not received or state.status == UNSUBMITTED:
+            self._failed_in_a_row = 0
         else:
-            self._answerless += 1
-        # while others are under way, there may be room when they have ended
-        most = _FAILED_LATER_IN_A_ROW if worked else _FAILED_IN_A_ROW
-        most = _CROWDED_IN_A_ROW if crowded and self.pending > 1 else most
-        # of batches that began together, those that fail end first: the others have to end too
-        if self._answerless >= most + self.pending - 1:
+            self._failed_in_a_row += 1
+        # the end of other active batches may free some of the quota
+        limit = _MAX_FAILED_LATER if worked_before else _MAX_FAILED
+        limit = _MAX_QUOTA_EXCEEDED if quota_exceeded and self.active > 1 else limit
+        # failing batches end before successful ones of the same age: wait for the active ones
+        if self._failed_in_a_row >= limit + self.active - 1:
             reason = state.problem or received[0].text
             self.stop(
                 UserError(
-                    f"{self._answerless} batches in a row gave no answer, the last "
+                    f"{self._failed_in_a_row} batches in a row gave no answer, the last "
                     f"{_ended(state)}: {reason}; all answers are kept"
                 )
             )
 
-    def _answer(self, key: str) -> None:
-        """Gives a question its result, or puts it into the next batch."""
-        question = self._open.pop(key, None)
-        if question is None or question.future.done():
+    def _deliver(self, key: str) -> None:
+        """Resolves a request that has a final result; others go into the next batch."""
+        pending = self._submitted.pop(key, None)
+        if pending is None or pending.future.done():
             return
-        result = known(self._journal, key, self._max_attempts)
+        result = recorded_result(self._journal, key, self._max_attempts)
         if result:
-            question.future.set_result(result)
+            pending.future.set_result(result)
         elif self._stop:
-            question.future.set_exception(self._stop)
-            question.future.exception()
-        elif self._own_faults[key] >= OWN_FAULTS:
-            question.future.set_result(Result(failure="unanswered"))
+            pending.future.set_exception(self._stop)
+            pending.future.exception()
+        elif self._unanswered[key] >= MAX_UNANSWERED:
+            pending.future.set_result(Result(failure="unanswered"))
         else:
-            self._queue(question)
-
-    def _takes(self, sent: Sent) -> bool:
-        """Whether the endpoint was ever seen to take requests of this stage."""
-        if sent.stage not in self._taken and self._journal.mean_tokens(sent.stage, sent.model):
-            self._taken.add(sent.stage)  # in an earlier run
-        return sent.stage in self._taken
+            self._queue(pending)
 
     def _reply(self, sent: Sent, row: dict[str, Any]) -> Reply:
-        """One row of an output or error file."""
+        """The reply in one row of an output or error file."""
         response, error = _dict(row.get("response")), _dict(row.get("error"))
         status, body = response.get("status_code"), _dict(response.get("body"))
         if status == 200:
             return read_answer(sent.stage, body)
         problem = _dict(body.get("error")) or error
-        if not isinstance(status, int):  # of the error file, e.g. batch_expired: it never ran
+        if not isinstance(status, int):  # e.g. batch_expired: it never ran
             problem = problem or {"message": "neither a response nor an error"}
             text = f"{problem.get('code') or ''}: {problem.get('message') or ''}"
             return Reply(UNPAID if error else UNKNOWN, self._endpoint.clean(text))
@@ -325,5 +316,5 @@ def _dict(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _ended(state: State) -> str:
+def _ended(state: BatchState) -> str:
     return f"{'was ' if state.status == 'cancelled' else ''}{state.status}"

@@ -1,15 +1,15 @@
-"""One batch at the endpoint, from its requests to its results, a step at a time.
+"""The life of one batch at the endpoint, from its requests to its results, safe against kills.
 
-Its steps are events in the journal, each written when it is done:
+Each step is an event in the journal, written after the step is done:
 
-    planned    requests written to `batches/<name>.jsonl` and, as sent, to the journal
+    planned    requests written to `batches/<name>.jsonl` and to the journal as sent
     uploaded   the endpoint's id of the file
     submitted  the endpoint's id of the batch
     ended      all its requests have a row in `received`
 
-A later run goes on with what was submitted. Of an earlier run's batch that the journal has as
-uploaded only, the endpoint is asked by name: it is found again and never submitted twice. What was
-not submitted never is: its questions are asked anew, if they are still wanted and the cap allows.
+A later run continues submitted batches. A batch that an earlier run uploaded but has no record of
+submitting is looked up by name at the endpoint, so none is submitted twice. If it was not
+submitted, it never is: its requests are sent anew if still needed and within the cap.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import openai
 
-from data_pipeline.llm.batch_api import ENDED, BatchApi, State, Unreachable
+from data_pipeline.llm.batch_api import ENDED, BatchApi, BatchState, Unreachable
 from data_pipeline.llm.client import Endpoint
 from data_pipeline.llm.journal import UNKNOWN, Journal, Received, Sent
 from data_pipeline.llm.request import Request
@@ -34,14 +34,15 @@ UNSUBMITTED = "unsubmitted"
 _SUBMIT_TRIES = 6
 
 
-class BatchCourse:
+class BatchLifecycle:
     """Takes batches through their steps.
 
     Args:
-      endpoint, journal: see there.
-      directory: for the batches' files.
-      poll_s: seconds between two looks at a batch.
-      give_up_s: seconds without a word from the endpoint after which UserError is raised.
+      endpoint: where batches run.
+      journal: records their events.
+      directory: holds the files of requests until their batch has ended.
+      poll_s: seconds between two polls of a batch.
+      give_up_s: seconds without a reply from the endpoint after which UserError is raised.
     """
 
     def __init__(
@@ -57,29 +58,27 @@ class BatchCourse:
         self._journal, self._directory = journal, directory
         self._poll_s, self._give_up_s = poll_s, give_up_s
 
-    def under_way(self) -> dict[str, dict[str, Any]]:
-        """Name -> events, of batches that have not ended; files of all others are deleted."""
-        found = {n: e for n, e in self._journal.batches().items() if "ended" not in e}
-        wanted = {self._path(name) for name in found}
+    def unfinished(self) -> dict[str, dict[str, Any]]:
+        """Name -> events of batches that have not ended; deletes the files of all others."""
+        batches = {n: e for n, e in self._journal.batches().items() if "ended" not in e}
+        paths = {self._path(name) for name in batches}
         for path in self._directory.glob("*.jsonl*"):
-            if (
-                path not in wanted
-            ):  # of a run that was killed just before or after, or in writing it
+            if path not in paths:  # left by a kill
                 path.unlink(missing_ok=True)
-        return found
+        return batches
 
     def forget(self) -> int:
-        """Gives up all batches under way, whatever they may have cost; returns their number."""
-        found = self.under_way()
-        for name in found:
+        """Gives up all unfinished batches, which stay possibly billed; returns their number."""
+        batches = self.unfinished()
+        for name in batches:
             text = "given up by --forget-batches"
-            rows = self._journal.open_in_batch(name).values()
+            rows = self._journal.pending_in_batch(name).values()
             lost = [Received(sent.id, UNKNOWN, text) for sent in rows]
             self._journal.write(lost, event=(name, "ended", "forgotten"))
-        return len(found)
+        return len(batches)
 
     def plan(self, requests: list[tuple[Request, float]]) -> tuple[str, dict[str, Any]]:
-        """Begins a batch of requests, each with what it can cost at the most: name and events.
+        """Starts a batch of (request, upper bound of its cost in USD); returns name and events.
 
         Raises:
           UserError: the disk is full.
@@ -90,7 +89,7 @@ class BatchCourse:
                 line = {"custom_id": request.key, "method": "POST", "body": request.body}
                 line["url"] = "/v1/chat/completions"
                 file.write(json.dumps(line).encode() + b"\n")
-        rows = [Sent(journal.new_id(), r.key, r.stage, r.model, most, name) for r, most in requests]
+        rows = [Sent(journal.new_id(), r.key, r.stage, r.model, usd, name) for r, usd in requests]
         journal.write(rows, event=(name, "planned", len(rows)))
         return name, {"planned": len(rows)}
 
@@ -100,48 +99,49 @@ class BatchCourse:
         events: dict[str, Any],
         *,
         earlier: bool,
-        tell: Callable[[State], None],
-    ) -> tuple[State, list[dict[str, Any]]]:
-        """Waits for a batch from its newest event on: its last state and all rows of its results.
+        on_state: Callable[[BatchState], None],
+    ) -> tuple[BatchState, list[dict[str, Any]]]:
+        """Takes a batch from its last event to its end.
 
         Args:
-          earlier: begun by an earlier run.
-          tell: gets each state.
+          earlier: whether an earlier run started it.
+          on_state: called with each polled state.
 
         Returns:
-          With the status "unsubmitted" where an earlier run did not come so far.
+          The final state and the rows of its result files; status "unsubmitted" and no rows if an
+          earlier run was killed before it submitted the batch.
         """
         file, batch = events.get("uploaded", ""), events.get("submitted", "")
-        if earlier and file and not batch:  # killed while it submitted, perhaps
-            batch = await self._patiently(lambda: self._api.find(name))
+        if earlier and file and not batch:  # perhaps killed while submitting
+            batch = await self._with_retries(lambda: self._api.find(name))
             if batch:
                 self._journal.batch_event(name, "submitted", batch)
         if earlier and not batch:
-            return State("", UNSUBMITTED, 0, 0, "", "", ""), []
+            return BatchState("", UNSUBMITTED, 0, 0, "", "", ""), []
         if not batch:
             file = events["uploaded"] = await self._upload(name)
             batch = await self._submit(name, file)
         while True:
-            state = await self._patiently(lambda: self._api.state(batch))
-            tell(state)
+            state = await self._with_retries(lambda: self._api.state(batch))
+            on_state(state)
             if state.status in ENDED:
                 break
             await asyncio.sleep(self._poll_s)
         rows = []
         for results in (state.output, state.errors):
-            rows += await self._patiently(lambda results=results: self._api.rows(results))
+            rows += await self._with_retries(lambda results=results: self._api.rows(results))
         return state, rows
 
-    def end(self, name: str, state: State, received: list[Received]) -> None:
-        """Writes what came of a batch's requests."""
+    def end(self, name: str, state: BatchState, received: list[Received]) -> None:
+        """Records the replies to a batch's requests."""
         self._journal.write(received, event=(name, "ended", state.status))
         self._path(name).unlink(missing_ok=True)
 
     async def pause(self) -> None:
-        """As long as between two looks at a batch."""
+        """Waits as long as between two polls."""
         await asyncio.sleep(self._poll_s)
 
-    async def tidy(self, events: dict[str, Any], state: State) -> None:
+    async def delete_files(self, events: dict[str, Any], state: BatchState) -> None:
         """Deletes a batch's files at the endpoint."""
         for file in (events.get("uploaded"), state.output, state.errors):
             if file:
@@ -152,18 +152,18 @@ class BatchCourse:
 
     async def _upload(self, name: str) -> str:
         path = self._path(name)
-        file = await self._patiently(lambda: self._api.upload(path))
+        file = await self._with_retries(lambda: self._api.upload(path))
         self._journal.batch_event(name, "uploaded", file)
         return file
 
     async def _submit(self, name: str, file: str) -> str:
-        asked_before, reason = False, ""
+        maybe_submitted, reason = False, ""
         for attempt in range(_SUBMIT_TRIES):
             batch = ""
-            if asked_before:
-                batch = await self._patiently(lambda: self._api.find(name))
+            if maybe_submitted:
+                batch = await self._with_retries(lambda: self._api.find(name))
             if not batch:
-                asked_before = True
+                maybe_submitted = True
                 try:
                     batch = await self._api.create(file, name)
                 except (
@@ -178,11 +178,11 @@ class BatchCourse:
             return batch
         raise UserError(
             f"a batch could not be submitted in {_SUBMIT_TRIES} tries ({reason}); run again to "
-            "go on"
+            "continue"
         )
 
-    async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Repeats a call as long as the endpoint does not answer, up to give_up_s."""
+    async def _with_retries(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Repeats a call while the endpoint does not answer, for up to give_up_s."""
         until = time.monotonic() + self._give_up_s
         while True:
             try:

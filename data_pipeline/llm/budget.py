@@ -1,4 +1,4 @@
-"""What requests cost: prices, the most one can cost before it is sent, and the cap on their sum."""
+"""Prices of models, upper bounds of a request's cost, and the cap on what a corpus may cost."""
 
 import asyncio
 import dataclasses
@@ -16,26 +16,26 @@ from inf_jax.core.errors import UserError
 BATCH_FACTOR = 0.5
 PRICES_FILE = Path(__file__).parent / "prices.json"
 _MILLION = 1e6
-_NOTHING_USD = 1e-9  # what sums of floats may leave where nothing is
+_ROUNDING_USD = 1e-9  # sums of floats this small are zero
 _CHARS_PER_TOKEN = 4.0  # of English; for estimates only
-_MOST_TOKENS = 10**9  # of one answer that are believed
-_OVERHEAD = 64  # tokens at the most that an endpoint adds to a request
+_MAX_TOKENS = 10**9  # of one answer; a larger number in `usage` is an error
+_OVERHEAD = 64  # upper bound of the tokens that an endpoint adds to a request
 
 
 @dataclasses.dataclass(frozen=True)
 class Price:
-    """USD for a million tokens."""
+    """Price of a model, in USD per million tokens."""
 
     input: float
     cached_input: float
     output: float
 
-    def paid(self, usage: "Usage", most: float, *, batch: bool) -> float:
-        """The cost of an answer; `most` where the endpoint tells nothing of its tokens."""
-        return self.usd(usage, batch=batch) if usage.told else most
+    def paid(self, usage: "Usage", upper_bound: float, *, batch: bool) -> float:
+        """USD paid for an answer; `upper_bound` if the endpoint reports no tokens."""
+        return self.usd(usage, batch=batch) if usage.reported else upper_bound
 
     def usd(self, usage: "Usage", *, batch: bool) -> float:
-        """The cost of so many tokens."""
+        """USD for this number of tokens."""
         fresh = usage.prompt_tokens - usage.cached_tokens
         usd = (
             fresh * self.input
@@ -44,31 +44,31 @@ class Price:
         ) / _MILLION
         return usd * (BATCH_FACTOR if batch else 1.0)
 
-    def most(self, request: Request, *, batch: bool) -> float:
-        """The most that a request can cost: a token is at least one byte of UTF-8."""
+    def upper_bound(self, request: Request, *, batch: bool) -> float:
+        """Highest possible cost of a request in USD: a token is at least one byte of UTF-8."""
         usage = Usage(request.bytes + _OVERHEAD, 0, request.max_completion_tokens)
         return self.usd(usage, batch=batch)
 
 
 @dataclasses.dataclass(frozen=True)
 class Usage:
-    """Tokens of one answer; `prompt_tokens` counts the cached ones too."""
+    """Tokens of one answer; `prompt_tokens` includes the cached ones."""
 
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
 
     @property
-    def told(self) -> bool:
-        """Whether the endpoint said anything."""
+    def reported(self) -> bool:
+        """Whether the endpoint reported any tokens."""
         return bool(self.prompt_tokens or self.completion_tokens)
 
     @classmethod
-    def of(cls, usage: Mapping[str, Any] | None) -> "Usage":
-        """From an answer's `usage`; zeros where an endpoint tells nothing.
+    def parse(cls, usage: Mapping[str, Any] | None) -> "Usage":
+        """From an answer's `usage` object; zeros without one.
 
         Raises:
-          AttributeError, TypeError, ValueError, OverflowError: it is no `usage`.
+          AttributeError, TypeError, ValueError, OverflowError: malformed.
         """
         usage = usage or {}
         details = usage.get("prompt_tokens_details") or {}
@@ -81,99 +81,103 @@ class Usage:
 
 
 def _tokens(value: Any) -> int:
-    return min(_MOST_TOKENS, max(0, int(value or 0)))
+    return min(_MAX_TOKENS, max(0, int(value or 0)))
 
 
 def price_of(model: str, own: tuple[float, ...] = ()) -> Price:
-    """The price of a model: `own` where given, else a known one.
+    """The price of a model: `own` if given, else the one in prices.json.
 
     Args:
-      own: (input, output) or (input, cached input, output).
+      model: the model's name; a dated snapshot costs what its model costs.
+      own: (input, output) or (input, cached input, output), USD per million tokens.
 
     Raises:
-      UserError: neither has it.
+      UserError: `own` is malformed, or the model is not in prices.json.
     """
     if own:
         if len(own) not in (2, 3) or not all(0 <= usd < math.inf for usd in own):
             raise UserError(
                 f"price {tuple(own)} of {model}: give (input, output) or (input, cached input, "
-                "output), USD for a million tokens"
+                "output), USD per million tokens"
             )
         return Price(own[0], own[1] if len(own) == 3 else own[0], own[-1])
     table = json.loads(PRICES_FILE.read_text())["models"]
     name = model
-    if name not in table:  # a dated snapshot costs what its model does, but for those in the table
+    if name not in table:
         name = re.sub(r"-20\d\d-\d\d-\d\d$", "", model)
     if name not in table:
         raise UserError(
             f"no price of model {model!r} in {PRICES_FILE.name}; give it as the stage's `price`: "
-            "(input, output) in USD for a million tokens, (0, 0) for a server of your own"
+            "(input, output) in USD per million tokens, (0, 0) for a server of your own"
         )
     return Price(**table[name])
 
 
 def estimated_tokens(request: Request) -> float:
-    """Prompt tokens to be expected; for what they are at the most see `Price.most`."""
+    """Expected number of prompt tokens; for an upper bound see `Price.upper_bound`."""
     return request.bytes / _CHARS_PER_TOKEN
 
 
 class Budget:
-    """Keeps what is spent, may be spent and is under way below a cap.
+    """Keeps the sum of costs, reservations and possibly billed requests below a cap.
 
     Args:
-      journal: tells what all runs so far have spent.
-      max_usd: the cap on the corpus' whole cost; None for none.
+      journal: holds what all runs so far have spent.
+      max_usd: cap on the whole cost of the corpus; None for no cap.
+
+    Attributes:
+      on_change: called after every settlement.
     """
 
     def __init__(self, journal: Journal, max_usd: float | None):
         self.max_usd = max_usd
         self._spent, self._unknown = journal.spent()
-        self._under_way = 0.0
+        self._reserved = 0.0
         self._settled = asyncio.Event()
         self.on_change: Callable[[], None] = lambda: None
 
     @property
     def usd(self) -> float:
-        """USD spent for sure."""
+        """USD spent."""
         return self._spent
 
     @property
-    def at_most(self) -> float:
-        """USD spent, or under way, or perhaps billed without an answer."""
-        return self._spent + self._unknown + self._under_way
+    def worst_case(self) -> float:
+        """USD spent, reserved, or possibly billed without an answer."""
+        return self._spent + self._unknown + self._reserved
 
     def fits(self, usd: float) -> bool:
-        """Whether so much can be set aside now."""
-        return self.max_usd is None or usd <= 0 or self.at_most + usd <= self.max_usd
+        """Whether this amount can be reserved now."""
+        return self.max_usd is None or usd <= 0 or self.worst_case + usd <= self.max_usd
 
     async def reserve(self, usd: float) -> None:
-        """Sets aside what a request can cost; waits while others under way may free it.
+        """Reserves an upper bound of a request's cost; waits while active requests may free it.
 
         Raises:
-          BudgetReached: the cap leaves no room, and nothing under way can change that.
+          BudgetReached: the cap leaves no room and no reservation is left that could free some.
         """
         while not self.fits(usd):
-            if self._under_way <= _NOTHING_USD:
+            if self._reserved <= _ROUNDING_USD:
                 raise BudgetReached(
                     f"the cap of {self.max_usd:g} USD is reached: {self._spent:.4f} spent, "
-                    f"{self._unknown:.4f} perhaps billed for requests that were never answered, "
+                    f"{self._unknown:.4f} possibly billed for requests without an answer, "
                     f"and the next request may cost {usd:.4f}; all answers are kept: raise "
-                    "--max-usd and run again to go on"
+                    "--max-usd and run again to continue"
                 )
             self._settled.clear()
             await self._settled.wait()
-        self._under_way += usd
+        self._reserved += usd
 
     def settle(self, reserved: float, usd: float, *, unknown: bool = False) -> None:
-        """A request has ended: with its cost, or `unknown`, and then its reserve stays spent."""
-        self._under_way = max(0.0, self._under_way - reserved)
+        """Replaces a reservation by its cost, or counts all of it as possibly billed (unknown)."""
+        self._reserved = max(0.0, self._reserved - reserved)
         self._spent += usd
         self._unknown += reserved if unknown else 0.0
         self._settled.set()
         self.on_change()
 
     def settle_earlier(self, reserved: float, usd: float, *, unknown: bool = False) -> None:
-        """The same for a request that an earlier run sent: its reserve was counted as unknown."""
+        """As `settle`, for a request of an earlier run, which is counted as unknown so far."""
         self._unknown = max(0.0, self._unknown - (0.0 if unknown else reserved))
         self._spent += usd
         self._settled.set()
@@ -181,4 +185,4 @@ class Budget:
 
 
 class BudgetReached(UserError):
-    """The cap leaves no room for another request."""
+    """The cap on the cost leaves no room for another request."""

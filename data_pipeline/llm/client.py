@@ -1,7 +1,6 @@
-"""The connection to an OpenAI-compatible endpoint, and what its answers mean.
+"""Client of an OpenAI-compatible endpoint: one HTTP request per call, replies classified.
 
-One attempt is one HTTP request: retrying is the caller's business, since every attempt has its own
-row in the journal.
+Retrying is the caller's business, since every attempt has its own row in the journal.
 """
 
 import asyncio
@@ -20,59 +19,64 @@ import openai
 import pydantic
 
 from data_pipeline.llm.budget import Usage
-from data_pipeline.llm.journal import ANSWER, REJECTED, UNKNOWN, UNPAID
+from data_pipeline.llm.journal import ANSWER, PAID, REJECTED, UNKNOWN, UNPAID
 from data_pipeline.llm.request import Request
 from data_pipeline.llm.schemas import SCHEMAS
 from inf_jax.core.errors import UserError
 
 _RATE_HEADERS = ("requests", "tokens")
-_LOOKS_LIKE_KEY = re.compile(r"\b(?:sk|key|hf|gsk)[-_][\w*.\-]{4,}|\S*\*{3,}\S*")
+_KEY_LIKE = re.compile(r"\b(?:sk|key|hf|gsk)[-_][\w*.\-]{4,}|\S*\*{3,}\S*")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_EPOCH = 1e9  # a number of seconds above this is a time, not a duration
-_NOTHING = Usage(0, 0, 0)
-_QUOTA = ("insufficient_quota", "billing_hard_limit_reached")
-# A request that is refused for these is refused for all: the run stops.
-_FATAL = (401, 402, 403, 404)
-# A gateway that has lost patience: the model may go on, and what it computes is billed.
-_TOO_LATE = (504, 524)
-# A connection pool looks through all its connections for each request: several small ones.
-_POOL = 16
+_EPOCH = 1e9  # a larger number of seconds is a time since 1970, not a duration
+_NO_USAGE = Usage(0, 0, 0)
+_QUOTA_CODES = ("insufficient_quota", "billing_hard_limit_reached")
+# Statuses that every further request would get too: the run stops.
+_FATAL_STATUSES = (401, 402, 403, 404)
+# Behind a gateway that timed out the model may go on, and what it computes is billed.
+GATEWAY_TIMEOUTS = (504, 524)
+# A connection pool scans all its connections for each request: several small pools are faster.
+_POOL_SIZE = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """What one attempt, or one row of a batch, came to.
+    """The result of one attempt, or of one row of a batch.
 
     Attributes:
-      outcome: see `data_pipeline.llm.journal`.
+      outcome: one of the outcomes of `data_pipeline.llm.journal`.
       text: the answer's content, or what went wrong, without secrets.
-      usage: tokens.
-      wait_s: seconds that the endpoint asks to wait before the next request; None for none.
-      slow_down: whether fewer requests at once are called for.
-      fatal: what makes any further request pointless; "" for nothing.
-      reached: False where no connection came about.
+      usage: tokens of the answer.
+      wait_s: seconds to wait before the next request, from the headers; None if they ask for none.
+      slow_down: whether the number of concurrent requests should shrink.
+      fatal: error that would meet every further request too; "" for none.
+      reached: False if no connection was made.
     """
 
     outcome: str
     text: str
-    usage: Usage = _NOTHING
+    usage: Usage = _NO_USAGE
     wait_s: float | None = None
     slow_down: bool = False
     fatal: str = ""
     reached: bool = True
 
+    @property
+    def paid(self) -> bool:
+        """Whether the model answered, validly or not."""
+        return self.outcome in PAID
+
 
 class Endpoint:
-    """A client of one endpoint.
+    """Client of one endpoint.
 
     Args:
-      base_url: e.g. http://127.0.0.1:8000/v1; "" for OpenAI's own.
-      key_env: the environment variable that holds the key; it may be missing for another base_url.
-      timeout_s: of one request.
+      base_url: e.g. http://127.0.0.1:8000/v1; "" for OpenAI.
+      key_env: environment variable with the API key; it may be unset if `base_url` is given.
+      timeout_s: time limit of one request.
 
     Raises:
-      UserError: OpenAI's endpoint and no key.
+      UserError: OpenAI without a key, a malformed key or base_url.
     """
 
     def __init__(self, *, base_url: str, key_env: str, timeout_s: float):
@@ -87,8 +91,8 @@ class Endpoint:
             )
         if not re.fullmatch(r"[!-~]*", self._key):
             raise UserError(
-                f"the environment variable {key_env} holds more than one word of plain ASCII: no "
-                "API key looks like that"
+                f"the environment variable {key_env} holds no API key: it has spaces or characters "
+                "outside printable ASCII"
             )
         self._ssl = httpx2.create_ssl_context()
         try:
@@ -98,7 +102,7 @@ class Endpoint:
             self.client = self._make_client()
         except (ValueError, httpx2.InvalidURL) as error:
             raise UserError(f"llm.base_url={self.name!r}: {error}") from error
-        self._pools = [[self.client, 0]]  # client, requests under way
+        self._pools = [[self.client, 0]]  # client, active requests
 
     def _make_client(self) -> openai.AsyncOpenAI:
         return openai.AsyncOpenAI(
@@ -111,8 +115,8 @@ class Endpoint:
 
     @property
     def name(self) -> str:
-        """The endpoint, for messages: without user, password and query."""
-        url = self.base_url or str(self.client.base_url)  # the client reads OPENAI_BASE_URL
+        """The endpoint's URL for messages, without user, password and query."""
+        url = self.base_url or str(self.client.base_url)  # which may come from OPENAI_BASE_URL
         return re.sub(r"//[^/]*@", "//", url).split("?")[0].rstrip("/")
 
     async def close(self) -> None:
@@ -121,9 +125,9 @@ class Endpoint:
             await client.close()
 
     async def ask(self, request: Request) -> Reply:
-        """One attempt; never raises but for bugs and cancellation."""
+        """Sends a request once; every failure of endpoint or network is a Reply."""
         try:
-            # an answer may drip: the client's own timeout is between two pieces
+            # the client's own timeout applies between two chunks, this one to the whole answer
             async with asyncio.timeout(self._timeout_s):
                 response = await self._post(request)
         except openai.APIStatusError as error:
@@ -138,18 +142,18 @@ class Endpoint:
                 return Reply(UNKNOWN, "timeout", slow_down=True)
             return Reply(UNKNOWN, self.clean(f"connection lost: {cause or error}"))
         if response.headers.get("content-type", "").startswith("text/html"):
-            return Reply(UNPAID, "a web page in place of a chat completion", reached=False)
+            return Reply(UNPAID, "a web page instead of a chat completion", reached=False)
         reply = read_answer(request.stage, response.content)
-        return dataclasses.replace(reply, wait_s=_exhausted(response.headers))
+        return dataclasses.replace(reply, wait_s=_rate_limit_wait(response.headers))
 
     async def _post(self, request: Request) -> httpx2.Response:
         pool = min(self._pools, key=lambda pool: pool[1])
-        if pool[1] >= _POOL:
+        if pool[1] >= _POOL_SIZE:
             pool = [self._make_client(), 0]
             self._pools.append(pool)
         pool[1] += 1
         try:
-            # not chat.completions.create: it takes longer over the types than all else together
+            # chat.completions.create spends more time on its types than all the rest takes
             return await pool[0].post(
                 "/chat/completions",
                 body=request.body,
@@ -164,28 +168,29 @@ class Endpoint:
         body = {"message": error.message} | {k: v for k, v in body.items() if v}
         headers = error.response.headers
         wait = _retry_after(headers)
-        wait = _exhausted(headers) if wait is None else wait
+        wait = _rate_limit_wait(headers) if wait is None else wait
         return self.refusal(error.status_code, body, model=request.model, wait_s=wait)
 
     def refusal(
         self, status: int, body: dict[str, Any], *, model: str, wait_s: float | None = None
     ) -> Reply:
-        """What a request came to that was refused, alone or as a row of a batch.
+        """The reply for an error response to a request, or to a row of a batch.
 
         Args:
-          status: of HTTP.
-          body: the answer's `error`.
+          status: HTTP status.
+          body: the `error` object of the response.
+          model: the request's model, for the message.
           wait_s: see Reply.
         """
         code, wait = str(body.get("code") or ""), wait_s
         text = self.clean(f"{status} {code}: {body.get('message') or ''}")
-        if code in _QUOTA or body.get("type") in _QUOTA:
+        if code in _QUOTA_CODES or body.get("type") in _QUOTA_CODES:
             return Reply(UNPAID, text, fatal=f"{self.name} refuses: {text}; check the account")
-        if status in _TOO_LATE:
+        if status in GATEWAY_TIMEOUTS:
             return Reply(UNKNOWN, text, wait_s=wait, slow_down=True)
         if status in (408, 409, 429) or status >= 500:
             return Reply(UNPAID, text, wait_s=wait, slow_down=status in (429, 503))
-        if status in _FATAL:
+        if status in _FATAL_STATUSES:
             remedy = {
                 401: f"check the key in {self._key_env}",
                 402: "check the account",
@@ -196,26 +201,26 @@ class Endpoint:
         return Reply(REJECTED, text)
 
     def clean(self, text: str) -> str:
-        """The text in a line of at most 300 characters, without the key or what looks like one."""
+        """The text as one line of at most 300 characters, with anything like an API key masked."""
         if self._key:
             text = text.replace(self._key, "***")
-        return _line(_LOOKS_LIKE_KEY.sub("***", text))
+        return _one_line(_KEY_LIKE.sub("***", text))
 
 
 def read_answer(stage: str, data: bytes | dict[str, Any]) -> Reply:
-    """The body of a chat completion, checked against the stage's schema."""
+    """Classifies the body of a chat completion and validates its content for the stage."""
     try:
         body = json.loads(data) if isinstance(data, bytes) else data
-        choice, usage = body["choices"][0], Usage.of(body.get("usage"))
+        choice, usage = body["choices"][0], Usage.parse(body.get("usage"))
         message, finish = choice["message"], choice.get("finish_reason")
         content = message.get("content")
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        # it may have been computed and billed all the same
+        # the answer may have been computed and billed all the same
         return Reply(UNKNOWN, f"not a chat completion: {type(error).__name__}")
     except RecursionError:
         return Reply(UNKNOWN, "not a chat completion: nested too deeply")
     if message.get("refusal"):
-        return Reply("refusal", _line(str(message["refusal"])), usage)
+        return Reply("refusal", _one_line(str(message["refusal"])), usage)
     if finish == "length":
         return Reply("truncated", "cut at max_completion_tokens", usage)
     if finish == "content_filter":
@@ -225,17 +230,17 @@ def read_answer(stage: str, data: bytes | dict[str, Any]) -> Reply:
     except pydantic.ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "content"
-        return Reply("schema", _line(f"{where}: {first['msg']}"), usage)
+        return Reply("schema", _one_line(f"{where}: {first['msg']}"), usage)
     return Reply(ANSWER, content, usage)
 
 
-def _line(text: str) -> str:
-    """The text in one line of at most 300 characters that any file takes."""
+def _one_line(text: str) -> str:
+    """The text as one line of valid UTF-8, at most 300 characters."""
     return " ".join(text.encode("utf-8", "replace").decode().split())[:300]
 
 
 def _retry_after(headers: Any) -> float | None:
-    """Seconds of retry-after-ms or retry-after, a number or a date; None where neither tells."""
+    """Seconds from retry-after-ms or retry-after (number or date); None without a valid one."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         value = headers.get(name)
         if value is None:
@@ -252,17 +257,17 @@ def _retry_after(headers: Any) -> float | None:
     return None
 
 
-def _exhausted(headers: Any) -> float | None:
-    """Seconds until a used-up limit is reset; None where none is used up."""
+def _rate_limit_wait(headers: Any) -> float | None:
+    """Seconds until exhausted rate limits are reset; None if none is exhausted."""
     waits = []
     for kind in _RATE_HEADERS:
         if headers.get(f"x-ratelimit-remaining-{kind}", "").strip() == "0":
-            waits.append(_seconds(headers.get(f"x-ratelimit-reset-{kind}", "")))
+            waits.append(_parse_seconds(headers.get(f"x-ratelimit-reset-{kind}", "")))
     return max(waits, default=None)
 
 
-def _seconds(text: str) -> float:
-    """Seconds of "6m0s", "120ms", "1.5" or a time in seconds since 1970; 1 where it tells none."""
+def _parse_seconds(text: str) -> float:
+    """Parses "6m0s", "120ms", "1.5" or seconds since 1970; 1 second for anything else."""
     parts = _DURATION.findall(text)
     if parts:
         return sum(float(number) * _SECONDS[unit] for number, unit in parts)

@@ -1,14 +1,13 @@
-"""The journal: every request that was sent and all that came back, in one SQLite file.
+"""The journal: an append-only SQLite file of every request sent and every reply received.
 
-Append-only: triggers refuse updates and deletions. A request is written before it is sent, its
-answer before anything is made of it, so a kill at any point loses no answer that had arrived; what
-was under way at a kill has a row in `sent` and none in `received`. Answers are found by the content
-hash of their request: the same question is never asked twice, and a changed prompt or model asks
-anew only what it touches.
+A request is written before it is sent and its reply before it is used, so a kill at any point
+loses no reply that had arrived; a request in flight at a kill has a row in `sent` and none in
+`received`. Replies are looked up by the content hash of their request: no request is paid for
+twice, and a changed prompt or model sends only the requests that it changes.
 """
 
 import contextlib
-import fcntl
+import errno
 import json
 import os
 import sqlite3
@@ -19,21 +18,24 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from filelock import FileLock, Timeout
+
 from inf_jax.core.errors import UserError
 
 FORMAT = "inf_jax journal 1"
-# Outcomes of a request. Paid: the model answered.
-ANSWER = "answer"  # as it must be
-BAD = ("refusal", "schema", "truncated", "content_filter")  # paid, but of no use
-REJECTED = "rejected"  # the endpoint will never take this request; not paid
+# Outcomes of a request.
+ANSWER = "answer"  # valid
+UNUSABLE = ("refusal", "schema", "truncated", "content_filter")
+PAID = (ANSWER, *UNUSABLE)
+REJECTED = "rejected"  # the endpoint will never accept this request; not paid
 UNPAID = "unpaid"  # rate limit, server error, no connection: nothing was computed
-UNKNOWN = "unknown"  # sent, but no answer came: may have been paid
-# SQLite's errors that are the disk's, not the file's.
-_OF_THE_PLACE = (
+UNKNOWN = "unknown"  # sent, but no answer arrived: may have been paid
+# SQLite error codes of the disk or the permissions, not of a damaged file.
+_IO_ERRORS = (
     *(sqlite3.SQLITE_PERM, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM),
     *(sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN),
 )
-_SMALLEST = 512  # bytes of a SQLite file that is not empty
+_SMALLEST = 512  # bytes of the smallest SQLite database
 _TABLES = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE runs (id INTEGER PRIMARY KEY, at REAL NOT NULL);
@@ -52,7 +54,7 @@ CREATE TABLE batch_events (
 
 
 class Sent(NamedTuple):
-    """One sending of a request; `reserved` is the most that it can cost, in USD."""
+    """One attempt of a request; `reserved` is an upper bound of its cost in USD."""
 
     id: int
     key: str
@@ -63,7 +65,7 @@ class Sent(NamedTuple):
 
 
 class Received(NamedTuple):
-    """What one sending came to; `text` is the answer's content, or says what went wrong."""
+    """The reply to one attempt; `text` is the answer's content, or what went wrong."""
 
     sent: int
     outcome: str
@@ -74,23 +76,24 @@ class Received(NamedTuple):
 
 
 class Journal:
-    """The journal of one corpus; one process at a time.
+    """The journal of one corpus, locked for one process at a time.
 
     Args:
-      path: the SQLite file, made if missing. Beside it lies a lock file.
+      path: the SQLite file, created if missing; `<path>.lock` is its lock file.
 
     Raises:
-      UserError: another run has it, it cannot be read or written, or is no journal.
+      UserError: another run holds the lock, the file is damaged, not a journal, or not writable.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         with contextlib.ExitStack() as opened, self._errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = opened.enter_context(_locked(self.path))
+            self._lock = _lock(self.path)
+            opened.callback(self._lock.release)
             if self.path.exists() and 0 < self.path.stat().st_size < _SMALLEST:
-                raise sqlite3.DatabaseError("it is cut off")  # SQLite would begin anew
-            # used by one thread at a time
+                raise sqlite3.DatabaseError("it is cut off")  # SQLite would start an empty one
+            # threads take turns
             self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
             opened.callback(self._db.close)
             self._open()
@@ -102,7 +105,7 @@ class Journal:
 
     def _open(self) -> None:
         self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = FULL")  # an answer survives a power cut too
+        self._db.execute("PRAGMA synchronous = FULL")  # answers survive a power cut
         problem = self._scalar("PRAGMA quick_check(1)")
         if problem != "ok":
             raise sqlite3.DatabaseError(problem)
@@ -116,20 +119,20 @@ class Journal:
             self._db.executescript(
                 f"BEGIN;{_TABLES}{triggers}INSERT INTO meta VALUES ('format', '{FORMAT}');COMMIT;"
             )
-        found = self._scalar("SELECT value FROM meta WHERE name = 'format'")
-        if found != FORMAT:
+        version = self._scalar("SELECT value FROM meta WHERE name = 'format'")
+        if version != FORMAT:
             raise UserError(
-                f"{self.path} is of another version ({found!r}, this is {FORMAT!r}); "
-                "give a new out_dir, or the version of inf_jax that made it"
+                f"{self.path} is of another version ({version!r}, this is {FORMAT!r}); "
+                "choose a new out_dir, or use the version of inf_jax that wrote it"
             )
 
     def close(self) -> None:
-        """Closes the file; what was written is on disk already."""
+        """Closes the file and releases the lock; all rows are on disk already."""
         self._db.close()
-        self._lock.close()
+        self._lock.release()
 
     def new_id(self) -> int:
-        """An id for the next `Sent`."""
+        """The id for the next `Sent` row."""
         self._next += 1
         return self._next - 1
 
@@ -139,10 +142,10 @@ class Journal:
         """Writes the rows in one transaction; they are on disk when this returns.
 
         Args:
-          event: batch, event and value that belong to the rows, see `batch_event`.
+          event: (batch, event, value) written in the same transaction, see `batch_event`.
 
         Raises:
-          UserError: the disk is full or the file damaged; nothing of these rows is written then.
+          UserError: the disk is full or the file damaged; none of the rows is written then.
         """
         now = time.time()
         sent, received = [], []
@@ -158,7 +161,7 @@ class Journal:
                 _insert_event(db, *event)
 
     def outcomes(self, key: str) -> list[tuple[str, str]]:
-        """(outcome, text) of everything that came back for a request, oldest first."""
+        """(outcome, text) of all replies to a request, oldest first."""
         query = (
             "SELECT outcome, text, crc FROM sent JOIN received ON sent = id WHERE key = ? "
             "ORDER BY id"
@@ -166,26 +169,26 @@ class Journal:
         with self._errors():
             rows = self._db.execute(query, (key,)).fetchall()
             if any(_crc(outcome, text) != crc for outcome, text, crc in rows):
-                raise sqlite3.DatabaseError("an answer is not what was written")
+                raise sqlite3.DatabaseError("the checksum of an answer is wrong")
         return [row[:2] for row in rows]
 
     def batch_event(self, batch: str, event: str, value: Any = "") -> None:
-        """Writes that something happened to a batch: see `data_pipeline.llm.batch_asker`."""
+        """Writes an event of a batch, see `data_pipeline.llm.batch_lifecycle`."""
         with self._errors(), self._transaction() as db:
             _insert_event(db, batch, event, value)
 
     def batches(self) -> dict[str, dict[str, Any]]:
-        """Batch -> event -> value, in the order in which the batches were begun."""
-        found: dict[str, dict[str, Any]] = {}
+        """Batch -> event -> value; batches in the order of their first event."""
+        batches: dict[str, dict[str, Any]] = {}
         with self._errors():
             for batch, event, value in self._db.execute(
                 "SELECT batch, event, value FROM batch_events ORDER BY rowid"
             ):
-                found.setdefault(batch, {})[event] = json.loads(value)
-        return found
+                batches.setdefault(batch, {})[event] = json.loads(value)
+        return batches
 
-    def open_in_batch(self, batch: str) -> dict[str, Sent]:
-        """Key -> sending, of a batch's requests of which nothing has come back."""
+    def pending_in_batch(self, batch: str) -> dict[str, Sent]:
+        """Key -> `Sent` row of the batch's requests that have no reply."""
         query = (
             "SELECT id, key, stage, model, reserved, batch FROM sent LEFT JOIN received "
             "ON sent = id WHERE batch = ? AND outcome IS NULL"
@@ -195,7 +198,7 @@ class Journal:
             return {row[1]: Sent(*row) for row in rows}
 
     def spent(self) -> tuple[float, float]:
-        """(USD paid, USD at the most for requests whose answer never came), over all runs."""
+        """(USD paid, upper bound in USD for requests without a reply), over all runs."""
         paid = "SELECT coalesce(sum(usd), 0.0) FROM received"
         unknown = (
             "SELECT coalesce(sum(reserved), 0.0) FROM sent LEFT JOIN received ON sent = id "
@@ -205,17 +208,17 @@ class Journal:
             return self._scalar(paid), self._scalar(unknown)
 
     def mean_tokens(self, stage: str, model: str) -> tuple[float, float] | None:
-        """Mean prompt and completion tokens of a stage's paid answers so far; None without any."""
+        """Mean prompt and completion tokens of a stage's paid replies; None without any."""
         query = (
             "SELECT avg(prompt_tokens), avg(completion_tokens) FROM sent JOIN received ON sent = id"
             " WHERE stage = ? AND model = ? AND completion_tokens > 0"
         )
         with self._errors():
-            found = self._db.execute(query, (stage, model)).fetchone()
-        return None if found[0] is None else found
+            means = self._db.execute(query, (stage, model)).fetchone()
+        return None if means[0] is None else means
 
     def usage(self) -> dict[str, Any]:
-        """What was sent, answered and paid, by stage, over all runs of this journal."""
+        """Requests, answers, tokens and USD by stage and in total, over all runs."""
         query = (
             "SELECT stage, model, batch IS NOT NULL, outcome, count(*), sum(prompt_tokens), "
             "sum(completion_tokens), sum(usd), sum(reserved) FROM sent LEFT JOIN received "
@@ -270,7 +273,7 @@ class Journal:
             yield self._db
             self._db.execute("COMMIT")
         except BaseException:
-            with contextlib.suppress(sqlite3.Error):  # a full disk has rolled back by itself
+            with contextlib.suppress(sqlite3.Error):  # a full disk rolls back by itself
                 self._db.execute("ROLLBACK")
             raise
 
@@ -279,17 +282,17 @@ class Journal:
         try:
             yield
         except (sqlite3.DatabaseError, UnicodeError) as error:
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _OF_THE_PLACE:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _IO_ERRORS:
                 raise UserError(
                     f"{self.path}: {error}; check the free space and the permissions of "
-                    f"{self.path.parent}, then run again: all answers written so far are kept"
+                    f"{self.path.parent}, then run again: the answers written so far are kept"
                 ) from error
-            if "UTF-8" in str(error):  # the message has the text
-                error = "a text is no text"
+            if "UTF-8" in str(error):  # the message contains the text
+                error = "invalid UTF-8"
             raise UserError(
-                f"{self.path} is damaged or is no journal ({error}); restore a copy, or save what "
-                f"can be saved with `sqlite3 {self.path.name} .recover`, or move it away to begin "
-                "anew and pay again"
+                f"{self.path} is damaged or not a journal ({error}); restore a copy, or recover "
+                f"what is left with `sqlite3 {self.path.name} .recover`, or move it away to start "
+                "over and pay again"
             ) from None
         except OSError as error:
             raise UserError(f"{self.path}: {error.strerror}; choose another out_dir") from error
@@ -304,15 +307,15 @@ def _insert_event(db: sqlite3.Connection, batch: str, event: str, value: Any) ->
     db.execute("INSERT INTO batch_events VALUES (?, ?, ?, ?)", row)
 
 
-def _locked(path: Path):
-    lock = open(path.with_name(path.name + ".lock"), "w")  # noqa: SIM115 (held until close)
+def _lock(path: Path) -> FileLock:
+    lock = FileLock(f"{path}.lock", thread_local=False)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
+        lock.acquire(blocking=False)
+    except Timeout:
         raise UserError(
-            f"{path}: another run is using this journal; wait for it, or give another out_dir"
+            f"{path}: another run is using this journal; wait for it, or choose another out_dir"
         ) from None
-    except OSError:
-        pass  # a file system without locks
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):  # a file system without locks
+            raise
     return lock

@@ -1,4 +1,4 @@
-"""A request to a model: the whole body of a chat completion, and its identity."""
+"""Requests to a language model: prompt templates, bodies of chat completions, content hashes."""
 
 import dataclasses
 import functools
@@ -17,13 +17,13 @@ _PAYLOAD = "{{payload}}"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Request:
-    """One question.
+    """One chat completion request.
 
     Attributes:
-      key: hex hash of stage and body: the same question has the same key, in any run.
-      stage: names the schema of the answer.
-      body: of POST /chat/completions.
-      bytes: of the texts in it, UTF-8: an upper bound of its prompt tokens.
+      key: hex hash of stage and body; equal requests have equal keys in every run.
+      stage: names the answer's schema: query, generate or judge.
+      body: JSON of POST /chat/completions.
+      bytes: UTF-8 bytes of its texts, an upper bound of its prompt tokens.
     """
 
     key: str
@@ -33,22 +33,23 @@ class Request:
 
     @property
     def model(self) -> str:
-        """The model's name."""
+        """The model's name at the endpoint."""
         return self.body["model"]
 
     @property
     def max_completion_tokens(self) -> int:
-        """The most tokens of the answer, reasoning included."""
+        """Limit of the answer's tokens, reasoning included."""
         return self.body["max_completion_tokens"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """A prompt file: `# system` and `# user` parts, the latter with {{payload}}.
+    """A prompt file: a `# system` and a `# user` section, the latter with one {{payload}}.
 
     Attributes:
-      name: the file's name without its suffix, e.g. generate_v1; or the path that was given.
-      hash: first 12 hex digits of the SHA-256 of the file.
+      name: the file's name without its suffix, e.g. generate_v1.
+      hash: first 12 hex digits of the file's SHA-256.
+      system, user: the sections.
     """
 
     name: str
@@ -58,10 +59,10 @@ class Prompt:
 
     @classmethod
     def read(cls, name: str) -> "Prompt":
-        """A prompt of `data_pipeline/prompts/` by name, or any file by its path.
+        """Reads a prompt of `data_pipeline/prompts/` by its name, or any file by its path.
 
         Raises:
-          UserError: no such file, or it lacks a part.
+          UserError: the file cannot be read or lacks a section.
         """
         path = PROMPTS / f"{name}.md"
         if "/" in name or name.endswith(".md"):
@@ -72,33 +73,33 @@ class Prompt:
         except (OSError, UnicodeDecodeError) as error:
             known = ", ".join(sorted(p.stem for p in PROMPTS.glob("*.md")))
             raise UserError(
-                f"cannot read the prompt {name!r} ({path}: {error}); give one of {known}, or the "
-                "path of a file"
+                f"cannot read the prompt {name!r} ({path}: {error}); choose one of {known}, or "
+                "give the path of a file"
             ) from error
         parts = re.split(r"^# (system|user)[ \t]*$", text, flags=re.MULTILINE)
-        found = dict(zip(parts[1::2], map(str.strip, parts[2::2]), strict=True))
-        if set(found) != {"system", "user"} or found["user"].count(_PAYLOAD) != 1:
+        sections = dict(zip(parts[1::2], map(str.strip, parts[2::2]), strict=True))
+        if set(sections) != {"system", "user"} or sections["user"].count(_PAYLOAD) != 1:
             raise UserError(
-                f"{path}: a prompt has a '# system' and a '# user' part, the latter with "
-                f"{_PAYLOAD} once"
+                f"{path}: a prompt needs a '# system' and a '# user' section, the latter with "
+                f"exactly one {_PAYLOAD}"
             )
-        return cls(path.stem, hashlib.sha256(data).hexdigest()[:12], found["system"], found["user"])
+        return cls(path.stem, hashlib.sha256(data).hexdigest()[:12], **sections)
 
     def messages(self, payload: dict[str, Any]) -> list[dict[str, str]]:
-        """The chat with the payload as one JSON object: what a text says cannot end it."""
+        """The chat messages; as one JSON object no text of the payload can break out of it."""
         user = self.user.replace(_PAYLOAD, json.dumps(payload, ensure_ascii=False))
         return [{"role": "system", "content": self.system}, {"role": "user", "content": user}]
 
 
 @dataclasses.dataclass(frozen=True)
-class Asker:
-    """Makes the requests of one stage.
+class RequestTemplate:
+    """Model, prompt and parameters of one stage's requests.
 
     Attributes:
       stage: query, generate or judge.
-      model: the endpoint's name of the model.
-      prompt: see Prompt.
-      max_completion_tokens: of an answer, reasoning included.
+      model: the model's name at the endpoint.
+      prompt: the prompt file.
+      max_completion_tokens: limit of an answer's tokens, reasoning included.
       options: further fields of the body, e.g. temperature, reasoning_effort.
     """
 
@@ -109,7 +110,7 @@ class Asker:
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def request(self, payload: dict[str, Any]) -> Request:
-        """The request with this payload."""
+        """The request with this payload filled in."""
         body = {
             "model": self.model,
             "messages": self.prompt.messages(payload),
@@ -123,11 +124,11 @@ class Asker:
         )
 
     def settings(self) -> list[Any]:
-        """All that the answers depend on but the payload."""
+        """Everything that determines the answers except the payload, as JSON."""
         return [self.model, self.prompt.hash, self.max_completion_tokens, self.options]
 
     def provenance(self) -> dict[str, str]:
-        """What a record says about how it was made."""
+        """The provenance entry of records made by this template."""
         return {
             "model": self.model,
             "prompt": self.prompt.name,

@@ -1,12 +1,16 @@
-"""What the models answer: pydantic models, sent as JSON schemas and checked again on arrival."""
+"""Schemas of the models' answers, one per stage: sent as JSON Schema, validated on arrival.
+
+Docstrings and descriptions of the answers are sent too: changing one changes the key of every
+request of its stage, and what the journal has answered is asked and paid for again.
+"""
 
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-# What an instruction may ask for beyond the query. The factory draws one for each pair.
+# What an instruction demands beyond the query; one is drawn for each pair.
 INSTRUCTION_TYPES = (
-    "audience",  # whom the passage is for: a child, a nurse, an investor
+    "audience",  # who the passage is for: a child, a nurse, an investor
     "format",  # a list of steps, a table, a dialogue
     "length",  # one sentence, several paragraphs
     "exclusion",  # must not mention something
@@ -17,7 +21,7 @@ INSTRUCTION_TYPES = (
 
 
 class Answer(BaseModel):
-    """An answer's fields, no others."""
+    """Base of all answers: unknown fields are errors, surrounding whitespace is removed."""
 
     model_config = ConfigDict(extra="forbid", str_strip_whitespace=True)
 
@@ -75,7 +79,7 @@ SCHEMAS: dict[str, type[Answer]] = {
 
 
 def response_format(stage: str) -> dict[str, Any]:
-    """The request's `response_format`: strict structured output of the stage's schema."""
+    """The request's `response_format`: the stage's schema as strict structured output."""
     schema = SCHEMAS[stage].model_json_schema()
     _strict(schema)
     return {
@@ -85,7 +89,7 @@ def response_format(stage: str) -> dict[str, Any]:
 
 
 def _strict(schema: dict[str, Any]) -> None:
-    """Brings a schema into the subset of strict mode: all fields required, no limits, no titles."""
+    """Reduces a schema, in place, to what strict mode supports."""
     for name in ("title", "minLength", "default"):
         schema.pop(name, None)
     if "properties" in schema:

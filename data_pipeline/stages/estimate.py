@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Iterable
 
 from data_pipeline.items import Item
-from data_pipeline.llm.async_asker import Result, known
+from data_pipeline.llm.ask import Result, recorded_result
 from data_pipeline.llm.budget import Price, Usage, estimated_tokens
 from data_pipeline.llm.journal import Journal
-from data_pipeline.llm.request import Asker, Request
+from data_pipeline.llm.request import Request, RequestTemplate
 from data_pipeline.llm.schemas import JudgeAnswer, QueryAnswer
 from data_pipeline.stages.generate import example_of, triplet_payload
 from data_pipeline.stages.judge import CROSSED, DIAGONAL, Judges, judge_payload
@@ -60,7 +60,12 @@ class Estimator:
         self._means: dict[tuple[str, str], tuple[float, float] | None] = {}
 
     def estimate(
-        self, items: Iterable[Item], *, query: Asker, triplet: Asker, judges: Judges
+        self,
+        items: Iterable[Item],
+        *,
+        query: RequestTemplate,
+        triplet: RequestTemplate,
+        judges: Judges,
     ) -> list[StageEstimate]:
         """Of all stages, for pairs as they come from the stage pairs; one pass, flat memory.
 
@@ -91,7 +96,7 @@ class Estimator:
     def _add_table(
         self,
         stage: StageEstimate,
-        judge: Asker,
+        judge: RequestTemplate,
         item: Item,
         query: str,
         example: Example | None,
@@ -114,7 +119,7 @@ class Estimator:
 
     def _add(self, stage: StageEstimate, request: Request, *, count: float = 1.0) -> Result:
         """Counts a question; its result where the journal has one, else an empty one."""
-        result = known(self._journal, request.key, self._max_attempts)
+        result = recorded_result(self._journal, request.key, self._max_attempts)
         if result:
             stage.known += 1
             return result

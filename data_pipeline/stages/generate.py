@@ -4,13 +4,15 @@
 """
 
 from data_pipeline.items import Item
-from data_pipeline.llm.async_asker import Ask
-from data_pipeline.llm.request import Asker
+from data_pipeline.llm.ask import AskFn
+from data_pipeline.llm.request import RequestTemplate
 from data_pipeline.llm.schemas import QueryAnswer, TripletAnswer
 from inf_jax.data.records import Example
 
 
-async def generate(item: Item, ask: Ask, *, query: Asker, triplet: Asker) -> Item:
+async def generate(
+    item: Item, ask: AskFn, *, query: RequestTemplate, triplet: RequestTemplate
+) -> Item:
     """Asks for what the pair lacks: first a query, where it has none, then the triplets.
 
     Args:

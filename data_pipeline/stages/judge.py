@@ -10,8 +10,8 @@ import dataclasses
 import itertools
 
 from data_pipeline.items import INSTRUCTED_QUERIES, PASSAGES, Item, Judgement
-from data_pipeline.llm.async_asker import Ask
-from data_pipeline.llm.request import Asker
+from data_pipeline.llm.ask import AskFn
+from data_pipeline.llm.request import RequestTemplate
 from data_pipeline.llm.schemas import JudgeAnswer
 from inf_jax.data.records import Example, text_hash
 
@@ -33,12 +33,12 @@ class Judges:
       full_table: ask for the crossed combinations also where the diagonal has failed.
     """
 
-    first: Asker
-    second: Asker | None = None
+    first: RequestTemplate
+    second: RequestTemplate | None = None
     share: float = 1.0
     full_table: bool = False
 
-    def of(self, item: Item) -> dict[str, Asker]:
+    def of(self, item: Item) -> dict[str, RequestTemplate]:
         """The item's judges by name."""
         judges = {"judge": self.first}
         if self.second and text_hash(f"second judge\x1f{item.id}") < self.share * 2.0**64:
@@ -46,7 +46,7 @@ class Judges:
         return judges
 
 
-async def judge(item: Item, ask: Ask, *, judges: Judges) -> Item:
+async def judge(item: Item, ask: AskFn, *, judges: Judges) -> Item:
     """Has the example judged; all its judges must find its table as it must be.
 
     Returns:
@@ -62,7 +62,10 @@ async def judge(item: Item, ask: Ask, *, judges: Judges) -> Item:
 
 
 async def _ask_all(
-    item: Item, ask: Ask, judges: dict[str, Asker], combinations: tuple[Combination, ...]
+    item: Item,
+    ask: AskFn,
+    judges: dict[str, RequestTemplate],
+    combinations: tuple[Combination, ...],
 ) -> None:
     asked = [(name, *c) for name in judges for c in combinations]
     results = await asyncio.gather(

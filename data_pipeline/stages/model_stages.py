@@ -14,11 +14,11 @@ from data_pipeline.config import FactoryConfig, StageConfig
 from data_pipeline.items import Item
 from data_pipeline.llm.async_asker import AsyncAsker
 from data_pipeline.llm.batch_asker import BatchAsker
-from data_pipeline.llm.batch_lifecycle import BatchCourse
+from data_pipeline.llm.batch_lifecycle import BatchLifecycle
 from data_pipeline.llm.budget import Budget, BudgetReached, Price, price_of
 from data_pipeline.llm.client import Endpoint
 from data_pipeline.llm.journal import Journal
-from data_pipeline.llm.request import Asker, Prompt
+from data_pipeline.llm.request import Prompt, RequestTemplate
 from data_pipeline.stages.generate import generate
 from data_pipeline.stages.judge import Judges, judge
 from data_pipeline.stages.progress import Progress
@@ -53,7 +53,7 @@ class Models:
             "judge": [*judges, self.judges.share, self.judges.full_table],
         }
 
-    def _asker(self, name: str, stage: str, section: StageConfig) -> Asker:
+    def _asker(self, name: str, stage: str, section: StageConfig) -> RequestTemplate:
         options = {
             key: value
             for key, value, given in (
@@ -70,7 +70,7 @@ class Models:
                 "price; a model has one"
             )
         prompt = Prompt.read(section.prompt)
-        return Asker(stage, section.model, prompt, section.max_completion_tokens, options)
+        return RequestTemplate(stage, section.model, prompt, section.max_completion_tokens, options)
 
 
 class Asking:
@@ -177,30 +177,30 @@ class Asking:
                 pass
 
     async def _make_asker(self) -> AsyncAsker | BatchAsker:
-        course = BatchCourse(
+        lifecycle = BatchLifecycle(
             self._endpoint,
             self._journal,
             self._out_dir / "batches",
             poll_s=self._poll_s,
             give_up_s=self._give_up_s,
         )
-        if self._forget and (count := course.forget()):
+        if self._forget and (count := lifecycle.forget()):
             print(f"{count} batches of earlier runs are given up")
         batches = BatchAsker(
             self._endpoint,
             self._journal,
             self.budget,
             self._models.prices,
-            course=course,
+            lifecycle=lifecycle,
             batch_requests=self._batch_requests,
             max_attempts=self._max_attempts,
         )
         if self._mode == "batch":
             return batches
         try:
-            if batches.pending:
-                print(f"looking for {batches.pending} batches of an earlier run first")
-                await batches.collect()
+            if batches.active:
+                print(f"looking for {batches.active} batches of an earlier run first")
+                await batches.wait_for_batches()
         finally:
             await batches.settle()
         return AsyncAsker(

@@ -83,7 +83,7 @@ async def _run(args: argparse.Namespace, base_url: str, directory: Path) -> list
     from data_pipeline.llm.budget import Budget, price_of
     from data_pipeline.llm.client import Endpoint
     from data_pipeline.llm.journal import Journal
-    from data_pipeline.llm.request import Asker, Prompt
+    from data_pipeline.llm.request import Prompt, RequestTemplate
     from data_pipeline.stages.generate import generate
     from data_pipeline.stages.stage_files import StageFile
     from data_pipeline.stages.streams import each, ordered
@@ -101,8 +101,8 @@ async def _run(args: argparse.Namespace, base_url: str, directory: Path) -> list
         max_attempts=3,
         give_up_s=60.0,
     )
-    query = Asker("query", model, Prompt.read("query_v1"), 100)
-    triplet = Asker("generate", model, Prompt.read("generate_v1"), 3000)
+    query = RequestTemplate("query", model, Prompt.read("query_v1"), 100)
+    triplet = RequestTemplate("generate", model, Prompt.read("generate_v1"), 3000)
     passage = "Passage {} of a large set, which says what is known of its own subject. " * 4
     items = (
         Item(str(n), f"what is subject {n}", passage.format(n, n, n, n), "format")

@@ -10,15 +10,15 @@ import pytest
 
 from data_pipeline.llm.batch_api import BatchApi, _objects
 from data_pipeline.llm.batch_asker import BatchAsker
-from data_pipeline.llm.batch_lifecycle import BatchCourse
+from data_pipeline.llm.batch_lifecycle import BatchLifecycle
 from data_pipeline.llm.budget import Budget, price_of
 from data_pipeline.llm.client import Endpoint
 from data_pipeline.llm.journal import Journal
-from data_pipeline.llm.request import Asker, Prompt, Request
+from data_pipeline.llm.request import Prompt, Request, RequestTemplate
 from inf_jax.core.errors import UserError
 
 MODEL = "gpt-4o-mini"
-ASKER = Asker("judge", MODEL, Prompt.read("judge_v1"), 200)
+ASKER = RequestTemplate("judge", MODEL, Prompt.read("judge_v1"), 200)
 
 
 def questions(count: int) -> list[Request]:
@@ -41,7 +41,7 @@ class Run:
         """The asker; afterwards all is closed, as at the end of a process."""
         journal = Journal(self.directory / "journal.sqlite")
         endpoint = Endpoint(base_url=self._base_url, key_env="NO_SUCH_KEY", timeout_s=5.0)
-        course = BatchCourse(
+        lifecycle = BatchLifecycle(
             endpoint,
             journal,
             self.directory / "batches",
@@ -54,7 +54,7 @@ class Run:
             journal,
             self.budget,
             {MODEL: price_of(MODEL)},
-            course=course,
+            lifecycle=lifecycle,
             batch_requests=self._size,
             max_attempts=3,
         )
@@ -161,11 +161,11 @@ def test_one_that_is_killed_before_it_knows_of_its_batch(llm_server, tmp_path):
 
     async def forget():
         async with run.asker() as asker:
-            course = asker._course
+            lifecycle = asker._lifecycle
             planned = [(r, 0.01) for r in questions(8)[3:]]
-            name, _ = course.plan(planned)
-            file = await course._upload(name)
-            await course._api.create(file, name)  # ... and the reply is never written
+            name, _ = lifecycle.plan(planned)
+            file = await lifecycle._upload(name)
+            await lifecycle._api.create(file, name)  # ... and the reply is never written
 
     asyncio.run(forget())
     assert len(names(server)) == 2
@@ -229,7 +229,7 @@ def test_one_that_is_silent_ends_the_run_in_time(tmp_path):
 
 def test_the_cap_holds_and_an_earlier_batch_frees_what_it_did_not_need(llm_server, tmp_path):
     server = llm_server(batch_step_s=0.3)
-    most = price_of(MODEL).most(questions(1)[0], batch=True)
+    most = price_of(MODEL).upper_bound(questions(1)[0], batch=True)
     cap = 12 * most
     first = Run(tmp_path, server.base_url, max_usd=cap)
     first.ask_until(questions(10), lambda: len(batches(server)) == 1)
@@ -249,7 +249,7 @@ def test_what_was_never_submitted_is_asked_anew_only_if_it_is_wanted(llm_server,
         run.ask(questions(10))  # planned, and that is all
     assert run.spent[1] > 0
     server = llm_server()
-    most = price_of(MODEL).most(questions(1)[0], batch=True)
+    most = price_of(MODEL).upper_bound(questions(1)[0], batch=True)
     poor = Run(tmp_path, server.base_url, max_usd=0.5 * most)
     with pytest.raises(UserError, match="the cap of"):
         poor.ask(questions(10))
@@ -270,7 +270,7 @@ def test_a_batch_that_is_gone_is_given_up_on_demand(llm_server, tmp_path):
     async def forget():
         async with other.asker() as asker:
             await asker.settle()
-            return asker._course.forget()
+            return asker._lifecycle.forget()
 
     assert asyncio.run(forget()) == 1
     assert other.spent[1] > 0  # it may have been billed: that stays counted

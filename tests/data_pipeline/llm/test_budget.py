@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from data_pipeline.llm.budget import Budget, BudgetReached, Price, Usage, estimated_tokens, price_of
 from data_pipeline.llm.journal import UNKNOWN, Journal, Received, Sent
-from data_pipeline.llm.request import Asker, Prompt
+from data_pipeline.llm.request import Prompt, RequestTemplate
 from inf_jax.core.errors import UserError
 
 PRICE = Price(2.0, 0.5, 8.0)
-GENERATE = Asker("generate", "gpt-4o-mini", Prompt.read("generate_v1"), 2000)
+GENERATE = RequestTemplate("generate", "gpt-4o-mini", Prompt.read("generate_v1"), 2000)
 
 
 class NoJournal:
@@ -30,7 +30,7 @@ def test_the_cost_of_an_answer():
     assert PRICE.usd(usage, batch=False) == pytest.approx(0.6 * 2 + 0.4 * 0.5 + 0.1 * 8)
     assert PRICE.usd(usage, batch=True) == pytest.approx(1.1)
     assert PRICE.paid(usage, 9.0, batch=True) == pytest.approx(1.1)
-    assert PRICE.paid(Usage.of(None), 9.0, batch=True) == 9
+    assert PRICE.paid(Usage.parse(None), 9.0, batch=True) == 9
 
 
 @given(
@@ -45,8 +45,8 @@ def test_the_most_is_a_bound_of_any_tokeniser_of_bytes(query, passage):
     texts = [message["content"] for message in request.body["messages"]]
     texts += _strings(request.body["response_format"])
     most = Usage(sum(len(text.encode()) for text in texts), 0, request.max_completion_tokens)
-    assert PRICE.most(request, batch=False) >= PRICE.usd(most, batch=False)
-    assert PRICE.most(request, batch=True) == PRICE.most(request, batch=False) / 2
+    assert PRICE.upper_bound(request, batch=False) >= PRICE.usd(most, batch=False)
+    assert PRICE.upper_bound(request, batch=True) == PRICE.upper_bound(request, batch=False) / 2
     assert 0 < estimated_tokens(request) < most.prompt_tokens
 
 
@@ -63,8 +63,8 @@ def test_the_server_s_own_count_is_below_the_most(client_of, calm_server):
     for passage in ("short", "ä" * 500, "漢字" * 300, '"\\\n' * 400):
         payload = {"query": "q", "passage": passage, "instruction_type": "format"}
         request = GENERATE.request(payload)
-        usage = Usage.of(client.chat.completions.create(**request.body).usage.to_dict())
-        assert PRICE.usd(usage, batch=False) <= PRICE.most(request, batch=False)
+        usage = Usage.parse(client.chat.completions.create(**request.body).usage.to_dict())
+        assert PRICE.usd(usage, batch=False) <= PRICE.upper_bound(request, batch=False)
 
 
 def test_prices():
@@ -86,7 +86,7 @@ def test_no_price(model):
 
 @pytest.mark.parametrize("own", [(1,), (1, 2, 3, 4), (-1, 2), (float("nan"), 1), (1, float("inf"))])
 def test_a_price_that_is_none(own):
-    with pytest.raises(UserError, match="USD for a million tokens"):
+    with pytest.raises(UserError, match="USD per million tokens"):
         price_of("o3-mini", own)
 
 
@@ -109,24 +109,24 @@ def test_the_cap_holds_in_any_order(requests, spent, unknown):
             await budget.reserve(reserved)
         except BudgetReached:
             # refused only where nothing under way could have made room
-            assert budget.at_most + reserved > 1.0
-            assert budget.at_most == pytest.approx(budget.usd + budget._unknown)
+            assert budget.worst_case + reserved > 1.0
+            assert budget.worst_case == pytest.approx(budget.usd + budget._unknown)
             refused.append(reserved)
             return
-        assert budget.at_most <= 1.0 + 1e-9
+        assert budget.worst_case <= 1.0 + 1e-9
         for _ in range(turns):
             await asyncio.sleep(0)
         usd = reserved * share if end == "paid" else 0.0
         budget.settle(reserved, usd, unknown=end == "unknown")
         ended.append(usd + (reserved if end == "unknown" else 0.0))
-        assert budget.at_most <= 1.0 + 1e-9
+        assert budget.worst_case <= 1.0 + 1e-9
 
     async def all_of_them():
         await asyncio.wait_for(asyncio.gather(*(one(*request) for request in requests)), 10)
 
     asyncio.run(all_of_them())
     assert len(ended) + len(refused) == len(requests)
-    assert budget.at_most == pytest.approx(spent + unknown + sum(ended))
+    assert budget.worst_case == pytest.approx(spent + unknown + sum(ended))
 
 
 def test_waits_for_what_is_under_way():
@@ -141,7 +141,7 @@ def test_waits_for_what_is_under_way():
         third = asyncio.create_task(budget.reserve(0.5))
         await asyncio.sleep(0)
         budget.settle(0.5, 0.0, unknown=True)
-        with pytest.raises(BudgetReached, match=r"0\.1000 spent, 0\.5000 perhaps billed"):
+        with pytest.raises(BudgetReached, match=r"0\.1000 spent, 0\.5000 possibly billed"):
             await asyncio.wait_for(third, 5)
 
     asyncio.run(waited())
@@ -155,7 +155,7 @@ def test_rounding_leaves_nobody_waiting_for_what_is_not_there():
             await budget.reserve(two := 0.7 / (number + 7))
             budget.settle(one, one / 9e4)
             budget.settle(two, two / 9e4)
-        budget._under_way += 1e-11  # of more requests than a test can make
+        budget._reserved += 1e-11  # of more requests than a test can make
         with pytest.raises(BudgetReached):
             await asyncio.wait_for(budget.reserve(5.0), 5)
 
@@ -179,9 +179,9 @@ def test_what_earlier_runs_spent_counts(tmp_path):
     journal.write([paid, lost, open_, Received(paid.id, "answer", "{}", 1, 1, 0.1)])
     journal.write([Received(lost.id, UNKNOWN, "timeout")])
     budget = Budget(journal, 1.0)
-    assert budget.usd == 0.1 and budget.at_most == pytest.approx(0.9)
+    assert budget.usd == 0.1 and budget.worst_case == pytest.approx(0.9)
     budget.settle_earlier(0.4, 0.05)  # a batch of that run has ended
-    assert budget.usd == pytest.approx(0.15) and budget.at_most == pytest.approx(0.55)
+    assert budget.usd == pytest.approx(0.15) and budget.worst_case == pytest.approx(0.55)
     budget.settle_earlier(0.4, 0.0, unknown=True)
-    assert budget.at_most == pytest.approx(0.55)
+    assert budget.worst_case == pytest.approx(0.55)
     journal.close()

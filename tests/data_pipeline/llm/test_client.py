@@ -9,13 +9,19 @@ import time
 
 import pytest
 
-from data_pipeline.llm.client import Endpoint, _exhausted, _retry_after, _seconds, read_answer
+from data_pipeline.llm.client import (
+    Endpoint,
+    _parse_seconds,
+    _rate_limit_wait,
+    _retry_after,
+    read_answer,
+)
 from data_pipeline.llm.journal import ANSWER, REJECTED, UNKNOWN, UNPAID
-from data_pipeline.llm.request import Asker, Prompt
+from data_pipeline.llm.request import Prompt, RequestTemplate
 from inf_jax.core.errors import UserError
 
 KEY = "sk-proj-Zq7XvT0t4LLy5ecret_9"
-JUDGE = Asker("judge", "o3-mini", Prompt.read("judge_v1"), 1000)
+JUDGE = RequestTemplate("judge", "o3-mini", Prompt.read("judge_v1"), 1000)
 
 
 def request(number=0, **changes):
@@ -79,7 +85,7 @@ def test_what_each_fault_means(faulty, kind, outcome, slow_down):
     assert (first.outcome, first.slow_down, first.fatal) == (outcome, slow_down, "")
     assert second.outcome == ANSWER and json.loads(second.text)["reason"]
     paid = outcome in (ANSWER, "schema", "refusal", "truncated", "content_filter")
-    assert first.usage.told == (paid and kind != "no_usage")
+    assert first.usage.reported == (paid and kind != "no_usage")
 
 
 def test_hang_and_drip_end_at_the_timeout(faulty):
@@ -306,21 +312,21 @@ def test_retry_after():
     ],
 )
 def test_durations(text, seconds):
-    assert _seconds(text) == pytest.approx(seconds)
+    assert _parse_seconds(text) == pytest.approx(seconds)
 
 
 def test_a_reset_as_a_time():
-    assert 50 < _seconds(f"{time.time() + 60:.0f}") <= 61
+    assert 50 < _parse_seconds(f"{time.time() + 60:.0f}") <= 61
 
 
 def test_used_up_limits():
     used = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "2s"}
-    assert _exhausted(used) == 2
+    assert _rate_limit_wait(used) == 2
     used |= {"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "6m0s"}
-    assert _exhausted(used) == 360
-    assert _exhausted({"x-ratelimit-remaining-tokens": "0"}) == 1
-    assert _exhausted({"x-ratelimit-remaining-tokens": "1"}) is None
-    assert _exhausted({}) is None
+    assert _rate_limit_wait(used) == 360
+    assert _rate_limit_wait({"x-ratelimit-remaining-tokens": "0"}) == 1
+    assert _rate_limit_wait({"x-ratelimit-remaining-tokens": "1"}) is None
+    assert _rate_limit_wait({}) is None
 
 
 def test_the_reply_tells_when_a_limit_is_used_up(llm_server):

@@ -85,7 +85,7 @@ def test_batches(tmp_path):
     journal.batch_event("b2", "planned", 1)
     journal.write([Received(rows[0].id, ANSWER, "{}")])
     assert journal.batches() == {"b1": {"planned": 3, "uploaded": "file-1"}, "b2": {"planned": 1}}
-    assert journal.open_in_batch("b1") == {"b": rows[1], "c": rows[2]}
+    assert journal.pending_in_batch("b1") == {"b": rows[1], "c": rows[2]}
     assert journal.usage()["in_flight_at_kills"] == 0  # batches go on without us
     journal.close()
 
@@ -242,17 +242,17 @@ def test_a_cut_file(tmp_path, size):
     path = tmp_path / "j"
     fill(path)
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(UserError, match=r"damaged or is no journal"):
+    with pytest.raises(UserError, match=r"damaged or not a journal"):
         everything(path)
 
 
 @pytest.mark.parametrize("data", [b"no database at all\n" * 99, b"\0" * 8192])
 def test_no_database(tmp_path, data):
     (tmp_path / "j").write_bytes(data)
-    with pytest.raises(UserError, match="damaged or is no journal"):
+    with pytest.raises(UserError, match="damaged or not a journal"):
         Journal(tmp_path / "j")
     assert (tmp_path / "j").read_bytes() == data
-    with pytest.raises(UserError, match="damaged or is no journal"):  # not: another run
+    with pytest.raises(UserError, match="damaged or not a journal"):  # not: another run
         Journal(tmp_path / "j")
 
 
@@ -260,7 +260,7 @@ def test_another_database_and_another_version(tmp_path):
     with sqlite3.connect(tmp_path / "j") as db:
         db.execute("CREATE TABLE cats (name TEXT)")
     db.close()
-    with pytest.raises(UserError, match="no journal"):
+    with pytest.raises(UserError, match="not a journal"):
         Journal(tmp_path / "j")
     with sqlite3.connect(tmp_path / "k") as db:
         db.execute("CREATE TABLE meta (name TEXT, value TEXT)")

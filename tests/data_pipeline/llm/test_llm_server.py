@@ -7,14 +7,14 @@ import time
 import openai
 import pytest
 
-from data_pipeline.llm.request import Asker, Prompt
+from data_pipeline.llm.request import Prompt, RequestTemplate
 
 QUERY = "what causes night blindness"
 PASSAGE = "Night blindness comes from a lack of vitamin A. It can also be inherited. Eat carrots."
 
 
 def asker(stage, model="gpt-4o-mini"):
-    return Asker(stage, model, Prompt.read(f"{stage}_v1"), 4000)
+    return RequestTemplate(stage, model, Prompt.read(f"{stage}_v1"), 4000)
 
 
 def generate(number=0, kind="audience"):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from data_pipeline.llm.request import Asker, Prompt
+from data_pipeline.llm.request import Prompt, RequestTemplate
 from inf_jax.core.errors import UserError
 
 PAYLOAD = {"instruction": "Briefly.", "query": "q", "passage": "p"}
@@ -12,7 +12,7 @@ PAYLOAD = {"instruction": "Briefly.", "query": "q", "passage": "p"}
 
 def asker(**changes):
     given = {"stage": "judge", "model": "o3-mini", "prompt": Prompt.read("judge_v1")}
-    return Asker(**given | {"max_completion_tokens": 100} | changes)
+    return RequestTemplate(**given | {"max_completion_tokens": 100} | changes)
 
 
 def test_the_same_question_has_the_same_key_whatever_the_order():
@@ -85,3 +85,15 @@ def test_provenance_tells_the_prompt_s_content(tmp_path):
     found = asker().provenance()
     assert found == {"model": "o3-mini", "prompt": "judge_v1", "prompt_hash": found["prompt_hash"]}
     assert len(found["prompt_hash"]) == 12
+
+
+def test_keys_are_those_of_earlier_versions():
+    """Another key asks and pays again for what old journals have answered: a pinned body."""
+    keys = {
+        "query": "2f277ad6a388ff4aca11c32d0dd9c2c4",
+        "generate": "b20b7945322f767f2297939a977531aa",
+        "judge": "18e2b60405852ed485b1a46dab4bc33a",
+    }
+    for stage, key in keys.items():
+        template = RequestTemplate(stage, "m", Prompt.read(f"{stage}_v1"), 100, {"seed": 1})
+        assert template.request({"query": "q", "passage": "p"}).key == key

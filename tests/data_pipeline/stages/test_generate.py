@@ -6,8 +6,8 @@ import json
 import pytest
 
 from data_pipeline.items import INSTRUCTED_QUERIES, PASSAGES, Item
-from data_pipeline.llm.async_asker import Result
-from data_pipeline.llm.request import Asker, Prompt, Request
+from data_pipeline.llm.ask import Result
+from data_pipeline.llm.request import Prompt, Request, RequestTemplate
 from data_pipeline.stages.generate import generate
 from data_pipeline.stages.judge import CROSSED, DIAGONAL, Judges, judge
 from inf_jax.data.records import Example
@@ -23,8 +23,8 @@ TRIPLET = {
 EXAMPLE = Example("a", "cold", "For a child.", "A text.", "For a doctor.", "D1", "flu", "D2")
 
 
-def _asker(stage: str, model: str = "m") -> Asker:
-    return Asker(stage, model, Prompt.read(f"{stage}_v1"), 100)
+def _asker(stage: str, model: str = "m") -> RequestTemplate:
+    return RequestTemplate(stage, model, Prompt.read(f"{stage}_v1"), 100)
 
 
 def _payload(request: Request) -> dict:
