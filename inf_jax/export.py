@@ -33,12 +33,13 @@ from inf_jax.hf_export.peft_adapter import FOLDER as ADAPTER_FOLDER
 from inf_jax.hf_export.peft_adapter import Adapters, write_adapter
 from inf_jax.io import storage
 from inf_jax.io.json_files import read_json, write_json
-from inf_jax.models import hf
+from inf_jax.models.config import EncoderConfig
 from inf_jax.models.hf import sentence_transformers as st_files
 from inf_jax.models.hf.backbone import load_model
-from inf_jax.models.hf.config import EncoderConfig, mask_fields, read_config
+from inf_jax.models.hf.config import mask_fields, read_config
 from inf_jax.models.hf.sentence_transformers import prompt_of
 from inf_jax.models.hf.weight_tables import table_of
+from inf_jax.models.hf.weights import load_carried, save_weights
 from inf_jax.models.pooling import PROJECTION
 from inf_jax.retriever import Retriever
 from inf_jax.retriever.settings import FORMAT, SETTINGS_FILE, RetrieverConfig
@@ -174,14 +175,14 @@ def export_hf(
     backbone, shape = Path(backbone), read_config(backbone).with_mask(mask)
     how = {"shape": shape, "tokenizer": tokenizer, "attention": "xla", "mesh": mesh}
     reference = Retriever(params, model_config, **how)
-    carried = hf.load_carried(backbone, shape)
+    carried = load_carried(backbone, shape)
     apart = model_config.query_encoder == "attention"
     with storage.new_directory(storage.as_path(out_dir), marker=SETTINGS_FILE) as partial:
         for name, folder in model_config.folders(partial).items():
             folder.mkdir(exist_ok=True)
             tree = dict(params[name])
             projection = tree.pop(PROJECTION, None)
-            hf.save_weights(tree, folder, shape, carried, dtype=dtype)
+            save_weights(tree, folder, shape, carried, dtype=dtype)
             if adapters:
                 write_adapter(
                     folder / ADAPTER_FOLDER,

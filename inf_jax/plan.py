@@ -37,8 +37,9 @@ from inf_jax.core.cli_flags import hyphenated
 from inf_jax.core.console import table
 from inf_jax.core.errors import UserError, main_guard
 from inf_jax.io import storage
-from inf_jax.models import hf
-from inf_jax.models.hf.config import EncoderConfig, config_from_hf, read_config
+from inf_jax.models.config import EncoderConfig
+from inf_jax.models.hf.config import config_from_hf, read_config
+from inf_jax.models.hf.resolve import resolve_model
 from inf_jax.planning.compile import largest, make_plan, with_option
 from inf_jax.planning.report import compare, show, unfit
 from inf_jax.planning.topology import topology
@@ -101,7 +102,7 @@ def model_shape(name: str, override: str | None = None) -> tuple[EncoderConfig, 
     try:
         if name in public and not name.startswith("package:") and not Path(name).is_dir():
             return config_from_hf(public[name], name), f"{PUBLIC.name}, {name}"
-        directory = hf.resolve_model(name)
+        directory = resolve_model(name)
         return read_config(directory), str(directory)
     except UserError as error:
         if name in public:

@@ -14,8 +14,8 @@ from inf_jax.data.records import Example
 from inf_jax.data.splice_check import SAMPLE
 from inf_jax.data.token_shards import Plan, decode_at, write_manifest, write_shard
 from inf_jax.io.tfrecord import build_index, read_slice
-from inf_jax.models import hf
 from inf_jax.models.hf.config import read_config
+from inf_jax.models.hf.resolve import resolve_model
 from inf_jax.text.tokenizer import TextConfig, TextTokenizer, load_tokenizer
 
 
@@ -110,6 +110,6 @@ class ShardJob(NamedTuple):
 
 @functools.cache  # one for all threads and bundles of a worker
 def _load(model: str, append_eos: str) -> TextTokenizer:
-    directory = hf.resolve_model(model)
+    directory = resolve_model(model)
     rows = read_config(directory).vocab_size
     return load_tokenizer(directory, append_eos=append_eos, rows=rows)

@@ -14,8 +14,8 @@ from inf_jax.config.defaults import run_config
 from inf_jax.core.errors import UserError
 from inf_jax.data.step_shapes import batch_shapes, plan_inputs
 from inf_jax.distributed.mesh import batch_devices, batch_sharding, make_mesh
+from inf_jax.models.config import EncoderConfig
 from inf_jax.models.hf.backbone import configured_encoder
-from inf_jax.models.hf.config import EncoderConfig
 from inf_jax.planning import hlo
 from inf_jax.planning.flops import model_flops, product_flops
 from inf_jax.planning.hlo_cost import Work, works

@@ -20,7 +20,7 @@ import math
 
 from inf_jax.losses.blocks import BLOCKS
 from inf_jax.losses.objective import Objective
-from inf_jax.models.hf.config import EncoderConfig
+from inf_jax.models.config import EncoderConfig
 
 
 def encoder_flops(shape: EncoderConfig, *, tokens: float, squares: float) -> float:

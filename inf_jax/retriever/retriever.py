@@ -16,10 +16,12 @@ from inf_jax.core.packing import rows_needed
 from inf_jax.distributed.mesh import local_mesh
 from inf_jax.distributed.sharding import state_shardings
 from inf_jax.io.json_files import read_json
-from inf_jax.models import hf
+from inf_jax.models.config import EncoderConfig
 from inf_jax.models.encoder import make_encoder, tower
 from inf_jax.models.hf import sentence_transformers as st_files
-from inf_jax.models.hf.config import EncoderConfig, read_config
+from inf_jax.models.hf.config import read_config
+from inf_jax.models.hf.resolve import resolve_model
+from inf_jax.models.hf.weights import load_weights
 from inf_jax.models.pooling import PROJECTION
 from inf_jax.retriever.encode import encode_texts, shortened
 from inf_jax.retriever.settings import SETTINGS_FILE, RetrieverConfig, read_settings
@@ -212,7 +214,7 @@ def load(name: str | os.PathLike, *, dtype: str = "float32", fsdp: int = 1) -> R
     Raises:
       UserError: nothing there, or something that this version does not cover.
     """
-    directory = hf.resolve_model(os.fspath(name))
+    directory = resolve_model(os.fspath(name))
     if (directory / SETTINGS_FILE).exists():
         config = read_settings(directory)
         folders = config.folders(directory)
@@ -228,7 +230,7 @@ def load(name: str | os.PathLike, *, dtype: str = "float32", fsdp: int = 1) -> R
     mesh = local_mesh(fsdp)
     shardings = state_shardings(mesh, jax.eval_shape(make_encoder(shape).init, jax.random.key(0)))
     params = {
-        role: hf.load_weights(folder, shape, shardings=shardings).params
+        role: load_weights(folder, shape, shardings=shardings).params
         for role, folder in folders.items()
     }
     for role, head in heads.items():

@@ -15,7 +15,7 @@ from inf_jax.core.errors import UserError
 from inf_jax.distributed.sharding import state_shardings
 from inf_jax.io import storage
 from inf_jax.models.config import EncoderConfig
-from inf_jax.models.hf.backbone import Model, load_model
+from inf_jax.models.hf.backbone import Backbone, load_model
 from inf_jax.models.lora import is_adapter
 from inf_jax.training.parameters import Split, fingerprint, make_split
 
@@ -34,7 +34,7 @@ class Trained(NamedTuple):
     adapters: dict
 
 
-def start_params(model: Model, split: Split, mesh: Mesh, *, start_from: str) -> dict:
+def start_params(model: Backbone, split: Split, mesh: Mesh, *, start_from: str) -> dict:
     """{tower: tree} on the mesh, float32, without adapters: the backbone's own weights, or those of
     the run that `start_from` names.
 
@@ -77,7 +77,7 @@ def start_params(model: Model, split: Split, mesh: Mesh, *, start_from: str) -> 
 def trained_params(
     directory: storage.AnyPath,
     config: RunConfig,
-    model: Model,
+    model: Backbone,
     mesh: Mesh,
     *,
     which: str = "newest",
@@ -148,17 +148,17 @@ def _config_of(saved: Mapping[str, Any]) -> RunConfig:
     return run_config(config)
 
 
-def _kind(model: Model) -> EncoderConfig:
+def _kind(model: Backbone) -> EncoderConfig:
     """The shape, without what a run sets."""
     shape = model.encoder.config
     return dataclasses.replace(shape, dropout=0.0, attention_dropout=0.0, causal=False)
 
 
-def _head(model: Model) -> tuple[int, bool]:
+def _head(model: Backbone) -> tuple[int, bool]:
     return model.encoder.options.projection, model.encoder.options.projection_bias
 
 
-def _check_same_tokens(theirs: Model, model: Model, start_from: str, name: str) -> None:
+def _check_same_tokens(theirs: Backbone, model: Backbone, start_from: str, name: str) -> None:
     """Raises UserError where a token of both vocabularies has another id now; others may come and
     go."""
     was, now = theirs.tokenizer.vocabulary(), model.tokenizer.vocabulary()

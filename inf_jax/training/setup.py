@@ -26,7 +26,7 @@ from inf_jax.distributed.mesh import (
 from inf_jax.distributed.sharding import state_shardings
 from inf_jax.losses.objective import Objective, parse_objective
 from inf_jax.models.encoder import Encoder
-from inf_jax.models.hf.backbone import Model, load_model
+from inf_jax.models.hf.backbone import Backbone, load_model
 from inf_jax.text.tokenizer import TextTokenizer
 from inf_jax.training.initial_params import start_params
 from inf_jax.training.optim import make_optimizer, make_schedule
@@ -72,7 +72,7 @@ class Training(NamedTuple):
       frozen: () -> the frozen parameters alone, read from there again; {} where all is trained.
     """
 
-    model: Model
+    model: Backbone
     mesh: jax.sharding.Mesh
     objective: Objective
     loader: Loader

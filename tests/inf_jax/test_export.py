@@ -200,7 +200,7 @@ def _perturbed_weights(monkeypatch):
         up[1, 0, :] += 0.5
         save({**params, "blocks": {**params["blocks"], "up_kernel": up}}, *rest, **how)
 
-    monkeypatch.setattr(hf, "save_weights", sabotaged)
+    monkeypatch.setattr(export, "save_weights", sabotaged)
 
 
 def _sentence_transformers(**changes):

@@ -12,17 +12,19 @@ import numpy as np
 from inf_jax.config.sections import RunConfig
 from inf_jax.core.errors import UserError
 from inf_jax.core.trees import leaf_paths
-from inf_jax.models import hf
+from inf_jax.models.config import EncoderConfig
 from inf_jax.models.encoder import Encoder, EncoderOptions, make_encoder
 from inf_jax.models.hf import sentence_transformers as st_files
-from inf_jax.models.hf.config import EncoderConfig, read_config
+from inf_jax.models.hf.config import read_config
+from inf_jax.models.hf.resolve import resolve_model
+from inf_jax.models.hf.weights import Weights, load_weights
 from inf_jax.models.lora import make_lora
 from inf_jax.models.pooling import PROJECTION, init_projection
 from inf_jax.text import eos
 from inf_jax.text.tokenizer import TextTokenizer, load_tokenizer
 
 
-class Model(NamedTuple):
+class Backbone(NamedTuple):
     """A backbone as the config names it.
 
     Attributes:
@@ -37,15 +39,15 @@ class Model(NamedTuple):
     tokenizer: TextTokenizer
     seed: int = 0
 
-    def load(self, shardings: Mapping | None = None) -> hf.Weights:
-        """The backbone's own weights, float32, see `hf.load_weights`; and its projection, or a
+    def load(self, shardings: Mapping | None = None) -> Weights:
+        """The backbone's own weights, float32, see `load_weights`; and its projection, or a
         random one.
 
         Raises:
           UserError: its projection is not the one that the config asks for.
         """
         head = self._projection()
-        loaded = hf.load_weights(self.directory, self.encoder.config, shardings=shardings)
+        loaded = load_weights(self.directory, self.encoder.config, shardings=shardings)
         if head is None:
             return loaded
         if shardings is not None:
@@ -76,18 +78,18 @@ class Model(NamedTuple):
         return found
 
 
-def load_model(config: RunConfig) -> Model:
+def load_model(config: RunConfig) -> Backbone:
     """The `model` section: directory, shape, options, tokenizer; weights are read by
-    `Model.load`."""
-    directory = hf.resolve_model(config.model.name)
+    `Backbone.load`."""
+    directory = resolve_model(config.model.name)
     encoder = configured_encoder(config, read_config(directory), source=directory)
-    return Model(directory, encoder, run_tokenizer(config), config.seed)
+    return Backbone(directory, encoder, run_tokenizer(config), config.seed)
 
 
 def run_tokenizer(config: RunConfig) -> TextTokenizer:
     """The tokenizer of the `model` section, which appends an EOS where that asks for it."""
     choice = eos.choice_for(config.model.append_eos, config.model.pooling)
-    directory = hf.resolve_model(config.model.name)
+    directory = resolve_model(config.model.name)
     rows = read_config(directory).vocab_size
     return load_tokenizer(directory, append_eos=choice, rows=rows)
 

@@ -12,10 +12,11 @@ from inf_jax.core.console import table
 from inf_jax.core.errors import UserError
 from inf_jax.core.packing import pack_chunk, rows_needed
 from inf_jax.core.trees import flatten
-from inf_jax.models import hf
+from inf_jax.models.config import EncoderConfig
 from inf_jax.models.encoder import make_encoder
-from inf_jax.models.hf.config import EncoderConfig, config_from_hf, read_config
+from inf_jax.models.hf.config import config_from_hf, read_config
 from inf_jax.models.hf.weight_tables import rules_of, table_of
+from inf_jax.models.hf.weights import load_weights
 
 TOLERANCE = 1e-4  # of the largest state: float32 rounding of deep models is within
 MIN_COSINE = 0.9999
@@ -81,7 +82,7 @@ def check(directory: Path, *, seed: int = 0) -> Check:
         shape = config_from_hf(fields, str(path))
         windows = f"{max(filter(None, shape.windows))}, on both sides in place of {own}"
     shape = dataclasses.replace(shape, dropout=0.0, attention_dropout=0.0)
-    params = hf.load_weights(directory, shape).params
+    params = load_weights(directory, shape).params
     texts = _random_texts(shape, seed)
     theirs = torch_states(directory, shape, texts, fields=fields)
     ours = packed_states(params, shape, texts)

@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from inf_jax.core.errors import UserError
-from inf_jax.models.config import MASKS, EncoderConfig, Rope
+from inf_jax.models.config import EncoderConfig
 from inf_jax.models.hf.families import FAMILIES, IGNORED
 from inf_jax.models.hf.fields import Fields
-
-__all__ = ["MASKS", "EncoderConfig", "Rope", "config_from_hf", "mask_fields", "read_config"]
 
 
 def config_from_hf(fields: Mapping, source: str = "config.json") -> EncoderConfig:

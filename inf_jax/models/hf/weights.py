@@ -1,14 +1,5 @@
-"""Weights from Hugging Face and back, by the two-way tables of `models.tables`.
+"""Loads and saves the weights of Hugging Face directories by the tables of `weight_tables`."""
 
-    python -m inf_jax.models.hf --check DIR [DIR...]
-
-compares the token states of local models with those of transformers (PyTorch); exit code 1 where
-they differ.
-"""
-
-import argparse
-import importlib.util
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from inf_jax.core.errors import UserError, main_guard
+from inf_jax.core.errors import UserError
 from inf_jax.core.trees import flatten, unflatten
 from inf_jax.io.safetensors import DTYPES, Planned, Stored, by_layer, stored_tensors, write_tensors
 from inf_jax.models.config import EncoderConfig
@@ -24,39 +15,6 @@ from inf_jax.models.encoder import make_encoder
 from inf_jax.models.hf.weight_tables import Rule, Table, rules_of, table_of
 
 _SAVED = {"float32": DTYPES["F32"], "bfloat16": DTYPES["BF16"]}
-
-
-def resolve_model(name: str) -> Path:
-    """The directory of a model: a local path, `package:NAME/SUB` inside a Python package, or a hub
-    id.
-
-    Raises:
-      UserError: nothing there, or the hub cannot be reached.
-    """
-    if name.startswith("package:"):
-        package, _, sub = name.removeprefix("package:").partition("/")
-        spec = importlib.util.find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
-            raise UserError(
-                f"model {name!r}: the package {package} is not installed; "
-                f"pip install {package.replace('_', '-')} (see the extras of setup.py)"
-            )
-        return Path(spec.submodule_search_locations[0]) / sub
-    if Path(name).is_dir():
-        return Path(name)
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        raise UserError(f"model {name!r}: no such directory")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(
-            snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"])
-        )
-    except Exception as error:  # every kind of network, permission and name error of the hub client
-        raise UserError(
-            f"model {name!r}: neither a local directory nor to be had from the Hugging Face hub "
-            f"({type(error).__name__}: {(str(error).splitlines() or [repr(error)])[0]})"
-        ) from None
 
 
 class Weights(NamedTuple):
@@ -240,34 +198,3 @@ def _shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
 
 def _one_layer(rule: Rule, shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[int, ...]]:
     return [shapes[path][1:] if rule.stacked else shapes[path] for path in rule.paths]
-
-
-def main() -> None:
-    """`--check`."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--check", nargs="+", metavar="DIR", required=True, help="models, as above")
-    names = parser.parse_args().check
-    from inf_jax.models.hf import check as hf_check
-
-    with main_guard():
-        results, errors = [], []
-        try:
-            for name in names:
-                try:
-                    results += hf_check.check_all(resolve_model(name), name)
-                except UserError as error:
-                    errors.append(str(error))
-        finally:  # whatever ends it, the results so far are not lost
-            if results:
-                hf_check.show(results)
-        wrong = [result.name for result in results if not result.ok]
-        if wrong:
-            errors.append(f"{', '.join(wrong)}: not transformers' token states")
-        if errors:
-            raise UserError("; ".join(errors))
-
-
-if __name__ == "__main__":
-    main()

@@ -9,7 +9,8 @@ import numpy as np
 
 from inf_jax.core import packing
 from inf_jax.models import hf
-from inf_jax.models.hf.config import EncoderConfig, read_config
+from inf_jax.models.config import EncoderConfig
+from inf_jax.models.hf.config import read_config
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "models"
 NAMES = sorted(path.parent.name for path in GOLDEN.glob("*/model.safetensors"))

@@ -11,8 +11,9 @@ import jax
 import pytest
 
 from inf_jax.core.errors import UserError
+from inf_jax.models.config import Rope
 from inf_jax.models.encoder import make_encoder
-from inf_jax.models.hf.config import Rope, config_from_hf, read_config
+from inf_jax.models.hf.config import config_from_hf, read_config
 from inf_jax.models.layers import rope_frequencies
 from inf_jax.plan import model_shape
 from tests.inf_jax.models.goldens import GOLDEN, NAMES

@@ -14,10 +14,11 @@ from inf_jax.core.trees import flatten
 from inf_jax.distributed.mesh import make_mesh
 from inf_jax.distributed.sharding import state_shardings
 from inf_jax.models import hf
+from inf_jax.models.config import EncoderConfig
 from inf_jax.models.dropout import DropoutKey
 from inf_jax.models.encoder import make_encoder
 from inf_jax.models.hf import check as hf_check
-from inf_jax.models.hf.config import EncoderConfig, config_from_hf, mask_fields
+from inf_jax.models.hf.config import config_from_hf, mask_fields
 from inf_jax.models.hf.weight_tables import rules_of
 from inf_jax.planning.flops import encoder_flops, product_flops
 from tests.inf_jax.models.goldens import (

@@ -18,9 +18,11 @@ from inf_jax.io.safetensors import stored_tensors
 from inf_jax.models import hf
 from inf_jax.models.config import UNLIMITED
 from inf_jax.models.hf import check as hf_check
+from inf_jax.models.hf.__main__ import main
 from inf_jax.models.hf.backbone import configured_encoder
 from inf_jax.models.hf.config import read_config
 from inf_jax.models.hf.weight_tables import TABLES, rules_of, table_of
+from inf_jax.models.hf.weights import load_carried
 from tests.inf_jax.models.goldens import GOLDEN as GOLDENS
 from tests.inf_jax.models.goldens import NAMES, params_of, shape_of
 
@@ -140,7 +142,7 @@ def test_heads_poolers_and_older_names(tmp_path):
     found = hf.load_weights(tmp_path, shape)
     jax.tree.map(np.testing.assert_array_equal, found.params, params_of("bert"))
     assert found.carried == {}
-    carried = hf.load_carried(GOLDEN, shape)
+    carried = load_carried(GOLDEN, shape)
     assert carried.keys() == {"pooler.dense.weight", "pooler.dense.bias"}
     np.testing.assert_array_equal(carried["pooler.dense.bias"], tensors["pooler.dense.bias"])
 
@@ -216,14 +218,14 @@ def test_resolve_model():
         hf.resolve_model("package:no_such_thing/model")
     with pytest.raises(UserError, match="no such directory"):
         hf.resolve_model("./not/here/at/all")
-    with pytest.raises(UserError, match="neither a local directory nor to be had"):
+    with pytest.raises(UserError, match="not a local directory, and could not be downloaded"):
         hf.resolve_model("nobody/nothing")  # the hub is offline in tests
 
 
 def test_check_prints_a_table_and_fails_where_states_differ(tmp_path, monkeypatch, capsys):
     pytest.importorskip("torch")
     monkeypatch.setattr(sys, "argv", ["hf", "--check", str(GOLDENS / "qwen2")])
-    hf.main()
+    main()
     row = next(line for line in capsys.readouterr().out.splitlines() if "qwen2" in line)
     assert "21,888" in row and "26" in row and "yes" in row
     wrong = hf_check.packed_states
@@ -233,10 +235,10 @@ def test_check_prints_a_table_and_fails_where_states_differ(tmp_path, monkeypatc
 
     monkeypatch.setattr(hf_check, "packed_states", perturbed)
     with pytest.raises(SystemExit) as exit_:
-        hf.main()
+        main()
     assert exit_.value.code == 1
     out = capsys.readouterr()
-    assert "NO" in out.out and "qwen2: not transformers' token states" in out.err
+    assert "NO" in out.out and "qwen2: token states differ from transformers'" in out.err
 
 
 def test_check_of_several_models(tmp_path, monkeypatch, capsys):
@@ -262,7 +264,7 @@ def test_check_of_several_models(tmp_path, monkeypatch, capsys):
         ),
     )
     with pytest.raises(SystemExit) as exit_:
-        hf.main()
+        main()
     out = capsys.readouterr()
     assert exit_.value.code == 1 and "none" in out.err
     assert out.out.count("yes") == 3 and out.out.count("64, on both sides in place of 4096") == 3
@@ -302,7 +304,7 @@ def test_check_that_transformers_or_a_bug_ends(tmp_path, monkeypatch, capsys):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"query_pre_attn_scalar": 8.5}))
     monkeypatch.setattr(sys, "argv", ["hf", "--check", str(GOLDENS / "bert"), str(path.parent)])
     with pytest.raises(SystemExit):
-        hf.main()
+        main()
     out = capsys.readouterr()
     assert out.out.count("yes") == 1 and "transformers does not open it" in out.err
 
@@ -314,7 +316,7 @@ def test_check_that_transformers_or_a_bug_ends(tmp_path, monkeypatch, capsys):
     check_all = hf_check.check_all
     monkeypatch.setattr(hf_check, "check_all", bug)
     with pytest.raises(ZeroDivisionError):
-        hf.main()
+        main()
     assert capsys.readouterr().out.count("yes") == 1
 
 

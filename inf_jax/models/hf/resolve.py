@@ -1,0 +1,40 @@
+"""Resolves a model's name (directory, `package:NAME/SUB` or hub id) to a local directory."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+from inf_jax.core.errors import UserError
+
+
+def resolve_model(name: str) -> Path:
+    """The directory of a model: a local path, `package:NAME/SUB` inside a Python package, or a hub
+    id.
+
+    Raises:
+      UserError: nothing there, or the hub cannot be reached.
+    """
+    if name.startswith("package:"):
+        package, _, sub = name.removeprefix("package:").partition("/")
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise UserError(
+                f"model {name!r}: the package {package} is not installed; "
+                f"pip install {package.replace('_', '-')} (see the extras of setup.py)"
+            )
+        return Path(spec.submodule_search_locations[0]) / sub
+    if Path(name).is_dir():
+        return Path(name)
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise UserError(f"model {name!r}: no such directory")
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except Exception as error:  # every kind of network, permission and name error of the hub client
+        reason = (str(error).splitlines() or [repr(error)])[0]
+        raise UserError(
+            f"model {name!r}: not a local directory, and could not be downloaded from the "
+            f"Hugging Face hub ({type(error).__name__}: {reason})"
+        ) from None
