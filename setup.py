@@ -1,4 +1,4 @@
-"""Packaging: `pip install -e ".[torch,minilm,beam,gcs,peft,test]"`; launch/setup_env.sh does that.
+"""Packaging; `launch/setup_env.sh` installs `.[torch,minilm,pipeline,beam,gcs,peft,test]`.
 
 Lower bounds are the oldest releases that this version was run with, upper bounds the next release
 that may break it; launch/constraints.txt has the exact set of the tests.
@@ -17,14 +17,11 @@ VERSION = re.search(
 # No TensorFlow and no torch in here: the base install stays below 1.5 GB.
 BASE = [
     "absl-py>=2.5,<3",
-    "datasketch>=2.0,<3",
     "etils>=1.15,<2",
     "filelock>=4.2,<5",
     "flax>=0.12.8,<0.13",
     "google-crc32c>=1.9,<2",
-    "httpx2>=2.16,<3",  # openai's own client; data_pipeline tells its errors apart
     "huggingface_hub>=2.4,<3",
-    "ijson>=3.6,<4",
     "importlib_resources>=7.1",  # tensorflow-datasets needs it and does not say so
     "jax>=0.10.2,<0.11",
     "jaxtyping>=0.3.11,<0.4",
@@ -32,14 +29,10 @@ BASE = [
     "ml-dtypes>=0.5,<0.7",  # NumPy's bfloat16
     "ml-collections>=1.1,<2",
     "numpy>=2.4,<3",
-    "openai>=3.54,<4",
     "optax>=0.2.8,<0.3",
     "orbax-checkpoint>=0.12.8,<0.13",
     # 6.32 and 6.33 break Message.MergeFrom, with which TFDS reads a dataset_info.json
     "protobuf>=6.31,!=6.32.*,!=6.33.*,<8",
-    "py3langid>=0.4,<0.5",
-    "pyarrow>=25,<27",
-    "pydantic>=2.14,<3",
     "rich>=15,<16",
     "safetensors>=0.8,<0.9",
     "tensorboardX>=2.6.5,<3",
@@ -51,6 +44,16 @@ BASE = [
 ]
 
 EXTRAS = {
+    # what the triplet factory (data_pipeline.run) and reading parquet need beside the base
+    "pipeline": [
+        "datasketch>=2.0,<3",
+        "httpx2>=2.16,<3",  # openai's own client; data_pipeline tells its errors apart
+        "ijson>=3.6,<4",
+        "openai>=3.54,<4",
+        "py3langid>=0.4,<0.5",
+        "pydantic>=2.14,<3",
+        "pyarrow>=25,<27",
+    ],
     # The export's check and the oracle of the tests. torch is pinned since an unpinned one brings
     # gigabytes of CUDA; install the CPU build first, as launch/setup_env.sh does.
     "torch": ["torch==2.13.0", "sentence-transformers==6.2.*"],
@@ -87,7 +90,19 @@ setup(
     license_files=["LICENSE"],
     author="the inf_jax authors",
     python_requires=">=3.11",
-    packages=find_packages(include=["inf_jax*", "data_pipeline*"]),
+    packages=[
+        *find_packages(include=["inf_jax*", "data_pipeline*"]),
+        # configs/ ships as a subpackage, so that --config=medquad_minilm is found without a clone
+        "inf_jax.configs",
+        "inf_jax.configs.scaling",
+    ],
+    package_dir={"inf_jax.configs": "configs", "inf_jax.configs.scaling": "configs/scaling"},
+    entry_points={
+        "console_scripts": [
+            "inf-jax = inf_jax.__main__:main",
+            "inf-jax-data = data_pipeline.__main__:main",
+        ]
+    },
     package_data={
         "data_pipeline": ["samples/**/*", "prompts/*", "report/audit_page/*", "llm/prices.json"],
         "inf_jax": ["plan_models.json"],

@@ -1,6 +1,6 @@
 """The paper's setting on TPUs: E5-base-v2 on the released InF-IR corpus, multi(P,IQ).
 
-Data:      python -m data_pipeline.build --source=inf_ir --data_dir=out/data --path_train=FILE.jsonl
+Data:      python -m data_pipeline.build --source=inf_ir --data-dir=out/data --path-train=FILE.jsonl
 Command:   python -m inf_jax.train --config=configs/inf_ir_e5_base.py
 Hardware:  one host with accelerators, e.g. TPU v5e-8; several hosts come with the pod launcher.
 Time:      148 steps of 1,536 pairs; not run yet, nothing measured.

@@ -1,6 +1,6 @@
 """The demo: all-MiniLM-L6-v2 on MedQuAD, where the instruction decides which passage is right.
 
-Data:      python -m data_pipeline.build --source=medquad --data_dir=out/data
+Data:      python -m data_pipeline.build --source=medquad --data-dir=out/data
 Command:   python -m inf_jax.train --config=configs/medquad_minilm.py
 Hardware:  a CPU with 2 cores, 4 GB of memory
 Time:      about 5 minutes

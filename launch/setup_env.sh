@@ -85,7 +85,7 @@ say "installing $torch, CPU build (200 MB)"
   --extra-index-url https://download.pytorch.org/whl/cpu || die "$torch could not be installed, see above"
 
 say "installing the rest (some 100 packages, 1 to 3 minutes)"
-rest=(-c launch/constraints.txt -e ".[torch,minilm,beam,gcs,peft,test]")
+rest=(-c launch/constraints.txt -e ".[torch,minilm,pipeline,beam,gcs,peft,test]")
 if have_uv; then
   uv pip install --quiet --python "$python" --compile-bytecode "${rest[@]}"
 else

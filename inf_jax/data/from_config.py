@@ -26,7 +26,7 @@ def dataset_dir(config: RunConfig) -> Path:
         raise UserError(
             f"{directory}: no dataset here; build it with "
             f"`python -m data_pipeline.build --source={config.data.source} "
-            f"--data_dir={config.data.dir}`"
+            f"--data-dir={config.data.dir}`"
         )
     return directory
 

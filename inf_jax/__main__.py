@@ -1,0 +1,22 @@
+"""The console script `inf-jax`: starts a command; each is also `python -m inf_jax.NAME`."""
+
+import sys
+
+from inf_jax.core.console_script import dispatch
+
+COMMANDS = {
+    "train": "train a retriever on a built dataset",
+    "evaluate": "score a run's checkpoint and its base model on the eval split",
+    "export": "write a checkpoint as a verified Hugging Face directory",
+    "tokenise": "tokenise a dataset ahead of training",
+    "plan": "memory, time and cost of a run, before hardware is rented",
+}
+
+
+def main() -> None:
+    """The console script."""
+    dispatch(sys.argv, program="inf-jax", package="inf_jax", commands=COMMANDS)
+
+
+if __name__ == "__main__":
+    main()

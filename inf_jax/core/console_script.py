@@ -1,0 +1,39 @@
+"""Starts a command of a package by its name: the shared part of the console scripts."""
+
+import runpy
+import sys
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+
+
+def dispatch(
+    argv: Sequence[str], *, program: str, package: str, commands: Mapping[str, str]
+) -> None:
+    """Runs `package.COMMAND` as `python -m` would; argv[1] names the command.
+
+    Args:
+      argv: the console script's arguments, `sys.argv`.
+      program: the console script's name, for messages.
+      commands: name, with hyphens where the module has underscores -> what it does.
+
+    Raises:
+      SystemExit: for --help; with code 2 for no command or an unknown one.
+    """
+    name = argv[1].replace("_", "-") if len(argv) > 1 else ""
+    if name in commands:
+        module = f"{package}.{name.replace('-', '_')}"
+        sys.argv = [f"{program} {name}", *argv[2:]]
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        return
+    width = max(map(len, commands))
+    usage = [f"usage: {program} COMMAND [--help] ...", ""]
+    usage += [f"  {command:<{width}}  {text}" for command, text in commands.items()]
+    if name in ("-h", "--help"):
+        print("\n".join(usage))
+        raise SystemExit(0)
+    if name:
+        close = get_close_matches(name, commands, n=1)
+        nearest = f"; did you mean {close[0]}?" if close else ""
+        usage.append(f"\nerror: {program} has no command {argv[1]!r}{nearest}")
+    print("\n".join(usage), file=sys.stderr)
+    raise SystemExit(2)
