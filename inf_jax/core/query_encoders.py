@@ -1,0 +1,150 @@
+"""The query encoders: query and instruction as one text ("joint") or as two ("attention").
+
+`query_encoder(name)` is the only place that compares the values of `model.query_encoder`; whatever
+differs is an attribute or a method of `Joint` and `Attention`:
+
+- the retriever and evaluation: `tokens, instructions = q.tokenise(tokenizer, pairs, text)`, then
+  `encode_texts(q.encode(encoder), tree, tokens, instructions, ...)`; a row holds
+  `q.texts_per_query` texts of a query;
+- the loader: `grids`, `text_lengths`, `text`, `splicing`, `candidates`;
+- the train step: `instructed`.
+
+Both work on objects of higher packages (tokenizer, encoder, records) that are handed in.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+
+from inf_jax.core.errors import UserError
+
+# Columns: the texts of a pair. What the ones from FIRST_EXTRA on are, the query encoder decides.
+QUERY, PASSAGE, FIRST_EXTRA = 0, 1, 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Joint:
+    """Query and instruction are one text.
+
+    Columns: 0 instructed query, 1 passage, 2... the query under each sampled instruction (block I).
+
+    Attributes:
+      name: as in `model.query_encoder`.
+      texts_per_query: texts that are encoded for one instructed query.
+      samples_instructions: block I takes the poisoned instruction and sampled ones, each a text of
+        its own; otherwise it takes all instructions of the chunk, which cost no text.
+    """
+
+    name: ClassVar[str] = "joint"
+    texts_per_query: ClassVar[int] = 1
+    samples_instructions: ClassVar[bool] = True
+
+    def grids(self, towers: str, sampled: int) -> list[list[list[int]]]:
+        """For each grid the groups of columns that follow each other in a chunk; a group holds its
+        texts pair by pair. One grid for shared towers; queries and passages for separate ones."""
+        extra = list(range(FIRST_EXTRA, FIRST_EXTRA + sampled))
+        if towers == "shared":
+            return [[[QUERY], [PASSAGE], extra]]
+        return [[[QUERY], extra], [[PASSAGE]]]
+
+    def text_lengths(
+        self, texts: np.ndarray, parts: np.ndarray, drawn: np.ndarray, *, special: int, limit: int
+    ) -> np.ndarray:
+        """int64[p, columns], tokens of each text of p pairs; 0 where it is absent.
+
+        Args:
+          texts: int64[p, 2], tokens of instructed query and passage; 0 where absent.
+          parts: int64[p, 3], tokens of the uncut instructed query, of its query, its instruction.
+          drawn: int64[p, m], the pair whose instruction is sampled; -1 for none.
+          special: special tokens around a text.
+          limit: most tokens of a query, and of an instruction that is a text.
+        """
+        whole, _, instruction = parts.T
+        crossed = (whole - instruction)[:, None] + instruction[drawn]
+        return np.hstack([texts, np.where(drawn >= 0, np.minimum(crossed, limit), 0)])
+
+    def text(self, texts: Any, pair: int, column: int) -> np.ndarray:
+        """int32[tokens] of a text other than a passage; `texts` is `data.layout.StepTexts`."""
+        if column == QUERY:
+            return texts.instructed_query(pair)
+        return texts.under_sampled_instruction(pair, column - FIRST_EXTRA)
+
+    def splicing(self, sampled: int) -> str | None:
+        """The field of `data.splice_check.Composition` that must be 0, if any."""
+        return "crossed" if sampled else None
+
+    def candidates(self, pairs: int, sampled: int) -> int:
+        """Candidates of a row in block I, before identity masks, in a chunk of so many pairs."""
+        return 1 + sampled
+
+    def tokenise(self, tokenizer: Any, queries: Any, text: Any) -> tuple[list[np.ndarray], None]:
+        """(texts, instructions) of (query, instruction) pairs, token ids int32[tokens] each."""
+        return tokenizer.queries(queries, text), None
+
+    def encode(self, encoder: Any) -> Callable:
+        """The function of an `Encoder` for what `tokenise` gives."""
+        return encoder.encode
+
+    def instructed(self, encoder: Any) -> Callable | None:
+        """The function of an `Encoder` that encodes queries in training; None is `encode`."""
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention:
+    """Query and instruction are texts of their own, combined after encoding.
+
+    Columns: 0 query, 1 passage, 2 instruction. Attributes and methods as in `Joint`.
+    """
+
+    name: ClassVar[str] = "attention"
+    texts_per_query: ClassVar[int] = 2
+    samples_instructions: ClassVar[bool] = False
+
+    def grids(self, towers: str, sampled: int) -> list[list[list[int]]]:
+        queries = [[FIRST_EXTRA], [QUERY]]
+        return [[*queries, [PASSAGE]]] if towers == "shared" else [queries, [[PASSAGE]]]
+
+    def text_lengths(
+        self, texts: np.ndarray, parts: np.ndarray, drawn: np.ndarray, *, special: int, limit: int
+    ) -> np.ndarray:
+        alone = np.minimum(special + parts[:, 1:], limit) * (texts[:, QUERY, None] > 0)
+        return np.stack([alone[:, 0], texts[:, PASSAGE], alone[:, 1]], 1)
+
+    def text(self, texts: Any, pair: int, column: int) -> np.ndarray:
+        return texts.alone(pair, "query" if column == QUERY else "instruction")
+
+    def splicing(self, sampled: int) -> str | None:
+        return "alone"
+
+    def candidates(self, pairs: int, sampled: int) -> int:
+        return pairs - 1
+
+    def tokenise(
+        self, tokenizer: Any, queries: Any, text: Any
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        instructions, texts = tokenizer.apart(queries, text)
+        return texts, instructions
+
+    def encode(self, encoder: Any) -> Callable:
+        return encoder.encode_queries
+
+    def instructed(self, encoder: Any) -> Callable | None:
+        return encoder.encode_instructed
+
+
+QueryEncoder = Joint | Attention
+_BY_NAME = {each.name: each for each in (Joint, Attention)}
+
+
+def query_encoder(name: str) -> QueryEncoder:
+    """The query encoder of a value of `model.query_encoder`.
+
+    Raises:
+      UserError: there is none of that name.
+    """
+    if name not in _BY_NAME:
+        raise UserError(f"query_encoder={name!r}: choose one of {', '.join(_BY_NAME)}")
+    return _BY_NAME[name]()
