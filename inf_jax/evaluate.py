@@ -26,7 +26,8 @@ from inf_jax.data.tokenise import read_examples
 from inf_jax.distributed.entry_point import single_process_only
 from inf_jax.distributed.mesh import local_mesh
 from inf_jax.evaluation import figure
-from inf_jax.evaluation.scores import METRICS, evaluate, task_from_examples
+from inf_jax.evaluation.scores import METRICS, evaluate
+from inf_jax.evaluation.task import task_from_examples
 from inf_jax.io import storage
 from inf_jax.models.encoder import plain_encoder, tower
 from inf_jax.models.hf.backbone import load_model

@@ -137,7 +137,7 @@ def check(
             ) from error
         mine = where[name]
         cosine = _compare(name, expected[mine], vectors, [probes[n] for n in mine], min_cosine)
-        version = importlib.metadata.version(_module(name)) if name != "inf_jax" else _own_version()
+        version = importlib.metadata.version(_module(name))
         found[name] = {"version": version, "texts": len(mine), "min_cosine": cosine}
     return Parity(found, tuple(missing), min_cosine)
 
@@ -229,9 +229,3 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bar:
             logging.enable_progress_bar()
-
-
-def _own_version() -> str:
-    from inf_jax import __version__
-
-    return __version__

@@ -1,11 +1,7 @@
 """Embeds queries and passages with a trained model: `inf_jax.load(directory).encode(texts)`."""
 
-import dataclasses
 import functools
-import logging
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,19 +11,11 @@ from inf_jax.core.errors import UserError
 from inf_jax.core.packing import rows_needed
 from inf_jax.distributed.mesh import local_mesh
 from inf_jax.distributed.sharding import state_shardings
-from inf_jax.io.json_files import read_json
 from inf_jax.models.config import EncoderConfig
 from inf_jax.models.encoder import make_encoder, tower
-from inf_jax.models.hf import sentence_transformers as st_files
-from inf_jax.models.hf.config import read_config
-from inf_jax.models.hf.resolve import resolve_model
-from inf_jax.models.hf.weights import load_weights
-from inf_jax.models.pooling import PROJECTION
 from inf_jax.retriever.encode import encode_texts, shortened
-from inf_jax.retriever.settings import SETTINGS_FILE, RetrieverConfig, read_settings
-from inf_jax.text.tokenizer import TextConfig, TextTokenizer, load_tokenizer
-
-__all__ = ["Retriever", "RetrieverConfig", "load"]
+from inf_jax.retriever.settings import RetrieverConfig
+from inf_jax.text.tokenizer import TextTokenizer
 
 CHUNK_TOKENS = 8192  # token slots of a device's chunk at the most
 
@@ -195,91 +183,6 @@ class Retriever:
 
     def __repr__(self) -> str:
         return f"Retriever({self.config}, embedding_size={self.embedding_size})"
-
-
-def load(name: str | os.PathLike, *, dtype: str = "float32", fsdp: int = 1) -> Retriever:
-    """A retriever from an export of inf_jax, or from any directory or hub id of a covered family.
-
-    Without `inf_jax.json`, pooling, normalisation, the limit and the prompts come from the
-    sentence-transformers files; where there are none, mean pooling, unit length and the
-    tokenizer's limit are taken (a logged warning says so). Queries and passages are embedded as by
-    `encode_query` and `encode_document` there; a default_prompt_name is for its plain `encode`.
-
-    Args:
-      name: a local directory, a hub id, or `package:PROJECTION/SUB` inside a Python package.
-      dtype: compute dtype, float32 or bfloat16.
-      fsdp: for a model that does not fit on one device: each copy is split over so many of this
-        process's devices (the greatest common divisor with their number).
-
-    Raises:
-      UserError: nothing there, or something that this version does not cover.
-    """
-    directory = resolve_model(os.fspath(name))
-    if (directory / SETTINGS_FILE).exists():
-        config = read_settings(directory)
-        folders = config.folders(directory)
-        first = next(iter(folders.values()))
-        shape = read_config(first)
-        heads = {
-            role: st_files.projection_of(folder, width=shape.width)
-            for role, folder in folders.items()
-        }
-    else:
-        config, first, shape, head = _foreign_config(directory)
-        folders, heads = {"shared": first}, {"shared": head}
-    mesh = local_mesh(fsdp)
-    shardings = state_shardings(mesh, jax.eval_shape(make_encoder(shape).init, jax.random.key(0)))
-    params = {
-        role: load_weights(folder, shape, shardings=shardings).params
-        for role, folder in folders.items()
-    }
-    for role, head in heads.items():
-        found = (0, False) if head is None else (head["kernel"].shape[1], "bias" in head)
-        if found != (config.projection, config.projection_bias):
-            raise UserError(
-                f"{folders[role]}: its Dense modules are not the projection of {SETTINGS_FILE}; "
-                "export again"
-            )
-        if head is not None:
-            params[role][PROJECTION] = head
-    tokenizer = load_tokenizer(first, rows=shape.vocab_size)
-    return Retriever(params, config, shape=shape, tokenizer=tokenizer, dtype=dtype, mesh=mesh)
-
-
-def _foreign_config(directory: Path) -> tuple[RetrieverConfig, Path, EncoderConfig, dict | None]:
-    """(config, folder of the weights, shape, projection) of a sentence-transformers or plain HF
-    directory."""
-    found = st_files.read(directory)
-    if found is None:
-        logging.getLogger(__name__).warning(
-            "%s: neither %s nor modules.json: mean pooling and unit length are assumed",
-            directory,
-            SETTINGS_FILE,
-        )
-        found = st_files.StModel("mean", True, None)
-    folder = directory / found.path
-    shape = read_config(folder)
-    tokenizer = read_json(folder / "tokenizer_config.json", default={}, kind=dict)
-    limits = {
-        "max_position_embeddings": shape.max_positions,
-        "max_seq_length": found.max_length,
-        "model_max_length": tokenizer.get("model_max_length"),
-    }
-    for name, given in limits.items():
-        if given is not None and not isinstance(given, int | float):
-            raise UserError(f"{folder}: {name}={given!r} is no number of tokens; mend the file")
-    limit = int(min(x for x in limits.values() if x))
-    query, passage = (
-        prompt.replace("{", "{{").replace("}", "}}")
-        for prompt in (found.query_prompt, found.passage_prompt)
-    )
-    text = TextConfig(query + "{query} {instruction}", passage + "{passage}", limit, limit)
-    config = RetrieverConfig("shared", found.pooling, found.normalise, text)
-    head = st_files.read_projection(directory, found.dense, width=shape.width)
-    if head is not None:
-        width, bias = head["kernel"].shape[1], "bias" in head
-        config = dataclasses.replace(config, projection=width, projection_bias=bias)
-    return config, folder, shape, head
 
 
 def _texts(value: str | Sequence[str], name: str) -> list[str]:

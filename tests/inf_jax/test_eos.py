@@ -11,7 +11,7 @@ from inf_jax.config.defaults import defaults, run_config
 from inf_jax.core.errors import UserError
 from inf_jax.data.records import Example
 from inf_jax.data.splice_check import check_composition
-from inf_jax.export import write_tokenizer
+from inf_jax.hf_export.writer import write_tokenizer
 from inf_jax.models.hf.backbone import run_tokenizer
 from inf_jax.text import eos
 from inf_jax.text.query_parts import cut, with_instruction

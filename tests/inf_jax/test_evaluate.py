@@ -18,7 +18,8 @@ from inf_jax.data.from_config import dataset_dir, text_config
 from inf_jax.data.tokenise import read_examples
 from inf_jax.evaluate import main
 from inf_jax.evaluation import figure
-from inf_jax.evaluation.scores import METRICS, evaluate, task_from_examples
+from inf_jax.evaluation.scores import METRICS, evaluate
+from inf_jax.evaluation.task import task_from_examples
 from inf_jax.models.encoder import tower
 from inf_jax.models.hf.backbone import load_model
 from inf_jax.retriever.encode import encode_texts

@@ -20,9 +20,9 @@ from inf_jax.checkpoints import manager as checkpoint
 from inf_jax.checkpoints.resume import Position
 from inf_jax.config.command_line import command_line
 from inf_jax.core.errors import UserError
-from inf_jax.export import export_hf
-from inf_jax.hf_export import parity
+from inf_jax.hf_export import parity, writer
 from inf_jax.hf_export.model_card import RunInfo
+from inf_jax.hf_export.writer import export_hf
 from inf_jax.models import hf
 from inf_jax.models.encoder import make_encoder
 from inf_jax.models.hf.config import read_config
@@ -200,14 +200,14 @@ def _perturbed_weights(monkeypatch):
         up[1, 0, :] += 0.5
         save({**params, "blocks": {**params["blocks"], "up_kernel": up}}, *rest, **how)
 
-    monkeypatch.setattr(export, "save_weights", sabotaged)
+    monkeypatch.setattr(writer, "save_weights", sabotaged)
 
 
 def _sentence_transformers(**changes):
     def sabotage(monkeypatch):
-        write = export.write_sentence_transformers
+        write = writer.write_sentence_transformers
         monkeypatch.setattr(
-            export,
+            writer,
             "write_sentence_transformers",
             lambda folder, config, **sizes: write(
                 folder, dataclasses.replace(config, **changes), **sizes
@@ -218,25 +218,25 @@ def _sentence_transformers(**changes):
 
 
 def _short_tokenizer(monkeypatch):
-    write = export.write_tokenizer
+    write = writer.write_tokenizer
     monkeypatch.setattr(
-        export,
+        writer,
         "write_tokenizer",
         lambda *a, max_length, **more: write(*a, max_length=max_length - 9, **more),
     )
 
 
 def _settings(monkeypatch):
-    write = export.write_json
+    write = writer.write_json
 
     def sabotaged(path, value):
         write(path, value | {"pooling": "cls"} if path.name == "inf_jax.json" else value)
 
-    monkeypatch.setattr(export, "write_json", sabotaged)
+    monkeypatch.setattr(writer, "write_json", sabotaged)
 
 
 def _no_config(monkeypatch):
-    monkeypatch.setattr(export, "write_config", lambda *a, **how: None)
+    monkeypatch.setattr(writer, "write_config", lambda *a, **how: None)
 
 
 @pytest.mark.parametrize(
@@ -272,13 +272,13 @@ def test_a_wrong_export_is_refused_and_the_old_one_stays(
 
 def test_a_wrong_instructed_encoder_is_refused(tiny_model_dir, tmp_path, monkeypatch):
     pytest.importorskip("torch")
-    copy = export.shutil.copyfile
+    copy = writer.shutil.copyfile
 
     def sabotaged(source, target):
         copy(source, target)
         target.write_text(target.read_text().replace(" * instruction_mask[:, :, None]", ""))
 
-    monkeypatch.setattr(export.shutil, "copyfile", sabotaged)
+    monkeypatch.setattr(writer.shutil, "copyfile", sabotaged)
     expected = r"refused: instructed_encoder\.py gives another embedding of the query .*cosine"
     with pytest.raises(UserError, match=expected):
         export_tiny(tiny_model_dir, tmp_path / "out", APART["attention-shared-e5"])

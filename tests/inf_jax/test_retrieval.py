@@ -10,7 +10,8 @@ from inf_jax.core.errors import UserError
 from inf_jax.data.records import Example
 from inf_jax.data.tokenise import read_examples
 from inf_jax.distributed.mesh import make_mesh
-from inf_jax.evaluation.scores import METRICS, evaluate, task_from_examples
+from inf_jax.evaluation.scores import METRICS, evaluate
+from inf_jax.evaluation.task import task_from_examples
 
 
 def example(number, query, instruction, document, *poisons):

@@ -19,7 +19,8 @@ from inf_jax.models import hf
 from inf_jax.models.encoder import EncoderOptions, make_encoder
 from inf_jax.models.hf import sentence_transformers as st_files
 from inf_jax.models.hf.config import read_config
-from inf_jax.retriever.retriever import CHUNK_TOKENS, Retriever, RetrieverConfig
+from inf_jax.retriever.retriever import CHUNK_TOKENS, Retriever
+from inf_jax.retriever.settings import RetrieverConfig
 from inf_jax.text.tokenizer import TextConfig, load_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "models" / "minilm"

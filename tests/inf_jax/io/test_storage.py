@@ -20,7 +20,8 @@ from inf_jax.core.errors import UserError
 from inf_jax.io import gcs as bucket
 from inf_jax.io import storage
 from inf_jax.monitoring.metrics_log import read_metrics
-from inf_jax.retriever.retriever import SETTINGS_FILE, load
+from inf_jax.retriever import load
+from inf_jax.retriever.settings import SETTINGS_FILE
 from tests.doubles.gcs_server import GcsServer
 from tests.inf_jax.processes import finish, start, write_config
 

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from inf_jax.export import export_hf
+from inf_jax.hf_export.writer import export_hf
 from inf_jax.io.safetensors import stored_tensors
 from inf_jax.models import hf
 from inf_jax.models.hf.config import config_from_hf, read_config

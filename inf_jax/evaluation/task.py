@@ -1,0 +1,74 @@
+"""The retrieval task that a split of examples defines: corpus, queries and relevance judgements."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from inf_jax.core.errors import UserError
+from inf_jax.data.records import Example, pairs, text_hash
+
+
+class Task(NamedTuple):
+    """What to search, and what is right.
+
+    Attributes:
+      corpus: document id -> passage.
+      queries: query id -> (query, instruction); ids are `<group>_<number>`, as in InstructIR.
+      qrels: query id -> {document id: 1}, the passages that fit the query under its instruction.
+      changed: query id -> the passages that fit the query under other instructions, not under
+        this one; only queries that have some.
+      groups: query id -> group id; a group is one query under all its instructions.
+      alone: group id -> (query, ""), the query without instruction.
+    """
+
+    corpus: dict[str, str]
+    queries: dict[str, tuple[str, str]]
+    qrels: dict[str, dict[str, int]]
+    changed: dict[str, list[str]]
+    groups: dict[str, str]
+    alone: dict[str, tuple[str, str]]
+
+
+def task_from_examples(examples: Iterable[Example]) -> Task:
+    """The task of a split: positives are the queries, all passages are the corpus.
+
+    Texts are told apart by `text_hash`. A poisoned pair says that its passage fits its query under
+    its instruction, so it counts as relevant where that instructed query is one of the task, and
+    the passage of a poisoned instruction is one of its query's passages.
+
+    Raises:
+      UserError: no examples.
+    """
+    corpus: dict[int, tuple[str, str]] = {}  # by hash: id, text
+    alone: dict[int, tuple[str, str]] = {}
+    queries: dict[tuple[int, int], tuple[str, str, str]] = {}  # id, query, instruction
+    fits: dict[tuple[int, int], dict[str, int]] = defaultdict(dict)
+    passages_of: dict[int, dict[str, None]] = defaultdict(dict)  # of a query, in order
+    for example in examples:
+        for number, pair in enumerate(pairs(example)):
+            if pair is None:
+                continue
+            document, _ = corpus.setdefault(
+                text_hash(pair.passage), (f"p{len(corpus)}", pair.passage)
+            )
+            query = text_hash(pair.query)
+            key = query, text_hash(pair.instruction)
+            fits[key][document] = 1
+            passages_of[query][document] = None
+            if number == 0:
+                group, _ = alone.setdefault(query, (f"q{len(alone)}", pair.query))
+                queries.setdefault(key, (f"{group}_{len(queries)}", pair.query, pair.instruction))
+    if not queries:
+        raise UserError("the split has no examples to evaluate; build it again")
+    ids = {key: queries[key][0] for key in queries}
+    changed = {
+        qid: [d for d in passages_of[key[0]] if d not in fits[key]] for key, qid in ids.items()
+    }
+    return Task(
+        corpus=dict(corpus.values()),
+        queries={qid: (query, instruction) for qid, query, instruction in queries.values()},
+        qrels={qid: fits[key] for key, qid in ids.items()},
+        changed={qid: documents for qid, documents in changed.items() if documents},
+        groups={qid: alone[key[0]][0] for key, qid in ids.items()},
+        alone={group: (query, "") for group, query in alone.values()},
+    )
