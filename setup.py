@@ -24,6 +24,7 @@ BASE = [
     "huggingface_hub>=2.4,<3",
     "importlib_resources>=7.1",  # tensorflow-datasets needs it and does not say so
     "jax>=0.10.2,<0.11",
+    "jinja2>=3.1,<4",  # for the cards; huggingface_hub does not require it
     "jaxtyping>=0.3.11,<0.4",
     "matplotlib>=3.11,<4",
     "ml-dtypes>=0.5,<0.7",  # NumPy's bfloat16
@@ -104,7 +105,13 @@ setup(
         ]
     },
     package_data={
-        "data_pipeline": ["samples/**/*", "prompts/*", "report/audit_page/*", "llm/prices.json"],
+        "data_pipeline": [
+            "samples/**/*",
+            "prompts/*",
+            "report/audit_page/*",
+            "report/*.jinja",
+            "llm/prices.json",
+        ],
         "inf_jax": ["plan_models.json"],
     },
     install_requires=BASE,

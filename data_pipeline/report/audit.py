@@ -1,7 +1,7 @@
-"""The audit page: a sample of the corpus for human review, as one HTML file that loads nothing.
+"""Writes the audit page: a sample of the corpus for human review, in one self-contained HTML file.
 
-What the models wrote is nobody's markup: it travels as JSON in which no `<` is left, and the page's
-script sets it as text. The page's policy lets run that one script alone, by its hash.
+Model output is never parsed as markup: it is embedded as JSON without any `<`, and the page's
+script inserts it as text. The content security policy allows that one script, by its hash.
 """
 
 import base64
@@ -23,19 +23,19 @@ from inf_jax.io.atomic import atomic_file
 _PAGE = Path(__file__).parent / "audit_page"
 _WORD = re.compile(r"\s*\S+\s*|\s+")
 _EDGES = re.compile(r"^\W+|\W+$")
-_ALIKE = 0.3  # from this share of words in common on, differences are worth showing
-_MANY_WORDS = 1500  # from there on difflib may take frequent words for junk, to stay fast
+_ALIKE = 0.3  # least share of common words at which differences are shown
+_MANY_WORDS = 1500  # in longer texts difflib may ignore frequent words, to stay fast
 
-Segments = list[tuple[str, bool]]  # a text in pieces; True where it differs
+Segments = list[tuple[str, bool]]  # consecutive pieces of a text; True for those that differ
 
 
 def write_audit(path: Path, report: dict[str, Any], items: Iterable[Item], *, title: str) -> None:
-    """Writes the page, whole or not at all; raises UserError where it cannot be written.
+    """Writes the page atomically; raises UserError if it cannot be written.
 
     Args:
-      report: of `summary.summarise`, of the whole corpus.
-      items: the sample, each with its example, in the order in which they are shown.
-      title: the corpus' name.
+      report: from `summary.summarise`, on the whole corpus.
+      items: the sample in the order to show; each has an example.
+      title: name of the corpus.
     """
     page = audit_page(report, items, title=title)
     with atomic_file(path) as file:
@@ -43,11 +43,12 @@ def write_audit(path: Path, report: dict[str, Any], items: Iterable[Item], *, ti
 
 
 def audit_page(report: dict[str, Any], items: Iterable[Item], *, title: str) -> str:
-    """The page's HTML; see `write_audit`."""
+    """The page's HTML; arguments as for `write_audit`."""
     shown = [_payload(item) for item in items]
     style, script = ((_PAGE / f"audit.{kind}").read_text() for kind in ("css", "js"))
     csp = (
         f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; "
+        "img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
     parts = {
@@ -61,8 +62,8 @@ def audit_page(report: dict[str, Any], items: Iterable[Item], *, title: str) -> 
         "data": _script_safe({"corpus": report["corpus"], "items": shown}),
     }
     template = (_PAGE / "audit.html").read_text()
-    # in one pass: a text that looks like one of these places is not filled again
-    return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], template)
+    # in one pass, so that inserted text is not taken for a placeholder
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
 
 
 def _hash(text: str) -> str:
@@ -70,14 +71,14 @@ def _hash(text: str) -> str:
 
 
 def _script_safe(values: Any) -> str:
-    """JSON that cannot end the element it stands in: all that means something in HTML is escaped,
-    and what is not ASCII too (lone surrogates have no UTF-8)."""
+    """JSON that cannot close its HTML element: `<`, `>` and `&` are escaped, as is all that is not
+    ASCII (UTF-8 cannot encode lone surrogates)."""
     text = json.dumps(values, separators=(",", ":"))
-    return re.sub("[<>&]", lambda found: f"\\u{ord(found[0]):04x}", text)
+    return re.sub("[<>&]", lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def _payload(item: Item) -> dict[str, Any]:
-    """What the page's script shows of an item."""
+    """The values of an item that the page's script shows."""
     triple = [pair or Pair("", "", "") for pair in pairs(item.example)]
     texts = [pair.passage for pair in triple]
     rewritten = texts[0].split() != item.passage.split()
@@ -106,12 +107,12 @@ def _payload(item: Item) -> dict[str, Any]:
 
 
 def _passages(item: Item, texts: list[str]) -> list[dict[str, Any]]:
-    """The three passages; in a negative what differs from the positive one is marked, in that what
-    differs from both."""
-    found = [_Comparison(texts[0], text) for text in texts[1:]]
-    alike = [each for each in found if each.alike]
-    marks = [all(each) for each in zip(*(each.marks[0] for each in alike), strict=True)]
-    segments = [_segments(_words(texts[0]), marks), *(each.second() for each in found)]
+    """The three passages with marked differences: in a negative those from the positive passage,
+    in the positive passage the words that are in neither negative."""
+    comparisons = [_Comparison(texts[0], text) for text in texts[1:]]
+    alike = [each.marks[0] for each in comparisons if each.alike]
+    marks = [all(each) for each in zip(*alike, strict=True)]
+    segments = [_segments(_words(texts[0]), marks), *(each.second() for each in comparisons)]
     return [
         {"name": name, "segments": segments[n], "figures": "; ".join(_figures(item, n, texts[n]))}
         for n, name in enumerate(PASSAGES)
@@ -128,12 +129,11 @@ def _figures(item: Item, n: int, text: str) -> Iterator[str]:
 
 
 class _Comparison:
-    """Word for word, where two texts differ.
+    """The word-by-word difference of two texts, regardless of case and punctuation.
 
     Attributes:
-      marks: a list for each text, True for each of its words that differs; case and punctuation do
-        not count.
-      alike: whether they share enough for that to say something.
+      marks: for each of the two texts a list with True for each word that differs.
+      alike: whether the texts share enough words for the marks to be useful.
     """
 
     def __init__(self, first: str, second: str):
@@ -147,17 +147,17 @@ class _Comparison:
         self.alike = matcher.ratio() >= _ALIKE
 
     def second(self) -> Segments:
-        """The second text, marked where it makes sense."""
+        """The second text, with marks if the two are alike."""
         return _segments(self._words[1], self.marks[1] if self.alike else [])
 
 
 def _words(text: str) -> list[str]:
-    """The text in pieces of one word and the white space around it."""
+    """Splits a text into words, each with the white space around it."""
     return _WORD.findall(text)
 
 
 def _segments(words: list[str], marks: list[bool]) -> Segments:
-    """Runs of words that are marked, or are not; without marks, one run."""
+    """Merges neighbouring words with equal marks; without marks the text is one segment."""
     pairs_ = zip(marks or [False] * len(words), words, strict=True)
     runs = itertools.groupby(pairs_, key=lambda pair: pair[0])
     return [("".join(word for _, word in run), marked) for marked, run in runs]

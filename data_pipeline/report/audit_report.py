@@ -1,17 +1,17 @@
-"""The report of a corpus as HTML: the audit page's second view."""
+"""A corpus's report as HTML, the second view of the audit page."""
 
 from collections.abc import Iterable, Iterator
 from html import escape
 from typing import Any
 
-from data_pipeline.items import INSTRUCTED_QUERIES, PASSAGES
 from data_pipeline.report.charts import bars, histogram
+from data_pipeline.report.formatting import kappa, percentage, relevance_rows
 
-_MOST_REASONS = 24  # drawn; the table of pairs has them all
+_MOST_REASONS = 24  # in the chart; the table of pairs has all
 
 
 def report_html(report: dict[str, Any]) -> str:
-    """Numbers, charts and tables of `summary.summarise`; every text in it is escaped."""
+    """Figures, charts and tables of a report of `summary.summarise`, escaped."""
     tables = [_pairs(report), _cost(report)]
     if report["relevance"]:
         tables.append(_relevance(report))
@@ -26,18 +26,18 @@ def report_html(report: dict[str, Any]) -> str:
 
 
 def _numbers(report: dict[str, Any]) -> str:
-    usage, made = report["usage"], report["rewritten"]
+    usage, made, usd = report["usage"], report["rewritten"], report["usd_per_kept"]
     figures = {
         "pairs": f"{report['pairs']:,}",
-        "kept": f"{report['kept']:,} ({_share(report['kept'], report['pairs'])})",
+        "kept": f"{report['kept']:,} ({percentage(report['kept'], report['pairs'])})",
         "dropped": f"{report['dropped']:,}",
-        "passages rewritten": _share(made["kept"], report["kept"]),
+        "passages rewritten": percentage(made["kept"], report["kept"]),
         "cost": f"${usage['usd']:.2f}",
-        "a kept example": _usd(report["usd_per_kept"]),
+        "cost per kept example": "none" if usd is None else f"${usd:.5f}",
         "in flight at kills": f"{usage['in_flight_at_kills']:,}",
     }
     if report["agreement"]:
-        figures["kappa of two judges"] = _kappa(report["agreement"]["kappa"])
+        figures["kappa of two judges"] = kappa(report["agreement"])
     cells = "".join(
         f'<dl class="panel"><dt>{escape(name)}</dt><dd>{escape(value)}</dd></dl>'
         for name, value in figures.items()
@@ -54,7 +54,7 @@ def _charts(report: dict[str, Any]) -> Iterator[str]:
         for reason, n in counts.items()
     ]
     reasons.sort(key=lambda row: -row[1][0])
-    yield bars("Reasons for which pairs were dropped", reasons[:_MOST_REASONS], ("pairs",))
+    yield bars("Reasons for dropping pairs", reasons[:_MOST_REASONS], ("pairs",))
     lengths = report["lengths"]
     for kind in ("instruction", "query"):
         title = {"instruction": "Length of instructions", "query": "Length of queries"}[kind]
@@ -67,36 +67,30 @@ def _charts(report: dict[str, Any]) -> Iterator[str]:
         if f"margin_{name}" in report["scores"]
     ]
     if margins:
-        title = "Lead of the positive passage over the hard negative, all that were scored"
+        title = "Margin of the positive passage over the hard negative, all scored examples"
         yield histogram(title, margins, unit="cosine")
 
 
 def _pairs(report: dict[str, Any]) -> str:
     total = report["pairs"]
-    rows = [("", "from the source", f"{total:,}", _share(total, total))]
+    rows = [("", "from the source", f"{total:,}", percentage(total, total))]
     for row in report["stages"]:
         n = row["dropped"]
-        rows.append(("", f"dropped: {row['stage']}", f"{n:,}", _share(n, total)))
+        rows.append(("", f"dropped: {row['stage']}", f"{n:,}", percentage(n, total)))
         rows += [
-            ("sub", reason, f"{n:,}", _share(n, total))
+            ("sub", reason, f"{n:,}", percentage(n, total))
             for reason, n in report["reasons"][row["stage"]].items()
         ]
-    rows.append(("sum", "kept", f"{report['kept']:,}", _share(report["kept"], total)))
-    return _table("What became of the pairs", ("", "pairs", "share"), rows)
+    rows.append(("sum", "kept", f"{report['kept']:,}", percentage(report["kept"], total)))
+    return _table("Outcomes of the pairs", ("", "pairs", "share"), rows)
 
 
 def _relevance(report: dict[str, Any]) -> str:
-    found = {
-        (judge, row["query"], row["passage"]): f"{row['share']:.1%} of {row['judged']:,}"
-        for judge, rows in report["relevance"].items()
-        for row in rows
-    }
-    judges, rows = list(report["relevance"]), []
-    for n, query in enumerate(INSTRUCTED_QUERIES):
-        for m, passage in enumerate(PASSAGES):
-            cells = (found.get((judge, query, passage), "") for judge in judges)
-            rows.append(("", f"{query} | {passage}", *cells, "100%" if n == m else "0%"))
-    return _table("Judged relevant", ("", *judges, "must be"), rows)
+    rows = [
+        ("", f"{query} | {passage}", *shares, "100%" if expected else "0%")
+        for query, passage, shares, expected in relevance_rows(report)
+    ]
+    return _table("Judged relevant", ("", *report["relevance"], "expected"), rows)
 
 
 def _agreement(agreement: dict[str, Any]) -> str:
@@ -106,12 +100,12 @@ def _agreement(agreement: dict[str, Any]) -> str:
             f"{row['query']} | {row['passage']}",
             f"{row['judged']:,}",
             f"{row['agreement']:.1%}",
-            _kappa(row["kappa"]),
+            kappa(row),
         )
         for row in agreement["combinations"]
     ]
-    share, kappa = f"{agreement['agreement']:.1%}", _kappa(agreement["kappa"])
-    rows.append(("sum", "all", f"{agreement['judged']:,}", share, kappa))
+    share = f"{agreement['agreement']:.1%}"
+    rows.append(("sum", "all", f"{agreement['judged']:,}", share, kappa(agreement)))
     header = ("", "judged by both", "agree", "Cohen's kappa")
     return _table("Agreement of the two judges", header, rows)
 
@@ -130,16 +124,9 @@ def _cost(report: dict[str, Any]) -> str:
         )
         for stage, one in usage["stages"].items()
     ]
-    rows.append(("sum", f"in all, {usage['runs']} runs", *[""] * 4, f"{usage['usd']:.4f}"))
+    rows.append(("sum", f"total of {usage['runs']} runs", *[""] * 4, f"{usage['usd']:.4f}"))
     if usage["usd_unknown"]:
-        rows.append(
-            (
-                "",
-                "without answer, at the most",
-                *[""] * 4,
-                f"{usage['usd_unknown']:.4f}",
-            )
-        )
+        rows.append(("", "unanswered, at most", *[""] * 4, f"{usage['usd_unknown']:.4f}"))
     header = ("", "requests", "answers", "tokens in", "tokens out", "USD")
     return _table("Cost", header, rows)
 
@@ -158,8 +145,10 @@ def _provenance(report: dict[str, Any]) -> str:
 def _table(
     caption: str, header: tuple[str, ...], rows: Iterable[tuple[str, ...]], *, texts: int = 1
 ) -> str:
-    """A table whose first `texts` columns are texts, the others numbers; each row begins with its
-    class, its next cell is its header."""
+    """An HTML table whose first `texts` columns are texts, the others numbers.
+
+    The first element of a row is its class, the second its header cell.
+    """
     kinds = [' class="number"' if n >= texts else "" for n in range(len(header))]
     head = "".join(
         f'<th scope="col"{kind}>{escape(name)}</th>' if name else "<td></td>"
@@ -177,15 +166,3 @@ def _table(
         f'<div class="scroll"><table><caption>{escape(caption)}</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
-
-
-def _share(part: int, whole: int) -> str:
-    return f"{part / whole:.1%}" if whole else "none"
-
-
-def _usd(value: float | None) -> str:
-    return "none" if value is None else f"${value:.5f}"
-
-
-def _kappa(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.3f}"

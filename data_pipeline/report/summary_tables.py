@@ -1,20 +1,20 @@
-"""The final report as tables for a terminal."""
+"""A corpus's report as tables for the terminal."""
 
 from collections.abc import Iterator
 from typing import Any
 
 from rich.table import Table
 
-from data_pipeline.items import INSTRUCTED_QUERIES, PASSAGES
+from data_pipeline.report.formatting import kappa, percentage, relevance_rows
 
 
 def report_tables(report: dict[str, Any]) -> Iterator[Table]:
-    """The report for a terminal."""
+    """The tables of a report of `summary.summarise`."""
     table = _table("pairs", "", "pairs", "share")
     pairs = report["pairs"]
 
     def line(name: str, n: int, **style) -> None:
-        table.add_row(name, f"{n:,}", f"{n / pairs:.1%}" if pairs else "", **style)
+        table.add_row(name, f"{n:,}", percentage(n, pairs), **style)
 
     line("from the source", pairs, end_section=True)
     for row in report["stages"]:
@@ -30,27 +30,14 @@ def report_tables(report: dict[str, Any]) -> Iterator[Table]:
     yield table
 
     if report["relevance"]:
-        table = _table("judged relevant", "", *report["relevance"], "must be")
-        shares = {
-            (judge, row["query"], row["passage"]): f"{row['share']:.1%}"
-            for judge, rows in report["relevance"].items()
-            for row in rows
-        }
-        for query in INSTRUCTED_QUERIES:
-            for n, passage in enumerate(PASSAGES):
-                found = [shares.get((j, query, passage), "") for j in report["relevance"]]
-                must = "100%" if INSTRUCTED_QUERIES.index(query) == n else "0%"
-                table.add_row(f"{query} | {passage}", *found, must)
+        table = _table("judged relevant", "", *report["relevance"], "expected")
+        for query, passage, shares, expected in relevance_rows(report):
+            table.add_row(f"{query} | {passage}", *shares, "100%" if expected else "0%")
         yield table
-    if report["agreement"]:
-        both = report["agreement"]
+    if both := report["agreement"]:
         table = _table("two judges", "", "judged", "agreement", "kappa")
-        table.add_row(
-            "all combinations",
-            f"{both['judged']:,}",
-            f"{both['agreement']:.1%}",
-            "undefined" if both["kappa"] is None else f"{both['kappa']:.3f}",
-        )
+        share = f"{both['agreement']:.1%}"
+        table.add_row("all combinations", f"{both['judged']:,}", share, kappa(both))
         yield table
     yield _cost_table(report)
 
@@ -63,12 +50,12 @@ def _cost_table(report: dict[str, Any]) -> Table:
         numbers = (f"{one[name]:,}" for name in names)
         table.add_row(stage, f"{one['model']}, {one['mode']}", *numbers, f"{one['usd']:.4f}")
     table.add_section()
-    table.add_row("in all", *[""] * 5, f"{usage['usd']:.4f}", style="bold")
+    table.add_row("total", *[""] * 5, f"{usage['usd']:.4f}", style="bold")
     if report["usd_per_kept"] is not None:
-        table.add_row("a kept example", *[""] * 5, f"{report['usd_per_kept']:.6f}")
+        table.add_row("per kept example", *[""] * 5, f"{report['usd_per_kept']:.6f}")
     if usage["usd_unknown"]:
-        table.add_row("at the most, of no answer", *[""] * 5, f"{usage['usd_unknown']:.4f}")
-    table.add_row("in flight at a kill", "", f"{usage['in_flight_at_kills']:,}", *[""] * 4)
+        table.add_row("unanswered, at most", *[""] * 5, f"{usage['usd_unknown']:.4f}")
+    table.add_row("in flight at kills", "", f"{usage['in_flight_at_kills']:,}", *[""] * 4)
     return table
 
 

@@ -78,7 +78,7 @@ def test_human_review():
     assert report["review"] == {"accept": 1, "accept_over_drop": 1, "reject": 1}
     text = data_card(report, INFO)
     assert (
-        "A human has looked at 3 examples: 2 accepted, 1 of them against a judge or the score, "
+        "A human has reviewed 3 examples: 2 accepted, 1 of them against a judge or the score, "
         "1 rejected and dropped."
     ) in text
     assert "secret note" not in text
