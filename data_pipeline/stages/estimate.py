@@ -1,4 +1,4 @@
-"""What a run will cost, before anything is sent."""
+"""Estimates what a run will cost before anything is sent."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -13,24 +13,24 @@ from data_pipeline.stages.generate import example_of, triplet_payload
 from data_pipeline.stages.judge import CROSSED, DIAGONAL, Judges, judge_payload
 from inf_jax.data.records import Example
 
-# Tokens of an answer where the journal holds none of the stage and model yet.
+# Expected tokens of an answer if the journal has none of the stage and model yet.
 _COMPLETION = {"query": 15.0, "generate": 600.0, "judge": 80.0}
-_REASONING = 400.0  # more, of models that think first
+_REASONING = 400.0  # additional tokens of reasoning models
 _REASONING_MODELS = ("o1", "o3", "o4", "gpt-5")
-_DIAGONAL_HOLDS = 0.7  # share of the examples whose crossed combinations are asked for
-_QUERY = "x" * 50  # stands for a query, and twice for an instruction, that is not generated yet
+_DIAGONAL_HOLDS = 0.7  # share of the examples that pass the diagonal
+_QUERY = "x" * 50  # placeholder for a query, and twice for an instruction, not generated yet
 
 
 @dataclasses.dataclass
 class StageEstimate:
-    """What a stage still has to ask.
+    """The requests of one stage.
 
     Attributes:
-      stage, model: which.
-      known: questions that the journal answers.
-      requests: to be sent.
-      prompt_tokens, completion_tokens: expected of these.
-      usd: expected.
+      stage, model: names.
+      known: number of requests with a result in the journal.
+      requests: expected number of requests left to send.
+      prompt_tokens, completion_tokens: expected tokens of these.
+      usd: their expected cost.
     """
 
     stage: str
@@ -43,13 +43,13 @@ class StageEstimate:
 
 
 class Estimator:
-    """Adds up the requests of a corpus.
+    """Estimates the requests left for a corpus.
 
     Args:
-      journal: knows what is answered already, and how long answers have been.
-      prices: of each model.
-      batch: at the Batch API's price.
-      max_attempts: see `asking.known`.
+      journal: holds the results so far, and the mean length of answers.
+      prices: model -> price.
+      batch: whether to use the Batch API's price.
+      max_attempts: see `ask.recorded_result`.
     """
 
     def __init__(
@@ -67,11 +67,10 @@ class Estimator:
         triplet: RequestTemplate,
         judges: Judges,
     ) -> list[StageEstimate]:
-        """Of all stages, for pairs as they come from the stage pairs; one pass, flat memory.
+        """Estimates all model stages in one pass over the output of the stage pairs.
 
-        Examples that do not exist yet are taken to be as long as their pair; of what is generated,
-        all is taken to reach the judges, and of what they have not judged, a share to need the
-        whole table.
+        Assumes that examples not generated yet are as long as their pair, that all of them reach
+        the judges, and that a share of those not judged yet needs the whole table.
         """
         stages = {
             "query": StageEstimate("query", query.model),
@@ -83,12 +82,12 @@ class Estimator:
         for item in items:
             text = item.query
             if not text:
-                found = self._add(stages["query"], query.request({"passage": item.passage}))
-                text = QueryAnswer.model_validate_json(found.text).query if found.text else _QUERY
-            found = self._add(stages["generate"], triplet.request(triplet_payload(item, text)))
-            if found.failure:
+                result = self._add(stages["query"], query.request({"passage": item.passage}))
+                text = QueryAnswer.model_validate_json(result.text).query if result.text else _QUERY
+            result = self._add(stages["generate"], triplet.request(triplet_payload(item, text)))
+            if result.failure:
                 continue
-            example = example_of(item, text, found.text) if found.text else None
+            example = example_of(item, text, result.text) if result.text else None
             for name, judge in judges.of(item).items():
                 self._add_table(stages[name], judge, item, text, example, judges.full_table)
         return [stage for stage in stages.values() if stage.requests or stage.known]
@@ -107,18 +106,17 @@ class Estimator:
             count = len(DIAGONAL) + len(CROSSED) * (1.0 if full else _DIAGONAL_HOLDS)
             self._add(stage, judge.request(payload), count=count)
             return
-        share = 1.0  # of the crossed combinations
+        share = 1.0  # expected, of the crossed combinations
         for combination in DIAGONAL:
-            found = self._add(stage, judge.request(judge_payload(example, *combination)))
-            if not full and not (
-                found.text and JudgeAnswer.model_validate_json(found.text).relevant
-            ):
-                share = min(share, 0.0 if found.text or found.failure else _DIAGONAL_HOLDS)
+            result = self._add(stage, judge.request(judge_payload(example, *combination)))
+            relevant = result.text and JudgeAnswer.model_validate_json(result.text).relevant
+            if not full and not relevant:
+                share = min(share, 0.0 if result.text or result.failure else _DIAGONAL_HOLDS)
         for combination in CROSSED if share else ():
             self._add(stage, judge.request(judge_payload(example, *combination)), count=share)
 
     def _add(self, stage: StageEstimate, request: Request, *, count: float = 1.0) -> Result:
-        """Counts a question; its result where the journal has one, else an empty one."""
+        """Counts a request; returns its result from the journal, or an empty one."""
         result = recorded_result(self._journal, request.key, self._max_attempts)
         if result:
             stage.known += 1
@@ -127,16 +125,16 @@ class Estimator:
         stage.requests += count
         stage.prompt_tokens += count * prompt
         stage.completion_tokens += count * completion
-        # the price is linear in the tokens, so that fractions of them add up
+        # prices are linear in the tokens, so fractions add up
         usage = Usage(prompt, 0, completion)
         stage.usd += count * self._prices[request.model].usd(usage, batch=self._batch)
         return Result()
 
     def _tokens(self, request: Request) -> tuple[float, float]:
-        which = request.stage, request.model
-        if which not in self._means:
-            self._means[which] = self._journal.mean_tokens(*which)
-        if means := self._means[which]:
+        key = request.stage, request.model
+        if key not in self._means:
+            self._means[key] = self._journal.mean_tokens(*key)
+        if means := self._means[key]:
             completion = means[1]
         else:
             reasons = request.model.startswith(_REASONING_MODELS)

@@ -1,16 +1,16 @@
-"""The triplet factory: its stages in order, each from the file of the one before.
+"""The triplet factory: runs the stages in order, each on the output file of the one before.
 
-    pairs     the source's pairs: checked, sampled, each with a type of instruction    pairs.jsonl
-    generate  a model makes triplets of them                                       generated.jsonl
-    filter    rules, near duplicates, texts of the evaluation                       filtered.jsonl
+    pairs     pairs of the source: filtered, sampled, with an instruction type         pairs.jsonl
+    generate  a model writes triplets for them                                     generated.jsonl
+    filter    rules, near duplicates, benchmark contamination                       filtered.jsonl
     judge     a model checks each relevance table                                     judged.jsonl
-    score     cosines by a model of our own, where one is named                       scored.jsonl
-    corpus    the human review, where there is one; one outcome a pair              outcomes.jsonl
-              and what is kept, with InF-IR's field names                       corpus/train.jsonl
+    score     cosines of an embedding model (optional)                                scored.jsonl
+    corpus    the human review (optional); one outcome per pair                     outcomes.jsonl
+              and the kept examples with InF-IR's field names                   corpus/train.jsonl
     report    report.json, audit.html, DATA_CARD.md
     build     the TFDS dataset data/inf_ir/factory, which training reads
 
-All but journal.sqlite is made from what is before it: any stage can be run again, at any time.
+Everything but journal.sqlite can be made again from the stage before, at any time.
 """
 
 import dataclasses
@@ -34,150 +34,113 @@ from data_pipeline.report.sample import AuditSample
 from data_pipeline.report.summary import summarise, write_report
 from data_pipeline.sources.pair_readers import read_pairs
 from data_pipeline.stages.estimate import Estimator, StageEstimate
-from data_pipeline.stages.model_stages import Asking, Models
+from data_pipeline.stages.model_stages import ModelSettings, ModelStages
 from data_pipeline.stages.pairs import make_items
 from data_pipeline.stages.review import apply_review, read_review
 from data_pipeline.stages.score import score_items
-from data_pipeline.stages.stage_files import StageFile, state_of
+from data_pipeline.stages.stage_files import StageFile, stage_files
 from inf_jax.config.command_line import command_line
 from inf_jax.core.errors import UserError
 from inf_jax.io.atomic import atomic_file
 from inf_jax.io.json_files import sha256_of_file
 
 STAGES = ("pairs", "generate", "filter", "judge", "score", "corpus", "report", "build")
-_ASKING = ("generate", "filter", "judge")
-# stage -> its file; each is made from the one before
-_FILES = {
-    "pairs": "pairs",
-    "generate": "generated",
-    "filter": "filtered",
-    "judge": "judged",
-    "score": "scored",
-    "corpus": "outcomes",
-}
+_MODEL_STAGES = ("generate", "filter", "judge")
 
 
 class Factory:
-    """One corpus.
+    """Makes one corpus.
 
     Args:
       config: checked.
-      max_usd: cap on its whole cost, over all runs; None for none.
+      max_usd: cap on the whole cost of the corpus, over all runs; None for no cap.
       forget_batches: give up the batches of earlier runs.
 
+    Attributes:
+      out_dir: directory of all files.
+      files: stage -> its output file.
+      report: the report, after the stage report.
+      dataset: directory of the dataset, after the stage build.
+
     Raises:
-      UserError: a prompt or a price is missing, two stages give a model two prices, the key is not
-        set, another run has the journal, or the journal is damaged.
+      UserError: a prompt or a price is missing, two stages give a model different prices, the
+        journal is damaged, or another run is using it.
     """
 
     def __init__(
         self, config: FactoryConfig, *, max_usd: float | None = None, forget_batches: bool = False
     ):
         self._config = config
-        self.report: dict[str, Any] | None = None  # of the stage report
-        self.dataset: Path | None = None  # of the stage build
+        self.report: dict[str, Any] | None = None
+        self.dataset: Path | None = None
         self.out_dir = Path(config.out_dir)
-        self._models = Models(config)
-        self.files = self._stage_files()
+        self._settings = ModelSettings(config)
+        self.files = stage_files(config, self._settings.fingerprint_settings())
         self.journal = Journal(self.out_dir / "journal.sqlite")
-        self._asking = Asking(
+        self._model_stages = ModelStages(
             config,
-            out_dir=self.out_dir,
             journal=self.journal,
-            models=self._models,
+            settings=self._settings,
             max_usd=max_usd,
             forget_batches=forget_batches,
         )
 
     def run(self, stages: Sequence[str]) -> None:
-        """Runs the stages that are named, or finds that they are done.
+        """Runs the given stages; a stage whose output is complete and up to date is skipped.
 
         Raises:
-          UserError: bad input, an endpoint that refuses, a full disk; what stages have written
-            before stays. BudgetReached, at the end: what the cap allowed is done.
+          UserError: bad input, an endpoint that refuses, a full disk; outputs of earlier stages
+            are kept.
+          BudgetReached: at the end, after everything that the cap allows is done.
         """
-        if set(stages) & set(_ASKING):
-            self._asking.connect()
+        if set(stages) & set(_MODEL_STAGES):
+            self._model_stages.connect()
         try:
             for group in _groups(stages):
-                if group[0] in _ASKING:
-                    self._ask(group)
+                if group[0] in _MODEL_STAGES:
+                    self._run_model_stages(group)
                 else:
                     getattr(self, f"_{group[0]}")()
         except UserError as error:
-            if self._asking.cap:  # e.g. too few examples for two splits: this is why
-                raise self._asking.cap from error
+            if self._model_stages.cap:  # the cause, e.g. of too few examples for two splits
+                raise self._model_stages.cap from error
             raise
-        if self._asking.cap:
-            raise self._asking.cap
+        if self._model_stages.cap:
+            raise self._model_stages.cap
 
     def estimate(self) -> list[StageEstimate]:
-        """What the run still has to ask, after the stage pairs."""
+        """Estimates what is left to ask; needs the output of the stage pairs."""
         batch, max_attempts = self._config.llm.mode == "batch", self._config.llm.max_attempts
-        prices = self._models.prices
-        estimator = Estimator(self.journal, prices, batch=batch, max_attempts=max_attempts)
+        settings = self._settings
+        estimator = Estimator(self.journal, settings.prices, batch=batch, max_attempts=max_attempts)
         return estimator.estimate(
             self.files["pairs"].read(),
-            query=self._models.query,
-            triplet=self._models.triplet,
-            judges=self._models.judges,
+            query=settings.query,
+            triplet=settings.triplet,
+            judges=settings.judges,
         )
 
     def close(self) -> None:
-        """Lets another process have the journal."""
+        """Closes and unlocks the journal."""
         self.journal.close()
 
-    def _stage_files(self) -> dict[str, StageFile]:
-        config, asked = self._config, self._models.settings()
-        source, evaluation = (
-            dataclasses.asdict(config.source),
-            dataclasses.asdict(config.evaluation),
-        )
-        own: dict[str, Any] = {
-            "pairs": [
-                config.seed,
-                source,
-                state_of(source["path"]),
-                evaluation,
-                [state_of(path) for path in evaluation["paths"]],
-                config.generate.types,
-                config.generate.type_weights,
-            ],
-            "generate": [*asked["generate"], config.llm.max_attempts],
-            "filter": [dataclasses.asdict(config.filter)],
-            "judge": [*asked["judge"], config.llm.max_attempts],
-            # a model that was trained anew in its directory is another one
-            "score": [dataclasses.asdict(config.score), _model_state(config.score.model)],
-            "corpus": [dataclasses.asdict(config.review), state_of(config.review.path)],
-        }
-        if not config.score.model:
-            del own["score"]
-        files: dict[str, StageFile] = {}
-        fingerprint = ""
-        for stage, settings in own.items():
-            files[stage] = StageFile(
-                self.out_dir, _FILES[stage], settings=settings, source=fingerprint
-            )
-            fingerprint = files[stage].fingerprint
-        return files
-
     def _before(self, stage: str) -> StageFile:
-        """The file that a stage is made from; raises UserError where it is not there."""
+        """The output that a stage reads; raises UserError if it is missing."""
         names = list(self.files)
         source = names[names.index(stage) - 1] if stage in names else names[-1]
         file = self.files[source]
-        if not file.found():
+        if not file.metadata():
             raise UserError(
                 f"{file.path} is missing, damaged or of other settings; run without --stages, or "
-                f"first --stages={source}"
+                f"run --stages={source} first"
             )
         return file
 
     def _done(self, stage: str) -> bool:
-        found = self.files[stage].found()
-        done = bool(found and found["complete"])
+        metadata = self.files[stage].metadata()
+        done = bool(metadata and metadata["complete"])
         if done:
-            print(f"{stage}: reusing {self.files[stage].path} ({found['items']:,} pairs)")
+            print(f"{stage}: reusing {self.files[stage].path} ({metadata['items']:,} pairs)")
         return done
 
     def _pairs(self) -> None:
@@ -213,7 +176,7 @@ class Factory:
             return None
         return Evaluation.read(evaluation.paths, threshold=evaluation.threshold)
 
-    def _ask(self, stages: list[str]) -> None:
+    def _run_model_stages(self, stages: list[str]) -> None:
         while stages and self._done(stages[0]):
             stages = stages[1:]
         if not stages:
@@ -221,7 +184,7 @@ class Factory:
         before = self._before(stages[0])
         check = self._item_filter() if "filter" in stages else None
         files = {stage: self.files[stage] for stage in stages}
-        self._asking.run(before.read(), before.found()["items"], files, check=check)
+        self._model_stages.run(before.read(), before.metadata()["items"], files, check=check)
 
     def _item_filter(self) -> ItemFilter:
         own, source = self._config.filter, self._config.source
@@ -254,8 +217,9 @@ class Factory:
 
     def _corpus(self) -> None:
         path = self.out_dir / "corpus" / "train.jsonl"
-        found = self.files["corpus"].found()
-        whole = found and path.exists() and found["extra"].get("corpus") == sha256_of_file(path)
+        metadata = self.files["corpus"].metadata()
+        recorded = metadata["extra"].get("corpus") if metadata else None
+        whole = recorded and path.exists() and recorded == sha256_of_file(path)
         if whole and self._done("corpus"):
             return
         items = self._before("corpus").read()
@@ -264,7 +228,7 @@ class Factory:
             items = apply_review(
                 items, read_review(review.path), accept_overrides=review.accept_overrides
             )
-        # the outcomes' own note of being whole is written last
+        # the metadata of the outcomes, which says that both are complete, is written last
         with (
             self.files["corpus"].writing(lambda: {"corpus": sha256_of_file(path)}) as write,
             atomic_file(path) as corpus,
@@ -276,11 +240,10 @@ class Factory:
 
     def _report(self) -> None:
         outcomes, config = self._before("report"), self._config
-        # what became of the source's pairs before they were items
-        source = (self.files["pairs"].found() or {"extra": {}})["extra"]
+        pairs_report = (self.files["pairs"].metadata() or {"extra": {}})["extra"]
         sample = AuditSample(kept=config.audit.count, dropped=config.audit.count, seed=config.seed)
         self.report = report = summarise(
-            outcomes.read(), self.journal.usage(), pairs_report=source, tap=sample.add
+            outcomes.read(), self.journal.usage(), pairs_report=pairs_report, tap=sample.add
         )
         name = config.corpus.name or self.out_dir.name
         write_report(self.out_dir / "report.json", report)
@@ -298,11 +261,11 @@ class Factory:
     def _build(self) -> None:
         from data_pipeline.dataset.build import build  # imports TFDS, which is slow
 
-        outcomes, corpus = self._before("build").found(), self._config.corpus
+        outcomes, corpus = self._before("build").metadata(), self._config.corpus
         if not outcomes["alive"]:
             reasons = Counter(item.reasons[0] for item in self.files["corpus"].read())
             most = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common(3))
-            raise UserError(f"nothing was kept of {outcomes['items']:,} pairs: {most}")
+            raise UserError(f"none of {outcomes['items']:,} pairs was kept: {most}")
         data_dir = corpus.data_dir or self.out_dir / "data"
         options = {
             "path_train": self.out_dir / "corpus" / "train.jsonl",
@@ -313,28 +276,29 @@ class Factory:
         except UserError:
             if corpus.data_dir:
                 raise
-            # our own directory: an older corpus' dataset is ours to replace
+            # the dataset of an older corpus in our own directory may be replaced
             self.dataset, _ = build("factory", data_dir, **options, overwrite=True)
 
 
 def _groups(stages: Sequence[str]) -> list[list[str]]:
-    """The stages one by one, but those that ask, where they follow each other, together."""
+    """The stages in groups: consecutive model stages together, others alone."""
     groups: list[list[str]] = []
     for stage in stages:
         before = STAGES[STAGES.index(stage) - 1]
-        if groups and stage in _ASKING and before in _ASKING and groups[-1][-1] == before:
+        if (
+            groups
+            and stage in _MODEL_STAGES
+            and before in _MODEL_STAGES
+            and groups[-1][-1] == before
+        ):
             groups[-1].append(stage)
         else:
             groups.append([stage])
     return groups
 
 
-def _model_state(name: str) -> list:
-    return state_of(name) if name and Path(name).is_dir() else []
-
-
 def _row(item: Item) -> str:
-    """A line of the corpus: InF-IR's fields, and where they come from."""
+    """A line of the corpus: InF-IR's fields, provenance and scores."""
     row = dataclasses.asdict(item.example) | {
         "instruction_type": item.instruction_type,
         "provenance": item.provenance,

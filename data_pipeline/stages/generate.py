@@ -1,4 +1,4 @@
-"""The stage generate: a pair becomes an example, a positive triplet and two poisoned ones.
+"""The stage generate: a model turns a pair into an example (a positive and two poisoned triplets).
 
 "Towards Better Instruction Following Retrieval Models" (arXiv 2505.21439), section 3.
 """
@@ -13,14 +13,15 @@ from inf_jax.data.records import Example
 async def generate(
     item: Item, ask: AskFn, *, query: RequestTemplate, triplet: RequestTemplate
 ) -> Item:
-    """Asks for what the pair lacks: first a query, where it has none, then the triplets.
+    """Generates a query if the pair has none, then the triplets.
 
     Args:
-      item: with its instruction type.
-      query, triplet: make the requests of the stages query and generate.
+      item: with an instruction type.
+      ask: sends the requests.
+      query, triplet: templates of the stages query and generate.
 
     Returns:
-      The item, with its example; or dropped, `generate:<why>`, `generate:query_<why>`.
+      The item with its example; or dropped, `generate:<failure>` or `generate:query_<failure>`.
     """
     text = item.query
     if not text:
@@ -38,7 +39,7 @@ async def generate(
 
 
 def example_of(item: Item, query: str, answer_json: str) -> Example:
-    """The example that an answer of the stage generate makes of a pair."""
+    """The example of a pair and the answer of the stage generate to it."""
     answer = TripletAnswer.model_validate_json(answer_json)
     return Example(
         id=item.id,
@@ -53,5 +54,5 @@ def example_of(item: Item, query: str, answer_json: str) -> Example:
 
 
 def triplet_payload(item: Item, query: str) -> dict[str, str]:
-    """What the prompt of the stage generate gets."""
+    """The payload of the stage generate's prompt."""
     return {"query": query, "passage": item.passage, "instruction_type": item.instruction_type}

@@ -1,4 +1,4 @@
-"""The stage judge: is each passage of an example relevant exactly where it must be?
+"""The stage judge: a model checks the relevance of each passage to each instructed query.
 
 The relevance table has nine combinations of an instructed query and a passage: the three on the
 diagonal, (I+Q+, P+), (I-Q+, P-1), (I+Q-, P-2), must be relevant, the six crossed ones must not
@@ -24,13 +24,12 @@ CROSSED: tuple[Combination, ...] = tuple(
 
 @dataclasses.dataclass(frozen=True)
 class Judges:
-    """Who judges, and how much.
+    """Templates of the judges, and how much they judge.
 
     Attributes:
-      first: makes the requests of the judge.
-      second: of the second one; None for none.
-      share: of the examples that the second one sees, chosen by their ids.
-      full_table: ask for the crossed combinations also where the diagonal has failed.
+      first, second: request templates; no second judge if None.
+      share: share of the examples that the second judge sees, chosen by their ids.
+      full_table: judge the crossed combinations even if the diagonal has failed.
     """
 
     first: RequestTemplate
@@ -39,7 +38,7 @@ class Judges:
     full_table: bool = False
 
     def of(self, item: Item) -> dict[str, RequestTemplate]:
-        """The item's judges by name."""
+        """Name -> template of the item's judges."""
         judges = {"judge": self.first}
         if self.second and text_hash(f"second judge\x1f{item.id}") < self.share * 2.0**64:
             judges["judge_2"] = self.second
@@ -47,21 +46,20 @@ class Judges:
 
 
 async def judge(item: Item, ask: AskFn, *, judges: Judges) -> Item:
-    """Has the example judged; all its judges must find its table as it must be.
+    """Has all judges of an example judge its relevance table.
 
     Returns:
-      The item with its judgements; dropped where one is not as it must be, `judge:<instructed
-      query>|<passage>` (with a second judge `judge_2:...`), or where a judge gave no answer,
-      `judge:<why>`.
+      The item with its judgements; dropped for each wrong one, `judge:<query>|<passage>`, and for
+      each judge without an answer, `judge:<failure>` (`judge_2:...` for the second judge).
     """
-    found = judges.of(item)
-    await _ask_all(item, ask, found, DIAGONAL)
+    templates = judges.of(item)
+    await _judge_all(item, ask, templates, DIAGONAL)
     if item.alive or judges.full_table:
-        await _ask_all(item, ask, found, CROSSED)
+        await _judge_all(item, ask, templates, CROSSED)
     return item
 
 
-async def _ask_all(
+async def _judge_all(
     item: Item,
     ask: AskFn,
     judges: dict[str, RequestTemplate],
@@ -85,7 +83,7 @@ async def _ask_all(
 
 
 def judge_payload(example: Example, query: str, passage: str) -> dict[str, str]:
-    """What the prompt of the stage judge gets."""
+    """The payload of the stage judge's prompt for one combination."""
     e = example
     instructed = {
         "I+Q+": (e.instruction_positive, e.query_positive),

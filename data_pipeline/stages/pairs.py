@@ -1,8 +1,8 @@
-"""The stage `pairs`: a source's pairs, filtered and sampled, become the factory's items.
+"""The stage pairs: filters and samples a source's pairs and draws their instruction types.
 
-Which pairs are taken and what type of instruction they get are functions of (seed, id) alone. The
-order of the source does not matter, a larger count keeps what a smaller one took, and another mix
-of types changes only as many types as it must: nothing that was paid for is paid for again.
+Sample and types are functions of (seed, id) alone. The order of the source does not matter, a
+larger count contains the smaller ones, and another mix of types changes as few types as possible,
+so that nothing is paid for twice.
 """
 
 import heapq
@@ -22,14 +22,14 @@ from inf_jax.data.records import text_hash
 EVEN_TYPES: Mapping[str, float] = dict.fromkeys(INSTRUCTION_TYPES, 1.0)
 
 
-class Evaluation(Protocol):
-    """The evaluation set's texts, which must not be trained on."""
+class SharedTexts(Protocol):
+    """Recognises benchmark texts, which must not be in training data."""
 
     def shares_query(self, text: str) -> str:
-        """Why the query counts as one of the set's; "" where it does not."""
+        """Why the query counts as one of the benchmark's; "" if it does not."""
 
     def shares_passage(self, text: str) -> str:
-        """Why the passage counts as one of the set's; "" where it does not."""
+        """Why the passage counts as one of the benchmark's; "" if it does not."""
 
 
 def make_items(
@@ -37,68 +37,68 @@ def make_items(
     *,
     dropped: Counter[str],
     limits: Limits = Limits(),
-    evaluation: Evaluation | None = None,
+    evaluation: SharedTexts | None = None,
     count: int | None = None,
     seed: int = 0,
     types: Mapping[str, float] = EVEN_TYPES,
 ) -> Iterator[Item]:
-    """The items of the pairs that are fit, `count` of them in the order of `sample`.
+    """Yields new items for a sample of the valid pairs, in the order of `sample`.
 
     Args:
       pairs: of a source.
-      dropped: counts here each pair that becomes no item, under one reason: empty:passage,
-        too_short: or too_long: and query or passage, shared_with_eval: and the evaluation's
-        reason, not_sampled, duplicate_pair.
-      limits: words of a query (where there is one) and of a passage (`document_words`).
-      evaluation: None where there is no evaluation set.
-      count: how many, less those that are the same texts under another id; None for all, in the
-        source's order.
-      seed: of the sample and of the types.
-      types: instruction type -> weight, as `draw_type`.
+      dropped: counts each pair without an item under one reason: empty:passage, too_short: or
+        too_long: and query or passage, shared_with_eval: and the reason of `evaluation`,
+        not_sampled, duplicate_pair.
+      limits: words of a query (if there is one) and of a passage (`document_words`).
+      evaluation: benchmark texts to leave out; None for none.
+      count: size of the sample, from which repeated texts are then removed; None for all pairs in
+        the source's order.
+      seed: of sample and types.
+      types: instruction type -> weight, as in `draw_type`.
 
     Raises:
-      UserError: an impossible count or weight, an id that occurs twice, or no pair is fit.
+      UserError: an invalid count or weight, a repeated id, or no valid pair.
     """
     check_types(types)
-    fit = 0
+    valid = 0
 
-    def fit_pairs() -> Iterator[SourcePair]:
-        nonlocal fit
+    def valid_pairs() -> Iterator[SourcePair]:
+        nonlocal valid
         for pair in pairs:
-            if reason := _unfit(pair, limits, evaluation):
+            if reason := _invalid(pair, limits, evaluation):
                 dropped[reason] += 1
             else:
-                fit += 1
+                valid += 1
                 yield pair
 
     sampled, seen = 0, set()
-    for pair in sample(fit_pairs(), count=count, seed=seed):
+    for pair in sample(valid_pairs(), count=count, seed=seed):
         sampled += 1
-        # of the sample, not of the source: whatever its order, the same ones are left
+        # within the sample, so that the order of the source does not matter
         identity = text_hash(f"{fold(pair.query)}\x1f{fold(pair.passage)}")
         if identity in seen:
             dropped["duplicate_pair"] += 1
             continue
         seen.add(identity)
         yield Item(pair.id, pair.query, pair.passage, draw_type(pair.id, types=types, seed=seed))
-    if not fit:
+    if not valid:
         why = ", ".join(f"{number} for {reason!r}" for reason, number in dropped.most_common(3))
         raise UserError(
-            f"no pair of the source is fit{': ' + why if why else ''}; give another source or "
+            f"the source has no valid pair{': ' + why if why else ''}; choose another source or "
             "other limits"
         )
-    if fit > sampled:
-        dropped["not_sampled"] += fit - sampled
+    if valid > sampled:
+        dropped["not_sampled"] += valid - sampled
 
 
 def sample(pairs: Iterable[SourcePair], *, count: int | None, seed: int) -> Iterator[SourcePair]:
-    """The `count` pairs whose ids have the least hashes under the seed, least first.
+    """Yields the `count` pairs whose ids have the smallest hashes under the seed, smallest first.
 
-    The same pairs in the same order whatever the order of the source; a larger count begins with
-    them. Memory is O(count). With None all pairs as they come, and only a hash of each is held.
+    Independent of the order of the source; a larger count starts with the same pairs. Memory is
+    O(count). With None yields all pairs in the source's order and holds only a hash of each.
 
     Raises:
-      UserError: the count is less than 1, or an id occurs twice among the pairs that are given.
+      UserError: the count is less than 1, or an id is repeated among the yielded pairs.
     """
     if count is None:
         seen: set[int] = set()
@@ -111,12 +111,12 @@ def sample(pairs: Iterable[SourcePair], *, count: int | None, seed: int) -> Iter
         return
     if count < 1:
         raise UserError(f"count={count}: must be at least 1, or None for all pairs")
-    heap: list[tuple[int, str]] = []  # (-hash, id), so that the greatest hash is on top
+    heap: list[tuple[int, str]] = []  # (-hash, id): the largest hash is on top
     held: dict[str, SourcePair] = {}
     repeated: set[str] = set()
     for pair in pairs:
         if pair.id in held:
-            # an error only if the pair stays, so that the order of the source decides nothing
+            # an error only if the pair stays, whatever the order of the source
             repeated.add(pair.id)
             continue
         key = (-text_hash(f"sample {seed} {pair.id}"), pair.id)
@@ -134,14 +134,14 @@ def sample(pairs: Iterable[SourcePair], *, count: int | None, seed: int) -> Iter
 
 
 def _repeated(id: str) -> UserError:
-    return UserError(f"id {id!r} occurs twice in the source; give each pair an id of its own")
+    return UserError(f"id {id!r} occurs twice in the source; ids must be unique")
 
 
 def draw_type(id: str, *, types: Mapping[str, float], seed: int) -> str:
-    """A type for an id, each with a probability in proportion to its weight.
+    """Draws a type for an id, with probabilities proportional to the weights.
 
-    Rendezvous hashing: each type has a draw of its own, which its weight speeds up, and the first
-    to arrive wins. A greater weight, or a new type, only wins ids over; no others change places.
+    Weighted rendezvous hashing: each type draws an arrival time and the earliest wins. A larger
+    weight or a new type only takes ids over; no other assignments change.
     """
 
     def arrival(name: str) -> float:
@@ -152,20 +152,20 @@ def draw_type(id: str, *, types: Mapping[str, float], seed: int) -> str:
 
 
 def check_types(types: Mapping[str, float]) -> None:
-    """Raises UserError unless every type is known, no weight negative, and one above zero."""
+    """Raises UserError unless all types are known and the weights are valid, one above zero."""
     for name, weight in types.items():
         if name not in INSTRUCTION_TYPES:
             raise UserError(
-                f"types: no instruction type {name!r}; choose of {', '.join(INSTRUCTION_TYPES)}"
+                f"types: no instruction type {name!r}; choose from {', '.join(INSTRUCTION_TYPES)}"
             )
         if not 0 <= weight < math.inf:
             raise UserError(f"types: {name} has weight {weight}; give a number of 0 or more")
     if not any(types.values()):
-        raise UserError("types: no instruction type has a weight above 0; give one at least")
+        raise UserError("types: no instruction type has a weight above 0; give at least one")
 
 
-def _unfit(pair: SourcePair, limits: Limits, evaluation: Evaluation | None) -> str:
-    """The first reason against a pair; "" for none."""
+def _invalid(pair: SourcePair, limits: Limits, evaluation: SharedTexts | None) -> str:
+    """The first reason to drop a pair; "" for a valid one."""
     if not pair.passage:
         return "empty:passage"
     texts = {"query": (pair.query, limits.query_words)} if pair.query else {}

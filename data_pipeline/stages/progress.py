@@ -1,19 +1,19 @@
-"""What a person sees while requests are under way: a bar a stage, and what it costs."""
+"""Progress of the model stages: one bar per stage on a terminal, else a line now and then."""
 
 import time
 from collections.abc import Callable
 
 from tqdm import tqdm
 
-_EVERY_S = 30.0  # between two lines where there is no terminal
+_EVERY_S = 30.0  # between two lines without a terminal
 
 
 class Progress:
-    """Bars of the stages on a terminal; elsewhere a line now and then.
+    """Bars, or lines, of the stages.
 
     Args:
       stages: name -> number of items.
-      status: what stands behind the bars, e.g. the cost.
+      status: text shown after the bars, e.g. the cost.
     """
 
     def __init__(self, stages: dict[str, int], status: Callable[[], str]):
@@ -23,33 +23,33 @@ class Progress:
             for n, (name, total) in enumerate(stages.items())
         }
         self._done = dict.fromkeys(stages, 0)
-        self._said = time.monotonic()
+        self._printed_at = time.monotonic()
 
     def advance(self, stage: str) -> None:
-        """One more item has passed a stage."""
+        """Counts an item that has passed a stage."""
         self._done[stage] += 1
         bar = self._bars[stage]
         if not bar.disable:
             bar.set_postfix_str(self._status(), refresh=False)
         bar.update()
-        self._say()
+        self._print_line()
 
     def refresh(self) -> None:
-        """Shows a status that has changed without an item's passing."""
+        """Shows a changed status."""
         for bar in self._bars.values():
             if not bar.disable:
                 bar.set_postfix_str(self._status())
-        self._say()
+        self._print_line()
 
-    def _say(self) -> None:
-        """A line where there is no terminal."""
+    def _print_line(self) -> None:
+        """Prints a line if there is no terminal and the last one is old."""
         now = time.monotonic()
-        if now - self._said > _EVERY_S and any(bar.disable for bar in self._bars.values()):
-            self._said = now
+        if now - self._printed_at > _EVERY_S and any(bar.disable for bar in self._bars.values()):
+            self._printed_at = now
             done = ", ".join(f"{n} {self._done[n]:,}/{b.total:,}" for n, b in self._bars.items())
             print(f"{done}; {self._status()}", flush=True)
 
     def close(self) -> None:
-        """Ends the bars."""
+        """Closes the bars."""
         for bar in self._bars.values():
             bar.close()

@@ -1,4 +1,4 @@
-"""A human's review, as the audit page exports it, applied to the items it is of."""
+"""Applies a human review, exported from the audit page, to the items of its corpus."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -11,17 +11,17 @@ from data_pipeline.items import Fingerprint, Item, example_hash
 from inf_jax.core.errors import UserError
 
 STAGE = "review"
-OVERRIDDEN = ("judge", "judge_2", "score")  # stages whose drop is an opinion; the others' are facts
+OVERRIDDEN = ("judge", "judge_2", "score")  # stages whose reasons a human may override
 _SHOWN = 5
 
 
 class Decision(BaseModel):
-    """What was decided on one example.
+    """The decision on one example.
 
     Attributes:
-      verdict: None where there is a note alone.
+      verdict: None for a note without a decision.
       note: free text.
-      example: `items.example_hash` of what was seen; "" in a review not made by the page.
+      example: `items.example_hash` of the example seen; "" if not written by the audit page.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -34,8 +34,8 @@ class Review(BaseModel):
     """The contents of `review.json`.
 
     Attributes:
-      corpus: `items.Fingerprint` of the corpus that was reviewed.
-      decisions: by id.
+      corpus: `items.Fingerprint` of the reviewed corpus.
+      decisions: by the item's id.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -44,10 +44,10 @@ class Review(BaseModel):
 
 
 def read_review(path: str | Path) -> Review:
-    """The review in a file.
+    """Reads a review.
 
     Raises:
-      UserError: no such file, or it is no review: names the entry.
+      UserError: the file cannot be read or is not a review; names the entry.
     """
     try:
         values = json.loads(Path(path).read_bytes())
@@ -55,13 +55,13 @@ def read_review(path: str | Path) -> Review:
         raise UserError(f"cannot read the review {path}: {error.strerror}") from error
     except ValueError as error:
         raise UserError(
-            f"{path} is no JSON ({error}); export the decisions from the audit page again"
+            f"{path} is not valid JSON ({error}); export the decisions from the audit page again"
         ) from error
     try:
         return Review.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        where = " / ".join(map(str, first["loc"])) or "the whole"
+        where = " / ".join(map(str, first["loc"])) or "top level"
         raise UserError(
             f"{path}: {where}: {first['msg']}; correct it, or export the decisions from the audit "
             "page again"
@@ -71,67 +71,65 @@ def read_review(path: str | Path) -> Review:
 def apply_review(
     items: Iterable[Item], review: Review, *, accept_overrides: bool = False
 ) -> Iterator[Item]:
-    """The items with the human's word on them.
+    """Yields the items with the review's decisions applied.
 
-    A rejected one is dropped, `review:rejected`. An accepted one stays as it is; with
-    `accept_overrides` it comes back where nothing but a judge or the score spoke against it.
-    The verdict is kept in the item's provenance.
+    A rejected item is dropped, `review:rejected`. An accepted one is unchanged; with
+    `accept_overrides` it is kept if only judges or the score dropped it. The verdict goes into the
+    item's provenance.
 
-    Whether the review fits is known at the end: a caller writes the items to a file that appears
-    only when all have come.
+    Errors are raised after the last item: callers write to a file that appears only at the end.
 
     Args:
-      items: all of the corpus, in their order.
-      review: of this corpus. One of a smaller corpus that has grown since fits too, as long as all
-        its examples are in it unchanged.
+      items: the whole corpus, in order.
+      review: of this corpus, or of a smaller one whose examples it contains unchanged.
       accept_overrides: see above.
 
     Raises:
-      UserError: the review is of another corpus, or of ids that are not there.
+      UserError: the review is of another corpus, or decides on unknown ids.
     """
-    waiting, changed, corpus = dict(review.decisions), [], Fingerprint()
+    pending, changed, corpus = dict(review.decisions), [], Fingerprint()
     for item in items:
         corpus.add(item)
-        decision = waiting.pop(item.id, None)
+        decision = pending.pop(item.id, None)
         if decision:
             if decision.example and decision.example != example_hash(item):
                 changed.append(item.id)
             elif decision.verdict:
                 _decide(item, decision, accept_overrides)
         yield item
-    _check(review, str(corpus), changed, list(waiting))
+    _check(review, str(corpus), changed, list(pending))
 
 
 def _decide(item: Item, decision: Decision, accept_overrides: bool) -> None:
     made = {"verdict": decision.verdict, "note": decision.note}
     if decision.verdict == "reject":
         item.drop(STAGE, "rejected")
-    elif accept_overrides and item.example and item.reasons and _all_opinions(item.reasons):
+    elif accept_overrides and item.example and item.reasons and _can_be_overridden(item.reasons):
         made["overrides"] = ", ".join(item.reasons)
         item.reasons = []
     item.provenance[STAGE] = made
 
 
-def _all_opinions(reasons: list[str]) -> bool:
+def _can_be_overridden(reasons: list[str]) -> bool:
     return all(reason.partition(":")[0] in OVERRIDDEN for reason in reasons)
 
 
 def _check(review: Review, corpus: str, changed: list[str], unknown: list[str]) -> None:
     if changed:
         raise UserError(
-            f"the review is of other examples: since it was made, {_some(changed)} have changed; "
+            f"the review is outdated: {_some(changed)} have changed since; "
             "review the new audit page"
         )
-    unsure = any(not decision.example for decision in review.decisions.values())
-    if review.corpus != corpus and (unsure or len(unknown) == len(review.decisions)):
+    unverified = any(not decision.example for decision in review.decisions.values())
+    if review.corpus != corpus and (unverified or len(unknown) == len(review.decisions)):
         raise UserError(
             f"the review is of another corpus ({review.corpus}, this is {corpus}); review this "
-            "corpus' own audit page"
+            "corpus' audit page"
         )
     if unknown:
         raise UserError(
             f"the review decides on pairs that are not in this corpus: {_some(unknown)}; remove "
-            "them from the review, or give the corpus that it is of"
+            "them from the review, or use the corpus that was reviewed"
         )
 
 

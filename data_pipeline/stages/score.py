@@ -1,10 +1,10 @@
-"""The stage score: how hard an example's negatives are for an embedding model of our own.
+"""The stage score: how hard an example's negatives are for an embedding model.
 
 The hardness of a hard negative is its cosine with the positive instructed query less the positive
-passage's: cos(I+Q+, P-) - cos(I+Q+, P+). It is relative because the cosines of one model fill
-another range than those of the next, and because the loss sees differences only. Well below 0 the
-negative teaches nothing; well above 0 the model finds it better than the positive, which is
-sometimes its own error and often a passage that is relevant after all.
+passage's: cos(I+Q+, P-) - cos(I+Q+, P+). A difference, because the range of cosines differs from
+model to model and the loss depends on differences only. Well below 0 the negative teaches nothing;
+well above 0 the model prefers it to the positive: sometimes the model's error, often a passage that
+is relevant after all.
 """
 
 import os
@@ -17,16 +17,16 @@ from inf_jax.core.errors import UserError
 from inf_jax.data.records import Example, pairs
 
 STAGE = "score"
-_DIGITS = 5  # what another batch of the same texts may change lies beyond
-_MOST_WAITING = 8  # batches: dropped items between those that are scored wait too
+_DIGITS = 5  # batching changes later digits only
+_MAX_WINDOW = 8  # batches; the window includes dropped items, which are not scored
 
 
 def score_items(
     items: Iterable[Item], *, model: str | os.PathLike, band: tuple[float, float], batch: int
 ) -> Iterator[Item]:
-    """Writes `scores` and drops the items with a negative outside the band of hardness.
+    """Adds `scores` to items and drops those with a negative outside the band of hardness.
 
-    The scores, all of them cosines or their differences:
+    The scores, cosines or their differences:
       positive                     cos(I+Q+, P+)
       poisoned_instruction         cos(I+Q+, P-1)
       poisoned_query               cos(I+Q+, P-2)
@@ -34,25 +34,24 @@ def score_items(
       margin_poisoned_query        positive - poisoned_query
       own_poisoned_instruction     cos(I-Q+, P-1), the poisoned pair's own
       own_poisoned_query           cos(I+Q-, P-2)
-    Those of an absent poison are left out. The reasons are `score:too_easy:<field>` where the
-    hardness of the field's passage is below `band[0]`, `score:too_hard:<field>` above `band[1]`.
+    Those of a missing poison are left out. The reasons are `score:too_easy:<field>` if the hardness
+    of the field's passage is below `band[0]`, `score:too_hard:<field>` if it is above `band[1]`.
 
     Args:
       model: as for `inf_jax.load`: a directory, a hub id, or `package:NAME/SUB`.
-      band: least and most hardness, both allowed; within [-2, 2].
-      batch: examples that are encoded together; as many are in memory, and the dropped ones
-        between them, up to some batches.
+      band: lowest and highest hardness allowed, within [-2, 2].
+      batch: examples encoded together, which bounds memory.
 
     Returns:
       All items, in order; dropped ones untouched.
 
     Raises:
-      UserError: an impossible band or batch, no such model, or an item that is not dropped has no
-        example.
+      UserError: an invalid band or batch, a missing model, or an item without example that is not
+        dropped.
     """
     low, high = band
     if not low < high:
-        raise UserError(f"score: the band ({low}, {high}) is empty; its first number is the least")
+        raise UserError(f"score: the band ({low}, {high}) is empty; give the lower bound first")
     if batch < 1:
         raise UserError(f"score: batch={batch}, must be at least 1")
     return _score(iter(items), os.fspath(model), (low, high), batch)
@@ -65,7 +64,7 @@ def _score(
     for window, alive in _windows(items, batch):
         if alive:
             if retriever is None:
-                retriever = _load(model)  # not where a rerun finds nothing to do
+                retriever = _load(model)  # only if there is something to score
             for item, scores in zip(alive, _cosines(retriever, alive), strict=True):
                 item.scores.update(scores)
                 item.provenance[STAGE] = {"model": model}
@@ -74,7 +73,7 @@ def _score(
 
 
 def _windows(items: Iterator[Item], batch: int) -> Iterator[tuple[list[Item], list[Item]]]:
-    """(all, those that are not dropped) of runs of items with up to `batch` of the latter."""
+    """Yields (all items, those not dropped) of windows with up to `batch` of the latter."""
     window, alive = [], []
     for item in items:
         window.append(item)
@@ -82,7 +81,7 @@ def _windows(items: Iterator[Item], batch: int) -> Iterator[tuple[list[Item], li
             if item.example is None:
                 raise UserError(f"score: item {item.id} has no example; run the stage generate")
             alive.append(item)
-        if len(alive) == batch or len(window) == _MOST_WAITING * batch:
+        if len(alive) == batch or len(window) == _MAX_WINDOW * batch:
             yield window, alive
             window, alive = [], []
     if window:
@@ -90,23 +89,23 @@ def _windows(items: Iterator[Item], batch: int) -> Iterator[tuple[list[Item], li
 
 
 def _load(model: str):
-    import inf_jax  # with JAX behind it: not before it is needed
+    import inf_jax  # imports JAX, which other stages do not need
 
     return inf_jax.load(model)
 
 
 def _cosines(retriever, items: list[Item]) -> list[dict[str, float]]:
-    """The scores of each item, those named in `score_items`."""
-    shown = [_complete(item.example) for item in items]
+    """The scores of each item, see `score_items`."""
+    triples = [_complete(item.example) for item in items]
     present = [[pair is not None for pair in pairs(item.example)] for item in items]
     queries = _unit(
         retriever.encode_queries(
-            [pair.query for triple in shown for pair in triple],
-            [pair.instruction for triple in shown for pair in triple],
+            [pair.query for triple in triples for pair in triple],
+            [pair.instruction for triple in triples for pair in triple],
         )
     ).reshape(len(items), 3, -1)
     passages = _unit(
-        retriever.encode_passages([pair.passage for triple in shown for pair in triple])
+        retriever.encode_passages([pair.passage for triple in triples for pair in triple])
     ).reshape(queries.shape)
     table = np.einsum("nqe,npe->nqp", queries, passages)
     scores = []
@@ -122,7 +121,7 @@ def _cosines(retriever, items: list[Item]) -> list[dict[str, float]]:
 
 
 def _complete(example: Example) -> list:
-    """The three pairs; the positive one again in the place of an absent poison."""
+    """The three pairs; the positive one stands in for a missing poison."""
     positive, *poisoned = pairs(example)
     return [positive, *(pair or positive for pair in poisoned)]
 

@@ -1,28 +1,30 @@
-"""The files of the factory's stages: each is whole or absent, and known to be of these settings."""
+"""Output files of the stages: complete or absent, with a fingerprint of all that they depend on."""
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.config import FactoryConfig
 from data_pipeline.items import Item, read_items
 from inf_jax.core.errors import UserError
 from inf_jax.io.atomic import atomic_file
 from inf_jax.io.json_files import sha256_of_file
 
-# Reasons that another run may not have: for want of money, or of an answer.
-_PASSING = ("budget", "unanswered")
+# Reasons that another run may not have.
+_TRANSIENT_REASONS = ("budget", "unanswered")
 
 
 class StageFile:
-    """The output of one stage: `<name>.jsonl`, and beside it what made it.
+    """The output of one stage: `<name>.jsonl` and its metadata `<name>.meta.json`.
 
     Args:
-      out_dir: of the factory.
+      out_dir: directory of the factory.
       name: e.g. "judged".
-      settings: whatever the stage depends on, as JSON.
+      settings: everything that the stage depends on, as JSON.
       source: fingerprint of its input.
     """
 
@@ -32,11 +34,11 @@ class StageFile:
         recipe = json.dumps([name, settings, source], sort_keys=True)
         self.fingerprint = hashlib.sha256(recipe.encode()).hexdigest()[:16]
 
-    def found(self) -> dict[str, Any] | None:
-        """What is known of the file where it is whole and of these settings; else None.
+    def metadata(self) -> dict[str, Any] | None:
+        """The metadata if the file is complete and has this fingerprint, else None.
 
-        Its keys: items, alive, sha256, complete (no item is left out for want of money or of an
-        answer), extra.
+        Its keys: items and alive (counts), sha256, complete (no item lacks budget or an answer),
+        extra.
         """
         with contextlib.suppress(OSError, ValueError, KeyError):
             meta = json.loads(self._meta.read_bytes())
@@ -48,10 +50,10 @@ class StageFile:
 
     @contextlib.contextmanager
     def writing(self, extra: Callable[[], dict] = dict) -> Iterator[Callable[[Item], None]]:
-        """Gives a function that writes an item; the file appears when the block ends well.
+        """Yields a function that writes an item; the file appears when the block succeeds.
 
         Args:
-          extra: called at the end; what else is to be kept of this stage.
+          extra: called at the end for the metadata's `extra`.
 
         Raises:
           UserError: the disk is full or read-only.
@@ -66,7 +68,7 @@ class StageFile:
                 counts["items"] += 1
                 counts["alive"] += item.alive
                 checksum.update(line)
-                counts["complete"] &= not any(map(_may_end_otherwise, item.reasons))
+                counts["complete"] &= not any(r.endswith(_TRANSIENT_REASONS) for r in item.reasons)
 
             yield write
         meta = counts | {"sha256": checksum.hexdigest(), "fingerprint": self.fingerprint}
@@ -75,19 +77,50 @@ class StageFile:
             file.write(json.dumps(meta, indent=2).encode() + b"\n")
 
     def read(self) -> Iterator[Item]:
-        """The items; raises UserError where the file is missing or damaged."""
+        """The items; raises UserError if the file is missing or damaged."""
         return read_items(self.path)
 
 
-def _may_end_otherwise(reason: str) -> bool:
-    return reason.endswith(_PASSING)
+def stage_files(config: FactoryConfig, model_settings: dict[str, list]) -> dict[str, StageFile]:
+    """Stage -> its output file, in order; each depends on its settings and on the file before.
+
+    Args:
+      config: of the factory.
+      model_settings: stage -> what the answers of its models depend on.
+    """
+    source, evaluation = map(dataclasses.asdict, (config.source, config.evaluation))
+    score, review = map(dataclasses.asdict, (config.score, config.review))
+    texts = [state_of(source["path"]), evaluation, [state_of(p) for p in evaluation["paths"]]]
+    types = [config.generate.types, config.generate.type_weights]
+    settings: dict[str, tuple[str, list]] = {
+        "pairs": ("pairs", [config.seed, source, *texts, *types]),
+        "generate": ("generated", [*model_settings["generate"], config.llm.max_attempts]),
+        "filter": ("filtered", [dataclasses.asdict(config.filter)]),
+        "judge": ("judged", [*model_settings["judge"], config.llm.max_attempts]),
+        # retraining changes the files of a model directory
+        "score": ("scored", [score, state_of(score["model"], only_directory=True)]),
+        "corpus": ("outcomes", [review, state_of(review["path"])]),
+    }
+    if not config.score.model:
+        del settings["score"]
+    files: dict[str, StageFile] = {}
+    fingerprint = ""
+    for stage, (name, own) in settings.items():
+        files[stage] = StageFile(Path(config.out_dir), name, settings=own, source=fingerprint)
+        fingerprint = files[stage].fingerprint
+    return files
 
 
-def state_of(path: str) -> list:
-    """Name, size and time of change of a path's files: what tells that they have changed."""
-    if not path:
-        return []
+def state_of(path: str, *, only_directory: bool = False) -> list:
+    """[name, size, mtime] of each file under a path, which tell whether they have changed.
+
+    Args:
+      path: a file or directory; "" for none.
+      only_directory: return [] for anything but a directory, e.g. the name of a model.
+    """
     root = Path(path)
+    if not path or (only_directory and not root.is_dir()):
+        return []
     files = sorted(f for f in root.rglob("*") if f.is_file()) if root.is_dir() else [root]
     try:
         return [[str(f), (stat := f.stat()).st_size, stat.st_mtime_ns] for f in files]

@@ -1,4 +1,4 @@
-"""How items flow through stages that wait for answers: in order, a bounded number under way."""
+"""Streams of items through asynchronous stages: in order, with bounded concurrency."""
 
 import asyncio
 from collections import deque
@@ -13,34 +13,35 @@ async def ordered(
     *,
     window: int,
 ) -> AsyncIterator[Item]:
-    """The processed items in the order of `items`; those that are dropped already pass through.
+    """Processes items concurrently and yields them in input order; dropped items pass through.
 
     Args:
-      process: one item to one item; many at a time.
-      window: most items under way: memory does not grow with their number.
+      items: the input, read as needed.
+      process: maps one item to one item; called for many at a time.
+      window: maximum number of items in progress, which bounds memory.
 
     Raises:
-      whatever `process` raises for the oldest item; those after it are cancelled.
+      whatever `process` raises for the oldest item; later ones are cancelled.
     """
-    under_way: deque[asyncio.Task | Item] = deque()
+    active: deque[asyncio.Task | Item] = deque()
 
     async def oldest() -> Item:
-        first = under_way[0]
+        first = active[0]
         result = first if isinstance(first, Item) else await first
-        under_way.popleft()
+        active.popleft()
         return result
 
     try:
         async for item in items:
-            under_way.append(asyncio.create_task(process(item)) if item.alive else item)
-            # a task runs only while somebody waits; and a finished one need not be kept
+            active.append(asyncio.create_task(process(item)) if item.alive else item)
+            # let the tasks run, so that finished ones are not kept
             await asyncio.sleep(0)
-            while under_way and (len(under_way) >= window or _finished(under_way[0])):
+            while active and (len(active) >= window or _finished(active[0])):
                 yield await oldest()
-        while under_way:
+        while active:
             yield await oldest()
     finally:
-        for task in under_way:
+        for task in active:
             if not isinstance(task, Item):
                 task.cancel()
 
@@ -49,22 +50,20 @@ def _finished(one: asyncio.Task | Item) -> bool:
     return isinstance(one, Item) or one.done()
 
 
-async def each(items: Iterable[Item]) -> AsyncIterator[Item]:
-    """Plain items as the beginning of a flow."""
+async def as_stream(items: Iterable[Item]) -> AsyncIterator[Item]:
+    """An iterable as a stream."""
     for item in items:
         yield item
 
 
 async def tapped(items: AsyncIterator[Item], tap: Callable[[Item], None]) -> AsyncIterator[Item]:
-    """The same items; `tap` sees each as it passes."""
+    """The same items; `tap` is called with each as it passes."""
     async for item in items:
         tap(item)
         yield item
 
 
-async def one_by_one(
-    items: AsyncIterator[Item], step: Callable[[Item], Item]
-) -> AsyncIterator[Item]:
-    """The items after a step that waits for nothing."""
+async def mapped(items: AsyncIterator[Item], step: Callable[[Item], Item]) -> AsyncIterator[Item]:
+    """The items after a synchronous step; dropped items pass through."""
     async for item in items:
         yield step(item) if item.alive else item

@@ -86,7 +86,7 @@ async def _run(args: argparse.Namespace, base_url: str, directory: Path) -> list
     from data_pipeline.llm.request import Prompt, RequestTemplate
     from data_pipeline.stages.generate import generate
     from data_pipeline.stages.stage_files import StageFile
-    from data_pipeline.stages.streams import each, ordered
+    from data_pipeline.stages.streams import as_stream, ordered
 
     os.environ.setdefault("OPENAI_API_KEY", "none")
     endpoint = Endpoint(base_url=base_url, key_env="OPENAI_API_KEY", timeout_s=60.0)
@@ -109,7 +109,7 @@ async def _run(args: argparse.Namespace, base_url: str, directory: Path) -> list
         for n in range(args.records)
     )
     stream = ordered(
-        each(items),
+        as_stream(items),
         lambda item: generate(item, ask, query=query, triplet=triplet),
         window=ask.window,
     )

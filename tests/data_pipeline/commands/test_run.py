@@ -100,7 +100,7 @@ def test_every_shipped_config_is_valid():
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("source.kind", "sql", "source.kind='sql': one of 'beir'"),
+        ("source.kind", "sql", "source.kind='sql': one of beir"),
         ("source.path", "", "source.path is empty"),
         ("llm.mode", "slow", "llm.mode='slow'"),
         ("llm.concurrency", 0, "llm.concurrency=0: must be above 0"),
@@ -270,7 +270,7 @@ def test_a_corpus_that_is_gone_or_stale_is_made_again(tmp_path, calm_server, fin
 def test_nothing_kept_says_why(tmp_path, llm_server):
     server = llm_server([{"kind": "refusal", "times": 10**6}])
     error = refused(run(tmp_path, server.base_url, "--config.source.count=3", check=False))
-    assert "nothing was kept of 3 pairs: 3 generate:refusal" in error
+    assert "none of 3 pairs was kept: 3 generate:refusal" in error
 
 
 def test_from_batches_to_single_requests(tmp_path, calm_server):
@@ -280,7 +280,7 @@ def test_from_batches_to_single_requests(tmp_path, calm_server):
     error = refused(run(tmp_path, nowhere, *batch, check=False))
     assert "cannot upload" in error
     output = run(tmp_path, calm_server.base_url).stdout
-    assert "looking for 1 batches of an earlier run first" in output
+    assert "waiting for 1 batches of an earlier run first" in output
     assert json.loads((tmp_path / "report.json").read_text())["usage"]["usd_unknown"] == 0
 
 
@@ -407,7 +407,7 @@ def test_every_key_of_the_config_is_read(tmp_path, calm_server, monkeypatch):
     review.write_text(json.dumps({"corpus": "0" * 16, "decisions": {"x": {"verdict": "accept"}}}))
     evaluation.write_text('{"query": "another query", "passage": "another passage"}\n')
     config.review.path, config.evaluation.paths = str(review), (str(evaluation),)
-    monkeypatch.setattr("data_pipeline.stages.factory.state_of", lambda path: [])
+    monkeypatch.setattr("data_pipeline.stages.stage_files.state_of", lambda path, **_: [])
     seen: set[str] = set()
     for review_path in (str(review), ""):
         config.review.path = review_path

@@ -198,16 +198,16 @@ def test_items_are_the_same_whatever_the_order_and_the_count():
 
 
 def test_no_fit_pair():
-    with pytest.raises(UserError, match=r"no pair of the source is fit: 2 for 'empty:passage'; "):
+    with pytest.raises(UserError, match=r"the source has no valid pair: 2 for 'empty:passage'; "):
         list(make_items([pair(1, passage=""), pair(2, passage="")], dropped=Counter(), count=1))
-    with pytest.raises(UserError, match=r"no pair of the source is fit; give another source"):
+    with pytest.raises(UserError, match=r"the source has no valid pair; choose another source"):
         list(make_items([], dropped=Counter()))
 
 
 @pytest.mark.parametrize(
     ("types", "message"),
     [
-        ({"tone": 1}, r"no instruction type 'tone'; choose of audience, format, "),
+        ({"tone": 1}, r"no instruction type 'tone'; choose from audience, format, "),
         ({"length": -1}, r"length has weight -1; give a number of 0 or more"),
         ({"length": float("nan")}, r"length has weight nan"),
         ({"length": float("inf")}, r"length has weight inf"),

@@ -67,7 +67,7 @@ def test_review_of_a_corpus_that_has_grown():
     found = list(apply_review([*corpus(), made("new")], review))
     assert [i.id for i in found if i.alive] == ["new"]
     changed = [made("a", query_negative="not what was seen"), *corpus()[1:]]
-    with pytest.raises(UserError, match="since it was made, a have changed; review the new audit"):
+    with pytest.raises(UserError, match="outdated: a have changed since; review the new audit"):
         list(apply_review(changed, review))
 
 
@@ -80,8 +80,8 @@ def test_items_that_failed_may_be_decided_too():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", r"review\.json is no JSON \(.*export the decisions"),
-        ("[]", r"review\.json: the whole: Input should be a valid dictionary"),
+        ("{", r"review\.json is not valid JSON \(.*export the decisions"),
+        ("[]", r"review\.json: top level: Input should be a valid dictionary"),
         ({"decisions": {}}, r"corpus: Field required"),
         ({"corpus": "x", "decisions": {"a": {"verdict": "maybe"}}}, r"decisions / a / verdict: "),
         ({"corpus": "x", "decisions": {"a": {"note": "n"}}}, r"decisions / a / verdict: Field req"),

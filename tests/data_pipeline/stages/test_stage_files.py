@@ -47,19 +47,19 @@ def test_expected_is_the_diagonal():
 
 def test_a_file_is_found_again_only_with_its_own_settings(tmp_path):
     file = _file(tmp_path)
-    assert file.found() is None
+    assert file.metadata() is None
     _write(file, ITEM, Item("2", "q", "p").drop("judge", "I+Q+|P+"))
-    found = _file(tmp_path).found()
+    found = _file(tmp_path).metadata()
     assert (found["items"], found["alive"], found["complete"]) == (2, 1, True)
     assert found["extra"] == {"dropped": {"short": 2}}
     assert [item.id for item in file.read()] == ["1", "2"]
     for other in ({"settings": {"a": 2}}, {"source": "t"}):
-        assert _file(tmp_path, **other).found() is None
+        assert _file(tmp_path, **other).metadata() is None
 
 
 def test_a_file_that_lacks_money_is_not_complete(tmp_path):
     _write(_file(tmp_path), Item("2", "q", "p").drop("judge", "budget"))
-    assert not _file(tmp_path).found()["complete"]
+    assert not _file(tmp_path).metadata()["complete"]
 
 
 def test_an_error_leaves_what_was_there(tmp_path):
@@ -68,7 +68,7 @@ def test_an_error_leaves_what_was_there(tmp_path):
     with pytest.raises(RuntimeError), file.writing() as write:
         write(ITEM)
         raise RuntimeError
-    assert file.found()["items"] == 1
+    assert file.metadata()["items"] == 1
     assert {path.name for path in tmp_path.iterdir()} == {"judged.jsonl", "judged.meta.json"}
 
 
@@ -83,7 +83,7 @@ def test_a_damaged_file_is_not_taken_for_whole(tmp_path, damage):
         "other fields": data.replace(b'"passage"', b'"text"', 1),
     }[damage]
     file.path.write_bytes(line)
-    assert file.found() is None
+    assert file.metadata() is None
     with pytest.raises(UserError, match=rf"judged.jsonl:{2 if damage == 'truncated' else 1}.*run"):
         list(read_items(file.path))
 

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from data_pipeline.items import Item
-from data_pipeline.stages.streams import each, one_by_one, ordered, tapped
+from data_pipeline.stages.streams import as_stream, mapped, ordered, tapped
 
 
 def _items(count: int) -> list[Item]:
@@ -34,7 +34,7 @@ def test_order_is_the_input_s_and_no_more_than_the_window_is_under_way(window):
         return item
 
     items = _items(40)
-    found = asyncio.run(_all(ordered(each(items), process, window=window)))
+    found = asyncio.run(_all(ordered(as_stream(items), process, window=window)))
     assert [item.id for item in found] == [str(n) for n in range(40)]
     assert all(item.scores for item in found)
     assert highest == min(window, 40)
@@ -53,8 +53,8 @@ def test_two_stages_overlap_and_dropped_items_pass_through():
         return item
 
     items = _items(20)
-    flow = ordered(each(items), first, window=2)
-    flow = one_by_one(flow, lambda item: item.drop("rule", "four") if item.id == "4" else item)
+    flow = ordered(as_stream(items), first, window=2)
+    flow = mapped(flow, lambda item: item.drop("rule", "four") if item.id == "4" else item)
     found = asyncio.run(_all(ordered(flow, second, window=2)))
     assert [item.id for item in found] == [str(n) for n in range(20)]
     assert [i for stage, i in log if stage == "second"] == [
@@ -78,7 +78,7 @@ def test_the_input_is_read_as_it_is_needed():
         return item
 
     async def three() -> None:
-        flow = ordered(each(source()), process, window=5)
+        flow = ordered(as_stream(source()), process, window=5)
         for _ in range(3):
             await anext(flow)
         await flow.aclose()
@@ -104,7 +104,7 @@ def test_an_error_ends_the_flow_and_cancels_what_is_under_way():
     seen = []
 
     async def run() -> None:
-        async for _ in tapped(ordered(each(_items(10)), process, window=5), seen.append):
+        async for _ in tapped(ordered(as_stream(_items(10)), process, window=5), seen.append):
             pass
 
     with pytest.raises(RuntimeError, match="broken"):
