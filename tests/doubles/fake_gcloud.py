@@ -3,15 +3,17 @@
 $FAKE/plan.json scripts its faults:
 
   create   errors of the first creates; "half:ERROR" fails after the resource was created
-  slow     seconds that a create takes          delete   number of deletes that fail
+  delete   number of deletes that fail
   states   states of the queued resource, one per describe
   outage   number of describes that fail        reason   of the state FAILED
   dead     {incarnation: [worker, ...]}         deaf, hang   {worker: ssh calls that fail, stall}
-  preempt  {incarnation: number of the status call that is preempted}, how: "queue" or "node"
+  preempt  {incarnation: number of the status call from which it is preempted, once the run has
+           saved a step}, how: "queue" or "node"
   leave    nodes stay when the queued resource is deleted
   workers  per slice
 
-ssh runs its command in $FAKE/workers/INCARNATION/SLICE.WORKER, with the stubs on PATH.
+A create returns once $FAKE/hold is gone. ssh runs its command in
+$FAKE/workers/INCARNATION/SLICE.WORKER, with the stubs on PATH.
 """
 
 import fcntl
@@ -84,7 +86,8 @@ def create(name: str) -> None:
     if error:
         done(1, error=error)
     save()
-    time.sleep(plan.get("slow", 0))
+    while os.path.exists(f"{HOME}/hold"):
+        time.sleep(0.05)
     done()
 
 
@@ -147,7 +150,8 @@ def reach(name: str):
         done(1, error="ERROR: (gcloud) TPU is in state PREEMPTED")
     if "worker.sh status" in FLAGS.get("--command", ""):
         state["asked"][born] = state["asked"].get(born, 0) + 1
-        if state["asked"][born] == plan.get("preempt", {}).get(born):
+        at, step = plan.get("preempt", {}).get(born), f"{HOME}/bucket/step"
+        if at and state["asked"][born] >= at and os.path.exists(step) and os.path.getsize(step):
             preempt(node)
     for worker in range(plan.get("workers", 2)) if which == "all" else which.split(","):
         label = f"{node['slice']}.{worker}"

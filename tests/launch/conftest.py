@@ -1,4 +1,4 @@
-"""A cloud for launch/tpu.sh: what it runs on workers really runs, each in a directory of its own,
+"""A fake cloud for launch/tpu.sh: worker commands really run, each worker in its own directory,
 with stubs of uv, python and curl."""
 
 import contextlib
@@ -20,6 +20,7 @@ from tests.inf_jax.conftest import tiny_config, tiny_dataset_dir, tiny_model_dir
 ROOT = Path(__file__).resolve().parents[2]
 FAKE_GCLOUD = ROOT / "tests" / "doubles" / "fake_gcloud.py"
 SENT = ["setup.py", "launch/constraints.txt", "launch/constraints_tpu.txt", ".gitignore"]
+LIMIT_S = 300  # ends what hangs
 SECRET = "s3cr3t-'with $igns\" in it"
 
 CURL = r"""#!/bin/bash
@@ -43,7 +44,7 @@ case "$1 $2" in
   "pip freeze") cat "$FAKE/freeze.$WORKER" 2>/dev/null || cat "$HOME/freeze" ;;
 esac
 """
-# The run: counts steps, where the bucket has them; ends at the tenth.
+# The run: counts steps, which it keeps in the bucket, and ends at the tenth.
 PYTHON = r"""#!/bin/bash
 case "$1" in
   -c) [[ -z $2 ]] || cat "$FAKE/python.$WORKER" 2>/dev/null || echo 3.11.9 ;;
@@ -67,8 +68,8 @@ case "$1" in
       step=$((step + 1))
       echo "step $step"
       if [[ $WORKER == 0 ]]; then
-        echo "$step" >"$FAKE/step"
-        mv "$FAKE/step" "$FAKE/bucket/step"
+        echo "$step" >"$FAKE/step.$$" # a file of its own: each slice has a worker 0
+        mv "$FAKE/step.$$" "$FAKE/bucket/step"
       fi
       if [[ $WORKER == 1 ]] && ((step == 5)) && mv "$FAKE/crash" "$FAKE/crashed" 2>/dev/null; then
         echo "ValueError: a crash"
@@ -84,7 +85,7 @@ esac
 
 @pytest.fixture(scope="session")
 def template(tmp_path_factory) -> Path:
-    """A checkout with what the launcher needs of this one, committed."""
+    """A repository with one commit of the files that the launcher needs."""
     root = tmp_path_factory.mktemp("template") / "project"
     launcher = [ROOT / "launch" / "tpu.sh", *(ROOT / "launch" / "tpu").iterdir()]
     for name in [*SENT, *(str(path.relative_to(ROOT)) for path in launcher)]:
@@ -99,8 +100,19 @@ def template(tmp_path_factory) -> Path:
     return root
 
 
+def wait_for(condition) -> None:
+    """Waits until `condition()` is true."""
+    deadline = time.monotonic() + LIMIT_S
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
+
+
 class Cloud:
-    """A project, the fake gcloud and its workers."""
+    """A project, the fake gcloud and its workers.
+
+    Time limits here are far above what a busy machine needs: they only end what hangs.
+    """
 
     FLAGS = ("--name=pod", "--zone=us-west4-a", "--project=mine", "--type=v4-16")
     RUN = ("--spot", "--bucket=gs://b", "--config=configs/small.py", "--config.optim.lr=1e-4")
@@ -129,7 +141,8 @@ class Cloud:
             "POLL_SECONDS": "0.1",
             "RETRY_SECONDS": "0.02",
             "TRIES": "3",
-            "SSH_SECONDS": "30",
+            "SSH_SECONDS": "300",
+            "CLOCK_SECONDS": "60",
         }
         self.processes: list[subprocess.Popen] = []
         self.plan(devices="4 8 2")
@@ -152,14 +165,14 @@ class Cloud:
         return process
 
     def tpu(self, command: str, *flags: str) -> tuple[int, str]:
-        """Exit status and output. No secret is in it, nor in any call."""
+        """Exit status and output; checks that neither output nor calls contain the secret."""
         process = self.start(command, *flags)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=LIMIT_S)
         assert SECRET[:6] not in output + json.dumps(self.calls())
         return process.returncode, output
 
     def ready(self, *flags: str) -> None:
-        """A pod that is set up."""
+        """Makes a pod and sets it up."""
         for command in ("create", "wait", "setup"):
             status, output = self.tpu(command, *flags)
             assert status == 0, output
@@ -169,7 +182,7 @@ class Cloud:
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def verbs(self) -> list[str]:
-        """What was called, without asking for states: create, ssh setup, scp, delete, ..."""
+        """The calls other than state queries: create, ssh setup, scp, delete, ..."""
         verbs = []
         for call in self.calls():
             words = [w for w in call if not w.startswith("--")]
@@ -182,21 +195,24 @@ class Cloud:
         return verbs
 
     def left(self) -> list[str]:
+        """Pods and nodes that still exist."""
         state = json.loads((self.fake / "state.json").read_text())
         return [*state["pods"], *state["nodes"]]
 
     def worker(self, label: str, *, born: int = 1) -> Path:
+        """Home directory of worker SLICE.WORKER of the `born`-th pod created."""
         return self.fake / "workers" / str(born) / label
 
     def wait_for(self, condition) -> None:
-        for _ in range(400):
-            if condition():
-                return
-            time.sleep(0.05)
-        raise AssertionError("it did not happen in 20 s")
+        wait_for(condition)
+
+    def log(self, label: str, *, born: int = 1) -> str:
+        """The run's log on a worker; empty before the run."""
+        path = self.worker(label, born=born) / "inf_jax_pod" / "run.log"
+        return path.read_text() if path.exists() else ""
 
     def end(self) -> None:
-        """No process outlives its test."""
+        """Kills every process that the test has started."""
         for process in self.processes:
             process.kill()
             process.wait()
@@ -208,7 +224,7 @@ class Cloud:
 
 @pytest.fixture
 def cloud(tmp_path, template):
-    """As Cloud says; the pod of its tests is v4-16, two workers of four devices."""
+    """A cloud whose pod is a v4-16: two workers with four devices each."""
     cloud = Cloud(tmp_path, template)
     yield cloud
     cloud.end()

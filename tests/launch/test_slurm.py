@@ -1,12 +1,13 @@
-"""launch/slurm.sh with an srun that runs its command, and an scontrol that writes down its call."""
+"""launch/slurm.sh with an srun that runs its command, and an scontrol that records its call."""
 
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
+
+from tests.launch.conftest import LIMIT_S, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "launch" / "slurm.sh"
@@ -26,7 +27,7 @@ exit "${STATUS:-0}"
 
 @pytest.fixture
 def job(tmp_path):
-    """Starts the script as sbatch does: a copy of it, within a job."""
+    """Starts a copy of the script within a job, as sbatch does."""
     for name, text in {
         "bin/srun": SRUN,
         "bin/scontrol": '#!/bin/bash\necho "scontrol $*" >>"$LOG"\n',
@@ -66,7 +67,7 @@ def job(tmp_path):
 def test_a_process_a_gpu_or_a_node(job, tasks, gpus, devices):
     node = {"SLURM_NTASKS_PER_NODE": tasks, "SLURM_GPUS_ON_NODE": gpus}
     process = job("--config=c.py", "--config.optim.lr=1e-4", **node)
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0, output
     srun, ids, started = job.log.read_text().splitlines()
     assert srun.endswith("-u -m inf_jax.train --config=c.py --config.optim.lr=1e-4")
@@ -76,20 +77,17 @@ def test_a_process_a_gpu_or_a_node(job, tasks, gpus, devices):
 
 def test_a_failed_run_is_not_queued_again(job):
     process = job("--config=c.py", STATUS="3")
-    process.communicate(timeout=30)
+    process.communicate(timeout=LIMIT_S)
     assert process.returncode == 3
     assert "scontrol" not in job.log.read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
-def test_before_its_time_it_saves_and_goes_back_into_the_queue(job, number):
-    process = job("--config=c.py", TENTHS="300")
-    for _ in range(200):
-        if "started" in job.log.read_text():
-            break
-        time.sleep(0.05)
+def test_a_run_that_is_asked_to_end_saves_and_is_queued_again(job, number):
+    process = job("--config=c.py", TENTHS="3000")
+    wait_for(lambda: "started" in job.log.read_text())
     os.kill(process.pid, number)
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 143, output
     assert job.log.read_text().splitlines()[-2:] == ["saved", "scontrol requeue 7"]
 
@@ -108,19 +106,19 @@ def test_wrong_usage(job):
         ),
     ):
         process = job(*flags, **env)
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=LIMIT_S)
         assert (process.returncode, word in output) == (2, True), output
     assert job.log.read_text() == ""
     process = job("--config=c.py", "--dry-run")
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=LIMIT_S)
     assert output.startswith("srun ") and job.log.read_text() == ""
     process = job("--help")
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=LIMIT_S)
     assert "--ntasks-per-node=1" in output and "#SBATCH" not in output
 
 
 def test_a_hung_run_goes_back_into_the_queue(job):
     process = job("--config=c.py", STATUS="75")
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 75 and "hung: the stacks are in out_dir" in output
     assert job.log.read_text().splitlines()[-1] == "scontrol requeue 7"

@@ -5,6 +5,8 @@ import signal
 import subprocess
 from pathlib import Path
 
+from tests.launch.conftest import LIMIT_S
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -116,11 +118,12 @@ def test_create_tries_again_what_passes(cloud):
 
 
 def test_interrupted_create_leaves_nothing(cloud):
-    cloud.plan(slow=1)
+    (cloud.fake / "hold").touch()
     process = cloud.start("create")
     cloud.wait_for(lambda: "create" in cloud.verbs())
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
+    (cloud.fake / "hold").unlink()
+    process.communicate(timeout=LIMIT_S)
     assert process.returncode == 143
     assert cloud.verbs() == ["create", "delete"]
     assert cloud.left() == []

@@ -1,4 +1,4 @@
-"""launch/tpu.sh run: preemption, dead workers, crashes, and nothing left behind."""
+"""launch/tpu.sh run: preemptions, dead workers, crashes, and no pod left behind."""
 
 import re
 import signal
@@ -6,6 +6,8 @@ import stat
 import subprocess
 
 import pytest
+
+from tests.launch.conftest import LIMIT_S
 
 
 def test_run_from_nothing_to_done_and_back(cloud):
@@ -68,7 +70,7 @@ def test_interrupted_in_the_queue_leaves_nothing(cloud):
     process = cloud.start("run", *cloud.RUN)
     cloud.wait_for(lambda: len(cloud.calls()) > 3)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
+    process.communicate(timeout=LIMIT_S)
     assert process.returncode == 143
     assert cloud.verbs() == ["create", "delete"]
     assert cloud.left() == []
@@ -83,7 +85,7 @@ def test_preempted_run_is_recreated_and_resumes(cloud, how):
     assert status == 0, output
     once = ["ssh", "scp", "ssh setup", "ssh preflight", "ssh start"]
     assert cloud.verbs() == ["create", *once, "delete", "create", "create", *once, "delete"]
-    log = (cloud.worker("0.0", born=2) / "inf_jax_pod" / "run.log").read_text()
+    log = cloud.log("0.0", born=2)
     first = int(re.search(r"from step (\d+)", log)[1])
     assert first > 0, log
     assert cloud.left() == []
@@ -96,12 +98,12 @@ def test_run_goes_on_watching_after_its_terminal_was_lost(cloud):
     cloud.wait_for(lambda: "worker.sh status" in str(cloud.calls()[-1]))
     process.kill()
     process.wait()  # gone, and no zombie: what it left behind ends by itself
-    process.communicate(timeout=30)
+    process.communicate(timeout=LIMIT_S)
     known = len(cloud.calls())
     process = cloud.start("run", *cloud.RUN)
     cloud.wait_for(lambda: str(cloud.calls()[known:]).count("worker.sh status") > 2)
     (cloud.fake / "endless").unlink()
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0, output
     assert "a run is active on pod, watching it" in output
     assert cloud.verbs().count("ssh start") == cloud.verbs().count("create") == 1
@@ -114,7 +116,7 @@ def test_interrupted_after_the_start_the_run_stays(cloud):
     cloud.wait_for(lambda: cloud.worker("0.1").joinpath("arguments").exists())
     cloud.wait_for(lambda: any("worker.sh status" in c for c in map(str, cloud.calls()[-3:])))
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
+    process.communicate(timeout=LIMIT_S)
     assert "delete" not in cloud.verbs()
     assert cloud.left() == ["pod", "pod"]
 
@@ -125,7 +127,7 @@ def test_a_stopped_run_is_not_started_again(cloud):
     cloud.wait_for(lambda: cloud.worker("0.1").joinpath("arguments").exists())
     cloud.wait_for(lambda: any("worker.sh status" in c for c in map(str, cloud.calls()[-3:])))
     assert cloud.tpu("stop")[0] == 0
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 6
     assert "the run was asked to stop and has saved: run again to go on" in output
     assert cloud.verbs().count("ssh start") == 1 and "delete" not in cloud.verbs()
