@@ -112,7 +112,7 @@ setup(
             "report/*.jinja",
             "llm/prices.json",
         ],
-        "inf_jax": ["plan_models.json"],
+        "inf_jax": ["planning/*.json"],
     },
     install_requires=BASE,
     extras_require=EXTRAS,

@@ -1,113 +1,163 @@
-"""Says before anything is rented whether a run fits, and how fast it may be.
+"""Plans a run before hardware is rented: memory, operations, predicted time, for a TPU topology.
 
-    python -m inf_jax.plan --config=configs/x.py --topology=v5e:16x16 [--slices=2]
-    python -m inf_jax.plan --config=configs/x.py --topology=v5e:16x16 --search=batch_size
-    python -m inf_jax.plan --config=configs/x.py --compare=v5e:16x16,v5p:8x8x8
+    python -m inf_jax.plan --config=medquad_minilm --topology=v5e:16x16 [--slices=2]
+    python -m inf_jax.plan --config=medquad_minilm --topology=v5e:16x16 --search=batch_size
+    python -m inf_jax.plan --config=medquad_minilm --compare=v5e:16x16,v5p:8x8x8
 
-Compiles the step that training runs for the chips of a TPU topology, on any machine with libtpu
-(the extra aot; --topology=cpu:8 tries the command without). Neither data nor weights need be there:
-the model's shape is that of its config.json, or of plan_models.json; lengths are measured where the
-dataset is, else assumed. Seconds are a roofline's (inf_jax/planning/roofline.py): a bound, not a
-measurement. A run that does not fit gives exit code 1 and says what would help.
+Compiles the step that training runs for the chips of a topology, on any machine with libtpu (the
+extra aot; --topology=cpu:8 tries the command without it). Needs neither data nor weights: the
+model's shape comes from its config.json or from plan_models.json; text lengths are measured on the
+dataset if it is built, else assumed. Seconds are a roofline's (inf_jax/planning/roofline.py), a
+lower bound and not a measurement. A run that does not fit gives exit code 1 and names the keys that
+would help.
 
-Options, beside --config and --config.KEY=VALUE:
+Options, besides --config and --config.KEY=VALUE:
   --topology=NAME         v4:AxBxC, v5e:AxB, v5p:AxBxC, v6e:AxB, tpu7x:AxBxC, or cpu:N
-  --slices=N              so many of them, joined by the data-centre network
+  --slices=N              number of slices, joined by the data-centre network
   --compare=NAME,NAME     a table of several topologies
   --search=batch_size     the largest train.batch_size that fits, to a sixteenth
-  --try                   where it does not fit: compile each option that may help
-  --json=FILE             default <out_dir>/plan/<topology>.json
-  --query-tokens=40 --passage-tokens=120      mean lengths, where there is no dataset to measure
-  --model-config=FILE     a Hugging Face config.json, in place of the model's own
-  --hbm-gib=X             memory of a device that a program may take, in place of the chip's
+  --try                   if it does not fit: compile each option that may help
+  --json=FILE             default OUT_DIR/plan/TOPOLOGY.json
+  --query-tokens=40 --passage-tokens=120      mean lengths, if there is no dataset to measure
+  --model-config=FILE     a Hugging Face config.json instead of the model's own
+  --hbm-gib=X             memory that a program may use per device, instead of the chip's
 """
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from inf_jax import config as configs
+from inf_jax.config.command_line import parse
+from inf_jax.config.defaults import run_config
+from inf_jax.config.sections import RunConfig
 from inf_jax.core.cli_flags import hyphenated
 from inf_jax.core.console import table
 from inf_jax.core.errors import UserError, main_guard
+from inf_jax.data.step_shapes import batch_shapes, plan_inputs
+from inf_jax.distributed.mesh import batch_devices, batch_sharding, make_mesh
 from inf_jax.io import storage
 from inf_jax.models.config import EncoderConfig
-from inf_jax.models.hf.config import config_from_hf, read_config
-from inf_jax.models.hf.resolve import resolve_model
-from inf_jax.planning.compile import largest, make_plan, with_option
+from inf_jax.models.hf.backbone import configured_encoder
+from inf_jax.planning.advice import advice, largest, with_option
+from inf_jax.planning.compile import StepToPlan, make_plan
+from inf_jax.planning.flops import model_flops
+from inf_jax.planning.model_shapes import model_shape
 from inf_jax.planning.report import compare, show, unfit
-from inf_jax.planning.topology import topology
+from inf_jax.planning.topology import Topology, topology
+from inf_jax.training.setup import make_program
 
-PUBLIC = Path(__file__).with_name("plan_models.json")
 GIB = 2**30
 
 
 def main(argv: list[str]) -> None:
-    """The command line, without the program's name."""
+    """Runs the command line, given without the program's name."""
     args, rest = _arguments(argv)
-    config = configs.parse(["plan", *rest], __doc__)
-    jax.config.update("jax_platforms", "cpu")  # nothing here runs: leave accelerators alone
-    shape, source = model_shape(config.model.name, args.model_config)
+    config = parse(["plan", *rest], __doc__)
+    jax.config.update("jax_platforms", "cpu")  # nothing runs here: leave accelerators alone
 
     def planned(config: ConfigDict, name: str) -> dict[str, Any]:
-        return make_plan(
-            config,
-            topology(name, slices=args.slices),
-            shape=shape,
-            source=source,
-            query_tokens=args.query_tokens,
-            passage_tokens=args.passage_tokens,
-            hbm=args.hbm_gib * GIB if args.hbm_gib else None,
-        )
+        return plan_run(run_config(config), topology(name, slices=args.slices), args)
 
     names = args.compare.split(",") if args.compare else [args.topology]
     if args.search:
-        found = _search(config, names[0], args.slices, planned)
+        result = _search(config, names[0], args.slices, planned)
     elif args.compare:
-        found = [planned(config, name) for name in names]
-        compare(found)
+        result = [planned(config, name) for name in names]
+        compare(result)
     else:
-        found = planned(config, names[0])
-        show(found)
+        result = planned(config, names[0])
+        show(result)
         if args.try_options:
-            _try(config, names[0], found, planned)
+            _try(config, names[0], result, planned)
     path = storage.as_path(args.json) if args.json else _default_path(config, names, args)
     with storage.new_file(path) as file:
-        file.write(json.dumps(found, indent=2).encode() + b"\n")
+        file.write(json.dumps(result, indent=2).encode() + b"\n")
     print(f"wrote {path}")
-    if isinstance(found, dict) and not found["hbm"]["fits"]:
-        raise UserError(unfit(found))
+    if isinstance(result, dict) and not result["hbm"]["fits"]:
+        raise UserError(unfit(result))
 
 
-def model_shape(name: str, override: str | None = None) -> tuple[EncoderConfig, str]:
-    """(shape, where it is from) of a model, without its weights.
+def plan_run(config: RunConfig, target: Topology, args: argparse.Namespace) -> dict[str, Any]:
+    """The plan of a run on a topology; see `planning.compile.make_plan`.
 
     Raises:
-      UserError: there is no config to be had.
+      UserError: the config does not suit the model or the devices.
     """
-    if override:
-        path = Path(override)
-        path = path / "config.json" if path.is_dir() else path
-        try:
-            return config_from_hf(json.loads(path.read_text()), str(path)), str(path)
-        except (OSError, ValueError) as error:
-            raise UserError(f"--model-config={override}: {error}") from None
-    public = json.loads(PUBLIC.read_text())
-    try:
-        if name in public and not name.startswith("package:") and not Path(name).is_dir():
-            return config_from_hf(public[name], name), f"{PUBLIC.name}, {name}"
-        directory = resolve_model(name)
-        return read_config(directory), str(directory)
-    except UserError as error:
-        if name in public:
-            return config_from_hf(public[name], name), f"{PUBLIC.name}, {name}"
-        raise UserError(f"{error}; or give its config.json with --model-config=FILE") from None
+    shape, source = model_shape(config.model.name, args.model_config)
+    mesh = make_mesh(fsdp=config.mesh.fsdp, tensor=config.mesh.tensor, devices=target.devices)
+    step = step_to_plan(
+        config,
+        mesh,
+        shape=shape,
+        source=source,
+        query_tokens=args.query_tokens,
+        passage_tokens=args.passage_tokens,
+    )
+    plan = make_plan(step, target, mesh, hbm=args.hbm_gib * GIB if args.hbm_gib else None)
+    plan["advice"] = [] if plan["hbm"]["fits"] else advice(config, plan)
+    return plan
+
+
+def step_to_plan(
+    config: RunConfig,
+    mesh: jax.sharding.Mesh,
+    *,
+    shape: EncoderConfig,
+    source: str,
+    query_tokens: float,
+    passage_tokens: float,
+) -> StepToPlan:
+    """The step that training runs with this config, as shapes alone.
+
+    Args:
+      shape, source: of the encoder, and where that was read.
+      query_tokens, passage_tokens: see `data.step_shapes.plan_inputs`.
+    """
+    encoder = configured_encoder(config, shape, source=source, device=mesh.devices.flat[0])
+    program = make_program(config, encoder, mesh, source=source)
+    inputs = plan_inputs(
+        config,
+        devices=batch_devices(mesh),
+        query_tokens=query_tokens,
+        passage_tokens=passage_tokens,
+    )
+    flops = model_flops(
+        shape,
+        program.objective,
+        tokens=inputs.tokens,
+        squares=inputs.squares,
+        pairs=inputs.pairs,
+        instructions=inputs.instructions,
+        dims=config.loss.dims or (encoder.width,),
+        adapter=program.split.adapter_size,
+    )
+    facts = {
+        "tensor_divides": math.gcd(shape.heads, shape.ffn),  # mesh.tensor must
+        "model": config.model.name,
+        "model_shape_from": source,
+        "attention": encoder.attention_in_training(config.data.row_tokens),
+        "parameters": _count(program.shapes.whole),
+        "trained_parameters": _count(program.shapes.params),
+        "objective": str(program.objective),
+        "steps": config.train.steps,
+        "batch": {
+            "examples": config.train.batch_size,
+            **inputs._asdict(),
+            "row_tokens": config.data.row_tokens,
+        },
+    }
+    batch = batch_shapes(config, inputs, sharding=batch_sharding(mesh))
+    return StepToPlan(program.step, program.shapes, batch, flops, facts)
+
+
+def _count(tree: dict) -> int:
+    return sum(x.size for x in jax.tree.leaves(tree))
 
 
 def _search(config: ConfigDict, name: str, slices: int, planned: Callable) -> dict[str, Any]:
@@ -134,12 +184,12 @@ def _search(config: ConfigDict, name: str, slices: int, planned: Callable) -> di
     return plans[best] | {"searched": {n: p["hbm"]["needed"] for n, p in sorted(plans.items())}}
 
 
-def _try(config: ConfigDict, name: str, found: dict[str, Any], planned: Callable) -> None:
+def _try(config: ConfigDict, name: str, plan: dict[str, Any], planned: Callable) -> None:
     """Compiles each option of the advice."""
-    for option in found["advice"]:
+    for option in plan["advice"]:
         memory = planned(with_option(config, option["key"], option["value"]), name)["hbm"]
         option |= {"needed": memory["needed"], "fits": memory["fits"]}
-    if found["advice"]:
+    if plan["advice"]:
         table(
             "options, each alone",
             [
@@ -148,7 +198,7 @@ def _try(config: ConfigDict, name: str, found: dict[str, Any], planned: Callable
                     f"{o['needed'] / GIB:.2f}",
                     "yes" if o["fits"] else "no",
                 )
-                for o in found["advice"]
+                for o in plan["advice"]
             ],
             ("", "GiB", "fits"),
         )

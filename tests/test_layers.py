@@ -28,7 +28,6 @@ KNOWN: dict[str, set[str]] = {
         "inf_jax/checkpoints/saver.py: training.step.TrainState",
         "inf_jax/data/step_shapes.py: models.hf.backbone.run_tokenizer",
         "inf_jax/data/step_shapes.py: training.setup.make_loader",
-        "inf_jax/planning/compile.py: training.setup.make_program",
     },
     "data_pipeline": set(),
 }

@@ -1,16 +1,16 @@
-"""What a compiled program computes and moves, instruction by instruction, loops counted out.
+"""Counts operations and memory traffic of a compiled program, instruction by instruction.
 
-The compiler's own `cost_analysis()` counts the body of a loop once. Here the text of the scheduled
-program is read (`planning.hlo`): operations of its matrix products and attention kernels, bytes
-between memory and chip, and, where the compiler writes them, its own estimate of cycles.
+The compiler counts the body of a loop once (`cost_analysis()`). Here the text of the scheduled
+program is read (`planning.hlo`), with loops multiplied out: operations of matrix products and
+attention kernels, bytes between memory and chip, and the compiler's own estimate of cycles.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from inf_jax.planning.hlo import KINDS, Instruction, Program, arrays, body_of, sizes
-from inf_jax.planning.hlo_kernels import kernel_flops, kernel_name
 
 # Passes of the bfloat16 unit for a product of float32 arrays, by precision (jax.lax.Precision).
 PASSES = {"highest": 6, "high": 3}
@@ -19,7 +19,16 @@ _NO_TRAFFIC = """after-all bitcast call conditional constant custom-call get-tup
     opt-barrier parameter partition-id replica-id tuple while""".split()
 
 
-class Work(NamedTuple):
+# Splash attention goes over blocks of queries and keys. For block^2 pairs of tokens it makes 2
+# products in the forward pass (q k^T, p v), 4 in backward dkv (q k^T, dO v^T, p^T dO, dS^T q; with
+# dq in the same kernel 5) and 3 in backward dq (q k^T, dO v^T, dS k), of 2 k operations a pair, k
+# the head's width. All blocks of the grid count, also those of other texts in the row; the grid
+# leaves out what lies outside a window, but keeps the half that a causal mask skips.
+_SPLASH = re.compile(r"splash_m[hq]a_(fwd|dkv|dq)\w*")
+_PRODUCTS = {"fwd": 2, "dkv": 4, "dq": 3}
+
+
+class InstructionCost(NamedTuple):
     """One instruction of the schedule.
 
     Attributes:
@@ -42,8 +51,8 @@ class Work(NamedTuple):
     kernel: str = ""
 
 
-def works(text: str) -> list[Work]:
-    """The work of a compiled program (its `as_text()`) on one device.
+def instruction_costs(text: str) -> list[InstructionCost]:
+    """The costs of a compiled program (its `as_text()`) on one device.
 
     Of branches the one with the most traffic counts.
     """
@@ -57,7 +66,7 @@ class _Reader:
             name: {x.name: x.shape for x in body} for name, body in program.computations.items()
         }
 
-    def walk(self, name: str = "", times: int = 1) -> Iterator[Work]:
+    def walk(self, name: str = "", times: int = 1) -> Iterator[InstructionCost]:
         name = name or self._program.entry
         for x in self._program.computations[name]:
             if x.opcode == "while":
@@ -69,9 +78,9 @@ class _Reader:
                 for inner in x.calls():
                     yield from self.walk(inner, times)
             else:
-                yield self._work(x, name, times)
+                yield self._cost(x, name, times)
 
-    def _work(self, x: Instruction, computation: str, times: int) -> Work:
+    def _cost(self, x: Instruction, computation: str, times: int) -> InstructionCost:
         flops = unit = 0.0
         for inner, owner in self._products(x, computation):
             found = _product_flops(inner, self._shapes[owner])
@@ -87,7 +96,7 @@ class _Reader:
         if kernel:
             flops = unit = kernel_flops(x, self._shapes[computation])
         cycles = re.search(r'"estimated_cycles":"(\d+)"', x.rest)
-        return Work(
+        return InstructionCost(
             times=times,
             flops=flops,
             unit_flops=unit,
@@ -177,6 +186,33 @@ class _Reader:
             inner = root.calls()[0]
             return self._written(self._program.computations[inner][-1], inner)
         return sum(sizes(root.shape))
+
+
+def kernel_name(x: Instruction) -> str:
+    """The name of an attention kernel that an instruction calls; "" where it calls none."""
+    if x.opcode != "custom-call" or '"tpu_custom_call"' not in x.rest:
+        return ""
+    found = _SPLASH.search(f"{x.name} {x.rest}")
+    return found[0] if found else ""
+
+
+def kernel_flops(x: Instruction, shapes: dict[str, str]) -> float:
+    """Operations of an attention kernel, two a multiply-add.
+
+    Args:
+      x: with a `kernel_name`.
+      shapes: of its operands.
+    """
+    kind = _SPLASH.search(kernel_name(x))[1]
+    operands = [arrays(shapes[name])[0] for name in x.operands]
+    blocks = operands[0][1]  # which block comes next, [masks, blocks, blocks]
+    queries = next(dims for dtype, dims, _ in operands if dtype in ("bf16", "f16", "f32"))
+    block = int(re.search(r'block_q\w*\\*": (\d+)', x.rest)[1])
+    products = _PRODUCTS[kind]
+    # the gradient of q from the same kernel has an axis for the blocks of keys
+    products += kind == "dkv" and any(len(d) > len(queries) for _, d, _ in arrays(x.shape))
+    pairs = math.prod(blocks[1:]) * block * block
+    return 2.0 * products * math.prod(queries[:-2]) * pairs * queries[-1]
 
 
 def _in_memory(shape: str) -> int:

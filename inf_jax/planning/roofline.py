@@ -1,9 +1,9 @@
-"""From what a program computes, moves and sends to seconds: the roofline of a chip.
+"""Predicts the seconds of a program on a chip with a roofline model.
 
-An instruction takes the longer of its products at peak and its bytes at the memory's rate, and the
-instructions of a schedule follow each other; work on the vector unit costs nothing here, so this is
-a bound from below. A collective that has no work beside it adds its time, the others share one
-bound with the work. A collective of n devices whose result has S bytes takes
+An instruction takes the longer of its products at peak and its bytes at the memory's rate, and
+instructions run one after another. Work on the vector unit is not counted, so the result is a lower
+bound. A collective that overlaps with nothing adds its time; overlapped ones share one bound with
+the computation. A collective of n devices whose result has S bytes takes
 
     all-gather             S (n - 1) / n  / R
     all-reduce           2 S (n - 1) / n  / R
@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from inf_jax.planning.chips import Chip
 from inf_jax.planning.hlo import Collective
-from inf_jax.planning.hlo_cost import Work
+from inf_jax.planning.hlo_cost import InstructionCost
 
 HOP = 1e-6
 
@@ -77,7 +77,7 @@ def collective_seconds(c: Collective, chip: Chip, *, shape: tuple[int, ...], sli
 
 
 def predict(
-    works: Sequence[Work],
+    costs: Sequence[InstructionCost],
     collectives: Sequence[Collective],
     chip: Chip,
     *,
@@ -85,13 +85,13 @@ def predict(
     slices: int = 1,
 ) -> Seconds:
     """The seconds of a program on a device; arguments as above."""
-    compute = sum(w.times * w.unit_flops for w in works) / chip.flops
-    memory = sum(w.times * w.traffic for w in works) / chip.hbm_rate
+    compute = sum(w.times * w.unit_flops for w in costs) / chip.flops
+    memory = sum(w.times * w.traffic for w in costs) / chip.hbm_rate
 
-    def bound(w: Work) -> float:
+    def bound(w: InstructionCost) -> float:
         return w.times * max(w.unit_flops / chip.flops, w.traffic / chip.hbm_rate)
 
-    work = sum(bound(w) for w in works if w.waits)
+    work = sum(bound(w) for w in costs if w.waits)
     hidden = exposed = 0.0
     for c in collectives:
         seconds = c.times * collective_seconds(c, chip, shape=shape, slices=slices)
@@ -99,10 +99,10 @@ def predict(
             hidden += seconds
         else:
             exposed += seconds
-    cycles = sum(w.times * w.cycles for w in works)
+    cycles = sum(w.times * w.cycles for w in costs)
     compiler = None
     if cycles and chip.clock:
-        kernels = sum(bound(w) for w in works if w.kernel)
+        kernels = sum(bound(w) for w in costs if w.kernel)
         compiler = max(cycles / chip.clock + kernels, hidden) + exposed
     return Seconds(
         compute=compute,

@@ -15,7 +15,7 @@ from inf_jax.models.config import Rope
 from inf_jax.models.encoder import make_encoder
 from inf_jax.models.hf.config import config_from_hf, read_config
 from inf_jax.models.layers import rope_frequencies
-from inf_jax.plan import model_shape
+from inf_jax.planning.model_shapes import model_shape
 from tests.inf_jax.models.goldens import GOLDEN, NAMES
 
 

@@ -1,0 +1,40 @@
+"""Encoder shapes for planning: from a model's config.json, or from a list of public models."""
+
+import json
+from pathlib import Path
+
+from inf_jax.core.errors import UserError
+from inf_jax.models.config import EncoderConfig
+from inf_jax.models.hf.config import config_from_hf, read_config
+from inf_jax.models.hf.resolve import resolve_model
+
+PUBLIC = Path(__file__).with_name("plan_models.json")
+
+
+def model_shape(name: str, override: str | None = None) -> tuple[EncoderConfig, str]:
+    """A model's shape without its weights, and where it was read from.
+
+    Args:
+      name: `model.name` of a config.
+      override: a config.json, or a directory with one, in place of the model's own.
+
+    Raises:
+      UserError: no config.json can be found or read.
+    """
+    if override:
+        path = Path(override)
+        path = path / "config.json" if path.is_dir() else path
+        try:
+            return config_from_hf(json.loads(path.read_text()), str(path)), str(path)
+        except (OSError, ValueError) as error:
+            raise UserError(f"--model-config={override}: {error}") from None
+    public = json.loads(PUBLIC.read_text())
+    try:
+        if name in public and not name.startswith("package:") and not Path(name).is_dir():
+            return config_from_hf(public[name], name), f"{PUBLIC.name}, {name}"
+        directory = resolve_model(name)
+        return read_config(directory), str(directory)
+    except UserError as error:
+        if name in public:
+            return config_from_hf(public[name], name), f"{PUBLIC.name}, {name}"
+        raise UserError(f"{error}; or give its config.json with --model-config=FILE") from None

@@ -1,0 +1,51 @@
+"""The shipped scaling configs suit their chips and models."""
+
+import importlib.util
+import math
+from pathlib import Path
+
+import pytest
+
+from inf_jax.config.checks import check
+from inf_jax.planning.model_shapes import model_shape
+from inf_jax.planning.topology import parse
+from launch.bench import plan as bench_plan
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def scaling_module(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_scaling_configs():
+    module = scaling_module(ROOT / "configs" / "scaling" / "e5_large.py")
+    assert len(module.NAMES) == 10
+    for name in module.NAMES:
+        config = module.get_config(name)
+        check(config)
+        pairs, (target, chips) = int(name.split("-")[1]), module.TOPOLOGIES[name.split("-")[0]]
+        assert math.prod(parse(target)[1]) == chips
+        assert 0 <= pairs - 3 * config.train.batch_size < 3
+        assert pairs % (chips * config.train.chunks_per_device) == 0
+        assert config.train.steps * pairs == module.RUN_PAIRS
+    with pytest.raises(ValueError, match="one of v5e-4096"):
+        module.get_config("v5e-1")
+
+
+def test_backbones_configs():
+    module = scaling_module(ROOT / "configs" / "scaling" / "backbones.py")
+    for name in module.NAMES:
+        config = module.get_config(name)
+        check(config)
+        shape, _ = model_shape(config.model.name)
+        assert config.data.row_tokens % 128 == 0  # splash attention wants it
+        assert math.prod(parse(module.TOPOLOGY)[1]) % config.mesh.fsdp == 0
+        assert shape.width % config.mesh.fsdp == 0
+    with pytest.raises(ValueError, match="one of e5-large"):
+        module.get_config("gpt")
+    planned = {program[0].partition(":")[2] for program in bench_plan.BACKBONES}
+    assert planned == set(module.NAMES)

@@ -1,0 +1,40 @@
+"""Chips, their links, and names of topologies."""
+
+import pytest
+
+from inf_jax.core.errors import UserError
+from inf_jax.planning.chips import CHIPS
+from inf_jax.planning.topology import parse, topology
+
+
+def test_chips_are_plausible():
+    for name, chip in CHIPS.items():
+        assert name == "cpu" or chip.source.startswith("https://")
+        rates = (chip.flops, chip.hbm_rate, chip.links * chip.link_rate, chip.dcn_rate)
+        assert list(rates) == sorted(rates, reverse=True) and chip.dcn_rate > 0
+        assert 0.9 * chip.hbm < chip.usable < 1.01 * chip.hbm
+        # what makes a chip bound by its memory: 100 to 600 operations a byte on all TPUs
+        assert name == "cpu" or 100 < chip.flops / chip.hbm_rate < 600
+    assert "made up" in CHIPS["cpu"].source
+    assert round(CHIPS["v4"].clock / 1e6) == 1049  # 1,050 MHz by the TPU v4 paper
+
+
+def test_links_in_use():
+    v5e = CHIPS["v5e"]
+    assert v5e.rate((16, 16)) == 4 * 50e9  # two rings
+    assert v5e.rate((4, 8)) == 2 * 50e9  # two lines: a chip at the end has one link of each
+    assert v5e.rate((16, 1)) == 2 * 50e9
+    assert CHIPS["v5p"].rate((4, 4, 8)) == 6 * 100e9
+    half = CHIPS["tpu7x"].share(2)
+    assert half.flops == CHIPS["tpu7x"].flops / 2 and half.rate((4, 4, 4)) == 6 * 50e9
+
+
+def test_topologies():
+    assert parse("v5p:8x8x8") == ("v5p", (8, 8, 8))
+    for wrong in ("v5e", "v5e:", "h100:8", "v5e:16x"):
+        with pytest.raises(UserError, match="write CHIP:AxB"):
+            parse(wrong)
+    target = topology("cpu:2x2", slices=2)
+    assert (target.chips, len(target.devices), target.device) == (8, 8, CHIPS["cpu"])
+    with pytest.raises(UserError, match="8 virtual devices"):
+        topology("cpu:9")
