@@ -16,7 +16,8 @@ from inf_jax.data.token_shards import Plan, decode_at, write_manifest, write_sha
 from inf_jax.io.tfrecord import build_index, read_slice
 from inf_jax.models.hf.config import read_config
 from inf_jax.models.hf.resolve import resolve_model
-from inf_jax.text.tokenizer import TextConfig, TextTokenizer, load_tokenizer
+from inf_jax.text.templates import TextConfig
+from inf_jax.text.tokenizer import TextTokenizer, load_tokenizer
 
 
 class Piece(NamedTuple):

@@ -4,7 +4,7 @@ import dataclasses
 
 from inf_jax.config.schema import key
 from inf_jax.core import choices
-from inf_jax.losses.checks import ENGINES
+from inf_jax.losses.objective import ENGINES
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""Texts of many lengths into a fixed grid of packed rows, so that no token slot is wasted.
+"""Packs texts of many lengths into a fixed grid of rows, so that few token slots are wasted.
 
 The unit is the chunk: a fixed number of texts in a fixed grid of rows. A row holds several texts,
-told apart by segment ids; attention stays inside a segment and pooling is per segment. Pure numpy;
+separated by segment ids; attention stays inside a segment and pooling is per segment. Pure numpy;
 nothing here depends on the order of examples or on the model. One text a row is the special case
 `texts_per_row=1`.
 """
@@ -34,13 +34,13 @@ class Packed(NamedTuple):
     slots: np.ndarray
 
 
-def place(
+def best_fit(
     lengths: np.ndarray, row_tokens: int, texts_per_row: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Best-fit decreasing: each text goes to the fullest row that still has room.
 
     Args:
-      lengths: int[k], tokens of each text; 0 marks an absent text, which takes no place.
+      lengths: int[k], tokens of each text; 0 marks an absent text, which is not placed.
       row_tokens: tokens of a row, t.
       texts_per_row: the most texts of a row, s.
 
@@ -61,8 +61,7 @@ def place(
     place_in_row = np.full(lengths.size, -1, np.int32)
     offset = np.full(lengths.size, -1, np.int32)
     # Open rows by free tokens, and a bit set of the non-empty entries: the smallest free space that
-    # is large
-    # enough is one shift and one lowest set bit away.
+    # is large enough is one shift and one lowest set bit away.
     open_rows: list[list[int]] = [[] for _ in range(row_tokens + 1)]
     has_free = 0
     used: list[int] = []  # texts of each row
@@ -88,10 +87,10 @@ def place(
     return row, place_in_row, offset
 
 
-def deal(lengths: np.ndarray, chunks: int) -> np.ndarray:
-    """Deals pairs to chunks, equal in number and near equal in tokens.
+def assign_to_chunks(lengths: np.ndarray, chunks: int) -> np.ndarray:
+    """Assigns pairs to chunks in snake order: equal in number and near equal in tokens.
 
-    Sorted by length, each run of `chunks` pairs is dealt forwards and the next one backwards.
+    Sorted by length, each run of `chunks` pairs is assigned forwards and the next one backwards.
 
     Args:
       lengths: int[b], tokens of each pair.
@@ -107,8 +106,8 @@ def deal(lengths: np.ndarray, chunks: int) -> np.ndarray:
 
 
 def rows_needed(lengths: np.ndarray, row_tokens: int, texts_per_row: int) -> int:
-    """Rows that `place` opens for these texts."""
-    row, _, _ = place(lengths, row_tokens, texts_per_row)
+    """Rows that `best_fit` opens for these texts."""
+    row, _, _ = best_fit(lengths, row_tokens, texts_per_row)
     return int(row.max(initial=-1)) + 1
 
 
@@ -134,7 +133,7 @@ def pack_chunk(
       UserError: the texts need more rows than the grid has.
     """
     lengths = np.fromiter(map(len, texts), np.int64, len(texts))
-    row, place_in_row, offset = place(lengths, row_tokens, texts_per_row)
+    row, place_in_row, offset = best_fit(lengths, row_tokens, texts_per_row)
     needed = int(row.max(initial=-1)) + 1
     if needed > rows:
         raise UserError(
@@ -162,8 +161,3 @@ def pack_chunk(
 def stack_chunks(chunks: Sequence[Packed]) -> Packed:
     """Packed chunks of one grid, stacked on a leading chunk axis."""
     return Packed(*(np.stack(field) for field in zip(*chunks, strict=True)))
-
-
-def fill(packed: Packed) -> float:
-    """Share of token slots that hold a token, in (0, 1]."""
-    return float((packed.segments > 0).mean())

@@ -6,7 +6,8 @@ from inf_jax.config.sections import RunConfig
 from inf_jax.core.errors import UserError
 from inf_jax.data.tokenise import tokenise
 from inf_jax.data.tokenised import TokenisedDataset
-from inf_jax.text.tokenizer import TextConfig, TextTokenizer
+from inf_jax.text.templates import TextConfig
+from inf_jax.text.tokenizer import TextTokenizer
 
 
 def text_config(config: RunConfig) -> TextConfig:

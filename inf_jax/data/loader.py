@@ -232,13 +232,13 @@ class Loader:
             padded = np.full(self.chunks * self.pairs_per_chunk, -1)
             padded[: len(pairs)] = pairs
             weight = np.where(padded >= 0, tokens[padded], 0)
-            return padded[packing.deal(weight, self.chunks)]
+            return padded[packing.assign_to_chunks(weight, self.chunks)]
         # whole examples: a query under its other instruction is in the chunk, no other device's
         padded = np.full(self.chunks * (self.pairs_per_chunk // PAIRS_PER_EXAMPLE), -1)
         padded[: self.batch_size] = np.arange(self.batch_size)
         whole = (tokens * present).reshape(-1, PAIRS_PER_EXAMPLE).sum(1)
         weight = np.where(padded >= 0, whole[padded], 0)
-        examples = padded[packing.deal(weight, self.chunks)][:, :, None]
+        examples = padded[packing.assign_to_chunks(weight, self.chunks)][:, :, None]
         pairs = PAIRS_PER_EXAMPLE * examples + np.arange(PAIRS_PER_EXAMPLE)[None, None]
         return np.where((examples >= 0) & present[pairs], pairs, -1).reshape(self.chunks, -1)
 

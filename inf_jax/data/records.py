@@ -14,7 +14,7 @@ import numpy as np
 from tensorflow_datasets.proto import tf_example_pb2
 
 from inf_jax.core.errors import UserError
-from inf_jax.text.query_parts import QueryParts, Run
+from inf_jax.text.query_parts import QueryParts, TokenSpan
 
 FIELDS = (
     "query_positive",
@@ -110,7 +110,9 @@ class TokenisedRecord(NamedTuple):
         else:
             source, first = self.tokens, self.lengths[: 2 * pair].sum()
         _, q, q_count, i, i_count = self.spans[pair].tolist()
-        return QueryParts(source[first : first + whole[pair]], Run(q, q_count), Run(i, i_count))
+        return QueryParts(
+            source[first : first + whole[pair]], TokenSpan(q, q_count), TokenSpan(i, i_count)
+        )
 
 
 def part_lengths(spans: np.ndarray) -> np.ndarray:

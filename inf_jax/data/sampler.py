@@ -42,7 +42,7 @@ class Order:
         examples = np.concatenate(
             [self._permutation(int(e))[inside[epochs == e]] for e in np.unique(epochs)]
         )
-        return examples[packing.deal(self._tokens[examples], WINDOW_STEPS)]
+        return examples[packing.assign_to_chunks(self._tokens[examples], WINDOW_STEPS)]
 
     def _epoch_order(self, epoch: int) -> np.ndarray:
         generator = np.random.Generator(np.random.Philox(key=[self._seed, epoch]))

@@ -13,7 +13,8 @@ import numpy as np
 
 from inf_jax.data.records import Example, pairs
 from inf_jax.text.query_parts import alone, cut, with_instruction
-from inf_jax.text.tokenizer import TextConfig, TextTokenizer
+from inf_jax.text.templates import TextConfig
+from inf_jax.text.tokenizer import TextTokenizer
 
 SAMPLE = 256  # examples checked, spread over the split
 

@@ -31,7 +31,8 @@ from inf_jax.data.tokenised import MANIFEST, index_path, load_sidecar
 from inf_jax.io.atomic import atomic_file
 from inf_jax.io.json_files import read_json, sha256_of_file
 from inf_jax.io.tfrecord import CorruptRecordError, Reader, Writer, read_records
-from inf_jax.text.tokenizer import TextConfig, TextTokenizer
+from inf_jax.text.templates import TextConfig
+from inf_jax.text.tokenizer import TextTokenizer
 
 EXAMPLES_PER_SHARD = 8192  # a killed run repeats at most so many
 _TEXTS = 2 * PAIRS_PER_EXAMPLE

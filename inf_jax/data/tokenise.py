@@ -24,7 +24,8 @@ from inf_jax.data.token_shards import (
     write_manifest,
     write_shard,
 )
-from inf_jax.text.tokenizer import TextConfig, TextTokenizer
+from inf_jax.text.templates import TextConfig
+from inf_jax.text.tokenizer import TextTokenizer
 
 
 def tokenise(

@@ -19,7 +19,7 @@ from inf_jax.core.errors import UserError
 from inf_jax.hf_export.parity_loaders import INSTRUCTED_FILE, LOADERS, Probe, embed_adapted
 from inf_jax.retriever import Retriever, load
 from inf_jax.retriever.settings import RetrieverConfig
-from inf_jax.text.tokenizer import TextConfig, instructed_query, passage_text
+from inf_jax.text.templates import TextConfig, instructed_query, passage_text
 
 NORM_TOLERANCE = 1e-3  # relative; a cosine alone would not see a missing normalisation
 

@@ -1,19 +1,19 @@
-"""The sweep: sums over all candidates of all rows, tile by tile, without the matrix of scores.
+"""The blockwise engines: sums over all candidates, tile by tile, without the matrix of scores.
 
-Each device keeps its rows and meets every column of the batch, a tile at a time. A tile of scores
-is computed once and summed along its rows (block P) and along its columns (block IQ). Forward keeps
-the sums alone; backward computes the tiles again, and their exact derivatives from the sums. So
-memory is linear in the batch, at four products of b x b x e where a loss that holds the matrix
-takes three.
+Each device keeps its rows and processes every column of the batch, a tile at a time. A tile of
+scores is computed once and summed along its rows (block P) and along its columns (block IQ). The
+forward pass keeps only the sums; the backward pass recomputes the tiles and takes their exact
+derivatives from the sums. So memory is linear in the batch, at four products of b x b x e where a
+loss that holds the matrix takes three.
 
 | engine    | the columns                                                    |
 |-----------|----------------------------------------------------------------|
 | blockwise | are on the one device                                          |
-| ring      | go round the devices, tile by tile, and their sums with them   |
+| ring      | rotate around the devices, tile by tile, with their sums       |
 | gather    | come from all devices at once, tile by tile                    |
 
-In the ring neither waits for the other, the permutes or the tile in work: a tile's sums are merged
-with what arrives once both are there.
+In the ring neither the permutes nor the current tile wait for each other: a tile's sums are merged
+with the arriving ones once both are there.
 """
 
 import functools
@@ -25,12 +25,13 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from inf_jax.core.batch import TextIds
-from inf_jax.losses.blocks import BLOCKS, Rows, texts_of
+from inf_jax.losses.blocks import BLOCKS
+from inf_jax.losses.candidates import RowTexts, texts_of
 from inf_jax.losses.tiles import (
+    BlockwisePlan,
     Coefficients,
     Counts,
     Side,
-    Sweep,
     Values,
     empty_partial,
     merge,
@@ -39,19 +40,17 @@ from inf_jax.losses.tiles import (
     tile_partials,
 )
 
-__all__ = ["Coefficients", "Counts", "Sweep", "sweep"]
-
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def sweep(
-    plan: Sweep, rows: Rows, positive: jax.Array, coefficients: Coefficients
+def blockwise_sums(
+    plan: BlockwisePlan, rows: RowTexts, positive: jax.Array, coefficients: Coefficients
 ) -> tuple[Values, dict[str, Counts]]:
     """Sums and counts of each block for each row of the global batch.
 
     Args:
       plan: static.
       rows: [b], split over the mesh's axes; b a multiple of its size. Empty slots hold no NaN.
-      positive: [b], <q_i, p_i>; for the counts alone, it gets no gradient.
+      positive: [b], <q_i, p_i>; used for the counts only, it gets no gradient.
       coefficients: scale above 0, and bias.
 
     Returns:
@@ -62,22 +61,22 @@ def sweep(
 
 
 def _keep_sums(plan, rows, positive, coefficients):
-    found = sweep(plan, rows, positive, coefficients)
-    return found, (rows, positive, coefficients, found[0])
+    result = blockwise_sums(plan, rows, positive, coefficients)
+    return result, (rows, positive, coefficients, result[0])
 
 
-def _differentiate(plan, kept, cotangents):
-    rows, positive, coefficients, sums = kept
+def _differentiate(plan, residuals, cotangents):
+    rows, positive, coefficients, sums = residuals
     texts, slopes = _on_mesh(plan, _backward, (rows, sums, cotangents[0]), coefficients)
-    zeros = jax.tree.map(zero_cotangent, rows)
+    zeros = jax.tree.map(_zero_cotangent, rows)
     # each device's part of the coefficients' derivatives is an entry of [devices]
     return zeros._replace(**texts), jnp.zeros_like(positive), jax.tree.map(jnp.sum, slopes)
 
 
-sweep.defvjp(_keep_sums, _differentiate)
+blockwise_sums.defvjp(_keep_sums, _differentiate)
 
 
-def _on_mesh(plan: Sweep, run: Callable, split, coefficients: Coefficients):
+def _on_mesh(plan: BlockwisePlan, run: Callable, split, coefficients: Coefficients):
     """run(plan, *split, coefficients) on each device's rows."""
     if plan.engine == "blockwise":
         return run(plan, *split, coefficients)
@@ -87,15 +86,15 @@ def _on_mesh(plan: Sweep, run: Callable, split, coefficients: Coefficients):
         mesh=plan.mesh,
         in_specs=(over, PartitionSpec()),
         out_specs=over,
-        check_vma=False,  # the derivative is written out: nothing is differentiated through this
+        check_vma=False,  # the derivative is written out: JAX differentiates nothing in here
     )(split, coefficients)
 
 
-def _forward(plan: Sweep, rows: Rows, positive: jax.Array, coefficients: Coefficients):
-    """This device's part of `sweep`."""
+def _forward(plan: BlockwisePlan, rows: RowTexts, positive: jax.Array, coefficients: Coefficients):
+    """This device's part of `blockwise_sums`."""
     size, scale = rows.index.shape[0], coefficients.scale
-    left, right = sides(plan, rows, positive=positive)
-    mine, theirs = (
+    left, right = _sides(plan, rows, positive=positive)
+    row_acc, col_acc = (
         {
             t: empty_partial(plan, t, side.rows.index.shape, positive.dtype)
             for t in plan.blocks
@@ -104,108 +103,113 @@ def _forward(plan: Sweep, rows: Rows, positive: jax.Array, coefficients: Coeffic
         for side, by_column in ((left, False), (right, True))
     )
 
-    def both(old: dict, new: dict) -> dict:
+    def merge_all(old: dict, new: dict) -> dict:
         return {t: merge(p, new[t], scale) for t, p in old.items()}
 
-    def meet(partials: dict, columns: Side) -> tuple[dict, dict]:
-        def tile(found: dict, x: tuple[Side, dict]) -> tuple[dict, dict]:
+    def process_tile(row_acc: dict, columns: Side) -> tuple[dict, dict]:
+        def one_row_tile(col_part: dict, x: tuple[Side, dict]) -> tuple[dict, dict]:
             new = tile_partials(plan, x[0], columns, coefficients)
-            return both(found, new), both(x[1], new)
+            return merge_all(col_part, new), merge_all(x[1], new)
 
         width = columns.rows.index.shape
-        start = {t: empty_partial(plan, t, width, positive.dtype) for t in theirs}
-        found, partials = jax.lax.scan(tile, start, (left, partials))
-        return partials, found
+        start = {t: empty_partial(plan, t, width, positive.dtype) for t in col_acc}
+        col_part, row_acc = jax.lax.scan(one_row_tile, start, (left, row_acc))
+        return row_acc, col_part
 
-    mine, theirs = _go_round(plan, meet, mine, right, theirs, merge_parts=both)
-    partials = jax.tree.map(lambda x: _join(x)[:size], mine | theirs)
+    row_acc, col_acc = _rotate_columns(
+        plan, process_tile, row_acc, right, col_acc, merge_parts=merge_all
+    )
+    partials = jax.tree.map(lambda x: _join(x)[:size], row_acc | col_acc)
     return sums_of(plan, partials, scale), {t: partials[t].counts for t in plan.blocks}
 
 
-def _backward(plan: Sweep, rows: Rows, sums: Values, slopes: Values, coefficients: Coefficients):
+def _backward(
+    plan: BlockwisePlan, rows: RowTexts, sums: Values, slopes: Values, coefficients: Coefficients
+):
     """({field: derivative by this device's texts}, derivatives by the coefficients, [1] each)."""
     size, width, dtype = *rows.queries.shape, coefficients.scale.dtype
-    left, right = sides(plan, rows, sums=sums, slopes=slopes)
+    left, right = _sides(plan, rows, sums=sums, slopes=slopes)
     lefts, rights = (tuple(dict.fromkeys(m[i] for m in plan.matrices)) for i in (0, 1))
 
-    def nothing(shape: tuple[int, ...]) -> dict[str, jax.Array]:
+    def zeros(shape: tuple[int, ...]) -> dict[str, jax.Array]:
         return {
-            name: jnp.zeros((*shape, texts_a_pair(plan, rows, name), width), dtype)
+            name: jnp.zeros((*shape, _texts_a_pair(plan, rows, name), width), dtype)
             for name in rights
         }
 
-    def meet(mine: tuple, columns: Side) -> tuple[tuple, dict]:
-        def tile(carry, number):
-            by_left, bias, found = carry
+    def add_all(old: dict, new: dict) -> dict:
+        return jax.tree.map(jnp.add, old, new)
+
+    def process_tile(row_acc: tuple, columns: Side) -> tuple[tuple, dict]:
+        def one_row_tile(carry, number):
+            by_left, bias, by_right = carry
             row = jax.tree.map(lambda x: x[number], left)
             new = tile_gradients(plan, row, columns, coefficients)
             by_left = {t: x.at[number].add(new.left[t]) for t, x in by_left.items()}
-            return (by_left, bias + new.bias, both(found, new.right)), None
+            return (by_left, bias + new.bias, add_all(by_right, new.right)), None
 
-        start = (*mine, nothing(columns.rows.index.shape))
-        (*mine, found), _ = jax.lax.scan(tile, start, jnp.arange(left.rows.index.shape[0]))
-        return tuple(mine), found
-
-    def both(old: dict, new: dict) -> dict:
-        return jax.tree.map(jnp.add, old, new)
+        start = (*row_acc, zeros(columns.rows.index.shape))
+        numbers = jnp.arange(left.rows.index.shape[0])
+        (*row_acc, by_right), _ = jax.lax.scan(one_row_tile, start, numbers)
+        return tuple(row_acc), by_right
 
     by_left = {t: jnp.zeros((*left.rows.index.shape, width), dtype) for t in lefts}
-    start = (by_left, jnp.zeros((), dtype))
-    theirs = nothing(right.rows.index.shape)
-    (by_left, bias), by_right = _go_round(plan, meet, start, right, theirs, merge_parts=both)
-
+    row_acc, col_acc = (by_left, jnp.zeros((), dtype)), zeros(right.rows.index.shape)
+    (by_left, bias), by_right = _rotate_columns(
+        plan, process_tile, row_acc, right, col_acc, merge_parts=add_all
+    )
     by_left, by_right = ({t: _join(x)[:size] for t, x in d.items()} for d in (by_left, by_right))
-    # a score is linear in its left text: the scale's derivative is there without another sweep
+    # a score is linear in its left text: the scale's derivative needs no further pass
     scale = sum(jnp.sum(x * texts_of(rows, t)[:, 0]) for t, x in by_left.items())
     scale = scale / coefficients.scale
-    return by_field(rows, by_left, by_right), Coefficients(scale[None], bias[None])
+    return _by_field(rows, by_left, by_right), Coefficients(scale[None], bias[None])
 
 
-def by_field(rows: Rows, by_left: Values, by_right: Values) -> dict[str, jax.Array]:
+def _by_field(rows: RowTexts, by_left: Values, by_right: Values) -> dict[str, jax.Array]:
     """Derivatives by each field of the rows, in its shape and dtype.
 
     Args:
       by_left: field -> [b, e], by the first texts as the left of a matrix.
       by_right: field -> [b, k, e], by the first k texts as the right of one.
     """
-    found = {}
+    gradients = {}
     for name in dict.fromkeys((*by_left, *by_right)):
         values = getattr(rows, name)
         dtype = (by_left | by_right)[name].dtype
-        total = jnp.zeros(texts_of(rows, name, every=True).shape, dtype)
+        total = jnp.zeros(texts_of(rows, name, all_texts=True).shape, dtype)
         if name in by_right:
             total = total.at[:, : by_right[name].shape[1]].add(by_right[name])
         if name in by_left:
             total = total.at[:, 0].add(by_left[name])
-        found[name] = total.reshape(values.shape).astype(values.dtype)
-    return found
+        gradients[name] = total.reshape(values.shape).astype(values.dtype)
+    return gradients
 
 
-def _go_round(
-    plan: Sweep,
-    meet: Callable,
-    mine,
+def _rotate_columns(
+    plan: BlockwisePlan,
+    process_tile: Callable,
+    row_acc,
     columns: Side,
-    theirs: dict,
+    col_acc: dict,
     *,
     merge_parts: Callable[[dict, dict], dict],
 ):
-    """Meets all columns of the batch.
+    """Processes all columns of the batch, those of this device first.
 
     Args:
-      meet: (mine, a tile of columns) -> (mine, what the tile's columns came to).
-      mine: what stays with this device's rows.
+      process_tile: (row_acc, a tile of columns) -> (row_acc, that tile's part of col_acc).
+      row_acc: accumulates what belongs to this device's rows.
       columns: this device's own columns, [tiles, size].
-      theirs: what the columns have come to so far, [tiles, size]: nothing.
-      merge_parts: what two devices found for the same columns.
+      col_acc: accumulates what belongs to the columns, [tiles, size]; starts empty.
+      merge_parts: merges the parts of two devices for the same columns.
 
     Returns:
-      (mine, theirs), the latter for this device's own columns, from all devices.
+      (row_acc, col_acc), the latter for this device's own columns, from all devices.
     """
     if plan.engine == "blockwise" or (plan.engine == "ring" and plan.mesh.size == 1):
-        return jax.lax.scan(meet, mine, columns)
+        return jax.lax.scan(process_tile, row_acc, columns)
     if plan.engine == "gather":
-        return _gather(plan, meet, mine, columns, merge_parts=merge_parts)
+        return _gather(plan, process_tile, row_acc, columns, merge_parts=merge_parts)
     tiles, devices = columns.rows.index.shape[0], plan.mesh.size
 
     def pass_on(tree):
@@ -213,38 +217,41 @@ def _go_round(
         return jax.tree.map(lambda x: jax.lax.ppermute(x, plan.mesh.axis_names, to), tree)
 
     def visit(carry, number):
-        mine, columns, theirs = carry
+        row_acc, columns, col_acc = carry
         at = functools.partial(jax.tree.map, lambda x: x[number % tiles])
         put = functools.partial(jax.tree.map, lambda x, v: x.at[number % tiles].set(v))
         column = at(columns)
-        arriving, following = pass_on(at(theirs)), pass_on(column)
-        mine, found = meet(mine, column)
-        return (mine, put(columns, following), put(theirs, merge_parts(arriving, found))), None
+        arriving, following = pass_on(at(col_acc)), pass_on(column)
+        row_acc, col_part = process_tile(row_acc, column)
+        merged = merge_parts(arriving, col_part)
+        return (row_acc, put(columns, following), put(col_acc, merged)), None
 
-    start = (mine, columns, theirs)
-    (mine, _, theirs), _ = jax.lax.scan(visit, start, jnp.arange(devices * tiles))
-    return mine, pass_on(theirs)
+    start = (row_acc, columns, col_acc)
+    (row_acc, _, col_acc), _ = jax.lax.scan(visit, start, jnp.arange(devices * tiles))
+    return row_acc, pass_on(col_acc)
 
 
-def _gather(plan: Sweep, meet: Callable, mine, columns: Side, *, merge_parts: Callable):
-    """`_go_round` where a tile is the columns of all devices."""
+def _gather(
+    plan: BlockwisePlan, process_tile: Callable, row_acc, columns: Side, *, merge_parts: Callable
+):
+    """`_rotate_columns` where a tile holds the columns of all devices."""
     axes, devices = plan.mesh.axis_names, plan.mesh.size
 
-    def visit(mine, column: Side):
-        everyone = jax.tree.map(lambda x: jax.lax.all_gather(x, axes, tiled=True), column)
-        mine, found = meet(mine, everyone)
-        parts = jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), found)
+    def visit(row_acc, column: Side):
+        gathered = jax.tree.map(lambda x: jax.lax.all_gather(x, axes, tiled=True), column)
+        row_acc, col_part = process_tile(row_acc, gathered)
+        parts = jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), col_part)
         parts = jax.tree.map(lambda x: jax.lax.all_to_all(x, axes, 0, 0), parts)
         first, rest = (jax.tree.map(lambda x, i=i: x[i], parts) for i in (0, slice(1, None)))
         add = lambda total, part: (merge_parts(total, part), None)  # noqa: E731
-        return mine, jax.lax.scan(add, first, rest, length=devices - 1)[0]
+        return row_acc, jax.lax.scan(add, first, rest, length=devices - 1)[0]
 
-    return jax.lax.scan(visit, mine, columns)
+    return jax.lax.scan(visit, row_acc, columns)
 
 
-def sides(
-    plan: Sweep,
-    rows: Rows,
+def _sides(
+    plan: BlockwisePlan,
+    rows: RowTexts,
     *,
     positive: jax.Array | None = None,
     sums: Values | None = None,
@@ -252,7 +259,7 @@ def sides(
 ) -> tuple[Side, Side]:
     """This device's rows as [row tiles, size] and as columns [column tiles, size]."""
     lefts, rights = ({m[i] for m in plan.matrices} for i in (0, 1))
-    texts = texts_a_pair(plan, rows, "passages")
+    texts = _texts_a_pair(plan, rows, "passages")
 
     def side(fields: set[str], k: int, *, by_column: bool) -> Side:
         ids = rows.ids
@@ -263,12 +270,12 @@ def sides(
             for name, x in (values or {}).items()
             if BLOCKS[name.split("/")[1]].by_column == by_column
         }
-        kept = rows._replace(
+        needed = rows._replace(
             queries=rows.queries if "queries" in fields else None,
             passages=rows.passages[:, :k] if "passages" in fields else None,
             ids=ids,
         )
-        return Side(kept, positive, own(sums), own(slopes))
+        return Side(needed, positive, own(sums), own(slopes))
 
     both = side(lefts, 1, by_column=False), side(rights, texts, by_column=True)
     left, right = (
@@ -278,15 +285,15 @@ def sides(
     return left, right
 
 
-def texts_a_pair(plan: Sweep, rows: Rows, name: str) -> int:
+def _texts_a_pair(plan: BlockwisePlan, rows: RowTexts, name: str) -> int:
     """k of a field on the right: all its texts where a block has them as candidates, else 1."""
-    return texts_of(rows, name, every=plan.every(name)).shape[1]
+    return texts_of(rows, name, all_texts=plan.all_texts(name)).shape[1]
 
 
-def _tile_sizes(plan: Sweep, rows: int) -> tuple[tuple[int, int], tuple[int, int]]:
+def _tile_sizes(plan: BlockwisePlan, rows: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """(count, size) of this device's row tiles and column tiles; both cover the same, >= rows.
 
-    Sizes are even, so that little is padded; one size divides the other or is the same.
+    Sizes are even, so that little is padded; one size divides the other or equals it.
     """
     most_rows, most_columns = plan.tile
     if plan.engine == "gather":  # a tile holds the columns of all devices
@@ -311,8 +318,8 @@ def _join(x: jax.Array) -> jax.Array:
     return x.reshape(-1, *x.shape[2:])
 
 
-def zero_cotangent(x: jax.Array):
-    """No derivative by x, in the type that jax wants for x's dtype."""
+def _zero_cotangent(x: jax.Array):
+    """A zero derivative by x, in the type that JAX wants for x's dtype."""
     if jnp.issubdtype(x.dtype, jnp.floating):
         return jnp.zeros_like(x)
     return np.zeros(x.shape, jax.dtypes.float0)

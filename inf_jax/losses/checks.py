@@ -1,4 +1,4 @@
-"""What `contrastive_loss` refuses, each with one clear message."""
+"""Checks the arguments of `contrastive_loss`; each mistake gives one clear UserError."""
 
 from collections.abc import Sequence
 
@@ -6,36 +6,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh
 
-from inf_jax.core.batch import TextIds
 from inf_jax.core.errors import UserError
-from inf_jax.losses.objective import Objective
-
-ENGINES = ("dense", "blockwise", "ring", "gather")
-MASKS = ("identity", "faithful")
+from inf_jax.losses.candidates import RowTexts
+from inf_jax.losses.objective import ENGINES, MASKS, Objective
 
 
-def check_inputs(
-    queries: jax.Array,
-    passages: jax.Array,
-    instruction_negatives: jax.Array | None,
-    instruction_negative_valid: jax.Array | None,
-    *,
-    objective: Objective,
-    scale: float | jax.Array,
-    bias: float | jax.Array,
-    mask: str,
-    valid: jax.Array | None,
-    teacher_scores: jax.Array | None,
-    dims: Sequence[int],
-    dim_weights: Sequence[float],
-    engine: str,
-    mesh: Mesh | None,
-    tile: tuple[int, int] | None,
-    tile_dtype: str | None,
-) -> None:
-    """The arguments of `contrastive_loss`, passages [b, 1 + h, e]; raises UserError."""
-    if mask not in MASKS:
-        raise UserError(f"mask={mask!r}; choose one of {', '.join(MASKS)}")
+def check_texts(objective: Objective, rows: RowTexts) -> None:
+    """Shapes and dtypes of the embeddings and of `valid`; passages are [b, 1 + h, e]."""
+    queries, passages, valid = rows.queries, rows.passages, rows.valid
     if queries.ndim != 2 or passages.ndim != 3 or queries.shape != passages[:, 0].shape:
         raise UserError(
             f"queries {queries.shape} and passages {passages.shape}: expected [b, e] and [b, e] or "
@@ -43,84 +21,94 @@ def check_inputs(
         )
     if not all(jnp.issubdtype(x.dtype, jnp.floating) for x in (queries, passages)):
         raise UserError(f"embeddings of {queries.dtype} and {passages.dtype}: expected floats")
-    if jnp.ndim(scale) or (isinstance(scale, int | float) and not scale > 0):
-        raise UserError(f"scale={scale}: expected one number above 0")
-    if jnp.ndim(bias):
-        raise UserError(f"bias={bias}: expected one number")
     if valid is not None and (valid.shape != queries.shape[:1] or valid.dtype != bool):
         raise UserError(f"valid is {valid.dtype}{valid.shape}: expected bool{queries.shape[:1]}")
-    b, e = queries.shape
     if "I" in objective.blocks:
-        if instruction_negatives is None:
-            raise UserError(
-                f"objective {objective} has block I: give instruction_negatives [b, m, e]"
-            )
-        shape = instruction_negatives.shape
-        if len(shape) != 3 or (shape[0], shape[2]) != (b, e) or not shape[1]:
-            raise UserError(f"instruction_negatives {shape}: expected [{b}, m, {e}] with m above 0")
-        filled = instruction_negative_valid
-        if filled is not None and (filled.shape != shape[:2] or filled.dtype != bool):
-            raise UserError(
-                f"instruction_negative_valid is {filled.dtype}{filled.shape}: expected "
-                f"bool{shape[:2]}"
-            )
-    if objective.has("distil"):
-        if passages.shape[1] < 2:
-            raise UserError(
-                f"objective {objective}: one passage a row leaves a teacher nothing to teach; give "
-                "passages [b, 1 + h, e] with hard negatives"
-            )
-        shape = None if teacher_scores is None else teacher_scores.shape
-        if shape != passages.shape[:2]:
-            raise UserError(
-                f"objective {objective}: teacher_scores are {shape}, expected {passages.shape[:2]},"
-                " a score for each passage of a row"
-            )
-    _check_dims(e, dims, dim_weights)
-    _check_engine(engine, mesh, tile, tile_dtype)
+        _check_instruction_negatives(objective, rows)
 
 
-def check_ids(
-    passages: jax.Array,
-    instruction_negatives: jax.Array | None,
-    objective: Objective,
-    ids: TextIds | None,
-    instruction_negative_ids: jax.Array | None,
-) -> None:
-    """What the identity mask needs; raises UserError."""
-    if ids is None:
+def _check_instruction_negatives(objective: Objective, rows: RowTexts) -> None:
+    if rows.instruction_negatives is None:
+        raise UserError(f"objective {objective} has block I: give instruction_negatives [b, m, e]")
+    b, e = rows.queries.shape
+    shape = rows.instruction_negatives.shape
+    if len(shape) != 3 or (shape[0], shape[2]) != (b, e) or not shape[1]:
+        raise UserError(f"instruction_negatives {shape}: expected [{b}, m, {e}] with m above 0")
+    filled = rows.instruction_negative_valid
+    if filled is not None and (filled.shape != shape[:2] or filled.dtype != bool):
+        raise UserError(
+            f"instruction_negative_valid is {filled.dtype}{filled.shape}: expected bool{shape[:2]}"
+        )
+
+
+def check_mask(objective: Objective, rows: RowTexts, mask: str) -> None:
+    """The mask's name, and the hashes that the identity mask needs."""
+    if mask not in MASKS:
+        raise UserError(f"mask={mask!r}; choose one of {', '.join(MASKS)}")
+    if mask != "identity" or not objective.blocks:
+        return
+    if rows.ids is None:
         raise UserError(
             'mask="identity" needs the hashes of the texts: give ids=TextIds(...), or '
             'mask="faithful" to tell negatives by index (a copy of a positive then is a negative)'
         )
-    b, n = passages.shape[:2]
+    b, n = rows.passages.shape[:2]
     expected = {"instruction": (b, 2), "query": (b, 2), "passage": (b, n, 2)}
-    found = {f"ids.{name}": (getattr(ids, name), shape) for name, shape in expected.items()}
+    hashes = {f"ids.{name}": (getattr(rows.ids, name), shape) for name, shape in expected.items()}
     if "I" in objective.blocks:
-        if instruction_negative_ids is None:
+        if rows.instruction_negative_ids is None:
             raise UserError(
                 f'objective {objective} with mask="identity" needs instruction_negative_ids, '
                 "the hashes of the instructions of instruction_negatives, uint32[b, m, 2]"
             )
-        shape = (*instruction_negatives.shape[:2], 2)
-        found["instruction_negative_ids"] = (instruction_negative_ids, shape)
-    for name, (array, shape) in found.items():
+        shape = (*rows.instruction_negatives.shape[:2], 2)
+        hashes["instruction_negative_ids"] = (rows.instruction_negative_ids, shape)
+    for name, (array, shape) in hashes.items():
         if array.shape != shape or array.dtype != jnp.uint32:
             raise UserError(f"{name} is {array.dtype}{array.shape}: expected uint32{shape}")
 
 
-def _check_dims(e: int, dims: Sequence[int], weights: Sequence[float]) -> None:
-    if any(d != int(d) or not 0 < d <= e for d in dims) or len(set(dims)) < len(dims):
-        raise UserError(f"dims={tuple(dims)}: expected different numbers from 1 to {e}")
+def check_coefficients(scale: float | jax.Array, bias: float | jax.Array) -> None:
+    """Scale and bias of the logits."""
+    if jnp.ndim(scale) or (isinstance(scale, int | float) and not scale > 0):
+        raise UserError(f"scale={scale}: expected one number above 0")
+    if jnp.ndim(bias):
+        raise UserError(f"bias={bias}: expected one number")
+
+
+def check_teacher(
+    objective: Objective, passages: jax.Array, teacher_scores: jax.Array | None
+) -> None:
+    """Passages and teacher scores of a distil term."""
+    if not objective.has("distil"):
+        return
+    if passages.shape[1] < 2:
+        raise UserError(
+            f"objective {objective}: one passage a row leaves a teacher nothing to teach; give "
+            "passages [b, 1 + h, e] with hard negatives"
+        )
+    shape = None if teacher_scores is None else teacher_scores.shape
+    if shape != passages.shape[:2]:
+        raise UserError(
+            f"objective {objective}: teacher_scores are {shape}, expected {passages.shape[:2]},"
+            " a score for each passage of a row"
+        )
+
+
+def check_dims(width: int, dims: Sequence[int], weights: Sequence[float]) -> None:
+    """Matryoshka dimensions of embeddings of `width` entries, and their weights."""
+    if any(d != int(d) or not 0 < d <= width for d in dims) or len(set(dims)) < len(dims):
+        raise UserError(f"dims={tuple(dims)}: expected different numbers from 1 to {width}")
     if weights and (len(weights) != len(dims) or not all(w > 0 for w in weights)):
         raise UserError(
             f"dim_weights={tuple(weights)}: expected a number above 0 for each of dims={dims}"
         )
 
 
-def _check_engine(
+def check_engine(
     engine: str, mesh: Mesh | None, tile: tuple[int, int] | None, tile_dtype: str | None
 ) -> None:
+    """The engine (not "auto"), and what it needs."""
     if engine not in ENGINES:
         raise UserError(f"engine={engine!r}; choose one of auto, {', '.join(ENGINES)}")
     if engine in ("ring", "gather") and mesh is None:

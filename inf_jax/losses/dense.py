@@ -1,30 +1,31 @@
-"""The reference engine: a block's whole matrix of scores; float64-capable."""
+"""The dense engine: a block's whole matrix of scores at once; the reference for the others."""
 
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
-from inf_jax.losses.blocks import BLOCKS, Rows, candidates
-from inf_jax.losses.tiles import Coefficients, Counts, Sweep, Values
+from inf_jax.losses.blocks import BLOCKS
+from inf_jax.losses.candidates import RowTexts, candidates
+from inf_jax.losses.tiles import BlockwisePlan, Coefficients, Counts, Values
 
 
 def dense_sums(
-    plan: Sweep,
+    plan: BlockwisePlan,
     blocks: Sequence[str],
-    rows: Rows,
+    rows: RowTexts,
     positive: jax.Array,
     coefficients: Coefficients,
 ) -> tuple[Values, dict[str, Counts]]:
-    """Sums and counts of these blocks for each row, in the form of `sweep.sweep`.
+    """Sums and counts of these blocks for each row, in the form of `blockwise.blockwise_sums`.
 
-    Every score of a block at once, [b, candidates]; plain autodiff.
+    Every score of a block at once, [b, candidates]; plain autodiff, float64 for float64 inputs.
     """
     sums, counts = {}, {}
     for name in blocks:
         with jax.named_scope(f"loss_{name}"):
-            scores, other, same = candidates(BLOCKS[name], rows, rows)
-            negative = other if same is None else other & ~same
+            scores, eligible, known = candidates(BLOCKS[name], rows, rows)
+            negative = eligible if known is None else eligible & ~known
             logits = coefficients.scale * scores
             if name in plan.lse:
                 sums[f"lse/{name}"] = jax.nn.logsumexp(
@@ -39,6 +40,6 @@ def dense_sums(
                 hardest=jnp.max(jnp.where(negative, scores, -jnp.inf), axis=1),
                 above=jnp.sum(negative & (scores > positive[:, None]), axis=1, dtype=jnp.int32),
                 negatives=kept,
-                masked=jnp.sum(other, axis=1, dtype=jnp.int32) - kept,
+                masked=jnp.sum(eligible, axis=1, dtype=jnp.int32) - kept,
             )
     return sums, counts

@@ -1,12 +1,12 @@
-"""The objectives' notation: which blocks of negatives a loss has, and how they are combined.
+"""Parses the notation of objectives: which blocks of negatives a loss has, how they are combined.
 
     uni(P,IQ)                          one softmax over the union of the blocks
     multi(P,I,IQ)                      a softmax a block, summed
-    sigmoid(P)                         SigLIP: every candidate is a decision of its own
+    sigmoid(P)                         SigLIP: a binary decision for every candidate
     distil(P)                          KL to a teacher's softmax over the row's own passages
     multi(P,0.5*IQ) + 0.2*sigmoid(P)   weights of blocks, and sums of terms
 
-`inf_jax.losses` says what each comes to; `inf_jax.losses.blocks` holds the blocks.
+`contrastive_loss` has the formulas, `losses.blocks` the blocks. This module does not import JAX.
 """
 
 import dataclasses
@@ -17,12 +17,14 @@ from inf_jax.core.errors import UserError
 from inf_jax.losses.blocks import BLOCKS
 
 KINDS = ("uni", "multi", "sigmoid", "distil")
+ENGINES = ("dense", "blockwise", "ring", "gather")
+MASKS = ("identity", "faithful")
 _NUMBER = r"(?:(\d+\.?\d*(?:e[+-]?\d+)?|\.\d+)\s*\*\s*)?"
 
 
 @dataclasses.dataclass(frozen=True)
 class Term:
-    """A kind over a set of blocks; `str` gives the notation back.
+    """A kind of loss over a set of blocks; `str` gives the notation.
 
     Attributes:
       kind: one of `KINDS`.
@@ -71,7 +73,7 @@ class Term:
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """A sum of terms; `str` gives the notation back."""
+    """A sum of terms; `str` gives the notation."""
 
     terms: tuple[Term, ...]
 
@@ -90,7 +92,7 @@ class Objective:
 
 
 def parse_objective(text: str | Objective) -> Objective:
-    """`"multi(P,0.5*IQ) + 0.2*sigmoid(P)"` -> Objective; an Objective is returned as it is.
+    """Parses `"multi(P,0.5*IQ) + 0.2*sigmoid(P)"`; an Objective is returned unchanged.
 
     Raises:
       UserError: not of the form, or see `Term`.

@@ -1,11 +1,11 @@
-"""What the terms of an objective come to, from each block's sums; and the metrics."""
+"""Combines per-block sums into per-row losses, and reports the metrics of the loss."""
 
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
-from inf_jax.losses.blocks import Rows, dots
+from inf_jax.losses.candidates import RowTexts, dots
 from inf_jax.losses.objective import Objective
 from inf_jax.losses.tiles import Coefficients, Counts, Values
 
@@ -13,7 +13,7 @@ from inf_jax.losses.tiles import Coefficients, Counts, Values
 def row_losses(
     objective: Objective, sums: Values, positive: jax.Array, coefficients: Coefficients
 ) -> jax.Array:
-    """[r], the loss of each row but for distil, whose mean is the objective.
+    """[r], the loss of each row without distil terms; its mean over the rows is the objective.
 
     Args:
       sums: "lse/P" or "softplus/P" -> [r], for all blocks of the objective.
@@ -38,15 +38,19 @@ def row_losses(
 
 
 def distil(
-    objective: Objective, rows: Rows, teacher: jax.Array, scale: jax.Array, weights: jax.Array
+    objective: Objective, rows: RowTexts, teacher: jax.Array, scale: jax.Array, weights: jax.Array
 ) -> jax.Array:
-    """KL from the teacher's distribution over each row's own passages to ours, weighted."""
+    """Weighted sum of each row's KL from the teacher's distribution over its passages to ours.
+
+    Args:
+      teacher: [b, 1 + h], the teacher's logits; -inf for a missing passage.
+      weights: [b], 0 for an empty slot.
+    """
     ours = jax.nn.log_softmax(scale * dots("be,bke->bk", rows.queries, rows.passages))
     # empty slots may hold anything
     theirs = jnp.where(rows.valid[:, None], teacher.astype(scale.dtype), 0)
     theirs = jax.nn.log_softmax(theirs)
     factor = sum(term.weight for term in objective.terms if term.kind == "distil")
-    # a teacher's -inf, an absent passage, adds 0
     parts = jnp.where(theirs > -jnp.inf, jnp.exp(theirs) * (theirs - ours), 0)
     return factor * jnp.sum(weights * jnp.sum(parts, axis=1))
 
@@ -58,29 +62,29 @@ def metrics(
     scale: jax.Array,
     valid: jax.Array,
 ) -> dict[str, jax.Array]:
-    """What `contrastive_loss` reports, but for the loss itself."""
-    found = {"positive": mean(positive, valid)}
+    """The metrics of `contrastive_loss`, except the loss itself."""
+    values = {"positive": mean(positive, valid)}
     if counts:
         hardest = jnp.max(jnp.stack([c.hardest for c in counts.values()]), axis=0)
         has = hardest > -jnp.inf
-        found["hardest_negative"] = mean(jnp.where(has, hardest, 0), valid & has)
+        values["hardest_negative"] = mean(jnp.where(has, hardest, 0), valid & has)
     for t, c in counts.items():
         negatives, masked, above = (
             mean(x.astype(jnp.float32), valid) for x in (c.negatives, c.masked, c.above)
         )
         lse, softplus = (sums.get(f"{kind}/{t}") for kind in ("lse", "softplus"))
-        found |= {
+        values |= {
             f"loss/{t}": mean(softplus if lse is None else _uni(lse, scale * positive), valid),
             f"accuracy/{t}": mean((positive > c.hardest).astype(jnp.float32), valid),
             f"negatives/{t}": negatives,
             f"masked/{t}": masked / jnp.maximum(negatives + masked, 1e-9),
             f"false_negatives/{t}": above,
         }
-    return found
+    return values
 
 
 def _uni(lse: jax.Array, pos: jax.Array) -> jax.Array:
-    """logsumexp(pos, negatives) - pos, not cancelled."""
+    """logsumexp(pos, negatives) - pos, without cancellation."""
     return jax.nn.softplus(lse - pos)
 
 

@@ -1,4 +1,4 @@
-"""A tile of scores, some rows against some columns: its sums, and its part of the gradients."""
+"""One tile of scores, some rows against some columns: its sums, and its part of the gradients."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,20 +8,21 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from inf_jax.losses.blocks import BLOCKS, Block, Rows, dots, other_texts, same_texts, texts_of
+from inf_jax.losses.blocks import BLOCKS, LogitBlock
+from inf_jax.losses.candidates import RowTexts, dots, eligible_texts, known_positives, texts_of
 
 Values = dict[str, jax.Array]  # "lse/P" or "softplus/P" -> [b]
 
 
 @dataclasses.dataclass(frozen=True)
-class Sweep:
-    """What to sum and how; static.
+class BlockwisePlan:
+    """Which sums an engine computes, and in which tiles; static.
 
     Attributes:
-      lse, softplus: blocks whose logsumexp(scale x), whose sum of softplus(scale x + bias) over the
-        negatives x is wanted.
+      lse: blocks whose logsumexp(scale x) over the negatives x is wanted.
+      softplus: blocks whose sum of softplus(scale x + bias) over the negatives x is wanted.
       engine: dense, blockwise, ring or gather.
-      tile: (rows, columns) of a tile at the most, on a device.
+      tile: (rows, columns) of a tile on a device, at most.
       mesh: all its axes split the batch; dense and blockwise need none.
     """
 
@@ -33,20 +34,20 @@ class Sweep:
 
     @property
     def blocks(self) -> tuple[str, ...]:
-        """All blocks of the sweep, in the order of `BLOCKS`."""
+        """All blocks of the plan, in the order of `BLOCKS`."""
         return tuple(name for name in BLOCKS if name in self.lse + self.softplus)
 
     @property
     def matrices(self) -> dict[tuple[str, str], list[str]]:
         """(left, right) -> the blocks that are rows or columns of this matrix."""
-        found: dict[tuple[str, str], list[str]] = {}
+        blocks: dict[tuple[str, str], list[str]] = {}
         for name in self.blocks:
-            found.setdefault(BLOCKS[name].matrix, []).append(name)
-        return found
+            blocks.setdefault(BLOCKS[name].matrix, []).append(name)
+        return blocks
 
-    def every(self, right: str) -> bool:
+    def all_texts(self, right: str) -> bool:
         """Whether a block has all texts of this field as candidates."""
-        return any(BLOCKS[t].every for t in self.blocks if BLOCKS[t].right == right)
+        return any(BLOCKS[t].all_texts for t in self.blocks if BLOCKS[t].right == right)
 
 
 class Coefficients(NamedTuple):
@@ -57,13 +58,13 @@ class Coefficients(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """What a block's negatives are like for each row; no gradient.
+    """Statistics of a block's negatives for each row; no gradient.
 
     Attributes:
       hardest: [b], the largest score (not scaled) of a negative; -inf where there is none.
       above: int32[b], negatives that score above the row's positive.
       negatives: int32[b], candidates left after the identity mask.
-      masked: int32[b], candidates that the identity mask took out.
+      masked: int32[b], candidates that the identity mask removed.
     """
 
     hardest: jax.Array
@@ -92,20 +93,17 @@ class Side(NamedTuple):
     Attributes:
       rows: texts and ids; a field that this side does not need is None.
       positive: [b], <q_i, p_i>; None in the backward pass.
-      sums, slopes: in the backward pass, the sums that this side's blocks came to and the loss's
-        derivatives by them; else empty.
-      hardest: "P" -> [b], each block's largest score, where this tile's exponentials are at hand:
-        the backward pass then takes them in place of new ones. Else empty.
+      sums: in the backward pass, the sums of this side's blocks over the whole batch; else empty.
+      slopes: in the backward pass, the loss's derivatives by `sums`; else empty.
     """
 
-    rows: Rows
+    rows: RowTexts
     positive: jax.Array | None
     sums: Values
     slopes: Values
-    hardest: Values = {}  # noqa: RUF012 (never changed)
 
 
-def empty_partial(plan: Sweep, name: str, shape: Sequence[int], dtype) -> Partial:
+def empty_partial(plan: BlockwisePlan, name: str, shape: Sequence[int], dtype) -> Partial:
     """The sums over no candidates."""
     none = jnp.zeros(shape, jnp.int32)
     zeros = jnp.zeros(shape, dtype)
@@ -121,7 +119,7 @@ def merge(old: Partial, new: Partial, scale: jax.Array) -> Partial:
     hardest = jnp.maximum(old.counts.hardest, new.counts.hardest)
 
     def rebased(part: Partial) -> jax.Array:
-        # the same maximum, -inf at that, is left as it is: inf - inf is no number
+        # an unchanged maximum is not subtracted from itself: -inf - -inf is NaN
         same = part.counts.hardest == hardest
         difference = jnp.where(same, 0, part.counts.hardest - jnp.where(same, 0, hardest))
         return part.exponentials * jnp.exp(scale * difference)
@@ -137,7 +135,7 @@ def merge(old: Partial, new: Partial, scale: jax.Array) -> Partial:
     )
 
 
-def sums_of(plan: Sweep, partials: dict[str, Partial], scale: jax.Array) -> Values:
+def sums_of(plan: BlockwisePlan, partials: dict[str, Partial], scale: jax.Array) -> Values:
     """The sums over all candidates from their parts."""
     lse = {
         f"lse/{t}": scale * partials[t].counts.hardest + jnp.log(partials[t].exponentials)
@@ -147,31 +145,32 @@ def sums_of(plan: Sweep, partials: dict[str, Partial], scale: jax.Array) -> Valu
 
 
 def tile_partials(
-    plan: Sweep, rows: Side, columns: Side, coefficients: Coefficients
+    plan: BlockwisePlan, rows: Side, columns: Side, coefficients: Coefficients
 ) -> dict[str, Partial]:
     """Each block's sums over one tile: for its rows, or by column for its columns."""
-    found = {}
+    partials = {}
     for matrix, names in plan.matrices.items():
         tile = _Tile(plan, matrix, rows, columns)
         for name in names:
             block = BLOCKS[name]
-            x, (other, same) = tile.scores_of(block), tile.masks_of(block)
-            negative = other & ~same
+            x, (eligible, known) = tile.scores_of(block), tile.masks_of(block)
+            negative = eligible & ~known
             axis, owner = (0, columns) if block.by_column else (1, rows)
             positive = jnp.expand_dims(owner.positive, axis)
             hardest = jnp.max(jnp.where(negative, x, -jnp.inf), axis)
             exponentials = softplus = None
             if name in plan.lse:
-                terms = _exponentials(x, negative, jnp.expand_dims(hardest, axis), coefficients)
-                exponentials = jnp.sum(terms, axis)
+                shift = jnp.expand_dims(jnp.where(hardest == -jnp.inf, 0, hardest), axis)
+                shifted = jnp.exp(coefficients.scale * (x - shift))
+                exponentials = jnp.sum(jnp.where(negative, shifted, 0), axis)
             if name in plan.softplus:
                 logits = coefficients.scale * x + coefficients.bias
                 softplus = jnp.sum(jnp.where(negative, jax.nn.softplus(logits), 0), axis)
             count = lambda which, axis=axis: jnp.sum(which, axis, dtype=jnp.int32)  # noqa: E731
             above = count(negative & (x > positive))
-            counts = Counts(hardest, above, count(negative), count(other & same))
-            found[name] = Partial(counts, exponentials, softplus)
-    return found
+            counts = Counts(hardest, above, count(negative), count(eligible & known))
+            partials[name] = Partial(counts, exponentials, softplus)
+    return partials
 
 
 class TileGradients(NamedTuple):
@@ -188,21 +187,10 @@ class TileGradients(NamedTuple):
     bias: jax.Array
 
 
-def _exponentials(
-    x: jax.Array, negative: jax.Array, hardest: jax.Array, coefficients: Coefficients
-) -> jax.Array:
-    """exp(scale * (x - hardest)), 0 where not negative."""
-    return jnp.where(negative, jnp.exp(coefficients.scale * (x - _finite(hardest))), 0)
-
-
-def _finite(hardest: jax.Array) -> jax.Array:
-    return jnp.where(hardest == -jnp.inf, 0, hardest)
-
-
 def tile_gradients(
-    plan: Sweep, rows: Side, columns: Side, coefficients: Coefficients
+    plan: BlockwisePlan, rows: Side, columns: Side, coefficients: Coefficients
 ) -> TileGradients:
-    """Derivatives of sum_i <slopes_i, sums_i> over one tile, its scores computed again."""
+    """Derivatives of sum_i <slopes_i, sums_i> over one tile, whose scores are recomputed."""
     left: dict[str, jax.Array] = {}
     right: dict[str, jax.Array] = {}
     bias = jnp.zeros((), coefficients.bias.dtype)
@@ -210,20 +198,14 @@ def tile_gradients(
         tile, slopes = _Tile(plan, matrix, rows, columns), 0
         for name in names:
             block = BLOCKS[name]
-            x, (other, same) = tile.scores_of(block), tile.masks_of(block)
-            negative = other & ~same
+            x, (eligible, known) = tile.scores_of(block), tile.masks_of(block)
+            negative = eligible & ~known
             logits, slope = coefficients.scale * x, jnp.zeros_like(x)
             owner, axis = (columns, 0) if block.by_column else (rows, 1)
             own = lambda values, axis=axis: jnp.expand_dims(values, axis)  # noqa: E731
             if name in plan.lse:
                 lse, by_lse = owner.sums[f"lse/{name}"], owner.slopes[f"lse/{name}"]
-                if owner.hardest:
-                    hardest = owner.hardest[name]
-                    # lse is -inf where there is no negative, and then so is hardest
-                    rest = jnp.exp(coefficients.scale * _finite(hardest) - _finite(lse)) * by_lse
-                    slope += _exponentials(x, negative, own(hardest), coefficients) * own(rest)
-                else:
-                    slope += jnp.exp(logits - own(lse)) * own(by_lse)
+                slope += jnp.exp(logits - own(lse)) * own(by_lse)
             if name in plan.softplus:
                 sigmoid = jax.nn.sigmoid(logits + coefficients.bias)
                 part = sigmoid * own(owner.slopes[f"softplus/{name}"])
@@ -237,44 +219,47 @@ def tile_gradients(
 
 
 class _Tile:
-    """The scores of r rows against c columns of k texts, [r, c * k], and what blocks see of them.
+    """The scores of r rows against c columns of k texts, [r, c * k], as the blocks see them.
 
     All products are of plain matrices: a compiler may copy the operands of others.
     """
 
-    def __init__(self, plan: Sweep, matrix: tuple[str, str], rows: Side, columns: Side):
+    def __init__(self, plan: BlockwisePlan, matrix: tuple[str, str], rows: Side, columns: Side):
         self._rows, self._columns = rows.rows, columns.rows
-        self._mine = texts_of(self._rows, matrix[0])[:, 0]
-        theirs = texts_of(self._columns, matrix[1], every=plan.every(matrix[1]))
-        self._texts = theirs.shape[1]  # a pair, in the sweep; of them the tile has k
-        self._k = self._texts if any(BLOCKS[n].every for n in plan.matrices[matrix]) else 1
-        self._theirs = theirs[:, : self._k].reshape(-1, theirs.shape[2])
-        self._scores = dots("re,ne->rn", self._mine, self._theirs)
+        self._left = texts_of(self._rows, matrix[0])[:, 0]
+        right = texts_of(self._columns, matrix[1], all_texts=plan.all_texts(matrix[1]))
+        self._texts = right.shape[1]  # texts a pair in the plan; this tile has the first k
+        self._k = self._texts if any(BLOCKS[n].all_texts for n in plan.matrices[matrix]) else 1
+        self._right = right[:, : self._k].reshape(-1, right.shape[2])
+        self._scores = dots("re,ne->rn", self._left, self._right)
 
-    def scores_of(self, block: Block) -> jax.Array:
-        """[r, c * k], or of the first texts alone [r, c]."""
-        if block.every or self._k == 1:
+    def scores_of(self, block: LogitBlock) -> jax.Array:
+        """[r, c * k], or of the first texts only [r, c]."""
+        if block.all_texts or self._k == 1:
             return self._scores
         return self._scores.reshape(-1, len(self._columns.index), self._k)[:, :, 0]
 
-    def masks_of(self, block: Block) -> tuple[jax.Array, jax.Array]:
-        """(other, same) in the shape of `scores_of`, see Candidates."""
-        rows, columns, k = self._rows, self._columns, self._k if block.every else 1
-        other = other_texts(rows, columns, k, by_column=block.by_column)
-        same = jnp.zeros_like(other) if rows.ids is None else same_texts(rows.ids, columns.ids, k)
-        return tuple(x.reshape(x.shape[0], -1) for x in (other, same))
+    def masks_of(self, block: LogitBlock) -> tuple[jax.Array, jax.Array]:
+        """(eligible, known_positive) in the shape of `scores_of`, see Candidates."""
+        rows, columns, k = self._rows, self._columns, self._k if block.all_texts else 1
+        eligible = eligible_texts(rows, columns, k, by_column=block.by_column)
+        if rows.ids is None:
+            known = jnp.zeros_like(eligible)
+        else:
+            known = known_positives(rows.ids, columns.ids, k)
+        return tuple(x.reshape(x.shape[0], -1) for x in (eligible, known))
 
-    def spread(self, values: jax.Array, block: Block) -> jax.Array:
-        """The inverse of `scores_of`: zeros for the texts that the block does not see."""
-        if block.every or self._k == 1:
+    def spread(self, values: jax.Array, block: LogitBlock) -> jax.Array:
+        """The inverse of `scores_of`: zeros for the texts that are not in the block."""
+        if block.all_texts or self._k == 1:
             return values
         wide = jnp.pad(values[:, :, None], ((0, 0), (0, 0), (0, self._k - 1)))
         return wide.reshape(values.shape[0], -1)
 
     def products(self, slopes: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Derivatives by the left texts [r, e] and the right ones [c, texts, e]."""
-        slopes = slopes.astype(jnp.promote_types(self._mine.dtype, self._theirs.dtype))
-        by_left = dots("rn,ne->re", slopes, self._theirs)
-        by_right = dots("rn,re->ne", slopes, self._mine)
+        slopes = slopes.astype(jnp.promote_types(self._left.dtype, self._right.dtype))
+        by_left = dots("rn,ne->re", slopes, self._right)
+        by_right = dots("rn,re->ne", slopes, self._left)
         by_right = by_right.reshape(-1, self._k, by_right.shape[1])
         return by_left, jnp.pad(by_right, ((0, 0), (0, self._texts - self._k), (0, 0)))

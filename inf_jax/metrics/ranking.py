@@ -1,31 +1,20 @@
-"""Retrieval metrics on runs and qrels: nDCG, MRR, MAP, recall, p-MRR, Robustness@k, WISE, SICR.
+"""Retrieval metrics of a ranking: nDCG, MRR, MAP and recall.
 
 Layouts (those of pytrec_eval): a run is {query id: {document id: score}}, qrels are {query id:
-{document id: relevance}}; a relevance above 0 is relevant. Documents are ranked by score compared
-as float32, ties by the larger document id first, as trec_eval does; the InfoSearch metrics keep
-their benchmark's own rule (Python floats, ties in the order of the run). Pure numpy.
+{document id: relevance}}; a relevance above 0 is relevant. Documents are ranked by their float32
+score, ties by the larger document id first, as trec_eval does.
 
-Every function returns a `Score`: the mean as a float, and `.per_query` with what was averaged. As
+Every function returns a `Score`: the mean as a float, and the averaged values in `.per_query`. As
 in trec_eval the mean is over the queries that are in the run and in the qrels; a query without any
 relevant document counts 0.
 """
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from inf_jax.core.errors import UserError
-from inf_jax.metrics.runs import (
-    RANKINGS,
-    Qrels,
-    Run,
-    Score,
-    check_run,
-    ranked_by_id,
-    ranked_in_order,
-    without_identical_ids,
-)
+from inf_jax.metrics.runs import Qrels, Run, Score, check_run, ranked_by_id
 
 
 def ndcg(results: Run, qrels: Qrels, k: int | None = None) -> Score:
@@ -89,166 +78,6 @@ def recall(results: Run, qrels: Qrels, k: int | None = None) -> Score:
     return _over_queries(results, qrels, k=k, value=value)
 
 
-def robustness(
-    results: Run, qrels: Qrels, k: int = 10, *, groups: Mapping[str, str] | None = None
-) -> Score:
-    """Robustness@k (InstructIR, arXiv 2402.14334): a query's worst nDCG@k over its instructions.
-
-    Mean over queries. A document with the query's own id is left out, as mteb does for this task.
-
-    Args:
-      results: the run; its query ids are `<query>_<instruction>`, as in InstructIR.
-      qrels: graded relevance.
-      k: the cut-off of nDCG.
-      groups: query id to group, in place of the part of the id before its last "_".
-
-    Returns:
-      Score, whose `per_query` holds the groups' minima.
-
-    Raises:
-      UserError: as `ndcg` and `worst_of_groups`.
-    """
-    return worst_of_groups(ndcg(without_identical_ids(results), qrels, k), groups=groups)
-
-
-def worst_of_groups(score: Score, *, groups: Mapping[str, str] | None = None) -> Score:
-    """The smallest value of each group of queries, then the mean over groups.
-
-    Args:
-      score: any metric of this module.
-      groups: query id to group; None takes the part of the id before its last "_".
-
-    Raises:
-      UserError: an id without "_", or one missing in `groups`.
-    """
-    worst: dict[str, float] = {}
-    for qid, value in score.per_query.items():
-        if groups is None:
-            group, underscore, _ = qid.rpartition("_")
-            if not underscore:
-                raise UserError(
-                    f"query id {qid!r} is not <query>_<instruction>; rename it or pass groups="
-                )
-        elif qid not in groups:
-            raise UserError(
-                f"query {qid!r} has no entry in groups; give every query of the run one"
-            )
-        else:
-            group = groups[qid]
-        worst[group] = min(value, worst.get(group, math.inf))
-    return Score(worst)
-
-
-def p_mrr(results: Run, changed_qrels: Mapping[str, Sequence[str]], *, ties: str = "id") -> Score:
-    """p-MRR (FollowIR, arXiv 2403.15246): how far documents move that a new instruction rules out.
-
-    For a document with rank o under the original and n under the changed instruction (1-based; a
-    document missing from a run has rank len(run) + 1): n / o - 1 if o >= n, else 1 - o / n. Mean
-    over a query's documents, then over queries.
-
-    Args:
-      results: the run with ids `<query>-og` and `<query>-changed`.
-      changed_qrels: query to the documents that are relevant no more under the changed
-        instruction. A query with neither id in the run is left out, as in mteb.
-      ties: "id", the larger document id first (mteb today), or "order", as they come in the run,
-        with scores as Python floats (mteb 1.7, InfoSearch).
-
-    Returns:
-      Score in (-1, 1) (papers print it times 100); positive follows the instruction.
-
-    Raises:
-      UserError: empty run, an id of another form, only one id of a query, nothing to average.
-    """
-    if ties not in RANKINGS:
-        raise UserError(f"ties={ties!r}; choose one of {sorted(RANKINGS)}")
-    check_run(results)
-    for qid in results:
-        if not qid.endswith(("-og", "-changed")):
-            raise UserError(
-                f"query id {qid!r} is neither <query>-og nor <query>-changed; rename it"
-            )
-    per_query = {}
-    for qid, documents in changed_qrels.items():
-        runs = [results.get(f"{qid}-{mode}") for mode in ("og", "changed")]
-        if runs == [None, None] or not documents:
-            continue
-        if None in runs:
-            mode = ("og", "changed")[runs.index(None)]
-            raise UserError(f"query {qid!r}: '{qid}-{mode}' is not in the run; search it as well")
-        old, new = ({d: r for r, d in enumerate(RANKINGS[ties](run), 1)} for run in runs)
-        per_query[qid] = _mean(
-            [
-                _rank_change(old.get(d, len(old) + 1), new.get(d, len(new) + 1))
-                for d in _documents(documents, qid=qid)
-            ]
-        )
-    if not per_query:
-        raise UserError("no query of changed_qrels is in the run; compare the ids of the two")
-    return Score(per_query)
-
-
-def wise(
-    runs: Mapping[str, Run],
-    positive_qrels: Mapping[str, Sequence[str]],
-    negative_qrels: Mapping[str, Sequence[str]],
-    *,
-    ideal: bool = False,
-) -> Score:
-    """WISE (InfoSearch, arXiv 2410.23841): reward for obeying an instruction and its reverse.
-
-    As in the benchmark's code. Of a positive document o, i, r are the ranks with the query alone,
-    with the instruction, with the reversed instruction. If i <= o < r: 1 if i = 1 and o < the
-    number of the query's positives and negatives, else (1 - sqrt(o - i) / 20) / sqrt(i) if o <= 20,
-    else 0.01. Otherwise: -1 if r < o < i, else (o - i) / i if o <= i, else (r - o) / o. Mean over a
-    query's positives, then over queries.
-
-    Args:
-      runs: {"ori": run, "ins": run, "rev": run}, the same query ids in each.
-      positive_qrels: query to the documents that fit the instruction.
-      negative_qrels: query to those that fit the query but not the instruction.
-      ideal: instead, the value of perfect obedience from the original ranks (i = 1, r = o + 1).
-
-    Raises:
-      UserError: a run or a query is missing, or a query has no positive.
-    """
-    per_query = {}
-    for qid, rows in _infosearch_ranks(runs, positive_qrels).items():
-        total = len(positive_qrels[qid]) + len(negative_qrels.get(qid, ()))
-        ranks = [[rank for rank, _ in row] for row in rows]
-        if ideal:
-            ranks = [[o, 1, o + 1] for o, _, _ in ranks]
-        per_query[qid] = _mean([_wise(o, i, r, total) for o, i, r in ranks])
-    return Score(per_query)
-
-
-def sicr(
-    runs: Mapping[str, Run],
-    positive_qrels: Mapping[str, Sequence[str]],
-    *,
-    all_positives: bool = False,
-) -> Score:
-    """SICR (InfoSearch, arXiv 2410.23841): the share of positives that obey strictly.
-
-    With ranks and scores o, i, r as in `wise` (score 0 where the document is missing): a positive
-    obeys if its scores have i > o > r and its ranks i < o < r; where o is rank 1 already, i stays
-    at rank 1 and its score may be equal.
-
-    Args:
-      runs: {"ori": run, "ins": run, "rev": run}.
-      positive_qrels: query to the documents that fit the instruction.
-      all_positives: count every positive. The benchmark's code resets its counter at each document,
-        so that only a query's last positive counts (over their number); False reproduces that.
-
-    Raises:
-      UserError: a run or a query is missing, or a query has no positive.
-    """
-    per_query = {}
-    for qid, rows in _infosearch_ranks(runs, positive_qrels).items():
-        obeys = [_obeys(*row) for row in rows]
-        per_query[qid] = sum(obeys if all_positives else obeys[-1:]) / len(obeys)
-    return Score(per_query)
-
-
 def _over_queries(results: Run, qrels: Qrels, *, k: int | None, value: Callable) -> Score:
     """Calls value(gains of the ranked documents, of the judged ones) for each common query."""
     if k is not None and (isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1):
@@ -270,62 +99,3 @@ def _over_queries(results: Run, qrels: Qrels, *, k: int | None, value: Callable)
 
 def _dcg(gains: np.ndarray) -> float:
     return float(np.sum(gains / np.log2(np.arange(2, gains.size + 2))))
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
-
-
-def _documents(documents: Sequence[str], *, qid: str) -> Sequence[str]:
-    if isinstance(documents, str):  # a bare id would be read letter by letter
-        raise UserError(f"query {qid!r}: expected a list of document ids, got {documents!r}")
-    return documents
-
-
-def _rank_change(old: int, new: int) -> float:
-    return new / old - 1 if old >= new else 1 - old / new
-
-
-def _infosearch_ranks(
-    runs: Mapping[str, Run], positive_qrels: Mapping[str, Sequence[str]]
-) -> dict[str, list]:
-    """For each query, for each positive: ((rank, score) in ori, in ins, in rev)."""
-    if not positive_qrels:
-        raise UserError("the positive qrels are empty; WISE and SICR need positives")
-    for mode in ("ori", "ins", "rev"):
-        if mode not in runs:
-            raise UserError(f"runs has no {mode!r}; it must hold 'ori', 'ins' and 'rev'")
-        check_run(runs[mode])
-    rows = {}
-    for qid, documents in positive_qrels.items():
-        if not documents:
-            raise UserError(f"query {qid!r} has no positive document")
-        ranks = []
-        for mode in ("ori", "ins", "rev"):
-            if qid not in runs[mode]:
-                raise UserError(f"query {qid!r} is not in the {mode!r} run; search it as well")
-            run = runs[mode][qid]
-            found = {d: (r, run[d]) for r, d in enumerate(ranked_in_order(run), 1)}
-            ranks.append((found, (len(run) + 1, 0.0)))
-        rows[qid] = [
-            tuple(found.get(d, missing) for found, missing in ranks)
-            for d in _documents(documents, qid=qid)
-        ]
-    return rows
-
-
-def _wise(o: int, i: int, r: int, total: int) -> float:
-    if i <= o < r:
-        if i == 1 and o < total:
-            return 1.0
-        return (1 - math.sqrt(o - i) / 20) / math.sqrt(i) if o <= 20 else 0.01
-    if r < o < i:
-        return -1.0
-    return (o - i) / i if o <= i else (r - o) / o
-
-
-def _obeys(ori: tuple, ins: tuple, rev: tuple) -> bool:
-    (o, o_score), (i, i_score), (r, r_score) = ori, ins, rev
-    if not (r > o and o_score > r_score):
-        return False
-    return i == 1 and i_score >= o_score if o == 1 else i < o and i_score > o_score

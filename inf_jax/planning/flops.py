@@ -45,8 +45,8 @@ def loss_flops(objective: Objective, *, pairs: float, width: int, instructions: 
       instructions: c, candidates of a row in block I.
     """
     blocks = [BLOCKS[name] for name in objective.blocks]
-    matrices = {block.matrix for block in blocks if not block.own}
-    own = any(block.own for block in blocks)
+    matrices = {block.matrix for block in blocks if not block.per_row}
+    own = any(block.per_row for block in blocks)
     return 2 * pairs * width * (pairs * len(matrices) + instructions * own)
 
 

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from inf_jax.core.errors import UserError
-from inf_jax.core.packing import Packed, pack_chunk, place, stack_chunks
+from inf_jax.core.packing import Packed, best_fit, pack_chunk, stack_chunks
 from inf_jax.distributed.gradcache import in_chunks
 from inf_jax.distributed.mesh import batch_sharding, compiler_options, local_mesh
 from inf_jax.distributed.sharding import state_shardings
@@ -67,7 +67,7 @@ def encode_texts(
 
     # All texts are placed at once, longest first, so that the short ones fill the rows of the long
     # ones. A chunk is then a run of rows: to place its texts by themselves gives the same rows.
-    row_of, _, _ = place(lengths, row_tokens, texts_per_row)
+    row_of, _, _ = best_fit(lengths, row_tokens, texts_per_row)
     by_row = np.argsort(row_of, kind="stable")
     count = -(-(int(row_of.max(initial=-1)) + 1) // rows)
     edges = np.searchsorted(row_of[by_row], np.arange(count + 1) * rows)

@@ -20,7 +20,8 @@ from inf_jax.models.hf.weights import load_weights
 from inf_jax.models.pooling import PROJECTION
 from inf_jax.retriever.retriever import Retriever
 from inf_jax.retriever.settings import SETTINGS_FILE, RetrieverConfig, read_settings
-from inf_jax.text.tokenizer import TextConfig, load_tokenizer
+from inf_jax.text.templates import TextConfig
+from inf_jax.text.tokenizer import load_tokenizer
 
 
 def load(name: str | os.PathLike, *, dtype: str = "float32", fsdp: int = 1) -> Retriever:

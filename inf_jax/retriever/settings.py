@@ -7,7 +7,7 @@ from inf_jax.core.errors import UserError
 from inf_jax.io.json_files import read_json
 from inf_jax.models.encoder import EncoderOptions
 from inf_jax.models.pooling import POOLINGS
-from inf_jax.text.tokenizer import TextConfig
+from inf_jax.text.templates import TextConfig
 
 SETTINGS_FILE = "inf_jax.json"
 FORMAT = 3  # of SETTINGS_FILE; 1 knew no query_encoder, 2 no projection

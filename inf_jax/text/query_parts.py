@@ -12,7 +12,7 @@ import numpy as np
 SPECIAL, QUERY, INSTRUCTION, OTHER = range(4)  # kinds of tokens; OTHER: the template's own words
 
 
-class Run(NamedTuple):
+class TokenSpan(NamedTuple):
     """Tokens that follow each other: the first one's number, and how many."""
 
     first: int
@@ -34,8 +34,8 @@ class QueryParts(NamedTuple):
     """
 
     ids: np.ndarray
-    query: Run
-    instruction: Run
+    query: TokenSpan
+    instruction: TokenSpan
 
     def ids_of(self, part: str) -> np.ndarray:
         """Token ids of "query" or "instruction"."""
@@ -76,7 +76,7 @@ def split(ids: np.ndarray, kinds: np.ndarray, limit: int) -> QueryParts:
         ids, kinds = ids[within], kinds[within]
     query, instruction = (_run(kinds == kind) for kind in (QUERY, INSTRUCTION))
     if query is None or instruction is None:
-        return QueryParts(ids, Run(0, 0), Run(0, 0))
+        return QueryParts(ids, TokenSpan(0, 0), TokenSpan(0, 0))
     return QueryParts(ids, query, instruction)
 
 
@@ -85,11 +85,11 @@ def with_instruction(parts: QueryParts, instruction: np.ndarray) -> QueryParts:
     before, after = parts.ids[: parts.instruction.first], parts.ids[parts.instruction.end :]
     query = parts.query
     if query.first > parts.instruction.first:
-        query = Run(query.first + len(instruction) - parts.instruction.count, query.count)
+        query = TokenSpan(query.first + len(instruction) - parts.instruction.count, query.count)
     return QueryParts(
         np.concatenate((before, instruction, after)),
         query,
-        Run(parts.instruction.first, len(instruction)),
+        TokenSpan(parts.instruction.first, len(instruction)),
     )
 
 
@@ -115,10 +115,10 @@ def alone(ids: np.ndarray, *, special: tuple[np.ndarray, np.ndarray], limit: int
     return np.concatenate((special[0], ids[:room], special[1]))
 
 
-def _run(chosen: np.ndarray) -> Run | None:
+def _run(chosen: np.ndarray) -> TokenSpan | None:
     """Where bool[tokens] is True; None if that is in several pieces."""
     places = np.flatnonzero(chosen)
     if not places.size:
-        return Run(0, 0)
-    run = Run(int(places[0]), len(places))
+        return TokenSpan(0, 0)
+    run = TokenSpan(int(places[0]), len(places))
     return run if run.end == places[-1] + 1 else None

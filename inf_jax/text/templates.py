@@ -1,10 +1,53 @@
 """Templates: instruction + query -> text, passage -> text, and where each field lies in it."""
 
+import dataclasses
 import functools
 import string
 from typing import NamedTuple
 
+from inf_jax.core.errors import UserError
+
 Span = tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """How texts are rendered and where they are cut.
+
+    Attributes:
+      query_template: the instructed query, from `{query}` and `{instruction}`; the default is the
+        paper's order (arXiv 2505.21439, section 4).
+      passage_template: the passage, from `{passage}`.
+      max_query_tokens, max_passage_tokens: limits, special tokens included.
+
+    Raises:
+      UserError: a template lacks a field, or has it twice, or has another; a limit is under 1.
+    """
+
+    query_template: str = "{query} {instruction}"
+    passage_template: str = "{passage}"
+    max_query_tokens: int = 128
+    max_passage_tokens: int = 512
+
+    def __post_init__(self):
+        for name, fields in (
+            ("query_template", ["instruction", "query"]),
+            ("passage_template", ["passage"]),
+        ):
+            template = getattr(self, name)
+            try:
+                found = sorted(field for _, field in pieces(template) if field is not None)
+            except ValueError as error:  # also an unbalanced brace
+                raise UserError(
+                    f"{name}={template!r}: {error}; literal braces are {{{{ }}}}"
+                ) from error
+            if found != fields:
+                wanted = " and ".join(f"{{{field}}}" for field in fields)
+                raise UserError(f"{name}={template!r} must hold {wanted}, each once, nothing else")
+        for name in ("max_query_tokens", "max_passage_tokens"):
+            limit = getattr(self, name)
+            if not isinstance(limit, int) or limit < 1:
+                raise UserError(f"{name}={limit!r} must be a positive whole number")
 
 
 def instructed_query(query: str, instruction: str, template: str) -> str:

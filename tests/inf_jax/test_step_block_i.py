@@ -18,7 +18,7 @@ from inf_jax.distributed.mesh import make_mesh
 from inf_jax.distributed.sharding import state_shardings
 from inf_jax.losses.objective import parse_objective
 from inf_jax.models.hf.backbone import load_model
-from inf_jax.text.tokenizer import TextConfig
+from inf_jax.text.templates import TextConfig
 from inf_jax.training.forward import encode_pairs
 from inf_jax.training.step import TrainState, init_params, make_train_step
 

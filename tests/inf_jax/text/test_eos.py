@@ -15,7 +15,8 @@ from inf_jax.hf_export.writer import write_tokenizer
 from inf_jax.models.hf.backbone import run_tokenizer
 from inf_jax.text import eos
 from inf_jax.text.query_parts import cut, with_instruction
-from inf_jax.text.tokenizer import TextConfig, load_tokenizer
+from inf_jax.text.templates import TextConfig
+from inf_jax.text.tokenizer import load_tokenizer
 from tests.inf_jax import tiny_backbones
 
 ENDS = {"qwen3": "<|im_end|>", "llama3": "<|im_end|>", "mistral": "</s>"}  # appended by "auto"

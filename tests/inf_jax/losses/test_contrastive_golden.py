@@ -10,7 +10,7 @@ import pytest
 
 from inf_jax.losses import contrastive_loss
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "losses"
+GOLDEN = Path(__file__).parents[2] / "golden" / "losses"
 OURS = {  # golden key of the paper's code -> our notation; multi of one block is its uni
     "uni__qk": "uni(P)",
     "uni__kq": "uni(IQ)",

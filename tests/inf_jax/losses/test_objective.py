@@ -1,5 +1,8 @@
 """The notation of objectives, and what it counts."""
 
+import subprocess
+import sys
+
 import pytest
 
 from inf_jax.core.errors import UserError
@@ -79,3 +82,13 @@ def test_count_negatives():
         count_negatives("uni(I)", pairs=4)
     with pytest.raises(UserError, match="pairs=0"):
         count_negatives("uni(P)", pairs=0)
+
+
+def test_the_notation_is_parsed_without_jax():
+    code = (
+        "import sys\n"
+        "from inf_jax.losses.objective import ENGINES, MASKS, parse_objective\n"
+        "parse_objective('multi(P,IQ)')\n"
+        "assert 'jax' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

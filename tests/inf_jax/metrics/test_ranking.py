@@ -12,7 +12,7 @@ from inf_jax import metrics
 from inf_jax.core.errors import UserError
 from inf_jax.metrics.runs import without_identical_ids
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "metrics"
+GOLDEN = Path(__file__).parents[2] / "golden" / "metrics"
 CUTS = (1, 3, 5, 10, 20, 100, 1000)
 EXACT = 1e-12
 

@@ -10,17 +10,13 @@ import pytest
 from inf_jax.core.batch import TextIds, split_hashes, text_ids
 from inf_jax.data.records import text_hash
 from inf_jax.losses import contrastive_loss
-from inf_jax.losses.blocks import BLOCKS, Rows, candidates, same_query, same_texts
+from inf_jax.losses.blocks import BLOCKS
+from inf_jax.losses.candidates import RowTexts, candidates, known_positives, same_query
 from inf_jax.losses.objective import count_negatives, parse_objective
 
 
 def hashes(*texts):
     return np.array([[text_hash(text) for text in row] for row in texts], np.uint64)
-
-
-def test_split_hashes_keeps_both_halves():
-    halves = split_hashes(np.array([[0x0123456789ABCDEF]], np.uint64))
-    assert halves.dtype == np.uint32 and halves.tolist() == [[[0x89ABCDEF, 0x01234567]]]
 
 
 def test_identity_masks():
@@ -33,14 +29,14 @@ def test_identity_masks():
     np.testing.assert_array_equal(same_query(ids, ids), expected)
     passages = np.eye(4, dtype=bool)
     passages[[0, 2, 1, 3], [2, 0, 3, 1]] = True
-    np.testing.assert_array_equal(same_texts(ids, ids, 1)[:, :, 0], expected | passages)
+    np.testing.assert_array_equal(known_positives(ids, ids, 1)[:, :, 0], expected | passages)
 
 
 def test_a_hard_negative_is_masked_where_it_is_the_rows_passage():
     ids = text_ids(hashes(("i", "q", "p"), ("i", "q", "p2"), ("j", "r", "p3")))
     hard = np.stack([ids.passage[[1, 0, 0]], ids.passage[[2, 2, 0]]], axis=1)
     ids = ids._replace(passage=np.concatenate([ids.passage[:, None], hard], axis=1))
-    found = same_texts(ids, ids, 3)
+    found = known_positives(ids, ids, 3)
     # row 0 holds p: the second text of rows 1 and 2, and the third of row 2, are p as well
     assert found[0].tolist() == [[True, False, False], [True, True, False], [False, True, True]]
     # a twin's hard negative stays one: row 1's positive is p2, the second text of row 0
@@ -51,14 +47,14 @@ def test_half_a_hash_is_not_identity():
     halves = split_hashes(np.array([1 << 32, (1 << 32) + 1, 2 << 32], np.uint64))
     ids = TextIds(halves, halves, halves[:, None])
     np.testing.assert_array_equal(same_query(ids, ids), np.eye(3, dtype=bool))
-    np.testing.assert_array_equal(same_texts(ids, ids, 1)[:, :, 0], np.eye(3, dtype=bool))
+    np.testing.assert_array_equal(known_positives(ids, ids, 1)[:, :, 0], np.eye(3, dtype=bool))
 
 
 def batch(b=6, h=1, m=2, e=4):
     rng = np.random.default_rng(0)
     numbers = rng.integers(0, 3, (b, 3 + h + m)).astype(np.uint64)
     halves = split_hashes(numbers)
-    return Rows(
+    return RowTexts(
         index=jnp.arange(b),
         queries=rng.normal(size=(b, e)),
         passages=rng.normal(size=(b, 1 + h, e)),
@@ -79,10 +75,10 @@ def test_a_block_is_the_same_in_tiles(name):
     """What an engine that goes round tiles of columns relies on."""
     rows, block = batch(), BLOCKS[name]
     whole = candidates(block, rows, rows)
-    tiles = [cut(rows, 0, 6)] if block.own else [cut(rows, 0, 3), cut(rows, 3, 6)]
+    tiles = [cut(rows, 0, 6)] if block.per_row else [cut(rows, 0, 3), cut(rows, 3, 6)]
     for start, stop in ((0, 3), (3, 6)):
         some = cut(rows, start, stop)
-        found = [candidates(block, some, some if block.own else tile) for tile in tiles]
+        found = [candidates(block, some, some if block.per_row else tile) for tile in tiles]
         for part in range(3):
             joined = np.concatenate([f[part] for f in found], axis=1)
             np.testing.assert_allclose(joined, whole[part][start:stop], atol=1e-6)
@@ -92,9 +88,9 @@ def test_a_block_is_the_same_in_tiles(name):
 @pytest.mark.parametrize("name", BLOCKS)
 def test_counts_agree_with_the_candidates(name, hard):
     rows = batch(h=hard)._replace(valid=jnp.ones(6, bool))
-    other = candidates(BLOCKS[name], rows, rows).other
+    eligible = candidates(BLOCKS[name], rows, rows).eligible
     counted = count_negatives(f"uni({name})", pairs=6, hard_negatives=hard, instruction_negatives=2)
-    assert np.sum(other, axis=1).tolist() == [counted[name]] * 6
+    assert np.sum(eligible, axis=1).tolist() == [counted[name]] * 6
 
 
 def test_a_new_block_needs_one_entry(monkeypatch):

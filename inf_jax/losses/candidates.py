@@ -1,0 +1,132 @@
+"""Scores each row's candidates in a block and masks those known to be positives of the row.
+
+Letters: b rows (pairs) of the global batch, r rows and c columns of a tile of it, h hard negatives
+a pair, m instruction negatives a row, e embedding width.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from inf_jax.core.batch import TextIds
+from inf_jax.losses.blocks import LogitBlock
+
+
+class RowTexts(NamedTuple):
+    """Embeddings and hashes of the texts of some rows, all of the global batch or a slice.
+
+    Attributes:
+      index: int32[b], the row's number in the global batch.
+      valid: bool[b], False for an empty slot.
+      queries: [b, e].
+      passages: [b, 1 + h, e], the positive first.
+      instruction_negatives: [b, m, e] or None.
+      ids: TextIds with passage [b, 1 + h, 2], or None: then nothing is masked by identity.
+      instruction_negative_ids: uint32[b, m, 2], hashes of the instructions of n_ik, or None.
+      instruction_negative_valid: bool[b, m], False where there is no n_ik, or None: all are there.
+    """
+
+    index: jax.Array
+    valid: jax.Array
+    queries: jax.Array
+    passages: jax.Array
+    instruction_negatives: jax.Array | None = None
+    ids: TextIds | None = None
+    instruction_negative_ids: jax.Array | None = None
+    instruction_negative_valid: jax.Array | None = None
+
+
+class Candidates(NamedTuple):
+    """The candidates of r rows among n texts of the columns.
+
+    Attributes:
+      scores: [r, n], inner products, not scaled; float32, or float64 if the embeddings are.
+      eligible: bool[r, n], by index: in a filled slot and not the row's own positive.
+      known_positive: bool[r, n], by identity: the text is a positive of the row; None where ids are
+        not given.
+    """
+
+    scores: jax.Array
+    eligible: jax.Array
+    known_positive: jax.Array | None
+
+
+def texts_of(rows: RowTexts, name: str, *, all_texts: bool = False) -> jax.Array:
+    """[b, k, e]: the texts of each pair in this field, all of them or the first (k = 1)."""
+    values = getattr(rows, name)
+    values = values if values.ndim == 3 else values[:, None]
+    return values if all_texts else values[:, :1]
+
+
+def candidates(block: LogitBlock, rows: RowTexts, columns: RowTexts) -> Candidates:
+    """The candidates of these rows among these columns; the same for any slices of the batch."""
+    if block.per_row:
+        texts = texts_of(rows, block.right, all_texts=True)
+        scores = dots("rke,re->rk", texts, texts_of(rows, block.left)[:, 0])
+        eligible = jnp.broadcast_to(rows.valid[:, None], scores.shape)
+        if rows.instruction_negative_valid is not None:
+            eligible = eligible & rows.instruction_negative_valid
+        known = None
+        if rows.ids is not None:
+            known = _equal(rows.ids.instruction[:, None], rows.instruction_negative_ids)
+        return Candidates(scores, eligible, known)
+    own, other = (block.right, block.left) if block.by_column else (block.left, block.right)
+    texts = texts_of(columns, other, all_texts=block.all_texts)
+    scores, k = dots("re,cke->rck", texts_of(rows, own)[:, 0], texts), texts.shape[1]
+    known = None if rows.ids is None else known_positives(rows.ids, columns.ids, k)
+    eligible = eligible_texts(rows, columns, k)
+    return Candidates(*(None if x is None else _flat(x) for x in (scores, eligible, known)))
+
+
+def eligible_texts(
+    rows: RowTexts, columns: RowTexts, k: int, *, by_column: bool = False
+) -> jax.Array:
+    """bool[r, c, k]: text k of the column is in a filled slot and not the row's own positive.
+
+    by_column: the row is the candidate of the column's text, and it is the row that must be filled.
+    """
+    other = (rows.index[:, None] != columns.index[None])[:, :, None]
+    hard = jnp.arange(k)[None, None] > 0
+    filled = rows.valid[:, None] if by_column else columns.valid[None]
+    return (other | hard) & filled[:, :, None]
+
+
+def known_positives(rows: TextIds, columns: TextIds, k: int) -> jax.Array:
+    """bool[r, c, k]: the text is a positive of the row, whatever the block.
+
+    The pairs share instructed query or passage: each then has a positive of the other. A hard
+    negative (text 1 and on) of a pair with the same query stays one, unless it is the row's
+    positive passage.
+    """
+    passage = _equal(rows.passage[:, None, :1], columns.passage[None, :, :k])
+    twin = same_query(rows, columns)[:, :, None]
+    return passage | (twin & (jnp.arange(k)[None, None] == 0))
+
+
+def same_query(rows: TextIds, columns: TextIds) -> jax.Array:
+    """bool[r, c]: the instructed queries are the same text (instruction and query both)."""
+    same_instruction = _equal(rows.instruction[:, None], columns.instruction[None])
+    return same_instruction & _equal(rows.query[:, None], columns.query[None])
+
+
+def dots(spec: str, left: jax.Array, right: jax.Array) -> jax.Array:
+    """Inner products accumulated in float32 (float64 for float64 inputs), bf16 inputs included.
+
+    Highest precision, since TPUs and GPUs otherwise round float32 inputs: with a scale of 20 to 100
+    that shows in the loss. For fast products, pass bf16 embeddings.
+    """
+    dtype = jnp.promote_types(jnp.result_type(left, right), jnp.float32)
+    return jnp.einsum(
+        spec, left, right, precision=jax.lax.Precision.HIGHEST, preferred_element_type=dtype
+    )
+
+
+def _equal(left: jax.Array, right: jax.Array) -> jax.Array:
+    """bool[...]: 64-bit hashes uint32[..., 2] are equal, both halves."""
+    return (left[..., 0] == right[..., 0]) & (left[..., 1] == right[..., 1])
+
+
+def _flat(array: jax.Array) -> jax.Array:
+    """[r, c, k] -> [r, c * k]."""
+    return array.reshape(array.shape[0], -1)
