@@ -1,4 +1,4 @@
-"""The configuration of a triplet factory: typed sections with defaults, and checks.
+"""The triplet factory's configuration: typed sections with defaults, and checks.
 
 A file in configs/ starts from `defaults()`; the command line changes single keys
 (`--config.llm.base_url=http://127.0.0.1:8000/v1`).
@@ -22,7 +22,7 @@ from inf_jax.config.schema import (
 )
 from inf_jax.core.errors import UserError
 
-MOST_BATCH_REQUESTS = 50_000  # the Batch API's own limit for a file
+MAX_BATCH_REQUESTS = 50_000  # the Batch API's own limit for a file
 _EFFORTS = ("", "minimal", "low", "medium", "high")
 
 
@@ -43,15 +43,15 @@ class SourceConfig:
     kind: str = key("beir", "format of the source", choices=tuple(PAIR_SOURCES))
     path: str = key("", "file or directory of the source")
     split: str = key("train", "split (beir, msmarco)")
-    min_score: int = key(1, "least relevance in the qrels (beir)")
+    min_score: int = key(1, "lowest relevance in the qrels (beir)")
     passages_only: bool = key(False, "use every passage and generate its query (beir)")
     fields: FieldsConfig = dataclasses.field(default_factory=FieldsConfig)
     license: str = key("unknown", "licence named on the data card")
     count: int = key(
         1000, "pairs drawn by seed; a larger number later adds to them; 0: all", rule="not negative"
     )
-    query_words: tuple = key((1, 64), "least and most words of a query")
-    passage_words: tuple = key((10, 600), "least and most words of a passage")
+    query_words: tuple = key((1, 64), "minimum and maximum of words of a query")
+    passage_words: tuple = key((10, 600), "minimum and maximum of words of a passage")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,33 +64,35 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LlmConfig:
-    """The endpoint that is asked."""
+    """The endpoint of the language models."""
 
     base_url: str = key("", "empty: OpenAI; else e.g. http://127.0.0.1:8000/v1")
     key_env: str = key("OPENAI_API_KEY", "environment variable that holds the key")
     mode: str = key(
         "async", "single requests, or the Batch API at half the price", choices=("async", "batch")
     )
-    concurrency: int = key(64, "most requests in flight (async)", rule="positive")
-    timeout_s: float = key(120.0, "seconds of a request", rule="positive")
+    concurrency: int = key(64, "maximum of concurrent requests (async)", rule="positive")
+    timeout_s: float = key(120.0, "time limit of a request in seconds", rule="positive")
     max_attempts: int = key(
-        3, "unusable answers (refused, cut, malformed) per question", rule="positive"
+        3,
+        "unusable answers (refused, cut, malformed) after which a request has failed",
+        rule="positive",
     )
     give_up_s: float = key(
         600.0, "seconds without any success after which the run stops", rule="positive"
     )
-    batch_requests: int = key(10_000, "most requests of a batch", rule="positive")
-    batch_poll_s: float = key(30.0, "seconds between looks at a batch", rule="positive")
+    batch_requests: int = key(10_000, "maximum of requests in a batch", rule="positive")
+    batch_poll_s: float = key(30.0, "seconds between two polls of a batch", rule="positive")
 
 
 @dataclasses.dataclass(frozen=True)
 class StageConfig:
     """A stage that asks a model."""
 
-    model: str = key("", "the endpoint's name of the model; empty: no such stage")
+    model: str = key("", "the model's name at the endpoint; empty: no such stage")
     prompt: str = key("", "name of a file in data_pipeline/prompts, or a path")
     max_completion_tokens: int = key(
-        2000, "most tokens of an answer, reasoning included", rule="positive"
+        2000, "maximum of an answer's tokens, reasoning included", rule="positive"
     )
     temperature: float = key(-1.0, "below 0: not sent, the endpoint's default")
     reasoning_effort: str = key("", "of reasoning models; empty: not sent", choices=_EFFORTS)
@@ -126,8 +128,8 @@ class SecondJudgeConfig(StageConfig):
 class FilterConfig:
     """Rules that drop examples before they are judged."""
 
-    instruction_words: tuple = key((2, 80), "least and most words of an instruction")
-    document_words: tuple = key((5, 1200), "least and most words of a passage")
+    instruction_words: tuple = key((2, 80), "minimum and maximum of words of an instruction")
+    document_words: tuple = key((5, 1200), "minimum and maximum of words of a passage")
     languages: tuple = key((), "allowed languages; (): that of the pair's own passage")
     near_duplicate: float = key(0.8, "Jaccard similarity of duplicates; 1: exact ones only")
     near_same: float = key(0.9, "Jaccard similarity of two passages of an example")
@@ -210,7 +212,7 @@ def factory_config(config: ConfigDict) -> FactoryConfig:
 
 
 def check(config: ConfigDict) -> None:
-    """Raises UserError that lists every impossible value."""
+    """Raises UserError that lists all invalid values."""
     if problems := type_problems(FactoryConfig(), config):  # what follows expects the right types
         raise UserError("config: " + "; ".join(problems))
     problems = value_problems(FactoryConfig(), config)
@@ -218,7 +220,9 @@ def check(config: ConfigDict) -> None:
     for name in ("source.query_words", "source.passage_words", *limits):
         value = value_of(config, name)
         if len(value) != 2 or not 0 < value[0] <= value[1]:
-            problems.append(f"{name}={tuple(value)}: least and most words, e.g. (1, 64)")
+            problems.append(
+                f"{name}={tuple(value)}: give the minimum and maximum of words, e.g. (1, 64)"
+            )
     for name in ("evaluation.threshold", "filter.near_duplicate", "filter.near_same"):
         value, (least, most) = value_of(config, name), THRESHOLDS
         if value != 1 and not least <= value <= most:
@@ -233,9 +237,9 @@ def check(config: ConfigDict) -> None:
         )
         if not value_of(config, name)
     ]
-    if config.llm.batch_requests > MOST_BATCH_REQUESTS:
+    if config.llm.batch_requests > MAX_BATCH_REQUESTS:
         problems.append(
-            f"llm.batch_requests={config.llm.batch_requests}: at most {MOST_BATCH_REQUESTS}"
+            f"llm.batch_requests={config.llm.batch_requests}: at most {MAX_BATCH_REQUESTS}"
         )
     if set("@?#") & set(config.llm.base_url):  # not repeated here: it may be a secret
         problems.append(
@@ -253,7 +257,7 @@ def check(config: ConfigDict) -> None:
     unknown = sorted(set(types) - set(INSTRUCTION_TYPES))
     if unknown or not types or len(set(types)) < len(types):
         problems.append(
-            f"generate.types={tuple(types)}: different ones of {', '.join(INSTRUCTION_TYPES)}"
+            f"generate.types={tuple(types)}: distinct ones of {', '.join(INSTRUCTION_TYPES)}"
         )
     if weights and (len(weights) != len(types) or not min(weights) > 0):
         problems.append(f"generate.type_weights={tuple(weights)}: one above 0 for each type")

@@ -3,9 +3,9 @@
     python -m data_pipeline.run --config=configs/data_msmarco.py --dry-run
     python -m data_pipeline.run --config=configs/data_msmarco.py --max-usd=20
 
-Stages: pairs, generate, filter, judge, score, corpus, report, build. Run again, a stage whose input
-and settings are the same is reused, and no question that was ever answered is sent again: a run may
-be killed at any time. Corpus, report, audit page and journal are in `config.out_dir`.
+Stages: pairs, generate, filter, judge, score, corpus, report, build. A run may be killed at any time
+and run again: stages with unchanged input and settings are reused, and no request that has an answer
+is sent again. Corpus, report, audit page and journal are in `config.out_dir`.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from inf_jax.core.errors import UserError, main_guard
 
 
 def main(argv: list[str]) -> None:
-    """One run of a factory; a UserError is one line and exit code 1."""
+    """Runs a factory; a UserError is printed as one line, with exit code 1."""
     with main_guard():
         _run(argv)
 
@@ -37,7 +37,7 @@ def _run(argv: list[str]) -> None:
     check(resolved)
     stages = values["stages"].value or list(STAGES)
     if unknown := sorted(set(stages) - set(STAGES)):
-        raise UserError(f"--stages={','.join(unknown)}: only {','.join(STAGES)}")
+        raise UserError(f"--stages={','.join(unknown)}: choose from {','.join(STAGES)}")
     stages = [stage for stage in STAGES if stage in stages]
     max_usd = values["max-usd"].value
     if max_usd is not None and not math.isfinite(max_usd):
@@ -59,31 +59,34 @@ def _run(argv: list[str]) -> None:
 
 def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_boolean(
-        "dry-run", False, "estimates the cost of what is left to ask, and ends", flag_values=values
+        "dry-run",
+        False,
+        "estimate the cost of the requests left, and send nothing",
+        flag_values=values,
     )
     flags.DEFINE_float(
         "max-usd",
         None,
-        "cap on the cost of the corpus, over all its runs, requests under way included",
+        "cap on the cost of the corpus over all its runs, active requests included",
         lower_bound=0.0,
         flag_values=values,
     )
     flags.DEFINE_boolean(
         "forget-batches",
         False,
-        "gives up the batches of earlier runs; what they may have cost stays counted",
+        "give up the batches of earlier runs; their possible cost stays counted",
         flag_values=values,
     )
-    flags.DEFINE_list("stages", [], f"only these, of {','.join(STAGES)}", flag_values=values)
+    flags.DEFINE_list("stages", [], f"run only these, of {','.join(STAGES)}", flag_values=values)
 
 
 def _show_end(factory: Factory) -> None:
-    """The tables and where everything is; of stages that were not run, nothing."""
+    """Prints the report and where the outputs are, for the stages that were run."""
     console = Console(highlight=False, soft_wrap=True)
     if factory.report:
         for table in report_tables(factory.report):
             console.print(table)
-        console.print(f"to look at and to judge: {factory.out_dir / 'audit.html'}")
+        console.print(f"audit page, for a human review: {factory.out_dir / 'audit.html'}")
         console.print(f"corpus: {factory.out_dir / 'corpus' / 'train.jsonl'}, with DATA_CARD.md")
     if factory.dataset:
         data_dir = factory.dataset.parents[2]
@@ -95,15 +98,15 @@ def _show_end(factory: Factory) -> None:
 
 
 def _show_estimate(factory: Factory) -> None:
-    table = Table(title="left to ask, estimated", title_justify="left")
+    table = Table(title="requests left (estimated)", title_justify="left")
     for name in ("stage", "model", "answered", "requests", "tokens in", "tokens out", "USD"):
         table.add_column(name, justify="left" if name in ("stage", "model") else "right")
-    found = factory.estimate()
-    for one in found:
+    estimates = factory.estimate()
+    for one in estimates:
         numbers = (one.known, one.requests, one.prompt_tokens, one.completion_tokens)
         table.add_row(one.stage, one.model, *(f"{n:,.0f}" for n in numbers), f"{one.usd:.2f}")
     table.add_section()
-    table.add_row("", "", "", "", "", "", f"{sum(one.usd for one in found):.2f}")
+    table.add_row("", "", "", "", "", "", f"{sum(one.usd for one in estimates):.2f}")
     Console(highlight=False).print(table)
     print(f"spent so far: {factory.journal.spent()[0]:.2f} USD; nothing was sent")
 

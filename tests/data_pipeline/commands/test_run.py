@@ -106,7 +106,7 @@ def test_every_shipped_config_is_valid():
         ("llm.concurrency", 0, "llm.concurrency=0: must be above 0"),
         ("llm.batch_requests", 10**6, "at most 50000"),
         ("source.count", -1, "source.count=-1"),
-        ("source.query_words", (9, 3), "source.query_words=(9, 3): least and most"),
+        ("source.query_words", (9, 3), "source.query_words=(9, 3): give the minimum"),
         ("filter.near_duplicate", 0.1, "filter.near_duplicate=0.1"),
         ("judge_2.share", 0.0, "judge_2.share=0.0"),
         ("score.low", float("nan"), "score.low=nan: must be a finite number"),
@@ -251,7 +251,7 @@ def test_a_stage_without_its_input_says_what_to_run(tmp_path, calm_server):
     error = refused(run(tmp_path, calm_server.base_url, "--max-usd=nan", check=False))
     assert "--max-usd=nan" in error
     error = refused(run(tmp_path, calm_server.base_url, "--stages=cook", check=False))
-    assert "--stages=cook: only pairs," in error
+    assert "--stages=cook: choose from pairs," in error
 
 
 def test_a_corpus_that_is_gone_or_stale_is_made_again(tmp_path, calm_server, finished):
