@@ -75,7 +75,7 @@ class LlmConfig:
     timeout_s: float = key(120.0, "time limit of a request in seconds", rule="positive")
     max_attempts: int = key(
         3,
-        "unusable answers (refused, cut, malformed) after which a request has failed",
+        "unusable answers (refused, cut, malformed) until a request fails",
         rule="positive",
     )
     give_up_s: float = key(
@@ -220,9 +220,7 @@ def check(config: ConfigDict) -> None:
     for name in ("source.query_words", "source.passage_words", *limits):
         value = value_of(config, name)
         if len(value) != 2 or not 0 < value[0] <= value[1]:
-            problems.append(
-                f"{name}={tuple(value)}: give the minimum and maximum of words, e.g. (1, 64)"
-            )
+            problems.append(f"{name}={tuple(value)}: give least and most words, e.g. (1, 64)")
     for name in ("evaluation.threshold", "filter.near_duplicate", "filter.near_same"):
         value, (least, most) = value_of(config, name), THRESHOLDS
         if value != 1 and not least <= value <= most:

@@ -3,9 +3,9 @@
     python -m data_pipeline.run --config=configs/data_msmarco.py --dry-run
     python -m data_pipeline.run --config=configs/data_msmarco.py --max-usd=20
 
-Stages: pairs, generate, filter, judge, score, corpus, report, build. A run may be killed at any time
-and run again: stages with unchanged input and settings are reused, and no request that has an answer
-is sent again. Corpus, report, audit page and journal are in `config.out_dir`.
+Stages: pairs, generate, filter, judge, score, corpus, report, build. A run may be killed and run
+again at any time: stages with unchanged input and settings are reused, and no request that has an
+answer is sent again. Corpus, report, audit page and journal are in `config.out_dir`.
 """
 
 import contextlib

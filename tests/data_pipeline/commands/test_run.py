@@ -106,7 +106,7 @@ def test_every_shipped_config_is_valid():
         ("llm.concurrency", 0, "llm.concurrency=0: must be above 0"),
         ("llm.batch_requests", 10**6, "at most 50000"),
         ("source.count", -1, "source.count=-1"),
-        ("source.query_words", (9, 3), "source.query_words=(9, 3): give the minimum"),
+        ("source.query_words", (9, 3), "source.query_words=(9, 3): give least and most"),
         ("filter.near_duplicate", 0.1, "filter.near_duplicate=0.1"),
         ("judge_2.share", 0.0, "judge_2.share=0.0"),
         ("score.low", float("nan"), "score.low=nan: must be a finite number"),
