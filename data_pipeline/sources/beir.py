@@ -1,7 +1,7 @@
-"""The layout of BEIR (arXiv 2104.08663), in which most public retrieval sets can be had.
+"""Reads pairs from BEIR's directory layout (arXiv 2104.08663), common among retrieval datasets.
 
-A directory with `corpus.jsonl` (_id, title, text), `queries.jsonl` (_id, text) and
-`qrels/<split>.tsv` (header query-id, corpus-id, score); each may be a .gz.
+The directory holds `corpus.jsonl` (_id, title, text), `queries.jsonl` (_id, text) and
+`qrels/<split>.tsv` (header query-id, corpus-id, score), each optionally as .gz.
 """
 
 from collections import Counter
@@ -22,19 +22,19 @@ def read(
     min_score: int = 1,
     passages_only: bool = False,
 ) -> Iterator[SourcePair]:
-    """One pair a judgement, in the corpus' order; the id is `<query id>:<passage id>`.
+    """Yields one pair per relevance judgement, in corpus order, with id `<query id>:<passage id>`.
 
     Args:
       path: the directory.
-      dropped: counts here, by reason, the judgements that give no pair.
-      split: which qrels.
-      min_score: judgements below it give no pair.
-      passages_only: one pair a passage instead, under its id and without a query; queries and
-        qrels are not read.
+      dropped: incremented, by reason, for each judgement that yields no pair.
+      split: which qrels file.
+      min_score: judgements with a lower score yield no pair.
+      passages_only: yield one pair per passage instead, with the passage's id and without a query;
+        queries and qrels are not read.
 
     Raises:
-      UserError: a file is missing or damaged, has another header or a row that is none, an id
-        occurs twice, or no judgement gives a pair.
+      UserError: a file is missing or damaged, has an unexpected header or a malformed row, an id
+        occurs twice, or no judgement yields a pair.
     """
     passages = _texts(find_file(path, "corpus.jsonl"))
     if passages_only:

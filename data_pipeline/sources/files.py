@@ -13,63 +13,64 @@ from inf_jax.core.errors import UserError
 
 
 class Row(NamedTuple):
-    """One row; `where` is `file:number`, counting lines, or rows of parquet and JSON, from 1."""
+    """One row; `where` is `file:number`, the number of the line (parquet, JSON: row) from 1."""
 
     where: str
     values: Mapping[str, Any]
 
 
 def input_files(path: str | Path) -> list[Path]:
-    """The file itself, or a directory's jsonl and parquet files by name.
+    """The file itself, or a directory's jsonl and parquet files sorted by name.
 
     Raises:
-      UserError: there is nothing at `path`, or no file of a known kind.
+      UserError: `path` does not exist, or there is no file of a supported type.
     """
     path = Path(path)
     if path.is_dir():
-        found = sorted(f for f in path.iterdir() if f.is_file() and f.name.endswith(_IN_DIRECTORY))
-        if not found:
+        files = sorted(f for f in path.iterdir() if f.is_file() and f.name.endswith(_IN_DIRECTORY))
+        if not files:
             raise UserError(
                 f"{path} holds no {', '.join(_IN_DIRECTORY)} file; name the file itself"
             )
-        return found
+        return files
     if not path.exists():
-        raise UserError(f"there is no file {path}; check the path")
+        raise UserError(f"{path} does not exist; check the path")
     if not _reader(path):
-        raise UserError(f"{path} is of no kind that can be read; give a {', '.join(_READERS)} file")
+        raise UserError(f"{path} has an unsupported file type; give one of {', '.join(_READERS)}")
     return [path]
 
 
 def read_rows(path: str | Path) -> Iterator[Row]:
-    """The rows of a file, or of all files of a directory, in order; nothing is held in memory.
+    """Streams the rows of a file, or of all files of a directory, in order.
 
     Raises:
-      UserError: as `input_files`, or a row or file is damaged: names the file and the line.
+      UserError: as `input_files`, or a row or file is damaged; names file and line.
     """
     for file in input_files(path):
         yield from _reader(file)(file)
 
 
 def id_field(row: Row, *names: str) -> str:
-    """As `text_field`, of an identifier: a whole number counts as its digits, nothing as an error.
+    """As `text_field`, but for ids: an integer becomes text, and an empty value is an error.
 
     Raises:
-      UserError: as `text_field`, or it is empty.
+      UserError: as `text_field`, or the value is empty.
     """
     name = next((name for name in names if name in row.values), names[0])
     value = row.values.get(name)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    if found := text_field(row, *names):
-        return found
-    raise UserError(f"{row.where}: field {name!r} is empty; give each row an id of its own")
+    if text := text_field(row, *names):
+        return text
+    raise UserError(f"{row.where}: field {name!r} is empty; give each row a unique id")
 
 
 def text_field(row: Row, *names: str) -> str:
-    """The text of the first of `names` that the row has, outer white space removed; null gives "".
+    """The stripped text of the first of the fields `names` that the row has; "" for null.
 
     Raises:
-      UserError: no such field, or it holds no text: names the row, the field and what there is.
+      UserError: the row has none of the fields, or the field holds no text; names row, field and
+        what there is instead.
     """
     for name in names:
         if name in row.values:
@@ -82,12 +83,12 @@ def text_field(row: Row, *names: str) -> str:
                 f"{row.where}: field {name!r} holds {type(value).__name__} {value!r:.40}, "
                 "expected text; correct the row or remove it"
             )
-    present = ", ".join(row.values) or "no field at all"
+    present = ", ".join(row.values) or "no fields"
     raise UserError(f"{row.where}: no field {names[0]!r}; the row has: {present}")
 
 
 def _encodable(text: str, where: str, name: str) -> str:
-    # JSON's escapes can spell half of a surrogate pair, which no file and no request can hold
+    # JSON escapes can spell half of a surrogate pair, which has no UTF-8 encoding
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -99,10 +100,10 @@ def _encodable(text: str, where: str, name: str) -> str:
 
 
 def lines_of(path: Path) -> Iterator[tuple[str, bytes]]:
-    """`file:number` and bytes of each line that is not empty, of a plain or .gz file.
+    """Yields `file:number` and the bytes of each line of a plain or .gz file that is not blank.
 
     Raises:
-      UserError: the file cannot be read, or is damaged: names the last good line.
+      UserError: the file cannot be read or is damaged; names the last good line.
     """
     opener = gzip.open if path.suffix == ".gz" else open
     line = 0
@@ -111,16 +112,16 @@ def lines_of(path: Path) -> Iterator[tuple[str, bytes]]:
             for line, data in enumerate(file, 1):
                 if not data.isspace():
                     yield f"{path}:{line}", data
-    except (OSError, EOFError, zlib.error) as error:  # the three faces of a damaged gzip file
+    except (OSError, EOFError, zlib.error) as error:  # gzip raises all three on damage
         raise UserError(
-            f"cannot read {path} after line {line}: {error}; get the file again"
+            f"cannot read {path} after line {line}: {error}; download or copy it again"
         ) from error
 
 
 def decoded(data: bytes, where: str) -> str:
-    """A line's text without its end; raises UserError where it is not UTF-8."""
+    """A line's text without the line break; raises UserError if it is not UTF-8."""
     try:
-        # a file saved on Windows may begin with a byte order mark
+        # files saved on Windows may begin with a byte order mark
         return data.rstrip(b"\r\n").decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
@@ -132,7 +133,7 @@ def _jsonl(path: Path) -> Iterator[Row]:
 
 
 def json_object(data: bytes, where: str) -> dict[str, Any]:
-    """The object that a line holds; raises UserError where it holds none."""
+    """Parses a line that holds a JSON object; raises UserError for anything else."""
     try:
         row = json.loads(decoded(data, where))
     except json.JSONDecodeError as error:
@@ -140,10 +141,10 @@ def json_object(data: bytes, where: str) -> dict[str, Any]:
             f"{where}: malformed JSON, {error.msg} at column {error.colno}; "
             "each line must be one JSON object; correct or remove it"
         ) from error
-    return _checked(row, where)
+    return _check_object(row, where)
 
 
-def _checked(row: Any, where: str) -> dict[str, Any]:
+def _check_object(row: Any, where: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise UserError(
             f"{where}: a JSON {type(row).__name__}, expected an object with named fields"
@@ -167,7 +168,7 @@ def _json(path: Path) -> Iterator[Row]:
                 raise JSONError("it does not begin with '['")
             elements = ijson.items(itertools.chain([first], events), "item")
             for number, row in enumerate(elements, 1):
-                yield Row(f"{path}:{number}", _checked(row, f"{path}:{number}"))
+                yield Row(f"{path}:{number}", _check_object(row, f"{path}:{number}"))
     except (JSONError, json.JSONDecodeError) as error:
         if error.args and isinstance(error.args[0], UnicodeDecodeError):
             raise UserError(
@@ -183,7 +184,7 @@ def _json(path: Path) -> Iterator[Row]:
 
 
 def _parquet(path: Path) -> Iterator[Row]:
-    import pyarrow  # slow to import, and only parquet needs it
+    import pyarrow  # slow to import, needed by parquet only
     import pyarrow.parquet
 
     number = 0
@@ -195,7 +196,7 @@ def _parquet(path: Path) -> Iterator[Row]:
                     yield Row(f"{path}:{number}", values)
     except (OSError, pyarrow.ArrowException) as error:
         raise UserError(
-            f"cannot read {path} as parquet after row {number}: {error}; get the file again"
+            f"cannot read {path} as parquet after row {number}: {error}; download or copy it again"
         ) from error
 
 
@@ -205,7 +206,7 @@ _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".parquet": _parquet,
     ".json": _json,
 }
-# not .json: beside data it is rather a description of it
+# not .json: such a file among data files usually describes them
 _IN_DIRECTORY = (".jsonl", ".jsonl.gz", ".parquet")
 
 

@@ -1,4 +1,4 @@
-"""Text folding: the normal form in which two copies of a text are equal."""
+"""Normalises texts for comparison: two texts that fold alike count as copies of each other."""
 
 import re
 

@@ -1,8 +1,8 @@
-"""The released InF-IR corpus (arXiv 2505.21439), or any file with its field names.
+"""Reads examples from the released InF-IR corpus (arXiv 2505.21439) or files with its field names.
 
-Columns beyond `id` and those of `data.records.FIELDS` are ignored. The corpus' authors name the
+Columns other than `id` and `data.records.FIELDS` are ignored. The corpus's authors name the
 positive passage `document_positive` in the release and `document` in their earlier MS MARCO set;
-both are read.
+both names are accepted.
 """
 
 from collections import Counter
@@ -13,41 +13,40 @@ from data_pipeline.sources.files import Row, read_rows, text_field
 from inf_jax.core.errors import UserError
 from inf_jax.data.records import FIELDS, Example
 
-_OTHER_NAMES = {"document_positive": ("document",)}
+_ALIASES = {"document_positive": ("document",)}
 
 
 def read(path: str | Path, *, dropped: Counter[str] | None = None) -> Iterator[Example]:
-    """One example a row, in the file's order.
+    """Yields one example per row, in file order.
 
     Args:
       path: a jsonl, jsonl.gz or parquet file, or a directory of them.
-      dropped: not touched; every row becomes an example.
+      dropped: unused; every row becomes an example.
 
     Raises:
-      UserError: no such file; as `example`; two rows have the same `id`.
+      UserError: the file is missing, two rows have the same `id`, or as `example`.
     """
     del dropped
     ids: set[str] = set()
     for row in read_rows(path):
-        found = example(row)
+        result = example(row)
         if "id" in row.values:
-            if found.id in ids:
-                raise repeated_id(row.where, found.id)
-            ids.add(found.id)
-        yield found
+            if result.id in ids:
+                raise repeated_id(row.where, result.id)
+            ids.add(result.id)
+        yield result
 
 
 def example(row: Row) -> Example:
-    """The example of one row.
+    """Converts a row to an example.
 
-    Its id is the row's own (text or a whole number) or, where it has none, `<file name>:<line or
-    row number>`. A null or empty text stays `""`: an absent poison, or an empty field for
-    `validate` to drop.
+    The id is the row's own (text or an integer), else `<file name>:<line or row number>`. A null or
+    empty text becomes "": an absent poison, or an empty field, which `validate` reports.
 
     Raises:
-      UserError: a missing field, a field that holds no text.
+      UserError: a field is missing or holds no text.
     """
-    texts = {name: text_field(row, name, *_OTHER_NAMES.get(name, ())) for name in FIELDS}
+    texts = {name: text_field(row, name, *_ALIASES.get(name, ())) for name in FIELDS}
     own = row.values.get("id")
     if isinstance(own, int) and not isinstance(own, bool):
         own = str(own)
@@ -57,8 +56,8 @@ def example(row: Row) -> Example:
 
 
 def repeated_id(where: str, name: str) -> UserError:
-    """What to raise at a row whose id an earlier row has."""
+    """The error for a row whose id an earlier row has."""
     return UserError(
-        f"{where}: an earlier row has the id {name!r} too; give each row its own, or leave the "
-        "field 'id' out"
+        f"{where}: an earlier row has the id {name!r} too; make ids unique, or remove the field "
+        "'id'"
     )

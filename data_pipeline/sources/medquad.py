@@ -1,11 +1,12 @@
-"""MedQuAD: many questions on one subject, so that the instruction alone decides the right passage.
+"""Builds examples from MedQuAD, whose many questions per disease serve as instructions.
 
-A row's `focus` (the subject: a disease) is the query, its question with the focus taken out is the
-instruction, its answer the passage. Poisoned instruction: another question type of the same focus
-with that type's answer. Poisoned query: a lexically near focus, same type, its own answer.
+The query is a row's `focus` (a disease), the instruction is its question with the focus replaced by
+"it", the passage is the answer. The poisoned instruction is another question type of the same
+focus, with that type's answer. The poisoned query is a lexically similar focus, with its answer to
+the same question type. All choices depend on the set of rows, not on their order.
 
 MedQuAD: Ben Abacha and Demner-Fushman, "A question-entailment approach to question answering", BMC
-Bioinformatics 20:511, 2019. Every choice is a function of the rows alone, not of their order.
+Bioinformatics 20:511, 2019.
 """
 
 import math
@@ -21,9 +22,10 @@ from inf_jax.core.errors import UserError
 from inf_jax.data.records import Example, text_hash
 
 MIN_ANSWER_WORDS = 8
-MIN_TYPES = 2  # question types that a focus must have
+MIN_TYPES = 2  # question types per focus
 
-# For a question that does not name its focus. Distinct, so that the instruction still decides.
+# Instructions for questions that do not name their focus. Distinct, so that they tell passages
+# apart.
 _FALLBACK = {
     "causes": "What causes it?",
     "complications": "What complications can it have?",
@@ -40,15 +42,15 @@ _FALLBACK = {
     "symptoms": "What are the symptoms of it?",
     "treatment": "What are the treatments for it?",
 }
-# GARD asks for the causes, GHR for the genetic changes: of these diseases that is one question.
-_ONE_QUESTION = {"genetic changes": "causes"}
-# A trait that more than this share of the foci have (and more foci than the limit) says nothing
-# about nearness ("syndrome"), and its posting list would make the search quadratic.
-_MAX_SHARE = 0.05
-_MIN_LIMIT = 50
+# GARD asks for the causes, GHR for the genetic changes; for these diseases it is the same question.
+_SAME_QUESTION = {"genetic changes": "causes"}
+# A trait of more foci than this ("syndrome") says nothing about similarity, and its posting list
+# would make the search quadratic.
+_MAX_SHARE = 0.05  # of all foci
+_MIN_LIMIT = 50  # foci
 # Words by which two names of one disease may differ.
 _GENERIC_WORDS = frozenset(["and", "disease", "disorder", "of", "syndrome", "the", "type", "with"])
-_MIN_SPELT = 5  # letters of a word that may lack one
+_MIN_SPELT = 5  # least letters of a word that may have lost one
 _NUMERALS = {
     "i": "1",
     "ii": "2",
@@ -69,36 +71,36 @@ class _Row(NamedTuple):
     answer: str
 
 
-_Group = dict[str, _Row]  # the rows of one focus by question type
+_Group = dict[str, _Row]  # one focus's rows by question type
 
 
 def read(path: str | Path, *, dropped: Counter[str] | None = None) -> Iterator[Example]:
-    """One example for every (focus, question type) that is kept, whose triplet is the positive one.
+    """Yields one example for each (focus, question type) that is kept.
 
-    Examples of one focus share `query_positive` to the letter, and no other focus has that query.
+    Examples of one focus have exactly the same `query_positive`, and no other focus has it.
 
     Args:
       path: jsonl, jsonl.gz or parquet with the fields id, focus, qtype, question, answer.
-      dropped: counts here, by reason, the rows that give no example.
+      dropped: incremented, by reason, for each row that yields no example.
 
     Raises:
-      UserError: no such file, a damaged row, a missing field, a field that holds no text.
+      UserError: the file is missing, or a row is damaged, lacks a field or holds no text in one.
     """
     groups = _groups(_rows(path), Counter() if dropped is None else dropped)
-    near = _NearFoci(groups)
-    # one spelling of a focus wherever it occurs: training knows equal texts by their hash
+    similar = _SimilarFoci(groups)
+    # one spelling per focus, since training identifies texts by their hash
     queries = {k: min(group.values(), key=lambda row: row.id).focus for k, group in groups.items()}
-    spoken = {
+    answers = {
         row.id: f" {_key(row.answer)} " for group in groups.values() for row in group.values()
     }
     for key, group in groups.items():
         instructions = _instructions(group)
-        candidates = [groups[other] for other in near.of(key)]
+        candidates = [groups[other] for other in similar.to(key)]
         for qtype, row in group.items():
-            other = min((t for t in group if t != qtype), key=lambda t: _draw(row.id, t))
-            # the nearest, unless its answer is about this focus too
-            poisons = (found[qtype] for found in candidates if qtype in found)
-            poison = next((p for p in poisons if f" {key} " not in spoken[p.id]), None)
+            other = min((t for t in group if t != qtype), key=lambda t: _uniform(row.id, t))
+            # the most similar focus whose answer does not mention this one
+            poisons = (candidate[qtype] for candidate in candidates if qtype in candidate)
+            poison = next((p for p in poisons if f" {key} " not in answers[p.id]), None)
             yield Example(
                 id=row.id,
                 query_positive=queries[key],
@@ -112,10 +114,10 @@ def read(path: str | Path, *, dropped: Counter[str] | None = None) -> Iterator[E
 
 
 def instruction(question: str, focus: str, qtype: str) -> str:
-    """The question with every mention of its focus replaced by "it"; a plain one where it has none.
+    """Replaces the focus in a question by "it"; a standard question if the focus is not in it.
 
-    "What is (are) Farber disease ?" -> "What is it?". Case, hyphens and white space of the mention
-    may differ from the focus, a remark in brackets may be missing.
+    "What is (are) Farber disease ?" becomes "What is it?". The mention may differ from the focus in
+    case, hyphens and white space, and may lack a remark in brackets.
     """
     for name in (focus, re.sub(r"\([^()]*\)", " ", focus)):
         words = re.findall(r"\w+", name)
@@ -140,13 +142,13 @@ def _rows(path: str | Path) -> Iterator[_Row]:
         first = lines.setdefault(values.id, row.where)
         if first != row.where:
             raise UserError(
-                f"{row.where}: id {values.id!r} is also at {first}; give each row an id of its own"
+                f"{row.where}: id {values.id!r} is also at {first}; give each row a unique id"
             )
         yield values
 
 
 def _groups(rows: Iterator[_Row], dropped: Counter[str]) -> dict[str, _Group]:
-    """The rows that are kept, by focus and question type, in one order whatever the rows' own."""
+    """The kept rows by focus and question type, in an order independent of the rows' own."""
     rows = list(rows)
     copies = Counter(fold(row.answer) for row in rows)
     grouped = defaultdict(lambda: defaultdict(list))
@@ -158,11 +160,11 @@ def _groups(rows: Iterator[_Row], dropped: Counter[str]) -> dict[str, _Group]:
         elif len(row.answer.split()) < MIN_ANSWER_WORDS:
             dropped[f"answer under {MIN_ANSWER_WORDS} words"] += 1
         else:
-            grouped[_key(row.focus)][_ONE_QUESTION.get(row.qtype, row.qtype)].append(row)
+            grouped[_key(row.focus)][_SAME_QUESTION.get(row.qtype, row.qtype)].append(row)
     groups = {}
     for key in sorted(grouped):
-        # two answers to one question would each be a wrong negative of the other
-        answers = (min(same, key=lambda row: _draw(row.id)) for same in grouped[key].values())
+        # one answer per question: two would be false negatives of each other
+        answers = (min(same, key=lambda row: _uniform(row.id)) for same in grouped[key].values())
         group = {row.qtype: row for row in sorted(answers, key=lambda row: row.qtype)}
         if surplus := sum(map(len, grouped[key].values())) - len(group):
             dropped["second answer to one question"] += surplus
@@ -174,7 +176,7 @@ def _groups(rows: Iterator[_Row], dropped: Counter[str]) -> dict[str, _Group]:
 
 
 def _instructions(group: _Group) -> dict[str, str]:
-    """Each type's instruction; two types that would get the same one get their plain ones."""
+    """Each type's instruction; types that would get the same one get standard questions."""
     texts = {qtype: instruction(row.question, row.focus, qtype) for qtype, row in group.items()}
     count = Counter(map(fold, texts.values()))
     return {
@@ -182,17 +184,17 @@ def _instructions(group: _Group) -> dict[str, str]:
     }
 
 
-class _NearFoci:
-    """Lexical nearness of foci: cosine of words and letter trigrams, weighted by their rarity.
+class _SimilarFoci:
+    """Lexical similarity of foci: IDF-weighted cosine of their words and character trigrams.
 
-    An inverted index, so that a focus is compared only with those that share a rarer trait of its.
+    An inverted index, so that a focus is compared only with those that share a rare trait.
     """
 
     def __init__(self, foci: Iterable[str]):
         traits = {key: _traits(key) for key in foci}
         postings = defaultdict(list)
-        for key, found in traits.items():
-            for trait in found:
+        for key, own in traits.items():
+            for trait in own:
                 postings[trait].append(key)
         limit = max(_MIN_LIMIT, _MAX_SHARE * len(traits))
         self._postings = {t: keys for t, keys in postings.items() if 2 <= len(keys) <= limit}
@@ -202,8 +204,8 @@ class _NearFoci:
         self._bare = {key: _bare(key) for key in traits}
         self._names = {key: _misspelt(bare) | {bare} for key, bare in self._bare.items()}
 
-    def of(self, key: str) -> list[str]:
-        """The other foci that share a trait, nearest first, without other names of the same."""
+    def to(self, key: str) -> list[str]:
+        """The other foci that share a trait, most similar first, without synonyms of `key`."""
         scores = defaultdict(float)
         for trait in self._traits[key]:
             for other in self._postings.get(trait, ()):
@@ -214,25 +216,26 @@ class _NearFoci:
 
 
 def _traits(key: str) -> list[str]:
-    """Words (marked, so that none equals a trigram) and trigrams of a key, each once, in order."""
+    """The unique words (marked with "#", so that none equals a trigram) and trigrams of a key."""
     words = key.split()
     trigrams = (word[i : i + 3] for word in (f" {w} " for w in words) for i in range(len(word) - 2))
     return list(dict.fromkeys([*(f"#{w}" for w in words), *trigrams]))
 
 
 def _key(text: str) -> str:
-    """A text's words, so that "Graves' disease" and "graves disease" are one focus."""
+    """A text's casefolded words; "Graves' disease" and "graves disease" have the same key."""
     return " ".join(re.findall(r"\w+", re.sub(r"['\u2019]", "", text.casefold())))
 
 
 def _bare(key: str) -> tuple[str, ...]:
-    """What two names of one disease share: "Menkes syndrome", "Menkes disease"; "type II", "2"."""
+    """The distinctive words of a name: "Menkes syndrome" and "Menkes disease" have the same, as
+    have "type II" and "2"."""
     words = (_NUMERALS.get(w, w.rstrip("s")) for w in key.split() if w not in _GENERIC_WORDS)
     return tuple(sorted(words))
 
 
 def _misspelt(bare: tuple[str, ...]) -> set[tuple[str, ...]]:
-    """The name less one letter of a longer word: GHR has lost accented ones ("Sjgren syndrome")."""
+    """The name with one letter removed: GHR has lost accented letters ("Sjgren syndrome")."""
     return {
         tuple(sorted((*bare[:i], word[:j] + word[j + 1 :], *bare[i + 1 :])))
         for i, word in enumerate(bare)
@@ -241,6 +244,6 @@ def _misspelt(bare: tuple[str, ...]) -> set[tuple[str, ...]]:
     }
 
 
-def _draw(*texts: str) -> int:
-    """A number that looks drawn at random and depends on the texts alone."""
+def _uniform(*texts: str) -> int:
+    """A pseudorandom 64-bit number that depends on the texts alone."""
     return text_hash("\x1f".join(texts))

@@ -1,8 +1,8 @@
-"""MS MARCO's passage ranking files (arXiv 1611.09268), and sets in other languages of that layout.
+"""Reads pairs from MS MARCO's passage ranking files (arXiv 1611.09268) and sets of that layout.
 
-A directory with `collection.tsv` (passage id, text), `queries.<split>.tsv` (query id, text) and
-`qrels.<split>.tsv` (query id, 0, passage id, score), none with a header; each may be a .gz. Texts
-are taken as they are, the collection's well-known double encodings included.
+The directory holds `collection.tsv` (passage id, text), `queries.<split>.tsv` (query id, text) and
+`qrels.<split>.tsv` (query id, 0, passage id, score) without headers, each optionally as .gz. Texts
+are not repaired; some of the collection are known to be UTF-8 encoded twice.
 """
 
 from collections import Counter
@@ -22,7 +22,7 @@ def read(
     min_score: int = 1,
     passages_only: bool = False,
 ) -> Iterator[SourcePair]:
-    """As `beir.read`; splits are named as in the files: "train", "dev", "dev.small"."""
+    """As `beir.read`; splits have the names in the files: "train", "dev", "dev.small"."""
     passages = _texts(find_file(path, "collection.tsv"))
     if passages_only:
         yield from (SourcePair(passage.id, "", passage.text) for passage in passages)
@@ -30,7 +30,7 @@ def read(
     qrels = find_file(path, f"qrels.{split}.tsv")
     query, passage, score = COLUMNS
     yield from join(
-        # tabs in MS MARCO's own, spaces in TREC's judgements of it
+        # tabs in MS MARCO's own qrels, spaces in TREC's
         read_table(qrels, (query, "iteration", passage, score), separator=None),
         file=qrels,
         queries=_texts(find_file(path, f"queries.{split}.tsv")),

@@ -1,4 +1,4 @@
-"""The <query, passage> pair that the triplet factory starts from."""
+"""The (query, passage) pair that every source yields and the triplet factory starts from."""
 
 import dataclasses
 
@@ -9,8 +9,8 @@ class SourcePair:
 
     Attributes:
       id: unique within the source and the same in every run, e.g. `<query id>:<passage id>`.
-      query: `""` where the source has passages only; the factory then has one generated.
-      passage: the text that the query must retrieve; a title, where it has one, is its first line.
+      query: "" if the source has passages only; the factory then generates one.
+      passage: the text that the query must retrieve; its first line is the title, if any.
     """
 
     id: str
@@ -19,5 +19,5 @@ class SourcePair:
 
 
 def titled(title: str, text: str) -> str:
-    """A passage's text with its title as the first line; a title alone makes no passage."""
+    """The passage with its title as the first line; "" if there is no text besides the title."""
     return f"{title}\n{text}" if title and text else text

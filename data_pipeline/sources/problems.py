@@ -1,19 +1,20 @@
-"""Problems and their solutions: the paper's subsets besides MS MARCO (arXiv 2505.21439).
+"""Reads (problem, solution) pairs from MetaMathQA and LeetCode files, subsets of InF-IR.
 
-The problem's statement is the query, the solution the passage.
+The problem statement is the query, the solution the passage (arXiv 2505.21439).
 """
 
 import functools
 
 from data_pipeline.sources import fields
 
-# MetaMathQA (arXiv 2309.12284), also as its one JSON array. It asks many a question several times,
-# each time with another solution.
+# MetaMathQA (arXiv 2309.12284), including its single JSON array. Many questions occur several
+# times with different solutions.
 read_metamath = functools.partial(fields.read, fields={"query": "query", "passage": "response"})
 
-# Collections of LeetCode problems differ: LeetCodeDataset (arXiv 2504.14655; versions 0.1 and 0.2
-# keep the texts under "meta"), and those with the site's own "content" and a solution a language.
-# The plain statement goes before a whole prompt, an explained solution before bare code.
+# Field names differ among collections of LeetCode problems: LeetCodeDataset (arXiv 2504.14655;
+# versions 0.1 and 0.2 have the texts under "meta"), and collections with the site's own "content"
+# and a solution per language. A plain statement is preferred to a whole prompt, an explained
+# solution to bare code.
 read_leetcode = functools.partial(
     fields.read,
     fields={

@@ -1,7 +1,7 @@
-"""Relevance judgements (qrels) joined with their queries and passages.
+"""Joins relevance judgements (qrels) with their queries and passages, for BEIR and MS MARCO.
 
-What the layouts of BEIR and MS MARCO have in common. Judgements and the queries that they name are
-held in memory; the passages, by far the most, stream by.
+Judgements and the judged queries are held in memory; passages, by far the largest part, are
+streamed.
 """
 
 from collections import Counter
@@ -34,22 +34,22 @@ def join(
     min_score: int,
     dropped: Counter[str],
 ) -> Iterator[SourcePair]:
-    """One pair a judgement, in the order of the passages, then of the judgements.
+    """Yields one pair per judgement, in the order of the passages, then of the judgements.
 
     Args:
       qrels: rows with the COLUMNS.
-      file: where they are from, for the error.
+      file: the file of the judgements, for the error message.
       queries, passages: read once each, queries first.
-      min_score: judgements below it give no pair.
-      dropped: counts here, by reason, the judgements that give no pair.
+      min_score: judgements with a lower score yield no pair.
+      dropped: incremented, by reason, for each judgement that yields no pair.
 
     Raises:
-      UserError: a score is no whole number, an id that is needed occurs twice, or no pair is left.
+      UserError: a score is not an integer, a judged id occurs twice, or there is no pair.
     """
-    wanted: dict[str, list[str]] = {}  # passage id -> query ids; emptied once it has streamed by
-    needed: dict[str, str] = {}  # one copy of each query id, however often it is judged
+    wanted: dict[str, list[str]] = {}  # passage id -> query ids; emptied when the passage is read
+    needed: dict[str, str] = {}  # interned query ids: one string each, however often it is judged
     count = 0
-    for count, row in enumerate(qrels, 1):  # noqa: B007 (told in the error)
+    for count, row in enumerate(qrels, 1):  # noqa: B007 (used in the error)
         if int_field(row, "score") < min_score:
             dropped[f"score under {min_score}"] += 1
             continue
@@ -78,8 +78,8 @@ def join(
     if not matched:
         why = ", ".join(f"{number} for {reason!r}" for reason, number in dropped.most_common(3))
         raise UserError(
-            f"{file}: none of its {count} rows gives a pair"
-            f"{'; dropped: ' + why if why else ''}; give the queries and passages that it is about"
+            f"{file}: none of its {count} rows yields a pair"
+            f"{'; dropped: ' + why if why else ''}; give the queries and passages that it refers to"
         )
 
 
@@ -95,7 +95,7 @@ def _by_id(queries: Iterable[Text], needed: Collection[str]) -> dict[str, str]:
 
 def _repeated(text: Text) -> UserError:
     return UserError(
-        f"{text.where}: id {text.id!r} occurs a second time; give each text an id of its own"
+        f"{text.where}: id {text.id!r} occurs a second time; give each text a unique id"
     )
 
 

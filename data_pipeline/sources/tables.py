@@ -1,4 +1,4 @@
-"""Tables of separated columns (.tsv, .tsv.gz), and the files of a layout."""
+"""Reads tables of separated columns (.tsv, .tsv.gz), and finds the files of a dataset's layout."""
 
 import csv
 from collections.abc import Iterator, Sequence
@@ -9,22 +9,22 @@ from inf_jax.core.errors import UserError
 
 
 def find_file(directory: str | Path, name: str) -> Path:
-    """The file of that name in a directory, or its `.gz`; the plain one where both are there.
+    """The file of that name in a directory, else its `.gz`.
 
     Raises:
-      UserError: `directory` is none, or has neither: names the files of that kind that it has.
+      UserError: `directory` is not a directory, or has neither; names similar files that exist.
     """
     directory = Path(directory)
     if not directory.is_dir():
-        raise UserError(f"{directory} is no directory; give the one that holds {name}")
-    found = directory / name
-    for file in (found, found.with_name(f"{found.name}.gz")):
+        raise UserError(f"{directory} is not a directory; give the one that holds {name}")
+    plain = directory / name
+    for file in (plain, plain.with_name(f"{plain.name}.gz")):
         if file.is_file():
             return file
-    kind = found.suffix
-    there = sorted(f.name for f in found.parent.glob("*") if f.name.endswith((kind, f"{kind}.gz")))
+    kind = plain.suffix
+    others = sorted(f.name for f in plain.parent.glob("*") if f.name.endswith((kind, f"{kind}.gz")))
     raise UserError(
-        f"there is no {found}, nor a .gz of it; {kind} files there: {', '.join(there) or 'none'}"
+        f"neither {plain} nor {plain}.gz exists; {kind} files there: {', '.join(others) or 'none'}"
     )
 
 
@@ -36,17 +36,17 @@ def read_table(
     header: bool = False,
     quoted: bool = False,
 ) -> Iterator[Row]:
-    """The rows of a table without empty lines, plain or .gz; every value is a text.
+    """Yields the rows of a plain or .gz table, without blank lines; all values are strings.
 
     Args:
       path: the file.
       columns: names of all its columns.
       separator: None for any white space.
       header: whether the first line holds the names of the columns.
-      quoted: whether a value may stand in double quotes, as Python's csv module writes it.
+      quoted: whether values may be in double quotes, as Python's csv module writes them.
 
     Raises:
-      UserError: the header or the number of columns is another, or the file is damaged.
+      UserError: the header or the number of columns differs, or the file is damaged.
     """
     for where, data in lines_of(Path(path)):
         text = decoded(data, where)
@@ -59,8 +59,8 @@ def read_table(
             header = False
             if values != list(columns):
                 raise UserError(
-                    f"{where}: the header must name the columns {', '.join(columns)}, found "
-                    f"{text!r:.80}; put that line before the first row"
+                    f"{where}: the header must name the columns {', '.join(columns)}, but is "
+                    f"{text!r:.80}; insert a header before the first row"
                 )
             continue
         if len(values) != len(columns):
@@ -72,15 +72,11 @@ def read_table(
 
 
 def int_field(row: Row, name: str) -> int:
-    """The whole number that a text holds.
-
-    Raises:
-      UserError: it holds none.
-    """
+    """The integer in a field; raises UserError if it holds none."""
     try:
         return int(row.values[name])
     except ValueError:
         raise UserError(
-            f"{row.where}: {name} is {row.values[name]!r:.40}, expected a whole number; correct "
-            "the line or remove it"
+            f"{row.where}: {name} is {row.values[name]!r:.40}, expected an integer; correct the "
+            "line or remove it"
         ) from None

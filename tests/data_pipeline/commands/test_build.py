@@ -13,7 +13,7 @@ TINY = Path(__file__).parents[1] / "data" / "inf_ir_tiny.jsonl"
     ("arguments", "message"),
     [
         (["--source=inf_ir"], "source 'inf_ir' ships no data; give your file by --path-train=FILE"),
-        (["--source=inf_ir", "--path_train=gone.jsonl"], "there is no file gone.jsonl"),
+        (["--source=inf_ir", "--path_train=gone.jsonl"], "gone.jsonl does not exist"),
         (
             ["--source=medquad", f"--path_train={TINY}"],
             f"{TINY}:1: no field 'id'; the row has: query_positive, ",

@@ -188,5 +188,5 @@ def test_bad_rows(tmp_path, rows, message):
 
 
 def test_missing_path(tmp_path):
-    with pytest.raises(UserError, match=r"no file .*nowhere\.jsonl"):
+    with pytest.raises(UserError, match=r"nowhere\.jsonl does not exist"):
         read(tmp_path / "nowhere.jsonl")

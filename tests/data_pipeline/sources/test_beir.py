@@ -1,4 +1,4 @@
-"""BEIR's layout -> pairs, and what is said of a damaged one."""
+"""Reads pairs from BEIR directories; damaged ones raise errors that name the row."""
 
 import gzip
 import itertools
@@ -17,7 +17,7 @@ HEADER = "query-id\tcorpus-id\tscore\n"
 
 
 def write(directory, *, corpus=None, queries=None, qrels=None, split="train"):
-    """A small set of two queries and three passages, with what is given in place of its own."""
+    """Writes a set of two queries and three passages; arguments replace the contents of files."""
     corpus = corpus or [
         {"_id": "p1", "title": "Bees", "text": "Bees make honey."},
         {"_id": "p2", "title": "", "text": "Wasps do not."},
@@ -114,7 +114,7 @@ def test_passages_only_needs_the_corpus_alone(tmp_path):
 
 
 def test_passages_stream(tmp_path):
-    """A pair is out before the next passage is looked at."""
+    """A pair is yielded before the next passage is read."""
     directory = write(tmp_path)
     with open(directory / "corpus.jsonl", "a") as file:
         file.write("{broken\n")
@@ -129,12 +129,12 @@ def test_passages_stream(tmp_path):
     [
         (
             {"qrels": "q1\tp1\t1\n"},
-            r"train\.tsv:1: the header must name the columns query-id, .* found 'q1\\tp1\\t1'",
+            r"train\.tsv:1: the header must name the columns query-id, .* but is 'q1\\tp1\\t1'",
         ),
         ({"qrels": HEADER + "q1\tp1\n"}, r"train\.tsv:2: 2 columns, expected 3 \(query-id, "),
-        ({"qrels": HEADER + "q1\tp1\tyes\n"}, r"train\.tsv:2: score is 'yes', expected a whole"),
-        ({"qrels": HEADER + "q1\tp1\t1.5\n"}, r"train\.tsv:2: score is '1.5', expected a whole"),
-        ({"qrels": HEADER}, r"train\.tsv: none of its 0 rows gives a pair; give"),
+        ({"qrels": HEADER + "q1\tp1\tyes\n"}, r"train\.tsv:2: score is 'yes', expected an int"),
+        ({"qrels": HEADER + "q1\tp1\t1.5\n"}, r"train\.tsv:2: score is '1.5', expected an int"),
+        ({"qrels": HEADER}, r"train\.tsv: none of its 0 rows yields a pair; give"),
         (
             {"qrels": HEADER + "q1\tx\t1\nq1\ty\t1\nz\tp1\t1\n"},
             r"train\.tsv: none of its 3 rows .* 2 for 'no such passage', 1 for 'no such query'",
@@ -153,15 +153,16 @@ def test_bad_content(tmp_path, changes, message):
 
 
 def test_missing_files(tmp_path):
-    with pytest.raises(UserError, match=r"gone is no directory; give the one that holds corpus"):
+    with pytest.raises(UserError, match=r"gone is not a directory; give the one that holds corpus"):
         read(tmp_path / "gone")
     write(tmp_path, split="test")
     with pytest.raises(
-        UserError, match=r"no .*qrels/train\.tsv, nor a \.gz of it; \.tsv files there: test\.tsv"
+        UserError,
+        match=r"neither .*qrels/train\.tsv nor .*\.gz exists; \.tsv files there: test\.tsv",
     ):
         read(tmp_path)
     (tmp_path / "queries.jsonl").unlink()
-    with pytest.raises(UserError, match=r"no .*queries\.jsonl, .* files there: corpus\.jsonl"):
+    with pytest.raises(UserError, match=r"neither .*queries\.jsonl .* files there: corpus\.jsonl"):
         read(tmp_path, split="test")
 
 

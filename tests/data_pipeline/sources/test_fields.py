@@ -1,4 +1,4 @@
-"""Files with a field map, and JSON arrays, which they may be."""
+"""Reads pairs by field names, from every kind of file."""
 
 import gzip
 import itertools
@@ -154,7 +154,7 @@ def test_bad_json_array(tmp_path, text, message):
 
 
 def test_json_array_keeps_half_characters_and_large_numbers(tmp_path):
-    """What ijson's C backends would change or refuse."""
+    """The C backends of ijson would change the former and refuse the latter."""
     (tmp_path / "a.json").write_text(
         json.dumps([{"id": 2**70, "p": "a"}, {"id": 1, "p": "\ud83d"}])
     )

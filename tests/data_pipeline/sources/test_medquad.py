@@ -1,4 +1,4 @@
-"""MedQuAD rows -> examples: instructions that read well, and poisons that are wrong for certain."""
+"""Builds examples from MedQuAD: readable instructions, and poisons that are certainly wrong."""
 
 import gzip
 import itertools

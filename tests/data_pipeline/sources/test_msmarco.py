@@ -1,4 +1,4 @@
-"""MS MARCO's tables -> pairs, and what is said of damaged ones."""
+"""Reads pairs from MS MARCO tables; damaged ones raise errors that name the row."""
 
 import gzip
 import itertools
@@ -86,10 +86,10 @@ def test_passages_stream(tmp_path):
         ({"queries": "\n\n10 no tab\n"}, r"queries\.train\.tsv:3: 1 columns, expected 2"),
         ({"qrels": "10\t0\t1\n"}, r"qrels\.train\.tsv:1: 3 columns, expected 4 \(query-id, iter"),
         ({"qrels": "10\t0\t1\t\n"}, r"qrels\.train\.tsv:1: 3 columns, expected 4"),
-        ({"qrels": "10\t0\t1\tx\n"}, r"qrels\.train\.tsv:1: score is 'x', expected a whole number"),
+        ({"qrels": "10\t0\t1\tx\n"}, r"qrels\.train\.tsv:1: score is 'x', expected an integer"),
         (
             {"qrels": "7\t0\t1\t1\n"},
-            r"qrels\.train\.tsv: none of its 1 rows gives a pair; dropped: ",
+            r"qrels\.train\.tsv: none of its 1 rows yields a pair; dropped: ",
         ),
         ({"collection": "0\ta\n0\tb\n"}, r"collection\.tsv:2: id '0' occurs a second time"),
     ],
@@ -100,10 +100,10 @@ def test_bad_content(tmp_path, changes, message):
 
 
 def test_missing_files(tmp_path):
-    with pytest.raises(UserError, match=r"no .*collection\.tsv, nor a \.gz of it; .* none"):
+    with pytest.raises(UserError, match=r"neither .*collection\.tsv nor .*\.gz exists; .* none"):
         read(tmp_path)
     write(tmp_path)
-    with pytest.raises(UserError, match=r"no .*qrels\.dev\.tsv, .*there: .*qrels\.train\.tsv"):
+    with pytest.raises(UserError, match=r"neither .*qrels\.dev\.tsv .*there: .*qrels\.train\.tsv"):
         read(tmp_path, split="dev")
 
 

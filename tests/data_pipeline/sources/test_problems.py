@@ -1,4 +1,4 @@
-"""The shapes in which MetaMath and collections of LeetCode problems are published."""
+"""Reads MetaMathQA and LeetCode files in the formats in which they are published."""
 
 import json
 
