@@ -22,7 +22,7 @@ from inf_jax.checkpoints.integrity import checksums
 from inf_jax.checkpoints.resume import Position
 from inf_jax.config.defaults import run_config
 from inf_jax.core.errors import UserError
-from inf_jax.distributed.preemption import CHECKPOINT, CONTINUE, STOP, STOPPED, PreemptionGuard
+from inf_jax.distributed.preemption import STOPPED
 from inf_jax.io import storage
 from inf_jax.monitoring.metrics_log import read_metrics
 from inf_jax.training.setup import make_training
@@ -351,32 +351,3 @@ def test_two_runs_in_one_out_dir_are_refused(tiny_config, monkeypatch):
         assert not list(out_dir.iterdir())
     with storage.taken(out_dir):
         pass
-
-
-def test_preemption_guard(monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr("time.monotonic", lambda: clock[0])
-    before = signal.getsignal(signal.SIGTERM)
-    with PreemptionGuard(save_every_s=60) as guard:
-        assert guard.action(1) == CONTINUE
-        clock[0] = 60
-        assert guard.action(2) == CHECKPOINT
-        guard.saved()
-        clock[0] = 119
-        assert guard.action(3) == CONTINUE
-        signal.raise_signal(signal.SIGUSR1)  # asks for a trace, which there is none of yet
-        signal.raise_signal(signal.SIGTERM)
-        assert guard.action(4) == STOP
-        signal.raise_signal(signal.SIGTERM)  # sent doubly
-        clock[0] += 6
-        with pytest.raises(SystemExit):
-            signal.raise_signal(signal.SIGTERM)
-    assert signal.getsignal(signal.SIGTERM) == before
-    with PreemptionGuard() as guard:
-        with pytest.raises(SystemExit) as ended:  # nothing to save yet
-            signal.raise_signal(signal.SIGTERM)
-        assert ended.value.code == STOPPED
-        assert guard.action(1) == STOP  # where a callback of C, say, has swallowed it
-    with PreemptionGuard() as guard:
-        clock[0] = 1e9
-        assert guard.action(1) == CONTINUE

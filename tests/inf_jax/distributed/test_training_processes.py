@@ -1,0 +1,137 @@
+"""Training as several processes on 127.0.0.1 with gloo, started as users start it."""
+
+import re
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from inf_jax.checkpoints import manager as checkpoint
+from inf_jax.config.defaults import run_config
+from inf_jax.core.trees import path_name
+from inf_jax.models import hf
+from inf_jax.monitoring.metrics_log import read_metrics
+from inf_jax.training.setup import make_training
+from tests.inf_jax.processes import finish, start, write_config
+
+DEVICES = 4  # of a run, however many processes share them
+
+# The main, but process 1 finds a damaged record in its share of step 2.
+DAMAGED = """
+import jax
+from inf_jax import config, train
+from inf_jax.distributed.entry_point import run_distributed
+from inf_jax.data import loader
+from inf_jax.core.errors import UserError
+host_batch = loader.Loader.host_batch
+def damaged(self, step):
+    if step == 2 and jax.process_index() == 1:
+        raise UserError("record 7 is damaged")
+    return host_batch(self, step)
+loader.Loader.host_batch = damaged
+config.run(run_distributed(train.main), train.__doc__)
+"""
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """What process 0 compiled once."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture
+def config(tiny_config):
+    """A run that compiles fast."""
+    tiny_config.train.update({"steps": 9, "checkpoint_every": 3, "health": False})
+    tiny_config.optim.update({"lr": 1e-3, "schedule": "constant"})
+    tiny_config.loss.objective = "uni(P)"
+    tiny_config.mesh.fsdp = 2
+    return tiny_config
+
+
+def launch(file, *overrides, devices=DEVICES, **how):
+    """All processes of a run, or those in `only`; their outputs and exit codes."""
+    return finish(start(file, *overrides, devices=devices, **how))
+
+
+def test_one_two_and_four_processes_are_one_run(config, tmp_path, compiled):
+    """Four with two devices each, two with two, one with four; and two that one goes on from."""
+    file = write_config(config, tmp_path / "c.py")
+    training = make_training(run_config(config))
+
+    def train(name, count, steps, *, starts=1, devices=DEVICES):
+        out_dir = tmp_path / name
+        overrides = f"--config.out_dir={out_dir}", f"--config.train.steps={steps}"
+        outs, codes = launch(file, *overrides, count=count, devices=devices, cache=compiled)
+        assert codes == [0] * count, "\n".join(outs)
+        assert re.search(rf"hosts +. +{count} ", outs[0])
+        assert not any(re.search(r"tokens a step|\d/\d|trained", out) for out in outs[1:])
+        assert sorted(path.name for path in out_dir.iterdir()) == [
+            "checkpoints",
+            "command.txt",
+            "config.json",
+            "metrics.jsonl",
+            "tensorboard",
+            "timing.jsonl",
+        ]
+        assert len(list((out_dir / "tensorboard").iterdir())) == starts
+        lines = read_metrics(out_dir / "metrics.jsonl")
+        assert [line["step"] for line in lines] == list(range(steps))
+        return [line["loss"] for line in lines]
+
+    def state(name, step):
+        with checkpoint.make_manager(tmp_path / name / "checkpoints", keep=9) as manager:
+            found, position = checkpoint.restore(manager, training.shapes, step)
+        weights = tmp_path / "exported" / name
+        weights.mkdir(parents=True, exist_ok=True)
+        hf.save_weights(found.params["shared"], weights, training.model.encoder.config)
+        exported = load_file(weights / "model.safetensors")
+        leaves = jax.tree_util.tree_leaves_with_path(found)
+        return [(path_name(path), np.asarray(x)) for path, x in leaves], exported, position
+
+    def assert_same(name, step):
+        found, exported, at = state(name, step)
+        expected, exported_1, at_1 = state("one", step)
+        assert at == at_1 and at.step == step
+        assert exported.keys() == exported_1.keys()
+        pairs = [(*a, b) for a, (_, b) in zip(found, expected, strict=True)]
+        for key, a, b in [*pairs, *((key, a, exported_1[key]) for key, a in exported.items())]:
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-6, err_msg=key)
+
+    straight = train("one", 1, 9)
+    assert straight[-1] < straight[0]
+    for name, count, devices in (("four", 4, 8), ("two", 2, DEVICES)):
+        losses = train(name, count, 6, devices=devices)
+        np.testing.assert_allclose(losses, straight[:6], rtol=1e-5)
+        assert_same(name, 6)
+    np.testing.assert_allclose(train("two", 1, 9, starts=2), straight, rtol=1e-5)
+    assert_same("two", 9)
+
+
+def test_the_primary_process_tokenises_and_an_error_of_one_process_ends_all(
+    config, tmp_path, compiled
+):
+    data = tmp_path / "data"
+    shutil.copytree(config.data.dir, data, ignore=shutil.ignore_patterns("tokenised"))
+    config.data.dir = str(data)
+    file = write_config(config, tmp_path / "c.py")
+    outs, codes = launch(file, count=2, program=("-c", DAMAGED), cache=compiled)
+    assert "tokenised already" not in outs[0] and "60/60" in outs[0]
+    assert "60 examples are tokenised already" in outs[1] and "60/60" not in outs[1]
+    assert "error: record 7 is damaged" in outs[1]
+    assert codes[1] == 1 and codes[0] != 0
+
+
+def test_a_process_that_does_not_start_is_named(tiny_config, tmp_path):
+    file = write_config(tiny_config, tmp_path / "c.py")
+    (out,), codes = launch(file, count=2, only=[0], timeout_s=2)
+    assert codes == [1]
+    assert re.fullmatch(
+        r"error: 1 of 2 processes did not reach 127\.0\.0\.1:\d+ within 2 s: "
+        r"process 1 missing; .*\n",
+        out,
+    )
+    assert not Path(tiny_config.out_dir).exists()
