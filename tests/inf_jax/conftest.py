@@ -4,6 +4,7 @@ import importlib.util
 import json
 from pathlib import Path
 
+import fsspec
 import jax
 import numpy as np
 import pytest
@@ -11,9 +12,12 @@ from tokenizers import BertWordPieceTokenizer
 
 from data_pipeline.dataset.build import build
 from inf_jax.config import defaults
+from inf_jax.io import gcs as bucket
+from inf_jax.io import storage
 from inf_jax.models import hf
 from inf_jax.models.encoder import make_encoder
 from inf_jax.models.hf.config import config_from_hf
+from tests.doubles.gcs_server import GcsServer
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _QUERIES = """amber birch cedar dahlia elder fennel ginger hazel iris juniper kelp laurel maple
@@ -134,3 +138,23 @@ def _row(query: str, topic: str) -> dict[str, str]:
         "query_negative": other_query,
         "hard_negative_document_2": _TOPICS[topic].format(other_query),
     }
+
+
+@pytest.fixture(scope="module")
+def gcs():
+    """A stand-in for Google Cloud Storage, for the clients of this process and of its children."""
+    if importlib.util.find_spec("gcsfs") is None:
+        pytest.skip("needs gcsfs, of the extra [tpu]")
+    with GcsServer() as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        patch.setitem(fsspec.config.conf, "gcs", json.loads(server.environment["FSSPEC_GCS"]))
+        bucket._connect.cache_clear()
+        yield server
+
+
+@pytest.fixture
+def run_dir(gcs):
+    """gs://runs/run, of a bucket that is empty."""
+    gcs.make("runs")
+    return storage.as_path("gs://runs/run")

@@ -1,0 +1,67 @@
+"""Google Cloud Storage: the real clients against a stand-in, and what they may answer."""
+
+import os
+import sys
+
+import pytest
+
+from inf_jax.core.errors import UserError
+from inf_jax.io import gcs as bucket
+from inf_jax.io import storage
+
+# aiohttp's advice on what gcsfs does
+pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
+
+
+def test_large_files_and_passing_failures(gcs, run_dir, tmp_path):
+    data = os.urandom(6 << 20)  # more than one request
+    (tmp_path / "large").write_bytes(data)
+    gcs.buckets["runs"].failures = 1
+    bucket.write(run_dir / "large", tmp_path / "large")
+    assert gcs.buckets["runs"].objects["run/large"].data == data
+    assert bucket.read(run_dir / "large", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == data
+    assert bucket.files_below(run_dir) == ["large"]
+
+
+DENIED = {
+    "storage.buckets.get": "find the bucket",
+    "storage.objects.create": "write",
+    "storage.objects.list": "list",
+    "storage.objects.get": "read",
+    "storage.objects.delete": "delete",
+}
+
+
+@pytest.mark.parametrize("permission", DENIED)
+def test_a_bucket_without_a_permission(gcs, permission, caplog):
+    gcs.make("denied", denied={permission})
+    with pytest.raises(UserError) as error:
+        storage.check(storage.as_path("gs://denied/run"))
+    message = str(error.value)
+    assert "\n" not in message
+    assert f"gs://denied/run: no permission to {DENIED[permission]} ({permission})" in message
+    assert "add-iam-policy-binding gs://denied --member=" in message
+    assert not caplog.records
+    left = gcs.buckets["denied"].objects
+    assert not left or permission == "storage.objects.delete"
+
+
+def test_no_bucket_no_credentials_no_answer(gcs):
+    with pytest.raises(UserError, match=r"no bucket absent .* storage buckets create gs://absent "):
+        storage.check(storage.as_path("gs://absent/run"))
+    gcs.make("private", needs_token=True)
+    with pytest.raises(UserError, match=r"no valid Google credentials .*gcloud auth appl"):
+        storage.check(storage.as_path("gs://private/run"))
+    gcs.make("ill", failures=10**6)
+    with pytest.raises(UserError, match=r"not answered within 0\.5 s, asked to find the bucket"):
+        bucket.check(storage.as_path("gs://ill/run"), timeout_s=0.5)
+    gcs.make("well", failures=1)
+    bucket.check(storage.as_path("gs://well/run"))
+
+
+def test_without_gcsfs(monkeypatch):
+    bucket._connect.cache_clear()
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(UserError, match=r'gs:// need gcsfs.*pip install "inf_jax\[tpu\]"'):
+        storage.as_path("gs://runs/run")
