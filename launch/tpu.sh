@@ -1,44 +1,44 @@
 #!/usr/bin/env bash
-# A TPU pod from nothing to a training run and back, over queued resources.
+# Rents a TPU pod through queued resources, trains on it, and gives it back.
 #
 #   launch/tpu.sh COMMAND [--SETTING=VALUE ...] [--config=FILE --config.KEY=VALUE ...]
 #
-#   run        all of it: create, wait, setup, preflight, train, then watch; after a preemption or where
-#              a worker died delete, create and resume, until the run is done; then delete (--keep: not).
-#              Given again after its terminal was lost, it goes on watching. Also called babysit.
-#   create     ask for the pod                       wait       until it is there
-#   setup      this commit and the pinned versions onto every worker, and the secrets
-#   preflight  versions equal, devices counted, bucket writable, disk, clocks: on all workers
-#   train      start the run on all workers, detached: it outlives the connection
-#   status     queue, slices, the run on each worker
+#   run        everything: create, wait, setup, preflight, train, then watch; after a preemption or when a
+#              worker dies, delete, create and resume, until the run is done; then delete (not with --keep).
+#              Called again after its terminal was lost, it continues watching. Also called babysit.
+#   create     request the pod                       wait       until it is ready
+#   setup      install this commit, the pinned versions and the secrets on every worker
+#   preflight  check all workers: same versions, device count, bucket writable, disk space, clocks
+#   train      start the run on all workers, detached from the ssh connection
+#   status     the queue, the slices, and the run on each worker
 #   logs       last lines of all workers, or --worker=0.3 [--follow]   (SLICE.WORKER)
-#   profile    a profiler trace from --worker (default 0.0), where the run listens for SIGUSR1
+#   profile    write a profiler trace on --worker (default 0.0), if the run listens for SIGUSR1
 #   stop       SIGTERM on all workers, so that the run saves; SIGKILL after --stop-seconds
-#   delete     the pod and all its slices; looks until nothing of it is listed
+#   delete     the pod and all its slices; repeats until none is listed
 #
 # Settings, as flags, or as NAME=VALUE lines of a file (--env=FILE; flags win; --zone is ZONE there):
-#   --name --zone --project   required (project: else gcloud's own)
+#   --name --zone --project   name and zone are required; default project: gcloud's own
 #   --type=v5litepod-256      --slices=1    --version=...    default: the image for the type
 #   --spot | --reserved | --flex-start --max-run=2d    default: on demand     --valid-until=6h  give up after
 #   --bucket=gs://B/DIR       the run's out_dir becomes gs://B/DIR/NAME, unless --config.out_dir is given
-#   --secrets=WANDB_API_KEY,HF_TOKEN    variables of your environment for the run; never shown, file mode 600
+#   --secrets=WANDB_API_KEY,HF_TOKEN    environment variables for the run; never shown, file mode 600
 #   --access=external|internal|iap      how workers are reached; the last two make a pod without external
 #                                       addresses       --network --subnetwork --service-account --labels
 #   --module=inf_jax.train    --allow-dirty   send uncommitted changes too    --keep   --lines=20
-#   --max-restarts=3          of a run that failed, or a pod that could not be used; preemptions do not count
+#   --max-restarts=3          after a failed run or an unusable pod; preemptions do not count
 #   --disk-gib=20 --clock-seconds=5 --preflight-seconds=300 --setup-seconds=1800 --ssh-seconds=600
 #   --stop-seconds=180 --poll-seconds=30 --retry-seconds=10 --tries=5   (also from the environment: TRIES=2)
 #   --dry-run                 print every command, run none
 #
-# Status: 0 done; 1 failed, with a remedy; 2 wrong usage; 3 the pod is gone (preempted); 4 workers do not
-# answer; 5 the run failed; 6 it was asked to stop. launch/tpu.env.example is a file of settings;
-# launch/xpk.md is the way over GKE.
-# shellcheck disable=SC2034 # the parts use them too
+# Exit status: 0 done; 1 failed, with a remedy; 2 wrong usage; 3 the pod is gone (preempted); 4 workers do
+# not answer; 5 the run failed; 6 the run was asked to stop. launch/tpu.env.example is a settings file;
+# launch/xpk.md describes the way over GKE.
+# shellcheck disable=SC2034 # launch/tpu/*.sh use the variables too
 set -euo pipefail
-shopt -s inherit_errexit # errors within $(...) count too
+shopt -s inherit_errexit # errors within $(...) end the script too
 
 say() { printf '%s\n' "$*" >&2; }
-die() { # die STATUS WHAT AND THE REMEDY...
+die() { # die STATUS MESSAGE...
   local status=$1
   shift
   printf 'error: %s\n' "$*" >&2
@@ -57,7 +57,7 @@ source "$root/launch/tpu/fleet.sh"
 # shellcheck source=/dev/null
 source "$root/launch/tpu/run.sh"
 
-# Every setting with its default; what is in the environment under the names of the third group counts.
+# Every setting with its default. Those of `timing` may also come from the environment.
 declare -A settings=(
   [NAME]='' [ZONE]='' [PROJECT]='' [TYPE]='' [VERSION]='' [SLICES]=1 [TIER]=on-demand [MAX_RUN]=''
   [VALID_UNTIL]='' [BUCKET]='' [SECRETS]='' [ACCESS]=external [NETWORK]='' [SUBNETWORK]=''
@@ -72,17 +72,17 @@ for key in "${!timing[@]}"; do settings[$key]=${!key:-${timing[$key]}}; done
 train_args=()
 
 set_key() { # set_key NAME VALUE WHERE
-  [[ -v settings[$1] ]] || usage "$3: there is no setting $1"
+  [[ -v settings[$1] ]] || usage "$3: no setting $1"
   settings[$1]=$2
 }
 
 read_env() { # read_env FILE: NAME=VALUE lines, # comments
   local line number=0
-  [[ -r $1 ]] || usage "--env=$1 cannot be read"
+  [[ -r $1 ]] || usage "--env=$1 is missing or not readable"
   while IFS= read -r line || [[ -n $line ]]; do
     number=$((number + 1))
     [[ $line =~ ^[[:space:]]*(#.*)?$ ]] && continue
-    [[ $line =~ ^([A-Z_]+)=(.*)$ ]] || usage "$1:$number: not NAME=VALUE: $line"
+    [[ $line =~ ^([A-Z_]+)=(.*)$ ]] || usage "$1:$number: expected NAME=VALUE, not $line"
     if [[ ${BASH_REMATCH[1]} == CONFIG ]]; then
       train_args+=("--config=${BASH_REMATCH[2]}")
     else
@@ -99,7 +99,7 @@ parse() {
   for argument in "$@"; do
     case $argument in
       --env=*) ;;
-      --config=*) # the flag's file instead of the file's
+      --config=*) # replaces the config of --env
         if [[ ${train_args[0]:-} == --config=* ]]; then train_args=("${train_args[@]:1}"); fi
         train_args=("$argument" "${train_args[@]}")
         ;;
@@ -116,7 +116,7 @@ parse() {
         key=${key//-/_}
         set_key "${key^^}" "${argument#*=}" "$argument"
         ;;
-      *) usage "$argument is not understood (flags are --SETTING=VALUE)" ;;
+      *) usage "$argument: unknown argument (flags are --SETTING=VALUE)" ;;
     esac
   done
 }
@@ -127,29 +127,29 @@ check_settings() {
     [[ -n ${settings[$key]} ]] || usage "--${key,,} is missing"
   done
   [[ ${settings[NAME]} =~ ^[a-z]([a-z0-9-]{0,48}[a-z0-9])?$ ]] ||
-    usage "--name=${settings[NAME]}: lower-case letters, digits and hyphens, at most 50, a letter first"
+    usage "--name=${settings[NAME]}: at most 50 lower-case letters, digits and hyphens, starting with a letter"
   for key in SLICES LINES TRIES; do
-    [[ ${settings[$key]} =~ ^[1-9][0-9]*$ ]] || usage "--${key,,}=${settings[$key]}: a number from 1 on"
+    [[ ${settings[$key]} =~ ^[1-9][0-9]*$ ]] || usage "--${key,,}=${settings[$key]}: must be a whole number of at least 1"
   done
   for key in MAX_RESTARTS DISK_GIB CLOCK_SECONDS PREFLIGHT_SECONDS SETUP_SECONDS SSH_SECONDS STOP_SECONDS; do
-    [[ ${settings[$key]} =~ ^[0-9]+$ ]] || usage "--${key,,}=${settings[$key]}: a whole number"
+    [[ ${settings[$key]} =~ ^[0-9]+$ ]] || usage "--${key,,}=${settings[$key]}: must be a whole number"
   done
   for key in POLL_SECONDS RETRY_SECONDS; do
-    [[ ${settings[$key]} =~ ^[0-9]+(\.[0-9]+)?$ ]] || usage "--${key,,}=${settings[$key]}: a number"
+    [[ ${settings[$key]} =~ ^[0-9]+(\.[0-9]+)?$ ]] || usage "--${key,,}=${settings[$key]}: must be a number"
   done
   [[ ${settings[TIER]} =~ ^(on-demand|spot|reserved|flex-start)$ ]] ||
-    usage "TIER=${settings[TIER]}: on-demand, spot, reserved or flex-start"
+    usage "TIER=${settings[TIER]}: must be on-demand, spot, reserved or flex-start"
   [[ ${settings[TIER]} != flex-start || -n ${settings[MAX_RUN]} ]] ||
     usage "--flex-start needs --max-run, at most 7d (such as --max-run=2d)"
   [[ ${settings[ACCESS]} =~ ^(external|internal|iap)$ ]] ||
-    usage "--access=${settings[ACCESS]}: external, internal or iap"
+    usage "--access=${settings[ACCESS]}: must be external, internal or iap"
   [[ -z ${settings[BUCKET]} || ${settings[BUCKET]} == gs://* ]] ||
-    usage "--bucket=${settings[BUCKET]}: gs://BUCKET or gs://BUCKET/DIRECTORY"
+    usage "--bucket=${settings[BUCKET]}: must be gs://BUCKET or gs://BUCKET/DIRECTORY"
   [[ -z ${settings[WORKER]} || ${settings[WORKER]} =~ ^(all|[0-9]+\.[0-9]+)$ ]] ||
-    usage "--worker=${settings[WORKER]}: SLICE.WORKER, such as 0.3, or all"
+    usage "--worker=${settings[WORKER]}: must be SLICE.WORKER, such as 0.3, or all"
 }
 
-# The run's arguments: the config is one of this commit's, the out_dir is in the bucket.
+# check_train_args COMMAND: requires a config, and puts out_dir into the bucket.
 check_train_args() {
   local argument out_dir=''
   [[ ${train_args[0]:-} == --config=* ]] || usage "--config=FILE is missing: what to train"
@@ -161,7 +161,7 @@ check_train_args() {
     train_args+=("--config.out_dir=$out_dir")
   fi
   [[ $1 != run || $out_dir == gs://* ]] ||
-    usage "a preempted run resumes from its bucket only: --bucket=gs://... or --config.out_dir=gs://..."
+    usage "a preempted run resumes from a bucket: give --bucket=gs://... or --config.out_dir=gs://..."
 }
 
 main() {
@@ -174,7 +174,7 @@ main() {
     '') usage "a command is missing" ;;
     babysit) command=run ;;
     run | create | wait | setup | preflight | train | status | logs | profile | stop | delete) ;;
-    *) usage "there is no command $command" ;;
+    *) usage "no command $command" ;;
   esac
   shift
   if [[ " $* " == *" --help "* || " $* " == *" -h "* ]]; then main help; fi
@@ -185,9 +185,9 @@ main() {
   if [[ $command =~ ^(run|setup)$ ]]; then check_secrets; fi
   if [[ $command =~ ^(run|create)$ ]]; then assumed=MISSING; fi
   [[ -n ${settings[DRY_RUN]} ]] || command -v gcloud >/dev/null ||
-    die 1 "gcloud is not on PATH: https://cloud.google.com/sdk/docs/install, then gcloud auth login"
+    die 1 "gcloud is not on PATH: install https://cloud.google.com/sdk/docs/install, then gcloud auth login"
 
-  exec 3>&1 # where --dry-run prints, also from within $(...)
+  exec 3>&1 # --dry-run prints here, also from within $(...)
   tmp=$(mktemp -d)
   trap 'leave "$?"' EXIT
   trap 'exit 130' INT

@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# Part of launch/tpu.sh: queued resources and their nodes. A pod is one queued resource of the pod's
-# name; its slices are nodes, found by the label inf_jax_pod.
+# Part of launch/tpu.sh: creates, queries and deletes a pod. A pod is one queued resource of the same name;
+# its slices are nodes with the label inf_jax_pod.
 #
-# States: MISSING, what gcloud says (WAITING_FOR_RESOURCES, PROVISIONING, ACTIVE, SUSPENDED, FAILED, ...),
-# and GONE here for an ACTIVE pod with a node that is preempted, terminated or no longer there.
-# shellcheck disable=SC2034,SC2154 # variables shared by the parts
+# States of a pod: MISSING; those of gcloud (WAITING_FOR_RESOURCES, PROVISIONING, ACTIVE, SUSPENDED, FAILED,
+# ...); and GONE, an ACTIVE pod with a node that is preempted, terminated or missing.
+# shellcheck disable=SC2034,SC2154 # variables shared with launch/tpu.sh and its other parts
 set -euo pipefail
 
-readonly passing='UNAVAILABLE|INTERNAL|DEADLINE_EXCEEDED|ABORTED|[Tt]imed out|[Cc]onnection (reset|refused|aborted)|Temporary failure|HTTPError 5[0-9][0-9]'
+readonly transient='UNAVAILABLE|INTERNAL|DEADLINE_EXCEEDED|ABORTED|[Tt]imed out|[Cc]onnection (reset|refused|aborted)|Temporary failure|HTTPError 5[0-9][0-9]'
 readonly not_found='NOT_FOUND|was not found|does not exist'
-made='' # set while a pod that this call asked for is of no use to anybody: deleted on the way out
-hosts='' # of a slice, where the type is known
-child='' # pid of a part that runs in a subshell
-assumed=ACTIVE # under --dry-run: what the state would be
+made='' # set while this script has requested a pod on which nothing runs yet: deleted at exit
+hosts='' # per slice, once the type is known
+child='' # pid of the current subshell, see attempt
+assumed=ACTIVE # the state of the pod under --dry-run
 
-print_command() { # as it can be pasted
+print_command() { # quoted for pasting into a shell
   local word line=''
   for word in "$@"; do
     if ! [[ $word =~ ^[A-Za-z0-9_./:=@%+,-]+$ ]]; then word=${word@Q}; fi
@@ -23,14 +23,14 @@ print_command() { # as it can be pasted
   printf '%s\n' "${line# }" >&3
 }
 
-# location FLAGS: of every gcloud call. --quiet: no question is ever asked.
+# location: $where, the flags of every gcloud call. --quiet: gcloud asks no questions.
 location() {
   where=(--zone="${settings[ZONE]}" --quiet)
   if [[ -n ${settings[PROJECT]} ]]; then where+=(--project="${settings[PROJECT]}"); fi
 }
 
-# gc COMMAND...: one gcloud call that is neither ssh nor scp. What passes by itself is tried again.
-# Its errors are in $tmp/error, its answer on stdout.
+# gc COMMAND...: one gcloud call other than ssh and scp. Transient errors are retried. Errors go to
+# $tmp/error, the answer to stdout.
 gc() {
   local try status
   if [[ -n ${settings[DRY_RUN]} ]]; then
@@ -42,53 +42,53 @@ gc() {
     timeout -k 10 "${settings[SSH_SECONDS]}" gcloud "$@" 2>"$tmp/error" </dev/null || status=$?
     if ((status == 0)); then return; fi
     if ((status == 124)); then echo "timed out after ${settings[SSH_SECONDS]} s" >>"$tmp/error"; fi
-    if ((try >= settings[TRIES])) || ! grep -qE "$passing${also_passing:+|$also_passing}" "$tmp/error"; then return "$status"; fi
+    if ((try >= settings[TRIES])) || ! grep -qE "$transient${also_transient:+|$also_transient}" "$tmp/error"; then return "$status"; fi
     back_off "$try" "gcloud: $(reason "$tmp/error")"
   done
 }
 
-back_off() { # back_off TRY WHY
+back_off() { # back_off TRY REASON
   local seconds
   seconds=$(awk -v s="${settings[RETRY_SECONDS]}" -v n="$1" 'BEGIN {s *= 2 ^ (n - 1); print s < 300 ? s : 300}')
-  say "$2; again in $seconds s (try $1 of ${settings[TRIES]})"
+  say "$2; retrying in $seconds s (try $1 of ${settings[TRIES]})"
   sleep "$seconds"
 }
 
-reason() { # the line of gcloud's errors that says most
+reason() { # reason FILE: the most informative line of gcloud's errors
   { grep -m 1 'ERROR' "$1" || grep -v '^[[:space:]]*$' "$1" | tail -n 1; } | cut -c -300
 }
 
-# remedy FILE: what to do about gcloud's errors in FILE.
+# remedy FILE: what to do about the errors of gcloud in FILE.
 remedy() {
   case $(cat "$1") in
-    *ssh-add* | *SSHKeyNotInAgent*) echo "start an ssh-agent and ssh-add ~/.ssh/google_compute_engine" ;;
+    *ssh-add* | *SSHKeyNotInAgent*) echo "start an ssh-agent and run ssh-add ~/.ssh/google_compute_engine" ;;
     *RESOURCE_EXHAUSTED* | *[Qq]uota*)
-      echo "ask for quota of tpu.googleapis.com (console: IAM, Quotas), delete what else holds it" \
+      echo "request quota of tpu.googleapis.com (console: IAM, Quotas), delete what uses it" \
         "(gcloud compute tpus queued-resources list), or change --zone, --type or spot/reserved"
       ;;
     *[Rr]eauth* | *"auth login"* | *UNAUTHENTICATED*) echo "gcloud auth login" ;;
     *PERMISSION_DENIED* | *" 403"*)
-      echo "you need roles/tpu.admin and roles/iam.serviceAccountUser in the project, and the TPU API in it:" \
+      echo "you need roles/tpu.admin and roles/iam.serviceAccountUser in the project, and its TPU API:" \
         "gcloud services enable tpu.googleapis.com"
       ;;
     *INVALID_ARGUMENT*)
       echo "compare --type, --version and --zone with gcloud compute tpus accelerator-types list --zone=${settings[ZONE]}"
       ;;
-    *) echo "see gcloud's message; launch/tpu.sh status" ;;
+    *) echo "see the message of gcloud, and launch/tpu.sh status" ;;
   esac
 }
 
-die_of() { # die_of STATUS WHAT: with gcloud's reason and its remedy
+die_of() { # die_of STATUS MESSAGE: adds the reason in $tmp/error and its remedy
   die "$1" "$2: $(reason "$tmp/error"); remedy: $(remedy "$tmp/error")"
 }
 
-# check_type: image, devices of the pod, hosts of a slice. The number in a type's name counts cores up to
-# v5p, two a chip; a chip is one device from v4 on. A slice of one host has up to 8 chips of v5e and v6e.
+# check_type: image, $devices of the pod, $hosts per slice. The number in a type's name counts cores up to
+# v5p (two per chip), then chips; from v4 on a chip is one device. One host has up to 8 chips of v5e and v6e.
 check_type() {
   local type=${settings[TYPE]} size image
-  [[ -n $type ]] || usage "--type is missing, such as v5litepod-256"
+  [[ -n $type ]] || usage "--type is missing; for example --type=v5litepod-256"
   [[ $type =~ ^(v2|v3|v4|v5litepod|v5p|v6e)-([1-9][0-9]*)$ ]] ||
-    usage "--type=$type: v2-N, v3-N, v4-N, v5litepod-N, v5p-N or v6e-N"
+    usage "--type=$type: must be v2-N, v3-N, v4-N, v5litepod-N, v5p-N or v6e-N"
   size=${BASH_REMATCH[2]}
   case $type in
     v5litepod-*) image=v2-alpha-tpuv5-lite ;;
@@ -105,14 +105,14 @@ check_type() {
   devices=$((size * settings[SLICES]))
 }
 
-# pod_state: of the queued resource. An error that is not "there is none" ends the script: taking a fault
-# for a missing pod would ask for a second one.
+# pod_state: state of the queued resource. An error other than "not found" ends the script: mistaking an
+# outage for a missing pod would create a second one.
 pod_state() {
   local state
   location
   if ! state=$(gc compute tpus queued-resources describe "${settings[NAME]}" \
     --format='value(state.state)' "${where[@]}"); then
-    grep -qE "$not_found" "$tmp/error" || die_of 1 "the state of ${settings[NAME]} is not known"
+    grep -qE "$not_found" "$tmp/error" || die_of 1 "the state of ${settings[NAME]} could not be queried"
     state=MISSING
   fi
   if [[ -n ${settings[DRY_RUN]} ]]; then state=$assumed; fi
@@ -124,7 +124,7 @@ nodes() {
   local list i
   location
   list=$(gc compute tpus tpu-vm list --format='value(name.basename(),state,networkEndpoints.len(),labels.inf_jax_pod)' \
-    "${where[@]}") || die_of 1 "the slices of ${settings[NAME]} are not known"
+    "${where[@]}") || die_of 1 "the slices of ${settings[NAME]} could not be listed"
   if [[ -n ${settings[DRY_RUN]} ]]; then
     if [[ $assumed == MISSING ]]; then return; fi
     for ((i = 0; i < settings[SLICES]; i++)); do echo "$(node_name "$i") READY ${hosts:-1}"; done
@@ -135,17 +135,17 @@ nodes() {
 
 node_name() { if ((settings[SLICES] == 1)); then echo "${settings[NAME]}"; else echo "${settings[NAME]}-$1"; fi; }
 
-# pod_health: pod_state, or GONE. Looked at twice: a list that came incomplete ends no run.
+# pod_health: pod_state, or GONE. Checked twice, so that one incomplete list does not end a run.
 pod_health() {
-  local state list look
-  for look in 1 2; do
+  local state list try
+  for try in 1 2; do
     state=$(pod_state)
     if [[ $state != ACTIVE ]]; then break; fi
     list=$(nodes)
     if (($(grep -c . <<<"$list") >= settings[SLICES])) &&
       ! grep -qE ' (PREEMPTED|TERMINATED|STOPPED|DELETING) ' <<<"$list"; then break; fi
     state=GONE
-    if ((look == 1)); then sleep "${settings[RETRY_SECONDS]}"; fi
+    if ((try == 1)); then sleep "${settings[RETRY_SECONDS]}"; fi
   done
   echo "$state"
 }
@@ -153,10 +153,10 @@ pod_health() {
 cmd_create() {
   local state
   state=$(pod_state)
-  [[ $state == MISSING ]] || die 1 "${settings[NAME]} is there already ($state): use it, or launch/tpu.sh delete, or another --name"
+  [[ $state == MISSING ]] || die 1 "${settings[NAME]} exists already ($state): use it, run launch/tpu.sh delete, or choose another --name"
   create_pod
   made=''
-  say "${settings[NAME]} is asked for; next: launch/tpu.sh wait"
+  say "${settings[NAME]} is requested; next: launch/tpu.sh wait"
 }
 
 create_pod() {
@@ -184,14 +184,14 @@ create_pod() {
   if [[ -n ${settings[SERVICE_ACCOUNT]} ]]; then request+=(--service-account="${settings[SERVICE_ACCOUNT]}"); fi
 
   made=yes
-  say "asking for ${settings[SLICES]} x ${settings[TYPE]}, ${settings[TIER]}, in ${settings[ZONE]}"
+  say "requesting ${settings[SLICES]} x ${settings[TYPE]}, ${settings[TIER]}, in ${settings[ZONE]}"
   gc "${track[@]}" compute tpus queued-resources create "${settings[NAME]}" "${request[@]}" "${where[@]}" >&2 ||
-    grep -q ALREADY_EXISTS "$tmp/error" || # of a first try whose answer was lost
-    die_of 1 "${settings[NAME]} was not created"
+    grep -q ALREADY_EXISTS "$tmp/error" || # created by a first try whose answer was lost
+    die_of 1 "${settings[NAME]} could not be created"
   assumed=ACTIVE
 }
 
-pause() { # between two looks; the end of a subshell whose script was killed
+pause() { # between two polls; ends the subshell of a script that was killed
   sleep "${settings[POLL_SECONDS]}"
   kill -0 "$$" 2>/dev/null || exit
 }
@@ -214,11 +214,11 @@ wait_for_pod() { # until ACTIVE with all slices READY
       FAILED)
         error=$(gc compute tpus queued-resources describe "${settings[NAME]}" \
           --format='value(state.failedData.error.message)' "${where[@]}") || true
-        printf '%s\n' "${error:=no reason given (--valid-until has passed, or no capacity)}" >"$tmp/error"
-        die_of 3 "the queue gave ${settings[NAME]} up"
+        printf '%s\n' "${error:=gcloud gives no reason (perhaps --valid-until has passed, or there is no capacity)}" >"$tmp/error"
+        die_of 3 "the request for ${settings[NAME]} failed in the queue"
         ;;
       SUSPENDING | SUSPENDED | DELETING | GONE)
-        die 3 "${settings[NAME]} is gone ($state): launch/tpu.sh delete, then create; or run, which does both"
+        die 3 "${settings[NAME]} is gone ($state): launch/tpu.sh delete, then create; run does both"
         ;;
     esac
     pause
@@ -226,12 +226,12 @@ wait_for_pod() { # until ACTIVE with all slices READY
   say "$(date +%T) ${settings[NAME]}: ACTIVE"
 }
 
-# left_over: what is listed of the pod, "queued-resource STATE" and "NODE STATE".
+# left_over: what still exists of the pod, lines "queued-resource STATE" and "NODE STATE".
 left_over() {
   local list
   location
   list=$(gc compute tpus queued-resources list --format='value(name.basename(),state.state)' "${where[@]}") ||
-    die_of 1 "what is left of ${settings[NAME]} is not known, it may cost money"
+    die_of 1 "what is left of ${settings[NAME]} could not be listed; it may cost money"
   awk -v pod="${settings[NAME]}" '$1 == pod {print "queued-resource", $2}' <<<"$list"
   nodes | awk '{print $1, $2}'
 }
@@ -244,7 +244,7 @@ delete_pod() {
   for ((try = 1; ; try++)); do
     if [[ -n ${settings[DRY_RUN]} ]]; then left="queued-resource ACTIVE"; else left=$(left_over) || exit; fi
     [[ -n $left ]] || break
-    if [[ $left == queued-resource\ * ]]; then # --force: its nodes too
+    if [[ $left == queued-resource\ * ]]; then # --force: with its nodes
       gc compute tpus queued-resources delete "${settings[NAME]}" --force "${where[@]}" >&2 ||
         say "delete: $(reason "$tmp/error")"
     else
@@ -260,22 +260,22 @@ delete_pod() {
     left=$(left_over) || exit
     [[ -n $left ]] || break
     ((try < settings[TRIES])) ||
-      die 1 "of ${settings[NAME]} there is still: ${left//$'\n'/, }; it costs money: launch/tpu.sh delete again," \
-        "or in the console (Compute Engine, TPUs)"
-    back_off "$try" "still there: ${left//$'\n'/, }"
+      die 1 "${settings[NAME]} still exists: ${left//$'\n'/, }; it costs money: run launch/tpu.sh delete again," \
+        "or delete it in the console (Compute Engine, TPUs)"
+    back_off "$try" "still exists: ${left//$'\n'/, }"
   done
   made=''
   say "nothing of ${settings[NAME]} is left"
 }
 
-# leave STATUS: at every end of the script. A pod that is of no use to anybody is not left behind.
+# leave STATUS: runs at every exit. A pod on which nothing runs is deleted.
 leave() {
   local status=$1
-  trap '' INT TERM HUP # the deletion is not cut short
+  trap '' INT TERM HUP # do not interrupt the deletion
   trap - EXIT
   if [[ -n $child ]]; then kill "$child" 2>/dev/null || true; fi
   if [[ -n $made && -z ${settings[KEEP]} && -z ${settings[DRY_RUN]} ]]; then
-    say "deleting ${settings[NAME]}: nothing runs on it"
+    say "deleting ${settings[NAME]}, on which nothing runs"
     (delete_pod) || status=1
   fi
   rm -rf "$tmp"

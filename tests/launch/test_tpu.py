@@ -18,7 +18,7 @@ def test_help_and_wrong_usage(cloud):
         assert done.returncode == 0
         assert "--max-restarts" in done.stdout and "preflight" in done.stdout
     for flags, word in {
-        ("launch",): "there is no command launch",
+        ("launch",): "no command launch",
         ("run", "--config=configs/small.py"): "--bucket=gs://",
         ("run", "--bucket=gs://b"): "--config=FILE is missing",
         ("create", "--type=v9-8"): "--type=v9-8",
@@ -29,7 +29,7 @@ def test_help_and_wrong_usage(cloud):
         ("setup", "--secrets=NOT_SET"): "NOT_SET is not set",
         ("setup", "--secrets=a value"): "names of variables",
         ("logs", "--worker=3"): "such as 0.3",
-        ("create", "spot"): "spot is not understood",
+        ("create", "spot"): "spot: unknown argument",
     }.items():
         status, output = cloud.tpu(*flags)
         assert (status, word in output) == (2, True), output
@@ -81,7 +81,7 @@ def test_settings_from_a_file(cloud):
     assert "--config=configs/small.py --config.out_dir=gs://b/pod" in output
     env.write_text("TIRE=spot\n")
     status, output = cloud.tpu("create", f"--env={env}")
-    assert status == 2 and f"{env}:1: there is no setting TIRE" in output
+    assert status == 2 and f"{env}:1: no setting TIRE" in output
     example = (ROOT / "launch" / "tpu.env.example").read_text()
     env.write_text(re.sub(r"(?m)^# (?=[A-Z_]+=)", "", example))
     status, output = cloud.tpu("create", f"--env={env}", "--dry-run")
@@ -93,8 +93,8 @@ def test_quota_error_on_create_has_a_remedy_and_leaves_nothing(cloud):
     cloud.plan(create=[quota] * 9)
     status, output = cloud.tpu("create")
     assert status == 1
-    assert "Quota limit 'TPUV5s'" in output and "ask for quota" in output
-    assert cloud.verbs() == ["create"]  # asking again does not help
+    assert "Quota limit 'TPUV5s'" in output and "request quota" in output
+    assert cloud.verbs() == ["create"]  # retrying would not help
     assert cloud.left() == []
 
 
@@ -106,14 +106,14 @@ def test_create_that_fails_in_the_middle_leaves_nothing(cloud):
     assert cloud.left() == []
 
 
-def test_create_tries_again_what_passes(cloud):
+def test_create_retries_transient_errors(cloud):
     cloud.plan(create=["ERROR: UNAVAILABLE: later", "half:ERROR: INTERNAL: the answer was lost"])
     status, output = cloud.tpu("create")
     assert status == 0, output
-    assert cloud.verbs() == ["create"] * 3  # the last one finds it there
+    assert cloud.verbs() == ["create"] * 3  # the last one finds that it exists
     assert cloud.left() == ["pod", "pod"]
     status, output = cloud.tpu("create")
-    assert status == 1 and "pod is there already (ACTIVE)" in output
+    assert status == 1 and "pod exists already (ACTIVE)" in output
     assert cloud.left() == ["pod", "pod"]
 
 
@@ -129,7 +129,7 @@ def test_interrupted_create_leaves_nothing(cloud):
     assert cloud.left() == []
 
 
-def test_delete_tries_again_until_nothing_is_listed(cloud):
+def test_delete_is_repeated_until_nothing_is_listed(cloud):
     cloud.plan(delete=1, leave=True)
     cloud.tpu("create", "--slices=2")
     status, output = cloud.tpu("delete", "--slices=2")
@@ -141,15 +141,15 @@ def test_delete_tries_again_until_nothing_is_listed(cloud):
     assert status == 0 and len(cloud.verbs()) == 5  # nothing to do
 
 
-def test_delete_that_never_works_says_what_is_left(cloud):
+def test_delete_that_always_fails_says_what_is_left(cloud):
     cloud.plan(delete=99)
     cloud.tpu("create")
     status, output = cloud.tpu("delete")
     assert status == 1
-    assert "of pod there is still: queued-resource ACTIVE, pod READY; it costs money" in output
+    assert "pod still exists: queued-resource ACTIVE, pod READY; it costs money" in output
 
 
-def test_another_pod_of_a_like_name_is_not_touched(cloud):
+def test_a_pod_with_a_similar_name_is_not_touched(cloud):
     cloud.tpu("create", "--name=pod-1")
     cloud.tpu("create")
     status, output = cloud.tpu("delete")

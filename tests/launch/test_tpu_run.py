@@ -49,18 +49,18 @@ def test_run_from_nothing_to_done_and_back(cloud):
         assert "-c launch/constraints.txt -c launch/constraints_tpu.txt -e .[tpu]" in calls
 
 
-def test_an_outage_is_not_taken_for_a_missing_pod(cloud):
+def test_an_outage_is_not_mistaken_for_a_missing_pod(cloud):
     cloud.plan(outage=99)
     status, output = cloud.tpu("run", *cloud.RUN)
-    assert status == 1 and "the state of pod is not known" in output
+    assert status == 1 and "the state of pod could not be queried" in output
     assert cloud.verbs() == []
 
 
-def test_queue_that_gives_up(cloud):
+def test_a_request_that_fails_in_the_queue(cloud):
     cloud.plan(states=["WAITING_FOR_RESOURCES", "FAILED"], reason="no capacity in time")
     status, output = cloud.tpu("run", *cloud.RUN, "--max-restarts=1")
     assert status == 3
-    assert "the queue gave pod up: no capacity in time" in output
+    assert "the request for pod failed in the queue: no capacity in time" in output
     assert cloud.verbs() == ["create", "delete", "create", "delete"]
     assert cloud.left() == []
 
@@ -78,8 +78,8 @@ def test_interrupted_in_the_queue_leaves_nothing(cloud):
 
 @pytest.mark.parametrize("how", ["queue", "node"])
 def test_preempted_run_is_recreated_and_resumes(cloud, how):
-    (cloud.fake / "endless").touch()  # until the preemption
-    quota = [None, "ERROR: RESOURCE_EXHAUSTED: quota is given back a little later"]
+    (cloud.fake / "endless").touch()  # until preempted
+    quota = [None, "ERROR: RESOURCE_EXHAUSTED: quota is released a little later"]
     cloud.plan(preempt={"1": 3}, how=how, create=quota)
     status, output = cloud.tpu("run", *cloud.RUN)
     assert status == 0, output
@@ -91,13 +91,13 @@ def test_preempted_run_is_recreated_and_resumes(cloud, how):
     assert cloud.left() == []
 
 
-def test_run_goes_on_watching_after_its_terminal_was_lost(cloud):
+def test_run_continues_watching_after_its_terminal_was_lost(cloud):
     (cloud.fake / "endless").touch()
     process = cloud.start("run", *cloud.RUN)
     cloud.wait_for(lambda: (cloud.fake / "bucket" / "step").exists())
     cloud.wait_for(lambda: "worker.sh status" in str(cloud.calls()[-1]))
     process.kill()
-    process.wait()  # gone, and no zombie: what it left behind ends by itself
+    process.wait()  # reaped: its subshells notice and end by themselves
     process.communicate(timeout=LIMIT_S)
     known = len(cloud.calls())
     process = cloud.start("run", *cloud.RUN)
@@ -129,7 +129,7 @@ def test_a_stopped_run_is_not_started_again(cloud):
     assert cloud.tpu("stop")[0] == 0
     output, _ = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 6
-    assert "the run was asked to stop and has saved: run again to go on" in output
+    assert "the run was asked to stop and has saved: run resumes it" in output
     assert cloud.verbs().count("ssh start") == 1 and "delete" not in cloud.verbs()
     status, output = cloud.tpu("status")
     assert status == 6 and "asked to stop" in output
@@ -162,7 +162,7 @@ def test_run_that_always_crashes_gives_up(cloud):
     (cloud.fake / "always_crash").touch()
     status, output = cloud.tpu("run", *cloud.RUN, "--max-restarts=1")
     assert status == 5
-    assert "--max-restarts=1 are used up" in output
+    assert "--max-restarts=1 is exhausted" in output
     assert cloud.verbs().count("ssh start") == 2
     assert "[0.1] step " in (cloud.root.parent / "pod.log").read_text()
     assert cloud.left() == []

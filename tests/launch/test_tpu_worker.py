@@ -1,4 +1,4 @@
-"""launch/tpu.sh on workers: setup, preflight, train, status, logs, profile, stop."""
+"""launch/tpu.sh on its workers: setup, preflight, train, status, logs, profile, stop."""
 
 import re
 import subprocess
@@ -39,15 +39,15 @@ def test_preflight_says_what_is_wrong(cloud):
         assert (status, wanted in output) == (1, True), output
 
     (cloud.fake / "python.1").write_text("3.11.2\n")
-    wrong("python is not the same on all workers: 3.11.2 on 0.1; 3.11.9 on 0.0")
+    wrong("python differs between workers: 3.11.2 on 0.1; 3.11.9 on 0.0")
     (cloud.fake / "python.1").unlink()
     wrong("failed on 0.0 0.1: gs://denied cannot be written: 403", "--bucket=gs://denied")
-    wrong("GiB of disk are free, 999999 are wanted", "--disk-gib=999999")
+    wrong("GiB of disk are free, 999999 are required", "--disk-gib=999999")
     (cloud.fake / "no_tpu").touch()
-    wrong("no answer from the TPU in 1 s", "--preflight-seconds=1")
+    wrong("the TPU did not answer in 1 s", "--preflight-seconds=1")
     (cloud.fake / "no_tpu").unlink()
     cloud.plan(devices="4 4 1")
-    wrong("4 devices in 1 processes, 8 in 2 are expected")
+    wrong("4 devices in 1 processes, expected 8 in 2")
     cloud.plan(devices="4 8 2")
     lock = "".join(p.read_text() for p in (ROOT / "launch").glob("constraints*.txt"))
     other = re.sub(r"(?m)^#.*\n", "", lock).replace("libtpu==0.0.42.1", "libtpu==0.0.41")
@@ -55,7 +55,7 @@ def test_preflight_says_what_is_wrong(cloud):
     wrong("preflight failed on 0.1: not the pinned versions: libtpu==0.0.41")
     (cloud.fake / "freeze.1").unlink()
     (cloud.worker("0.1") / "inf_jax_pod" / "src" / "setup.py").write_text("# by hand\n")
-    wrong("preflight failed on 0.1: src was changed by hand")
+    wrong("preflight failed on 0.1: src was modified by hand")
     status, output = cloud.tpu("setup")  # replaces src
     status, output = cloud.tpu("preflight", "--bucket=gs://b")
     assert status == 0 and "2 workers, 8 devices" in output, output
@@ -66,7 +66,7 @@ def test_failed_install_says_why(cloud):
     cloud.tpu("create")
     status, output = cloud.tpu("setup")
     assert status == 1
-    assert "setup failed on 0.0 0.1: uv could not make the environment" in output
+    assert "setup failed on 0.0 0.1: uv could not create the environment" in output
 
 
 def test_setup_sends_what_is_committed(cloud):
@@ -124,7 +124,7 @@ def test_train_status_logs_profile_stop(cloud):
     status, output = cloud.tpu("status", *two)
     assert status == 6 and output.count("state ended status=143") == 4, output
     status, output = cloud.tpu("status")
-    assert status == 3 and "2 slices, --slices=1 are expected" in output
+    assert status == 3 and "2 slices, but --slices=1" in output
     status, output = cloud.tpu("delete", *two)
     assert status == 0 and cloud.left() == []
 
