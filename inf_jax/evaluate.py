@@ -1,152 +1,98 @@
-"""Scores a run before and after training: the backbone's own weights, and the newest checkpoint.
+"""Scores a run's model before and after training on the eval split.
 
     python -m inf_jax.evaluate --config=configs/medquad_minilm.py [--config.eval.top_k=100 ...]
 
-Takes the config and flags of `inf_jax.train`. Searches the eval split (`evaluation.scores` says
-what is measured), prints base, trained and gain side by side, and writes `<out_dir>/eval.json` and
-`<out_dir>/eval.png`. All figures are times 100.
+Takes the config and flags of `inf_jax.train`. Embeds with `Retriever`, as users of the exported
+model do, prints base, trained and gain side by side (`evaluation.scores` defines the scores, all
+times 100), and writes `<out_dir>/eval.json` and `<out_dir>/eval.png`.
 """
 
-import dataclasses
-import functools
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from inf_jax.config.command_line import run
 from inf_jax.config.defaults import run_config
+from inf_jax.config.sections import RunConfig
 from inf_jax.core.console import table
 from inf_jax.core.errors import UserError
-from inf_jax.data.from_config import dataset_dir, text_config
+from inf_jax.data.from_config import dataset_dir
 from inf_jax.data.records import Example, encode_example
 from inf_jax.data.tokenise import read_examples
 from inf_jax.distributed.entry_point import single_process_only
 from inf_jax.distributed.mesh import local_mesh
 from inf_jax.evaluation import figure
-from inf_jax.evaluation.scores import METRICS, evaluate
-from inf_jax.evaluation.task import task_from_examples
+from inf_jax.evaluation.scores import METRICS, score_task
+from inf_jax.evaluation.task import Task, task_from_examples
 from inf_jax.io import storage
-from inf_jax.models.encoder import plain_encoder, tower
-from inf_jax.models.hf.backbone import load_model
-from inf_jax.monitoring import metrics_log as report
-from inf_jax.retriever.encode import encode_texts, shortened
+from inf_jax.models.hf.backbone import Backbone, load_model
+from inf_jax.models.hf.config import read_config
+from inf_jax.monitoring.metrics_log import read_metrics
+from inf_jax.retriever.encode import shortened
+from inf_jax.retriever.from_config import retriever_config
+from inf_jax.retriever.retriever import Retriever
 from inf_jax.training.initial_params import start_params, trained_params
 from inf_jax.training.parameters import make_split
 
+Scores = dict[int | None, dict[str, float]]  # by number of first entries; None: all
+
 
 def main(resolved: ConfigDict) -> None:
-    """Evaluates one run, from its config."""
+    """Evaluates one run.
+
+    Raises:
+      UserError: no checkpoint, or values that the model or the dataset does not allow.
+    """
     config = run_config(resolved)
-    out_dir, section = storage.as_path(config.out_dir), config.eval
+    out_dir = storage.as_path(config.out_dir)
     storage.check(out_dir)
     model = load_model(config)
-    split, rows, top_k = section.split, section.batch_rows, section.top_k
-    base_from, dims, which = section.base_from, tuple(section.dims), section.checkpoint
-    text = dataclasses.replace(text_config(config), max_passage_tokens=section.max_passage_tokens)
-    apart = config.model.query_encoder == "attention"
-    split_over = config.mesh.fsdp * config.mesh.tensor
-    positions = model.encoder.config.max_positions
-    if text.max_passage_tokens > positions:
-        raise UserError(
-            f"eval.max_passage_tokens={text.max_passage_tokens}, but {model.directory} has "
-            f"{positions} positions; lower it"
-        )
-    if max(dims, default=0) > model.encoder.width:
-        raise UserError(f"eval.dims={dims}: the vectors have {model.encoder.width} entries")
-    examples = list(read_examples(dataset_dir(config), split))
+    _check_limits(config, model)
+    examples = list(read_examples(dataset_dir(config), config.eval.split))
     task = task_from_examples(examples)
     dataset = {
-        "source": resolved.data.source,
-        "version": resolved.data.version,
-        "split": split,
+        "source": config.data.source,
+        "version": config.data.version,
+        "split": config.eval.split,
         "fingerprint": _fingerprint(examples),
     }
-    before = _base_of(storage.as_path(base_from), dataset, resolved) if base_from else None
-    mesh = local_mesh(split_over)
-    found = trained_params(out_dir / "checkpoints", config, model, mesh, which=which)
-    if found is None:
+    base = None
+    if config.eval.base_from:
+        base = _read_base(storage.as_path(config.eval.base_from), dataset, resolved)
+    mesh = local_mesh(config.mesh.fsdp * config.mesh.tensor)
+    checkpoints = out_dir / "checkpoints"
+    restored = trained_params(checkpoints, config, model, mesh, which=config.eval.checkpoint)
+    if restored is None:
         raise UserError(
-            f"{out_dir}/checkpoints: no checkpoint to evaluate; train first: "
+            f"{checkpoints}: no checkpoint to evaluate; train first: "
             "`python -m inf_jax.train --config=...` with the same config and flags"
         )
-    trained, step = found.params, found.step
-    encoder = plain_encoder(model.encoder)
-    normalise = encoder.options.normalise
-
-    def scores(name: str, params: dict) -> dict[int | None, dict[str, float]]:
-        """By how many of the first entries; None is all."""
-
-        def embed(role: str, texts: list[np.ndarray], instructions=None) -> np.ndarray:
-            longest = max(text.max_query_tokens, text.max_passage_tokens)
-            return encode_texts(
-                encoder.encode if instructions is None else encoder.encode_queries,
-                tower(params, role),
-                texts,
-                instructions,
-                row_tokens=longest if instructions is None else 2 * text.max_query_tokens,
-                rows=rows,
-                mesh=mesh,
-                progress=f"{name}: {role}",
-            )
-
-        def embed_queries(queries: Sequence[tuple[str, str]]) -> np.ndarray:
-            if not apart:
-                return embed("query", model.tokenizer.queries(queries, text))
-            instructions, alone = model.tokenizer.apart(queries, text)
-            return embed("query", alone, instructions)
-
-        def embed_passages(passages: Sequence[str]) -> np.ndarray:
-            return embed("passage", model.tokenizer.passages(passages, text))
-
-        once = [functools.cache(how) for how in (embed_queries, embed_passages)]
-
-        def cut(how, texts: Sequence, dim: int | None) -> np.ndarray:
-            return shortened(how(tuple(texts)), dim, normalise=normalise)
-
-        return {
-            dim: evaluate(
-                *(functools.partial(cut, how, dim=dim) for how in once),
-                task,
-                top_k=top_k,
-                mesh=mesh,
-            )
-            for dim in (None, *dims)
-        }
-
-    def compared(after: dict[str, float], before: dict[str, float]) -> dict[str, dict]:
-        gain = {key: after[key] - before[key] for key in after}
-        return {"base": before, "trained": after, "gain": gain}
-
-    after = scores("trained", trained)
-    del trained, found
-    if before is None:
+    step, params = restored.step, restored.params
+    del restored
+    trained = _score(config, model, task, params, mesh, label="trained")
+    del params  # before the base's are loaded
+    if base is None:
         start, start_from = make_split(config, model.encoder), config.model.start_from
-        before = scores("base", start_params(model, start, mesh, start_from=start_from))
-    by_dim = {dim: compared(after[dim], before[dim]) for dim in after}
-
-    title = f"{resolved.data.source} {split}, step {step:,}"
+        params = start_params(model, start, mesh, start_from=start_from)
+        base = _score(config, model, task, params, mesh, label="base")
+    compared = {
+        dim: {
+            "base": base[dim],
+            "trained": trained[dim],
+            "gain": {key: value - base[dim][key] for key, value in trained[dim].items()},
+        }
+        for dim in trained
+    }
+    title = f"{config.data.source} {config.eval.split}, step {step:,}"
     counts = f"{len(task.queries):,} instructed queries, {len(task.corpus):,} passages"
-    for dim, each in by_dim.items():
-        table(
-            title if dim is None else f"{title}, the first {dim} entries",
-            [
-                (
-                    METRICS[key],
-                    f"{each['base'][key]:.1f}",
-                    f"{value:.1f}",
-                    f"{each['gain'][key]:+.1f}",
-                )
-                for key, value in each["trained"].items()
-            ],
-            header=("times 100", "base", "trained", "gain"),
-        )
-    whole = by_dim.pop(None)
-    written = {
+    for dim, scores in compared.items():
+        _print_table(title if dim is None else f"{title}, the first {dim} entries", scores)
+    whole = compared.pop(None)
+    result = {
         **whole,
-        "dims": {str(dim): each for dim, each in by_dim.items()},
+        "dims": {str(dim): scores for dim, scores in compared.items()},
         "units": "times 100",
         "step": step,
         "dataset": dataset,
@@ -156,31 +102,83 @@ def main(resolved: ConfigDict) -> None:
         "config": resolved.to_dict(),
     }
     with storage.new_file(out_dir / "eval.json") as file:
-        file.write(json.dumps(written, indent=2).encode() + b"\n")
-    lines = report.read_metrics(out_dir / "metrics.jsonl")
+        file.write(json.dumps(result, indent=2).encode() + b"\n")
     figure.draw(
         out_dir / "eval.png",
         title=f"{title}: {counts}",
-        losses=[(line["step"], line["loss"]) for line in lines],
+        losses=[(line["step"], line["loss"]) for line in read_metrics(out_dir / "metrics.jsonl")],
         bars=[(METRICS[key], whole["base"][key], value) for key, value in whole["trained"].items()],
     )
     print(f"{counts}; wrote {out_dir}/eval.json and {out_dir}/eval.png")
 
 
-def _base_of(
-    path: storage.AnyPath, dataset: dict, config: ConfigDict
-) -> dict[int | None, dict[str, float]]:
-    """The base scores of another run's eval.json: same backbone, same texts, same task, same
-    dims."""
+def _check_limits(config: RunConfig, model: Backbone) -> None:
+    """Names the key of a value that the model does not allow, before anything is read."""
+    limit, positions = config.eval.max_passage_tokens, model.encoder.config.max_positions
+    if limit > positions:
+        raise UserError(
+            f"eval.max_passage_tokens={limit}, but {model.directory} has {positions} positions; "
+            "lower it"
+        )
+    dims = tuple(config.eval.dims)
+    if max(dims, default=0) > model.encoder.width:
+        raise UserError(f"eval.dims={dims}: the vectors have {model.encoder.width} entries")
+
+
+def _score(
+    config: RunConfig, model: Backbone, task: Task, params: dict, mesh, *, label: str
+) -> Scores:
+    """Embeds the task once and scores it for each of eval.dims."""
+    settings = retriever_config(config)
+    retriever = Retriever(
+        params,
+        settings,
+        shape=read_config(model.directory).with_mask(config.model.mask),
+        tokenizer=model.tokenizer,
+        dtype=config.model.dtype,
+        attention=config.model.attention,
+        mesh=mesh,
+        chunk_tokens=config.eval.batch_rows
+        * max(settings.text.max_query_tokens, settings.text.max_passage_tokens),
+    )
+    texts, instructions = zip(*task.searches.values(), strict=True)
+    vectors = (
+        retriever.encode_queries(texts, instructions, progress=f"{label}: queries"),
+        retriever.encode_passages(list(task.corpus.values()), progress=f"{label}: passages"),
+    )
+    return {
+        dim: score_task(
+            task,
+            *(shortened(each, dim, normalise=settings.normalise) for each in vectors),
+            top_k=config.eval.top_k,
+            mesh=mesh,
+        )
+        for dim in (None, *config.eval.dims)
+    }
+
+
+def _print_table(title: str, scores: dict[str, dict[str, float]]) -> None:
+    base, trained, gain = (scores[name] for name in ("base", "trained", "gain"))
+    rows = [
+        (name, f"{base[key]:.1f}", f"{trained[key]:.1f}", f"{gain[key]:+.1f}")
+        for key, name in METRICS.items()
+        if key in trained
+    ]
+    table(title, rows, header=("times 100", "base", "trained", "gain"))
+
+
+def _read_base(path: storage.AnyPath, dataset: dict, config: ConfigDict) -> Scores:
+    """The base scores of another run's eval.json: same backbone, data and settings."""
     try:
-        found = json.loads(path.read_text())
-        sections = {name: found["config"][name] for name in ("model", "data", "eval")}
-        was, base = {"dataset": found["dataset"], **sections}, {None: found["base"]}
-        base |= {int(dim): each["base"] for dim, each in found.get("dims", {}).items()}
+        saved = json.loads(path.read_text())
+        was = {"dataset": saved["dataset"]}
+        was |= {name: saved["config"][name] for name in ("model", "data", "eval")}
+        base: Scores = {None: saved["base"]}
+        base |= {int(dim): scores["base"] for dim, scores in saved.get("dims", {}).items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f'eval.base_from={path}: no eval.json of inf_jax.evaluate ({error!r}); give "" to '
-            "measure the base here"
+            f"eval.base_from={path}: not a readable eval.json of inf_jax.evaluate ({error!r}); "
+            'set it to "" to measure the base here'
         ) from None
     now = {"dataset": dataset, **json.loads(json.dumps(config.to_dict()))}
     differ = [
@@ -191,14 +189,14 @@ def _base_of(
     ]
     if differ:
         raise UserError(
-            f"eval.base_from={path}: its base was measured on other terms ({', '.join(differ)} "
-            'differ); give "" to measure the base here'
+            f"eval.base_from={path}: its base was measured with other settings "
+            f'({", ".join(differ)} differ); set it to "" to measure the base here'
         )
     return base
 
 
 def _fingerprint(examples: Iterable[Example]) -> str:
-    """A hash of all texts of the split."""
+    """SHA-256 of all texts of the split."""
     digest = hashlib.sha256()
     for example in examples:
         digest.update(encode_example(example))

@@ -11,15 +11,11 @@ opened again with every library that is installed; if one of them gives another 
 is written.
 """
 
-import dataclasses
-
 from ml_collections import ConfigDict
 
 from inf_jax.config.command_line import run
 from inf_jax.config.defaults import defaults, run_config
-from inf_jax.config.sections import RunConfig
 from inf_jax.core.errors import UserError
-from inf_jax.data.from_config import text_config
 from inf_jax.distributed.entry_point import single_process_only
 from inf_jax.distributed.mesh import local_mesh
 from inf_jax.hf_export.model_card import RunInfo, base_name
@@ -28,7 +24,7 @@ from inf_jax.hf_export.writer import export_hf
 from inf_jax.io import storage
 from inf_jax.io.json_files import read_json
 from inf_jax.models.hf.backbone import load_model
-from inf_jax.retriever.settings import RetrieverConfig
+from inf_jax.retriever.from_config import retriever_config
 from inf_jax.training.initial_params import trained_params
 
 COMMAND_FILE = "command.txt"  # written by inf_jax.train
@@ -91,22 +87,6 @@ def main(resolved: ConfigDict) -> None:
             f"NOT verified with {' and '.join(found.not_verified)}: install PyTorch and its "
             "libraries (the extras [torch] and, for adapters, [peft]) and export again"
         )
-
-
-def retriever_config(config: RunConfig) -> RetrieverConfig:
-    """What a run's config says of its retriever; passages are cut where they were evaluated."""
-    return RetrieverConfig(
-        towers=config.model.towers,
-        query_encoder=config.model.query_encoder,
-        pooling=config.model.pooling,
-        projection=config.model.projection,
-        projection_bias=config.model.projection_bias,
-        normalise=config.model.normalise,
-        dims=tuple(config.loss.dims),
-        text=dataclasses.replace(
-            text_config(config), max_passage_tokens=config.eval.max_passage_tokens
-        ),
-    )
 
 
 def _check_same_run(resolved: ConfigDict, path: storage.AnyPath) -> None:

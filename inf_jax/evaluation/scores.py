@@ -1,11 +1,11 @@
-"""The retrieval task inside a split of examples, and its score: does the instruction decide?
+"""Scores the embeddings of a task: ranking quality, and whether the ranking obeys instructions.
 
-Every query of the split is searched under each of its instructions and by itself, over all passages
-of the split. The figures are those of the papers, times 100.
+Every query is searched with each of its instructions and without any, over all passages of the
+split. All scores are times 100, as in the papers.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 from jax.sharding import Mesh
@@ -15,7 +15,7 @@ from inf_jax.core.errors import UserError
 from inf_jax.evaluation.search import topk
 from inf_jax.evaluation.task import Task
 
-METRICS = {  # key of `evaluate` -> what tables and figures call it
+METRICS = {  # key in the result of `score_task` -> name in tables and figures
     "ndcg@10": "nDCG@10",
     "recall@1": "R@1",
     "mrr@10": "MRR@10",
@@ -25,39 +25,31 @@ METRICS = {  # key of `evaluate` -> what tables and figures call it
 }
 
 
-def evaluate(
-    embed_queries: Callable[[Sequence[tuple[str, str]]], np.ndarray],
-    embed_passages: Callable[[Sequence[str]], np.ndarray],
-    task: Task,
-    *,
-    top_k: int,
-    mesh: Mesh | None = None,
+def score_task(
+    task: Task, queries: np.ndarray, passages: np.ndarray, *, top_k: int, mesh: Mesh | None = None
 ) -> dict[str, float]:
-    """The figures of `METRICS`, each times 100.
+    """The scores of `METRICS`, each times 100.
 
-    nDCG@10, R@1 (recall@1) and MRR@10 are over the instructed queries; Robustness@10 is a query's
-    worst nDCG@10 over its instructions. Within-focus accuracy: the share of queries for which a
-    passage that fits scores above all passages that fit the same query under other instructions
-    alone. p-MRR compares each instructed query with the same query alone, on those same passages.
-    The last two are absent where no query has such passages.
+    nDCG@10, R@1 (recall@1) and MRR@10 are means over the instructed queries. Robustness@10 is the
+    mean over queries of the worst nDCG@10 among their instructions. Within-focus accuracy is the
+    share of queries for which a relevant passage scores above all passages that are relevant to
+    the same query under other instructions only. p-MRR compares the ranks of those same passages
+    with and without the instruction. The last two are absent if no query has such passages.
 
     Args:
-      embed_queries: (query, instruction) pairs -> float32[n, e].
-      embed_passages: passages -> float32[n, e].
       task: the task.
-      top_k: passages of a run, 10 or more. p-MRR is exact where it is not below the corpus; a
-        passage outside a run counts as the next after its last.
-      mesh: shards the search.
+      queries: float32[q, e], embeddings of `task.searches`, in that order.
+      passages: float32[p, e], embeddings of `task.corpus`, in that order.
+      top_k: passages retrieved per query, at least 10. p-MRR is exact if it covers the corpus; a
+        passage that was not retrieved counts as the one after the last.
+      mesh: devices over which the search is sharded; None: the default device.
 
     Raises:
-      UserError: `top_k` under 10; vectors that are not finite.
+      UserError: `top_k` below 10; embeddings that are not finite.
     """
     if top_k < 10:
         raise UserError(f"eval.top_k={top_k}: nDCG@10 needs 10 or more")
-    texts = task.queries | task.alone
-    queries = dict(zip(texts, embed_queries(list(texts.values())), strict=True))
-    passages = dict(zip(task.corpus, embed_passages(list(task.corpus.values())), strict=True))
-    run = _search(queries, passages, top_k, mesh)
+    run = _search(task, queries, passages, top_k, mesh)
     instructed = {qid: dict(itertools.islice(run[qid].items(), 10)) for qid in task.queries}
     ndcg = metrics.ndcg(instructed, task.qrels, 10)
     scores = {
@@ -67,7 +59,7 @@ def evaluate(
         "robustness@10": metrics.worst_of_groups(ndcg, groups=task.groups),
     }
     if task.changed:
-        scores["within_focus_accuracy"] = _within_focus(queries, passages, task)
+        scores["within_focus_accuracy"] = _within_focus(task, queries, passages)
         both = {f"{qid}-og": run[task.groups[qid]] for qid in task.changed}
         both |= {f"{qid}-changed": run[qid] for qid in task.changed}
         scores["p_mrr"] = metrics.p_mrr(both, task.changed)
@@ -75,31 +67,27 @@ def evaluate(
 
 
 def _search(
-    queries: dict[str, np.ndarray], passages: dict[str, np.ndarray], top_k: int, mesh: Mesh | None
+    task: Task, queries: np.ndarray, passages: np.ndarray, top_k: int, mesh: Mesh | None
 ) -> dict[str, dict[str, float]]:
-    """Runs in the order of rank, as `metrics` ranks: ties by the larger document id first."""
-    names = sorted(passages, reverse=True)  # topk gives ties to the lower place
-    scores, places = topk(
-        np.stack(list(queries.values())),
-        np.stack([passages[name] for name in names]),
-        min(top_k, len(names)),
-        mesh=mesh,
-    )
+    """{query id: {document id: score}} in rank order; ties as in `metrics`, larger ids first."""
+    ids = list(task.corpus)
+    order = sorted(range(len(ids)), key=ids.__getitem__, reverse=True)  # topk: lower index first
+    scores, indices = topk(queries, passages[order], min(top_k, len(ids)), mesh=mesh)
     return {
-        qid: dict(zip([names[i] for i in row], found, strict=True))
-        for qid, row, found in zip(
-            queries, np.asarray(places).tolist(), np.asarray(scores).tolist(), strict=True
+        qid: dict(zip([ids[order[i]] for i in row], row_scores, strict=True))
+        for qid, row, row_scores in zip(
+            task.searches, np.asarray(indices).tolist(), np.asarray(scores).tolist(), strict=True
         )
     }
 
 
-def _within_focus(
-    queries: dict[str, np.ndarray], passages: dict[str, np.ndarray], task: Task
-) -> float:
-    """Share of queries whose best fitting passage scores strictly above all the others."""
+def _within_focus(task: Task, queries: np.ndarray, passages: np.ndarray) -> float:
+    """Share of queries whose best relevant passage scores strictly above all of `task.changed`."""
+    query_of = dict(zip(task.searches, queries, strict=True))
+    passage_of = dict(zip(task.corpus, passages, strict=True))
 
     def best(qid: str, documents: Iterable[str]) -> float:
-        return max(float(queries[qid] @ passages[d]) for d in documents)
+        return max(float(query_of[qid] @ passage_of[d]) for d in documents)
 
     right = [best(qid, task.qrels[qid]) > best(qid, task.changed[qid]) for qid in task.changed]
     return sum(right) / len(right)

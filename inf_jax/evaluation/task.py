@@ -1,4 +1,4 @@
-"""The retrieval task that a split of examples defines: corpus, queries and relevance judgements."""
+"""The retrieval task that a split of examples defines: corpus, queries, relevance judgements."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -9,15 +9,15 @@ from inf_jax.data.records import Example, pairs, text_hash
 
 
 class Task(NamedTuple):
-    """What to search, and what is right.
+    """A corpus, the queries to search it with, and which passages are relevant.
 
     Attributes:
       corpus: document id -> passage.
       queries: query id -> (query, instruction); ids are `<group>_<number>`, as in InstructIR.
       qrels: query id -> {document id: 1}, the passages that fit the query under its instruction.
-      changed: query id -> the passages that fit the query under other instructions, not under
-        this one; only queries that have some.
-      groups: query id -> group id; a group is one query under all its instructions.
+      changed: query id -> the passages that fit the query under other instructions but not under
+        this one; only queries that have such passages.
+      groups: query id -> group id; a group is one query with all its instructions.
       alone: group id -> (query, ""), the query without instruction.
     """
 
@@ -28,22 +28,27 @@ class Task(NamedTuple):
     groups: dict[str, str]
     alone: dict[str, tuple[str, str]]
 
+    @property
+    def searches(self) -> dict[str, tuple[str, str]]:
+        """`queries`, then `alone`: id -> (query, instruction) of everything that is searched."""
+        return self.queries | self.alone
+
 
 def task_from_examples(examples: Iterable[Example]) -> Task:
-    """The task of a split: positives are the queries, all passages are the corpus.
+    """The task of a split: its positive pairs are the queries, all its passages the corpus.
 
-    Texts are told apart by `text_hash`. A poisoned pair says that its passage fits its query under
-    its instruction, so it counts as relevant where that instructed query is one of the task, and
-    the passage of a poisoned instruction is one of its query's passages.
+    Texts are identified by `text_hash`. A poisoned pair states that its passage fits its query
+    under its instruction: the passage is relevant if that instructed query is part of the task,
+    and the passage of a poisoned instruction is one of the passages of its query.
 
     Raises:
       UserError: no examples.
     """
-    corpus: dict[int, tuple[str, str]] = {}  # by hash: id, text
+    corpus: dict[int, tuple[str, str]] = {}  # hash -> id, text
     alone: dict[int, tuple[str, str]] = {}
-    queries: dict[tuple[int, int], tuple[str, str, str]] = {}  # id, query, instruction
-    fits: dict[tuple[int, int], dict[str, int]] = defaultdict(dict)
-    passages_of: dict[int, dict[str, None]] = defaultdict(dict)  # of a query, in order
+    queries: dict[tuple[int, int], tuple[str, str, str]] = {}  # hashes -> id, query, instruction
+    relevant: dict[tuple[int, int], dict[str, int]] = defaultdict(dict)
+    passages_of: dict[int, dict[str, None]] = defaultdict(dict)  # per query, in order
     for example in examples:
         for number, pair in enumerate(pairs(example)):
             if pair is None:
@@ -53,7 +58,7 @@ def task_from_examples(examples: Iterable[Example]) -> Task:
             )
             query = text_hash(pair.query)
             key = query, text_hash(pair.instruction)
-            fits[key][document] = 1
+            relevant[key][document] = 1
             passages_of[query][document] = None
             if number == 0:
                 group, _ = alone.setdefault(query, (f"q{len(alone)}", pair.query))
@@ -62,12 +67,12 @@ def task_from_examples(examples: Iterable[Example]) -> Task:
         raise UserError("the split has no examples to evaluate; build it again")
     ids = {key: queries[key][0] for key in queries}
     changed = {
-        qid: [d for d in passages_of[key[0]] if d not in fits[key]] for key, qid in ids.items()
+        qid: [d for d in passages_of[key[0]] if d not in relevant[key]] for key, qid in ids.items()
     }
     return Task(
         corpus=dict(corpus.values()),
         queries={qid: (query, instruction) for qid, query, instruction in queries.values()},
-        qrels={qid: fits[key] for key, qid in ids.items()},
+        qrels={qid: relevant[key] for key, qid in ids.items()},
         changed={qid: documents for qid, documents in changed.items() if documents},
         groups={qid: alone[key[0]][0] for key, qid in ids.items()},
         alone={group: (query, "") for group, query in alone.values()},

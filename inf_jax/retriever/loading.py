@@ -1,4 +1,4 @@
-"""Opens an export, a sentence-transformers directory or a plain HF model as a Retriever."""
+"""Opens an exported model, or any model of a supported family, as a Retriever."""
 
 import dataclasses
 import logging
@@ -25,21 +25,21 @@ from inf_jax.text.tokenizer import load_tokenizer
 
 
 def load(name: str | os.PathLike, *, dtype: str = "float32", fsdp: int = 1) -> Retriever:
-    """A retriever from an export of inf_jax, or from any directory or hub id of a covered family.
+    """Loads an export of inf_jax, or any directory or hub id of a supported model family.
 
-    Without `inf_jax.json`, pooling, normalisation, the limit and the prompts come from the
-    sentence-transformers files; where there are none, mean pooling, unit length and the
-    tokenizer's limit are taken (a logged warning says so). Queries and passages are embedded as by
-    `encode_query` and `encode_document` there; a default_prompt_name is for its plain `encode`.
+    Without `inf_jax.json`, pooling, normalisation, limit and prompts come from the
+    sentence-transformers files; without those too, mean pooling, unit length and the tokenizer's
+    limit are assumed and a warning is logged. Texts get the prompts of `encode_query` and
+    `encode_document`; a default_prompt_name is ignored, since it applies to plain `encode` only.
 
     Args:
-      name: a local directory, a hub id, or `package:PROJECTION/SUB` inside a Python package.
-      dtype: compute dtype, float32 or bfloat16.
-      fsdp: for a model that does not fit on one device: each copy is split over so many of this
-        process's devices (the greatest common divisor with their number).
+      name: a local directory, a hub id, or `package:MODULE/PATH` of an installed package.
+      dtype: dtype of the computation, float32 or bfloat16.
+      fsdp: for a model that does not fit on one device: each copy is split over this many devices
+        of this process (the greatest common divisor with their number).
 
     Raises:
-      UserError: nothing there, or something that this version does not cover.
+      UserError: no such model, or one with features that are not supported.
     """
     directory = resolve_model(os.fspath(name))
     if (directory / SETTINGS_FILE).exists():
@@ -61,8 +61,8 @@ def load(name: str | os.PathLike, *, dtype: str = "float32", fsdp: int = 1) -> R
         for role, folder in folders.items()
     }
     for role, head in heads.items():
-        found = (0, False) if head is None else (head["kernel"].shape[1], "bias" in head)
-        if found != (config.projection, config.projection_bias):
+        stored = (0, False) if head is None else (head["kernel"].shape[1], "bias" in head)
+        if stored != (config.projection, config.projection_bias):
             raise UserError(
                 f"{folders[role]}: its Dense modules are not the projection of {SETTINGS_FILE}; "
                 "export again"
@@ -74,35 +74,34 @@ def load(name: str | os.PathLike, *, dtype: str = "float32", fsdp: int = 1) -> R
 
 
 def _foreign_config(directory: Path) -> tuple[RetrieverConfig, Path, EncoderConfig, dict | None]:
-    """(config, folder of the weights, shape, projection) of a sentence-transformers or plain HF
-    directory."""
-    found = st_files.read(directory)
-    if found is None:
+    """(config, folder of the weights, shape, projection) of a directory without `inf_jax.json`."""
+    model = st_files.read(directory)
+    if model is None:
         logging.getLogger(__name__).warning(
-            "%s: neither %s nor modules.json: mean pooling and unit length are assumed",
+            "%s has neither %s nor modules.json: mean pooling and unit length are assumed",
             directory,
             SETTINGS_FILE,
         )
-        found = st_files.StModel("mean", True, None)
-    folder = directory / found.path
+        model = st_files.StModel("mean", True, None)
+    folder = directory / model.path
     shape = read_config(folder)
     tokenizer = read_json(folder / "tokenizer_config.json", default={}, kind=dict)
     limits = {
         "max_position_embeddings": shape.max_positions,
-        "max_seq_length": found.max_length,
+        "max_seq_length": model.max_length,
         "model_max_length": tokenizer.get("model_max_length"),
     }
-    for name, given in limits.items():
-        if given is not None and not isinstance(given, int | float):
-            raise UserError(f"{folder}: {name}={given!r} is no number of tokens; mend the file")
+    for name, limit in limits.items():
+        if limit is not None and not isinstance(limit, int | float):
+            raise UserError(f"{folder}: {name}={limit!r} is not a number of tokens; correct it")
     limit = int(min(x for x in limits.values() if x))
     query, passage = (
         prompt.replace("{", "{{").replace("}", "}}")
-        for prompt in (found.query_prompt, found.passage_prompt)
+        for prompt in (model.query_prompt, model.passage_prompt)
     )
     text = TextConfig(query + "{query} {instruction}", passage + "{passage}", limit, limit)
-    config = RetrieverConfig("shared", found.pooling, found.normalise, text)
-    head = st_files.read_projection(directory, found.dense, width=shape.width)
+    config = RetrieverConfig("shared", model.pooling, model.normalise, text)
+    head = st_files.read_projection(directory, model.dense, width=shape.width)
     if head is not None:
         width, bias = head["kernel"].shape[1], "bias" in head
         config = dataclasses.replace(config, projection=width, projection_bias=bias)

@@ -1,11 +1,12 @@
-"""Embeds queries and passages with a trained model: `inf_jax.load(directory).encode(texts)`."""
+"""Encodes queries and passages with a trained model, its tokenizer and its templates."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from tqdm import tqdm
 
 from inf_jax.core.errors import UserError
 from inf_jax.core.packing import rows_needed
@@ -13,35 +14,39 @@ from inf_jax.distributed.mesh import local_mesh
 from inf_jax.distributed.sharding import state_shardings
 from inf_jax.models.config import EncoderConfig
 from inf_jax.models.encoder import make_encoder, tower
-from inf_jax.retriever.encode import encode_texts, shortened
+from inf_jax.retriever.encode import Grid, encode_texts, shortened
 from inf_jax.retriever.settings import RetrieverConfig
 from inf_jax.text.tokenizer import TextTokenizer
 
-CHUNK_TOKENS = 8192  # token slots of a device's chunk at the most
+CHUNK_TOKENS = 8192  # tokens that a device encodes at once
+WINDOW_TEXTS = 1 << 15  # texts that are tokenised at once, which bounds host memory
+TEXTS_PER_ROW = 16
 
-
-# one encoder a shape: retrievers that differ in their weights alone share the compiled code
-_encoder = functools.lru_cache(maxsize=8)(make_encoder)
+# One encoder per shape: retrievers that differ only in their weights share the compiled code.
+_make_encoder = functools.lru_cache(maxsize=8)(make_encoder)
+# (token ids of the texts, of their instructions or None) of some texts
+Tokenise = Callable[[list], tuple[list[np.ndarray], list[np.ndarray] | None]]
 
 
 class Retriever:
     """An encoder with its tokenizer, templates and limits, on the devices of this process.
 
     Args:
-      params: {tower: tree}, as `step.init_params` makes it.
+      params: {tower: tree} of arrays, keyed "shared", or "query" and "passage".
       config: see RetrieverConfig.
       shape: the encoder's shape.
-      tokenizer: of both towers.
-      dtype: compute dtype, float32 or bfloat16.
-      attention: "auto" or an implementation by name, see `EncoderOptions`.
-      mesh: of devices of this process, see `load`'s fsdp; None is a copy on each of all.
+      tokenizer: the tokenizer of both towers.
+      dtype: dtype of the computation, float32 or bfloat16.
+      attention: "auto" or the name of an implementation, see `EncoderOptions`.
+      mesh: devices of this process; None: one copy of the parameters on each of them.
+      chunk_tokens: tokens that a device encodes at once; more need more memory.
 
     Attributes:
-      embedding_size: int, e.
-      mesh: where the parameters lie.
+      embedding_size: int, entries of a vector, e.
+      mesh: the mesh on which the parameters are.
 
     Raises:
-      UserError: a limit is over the encoder's positions.
+      UserError: a token limit exceeds the encoder's positions.
     """
 
     def __init__(
@@ -54,6 +59,7 @@ class Retriever:
         dtype: str = "float32",
         attention: str = "auto",
         mesh: Mesh | None = None,
+        chunk_tokens: int = CHUNK_TOKENS,
     ):
         longest = max(config.text.max_query_tokens, config.text.max_passage_tokens)
         if longest > shape.max_positions:
@@ -61,10 +67,13 @@ class Retriever:
                 f"texts of up to {longest} tokens, but the encoder has {shape.max_positions} "
                 "positions: lower the limits"
             )
-        self.config, self.tokenizer = config, tokenizer
-        unrolled = jax.default_backend() == "cpu"  # faster there
-        options = config.options(dtype=dtype, scan_layers=not unrolled, attention=attention)
-        self._encoder = _encoder(shape, options)
+        self.config, self.tokenizer, self._chunk_tokens = config, tokenizer, chunk_tokens
+        options = config.encoder_options(
+            dtype=dtype,
+            scan_layers=jax.default_backend() != "cpu",  # unrolled layers are faster there
+            attention=attention,
+        )
+        self._encoder = _make_encoder(shape, options)
         self.embedding_size: int = self._encoder.width
         self.mesh: Mesh = local_mesh() if mesh is None else mesh
         self._params = jax.device_put(params, state_shardings(self.mesh, params))
@@ -75,17 +84,17 @@ class Retriever:
         *,
         instruction: str | Sequence[str] | None = None,
         dim: int | None = None,
-        progress: bool = False,
+        progress: bool | str = False,
     ) -> np.ndarray:
-        """Passages, or with an instruction, queries.
+        """Encodes passages, or queries if an instruction is given.
 
         Args:
           texts: n texts, or one.
-          instruction: one for all texts, or one each; "" embeds a query that has none. None means
-            that the texts are passages.
-          dim: only the first so many entries of each vector (Matryoshka), brought to unit length
-            where the whole ones have it; None is all.
-          progress: show a progress bar.
+          instruction: one for all texts, or one each; "" for a query without instruction. None:
+            the texts are passages.
+          dim: keep the first `dim` entries of each vector (Matryoshka), scaled to unit length
+            again if the model's vectors have unit length; None: all.
+          progress: show a progress bar; a string is its label.
 
         Returns:
           float32[n, e], or float32[e] for a single text.
@@ -100,99 +109,109 @@ class Retriever:
         instructions: str | Sequence[str] = "",
         *,
         dim: int | None = None,
-        progress: bool = False,
+        progress: bool | str = False,
     ) -> np.ndarray:
-        """Instructed queries; a long one loses the end of its query and keeps the instruction.
+        """Encodes instructed queries; a long one loses the end of the query, not the instruction.
 
-        With the attention query encoder, query and instruction have the limit each.
+        With the attention query encoder the limit applies to query and instruction each.
 
         Returns:
           float32[n, e], or float32[e] for a single query.
         Raises:
-          UserError: something else than texts, or not one instruction each; a `dim` that is none.
+          UserError: arguments that are not strings, a wrong number of instructions, a `dim` out of
+            range.
         """
-        texts = _texts(queries, "queries")
+        texts = _strings(queries, "queries")
         if isinstance(instructions, str):
-            each = [instructions] * len(texts)
-        else:
-            each = _texts(instructions, "instructions")
-        if len(each) != len(texts):
+            instructions = [instructions] * len(texts)
+        instructions = _strings(instructions, "instructions")
+        if len(instructions) != len(texts):
             raise UserError(
-                f"{len(texts)} queries but {len(each)} instructions: give one each, or a single "
-                "string for all"
+                f"{len(texts)} queries but {len(instructions)} instructions: give one each, or a "
+                "single string for all"
             )
-        pairs, text = list(zip(texts, each, strict=True)), self.config.text
-        if self.config.query_encoder == "attention":
-            firsts, tokens = self.tokenizer.apart(pairs, text)
-        else:
-            firsts, tokens = None, self.tokenizer.queries(pairs, text)
-        vectors = self._embed("query", tokens, text.max_query_tokens, progress, firsts)
-        vectors = self._shortened(vectors, dim)
+        vectors = self._encode(
+            "query",
+            list(zip(texts, instructions, strict=True)),
+            lambda pairs: self.config.queries.tokenise(self.tokenizer, pairs, self.config.text),
+            label="queries" if progress is True else progress or "",
+        )
+        vectors = shortened(vectors, dim, normalise=self.config.normalise)
         return vectors[0] if isinstance(queries, str) else vectors
 
     def encode_passages(
-        self, passages: str | Sequence[str], *, dim: int | None = None, progress: bool = False
+        self,
+        passages: str | Sequence[str],
+        *,
+        dim: int | None = None,
+        progress: bool | str = False,
     ) -> np.ndarray:
-        """Passages; a long one loses its end.
+        """Encodes passages; a long one loses its end.
 
         Returns:
           float32[n, e], or float32[e] for a single passage.
         Raises:
-          UserError: something else than texts; a `dim` that is none.
+          UserError: arguments that are not strings, a `dim` out of range.
         """
-        tokens = self.tokenizer.passages(_texts(passages, "passages"), self.config.text)
-        vectors = self._embed("passage", tokens, self.config.text.max_passage_tokens, progress)
-        vectors = self._shortened(vectors, dim)
+        vectors = self._encode(
+            "passage",
+            _strings(passages, "passages"),
+            lambda texts: (self.tokenizer.passages(texts, self.config.text), None),
+            label="passages" if progress is True else progress or "",
+        )
+        vectors = shortened(vectors, dim, normalise=self.config.normalise)
         return vectors[0] if isinstance(passages, str) else vectors
 
-    def _shortened(self, vectors: np.ndarray, dim: int | None) -> np.ndarray:
-        return shortened(vectors, dim, normalise=self.config.normalise)
+    def _encode(self, role: str, texts: list, tokenise: Tokenise, *, label: str) -> np.ndarray:
+        """float32[n, e] of `texts`, in windows."""
+        vectors = np.empty((len(texts), self.embedding_size), np.float32)
+        encode = self._encoder.encode
+        if role == "query":
+            encode = self.config.queries.encode(self._encoder)
+        with tqdm(total=len(texts), desc=label, unit="text", disable=not label) as bar:
+            for start in range(0, len(texts), WINDOW_TEXTS):
+                window = slice(start, start + WINDOW_TEXTS)
+                tokens, instructions = tokenise(texts[window])
+                vectors[window] = encode_texts(
+                    encode,
+                    tower(self._params, role),
+                    tokens,
+                    instructions,
+                    grid=self._grid(role, tokens, instructions),
+                    mesh=self.mesh,
+                    on_progress=bar.update,
+                )
+        return vectors
 
-    def _embed(
-        self,
-        role: str,
-        tokens: list[np.ndarray],
-        limit: int,
-        progress: bool,
-        instructions: list[np.ndarray] | None = None,
-    ) -> np.ndarray:
-        # Grids in powers of two: few compilations, and one short query does not pay for a big one.
-        lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
-        longest, per_row = lengths.max(initial=1), 16
-        if instructions is not None:
-            firsts = np.fromiter(map(len, instructions), np.int64, len(tokens))
-            longest = max(longest, firsts.max(initial=1))
-            lengths, per_row = lengths + firsts, 8
-        row_tokens = min(limit, _power_of_two(max(32, longest)))
-        row_tokens *= 1 if instructions is None else 2  # a row holds both texts of a pair
-        rows = max(1, CHUNK_TOKENS // row_tokens)
-        if lengths.sum() < rows * row_tokens * self.mesh.size:
-            needed = rows_needed(lengths, row_tokens, per_row)
+    def _grid(
+        self, role: str, tokens: list[np.ndarray], instructions: list[np.ndarray] | None
+    ) -> Grid:
+        """Powers of two: few compilations, and one short text does not pay for a big grid."""
+        text = self.config.text
+        limit = text.max_query_tokens if role == "query" else text.max_passage_tokens
+        lengths = [np.fromiter(map(len, x), np.int64) for x in (tokens, instructions) if x]
+        longest = max(int(x.max()) for x in lengths)
+        # a row holds all texts of a pair
+        row_tokens = min(limit, _power_of_two(max(32, longest))) * len(lengths)
+        rows = max(1, self._chunk_tokens // row_tokens)
+        total = sum(lengths)
+        if total.sum() < rows * row_tokens * self.mesh.size:
+            needed = rows_needed(total, row_tokens, TEXTS_PER_ROW // len(lengths))
             rows = min(rows, _power_of_two(-(-needed // self.mesh.size)))
-        return encode_texts(
-            self._encoder.encode if instructions is None else self._encoder.encode_queries,
-            tower(self._params, role),
-            tokens,
-            instructions,
-            row_tokens=row_tokens,
-            rows=rows,
-            texts_per_row=16,
-            mesh=self.mesh,
-            progress={"query": "queries", "passage": "passages"}[role] if progress else "",
-        )
+        return Grid(rows, row_tokens, TEXTS_PER_ROW)
 
     def __repr__(self) -> str:
         return f"Retriever({self.config}, embedding_size={self.embedding_size})"
 
 
-def _texts(value: str | Sequence[str], name: str) -> list[str]:
+def _strings(value: str | Sequence[str], name: str) -> list[str]:
     if isinstance(value, bytes) or not hasattr(value, "__iter__"):
-        raise UserError(f"{name}: a {type(value).__name__}, not a text or texts")
-    texts = [value] if isinstance(value, str) else list(value)
-    for n, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise UserError(f"{name}[{n}] is a {type(text).__name__}, not a text")
-    return texts
+        raise UserError(f"{name} must be a string or strings, not a {type(value).__name__}")
+    strings = [value] if isinstance(value, str) else list(value)
+    for n, string in enumerate(strings):
+        if not isinstance(string, str):
+            raise UserError(f"{name}[{n}] must be a string, not a {type(string).__name__}")
+    return strings
 
 
 def _power_of_two(n: int) -> int:

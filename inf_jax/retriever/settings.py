@@ -1,35 +1,36 @@
-"""What turns a model directory into a retriever: the contents of `inf_jax.json`."""
+"""Settings of a retriever, stored as `inf_jax.json` in an exported model."""
 
 import dataclasses
 from pathlib import Path
 
+from inf_jax.core import choices
 from inf_jax.core.errors import UserError
+from inf_jax.core.query_encoders import QueryEncoder, query_encoder
 from inf_jax.io.json_files import read_json
 from inf_jax.models.encoder import EncoderOptions
-from inf_jax.models.pooling import POOLINGS
 from inf_jax.text.templates import TextConfig
 
 SETTINGS_FILE = "inf_jax.json"
-FORMAT = 3  # of SETTINGS_FILE; 1 knew no query_encoder, 2 no projection
-QUERY_ENCODERS = ("joint", "attention")
+FORMAT = 3  # version of SETTINGS_FILE; 2 added query_encoder, 3 projection and dims
+_ADDED_IN_3 = {"projection": 0, "projection_bias": False, "dims": ()}
 
 
 @dataclasses.dataclass(frozen=True)
 class RetrieverConfig:
-    """See the module.
+    """How a model's texts become vectors; everything but the weights and the encoder's shape.
 
     Attributes:
-      towers: "shared", or "separate" for one encoder for queries and one for passages.
+      towers: "shared", or "separate": one encoder for queries and one for passages.
       pooling: mean, cls, last or weighted_mean.
-      projection: width of the linear layer after pooling; 0 is none.
-      projection_bias: whether it has a bias.
-      normalise: unit-length vectors.
-      dims: how many of a vector's first entries it was trained to be used by (Matryoshka, Kusupati
-        et al. 2022, arXiv 2205.13147); empty is all alone.
-      text: templates and limits.
-      query_encoder: "joint", query and instruction are one text; or "attention", they are encoded
-        apart (`models.instruct`), each up to `max_query_tokens`, and `pooling` is for passages.
-        An empty instruction, or query, is then a text of special tokens alone.
+      normalise: scale vectors to unit length.
+      text: templates and token limits.
+      query_encoder: "joint": query and instruction are one text. "attention": they are encoded
+        apart, up to `max_query_tokens` each, and combined by `models.instruction_attention`;
+        `pooling` then applies to passages only, and an empty text is its special tokens.
+      projection: width of the linear layer after pooling; 0: none.
+      projection_bias: whether that layer has a bias.
+      dims: numbers of first entries that the vectors were trained to be truncated to (Matryoshka,
+        Kusupati et al. 2022, arXiv 2205.13147); (): all entries only.
     """
 
     towers: str = "shared"
@@ -41,14 +42,19 @@ class RetrieverConfig:
     projection_bias: bool = False
     dims: tuple[int, ...] = ()
 
-    def options(self, **how) -> EncoderOptions:
-        """Of the encoder; `how` are those that change no vector."""
+    @property
+    def queries(self) -> QueryEncoder:
+        """What differs between the query encoders."""
+        return query_encoder(self.query_encoder)
+
+    def encoder_options(self, **execution) -> EncoderOptions:
+        """Options of the encoder; `execution` are those that do not change the vectors."""
         return EncoderOptions(
             pooling=self.pooling,
             projection=self.projection,
             projection_bias=self.projection_bias,
             normalise=self.normalise,
-            **how,
+            **execution,
         )
 
     def folders(self, directory: Path) -> dict[str, Path]:
@@ -59,25 +65,29 @@ class RetrieverConfig:
 
 
 def read_settings(directory: Path) -> RetrieverConfig:
-    """The RetrieverConfig of `<directory>/inf_jax.json`; UserError where it is not one of ours."""
+    """Reads `<directory>/inf_jax.json`; raises UserError if it is damaged or of a newer format."""
     path = directory / SETTINGS_FILE
     fields = read_json(path)
     if fields.get("format") not in range(1, FORMAT + 1):
         raise UserError(
             f"{path}: format {fields.get('format')!r}, this version reads 1 to {FORMAT}: "
-            "export again, or take the inf_jax version that wrote it"
+            "export again, or use the inf_jax version that wrote it"
         )
+    if fields["format"] < 2:
+        fields["query_encoder"] = "joint"
+    if fields["format"] < 3:
+        fields |= _ADDED_IN_3
     try:
-        towers, pooling, normalise = (fields[k] for k in ("towers", "pooling", "normalise"))
-        query_encoder = "joint" if fields["format"] == 1 else fields["query_encoder"]
-        text = TextConfig(**fields["text"])
-        old = {"projection": 0, "projection_bias": False, "dims": ()}
-        head = {name: old[name] if fields["format"] < 3 else fields[name] for name in old}
-        head["dims"] = tuple(head["dims"])
+        names = [field.name for field in dataclasses.fields(RetrieverConfig)]
+        values = {name: fields[name] for name in names}
+        values |= {"text": TextConfig(**fields["text"]), "dims": tuple(fields["dims"])}
     except (KeyError, TypeError, UserError) as error:
         raise UserError(f"{path}: {error}") from error
-    if towers not in ("shared", "separate") or pooling not in POOLINGS:
-        raise UserError(f"{path}: towers={towers!r} or pooling={pooling!r} is not known here")
-    if query_encoder not in QUERY_ENCODERS:
-        raise UserError(f"{path}: query_encoder={query_encoder!r} is not one of {QUERY_ENCODERS}")
-    return RetrieverConfig(towers, pooling, bool(normalise), text, query_encoder, **head)
+    for name, allowed in (
+        ("towers", choices.TOWERS),
+        ("pooling", choices.POOLINGS),
+        ("query_encoder", choices.QUERY_ENCODERS),
+    ):
+        if values[name] not in allowed:
+            raise UserError(f"{path}: {name}={values[name]!r} is not one of {', '.join(allowed)}")
+    return RetrieverConfig(**values)

@@ -10,9 +10,10 @@ from inf_jax.distributed.mesh import make_mesh
 from inf_jax.models import hf
 from inf_jax.models.encoder import make_encoder
 from inf_jax.models.hf.config import read_config
-from inf_jax.retriever.encode import encode_texts
+from inf_jax.retriever.encode import Grid, encode_texts
 
 TOKENS = 32  # of a row
+GRID = Grid(rows=3, row_tokens=TOKENS)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def texts():
 
 @pytest.fixture(scope="module")
 def vectors(encoder, tree, texts):
-    return encode_texts(encoder.encode, tree, texts, row_tokens=TOKENS, rows=3)
+    return encode_texts(encoder.encode, tree, texts, grid=GRID)
 
 
 def test_vectors_are_those_of_each_text_by_itself(encoder, tree, texts, vectors):
@@ -50,7 +51,7 @@ def test_vectors_are_those_of_each_text_by_itself(encoder, tree, texts, vectors)
 def test_order_and_subset_change_nothing(encoder, tree, texts, vectors):
     order = np.random.default_rng(1).permutation(len(texts))[:40]
     chosen = [texts[i] for i in order]
-    found = encode_texts(encoder.encode, tree, chosen, row_tokens=TOKENS, rows=3)
+    found = encode_texts(encoder.encode, tree, chosen, grid=GRID)
     np.testing.assert_allclose(found, vectors[order], atol=1e-6)
 
 
@@ -64,9 +65,7 @@ def test_grid_and_devices_change_nothing(
         encoder.encode,
         tree,
         texts[:60],
-        row_tokens=row_tokens,
-        rows=rows,
-        texts_per_row=texts_per_row,
+        grid=Grid(rows, row_tokens, texts_per_row),
         mesh=make_mesh(devices=jax.devices()[:devices]),
     )
     np.testing.assert_allclose(found, vectors[:60], atol=1e-6)
@@ -75,13 +74,12 @@ def test_grid_and_devices_change_nothing(
 @pytest.mark.parametrize("fsdp, devices", [(8, 8), (2, 6)])
 def test_parameters_that_are_split(encoder, tree, texts, vectors, fsdp, devices):
     mesh = make_mesh(fsdp=fsdp, devices=jax.devices()[:devices])
-    grid = {"row_tokens": TOKENS, "rows": 3, "mesh": mesh}
-    found = encode_texts(encoder.encode, tree, texts, **grid)
+    options = {"grid": GRID, "mesh": mesh}
+    found = encode_texts(encoder.encode, tree, texts, **options)
     np.testing.assert_allclose(found, vectors, atol=1e-6)
     short = [text for text in texts if len(text) <= TOKENS // 2]
-    found = encode_texts(encoder.encode_queries, tree, short[:20], short[20:40], **grid)
-    grid.pop("mesh")
-    whole = encode_texts(encoder.encode_queries, tree, short[:20], short[20:40], **grid)
+    found = encode_texts(encoder.encode_queries, tree, short[:20], short[20:40], **options)
+    whole = encode_texts(encoder.encode_queries, tree, short[:20], short[20:40], grid=GRID)
     np.testing.assert_allclose(found, whole, atol=1e-6)
 
 
@@ -93,13 +91,13 @@ def test_one_compilation_whatever_the_texts(encoder, tree, texts):
         return encoder.encode(*arguments)
 
     for part in (texts, texts[:1], texts[5:70], []):
-        encode_texts(encode, tree, part, row_tokens=TOKENS, rows=3)
+        encode_texts(encode, tree, part, grid=GRID)
     assert set(shapes) == {(1, 3, TOKENS)}  # a device's
     assert len(shapes) <= 2  # once to know the width of the result
 
 
 def test_no_texts(encoder, tree):
-    found = encode_texts(encoder.encode, tree, [], row_tokens=TOKENS, rows=3)
+    found = encode_texts(encoder.encode, tree, [], grid=GRID)
     assert found.shape == (0, 32) and found.dtype == np.float32
 
 
@@ -107,24 +105,22 @@ def test_no_texts(encoder, tree):
 def test_text_that_no_row_holds(encoder, tree, texts, length):
     bad = [texts[0], np.zeros(length, np.int32)]
     with pytest.raises(UserError, match=f"text 1 has {length} tokens, a row holds 1 to {TOKENS}"):
-        encode_texts(encoder.encode, tree, bad, row_tokens=TOKENS, rows=3)
+        encode_texts(encoder.encode, tree, bad, grid=GRID)
 
 
-def test_progress_bar_counts_texts(encoder, tree, texts, capsys):
-    encode_texts(encoder.encode, tree, texts[:7], row_tokens=TOKENS, rows=3, progress="passages")
-    shown = capsys.readouterr().err
-    assert "passages" in shown and "7/7" in shown
-    encode_texts(encoder.encode, tree, texts[:7], row_tokens=TOKENS, rows=3)
-    assert capsys.readouterr().err == ""
+def test_progress_counts_texts(encoder, tree, texts):
+    counts = []
+    encode_texts(encoder.encode, tree, texts[:7], grid=GRID, on_progress=counts.append)
+    assert sum(counts) == 7
 
 
 def test_pairs_are_those_of_each_pair_by_itself(encoder, tree, texts):
-    """Instructions beside the texts: order, other pairs and the grid change nothing."""
+    """With instructions too, order, other pairs and the grid change nothing."""
     short = [text for text in texts if len(text) <= TOKENS // 2]
     pairs = [(short[n], short[-1 - n]) for n in range(60)]
     instructions, queries = zip(*pairs, strict=True)
     apart = encoder.encode_queries
-    found = encode_texts(apart, tree, queries, instructions, row_tokens=TOKENS, rows=3)
+    found = encode_texts(apart, tree, queries, instructions, grid=GRID)
     assert found.shape == (60, 32) and found.dtype == np.float32
     grid = {"rows": 2, "row_tokens": TOKENS, "texts_per_row": 1}
     alone = [pack_chunk(pair, np.zeros(2, np.uint32), **grid) for pair in pairs]
@@ -132,10 +128,10 @@ def test_pairs_are_those_of_each_pair_by_itself(encoder, tree, texts):
     np.testing.assert_allclose(found, expected, atol=1e-6)
     assert np.ptp(found, axis=0).min() > 0.01
     mesh = make_mesh(devices=jax.devices()[:3])
-    some = {"row_tokens": 48, "rows": 5, "texts_per_row": 6, "mesh": mesh}
+    some = {"grid": Grid(5, 48, 6), "mesh": mesh}
     part = encode_texts(apart, tree, queries[:0:-1], instructions[:0:-1], **some)
     np.testing.assert_allclose(part, expected[:0:-1], atol=1e-6)
-    assert encode_texts(apart, tree, [], [], row_tokens=TOKENS, rows=3).shape == (0, 32)
+    assert encode_texts(apart, tree, [], [], grid=GRID).shape == (0, 32)
 
 
 @pytest.mark.parametrize("length", [TOKENS // 2 + 1, 0])
@@ -145,4 +141,4 @@ def test_a_pair_that_no_row_holds(encoder, tree, length, which):
     pairs = [[good, good], [good, good]]
     pairs[which][1] = bad
     with pytest.raises(UserError, match=f"text 1 has {length} tokens, a row holds 1 to 16"):
-        encode_texts(encoder.encode_queries, tree, *pairs, row_tokens=TOKENS, rows=3)
+        encode_texts(encoder.encode_queries, tree, *pairs, grid=GRID)

