@@ -32,7 +32,7 @@ from inf_jax.distributed.entry_point import run_distributed
 from inf_jax.io import storage
 from inf_jax.monitoring import metrics_log as report
 from inf_jax.monitoring.wandb_log import WandbLog, import_wandb
-from inf_jax.monitoring.watch import Watch, watch_options, watching_start
+from inf_jax.monitoring.watch import Watch, watching_start
 from inf_jax.training.banner import banner, summary, work_of
 from inf_jax.training.setup import make_training
 
@@ -42,7 +42,7 @@ def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
     begun, config = time.time(), run_config(resolved)
     out_dir, primary = storage.as_path(config.out_dir), coordination.is_primary()
     minutes, wandb_project = config.train.checkpoint_minutes, config.train.wandb_project
-    watching = watch_options(config)
+    watching = config.train
     if wandb_project:
         import_wandb(wandb_project)  # before any long work
     coordination.check_shared(out_dir, storage.check)
@@ -110,7 +110,7 @@ def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
         batches = loader.batches(first, steps, to_device=to_mesh(training.mesh), prefetch=prefetch)
         with log, watch, contextlib.closing(batches):
             for step, batch in enumerate(watch.batches(batches), first):
-                with watch.step(step, under_way=pending):
+                with watch.step(step, in_flight=pending):
                     state, metrics = training.step(state, batch)
                 if pending:  # the step before: the device already works on this one
                     finish(*pending)
@@ -141,7 +141,7 @@ def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
                 steps=steps - first,
                 seconds=seconds,
                 metrics=log.last,
-                pace=watch.pace.run(),
+                pace=watch.timer.run(),
             )
 
 

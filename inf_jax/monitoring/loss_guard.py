@@ -1,5 +1,8 @@
-"""Whether the loss has left its usual range for good: a guard on the losses alone, so that all
-processes decide alike, and a resumed run as an undisturbed one."""
+"""Stops a run whose loss stays far above its usual range.
+
+It depends on the losses alone, so that all processes decide alike, and a resumed run like an
+uninterrupted one.
+"""
 
 import math
 from collections import deque
@@ -9,24 +12,24 @@ import numpy as np
 
 from inf_jax.core.errors import UserError
 
-_USUAL = 200  # losses that say what is usual
-_FEWEST = 50  # with fewer of them nothing is judged
+_USUAL = 200  # losses that define the usual range
+_FEWEST = 50  # no decision with fewer
 _NORMAL = 1.4826  # standard deviation of a normal variable over its median absolute deviation
-_FLOOR = 0.01  # of the median, or of 1: a loss that hardly varied may vary by that
+_FLOOR = 0.01  # least sigma, relative to the median or to 1
 
 
-class SpikeGuard:
+class LossGuard:
     """Raises where each of the newest `steps` losses is above median + max_spike x sigma.
 
     Median and sigma (1.4826 x median absolute deviation, Rousseeuw & Croux 1993) are of the up to
-    200 losses before these; sigma is at least 1 % of the median, and 0.01. One loss above is noise
-    (or a step that the optimiser clips or skips), and is no reason to stop. A loss that is not
-    finite is above.
+    200 losses before these; sigma is at least 1 % of the median, and 0.01. A single loss
+    above is noise, or a step that the optimiser clips or skips, and no reason to stop. A non-finite
+    loss counts as above.
 
     Args:
-      max_spike: 0 is off.
-      steps: in a row.
-      losses: of the steps before, oldest first; `SpikeGuard.memory` of them suffice.
+      max_spike: 0 turns it off.
+      steps: consecutive losses above the limit that stop the run.
+      losses: of earlier steps, oldest first; `LossGuard.memory` of them suffice.
     """
 
     def __init__(self, *, max_spike: float, steps: int, losses: Iterable[float] = ()):
@@ -35,17 +38,17 @@ class SpikeGuard:
 
     @staticmethod
     def memory(steps: int) -> int:
-        """How many losses decide."""
+        """Number of losses that the decision depends on."""
         return _USUAL + steps
 
     def check(self, step: int, loss: float, *, checkpoints: Callable[[], Iterable[int]]) -> None:
-        """Takes in the loss of one more step.
+        """Adds the loss of one more step.
 
         Args:
-          checkpoints: () -> the steps at which there is one.
+          checkpoints: () -> steps that have a checkpoint.
 
         Raises:
-          UserError: the loss has left its usual range; names a checkpoint from before that.
+          UserError: the loss is out of its usual range; names a checkpoint from before that.
         """
         if not self._times:
             return
@@ -62,10 +65,12 @@ class SpikeGuard:
             return
         since = step - self._count + 1
         earlier = max((n for n in checkpoints() if n <= since), default=None)
-        where = "no checkpoint is" if earlier is None else f"checkpoint {earlier} is the newest"
+        before = (
+            "No checkpoint is" if earlier is None else f"Checkpoint {earlier} is the newest one"
+        )
         raise UserError(
             f"step {step}: the loss is {loss:.4g} and has been above {limit:.4g} since step "
-            f"{since}; usual before that was {median:.4g}, give or take {spread:.2g}. {where} from "
-            "before it. Lower optim.lr or optim.clip_norm, or raise optim.warmup_steps, in a new "
-            "out_dir; or, if this is as it should be, run again with train.max_spike=0"
+            f"{since}; before that it was {median:.4g} +- {spread:.2g}. {before} from before "
+            "the rise. Lower optim.lr or optim.clip_norm, or raise optim.warmup_steps, in a new "
+            "out_dir; or, if the rise is expected, run again with train.max_spike=0"
         )

@@ -12,22 +12,26 @@ from inf_jax.core.errors import UserError
 from inf_jax.io.storage import AnyPath
 from inf_jax.monitoring.wandb_log import WandbLog
 
-# Files of a run that a resumed one goes on writing.
+# Files that a resumed run appends to.
 GROWING = ("metrics.jsonl", "timing.jsonl", "wandb_id.txt")
 
 
 class MetricsLog(contextlib.AbstractContextManager):
-    """Appends a line a step to `metrics.jsonl`, draws in TensorBoard, and moves the progress bar.
+    """Appends a line per step to `metrics.jsonl`, writes to TensorBoard, updates the progress bar.
 
     A metric is a number, or a list: the shares of a histogram in equal bins over [-1, 1].
-    Lines at or after `first_step` are of a run that was killed after its last checkpoint: they are
-    dropped, so that a resumed run leaves the same file as an undisturbed one.
+    Lines at or after `first_step` were written after the last checkpoint of a killed run: they are
+    dropped, so that a resumed run leaves the same file as an uninterrupted one.
 
     Args:
-      more: gets what TensorBoard gets.
+      directory: of the run.
+      first_step: of this start.
+      steps: of the whole run, for the progress bar.
+      every: steps between TensorBoard entries.
+      more: also receives what TensorBoard receives.
 
     Attributes:
-      last: the metrics of the newest step of this process; {} before the first.
+      last: the metrics of this process's newest step; {} before the first.
     """
 
     def __init__(
@@ -39,7 +43,7 @@ class MetricsLog(contextlib.AbstractContextManager):
         every: int,
         more: WandbLog | None = None,
     ):
-        # it imports Google's client, where there is one, which talks of Python's end
+        # it imports Google's client if installed, which warns of old Python versions
         with warnings.catch_warnings(action="ignore", category=FutureWarning):
             from tensorboardX import SummaryWriter
 
@@ -57,30 +61,30 @@ class MetricsLog(contextlib.AbstractContextManager):
         self.last: dict[str, float | list[float]] = {}
 
     def write(self, step: int, metrics: dict[str, float | list[float]]) -> None:
-        """Logs the metrics of one finished step (steps count from 0)."""
+        """Logs the metrics of one finished step (counted from 0)."""
         self.last = metrics
         try:
             self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         except OSError as error:
             raise UserError(
-                f"{self._file.name}: {error}; free some space and start again: the run goes on "
+                f"{self._file.name}: {error}; free some space and start again: the run resumes "
                 "from its newest checkpoint"
             ) from error
         self._bar.update()
         due = step % self._every == 0
-        drawn = {name: x for name, x in metrics.items() if due or name.startswith("dev/")}
-        for name, value in drawn.items():
+        logged = {name: x for name, x in metrics.items() if due or name.startswith("dev/")}
+        for name, value in logged.items():
             if isinstance(value, list):
                 self._histogram(name, np.array(value), step)
             else:
                 self._board.add_scalar(name, value, step)
-        if drawn and self._more:
-            self._more.write(step, drawn)
+        if logged and self._more:
+            self._more.write(step, logged)
         if due:
             self._show(loss=f"{metrics['loss']:.4f}")
 
     def timing(self, step: int, figures: dict[str, float]) -> None:
-        """Draws the figures of `monitoring.step_timer` of the window that ends with this step."""
+        """Logs the figures of `StepTimer` for the window that ends with this step."""
         named = {f"timing/{name}": value for name, value in figures.items()}
         for name, value in named.items():
             self._board.add_scalar(name, value, step)
@@ -111,7 +115,7 @@ class MetricsLog(contextlib.AbstractContextManager):
         )
 
     def flush(self) -> None:
-        """Brings all that was logged into the files."""
+        """Flushes the files."""
         self._file.flush()
         self._board.flush()
 
@@ -128,7 +132,7 @@ class MetricsLog(contextlib.AbstractContextManager):
 
 
 class NoLog(contextlib.AbstractContextManager):
-    """What a process that is not the lead writes: nothing."""
+    """The log of processes other than the primary one: writes nothing."""
 
     def __init__(self):
         self.last: dict[str, float | list[float]] = {}
@@ -150,14 +154,14 @@ class NoLog(contextlib.AbstractContextManager):
 
 
 def read_metrics(path: AnyPath) -> list[dict]:
-    """The lines of a metrics.jsonl or timing.jsonl; a last line that a kill cut short is left out.
+    """The lines of a metrics.jsonl or timing.jsonl, without a last line cut short by a kill.
 
     Raises:
-      UserError: names the line that is none of a run's.
+      UserError: names a line that is not valid.
     """
     if not path.exists():
         return []
-    found = []
+    lines = []
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
         if not line.endswith(b"\n"):
             break
@@ -169,5 +173,5 @@ def read_metrics(path: AnyPath) -> list[dict]:
             raise UserError(
                 f"{path}, line {number}: damaged ({error}); delete that line, then start again"
             ) from None
-        found.append(value)
-    return found
+        lines.append(value)
+    return lines

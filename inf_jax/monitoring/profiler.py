@@ -1,4 +1,4 @@
-"""Traces of a few steps for TensorBoard's profile plugin, asked for by SIGUSR1 or in the config."""
+"""Writes profiler traces of a few steps for TensorBoard, on SIGUSR1 or at a configured step."""
 
 import contextlib
 import shutil
@@ -19,19 +19,19 @@ _KINDS = (".xplane.pb", ".trace.json.gz")  # what JAX writes, after the host's n
 
 
 class Profiler(contextlib.AbstractContextManager):
-    """Listens for SIGUSR1 while it is open, and traces the next `steps` steps of this process.
+    """While open, traces the next `steps` steps of this process at each SIGUSR1.
 
     A trace becomes `<directory>/plugins/profile/step-<first>/process-<process>.xplane.pb` (and
     `.trace.json.gz`, for ui.perfetto.dev): processes that traced from the same step are one run of
-    the plugin, each a host of it. No trace ends the run: what goes wrong with one is said.
+    the plugin, each a host of it. A failed trace is reported and does not end the run.
 
     Args:
       directory: TensorBoard's.
       steps: of a trace.
-      at: traces from this step on, without a signal; 0 is none.
-      first: the first step of this start; with its compilation it is not traced for a signal.
+      at: step from which to trace without a signal; 0 for none.
+      first: first step of this start; not traced on a signal, since it compiles.
       process: this one's number.
-      aside: opened while a trace is begun or written.
+      excluded: context that is open while a trace is started or written.
     """
 
     def __init__(
@@ -42,13 +42,13 @@ class Profiler(contextlib.AbstractContextManager):
         at: int,
         first: int,
         process: int,
-        aside: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+        excluded: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
     ):
         self._directory, self._count, self._at = directory, steps, at
-        self._aside = aside
+        self._excluded = excluded
         self._first, self._process = first, process
-        self._asked = False
-        self._from: int | None = None  # of the trace that runs
+        self._requested = False
+        self._from: int | None = None  # first step of the running trace
         self._newest = first
 
     def __enter__(self) -> "Profiler":
@@ -60,22 +60,24 @@ class Profiler(contextlib.AbstractContextManager):
         if self._from is not None:
             self._stop(self._newest + 1)
 
-    def before(self, step: int, under_way: object) -> None:
+    def before(self, step: int, in_flight: object) -> None:
         """Starts or ends a trace before this step.
 
         Args:
-          under_way: arrays that the step before gives, waited for at the end of a trace.
+          in_flight: results of the step before, waited for at the end of a trace.
         """
         if self._from is not None and step >= self._from + self._count:
-            jax.block_until_ready(under_way)
-            with self._aside():
+            jax.block_until_ready(in_flight)
+            with self._excluded():
                 self._stop(step)
-        if self._from is not None and self._asked:
-            self._asked = False
-            self._say(f"a trace from step {self._from} on is under way, SIGUSR1 is ignored")
-        if self._from is None and (step == self._at > 0 or (self._asked and step > self._first)):
-            self._asked = False
-            with self._aside():
+        if self._from is not None and self._requested:
+            self._requested = False
+            self._say(f"already tracing from step {self._from} on, SIGUSR1 ignored")
+        if self._from is None and (
+            step == self._at > 0 or (self._requested and step > self._first)
+        ):
+            self._requested = False
+            with self._excluded():
                 self._start(step)
         self._newest = step
 
@@ -102,7 +104,7 @@ class Profiler(contextlib.AbstractContextManager):
                         if path.name.endswith(kind):
                             _copy(path, target / f"process-{self._process}{kind}")
             except (RuntimeError, OSError, UserError) as error:
-                self._say(f"the trace from step {first} on is lost: {error}")
+                self._say(f"the trace from step {first} on could not be written: {error}")
                 return
         self._say(f"trace of steps {first} to {end - 1}: {target}")
 
@@ -110,12 +112,12 @@ class Profiler(contextlib.AbstractContextManager):
         tqdm.write(f"process {self._process}: {text}", file=sys.stderr)
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        self._asked = True
+        self._requested = True
 
 
 @contextlib.contextmanager
 def traced_step(step: int) -> Iterator[None]:
-    """Marks the body as the host's part of a step, so that the plugin tells steps apart."""
+    """Marks the body as one step in a profiler trace."""
     with jax.profiler.StepTraceAnnotation("train", step_num=step):
         yield
 

@@ -1,19 +1,19 @@
-"""How fast a run goes, and what share of its time is of use.
+"""Measures step time, input wait, throughput, MFU and goodput of a train loop.
 
     step time   from the arrival of a step's result on the host to that of the next: dispatch is
-                asynchronous, so the time of a call says nothing. Compilation and what is set
-                `aside` (checkpoints, traces) are taken out, a wait for input is not.
-    input wait  how long the loop waits for the next batch; a start's first one is not counted.
-    rates       of the plan's mean examples, pairs and real tokens of a step.
+                asynchronous, so the duration of a call says nothing. Compilation and what is
+                `excluded` (checkpoints, traces) are subtracted; a wait for input is not.
+    input wait  how long the loop waits for the next batch; not counted for a start's first one.
+    rates       from the plan's mean examples, pairs and real tokens per step.
     MFU         planning.flops.model_flops of a step / (devices x peak x step time); the peak is
-                of bfloat16 products whatever model.dtype is. Left out where the peak is not known.
+                that of bfloat16 whatever model.dtype is. Left out where the peak is not known.
     goodput     sum of the step times of the steps that the run kept / wall time since its first
-                start. A step done again after a kill counts once; compilation, restoring, waits for
+                start. A step repeated after a kill counts once; compilation, restoring, waits for
                 checkpoints, lost steps and the time between two starts do not count.
 
-The record is `timing.jsonl` of the lead, which only grows: for each start of the run
-{"start": first step, "at": seconds since the epoch}, and a line for each window, which ends every
-`log_every` steps and at checkpoints.
+The primary process appends to `timing.jsonl`: for each start of the run {"start": first step, "at":
+seconds since the epoch}, and a line for each window, which ends every `log_every` steps and at
+checkpoints.
 """
 
 import contextlib
@@ -38,13 +38,13 @@ _COMPILED = "/jax/core/compile/backend_compile_duration"
 _T = TypeVar("_T")
 
 
-class Work(NamedTuple):
-    """What a step does in the mean, over the whole mesh.
+class StepWork(NamedTuple):
+    """Mean work of a step over the whole mesh.
 
     Attributes:
-      examples, pairs, tokens: of a step.
-      flops: model operations of a step.
-      peak: operations a second of all devices; None where it is not known.
+      examples, pairs, tokens: per step.
+      flops: model operations per step.
+      peak: operations per second of all devices; None if unknown.
     """
 
     examples: float
@@ -55,8 +55,12 @@ class Work(NamedTuple):
 
 
 class History(NamedTuple):
-    """Attributes: begun (of the first start, seconds since the epoch; None before it), steps and
-    waits (float64[n], seconds of the steps that were kept; NaN where a wait was not counted)."""
+    """Timings of earlier starts of a run.
+
+    Attributes:
+      begun: of the first start, seconds since the epoch; None before it.
+      steps, waits: float64[n], seconds of the steps that were kept; NaN for a wait not counted.
+    """
 
     begun: float | None
     steps: np.ndarray
@@ -64,7 +68,7 @@ class History(NamedTuple):
 
 
 def read_history(path: Path, *, first: int) -> History:
-    """What a `timing.jsonl` says of the steps before `first`; of a step done twice, the later."""
+    """Reads the timings of the steps before `first`; of a repeated step, the later one."""
     begun, steps, waits = None, np.full(first, np.nan), np.full(first, np.nan)
     for line in read_metrics(path):
         if "start" in line:
@@ -79,22 +83,23 @@ def read_history(path: Path, *, first: int) -> History:
     return History(begun, steps[known], waits[known])
 
 
-class Pace(contextlib.AbstractContextManager):
+class StepTimer(contextlib.AbstractContextManager):
     """Measures a train loop; open around it.
 
     Args:
-      path: of `timing.jsonl`; None writes none (a process that is not the lead).
+      path: of `timing.jsonl`; None writes none (processes other than the primary one).
+      work: of a step, for the rates.
       first: this start's first step.
-      every: steps of a window: it ends after a step that divides by this.
-      begun: when this start began, seconds since the epoch.
-      show: gets (step, figures) at the end of a window.
+      every: a window ends after each step that is a multiple of this.
+      begun: beginning of this start, seconds since the epoch.
+      show: called with (step, figures) at the end of a window.
     """
 
     def __init__(
         self,
         path: Path | None,
         *,
-        work: Work,
+        work: StepWork,
         first: int,
         every: int,
         begun: float,
@@ -105,8 +110,8 @@ class Pace(contextlib.AbstractContextManager):
         self._begun = begun if history.begun is None else history.begun
         self._steps, self._waits = array("d", history.steps), array("d", history.waits)
         self._written, self._useful = len(self._steps), sum(self._steps)
-        self._coming: deque[float] = deque()  # waits of steps whose result has not arrived
-        self._mark, self._aside = 0.0, 0.0
+        self._coming: deque[float] = deque()  # waits of steps still in flight
+        self._mark, self._excluded = 0.0, 0.0
         self._compiled, self._thread = False, 0
         self._step = first - 1
         self._file = None
@@ -114,10 +119,10 @@ class Pace(contextlib.AbstractContextManager):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("ab", buffering=0)
             whole = path.read_bytes().rfind(b"\n") + 1
-            os.truncate(path, whole)  # a line that a kill cut short
+            os.truncate(path, whole)  # drops a line cut short by a kill
             self._append({"start": first, "at": begun})
 
-    def __enter__(self) -> "Pace":
+    def __enter__(self) -> "StepTimer":
         jax.monitoring.register_event_duration_secs_listener(self._on_event)
         return self
 
@@ -128,7 +133,7 @@ class Pace(contextlib.AbstractContextManager):
             self._file.close()
 
     def batches(self, batches: Iterable[_T]) -> Iterator[_T]:
-        """The same batches, with the loop's waits for them."""
+        """Yields the batches and measures how long the loop waits for them."""
         batches = iter(batches)
         while True:
             asked = time.perf_counter()
@@ -146,34 +151,34 @@ class Pace(contextlib.AbstractContextManager):
 
     @contextlib.contextmanager
     def dispatch(self) -> Iterator[None]:
-        """Around the call of the step: no part of a step's time where it compiles."""
+        """Wraps the call of the step, whose time does not count if it compiles."""
         self._compiled, began = False, time.perf_counter()
         self._thread = threading.get_ident()
         yield
         if self._compiled:
-            self._aside += time.perf_counter() - began
+            self._excluded += time.perf_counter() - began
 
     @contextlib.contextmanager
-    def aside(self) -> Iterator[None]:
-        """What is no part of a step, such as a save; with no step under way."""
+    def excluded(self) -> Iterator[None]:
+        """Wraps work that is not part of a step, such as a save; no step may be in flight."""
         began = time.perf_counter()
         try:
             yield
         finally:
-            self._aside += time.perf_counter() - began
+            self._excluded += time.perf_counter() - began
 
     def arrived(self, step: int) -> None:
-        """The result of this step is on the host."""
+        """Records that the result of this step is on the host."""
         now = time.perf_counter()
-        self._steps.append(max(0.0, now - self._mark - self._aside))
+        self._steps.append(max(0.0, now - self._mark - self._excluded))
         self._useful += self._steps[-1]
         self._waits.append(self._coming.popleft())
-        self._mark, self._aside, self._step = now, 0.0, step
+        self._mark, self._excluded, self._step = now, 0.0, step
         if step % self._every == 0:
             self.end_window()
 
     def end_window(self) -> None:
-        """Shows and writes what came since the last one."""
+        """Shows and writes the steps since the last window."""
         steps, waits = self._steps[self._written :], self._waits[self._written :]
         if not steps:
             return
@@ -188,8 +193,7 @@ class Pace(contextlib.AbstractContextManager):
         self._show(self._step, figures)
 
     def run(self) -> dict[str, float]:
-        """The figures of all steps that the run kept, whatever start did them; {} before the
-        first."""
+        """Figures of all steps that the run kept, over all starts; {} before the first."""
         return self._figures(self._steps, self._waits) if self._steps else {}
 
     def _figures(self, steps: array, waits: array) -> dict[str, float]:
@@ -197,16 +201,16 @@ class Pace(contextlib.AbstractContextManager):
         for name, values in (("step", steps), ("wait", waits)):
             counted = np.asarray(values)[~np.isnan(values)]
             if len(counted):
-                found = np.percentile(counted, _PERCENTILES).tolist()
-                for q, value in zip(_PERCENTILES, found, strict=True):
+                percentiles = np.percentile(counted, _PERCENTILES).tolist()
+                for q, value in zip(_PERCENTILES, percentiles, strict=True):
                     figures[f"{name}_p{q}_s"] = value
-        each = max(sum(steps) / len(steps), 1e-9)
+        mean = max(sum(steps) / len(steps), 1e-9)
         work = self._work
-        figures["examples_per_s"] = work.examples / each
-        figures["pairs_per_s"] = work.pairs / each
-        figures["tokens_per_s"] = work.tokens / each
+        figures["examples_per_s"] = work.examples / mean
+        figures["pairs_per_s"] = work.pairs / mean
+        figures["tokens_per_s"] = work.tokens / mean
         if work.peak:
-            figures["mfu"] = work.flops / (work.peak * each)
+            figures["mfu"] = work.flops / (work.peak * mean)
         passed = max(time.time() - self._begun, self._useful, 1e-9)  # a clock may be set back
         figures["goodput"] = self._useful / passed
         return {name: float(f"{value:.6g}") for name, value in figures.items()} | memory()
@@ -220,12 +224,12 @@ class Pace(contextlib.AbstractContextManager):
 
 
 def memory() -> dict[str, float]:
-    """Bytes in use and their peak, of the fullest local device (left out where it does not say),
-    and this process's own peak."""
-    stats = [found for device in jax.local_devices() if (found := device.memory_stats())]
+    """Bytes in use and their peak on the fullest local device, where it reports them, and the peak
+    resident memory of this process."""
+    stats = [stat for device in jax.local_devices() if (stat := device.memory_stats())]
     figures = {}
     for name, key in (("device_bytes", "bytes_in_use"), ("device_peak_bytes", "peak_bytes_in_use")):
-        known = [found[key] for found in stats if key in found]
+        known = [stat[key] for stat in stats if key in stat]
         if known:
             figures[name] = max(known)
     figures["host_peak_bytes"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,4 +1,4 @@
-"""A run in Weights & Biases: the same numbers as TensorBoard's, for those who have the package."""
+"""Logs a run's metrics to Weights & Biases: the same numbers as TensorBoard's."""
 
 import contextlib
 import importlib
@@ -19,21 +19,21 @@ def import_wandb(project: str) -> ModuleType:
         return importlib.import_module("wandb")
     except ImportError as error:
         raise UserError(
-            f"train.wandb_project={project!r}: the package wandb is not to be had ({error}); "
+            f"train.wandb_project={project!r}: the package wandb is not installed ({error}); "
             "pip install -e '.[wandb]', or leave the key empty"
         ) from None
 
 
 class WandbLog:
-    """One run of Weights & Biases for all starts of a run: its id is kept in `wandb_id.txt`.
+    """One Weights & Biases run for all starts of a run; its id is kept in `wandb_id.txt`.
 
-    A key, an entity, WANDB_MODE=offline and all else come from wandb's own variables and files;
-    nothing of that is written here. Of a step done again after a kill the server keeps the first.
+    Key, entity and WANDB_MODE=offline come from wandb's own variables and files; none of them is
+    written here. Of a step repeated after a kill, the server keeps the first.
 
     Args:
-      directory: of the run; wandb's own files go into `wandb/` in it.
+      directory: of the run; wandb writes its own files to `wandb/` in it.
       project: of Weights & Biases.
-      name: that the run has there.
+      name: of the run there.
       config: all keys, as plain values.
 
     Raises:
@@ -56,17 +56,17 @@ class WandbLog:
                 name=name,
                 dir=str(directory),
                 config=config,
-                settings=wandb.Settings(console="off"),  # the log of a run is its launcher's
+                settings=wandb.Settings(console="off"),  # the launcher keeps the log
             )
-        except Exception as error:  # wandb's own kinds, and those of its network
+        except Exception as error:  # wandb and its HTTP client raise many kinds
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"train.wandb_project={project!r}: Weights & Biases does not open the run "
+                f"train.wandb_project={project!r}: Weights & Biases could not open the run "
                 f"({reason}); `wandb login`, WANDB_MODE=offline, or leave the key empty"
             ) from None
 
     def write(self, step: int, values: dict[str, float | list[float]]) -> None:
-        """Sends what belongs to a step; a list is the shares of a histogram over [-1, 1]."""
+        """Sends the values of a step; a list holds the shares of a histogram over [-1, 1]."""
         histogram = self._wandb.Histogram
         sent = {
             name: value
@@ -74,10 +74,10 @@ class WandbLog:
             else histogram(np_histogram=(np.array(value), np.linspace(-1, 1, len(value) + 1)))
             for name, value in values.items()
         }
-        with contextlib.suppress(self._wandb.Error):  # a run goes on without its picture
+        with contextlib.suppress(self._wandb.Error):  # training does not depend on it
             self._run.log(sent, step=step)
 
     def close(self, *, failed: bool = False) -> None:
-        """Ends the run there; it may be resumed."""
+        """Ends the run there; it can be resumed."""
         with contextlib.suppress(self._wandb.Error):
             self._run.finish(exit_code=int(failed))

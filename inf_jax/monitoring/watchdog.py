@@ -1,5 +1,7 @@
-"""Ends a process that hangs, with the stacks of its threads: a collective that waits for a process
-that is gone or stuck elsewhere cannot be called back, and would wait while the machines are paid.
+"""Ends a process whose steps stop finishing, and dumps the stacks of its threads.
+
+A collective that waits for a process that died or is stuck cannot be cancelled and would go on
+waiting while the machines are paid for.
 """
 
 import contextlib
@@ -14,23 +16,23 @@ from inf_jax.io.atomic import atomic_file
 
 HUNG = 75  # exit code: EX_TEMPFAIL of sysexits.h, "try again"
 
-_FIRST = 4  # times as long for a start's first step, with its compilation
-_BEATS = 20  # of the watching thread, in the time that is waited
-_GRACE_S = 5.0  # in which the other processes notice the same: the end of this one may end them
+_FIRST = 4  # factor for a start's first step, which compiles
+_BEATS = 20  # checks within the time limit
+_GRACE_S = 5.0  # for the other processes to notice too: the end of this one may end them
 _STDERR = 2
 
 
 class Watchdog(contextlib.AbstractContextManager):
-    """Watches over the steps of this process while it is open; each process has its own.
+    """Monitors the steps of this process while open; each process has its own.
 
-    Where no step finishes for `minutes`, the stacks of all Python threads go to stderr and to
+    If no step finishes for `minutes`, the stacks of all Python threads go to stderr and to
     `<directory>/hang-<process>.txt`, and the process ends with exit code `HUNG`. A start's first
-    step has four times as long. Where a thread holds Python's lock all that time, only the stacks
-    on stderr can be had, and the exit code is 1.
+    step gets four times as long. If a thread holds the GIL all that time, only stderr gets the
+    stacks, and the exit code is 1.
 
     Args:
-      minutes: 0 is off.
-      process: this one's number.
+      minutes: 0 turns it off.
+      process: index of this process.
       first: the first step of this start.
     """
 
@@ -51,7 +53,7 @@ class Watchdog(contextlib.AbstractContextManager):
         self._closed.set()
 
     def finished(self, step: int) -> None:
-        """A step is done."""
+        """Records that a step is done."""
         self._began, self._allowed = time.monotonic(), self._limit
         self._what = f"nothing finished after step {step}"
 
@@ -67,17 +69,17 @@ class Watchdog(contextlib.AbstractContextManager):
                 self._end(waited)
 
     def _end(self, waited: float) -> None:
-        _end_later(6 * _GRACE_S)  # whatever happens here
+        _end_later(6 * _GRACE_S)  # whatever happens below
         now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
         text = (
             f"process {self._process} hangs: {self._what} in {waited / 60:.3g} minutes "
             f"(train.hang_minutes). It ends at {now} with exit code {HUNG}; started again, the run "
-            "goes on from the newest checkpoint. If it hangs there again, the stacks say where; "
-            "they are of all Python threads, the innermost call first:\n"
+            "resumes from the newest checkpoint. If it hangs again, the stacks show where (all "
+            "Python threads, innermost call first):\n"
         )
         print(text, end="", file=sys.stderr, flush=True)
         faulthandler.dump_traceback(file=_STDERR)
-        # In a thread of its own: the disk may be what hangs.
+        # In a separate thread: the disk may be what hangs.
         writer = threading.Thread(target=self._write, args=(text,), daemon=True)
         writer.start()
         writer.join(_GRACE_S)
@@ -92,5 +94,8 @@ class Watchdog(contextlib.AbstractContextManager):
 
 
 def _end_later(seconds: float) -> None:
-    """Stacks and exit code 1 then, even where no Python can run; a later call takes its place."""
+    """Dumps stacks and exits with 1 after that time, even if no Python can run.
+
+    A later call replaces this one.
+    """
     faulthandler.dump_traceback_later(seconds, exit=True, file=_STDERR)

@@ -7,7 +7,7 @@ from inf_jax.core.console import table
 from inf_jax.data.loader import Loader
 from inf_jax.data.step_shapes import loader_inputs
 from inf_jax.losses.objective import count_negatives
-from inf_jax.monitoring.step_timer import Work
+from inf_jax.monitoring.step_timer import StepWork
 from inf_jax.planning.chips import peak_flops
 from inf_jax.planning.flops import model_flops
 from inf_jax.training.setup import Training
@@ -37,11 +37,11 @@ _PACE = {
 }
 
 
-def work_of(training: Training, *, dims: tuple[int, ...] = ()) -> Work:
+def work_of(training: Training, *, dims: tuple[int, ...] = ()) -> StepWork:
     """The mean work of a run's step; `dims` are the Matryoshka sizes of the loss."""
     inputs, mesh = loader_inputs(training.loader), training.mesh
     peak = peak_flops(mesh.devices.flat[0].device_kind)
-    return Work(
+    return StepWork(
         examples=training.loader.batch_size,
         pairs=inputs.pairs,
         tokens=inputs.tokens,

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 
 from inf_jax.config import defaults
 from inf_jax.core.errors import UserError
-from inf_jax.monitoring.loss_guard import SpikeGuard
+from inf_jax.monitoring.loss_guard import LossGuard
 
 TRAIN = defaults().train
 
 
 def ends_at(losses, *, max_spike=TRAIN.max_spike, steps=TRAIN.spike_steps, known=0, checkpoints=()):
     """(step, message) at which the guard ends a run, or None; it starts after `known` of them."""
-    guard = SpikeGuard(max_spike=max_spike, steps=steps, losses=losses[:known])
+    guard = LossGuard(max_spike=max_spike, steps=steps, losses=losses[:known])
     for step, loss in enumerate(losses[known:], known):
         try:
             guard.check(step, float(loss), checkpoints=lambda: checkpoints)
@@ -62,11 +62,11 @@ def test_the_message():
     step, message = ends_at(losses, checkpoints=(200, 240, 260))
     assert step == 269
     assert message.startswith(
-        "step 269: the loss is 9 and has been above 2.483 since step 250; usual before that was 1, "
-        "give or take 0.15. checkpoint 240 is the newest from before it. Lower optim.lr"
+        "step 269: the loss is 9 and has been above 2.483 since step 250; before that it was 1 +- "
+        "0.15. Checkpoint 240 is the newest one from before the rise. Lower optim.lr"
     )
-    assert "no checkpoint is from before it" in ends_at(losses, checkpoints=(255,))[1]
-    assert "checkpoint 250 is" in ends_at(losses, checkpoints=(250,))[1]  # before step 250
+    assert "No checkpoint is from before the rise" in ends_at(losses, checkpoints=(255,))[1]
+    assert "Checkpoint 250 is" in ends_at(losses, checkpoints=(250,))[1]  # before step 250
 
 
 def test_passing_spikes_are_let_alone():
@@ -107,8 +107,8 @@ def test_a_resumed_run_decides_as_an_undisturbed_one(known):
     straight = ends_at(losses)
     assert straight[0] == 419
     assert ends_at(losses, known=known) == straight
-    few = SpikeGuard.memory(TRAIN.spike_steps)  # of a long run only so many need be read
-    guard = SpikeGuard(max_spike=10, steps=20, losses=losses[:419][-few:])
+    few = LossGuard.memory(TRAIN.spike_steps)  # of a long run only so many need be read
+    guard = LossGuard(max_spike=10, steps=20, losses=losses[:419][-few:])
     with pytest.raises(UserError) as error:
         guard.check(419, float(losses[419]), checkpoints=lambda: ())
     assert str(error.value) == straight[1]

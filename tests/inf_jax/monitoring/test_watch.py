@@ -26,13 +26,13 @@ from inf_jax.monitoring import metrics_log as report
 from inf_jax.monitoring import wandb_log
 from inf_jax.monitoring.metrics_log import read_metrics
 from inf_jax.monitoring.profiler import Profiler
-from inf_jax.monitoring.step_timer import Work
-from inf_jax.monitoring.watch import Watch, watch_options
+from inf_jax.monitoring.step_timer import StepWork
+from inf_jax.monitoring.watch import Watch
 from inf_jax.monitoring.watchdog import HUNG
 from inf_jax.training.setup import make_training
 from tests.inf_jax.processes import write_config
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 # The main, but it waits after step 3 for what comes from outside, and hangs after step 10.
 HANGS = """
@@ -228,8 +228,8 @@ def test_spikes_are_judged_by_the_losses_before_a_resume(tiny_config, tmp_path):
     lines += [{"step": n, "loss": 9.0} for n in range(60, 70)]  # lost steps
     (out_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     watch = Watch(
-        watch_options(run_config(tiny_config)),
-        Work(examples=8, pairs=24, tokens=300, flops=1e6, peak=None),
+        run_config(tiny_config).train,
+        StepWork(examples=8, pairs=24, tokens=300, flops=1e6, peak=None),
         out_dir=out_dir,
         work_dir=out_dir,
         first=60,
@@ -239,12 +239,12 @@ def test_spikes_are_judged_by_the_losses_before_a_resume(tiny_config, tmp_path):
     )
     with watch:
         for step, _ in zip(range(60, 62), watch.batches("ab"), strict=False):
-            with watch.step(step, under_way=None):
+            with watch.step(step, in_flight=None):
                 pass
             if step == 60:
                 watch.finished(step, 8.0)
                 continue
-            with pytest.raises(UserError, match=r"step 61: .* since step 60; .*checkpoint 60 is"):
+            with pytest.raises(UserError, match=r"step 61: .* since step 60; .*Checkpoint 60 is"):
                 watch.finished(step, 8.0)
 
 

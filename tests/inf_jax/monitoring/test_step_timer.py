@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from inf_jax.monitoring import step_timer as pace
+from inf_jax.monitoring import step_timer
 from inf_jax.monitoring.metrics_log import read_metrics
 from inf_jax.planning.chips import CHIPS, peak_flops
 
-WORK = pace.Work(examples=8, pairs=24, tokens=600, flops=3e9, peak=12e9)
+WORK = step_timer.StepWork(examples=8, pairs=24, tokens=600, flops=3e9, peak=12e9)
 
 
 class Clock:
@@ -35,16 +35,16 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(pace, "time", clock)
-    monkeypatch.setattr(pace, "memory", dict)
+    monkeypatch.setattr(step_timer, "time", clock)
+    monkeypatch.setattr(step_timer, "memory", dict)
     return clock
 
 
 def start(clock, path, first, steps, *, killed=False, wait=1, compute=2, save=(), work=WORK):
     """A start that takes 10 s to its first batch and compiles for 50: a step's result is fetched
-    after the next one's dispatch. Returns its Pace and what it showed."""
+    after the next one's dispatch. Returns its StepTimer and what it showed."""
     shown = {}
-    found = pace.Pace(
+    found = step_timer.StepTimer(
         path, work=work, first=first, every=4, begun=clock.time(), show=shown.__setitem__
     )
 
@@ -58,7 +58,7 @@ def start(clock, path, first, steps, *, killed=False, wait=1, compute=2, save=()
         with found.dispatch():
             if step == first:
                 clock.sleep(50)
-                found._on_event(pace._COMPILED, 50.0, fun_name="step")
+                found._on_event(step_timer._COMPILED, 50.0, fun_name="step")
 
     found.__enter__()
     pending = None
@@ -73,7 +73,7 @@ def start(clock, path, first, steps, *, killed=False, wait=1, compute=2, save=()
             found.arrived(pending)
             pending = None
             found.end_window()
-            with found.aside():
+            with found.excluded():
                 clock.sleep(100)
     if pending is not None:
         found.arrived(pending)
@@ -105,7 +105,7 @@ def test_windows_rates_and_percentiles(clock, tmp_path):
 
 def test_percentiles_of_unequal_steps(clock, tmp_path):
     shown = {}
-    found = pace.Pace(
+    found = step_timer.StepTimer(
         None, work=WORK._replace(peak=None), first=1, every=100, begun=0, show=shown.__setitem__
     )
     times = np.random.default_rng(0).permutation(np.arange(1.0, 101))
@@ -127,7 +127,7 @@ def test_goodput_over_restarts_counts_a_step_once(clock, tmp_path):
     with path.open("a") as file:
         file.write('{"step": 9, "at": 1')  # what a kill leaves
     clock.sleep(1000)
-    history = pace.read_history(path, first=4)
+    history = step_timer.read_history(path, first=4)
     assert history.begun == begun
     np.testing.assert_array_equal(history.steps, [7, 7, 7, 6])
     np.testing.assert_array_equal(history.waits, [math.nan, 1, 1, 1])
@@ -140,13 +140,13 @@ def test_goodput_over_restarts_counts_a_step_once(clock, tmp_path):
     assert [line["start"] for line in lines if "start" in line] == [0, 4]
     assert all(isinstance(json.loads(text), dict) for text in path.read_text().splitlines())
     # as one more start would see it: the lost steps are not in it, though their lines are there
-    again = pace.read_history(path, first=12)
+    again = step_timer.read_history(path, first=12)
     np.testing.assert_array_equal(again.steps, [7, 7, 7, 6] + [3] * 7 + [1])
     assert again.begun == begun
 
 
 def test_a_compilation_in_a_step_is_taken_out(clock):
-    found = pace.Pace(None, work=WORK, first=0, every=100, begun=0, show=lambda *_: None)
+    found = step_timer.StepTimer(None, work=WORK, first=0, every=100, begun=0, show=lambda *_: None)
 
     @jax.jit
     def step(x):
@@ -174,8 +174,8 @@ def test_peaks_of_device_kinds():
 
 
 def test_memory_is_of_the_fullest_device(monkeypatch):
-    assert pace.memory().keys() == {"host_peak_bytes"}  # a CPU does not say
-    assert pace.memory()["host_peak_bytes"] > 50e6
+    assert step_timer.memory().keys() == {"host_peak_bytes"}  # a CPU does not say
+    assert step_timer.memory()["host_peak_bytes"] > 50e6
     stats = [
         {"bytes_in_use": 5, "peak_bytes_in_use": 9},
         {"bytes_in_use": 7, "peak_bytes_in_use": 8},
@@ -183,5 +183,5 @@ def test_memory_is_of_the_fullest_device(monkeypatch):
     ]
     devices = [SimpleNamespace(memory_stats=lambda found=found: found) for found in stats]
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
-    assert pace.memory()["device_bytes"] == 7
-    assert pace.memory()["device_peak_bytes"] == 9
+    assert step_timer.memory()["device_bytes"] == 7
+    assert step_timer.memory()["device_peak_bytes"] == 9
