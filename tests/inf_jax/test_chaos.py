@@ -30,7 +30,8 @@ DEVICES = 4
 NOTED = """
 import json, os, time
 import jax
-from inf_jax import config, train
+from inf_jax import train
+from inf_jax.config.command_line import run
 from inf_jax.distributed.entry_point import run_distributed
 from inf_jax.data import loader
 host_batch = loader.Loader.host_batch
@@ -43,7 +44,7 @@ def noted(self, step):
     time.sleep(0.02)
     return batch
 loader.Loader.host_batch = noted
-config.run(run_distributed(train.main), train.__doc__)
+run(run_distributed(train.main), train.__doc__)
 """
 
 

@@ -33,7 +33,8 @@ from tests.inf_jax.processes import finish, start, write_config
 # not need more and a checkpoint does: for that the disk is full.
 FULL = """
 import resource
-from inf_jax import config, train
+from inf_jax import train
+from inf_jax.config.command_line import run
 from inf_jax.checkpoints import manager as checkpoint
 save = checkpoint.save
 def save_on_a_full_disk(manager, *args, **options):
@@ -42,20 +43,21 @@ def save_on_a_full_disk(manager, *args, **options):
         resource.setrlimit(resource.RLIMIT_FSIZE, (16384, resource.RLIM_INFINITY))
     save(manager, *args, **options)
 checkpoint.save = save_on_a_full_disk
-config.run(train.main, train.__doc__)
+run(train.main, train.__doc__)
 """
 
 # The main, slow enough to be met in the middle.
 SLOW = """
 import time
-from inf_jax import config, train
+from inf_jax import train
+from inf_jax.config.command_line import run
 from inf_jax.data import loader
 host_batch = loader.Loader.host_batch
 def slow(self, step):
     time.sleep(0.05)
     return host_batch(self, step)
 loader.Loader.host_batch = slow
-config.run(train.main, train.__doc__)
+run(train.main, train.__doc__)
 """
 
 

@@ -22,7 +22,8 @@ from tests.inf_jax.processes import finish, start, write_config
 # under way and a checkpoint on its way to disk.
 KILLED = """
 import os, signal
-from inf_jax import config, train
+from inf_jax import train
+from inf_jax.config.command_line import run
 from inf_jax.monitoring import metrics_log as report
 write = report.MetricsLog.write
 def write_then_die(self, step, metrics):
@@ -30,7 +31,7 @@ def write_then_die(self, step, metrics):
     if step == 11:
         os.kill(os.getpid(), signal.SIGKILL)
 report.MetricsLog.write = write_then_die
-config.run(train.main, train.__doc__)
+run(train.main, train.__doc__)
 """
 
 

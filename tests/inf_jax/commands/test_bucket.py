@@ -34,7 +34,8 @@ def test_the_bucket_comes_before_all_work(gcs, tiny_config, main):
 # on its way.
 KILLED = """
 import os, signal
-from inf_jax import config, train
+from inf_jax import train
+from inf_jax.config.command_line import run
 from inf_jax.monitoring import metrics_log as report
 write = report.MetricsLog.write
 def write_then_die(self, step, metrics):
@@ -42,7 +43,7 @@ def write_then_die(self, step, metrics):
     if step == 5:
         os.kill(os.getpid(), signal.SIGKILL)
 report.MetricsLog.write = write_then_die
-config.run(train.main, train.__doc__)
+run(train.main, train.__doc__)
 """
 
 

@@ -61,12 +61,13 @@ def test_a_batch_is_the_same_whatever_the_order_of_the_devices(tmp_path):
 
 # The main, on a mesh whose devices alternate between the processes.
 SHUFFLED = """
-from inf_jax import config, train
+from inf_jax import train
+from inf_jax.config.command_line import run
 from inf_jax.distributed.entry_point import run_distributed
 from inf_jax.distributed import mesh
 laid_out = mesh._laid_out
 mesh._laid_out = lambda devices, shape: laid_out(devices[::2] + devices[1::2], shape)
-config.run(run_distributed(train.main), train.__doc__)
+run(run_distributed(train.main), train.__doc__)
 """
 
 

@@ -22,7 +22,8 @@ DEVICES = 4  # of a run, however many processes share them
 # The main, but process 1 finds a damaged record in its share of step 2.
 DAMAGED = """
 import jax
-from inf_jax import config, train
+from inf_jax import train
+from inf_jax.config.command_line import run
 from inf_jax.distributed.entry_point import run_distributed
 from inf_jax.data import loader
 from inf_jax.core.errors import UserError
@@ -32,7 +33,7 @@ def damaged(self, step):
         raise UserError("record 7 is damaged")
     return host_batch(self, step)
 loader.Loader.host_batch = damaged
-config.run(run_distributed(train.main), train.__doc__)
+run(run_distributed(train.main), train.__doc__)
 """
 
 

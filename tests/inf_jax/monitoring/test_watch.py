@@ -37,7 +37,8 @@ ROOT = Path(__file__).parents[3]
 # The main, but it waits after step 3 for what comes from outside, and hangs after step 10.
 HANGS = """
 import os, signal, sys, time
-from inf_jax import config, train
+from inf_jax import train
+from inf_jax.config.command_line import run
 from inf_jax.monitoring import metrics_log as report
 write = report.MetricsLog.write
 def write_and_wait(self, step, metrics):
@@ -50,7 +51,7 @@ def write_and_wait(self, step, metrics):
     elif step == 10:
         time.sleep(600)
 report.MetricsLog.write = write_and_wait
-config.run(train.main, train.__doc__)
+run(train.main, train.__doc__)
 """
 
 # In place of wandb: what is asked of it goes into $WANDB_CALLS.
@@ -157,7 +158,7 @@ def test_watched_run(tiny_config, tmp_path):
 
     # The trace: the steps after the signal, all of them and no other; the second signal is refused.
     assert "process 0: tracing 3 steps from step 5 on\n" in said
-    assert "process 0: a trace from step 5 on is under way, SIGUSR1 is ignored\n" in said
+    assert "process 0: already tracing from step 5 on, SIGUSR1 ignored\n" in said
     folder = out_dir / "tensorboard" / "plugins" / "profile" / "step-00000005"
     assert f"process 0: trace of steps 5 to 7: {folder}\n" in said
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
@@ -272,7 +273,7 @@ def test_traces_from_the_config_and_what_goes_wrong(tmp_path, capsys):
     with Profiler(tmp_path / "file", steps=1, at=1, first=0, process=0) as profiler:
         profiler.before(1, None)
         profiler.before(2, None)
-    assert "the trace from step 1 on is lost: cannot write" in capsys.readouterr().err
+    assert "the trace from step 1 on could not be written: cannot write" in capsys.readouterr().err
 
 
 def test_wandb_is_not_there(tiny_config, monkeypatch):
@@ -286,7 +287,7 @@ def test_wandb_does_not_open_the_run(tmp_path, monkeypatch):
     (tmp_path / "wandb.py").write_text(WANDB + "\ndef init(**keys):\n    raise Error('no key')\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
-    with pytest.raises(UserError, match=r"does not open the run \(no key\); `wandb login`"):
+    with pytest.raises(UserError, match=r"could not open the run \(no key\); `wandb login`"):
         wandb_log.WandbLog(tmp_path / "run", project="p", name="run", config={})
     monkeypatch.delitem(sys.modules, "wandb")
 
