@@ -1,6 +1,6 @@
-"""The texts that a model will be evaluated with, so that none of them gets into its training data.
+"""Detects texts of evaluation benchmarks, so that none gets into the training data.
 
-Queries are compared exactly, passages exactly and by MinHash; both folded (`validate.fold`).
+Queries are compared exactly, passages exactly and by MinHash; both are folded first.
 """
 
 from collections.abc import Iterable, Iterator
@@ -24,13 +24,13 @@ PASSAGE_FIELDS = (
     "hard_negative_document_1",
     "hard_negative_document_2",
 )
-EITHER_FIELD = "text"  # of BEIR's queries as of its passages
+EITHER_FIELD = "text"  # of BEIR's queries and passages
 
 
-class Evaluation:
-    """Hashes of queries and passages, and an index of near-equal passages.
+class BenchmarkTexts:
+    """Hashes of a benchmark's queries and passages, and a near-duplicate index of the passages.
 
-    Takes about 0.7 kB a passage, 0.1 kB a query.
+    Takes about 0.7 kB per passage and 0.1 kB per query.
     """
 
     def __init__(self, threshold: float):
@@ -39,42 +39,41 @@ class Evaluation:
           threshold: as for `NearDuplicates`; 1 for equal passages only.
 
         Raises:
-          UserError: another threshold.
+          UserError: the threshold is out of range.
         """
         self._queries: set[int] = set()
         self._passages: set[int] = set()
         self._near = NearDuplicates[bool](threshold) if threshold != 1 else None
 
     @classmethod
-    def read(cls, paths: Iterable[str | Path], *, threshold: float) -> "Evaluation":
-        """Reads all texts at some paths, each one of these:
-
-        - a directory in BEIR's layout: queries and relevant passages of all qrels but train's
-          (a set's corpus may serve training and evaluation alike);
-        - a TFDS directory of inf_ir: its split dev;
-        - a jsonl, jsonl.gz, parquet or JSON file, or a directory of such, with QUERY_FIELDS,
-          PASSAGE_FIELDS or EITHER_FIELD, which counts as both.
+    def read(cls, paths: Iterable[str | Path], *, threshold: float) -> "BenchmarkTexts":
+        """Reads all texts at some paths.
 
         Args:
-          paths: files and directories.
+          paths: each is one of
+            - a directory in BEIR's layout: queries and relevant passages of all qrels except
+              train's (training and evaluation may share the corpus);
+            - a TFDS directory of inf_ir: its split dev;
+            - a jsonl, jsonl.gz, parquet or JSON file, or a directory of such files, with
+              QUERY_FIELDS, PASSAGE_FIELDS or EITHER_FIELD, which counts as both.
           threshold: as for the class.
 
         Raises:
-          UserError: a path is missing, a file damaged, a row has none of the fields, a path holds
-            no text; names the path or row.
+          UserError: a path is missing or holds no text, a file is damaged, or a row has none of the
+            fields; names the path or row.
         """
-        evaluation = cls(threshold)
+        texts = cls(threshold)
         for path in map(Path, paths):
             empty = True
             for query, passage in _texts(path):
                 empty = empty and not (query or passage)
-                evaluation.add(query=query, passage=passage)
+                texts.add(query=query, passage=passage)
             if empty:
-                raise UserError(f"{path} holds no text of an evaluation; check evaluation.paths")
-        return evaluation
+                raise UserError(f"{path} holds no text to compare with; check evaluation.paths")
+        return texts
 
     def add(self, *, query: str = "", passage: str = "") -> None:
-        """Adds texts; an empty one is none."""
+        """Adds a query or a passage or both; empty texts are ignored."""
         if query := fold(query):
             self._queries.add(text_hash(query))
         if not (folded := fold(passage)) or (number := text_hash(folded)) in self._passages:
@@ -84,12 +83,12 @@ class Evaluation:
             self._near.add(True, passage)
 
     def shares_query(self, text: str) -> str:
-        """ "evaluation_query" if the text is one, else ""."""
+        """ "evaluation_query" if the text is a query of the benchmark, else ""."""
         return "evaluation_query" if text_hash(fold(text)) in self._queries else ""
 
     def shares_passage(self, text: str) -> str:
-        """ "evaluation_passage" if the text is one, "near_evaluation_passage" if it is near one,
-        else ""."""
+        """ "evaluation_passage" if the text is a passage of the benchmark,
+        "near_evaluation_passage" if it is a near duplicate of one, else ""."""
         if text_hash(fold(text)) in self._passages:
             return "evaluation_passage"
         if self._near is not None and self._near.find(text):
@@ -98,7 +97,7 @@ class Evaluation:
 
 
 def _texts(path: Path) -> Iterator[tuple[str, str]]:
-    """(query, passage) of each row; "" where it has none."""
+    """Yields (query, passage), either of which may be ""."""
     if (path / "dataset_info.json").is_file():
         from inf_jax.data.tokenise import read_examples  # slow to import
 
@@ -120,14 +119,14 @@ def _evaluation_splits(path: Path) -> list[str]:
     splits = {name.removesuffix(".tsv") for name in names if name.endswith(".tsv")}
     if splits <= {"train"}:
         raise UserError(
-            f"{path}/qrels has no split for evaluation, only {', '.join(splits) or 'none at all'}; "
-            "name a file of the texts that the evaluation uses"
+            f"{path}/qrels has no evaluation split, only {', '.join(splits) or 'no files'}; give a "
+            "file of the benchmark's texts instead"
         )
     return sorted(splits - {"train"})
 
 
 def _row_texts(row: Row) -> Iterator[tuple[str, str]]:
-    found = False
+    known = False
     for name in row.values:
         if name in QUERY_FIELDS:
             yield text_field(row, name), ""
@@ -140,10 +139,10 @@ def _row_texts(row: Row) -> Iterator[tuple[str, str]]:
                 yield "", titled(text_field(row, "title"), text)
         else:
             continue
-        found = True
-    if not found:
-        known = ", ".join((*QUERY_FIELDS, *PASSAGE_FIELDS, EITHER_FIELD))
+        known = True
+    if not known:
+        names = ", ".join((*QUERY_FIELDS, *PASSAGE_FIELDS, EITHER_FIELD))
         raise UserError(
-            f"{row.where}: none of the fields {known}; the row has: "
-            f"{', '.join(row.values) or 'no field at all'}; rename the field that holds the text"
+            f"{row.where}: none of the fields {names}; the row has: "
+            f"{', '.join(row.values) or 'no fields'}; rename the field that holds the text"
         )

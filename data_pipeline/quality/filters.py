@@ -1,7 +1,7 @@
-"""The stage filter: what can be said against a generated example without asking a model.
+"""The stage filter: rules that drop generated examples without asking a model.
 
-Each rule is a function of one item that yields reasons, `rule` or `rule:field`; all but the
-duplicates' are independent of other items, so that they run under Beam as they are.
+Each rule is a function of one item that yields reasons, `rule` or `rule:field`. Except for
+duplicates, rules do not depend on other items.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterator
 
 from data_pipeline.items import Item
-from data_pipeline.quality.contamination import Evaluation
+from data_pipeline.quality.contamination import BenchmarkTexts
 from data_pipeline.quality.minhash import NearDuplicates, compact, signature, similarity, tokens
 from data_pipeline.quality.phrases import phrases
 from data_pipeline.quality.rules import Limits, validate
@@ -22,14 +22,14 @@ RULES = ("language", "phrases", "leaks", "near_same", "duplicates", "contaminati
 PASSAGES = ("document_positive", "hard_negative_document_1", "hard_negative_document_2")
 QUERIES = ("query_positive", "query_negative")
 
-# py3langid on pieces of English text (13,000 of MedQuAD and PubMedQA): of 100 bytes, 0.1 per mille
-# have under 0.01 of probability for English; of 40 bytes, 10 per mille; whole texts none. A German
-# or French text of 30 bytes has under 1e-4.
-LANGUAGE_BYTES = 100
+# py3langid on 13,000 pieces of English text (MedQuAD, PubMedQA): of pieces of 100 bytes 0.01% have
+# a probability under 0.01 for English, of pieces of 40 bytes 1%, of whole texts none. German and
+# French texts of 30 bytes have under 1e-4.
+LANGUAGE_BYTES = 100  # shorter texts are not judged
 LANGUAGE_PROBABILITY = 0.01
-_LANGUAGE_CHARACTERS = 400  # judged by its beginning: 1 ms for 1000 characters
+_LANGUAGE_CHARACTERS = 400  # longer texts are judged by their beginning: 1 ms per 1000 characters
 
-_RARE_LETTERS = 5  # a shorter word is no sign of an answer, unless it is a number
+_RARE_LETTERS = 5  # shorter words, unless numbers, do not reveal an answer
 _LEAKED_SHARE = 0.5  # of the passage's rare words
 _LEAKED_WORDS = 3
 
@@ -39,13 +39,14 @@ class FilterSettings:
     """What the stage filter drops.
 
     Attributes:
-      limits: lengths, and whether passages may repeat; see `validate.Limits`.
-      languages: codes (ISO 639-1) of what texts may be in; () is that of the pair's own passage.
-      near_duplicate: Jaccard similarity from which the instructed queries and the passages of two
-        examples are the same; 1 for equal ones only.
-      near_same: Jaccard similarity from which two passages of one example are the same.
-      leak_words: so many words in a row of a passage, which the query lacks, give it away.
-      rules: which of RULES are on; `validate` always is.
+      limits: lengths, and whether passages may repeat; see `rules.Limits`.
+      languages: allowed languages (ISO 639-1); () allows that of the pair's own passage.
+      near_duplicate: Jaccard similarity from which two examples are near duplicates, in both their
+        instructed queries and their passages; 1 for equal ones only.
+      near_same: Jaccard similarity from which two passages of one example count as the same.
+      leak_words: an instruction leaks the answer if it repeats so many consecutive words of the
+        passage that the query lacks.
+      rules: those of RULES to apply; `rules.validate` always is.
     """
 
     limits: Limits = dataclasses.field(default_factory=Limits)
@@ -57,37 +58,36 @@ class FilterSettings:
 
     def __post_init__(self):
         if unknown := set(self.rules) - set(RULES):
-            raise UserError(f"no filter rules {sorted(unknown)}; there are {', '.join(RULES)}")
+            raise UserError(f"unknown filter rules {sorted(unknown)}; choose of {', '.join(RULES)}")
 
 
 class ItemFilter:
-    """The stage, an item at a time: adds reasons, in order of the items; of duplicates the first
-    stays.
+    """Adds the reasons of all rules to items, one at a time; keeps the first of duplicates.
 
-    Takes about 1.3 kB for each example kept (measured over 100,000).
+    Takes about 1.3 kB per kept example (measured over 100,000).
     """
 
-    def __init__(self, settings: FilterSettings, evaluation: Evaluation | None = None):
+    def __init__(self, settings: FilterSettings, benchmarks: BenchmarkTexts | None = None):
         """
         Args:
           settings: what to drop.
-          evaluation: texts that must not occur; None for none.
+          benchmarks: texts that must not occur; None for none.
 
         Raises:
-          UserError: an unknown language, a threshold that cannot be kept.
+          UserError: an unknown language, or a threshold out of range.
         """
         self._settings = settings
-        self._evaluation = evaluation
+        self._benchmarks = benchmarks
         self._seen: set[int] = set()
         self._near: NearDuplicates | None = None
         if "duplicates" in settings.rules and settings.near_duplicate != 1:
-            # instructed queries, the passage's signature is the key
+            # texts: instructed queries; keys: signatures of their passages
             self._near = NearDuplicates(settings.near_duplicate)
         if "language" in settings.rules and settings.languages:
             _check_languages(settings.languages)
 
     def __call__(self, item: Item) -> Item:
-        """The item itself, with reasons if there are any; a dropped one as it is.
+        """Returns the item with reasons added, if any; dropped items are returned unchanged.
 
         Raises:
           UserError: the item is not dropped and has no example.
@@ -96,7 +96,7 @@ class ItemFilter:
             return item
         example = _example(item)
         verdict = validate(example, limits=self._settings.limits, seen=self._seen)
-        reasons = [*verdict.reasons, *item_reasons(item, self._settings, self._evaluation)]
+        reasons = [*verdict.reasons, *item_reasons(item, self._settings, self._benchmarks)]
         if self._near is not None and "duplicate_query" not in reasons:
             query = instructed_query(example)
             passage = compact(signature(example.document_positive))
@@ -111,9 +111,9 @@ class ItemFilter:
 
 
 def item_reasons(
-    item: Item, settings: FilterSettings, evaluation: Evaluation | None = None
+    item: Item, settings: FilterSettings, benchmarks: BenchmarkTexts | None = None
 ) -> tuple[str, ...]:
-    """What the rules of this module say, those on other items apart; `validate` says the rest.
+    """The reasons of this module's rules, except for duplicates.
 
     Raises:
       UserError: the item has no example.
@@ -124,22 +124,22 @@ def item_reasons(
         "phrases": lambda: boilerplate(item),
         "leaks": lambda: leaks(example, settings.leak_words),
         "near_same": lambda: near_same(example, settings.near_same),
-        "contamination": lambda: contamination(example, evaluation) if evaluation else (),
+        "contamination": lambda: contamination(example, benchmarks) if benchmarks else (),
     }
-    found = (rules[name]() for name in settings.rules if name in rules)
-    return tuple(itertools.chain.from_iterable(found))
+    reasons = (rules[name]() for name in settings.rules if name in rules)
+    return tuple(itertools.chain.from_iterable(reasons))
 
 
 def instructed_query(example: Example) -> str:
-    """The text by which two examples are near duplicates, beside their positive passages."""
+    """The text that is compared, besides the positive passage, to find near duplicates."""
     return f"{example.query_positive} {example.instruction_positive}"
 
 
 def wrong_language(item: Item, languages: tuple[str, ...] = ()) -> Iterator[str]:
     """`language:<field>` of each generated text that is in none of the languages.
 
-    A text of under LANGUAGE_BYTES is not judged: too many would be taken for another language. Nor
-    is any where the passage's own language is asked for and unclear (formulas, code).
+    Texts under LANGUAGE_BYTES are not judged: too many would be misclassified. No text is judged if
+    its language must be the passage's own and that one is unclear (formulas, code).
     """
     allowed = languages or _language_of(item.passage)
     if not allowed:
@@ -163,38 +163,39 @@ def boilerplate(item: Item) -> Iterator[str]:
 
 
 def leaks(example: Example, leak_words: int) -> Iterator[str]:
-    """`leaks_answer:<field>` of an instruction that tells what its passage says.
+    """`leaks_answer:<field>` of an instruction that reveals the content of its passage.
 
-    It repeats `leak_words` words of the passage in a row (twice as many letters of a script without
-    spaces) that the query does not have, or half of the passage's rare words, three or more.
+    That is, it repeats `leak_words` consecutive words of the passage that the query lacks (twice as
+    many characters in scripts without spaces), or half of the passage's rare words, at least three.
     """
-    found = {}
+    reasons = {}
     fields = ("instruction_positive", "instruction_negative", "instruction_positive")
     for pair, field in zip(pairs(example), fields, strict=True):
         if pair and _leaks(
             tokens(pair.instruction), tokens(pair.query), tokens(pair.passage), leak_words
         ):
-            found[f"leaks_answer:{field}"] = None
-    yield from found
+            reasons[f"leaks_answer:{field}"] = None
+    yield from reasons
 
 
 def near_same(example: Example, threshold: float) -> Iterator[str]:
-    """`near_same:<field>` of a poisoned passage that is nearly, but not quite, another passage of
-    the example: equal ones are `same_text`'s."""
-    found = {}
+    """`near_same:<field>` of a poisoned passage that nearly equals another passage of the example;
+    equal passages are reported by `validate` as `same_text`."""
+    reasons = {}
     texts = {field: text for field in PASSAGES if (text := getattr(example, field))}
     for a, b in itertools.combinations(texts, 2):
         near = similarity(signature(texts[a]), signature(texts[b])) >= threshold
         if near and fold(texts[a]) != fold(texts[b]):
-            found[f"near_same:{b}"] = None
-    yield from found
+            reasons[f"near_same:{b}"] = None
+    yield from reasons
 
 
-def contamination(example: Example, evaluation: Evaluation) -> Iterator[str]:
-    """`evaluation_query:<field>`, `evaluation_passage:`, `near_evaluation_passage:`."""
+def contamination(example: Example, benchmarks: BenchmarkTexts) -> Iterator[str]:
+    """`evaluation_query:<field>`, `evaluation_passage:<field>` or
+    `near_evaluation_passage:<field>` of each text that a benchmark has."""
     for field in (*QUERIES, *PASSAGES):
         if text := getattr(example, field):
-            shares = evaluation.shares_query if field in QUERIES else evaluation.shares_passage
+            shares = benchmarks.shares_query if field in QUERIES else benchmarks.shares_passage
             if reason := shares(text):
                 yield f"{reason}:{field}"
 
@@ -210,17 +211,17 @@ def _leaks(instruction: list[str], query: list[str], passage: list[str], leak_wo
         leak_words *= 2
     known, text = f" {' '.join(query)} ", f" {' '.join(passage)} "
     for i in range(len(instruction) - leak_words + 1):
-        run = f" {' '.join(instruction[i : i + leak_words])} "
-        if run in text and run not in known:
+        ngram = f" {' '.join(instruction[i : i + leak_words])} "
+        if ngram in text and ngram not in known:
             return True
     rare = {t for t in passage if len(t) >= _RARE_LETTERS or t.isdecimal()} - set(query)
-    told = rare.intersection(instruction)
-    return len(told) >= _LEAKED_WORDS and len(told) >= _LEAKED_SHARE * len(rare)
+    leaked = rare.intersection(instruction)
+    return len(leaked) >= _LEAKED_WORDS and len(leaked) >= _LEAKED_SHARE * len(rare)
 
 
 @functools.cache
 def _identifier():
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier  # 1 s
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier  # takes 1 s
 
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
@@ -228,11 +229,11 @@ def _identifier():
 def _check_languages(languages: tuple[str, ...]) -> None:
     known = _identifier().labels
     if unknown := [name for name in languages if name not in known]:
-        raise UserError(f"languages {unknown} are not known; there are {', '.join(sorted(known))}")
+        raise UserError(f"unknown languages {unknown}; choose of {', '.join(sorted(known))}")
 
 
 def _probabilities(text: str) -> dict[str, float]:
-    """Probability by language; nothing for a text that is too short to tell."""
+    """Probability by language; {} for a text that is too short."""
     text = text[:_LANGUAGE_CHARACTERS]
     if len(text.encode()) < LANGUAGE_BYTES:
         return {}

@@ -1,9 +1,8 @@
-"""Near duplicates: MinHash signatures of a text's shingles, and the band keys that bring them
-together.
+"""Finds near-duplicate texts by MinHash signatures and locality-sensitive hashing.
 
-`signature`, `bands` and `similarity` are pure functions of the text (Broder 1997; bands as in
-Leskovec et al., Mining of Massive Datasets, chapter 3): the same in every process, so that Beam can
-group by the band keys. `NearDuplicates` is the index within one process.
+`signature`, `bands` and `similarity` depend on the text alone (Broder 1997; bands as in Leskovec et
+al., Mining of Massive Datasets, chapter 3), so Beam can group texts by band keys. `NearDuplicates`
+is an index within one process.
 """
 
 import functools
@@ -21,38 +20,40 @@ if TYPE_CHECKING:  # slow to import (scipy)
     from datasketch import MinHash
 
 NUM_PERM = 128  # the estimate's standard deviation is sqrt(s (1 - s) / 128): 0.035 at s = 0.8
-THRESHOLDS = (0.3, 0.95)  # what 128 permutations can tell apart
+THRESHOLDS = (0.3, 0.95)  # the range in which 128 permutations are reliable
 
 _WORDS = 3  # of a shingle
-_FEW_WORDS = 8  # below that, one changed word would change most shingles
+_FEW_WORDS = 8  # in shorter texts one changed word would change most shingles
 _CHARACTERS = 5  # of a shingle of a text with few words
-# Missing a duplicate is worse than comparing two texts in vain: candidates are compared again.
+# (false positives, false negatives): candidates are compared again, so a false positive costs
+# little.
 _WEIGHTS = (0.05, 0.95)
-# Thai, Lao, Myanmar, Khmer; kana; Han with its extensions: no spaces between words.
+# Thai, Lao, Myanmar, Khmer; kana; Han and extensions: scripts without spaces between words.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff"
 _TOKEN = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
-_BLOCK = 4096  # signatures of one array
-_RECENT = 1 << 16  # band keys held in a dict before they are sorted
+_BLOCK = 4096  # signatures per array
+_RECENT = 1 << 16  # band keys collected in a dict before they are sorted into arrays
 
 Key = TypeVar("Key")
 
 
 def tokens(text: str) -> list[str]:
-    """The words of the folded text without punctuation; in scripts without spaces, its letters."""
+    """The words of the folded text without punctuation; single characters in scripts without
+    spaces."""
     return _TOKEN.findall(fold(text))
 
 
 def shingles(text: str) -> set[bytes]:
-    """Every three neighbouring `tokens`; of a text under 8 tokens, every five characters."""
+    """All 3-grams of `tokens`; all character 5-grams of a text with under 8 tokens."""
     units, size, glue = tokens(text), _WORDS, " "
     if len(units) < _FEW_WORDS:
         units, size, glue = fold(text), _CHARACTERS, ""
     last = max(1, len(units) - size + 1)
-    # errors: half a surrogate pair may come in from JSON
+    # surrogatepass: JSON may contain half a surrogate pair
     return {glue.join(units[i : i + size]).encode("utf-8", "surrogatepass") for i in range(last)}
 
 
-@functools.lru_cache(maxsize=32)  # several rules ask for the same text one after another
+@functools.lru_cache(maxsize=32)  # several rules in a row use the same text
 def signature(text: str) -> np.ndarray:
     """uint32[NUM_PERM], read-only: the MinHash of the text's `shingles`."""
     start = _empty()
@@ -66,31 +67,31 @@ def signature(text: str) -> np.ndarray:
 
 
 def similarity(a: np.ndarray, b: np.ndarray) -> float:
-    """The estimated Jaccard similarity of the shingles of two texts, from their signatures,
-    both whole or both `compact`."""
+    """Estimates the Jaccard similarity of two texts' shingles from their signatures, both whole or
+    both `compact`."""
     return float(np.mean(a == b))
 
 
 def compact(values: np.ndarray) -> np.ndarray:
-    """uint16[NUM_PERM] of a signature: what `similarity` needs, in half the memory.
+    """uint16[NUM_PERM]: a signature for `similarity` in half the memory.
 
-    The low half of a minimum tells as much as the whole, but for a chance of 2^-16 (b-bit MinHash,
-    Li and Koenig 2010). The high half would not: minima are small.
+    The low halves of two different minima collide with probability 2^-16 only (b-bit MinHash, Li
+    and Koenig 2010). High halves would collide often, since minima are small.
     """
     return values.astype(np.uint16)
 
 
 def bands(values: np.ndarray, *, threshold: float) -> tuple[int, ...]:
-    """The band keys of a signature, signed 64-bit (as int64 columns and Beam's coders want them).
+    """The band keys of a signature, as signed 64-bit integers.
 
     Two texts of similarity s share at least one key with probability 1 - (1 - s^rows)^bands. At a
-    threshold of 0.8 (16 bands of 8 rows) this is 0.95 for s = 0.8, 0.999 for 0.9, 0.06 for 0.5:
-    texts that share a key are candidates, `similarity` decides.
+    threshold of 0.8 (16 bands of 8 rows) this is 0.95 for s = 0.8, 0.999 for 0.9 and 0.06 for 0.5.
+    Texts that share a key are candidates; `similarity` decides.
 
     Raises:
       UserError: a threshold outside THRESHOLDS.
     """
-    count, rows = _split(threshold)
+    count, rows = _bands_and_rows(threshold)
     data = np.ascontiguousarray(values, "<u4").tobytes()
     size = 4 * rows
     return tuple(
@@ -106,21 +107,21 @@ def bands(values: np.ndarray, *, threshold: float) -> tuple[int, ...]:
 
 
 class NearDuplicates(Generic[Key]):
-    """Texts by key, and which of them a text is nearly equal to; within one process.
+    """An index of texts that finds the near duplicates of a text; each text has a key.
 
-    Takes 0.6 kB a text at a threshold of 0.8, a small key included (measured over 100,000 texts;
-    256 bytes are the signature's, 12 a band's); datasketch's MinHashLSH takes 5.7 kB.
+    Takes 0.6 kB per text at a threshold of 0.8, including a small key (measured over 100,000 texts;
+    256 bytes per signature, 12 per band); datasketch's MinHashLSH takes 5.7 kB.
     """
 
     def __init__(self, threshold: float):
         """
         Args:
-          threshold: the Jaccard similarity of the shingles from which two texts are near-equal.
+          threshold: Jaccard similarity of the shingles from which two texts are near duplicates.
 
         Raises:
           UserError: a threshold outside THRESHOLDS.
         """
-        _split(threshold)
+        _bands_and_rows(threshold)
         self.threshold = threshold
         self._keys: list[Key] = []
         self._signatures: list[np.ndarray] = []  # blocks of uint16[_BLOCK, NUM_PERM]
@@ -130,21 +131,20 @@ class NearDuplicates(Generic[Key]):
         return len(self._keys)
 
     def find(self, text: str) -> Key | None:
-        """The key of the earliest text that is near-equal to this one; None if there is none."""
+        """The key of the earliest near duplicate of the text; None if there is none."""
         return next(self.matches(text), None)
 
     def matches(self, text: str) -> Iterator[Key]:
-        """The keys of all texts that are near-equal to this one, in the order of `add`."""
+        """The keys of all near duplicates of the text, in the order of `add`."""
         values = signature(text)
-        mine = compact(values)
+        own = compact(values)
         for number in self._postings.find(bands(values, threshold=self.threshold)):
-            if similarity(self._signatures[number // _BLOCK][number % _BLOCK], mine) >= (
-                self.threshold
-            ):
+            other = self._signatures[number // _BLOCK][number % _BLOCK]
+            if similarity(other, own) >= self.threshold:
                 yield self._keys[number]
 
     def add(self, key: Key, text: str) -> None:
-        """Adds a text, whether or not one is near-equal to it."""
+        """Adds a text, whether or not it has near duplicates."""
         values, number = signature(text), len(self._keys)
         if number % _BLOCK == 0:
             self._signatures.append(np.empty((_BLOCK, NUM_PERM), np.uint16))
@@ -154,10 +154,8 @@ class NearDuplicates(Generic[Key]):
 
 
 class _Postings:
-    """Band key -> numbers of texts: a dict of recent ones, and sorted arrays of doubling sizes.
-
-    Python's dict alone would take ten times as much memory.
-    """
+    """Maps band keys to numbers of texts: a dict of recent ones, and sorted arrays of doubling
+    sizes. A dict alone would take ten times as much memory."""
 
     def __init__(self):
         self._recent: dict[int, list[int]] = {}
@@ -173,16 +171,16 @@ class _Postings:
 
     def find(self, keys: tuple[int, ...]) -> list[int]:
         """All numbers added under any of the keys, ascending."""
-        found = set()
+        matches = set()
         for key in keys:
-            found.update(self._recent.get(key, ()))
+            matches.update(self._recent.get(key, ()))
         wanted = np.array(keys, np.int64)
         for sorted_keys, numbers in self._sorted:
             starts = np.searchsorted(sorted_keys, wanted, "left")
             stops = np.searchsorted(sorted_keys, wanted, "right")
             for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
-                found.update(numbers[start:stop].tolist())
-        return sorted(found)
+                matches.update(numbers[start:stop].tolist())
+        return sorted(matches)
 
     def _sort(self) -> None:
         sizes = [len(numbers) for numbers in self._recent.values()]
@@ -193,7 +191,7 @@ class _Postings:
             keys, numbers = keys[order], numbers[order]
             if not self._sorted or len(self._sorted[-1][0]) > len(keys):
                 break
-            # equal sizes are joined, so that there are never more than log2(n) arrays to search
+            # arrays of equal size are merged, so there are at most log2(n) to search
             older = self._sorted.pop()
             keys, numbers = np.concatenate([older[0], keys]), np.concatenate([older[1], numbers])
         self._sorted.append((keys, numbers))
@@ -208,13 +206,12 @@ def _empty() -> "MinHash":
 
 
 @functools.cache
-def _split(threshold: float) -> tuple[int, int]:
-    """Bands and rows of a band, by datasketch's optimum."""
+def _bands_and_rows(threshold: float) -> tuple[int, int]:
+    """Number of bands and rows per band, as optimised by datasketch."""
     least, most = THRESHOLDS
     if not least <= threshold <= most:
         raise UserError(
-            f"a near-duplicate threshold of {threshold} cannot be kept; give one from {least} to "
-            f"{most}"
+            f"near-duplicate threshold {threshold} is out of range; give one from {least} to {most}"
         )
     from datasketch import MinHashLSH
 

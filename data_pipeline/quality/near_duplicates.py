@@ -1,9 +1,9 @@
-"""Near duplicates among examples: what of an example is compared, and with which others.
+"""Finds near-duplicate examples, within one process or grouped by Beam.
 
-Two examples are near-equal where both their positive instructed queries and their positive passages
-are, as in the factory's stage filter. An example is dropped where an earlier sound one
-(`validate.Verdict.sound`) is near-equal, even where that one is dropped as a duplicate itself: so
-the verdict is a function of the set of records and their order, however they are grouped.
+Two examples are near duplicates if both their positive instructed queries and their positive
+passages are, as in the stage filter. An example is dropped if it has an earlier sound near
+duplicate (`rules.Verdict.sound`), even one that is itself dropped as a duplicate: so verdicts
+depend on the records and their order only, not on how they are grouped.
 """
 
 from collections.abc import Callable
@@ -16,31 +16,33 @@ from inf_jax.data.records import Example
 
 
 def is_near(threshold: float) -> Callable[[Example], bool]:
-    """A function that, asked for examples in order, says of each whether it repeats an earlier one.
+    """Returns a function that, called for examples in order, says whether each is a near duplicate
+    of an earlier one.
 
     Raises:
-      UserError: a threshold that `minhash` cannot keep.
+      UserError: a threshold outside `minhash.THRESHOLDS`.
     """
     queries: NearDuplicates[np.ndarray] = NearDuplicates(threshold)  # key: the passage's signature
 
     def near(example: Example) -> bool:
         query, passage = instructed_query(example), compact(signature(example.document_positive))
-        found = any(similarity(passage, p) >= threshold for p in queries.matches(query))
+        repeated = any(similarity(passage, p) >= threshold for p in queries.matches(query))
         queries.add(passage, query)
-        return found
+        return repeated
 
     return near
 
 
 def sketch(example: Example, threshold: float) -> tuple[tuple[int, ...], bytes]:
-    """Band keys of an example's instructed query; its and the passage's signature for `repeats`."""
+    """The band keys of an example's instructed query, and the bytes that `repeats` compares: the
+    compact signatures of instructed query and passage."""
     query = signature(instructed_query(example))
     both = np.stack([compact(query), compact(signature(example.document_positive))])
     return bands(query, threshold=threshold), both.tobytes()
 
 
 def repeats(sketches: list[bytes], threshold: float) -> list[int]:
-    """Numbers of those sketches, in order, that are near-equal to an earlier one of the list."""
+    """The indices of the sketches that are near duplicates of an earlier one in the list."""
     rows = np.frombuffer(b"".join(sketches), np.uint16).reshape(len(sketches), 2, -1)
     return [
         n

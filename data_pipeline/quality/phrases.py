@@ -1,7 +1,7 @@
-"""What a model says about its task instead of doing it: refusals, remnants of prompt and format.
+"""Patterns of model output that is not a text of an example: refusals, remnants of the prompt.
 
-A table to read and to add to. Measured to match no passage, question or instruction of MedQuAD,
-PubMedQA, NevIR and CondaQA (tests/data_pipeline/quality/test_phrases.py repeats it for MedQuAD).
+The patterns match no passage, question or instruction of MedQuAD, PubMedQA, NevIR and CondaQA
+(tests/data_pipeline/quality/test_phrases.py checks MedQuAD).
 """
 
 import re
@@ -17,7 +17,7 @@ _RESULT = (
     r"(?:passage|text|document|rewrite|rewriting|version|answer|response|output|query|instruction)"
 )
 
-# name -> what is found in a text, whatever its case; ^ is the text's beginning.
+# name -> pattern, matched regardless of case; ^ is the beginning of the text.
 REFUSALS = {
     "sorry": rf"^[^\n]{{0,60}}?\b(?:sorry|apologi[sz]e)\W+(?:but|however)?\W*(?:I|we) {_CANNOT}\b",
     "cannot_do_it": rf"\b(?:I|we) {_CANNOT} {_HELP} (?:\w+ ){{0,3}}(?:this|that|your|the)\b"
@@ -58,7 +58,7 @@ BOILERPLATE = {
     r"^\W*(?:assistant|system|user)\s*:",
 }
 
-# Of passages only: an instruction may well speak of the passage that it wants.
+# In passages only: an instruction may refer to the passage that it asks for.
 OF_PASSAGES = {
     "the_instruction": r"\b(?:this|the|your|given|poisoned|positive|negative) instruction\b"
     r"(?! (?:of|set|manual|sheet|book|cycle|pointer|cache|pipeline)\b)",
@@ -79,13 +79,13 @@ _PATTERNS = [
 
 
 def phrases(text: str, *, passage: bool, source: str = "") -> Iterator[str]:
-    """The names of the patterns found in a text, as `refusal_<name>` or `boilerplate_<name>`.
+    """Yields the patterns that match, as `refusal_<name>` or `boilerplate_<name>`.
 
     Args:
       text: a generated text.
-      passage: whether it is a passage, not a query or an instruction.
-      source: the text that it was made from; what that says too is no fault (a corpus about
-        databases speaks of queries, one about programming has fences).
+      passage: whether it is a passage rather than a query or an instruction.
+      source: the text it was generated from; patterns that match it too are ignored (a corpus about
+        databases mentions queries, one about programming has code fences).
     """
     for name, pattern, passages_only in _PATTERNS:
         if (passage or not passages_only) and pattern.search(text) and not pattern.search(source):

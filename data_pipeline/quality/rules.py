@@ -1,7 +1,8 @@
-"""Rule checks: is an example fit for training, and if not, why. Pure functions of one record.
+"""Validates examples by rules, and counts what was dropped for which reason.
 
-What a record is compared with (texts already kept, texts of the evaluation split) comes in as sets
-of 64-bit hashes: the same functions run over a stream, or under Beam after a grouping by hash.
+The rules are pure functions of one record. Texts to compare with (of earlier examples, of the
+evaluation split) are given as sets of 64-bit hashes, so the same functions run over a stream or,
+after grouping by hash, under Beam.
 """
 
 import dataclasses
@@ -28,12 +29,13 @@ DUPLICATES = ("duplicate_query", "duplicate_document", "near_duplicate")
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Least and most words (split at white space) of each kind of text, both allowed.
+    """Allowed numbers of words (separated by white space) of each kind of text.
 
     Attributes:
-      query_words, instruction_words, document_words: (least, most).
+      query_words, instruction_words, document_words: (least, most), inclusive.
       repeated_documents: whether one passage may be the positive of several examples. Training
-        masks it by its hash; within an evaluation corpus it would make the task ambiguous.
+        masks such passages by their hash; in an evaluation corpus they would make the task
+        ambiguous.
     """
 
     query_words: tuple[int, int] = (1, 1024)
@@ -53,10 +55,10 @@ class Verdict:
     """Whether to keep an example, and why not.
 
     Attributes:
-      keep: True where no rule is broken.
-      reasons: each rule that is broken, as `rule` or `rule:field`.
-      identity: hashes of the positive instructed query and of the positive passage; of a sound
-        example, they belong to the `seen` of later ones.
+      keep: whether no rule is violated.
+      reasons: each violated rule, as `rule` or `rule:field`.
+      identity: hashes of the positive instructed query and the positive passage; those of sound
+        examples belong to the `seen` of later ones.
     """
 
     keep: bool
@@ -65,11 +67,11 @@ class Verdict:
 
     @property
     def sound(self) -> bool:
-        """Whether nothing but other examples speaks against it: it is a duplicate at most."""
+        """Whether the example violates no rule, except for being a duplicate."""
         return all(reason in DUPLICATES for reason in self.reasons)
 
     def also(self, *reasons: str) -> "Verdict":
-        """The verdict once more rules are found broken."""
+        """The verdict with more violated rules."""
         reasons = (*self.reasons, *reasons)
         return Verdict(not reasons, reasons, self.identity)
 
@@ -81,20 +83,20 @@ def validate(
     seen: Collection[int] = frozenset(),
     eval_hashes: Collection[int] = frozenset(),
 ) -> Verdict:
-    """All rules on one example; the verdict names every one that it breaks.
+    """Checks an example against all rules; the verdict names each violated one.
 
-    empty:<field>            a text of the positive triplet is empty, or one half of a poison
+    empty:<field>            a text of the positive triplet, or one of the two of a poison, is empty
     too_short:, too_long:    outside `limits`
     same_text:<field>        a poisoned text equals its positive one (compared folded, see `fold`)
     repeats_query:<field>    the instruction of the field's pair contains that pair's query
     duplicate_query          an earlier sound example has the same instructed query
-    duplicate_document       ... the same positive passage, where `limits` forbid it
-    shared_with_eval:<field> a passage, or an instructed query, that the evaluation split has too
+    duplicate_document       ... the same positive passage, if `limits` forbid it
+    shared_with_eval:<field> the evaluation split has the passage or the instructed query too
 
     Args:
       example: the record.
       limits: lengths, and whether passages may repeat.
-      seen: `identity` of the verdicts on the sound examples so far.
+      seen: `identity` of the verdicts on all earlier sound examples.
       eval_hashes: `evaluation_hashes` of every example of the evaluation split.
     """
     folded = Example(id=example.id, **{name: fold(getattr(example, name)) for name in FIELDS})
@@ -110,25 +112,25 @@ def validate(
 
 
 def evaluation_hashes(example: Example) -> set[int]:
-    """64-bit hashes of every passage and instructed query of an example of the evaluation split."""
+    """64-bit hashes of all passages and instructed queries of an example."""
     return set(_pair_hashes(example).values())
 
 
 def held_out(example: Example, fraction: float) -> bool:
-    """Whether the example falls to the evaluation split; all examples of a query go together."""
+    """Whether the example belongs to the evaluation split; all examples of a query do or do not."""
     return text_hash("held out\x1f" + fold(example.query_positive)) < fraction * 2.0**64
 
 
 @dataclasses.dataclass
 class Report:
-    """What happened to the rows of one split.
+    """Counts of the rows of one split.
 
     Attributes:
       dropped_by_source: rows that the source's reader dropped, by reason.
       dropped: examples that a rule dropped.
-      reasons: broken rules; an example may break several.
+      reasons: violated rules; an example may violate several.
       kept: examples kept.
-      absent: kept examples without a poison, by its first field.
+      absent: kept examples that lack a poison, by the poison's first field.
     """
 
     dropped_by_source: Counter[str] = dataclasses.field(default_factory=Counter)
@@ -143,7 +145,7 @@ class Report:
         return self.dropped_by_source.total() + self.dropped + self.kept
 
     def add(self, example: Example, verdict: Verdict) -> None:
-        """Counts one verdict."""
+        """Counts an example."""
         if not verdict.keep:
             self.dropped += 1
             self.reasons.update(verdict.reasons)
@@ -152,7 +154,7 @@ class Report:
         self.absent.update(first for first, _ in _POISONS if not getattr(example, first))
 
     def __add__(self, other: "Report") -> "Report":
-        """The counts of the rows of both."""
+        """The sum of both reports' counts."""
         return Report(
             **{
                 f.name: getattr(self, f.name) + getattr(other, f.name)
@@ -187,13 +189,15 @@ def kept(
     eval_hashes: Collection[int] = frozenset(),
     is_near: Callable[[Example], bool] | None = None,
 ) -> Iterator[Example]:
-    """The examples that pass every rule, in order; `report` counts all.
+    """Yields the examples that violate no rule, in order.
 
-    An example is a duplicate of any earlier sound one, even of one that is a duplicate itself: so
-    what is kept does not depend on what else was, and groups of records can be judged apart.
+    An example is a duplicate of any earlier sound one, even of one that is a duplicate itself. So
+    verdicts do not depend on what else was kept, and groups of records can be judged separately.
 
     Args:
-      is_near: asked for each sound example in turn, whether an earlier one is nearly the same.
+      report: counts all examples.
+      is_near: called for each sound example in order; whether it is a near duplicate of an earlier
+        one.
     """
     seen: set[int] = set()
     for example in examples:
@@ -208,7 +212,7 @@ def kept(
 
 
 def report_table(reports: dict[str, Report]) -> Table:
-    """What was read, dropped (by reason) and kept, a column a split."""
+    """A terminal table of what was read, dropped by reason, and kept, with a column per split."""
     table = Table(title="examples", title_justify="left")
     table.add_column("")
     for split in reports:
@@ -224,22 +228,22 @@ def report_table(reports: dict[str, Report]) -> Table:
     ):
         for reason in sorted(set().union(*counts)):
             line(f"{name}: {reason}", (c[reason] for c in counts))
-    line("dropped in all", (r.rows - r.kept for r in reports.values()), end_section=True)
+    line("dropped in total", (r.rows - r.kept for r in reports.values()), end_section=True)
     line("kept", (r.kept for r in reports.values()), style="bold")
     for poison in sorted(set().union(*(r.absent for r in reports.values()))):
         line(f"kept without {poison}", (r.absent[poison] for r in reports.values()))
     return table
 
 
-# The rules, on an example whose texts are folded. (A fold may split a word at its hyphen: the
-# limits are against accidents, not exact.)
+# The rules, on an example with folded texts. Folding splits words at hyphens, so the word counts
+# are not exact; the limits are there to catch accidents.
 
 
 def _empty(folded: Example) -> Iterator[str]:
     yield from (f"empty:{field}" for field in POSITIVE_FIELDS if not getattr(folded, field))
     for poison in _POISONS:
         empty = [field for field in poison if not getattr(folded, field)]
-        if len(empty) == 1:  # both: the poison is absent, which is allowed
+        if len(empty) == 1:  # if both are empty, the poison is absent, which is allowed
             yield f"empty:{empty[0]}"
 
 
@@ -261,7 +265,7 @@ def _same(folded: Example) -> Iterator[str]:
 
 
 def _repeats(folded: Example) -> Iterator[str]:
-    fields = (FIELDS[1], FIELDS[3], FIELDS[5])  # each names the pair whose text it is
+    fields = (FIELDS[1], FIELDS[3], FIELDS[5])  # one field of each pair, to name it
     for pair, field in zip(pairs(folded), fields, strict=True):
         if pair:
             query, words = (" ".join(re.findall(r"\w+", t)) for t in (pair.query, pair.instruction))
@@ -270,9 +274,9 @@ def _repeats(folded: Example) -> Iterator[str]:
 
 
 def _pair_hashes(example: Example) -> dict[str, int]:
-    """Hash of the instructed query and of the passage of each pair, by the pair's own field.
+    """Hashes of each pair's instructed query and passage, by field.
 
-    Folded or not, an example has the same: `fold` changes nothing in a folded text.
+    Folding the example first makes no difference, since `fold` is idempotent.
     """
     hashes = {}
     names = (("query_positive", "document_positive"), *_POISONS)

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from data_pipeline.config import FactoryConfig
 from data_pipeline.items import Item
 from data_pipeline.llm.journal import Journal
-from data_pipeline.quality.contamination import Evaluation
+from data_pipeline.quality.contamination import BenchmarkTexts
 from data_pipeline.quality.filters import FilterSettings, ItemFilter
 from data_pipeline.quality.rules import Limits
 from data_pipeline.report.audit import write_audit
@@ -170,11 +170,11 @@ class Factory:
             for item in tqdm(items, desc="pairs", unit=" pairs", disable=None):
                 write(item)
 
-    def _evaluation(self) -> Evaluation | None:
+    def _evaluation(self) -> BenchmarkTexts | None:
         evaluation = self._config.evaluation
         if not evaluation.paths:
             return None
-        return Evaluation.read(evaluation.paths, threshold=evaluation.threshold)
+        return BenchmarkTexts.read(evaluation.paths, threshold=evaluation.threshold)
 
     def _run_model_stages(self, stages: list[str]) -> None:
         while stages and self._done(stages[0]):

@@ -1,4 +1,4 @@
-"""The command data_pipeline.beam_build, and what it says of bad flags."""
+"""The command data_pipeline.beam_build and its error messages."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Tokenising by Apache Beam writes the bytes that one process writes."""
+"""Tokenising on Apache Beam writes the same bytes as one process."""
 
 import subprocess
 import sys
@@ -29,7 +29,7 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(source, tmp_path_factory):
-    """A run's config on a dataset of three text shards."""
+    """A training config for a dataset of three text shards."""
     data = tmp_path_factory.mktemp("data")
     builder = InfIr(config="factory", data_dir=data, path_train=source, dev_fraction=0.0)
     builder.download_and_prepare(
@@ -43,7 +43,7 @@ def run(source, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tokens(run, tmp_path_factory):
-    """What one process makes of it."""
+    """The records that one process writes."""
     config = run_config(run)
     return tokenise(
         Path(run.data.dir, "inf_ir", "factory", "1.0.0"),
@@ -84,7 +84,7 @@ def test_tokenised_bytes(run, tokens, tmp_path):
 
 
 def test_tokenising_by_processes(run):
-    """The command as a user gives it; training then finds all done."""
+    """The command as a user runs it; training then reuses the records."""
     command = [sys.executable, "-m", "data_pipeline.beam_tokenise"]
     command += ["--config=configs/medquad_minilm.py", "--config.data.source=factory"]
     command += [f"--config.data.dir={run.data.dir}", "--direct_running_mode=multi_processing"]

@@ -1,4 +1,4 @@
-"""The flags of `data_pipeline.build`, and what it says of bad ones."""
+"""The command data_pipeline.build: flags and error messages."""
 
 from pathlib import Path
 

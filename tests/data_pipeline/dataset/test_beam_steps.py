@@ -1,4 +1,4 @@
-"""Apache Beam makes what one process makes, byte for byte, however the work is cut up."""
+"""Apache Beam writes the same bytes as one process, however the work is split."""
 
 import dataclasses
 import functools
@@ -63,7 +63,7 @@ def test_repeated_documents(source, fine, tmp_path):
 
 
 def test_near_duplicates_by_hand(tmp_path):
-    """A chain: the second is near the first, the third near the second; the first alone stays."""
+    """Of a chain of neighbouring near duplicates only the first is kept."""
     words = row(1)["document_positive"].split() * 2
     chain = []
     for n in range(3):
@@ -91,7 +91,7 @@ def test_near_duplicates_by_hand(tmp_path):
 
 
 def test_medquad_with_a_dev_file(tmp_path):
-    """A source whose reader must see all rows, and texts shared with the evaluation."""
+    """A source whose reader needs all rows, with texts shared with the dev split."""
     with gzip.open(SAMPLES / "dev.jsonl.gz", "rt", encoding="utf-8") as file:
         lines = list(file)
     (tmp_path / "train.jsonl").write_text("".join(lines[:200]), encoding="utf-8")
@@ -148,7 +148,7 @@ def test_failed_overwrite_keeps_the_old_dataset(source, tmp_path, monkeypatch):
 
 
 def test_tfds_builder_accepts_beam(source, tmp_path):
-    """TFDS's own way to use it, with shards of which there are several."""
+    """Used as any TFDS builder, with several shards."""
     config = direct()
     config.num_shards = 3
     builder = InfIr(

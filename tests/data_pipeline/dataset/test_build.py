@@ -1,4 +1,4 @@
-"""The TFDS dataset: read back, byte for byte the same, never half of one, never a stale one."""
+"""The TFDS dataset: what it holds, identical bytes, no partial and no stale dataset."""
 
 import dataclasses
 import gzip

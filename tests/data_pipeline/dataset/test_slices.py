@@ -1,4 +1,4 @@
-"""Slices of source files: together they are the file, with the same row numbers."""
+"""Slices of source files cover the whole file, with the same row numbers."""
 
 import gzip
 import json
@@ -18,7 +18,7 @@ ROWS = [{"n": n, "text": "word " * (n % 7)} for n in range(40)]
 
 @pytest.fixture
 def folder(tmp_path):
-    """The rows as jsonl (a byte order mark, a blank line, no last line end), gzip and parquet."""
+    """The rows as jsonl (with byte order mark and blank line, no final newline), gzip, parquet."""
     lines = [json.dumps(row) for row in ROWS]
     text = "\ufeff" + "\n".join([*lines[:20], "", *lines[20:]])
     (tmp_path / "a.jsonl").write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What counts as a text of the evaluation, in each layout that it may come in."""
+"""Which texts of each supported layout count as benchmark texts."""
 
 import dataclasses
 import gzip
@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from data_pipeline.dataset.build import build
-from data_pipeline.quality.contamination import Evaluation
+from data_pipeline.quality.contamination import BenchmarkTexts
 from data_pipeline.sources import inf_ir
 from inf_jax.core.errors import UserError
 from inf_jax.data.records import FIELDS
@@ -33,11 +33,11 @@ def write_jsonl(path, *rows):
 
 
 def read(*paths):
-    return Evaluation.read(paths, threshold=0.8)
+    return BenchmarkTexts.read(paths, threshold=0.8)
 
 
 def test_queries_are_compared_folded():
-    evaluation = Evaluation(0.8)
+    evaluation = BenchmarkTexts(0.8)
     evaluation.add(query="Ragged-red fibers: why?")
     assert evaluation.shares_query(" ragged red\nFIBERS: why?") == "evaluation_query"
     assert evaluation.shares_query("ragged red fibers: how?") == ""
@@ -45,7 +45,7 @@ def test_queries_are_compared_folded():
 
 
 def test_passages_are_compared_folded_and_nearly():
-    evaluation = Evaluation(0.8)
+    evaluation = BenchmarkTexts(0.8)
     evaluation.add(passage=PASSAGE)
     assert evaluation.shares_passage(PASSAGE.upper().replace(". ", ".\n")) == "evaluation_passage"
     assert evaluation.shares_passage(NEAR) == "near_evaluation_passage"
@@ -55,16 +55,16 @@ def test_passages_are_compared_folded_and_nearly():
 
 
 def test_threshold():
-    equal_only = Evaluation(1)
+    equal_only = BenchmarkTexts(1)
     equal_only.add(passage=PASSAGE)
     assert equal_only.shares_passage(PASSAGE) == "evaluation_passage"
     assert equal_only.shares_passage(NEAR) == ""
     with pytest.raises(UserError, match="threshold"):
-        Evaluation(0)
+        BenchmarkTexts(0)
 
 
 def test_empty_texts_are_none():
-    evaluation = Evaluation(0.8)
+    evaluation = BenchmarkTexts(0.8)
     evaluation.add(query=" ", passage="\n")
     assert evaluation.shares_query("") == evaluation.shares_passage("  ") == ""
 
@@ -141,7 +141,7 @@ def test_beir_without_the_training_split(tmp_path):
 
 
 def test_beir_of_training_alone(tmp_path):
-    with pytest.raises(UserError, match=r"qrels has no split for evaluation, only train; name"):
+    with pytest.raises(UserError, match=r"qrels has no evaluation split, only train; give"):
         read(beir(tmp_path, train=[("q0", "d0", "1")]))
 
 

@@ -1,4 +1,4 @@
-"""Each rule on examples that break it and on real texts that do not; the stage as a whole."""
+"""Each filter rule on examples that violate it and on real texts that do not; the whole stage."""
 
 import dataclasses
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.items import Item
-from data_pipeline.quality.contamination import Evaluation
+from data_pipeline.quality.contamination import BenchmarkTexts
 from data_pipeline.quality.filters import (
     RULES,
     FilterSettings,
@@ -57,7 +57,7 @@ def item(*, source=SOURCE, query="how do vaccines work", **fields):
 
 @pytest.fixture(scope="module")
 def evaluation():
-    found = Evaluation(0.8)
+    found = BenchmarkTexts(0.8)
     found.add(query="how do antibiotics work", passage=GOOD.hard_negative_document_1)
     return found
 
@@ -115,7 +115,7 @@ def test_languages_by_name():
         "language:hard_negative_document_1",
         "language:hard_negative_document_2",
     ]
-    with pytest.raises(UserError, match=r"languages \['klingon'\] are not known; there are .*en"):
+    with pytest.raises(UserError, match=r"unknown languages \['klingon'\]; choose of .*en"):
         ItemFilter(FilterSettings(languages=("en", "klingon")))
 
 
@@ -277,7 +277,7 @@ ONE_RULE = {
 
 @pytest.mark.parametrize("rule", RULES)
 def test_rules_can_be_switched_off(rule):
-    evaluation = Evaluation(1)
+    evaluation = BenchmarkTexts(1)
     evaluation.add(query="how do antibiotics work")
     fields, reason = ONE_RULE[rule]
     first = item(query_negative="how do masks work")
@@ -295,7 +295,7 @@ def test_rules_can_be_switched_off(rule):
 
 
 def test_unknown_rule():
-    with pytest.raises(UserError, match=r"no filter rules \['leak'\]; there are language, "):
+    with pytest.raises(UserError, match=r"unknown filter rules \['leak'\]; choose of language, "):
         FilterSettings(rules=("leak", "language"))
 
 

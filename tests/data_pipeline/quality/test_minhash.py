@@ -1,4 +1,4 @@
-"""Estimates against exact similarities, recall of the bands, and the same keys in every process."""
+"""MinHash: estimates against exact similarities, recall of bands, equal keys in all processes."""
 
 import itertools
 import json

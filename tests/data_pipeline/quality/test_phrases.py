@@ -1,4 +1,4 @@
-"""Each pattern on what it is for, all of them on real texts."""
+"""Each pattern on an example of it, and all patterns on real texts."""
 
 import gzip
 import json

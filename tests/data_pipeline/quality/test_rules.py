@@ -1,4 +1,4 @@
-"""Each rule on a good example with one thing wrong; the report; the held-out split."""
+"""Each rule on a valid example with one fault; the report; the held-out split."""
 
 import dataclasses
 import io
@@ -187,5 +187,5 @@ def test_kept_and_report():
     lines = [line.replace("│", " ").split() for line in out.getvalue().splitlines()]
     assert ["rows", "read", "9", "0"] in lines
     assert ["dropped", "by", "a", "rule:", "duplicate_query", "1", "0"] in lines
-    assert ["dropped", "in", "all", "7", "0"] in lines
+    assert ["dropped", "in", "total", "7", "0"] in lines
     assert ["kept", "2", "0"] in lines

@@ -1,4 +1,4 @@
-"""Cohen's kappa against scikit-learn's; which combinations count."""
+"""Cohen's kappa as scikit-learn computes it; which combinations count."""
 
 import math
 import random

@@ -1,6 +1,6 @@
-"""The audit page: what is in it, and that no text in it can become markup.
+"""The audit page: its contents, and that no text becomes markup.
 
-Its script was driven in a browser by hand; here the page is read as a browser's parser reads it.
+The script was tested in a browser by hand; here the page is parsed as a browser does.
 """
 
 import base64

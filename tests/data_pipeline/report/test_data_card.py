@@ -1,4 +1,4 @@
-"""The data card, read back by the hub's own library."""
+"""The data card, parsed by huggingface_hub."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The final report: every pair once, every number by hand; flat memory."""
+"""The report counts every pair once, against numbers by hand, in bounded memory."""
 
 import io
 import json
