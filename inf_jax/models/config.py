@@ -1,23 +1,23 @@
-"""The shape and parts of an encoder, whatever file they were read from."""
+"""The hyperparameters of a transformer encoder, independent of the file they were read from."""
 
 import dataclasses
 from typing import NamedTuple
 
+from inf_jax.core.choices import ATTENTION_MASKS
 from inf_jax.core.errors import UserError
 
-MASKS = ("model", "causal", "bidirectional")
-UNLIMITED = 2**31 - 1  # tokens: more than any text has
+UNLIMITED = 2**31 - 1  # max_positions of a model with relative positions
 
 
 class Rope(NamedTuple):
-    """Rotary positions (Su et al. 2021, arXiv 2104.09864) of one layer.
+    """Rotary position embeddings (Su et al. 2021, arXiv 2104.09864) of one layer.
 
     Attributes:
       base: theta; the wavelengths are 2 pi base^(2i/k).
-      factor: wavelengths are stretched by it; 1 leaves them alone.
-      original: tokens that the model was first trained on, for Llama 3's scaling: wavelengths over
-        `original / low` are stretched, those under `original / high` are not, those between in
-        part. None stretches all.
+      factor: wavelengths are multiplied by it; 1 leaves them unchanged.
+      original: context length of the pretraining, in tokens, for Llama 3's scaling: wavelengths
+        over `original / low` are scaled, those under `original / high` are not, and those between
+        are interpolated. None scales all.
       low, high: see `original`.
     """
 
@@ -30,35 +30,35 @@ class Rope(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """Shape and parts of a transformer. Einsum letters: d width, h heads, k head width, f ffn.
+    """Hyperparameters of a transformer encoder.
 
     Attributes:
-      family: Hugging Face's model_type, which decides the names of the weights.
-      max_positions: tokens of the longest text; UNLIMITED where positions are relative.
-      kv_heads: heads of keys and values; each serves heads / kv_heads queries' heads.
-      norm: "layer" or "rms"; norm_bias is for the former, norm_offset adds 1 to a stored scale.
-      norm_place: "post" (after each residual sum), "pre" (before each half of a layer) or "both"
-        (before it and on its result).
+      family: Hugging Face's model_type; it selects the weight table.
+      max_positions: tokens of the longest text; UNLIMITED with relative positions.
+      kv_heads: key and value heads; each serves heads / kv_heads query heads.
+      norm: "layer" or "rms"; norm_bias is for "layer", norm_offset adds 1 to a stored scale.
+      norm_place: "post" (after each residual sum), "pre" (before attention and feed-forward) or
+        "both" (before each and on its output).
       embedding_norm, final_norm: a norm after the embeddings, and after the last layer.
-      first_norm: whether the first layer has its norm before the attention.
-      positions: "learned", "rope" or "relative" (T5's bias by distance, one for all layers).
-      position_offset: rows of the table of learned positions before that of a text's first token.
-      type_vocab_size: rows of the token type table; 0 is no table.
-      ropes: one a layer, or empty.
-      windows: one a layer: a causal layer sees so many tokens, its own the last; a bidirectional
-        one so many on either side of its own. None sees the whole text.
-      relative_buckets, relative_distance: of the relative positions; those further away than the
-        distance are alike.
-      gated: the ffn is act(x G) * (x U) in place of act(x U).
-      qkv_bias, out_bias, ffn_bias: which products have a bias.
+      first_norm: whether the first layer has a norm before its attention.
+      positions: "learned", "rope" or "relative" (T5's bias by distance, shared by all layers).
+      position_offset: rows of the position table before that of a text's first token.
+      type_vocab_size: rows of the token type table; 0 for none.
+      ropes: one per layer, or empty.
+      windows: one per layer. A causal layer attends to that many tokens including its own, a
+        bidirectional one to that many on each side. None attends to the whole text.
+      relative_buckets, relative_distance: of relative positions; all distances of at least
+        `relative_distance` share a bucket.
+      gated: the feed-forward layer is act(x G) * (x U) instead of act(x U).
+      qkv_bias, out_bias, ffn_bias: which linear layers have a bias.
       qk_norm: a norm over each head's queries and keys.
-      scale: of the scores q k^T.
-      softcap: scores become softcap * tanh(scores / softcap); None leaves them.
-      embedding_scale: factor of the word vectors.
-      decoder: made with causal attention, which may be switched off; an encoder's cannot be on.
-      causal: a token sees no later one.
+      scale: factor of the attention scores q k^T.
+      softcap: scores become softcap * tanh(scores / softcap); None leaves them unchanged.
+      embedding_scale: factor of the word embeddings.
+      decoder: pretrained with causal attention; only such a model may be causal.
+      causal: no token attends to a later one.
       dropout, attention_dropout: rates; a run sets its own.
-      init_std: of random weights.
+      init_std: standard deviation of random weights.
     """
 
     family: str
@@ -101,16 +101,16 @@ class EncoderConfig:
     init_std: float = 0.02
 
     def with_mask(self, mask: str) -> "EncoderConfig":
-        """The same model with attention as its own config says ("model"), or overridden.
+        """A copy with the attention mask `mask`, one of `ATTENTION_MASKS`.
 
         Raises:
-          UserError: causal attention in an encoder, which transformers could not open again.
+          UserError: causal attention in an encoder model, which transformers could not load.
         """
-        if mask not in MASKS:
-            raise ValueError(f"unknown mask {mask!r}: one of {MASKS}")
+        if mask not in ATTENTION_MASKS:
+            raise ValueError(f"unknown mask {mask!r}; choose one of {', '.join(ATTENTION_MASKS)}")
         if mask == "causal" and not self.decoder:
             raise UserError(
-                f"model.mask='causal': {self.family} models have bidirectional attention only; "
+                f"model.mask='causal': {self.family} models support bidirectional attention only; "
                 "leave mask='model'"
             )
         return self if mask == "model" else dataclasses.replace(self, causal=mask == "causal")

@@ -1,9 +1,9 @@
-"""Dropout whose mask is a pure function of (key, site, text, place in the text).
+"""Dropout whose mask is a pure function of (key, site, text id, position in the text).
 
-Where a text lies in its row, in its chunk or on which device changes nothing, so packing, GradCache
-chunks and the mesh leave the gradients alone. The random bits are a counter hash (32-bit finaliser
-of C. Wellons' `lowbias32` family) of those ids: elementwise, so XLA fuses it into its consumer and
-no mask is stored.
+The mask does not depend on a text's row, chunk or device, so packing, GradCache chunks and the mesh
+do not change the gradients. The random bits are a counter hash (32-bit finaliser of C. Wellons'
+`lowbias32` family) of those ids: it is elementwise, so XLA fuses it into its consumer and no mask
+is stored.
 """
 
 from typing import NamedTuple
@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt32
 
+_GOLDEN_RATIO = 0x9E3779B9  # 2^32 / phi, odd: spreads small integers over 32 bits
+
 
 class DropoutKey(NamedTuple):
-    """What identifies the tokens of packed rows, whatever their place.
+    """Identifies the tokens of packed rows independently of where they are packed.
 
     Attributes:
       seed: uint32[2], bits of the step's key.
@@ -27,6 +29,22 @@ class DropoutKey(NamedTuple):
     position: UInt32[Array, "r t"]
 
 
+class AttentionDropout(NamedTuple):
+    """Dropout of attention weights in one layer.
+
+    Attributes:
+      rate: probability of dropping a weight.
+      key: of the rows.
+      site: number of the dropout site, unique in the model.
+      first_head: index, among all heads of the model, of the first head of the array.
+    """
+
+    rate: float
+    key: DropoutKey
+    site: Array | int = 0
+    first_head: Array | int = 0
+
+
 def _mix(h: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
     h = (h ^ (h >> 16)) * jnp.uint32(0x7FEB352D)
     h = (h ^ (h >> 15)) * jnp.uint32(0x846CA68B)
@@ -34,7 +52,7 @@ def _mix(h: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
 
 
 def token_bits(key: DropoutKey, site: Array | int) -> UInt32[Array, "r t"]:
-    """Random bits of each token for one site (a layer's dropout place)."""
+    """Random bits of each token for one dropout site."""
     start = _mix(key.seed[0] ^ _mix(key.seed[1] + jnp.asarray(site, jnp.uint32)))
     return _mix(_mix(start ^ key.text) + key.position)
 
@@ -42,31 +60,27 @@ def token_bits(key: DropoutKey, site: Array | int) -> UInt32[Array, "r t"]:
 def dropout(
     x: Float[Array, "r t d"], rate: float, key: DropoutKey | None, site: Array | int
 ) -> Float[Array, "r t d"]:
-    """Inverted dropout on token states; off where the rate is 0 or there is no key."""
+    """Inverted dropout on token states; the identity if the rate is 0 or the key None."""
     if key is None or rate == 0.0:
         return x
-    feature = jnp.arange(x.shape[-1], dtype=jnp.uint32) * jnp.uint32(0x9E3779B9)
+    feature = jnp.arange(x.shape[-1], dtype=jnp.uint32) * jnp.uint32(_GOLDEN_RATIO)
     bits = _mix(token_bits(key, site)[:, :, None] ^ feature[None, None, :])
     return _drop(x, bits, rate)
 
 
 def attention_dropout(
-    weights: Float[Array, "r h t t"],
-    rate: float,
-    key: DropoutKey | None,
-    site: Array | int,
-    first_head: Array | int = 0,
+    weights: Float[Array, "r h t t"], options: AttentionDropout | None
 ) -> Float[Array, "r h t t"]:
-    """Inverted dropout on attention weights; the mask depends on head (this array's start at
-    `first_head`) and both positions in the text."""
-    if key is None or rate == 0.0:
+    """Inverted dropout on attention weights; the mask depends on the head and on both positions in
+    the text. The identity if `options` is None."""
+    if options is None:
         return weights
-    query = token_bits(key, site)[:, None, :, None]
-    head = jnp.arange(weights.shape[1], dtype=jnp.uint32) + jnp.asarray(first_head, jnp.uint32)
-    head *= jnp.uint32(0x9E3779B9)
-    other = key.position[:, None, None, :]
-    bits = _mix(_mix(query ^ head[None, :, None, None]) + other)
-    return _drop(weights, bits, rate)
+    query = token_bits(options.key, options.site)[:, None, :, None]
+    head = jnp.arange(weights.shape[1], dtype=jnp.uint32)
+    head = (head + jnp.asarray(options.first_head, jnp.uint32)) * jnp.uint32(_GOLDEN_RATIO)
+    key_position = options.key.position[:, None, None, :]
+    bits = _mix(_mix(query ^ head[None, :, None, None]) + key_position)
+    return _drop(weights, bits, options.rate)
 
 
 def _drop(x: Array, bits: Array, rate: float) -> Array:
@@ -80,8 +94,12 @@ def dropout_key(
     segments: Array,
     positions: Array,
 ) -> DropoutKey:
-    """DropoutKey of packed rows from a typed JAX key and the row's text ids; shapes as in
-    `Packed`."""
+    """The DropoutKey of packed rows.
+
+    Args:
+      key: typed JAX key of the step.
+      text_ids, segments, positions: see `packing.Packed`; no chunk axis.
+    """
     texts = jnp.take_along_axis(text_ids, jnp.maximum(segments - 1, 0), axis=1)
     bits = jax.random.key_data(key).reshape(-1)
     return DropoutKey(jnp.stack([bits[0], bits[-1]]), texts, positions.astype(jnp.uint32))

@@ -1,8 +1,9 @@
-"""The text encoder as pure functions: parameters are a plain dict of arrays, nnx stays in here.
+"""The text encoder as pure functions on parameters that are a plain dict of arrays.
 
-`make_encoder(config)` gives `init(key) -> params`, `encode(params, packed) -> vectors` and, for
-queries whose instruction is encoded apart, `encode_instructed`; everything outside this package
-works on these.
+`make_encoder(config)` gives `init(key) -> params`, `encode(params, packed) -> embeddings` and, for
+queries whose instruction is encoded separately, `encode_instructed`. flax.nnx is not used outside
+this package. Letters of shapes: c chunks, k texts of a chunk, b pairs of a chunk, d model width,
+e embedding width.
 """
 
 import dataclasses
@@ -16,32 +17,31 @@ from jaxtyping import Array, Float
 
 from inf_jax.core.packing import Packed
 from inf_jax.distributed.layer_shards import WHOLE, Shards
-from inf_jax.models.attention import choose, implementations
+from inf_jax.models.attention import choose, implementations_for
 from inf_jax.models.config import EncoderConfig
 from inf_jax.models.dropout import dropout_key
 from inf_jax.models.instruction_attention import attend, attend_all, text_states
 from inf_jax.models.lora import Lora
 from inf_jax.models.pooling import PROJECTION, init_projection, normalise, pool, project
-from inf_jax.models.transformer import Transformer
+from inf_jax.models.transformer import Execution, Transformer
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True)
 class EncoderOptions:
-    """How to run the encoder, apart from its shape: the `model` section of a run's config.
+    """What turns token states into embeddings, and how it is computed (a run's `model` section).
 
     Attributes:
-      pooling: mean, cls, last or weighted_mean.
-      projection: e, width of a linear layer after pooling; 0 is none, and e is d.
-      projection_bias: whether it has a bias.
-      normalise: unit-length vectors.
-      dtype: compute dtype, float32 or bfloat16.
-      scan_layers: one compiled layer in a loop, or layers unrolled.
-      remat: what the backward pass recomputes: none, dots or full.
-      lora: the adapters that the parameters have, see `models.lora`.
-      attention: auto or a name in `attention.IMPLEMENTATIONS`.
-      device: one of those that programs are compiled for, which decides what "auto" is; None is
+      pooling: name in `pooling.POOLINGS`.
+      projection: e, width of a linear layer after pooling; 0 for none, then e = d.
+      projection_bias: whether that layer has a bias.
+      normalise: scale embeddings to unit length.
+      dtype: compute dtype, a name in DTYPES.
+      scan_layers, remat: see `transformer.Execution`.
+      lora: the adapters among the parameters, see `models.lora`.
+      attention: "auto" or a name in `attention.IMPLEMENTATIONS`.
+      device: a device that programs are compiled for, which decides what "auto" means; None for
         this process's first.
     """
 
@@ -58,18 +58,18 @@ class EncoderOptions:
 
 
 class Instructed(NamedTuple):
-    """Vectors of chunks whose instructions and queries were encoded apart, float32.
+    """Embeddings of chunks whose instructions and queries are encoded separately, float32.
 
     Attributes:
-      queries: [c, n, e], query a under its own instruction.
-      negatives: [c, n, n, e]; [c, a, b] is query a under instruction b, so the diagonal is
-        `queries`. None where they were not asked for.
-      passages: [c, n, e]; None where the grid holds none.
+      queries: [c, b, e], query a under its own instruction.
+      negatives: [c, b, b, e]; [c, a, i] is query a under instruction i, so the diagonal is
+        `queries`. None if not requested.
+      passages: [c, b, e]; None if the chunks hold none.
     """
 
-    queries: Float[Array, "c n e"]
-    negatives: Float[Array, "c n n e"] | None
-    passages: Float[Array, "c n e"] | None
+    queries: Float[Array, "c b e"]
+    negatives: Float[Array, "c b b e"] | None
+    passages: Float[Array, "c b e"] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,18 +78,19 @@ class Encoder:
     be bfloat16).
 
     Attributes:
-      init: (key) -> params, random weights; under `jax.eval_shape` it gives the abstract tree.
+      init: (key) -> params, random weights; `jax.eval_shape` of it gives their shapes.
       hidden: (params, tokens, segments, positions, **options of Transformer) -> token states.
-      encode: (params, packed, key=None, *, shards=WHOLE) -> Float[c, k, e], one float32 vector a
-        text; a key turns dropout on; `shards` is for params that are split (`models.shards`).
+      encode: (params, packed, key=None, *, shards=WHOLE) -> Float[c, k, e], one float32 embedding
+        per text. A key turns dropout on; `shards` says how params are split, see
+        `distributed.layer_shards`.
       encode_instructed: (params, packed, key=None, *, max_tokens, all_pairs=True, passages=True,
-        shards=WHOLE) -> Instructed, by `models.instruct`, in one pass. A chunk's k = 3n texts are n
-        instructions, their n queries and their n passages (shared towers), or, with passages=False,
-        k = 2n without the passages (the query tower of separate ones; `encode` is for the other
-        tower). No instruction or query is longer than `max_tokens`. all_pairs=False computes no
-        `negatives`.
-      encode_queries: (params, packed) -> Float[c, n, e], the `queries` of a grid of k = 2n texts
-        of at most half a row each, as `encode.encode_texts` makes it.
+        shards=WHOLE) -> Instructed, see `instruction_attention`, in one pass. The k = 3b texts of
+        a chunk are b instructions, their b queries and their b passages (shared towers); with
+        passages=False k = 2b, without the passages (the query tower of separate ones; `encode` is
+        for the other tower). `max_tokens` bounds the length of instructions and queries.
+        all_pairs=False computes no `negatives`.
+      encode_queries: (params, packed, *, shards=WHOLE) -> Float[c, b, e], the `queries` of chunks
+        of k = 2b texts of at most half a row each, as `retriever.encode` packs them.
     """
 
     config: EncoderConfig
@@ -98,50 +99,50 @@ class Encoder:
     hidden: Callable[..., Array]
     encode: Callable[..., Float[Array, "c k e"]]
     encode_instructed: Callable[..., Instructed]
-    encode_queries: Callable[[dict, Packed], Float[Array, "c n e"]]
+    encode_queries: Callable[..., Float[Array, "c b e"]]
 
     @property
     def width(self) -> int:
-        """e, entries of a vector."""
+        """e, the entries of an embedding."""
         return self.options.projection or self.config.width
 
     def attention_in_training(self, tokens: int) -> str:
-        """The implementation for rows of so many tokens, with why it is not the device's own.
+        """The attention implementation for rows of `tokens` tokens; if it is not the device's
+        fastest one, also the reason.
 
         Raises:
-          UserError: as `attention.implementations` and `attention.choose`.
+          UserError: as `attention.implementations_for` and `attention.choose`.
         """
         config = self.config
-        name, instead_of = choose(
+        shape = (1, config.heads, tokens, config.head_width)
+        name, reason = choose(
             _implementations(self.options),
-            jax.ShapeDtypeStruct(
-                (1, config.heads, tokens, config.head_width), DTYPES[self.options.dtype]
-            ),
+            jax.ShapeDtypeStruct(shape, DTYPES[self.options.dtype]),
             bias=config.positions == "relative",
             dropout=config.attention_dropout > 0,
             softcap=config.softcap,
         )
-        return f"{name} ({instead_of})" if instead_of else name
+        return f"{name} ({reason})" if reason else name
 
 
 def tower(params: dict, role: str) -> dict:
-    """The encoder's tree for `role` ("query" or "passage")."""
+    """The parameters of the encoder for `role` ("query" or "passage")."""
     return params["shared"] if "shared" in params else params[role]
 
 
 def _implementations(options: EncoderOptions) -> tuple[str, ...]:
-    return implementations(options.attention, options.device or jax.local_devices()[0])
+    return implementations_for(options.attention, options.device or jax.local_devices()[0])
 
 
 def plain_encoder(encoder: Encoder) -> Encoder:
-    """The same without adapters, for parameters that have them merged."""
+    """The same encoder without adapters, for parameters into which they are merged."""
     if encoder.options.lora is None:
         return encoder
     return make_encoder(encoder.config, dataclasses.replace(encoder.options, lora=None))
 
 
 def make_encoder(config: EncoderConfig, options: EncoderOptions = EncoderOptions()) -> Encoder:
-    """The pure functions for a shape and options."""
+    """The Encoder of a config and options."""
 
     def build(key: jax.Array) -> Transformer:
         return Transformer(config, nnx.Rngs(params=key), options.lora)
@@ -151,18 +152,19 @@ def make_encoder(config: EncoderConfig, options: EncoderOptions = EncoderOptions
     def init(key: jax.Array) -> dict:
         params = nnx.to_pure_dict(nnx.state(build(key), nnx.Param))
         if options.projection:
-            how = {"bias": options.projection_bias}
-            params[PROJECTION] = init_projection(key, config.width, options.projection, **how)
+            params[PROJECTION] = init_projection(
+                key, config.width, options.projection, bias=options.projection_bias
+            )
         return params
 
-    def hidden(params: dict, *rows: Array, **how) -> Array:
-        state = jax.tree.map(lambda x: x, abstract)  # a fresh container: replace fills it in place
+    def hidden(params: dict, *rows: Array, **kwargs) -> Array:
+        state = jax.tree.map(lambda x: x, abstract)  # a copy: the next line fills it in place
         nnx.replace_by_pure_dict(state, params)
-        return nnx.merge(graphdef, state)(*rows, **how)
+        return nnx.merge(graphdef, state)(*rows, **kwargs)
 
     def token_states(params: dict, packed: Packed, key: jax.Array | None, shards: Shards) -> Array:
-        rest = {name: x for name, x in params.items() if name not in ("blocks", PROJECTION)}
-        params = shards.whole(rest) | {"blocks": params["blocks"]}
+        others = {name: x for name, x in params.items() if name not in ("blocks", PROJECTION)}
+        params = shards.whole(others) | {"blocks": params["blocks"]}
         c, r, t = packed.tokens.shape
         rows = [x.reshape(c * r, t) for x in (packed.tokens, packed.segments, packed.positions)]
         text_ids = packed.text_ids.reshape(c * r, -1)
@@ -170,12 +172,14 @@ def make_encoder(config: EncoderConfig, options: EncoderOptions = EncoderOptions
             states = hidden(
                 params,
                 *rows,
-                dtype=DTYPES[options.dtype],
+                execution=Execution(
+                    DTYPES[options.dtype],
+                    options.scan_layers,
+                    options.remat,
+                    _implementations(options),
+                ),
                 key=None if key is None else dropout_key(key, text_ids, rows[1], rows[2]),
-                scan_layers=options.scan_layers,
-                remat=options.remat,
                 shards=shards,
-                attention=_implementations(options),
             )
         return states.reshape(c, r, t, -1)
 
@@ -195,11 +199,9 @@ def make_encoder(config: EncoderConfig, options: EncoderOptions = EncoderOptions
     def encode(
         params: dict, packed: Packed, key: jax.Array | None = None, *, shards: Shards = WHOLE
     ) -> Array:
-        head = (
-            shards.whole({PROJECTION: params[PROJECTION]})[PROJECTION]
-            if options.projection
-            else None
-        )
+        head = None
+        if options.projection:
+            head = shards.whole({PROJECTION: params[PROJECTION]})[PROJECTION]
         return pooled(token_states(params, packed, key, shards), packed, head)
 
     def encode_instructed(
@@ -214,14 +216,15 @@ def make_encoder(config: EncoderConfig, options: EncoderOptions = EncoderOptions
     ) -> Instructed:
         states = token_states(params, packed, key, shards)
         k, s = packed.slots.shape[1], packed.text_ids.shape[-1]
-        n, rest = divmod(k, 3 if passages else 2)
-        if rest:
-            raise ValueError(f"{k} texts a chunk are not n each of {3 if passages else 2} kinds")
+        kinds = 3 if passages else 2
+        b, remainder = divmod(k, kinds)
+        if remainder:
+            raise ValueError(f"the {k} texts of a chunk are not a multiple of {kinds}")
 
         def instructed(states: Array, segments: Array, slots: Array) -> tuple:
             sizes = {"texts_per_row": s, "max_tokens": max_tokens}
-            instructions, instruction_mask = text_states(states, segments, slots[:n], **sizes)
-            queries, query_mask = text_states(states, segments, slots[n : 2 * n], **sizes)
+            instructions, instruction_mask = text_states(states, segments, slots[:b], **sizes)
+            queries, query_mask = text_states(states, segments, slots[b : 2 * b], **sizes)
             texts = instructions, queries, instruction_mask, query_mask
             if not all_pairs:
                 return finish(jax.vmap(attend)(*texts)), None
@@ -232,12 +235,18 @@ def make_encoder(config: EncoderConfig, options: EncoderOptions = EncoderOptions
             queries, negatives = jax.vmap(instructed)(states, packed.segments, packed.slots)
         if not passages:
             return Instructed(queries, negatives, None)
-        last = packed._replace(slots=packed.slots[:, 2 * n :])
-        return Instructed(queries, negatives, pooled(states, last, None))
+        passages_only = packed._replace(slots=packed.slots[:, 2 * b :])
+        return Instructed(queries, negatives, pooled(states, passages_only, None))
 
     def encode_queries(params: dict, packed: Packed, *, shards: Shards = WHOLE) -> Array:
-        how = {"max_tokens": packed.tokens.shape[-1] // 2, "shards": shards}
-        return encode_instructed(params, packed, all_pairs=False, passages=False, **how).queries
+        return encode_instructed(
+            params,
+            packed,
+            max_tokens=packed.tokens.shape[-1] // 2,
+            all_pairs=False,
+            passages=False,
+            shards=shards,
+        ).queries
 
     return Encoder(
         config=config,

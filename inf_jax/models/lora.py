@@ -1,9 +1,9 @@
 """Low-rank adapters (LoRA, Hu et al. 2021, arXiv 2106.09685) of the blocks' linear layers.
 
-A layer's product with a kernel W [*in, *out] becomes x W + (alpha / r) (x A) B, with A [*in, r] and
-B [r, *out]. The kernel is not trained, so that no gradient of its size is ever computed. Adapters
-are parameters like others, `blocks/query_lora_a` beside `blocks/query_kernel`, with the blocks'
-leading layer axis.
+A layer's product with a kernel W [*in, *out] becomes x W + (alpha / rank) (x A) B, with A
+[*in, rank] and B [rank, *out]. W is frozen, so no gradient of its size is computed. Adapters are
+ordinary parameters, `blocks/query_lora_a` next to `blocks/query_kernel`, with the blocks' leading
+layer axis. Einsum letters: l layers, r rows, t tokens, z rank.
 """
 
 import math
@@ -19,15 +19,15 @@ from jaxtyping import Array, Float
 from inf_jax.core.errors import UserError
 
 KERNEL, A, B = "_kernel", "_lora_a", "_lora_b"
-_INPUTS = {"out": 2}  # axes that a kernel contracts, heads and their width; others have one
+_INPUTS = {"out": 2}  # input axes of a kernel (heads and head width); all others have one
 
 
 class Lora(NamedTuple):
-    """Which adapters there are.
+    """The adapters of an encoder.
 
     Attributes:
-      rank: r.
-      alpha: the product of A and B counts alpha / r times.
+      rank: inner dimension of A B.
+      alpha: A B is scaled by alpha / rank.
       targets: linear layers of a block: query, key, value, out, up, gate, down.
     """
 
@@ -37,66 +37,70 @@ class Lora(NamedTuple):
 
     @property
     def scale(self) -> float:
-        """alpha / r."""
+        """alpha / rank."""
         return self.alpha / self.rank
 
 
 def make_lora(paths: Sequence[str], *, rank: int, alpha: float, targets: str) -> Lora | None:
-    """The adapters that a regular expression on parameter paths asks for; None for rank 0.
+    """The adapters of the linear layers that a regular expression selects; None for rank 0.
 
     Args:
-      paths: of one encoder's parameters, "blocks/query_kernel".
+      paths: of one encoder's parameters, such as "blocks/query_kernel".
+      targets: regular expression, searched in the paths (`model.lora_targets`).
 
     Raises:
-      UserError: it matches nothing, or something that is no linear layer.
+      UserError: it matches nothing, or a parameter that is not a kernel of a linear layer.
     """
     if not rank:
         return None
-    found = [path for path in paths if re.search(targets, path)]
-    linear = [path for path in paths if path.endswith(KERNEL)]
-    odd = sorted(set(found) - set(linear))
-    if odd or not found:
-        what = f"matches {', '.join(odd)}, not linear" if odd else "matches nothing"
+    matches = [path for path in paths if re.search(targets, path)]
+    kernels = [path for path in paths if path.endswith(KERNEL)]
+    others = sorted(set(matches) - set(kernels))
+    if others or not matches:
+        problem = f"matches {', '.join(others)}, not linear" if others else "matches nothing"
         raise UserError(
-            f"model.lora_targets={targets!r} {what}; linear layers are {', '.join(linear)}"
+            f"model.lora_targets={targets!r} {problem}; linear layers are {', '.join(kernels)}"
         )
-    names = sorted(path.removeprefix("blocks/").removesuffix(KERNEL) for path in found)
+    names = sorted(path.removeprefix("blocks/").removesuffix(KERNEL) for path in matches)
     return Lora(rank, alpha, tuple(names))
 
 
 def is_adapter(path: str) -> bool:
-    """Whether a parameter belongs to an adapter, by its path."""
+    """Whether the parameter at this path belongs to an adapter."""
     return path.endswith((A, B))
 
 
 def adapter_shapes(name: str, kernel: tuple[int, ...], rank: int) -> tuple[tuple[int, ...], ...]:
-    """Shapes of A and B of a layer's kernel (no layer axis)."""
+    """Shapes of A and B for a kernel without its layer axis."""
     n = _INPUTS.get(name, 1)
     return (*kernel[:n], rank), (rank, *kernel[n:])
 
 
-def first_adapter(key: Array, name: str, kernel: tuple[int, ...], rank: int) -> dict[str, Array]:
-    """{A, B} at the start, float32: B is 0, so that the model is as before, and A is drawn from
-    U(-1/sqrt(n), 1/sqrt(n)) for n inputs, as PEFT does (Kaiming-uniform with a = sqrt(5))."""
+def initial_adapter(key: Array, name: str, kernel: tuple[int, ...], rank: int) -> dict[str, Array]:
+    """Initial {A, B} of one layer, float32.
+
+    B is 0, so the model is unchanged; A is drawn from U(-1/sqrt(n), 1/sqrt(n)) for n inputs, as in
+    PEFT (Kaiming-uniform with a = sqrt(5)).
+    """
     a, b = adapter_shapes(name, kernel, rank)
     bound = 1 / math.sqrt(math.prod(a[:-1]))
-    drawn = jax.random.uniform(key, a, jnp.float32, -bound, bound)
-    return {name + A: drawn, name + B: jnp.zeros(b, jnp.float32)}
+    random = jax.random.uniform(key, a, jnp.float32, -bound, bound)
+    return {name + A: random, name + B: jnp.zeros(b, jnp.float32)}
 
 
-def first_adapters(key: Array, blocks: Mapping[str, Array], lora: Lora) -> dict[str, Array]:
-    """`first_adapter` of all targets and layers, for the stacked kernels of `blocks`."""
+def initial_adapters(key: Array, blocks: Mapping[str, Array], lora: Lora) -> dict[str, Array]:
+    """`initial_adapter` of every target and layer; `blocks` holds the stacked kernels."""
     adapters = {}
     for name in lora.targets:
         layers, *kernel = blocks[name + KERNEL].shape
         keys = jax.random.split(jax.random.fold_in(key, zlib.crc32(name.encode())), layers)
-        make = lambda k, n=name, s=tuple(kernel): first_adapter(k, n, s, lora.rank)  # noqa: E731
+        make = lambda k, n=name, s=tuple(kernel): initial_adapter(k, n, s, lora.rank)  # noqa: E731
         adapters |= jax.vmap(make)(keys)
     return adapters
 
 
 def low_rank(equation: str, x: Array, a: Array, b: Array, scale: float) -> Array:
-    """What an adapter adds to einsum(equation, x, kernel), in x's dtype; x has rows and tokens."""
+    """The adapter's term of einsum(equation, x, kernel), in x's dtype; x is [r, t, ...]."""
     left, kernel, result = re.split(",|->", equation)
     inner = "".join(letter for letter in kernel if letter not in result)
     outer = "".join(letter for letter in kernel if letter in result)
@@ -105,8 +109,8 @@ def low_rank(equation: str, x: Array, a: Array, b: Array, scale: float) -> Array
 
 
 def merged(tree: Mapping, lora: Lora | None) -> dict:
-    """One encoder's tree without adapters: each target's kernel is W + (alpha / r) A B, float32;
-    other parameters as they are."""
+    """One encoder's parameters with the adapters merged: each target's kernel becomes
+    W + (alpha / rank) A B, float32; other parameters are unchanged."""
     if lora is None:
         return dict(tree)
     blocks = dict(tree["blocks"])
@@ -117,7 +121,7 @@ def merged(tree: Mapping, lora: Lora | None) -> dict:
     return {**tree, "blocks": blocks}
 
 
-def _product(a: Float[Array, "l ... r"], b: Float[Array, "l r ..."]) -> Float[Array, "l i o"]:
+def _product(a: Float[Array, "l ... z"], b: Float[Array, "l z ..."]) -> Float[Array, "l i o"]:
     layers, rank = b.shape[:2]
     a, b = a.reshape(layers, -1, rank), b.reshape(layers, rank, -1)
     return jnp.einsum("liz,lzo->lio", a, b, precision=jax.lax.Precision.HIGHEST)

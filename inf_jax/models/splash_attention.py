@@ -1,19 +1,24 @@
 """Attention by JAX's splash kernels for TPUs: no array of scores in memory.
 
-A kernel's mask is static. It goes by columns, which is the same as by positions: the tokens of a
-text lie side by side. Segments come beside it, as data, and no block is skipped for them.
+The only module that uses `jax.experimental.pallas.ops.tpu.splash_attention`, which may change with
+each JAX release (written for 0.10).
+
+A kernel's mask is static and defined by columns of the row. That is equivalent to positions, since
+the tokens of a text are contiguous. Segments are passed as data; no block is skipped for them.
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 from jax.experimental.pallas.ops.tpu import splash_attention as kernels
 from jaxtyping import Array, Float, Int
 
-from inf_jax.models.xla_attention import Window
+from inf_jax.models.dropout import AttentionDropout
+from inf_jax.models.xla_attention import ScoreOptions
 
 LANES = 128
-BLOCK = 512  # tokens at the most; a kernel holds the scores of block x block at once
+MAX_BLOCK = 512  # tokens; a kernel holds the scores of block x block at once
 
 
 def splash_attention(
@@ -22,66 +27,53 @@ def splash_attention(
     v: Float[Array, "r g t k"],
     *,
     segments: Int[Array, "r t"],
-    scale: float,
-    causal: bool,
-    window: Window,
-    softcap: float | None = None,
+    positions: Int[Array, "r t"],
+    scores: ScoreOptions,
+    dropout: AttentionDropout | None = None,
     interpret: bool = False,
-    **_: object,
 ) -> Float[Array, "r h t k"]:
-    """See `attention.attention`, without bias and dropout, t a multiple of 128.
+    """See `attention.attention`; without bias and dropout, t a multiple of 128.
 
     Args:
-      interpret: run the kernels' programs on any device, slowly.
+      interpret: run the kernels in Pallas's interpreter, on any device, slowly.
     """
+    del positions, dropout
+    heads, tokens = q.shape[1:3]
     branches = [
-        _among(
-            size,
-            heads=q.shape[1],
-            tokens=q.shape[2],
-            causal=causal,
-            softcap=softcap,
-            interpret=interpret,
-        )
-        for size in window.sizes
+        _kernel(size, scores, heads=heads, tokens=tokens, interpret=interpret)
+        for size in scores.window.sizes
     ]
-    operands = q * scale, k, v, segments
-    if window.which is None:
+    operands = q * scores.scale, k, v, segments
+    if scores.window.which is None:
         return branches[0](*operands)
-    return jax.lax.switch(window.which, branches, *operands)
+    return jax.lax.switch(scores.window.which, branches, *operands)
 
 
-def splash_refusal(
+def splash_limitation(
     q: jax.Array | jax.ShapeDtypeStruct, *, bias: bool, dropout: bool, softcap: float | None
 ) -> str:
-    """Why the kernels cannot do it; "" where they can."""
+    """Why the kernels cannot compute it; "" if they can."""
     del softcap
     if bias:
-        return "the model adds a bias by distance to its scores"
+        return "the model adds a position bias to its attention scores"
     if dropout:
         return "model.dropout drops attention weights"
     if q.shape[2] % LANES:
-        return f"rows of {q.shape[2]} tokens, which is no multiple of {LANES}"
+        return f"rows have {q.shape[2]} tokens, not a multiple of {LANES}"
     return ""
 
 
-def _among(
-    size: int | None,
-    *,
-    heads: int,
-    tokens: int,
-    causal: bool,
-    softcap: float | None,
-    interpret: bool,
-):
-    """The kernel of one window, over rows: (q, k, v, segments) -> mixed values."""
+def _kernel(
+    size: int | None, scores: ScoreOptions, *, heads: int, tokens: int, interpret: bool
+) -> Callable[..., Array]:
+    """The kernel for one window size, over rows: (q, k, v, segments) -> mixed values."""
     square = tokens, tokens
     if size is not None:
-        sides = (size - 1, 0) if causal else (size, size)
+        sides = (size - 1, 0) if scores.causal else (size, size)
         mask = kernels.LocalMask(square, sides, offset=0)
     else:
-        mask = kernels.CausalMask(square) if causal else kernels.FullMask(square)
-    block = _block(tokens, size if size is None or causal else 2 * size + 1)
+        mask = kernels.CausalMask(square) if scores.causal else kernels.FullMask(square)
+    block = _block(tokens, size if size is None or scores.causal else 2 * size + 1)
     whole = block == tokens
     sizes = kernels.BlockSizes(
         block_q=block,
@@ -90,23 +82,23 @@ def _among(
         block_kv_dkv=block,
         block_q_dq=None if whole else block,
         block_kv_dq=None if whole else block,
-        use_fused_bwd_kernel=whole,  # with more blocks it writes the gradient of q once for each
+        use_fused_bwd_kernel=whole,  # with several blocks it writes one gradient of q for each
     )
     kernel = kernels.make_splash_mha(
         kernels.MultiHeadMask([mask] * heads),
         block_sizes=sizes,
         head_shards=1,
         q_seq_shards=1,
-        attn_logits_soft_cap=softcap,
+        attn_logits_soft_cap=scores.softcap,
         interpret=interpret,
     )
     return jax.vmap(lambda q, k, v, ids: kernel(q, k, v, kernels.SegmentIds(ids, ids)))
 
 
 def _block(tokens: int, span: int | None) -> int:
-    """Tokens of a block: the whole row if it is short; else no more than the window spans, since
-    blocks outside it are skipped."""
-    if tokens <= BLOCK:
+    """Tokens of a block: the whole row if it is short; else at most the span of the window, so
+    that blocks outside the window can be skipped."""
+    if tokens <= MAX_BLOCK:
         return tokens
-    most = BLOCK if span is None else max(LANES, 2 ** int(math.log2(span)))
-    return max(n for n in (LANES, 2 * LANES, BLOCK) if n <= most and tokens % n == 0)
+    limit = MAX_BLOCK if span is None else max(LANES, 2 ** int(math.log2(span)))
+    return max(n for n in (LANES, 2 * LANES, MAX_BLOCK) if n <= limit and tokens % n == 0)

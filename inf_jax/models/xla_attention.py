@@ -1,77 +1,99 @@
-"""Attention as matrix products and a softmax: runs anywhere, holds all scores of a row."""
+"""Attention as matrix products and a softmax: runs on any device, holds all scores of a row.
+
+`Window`, `ScoreOptions` and `visible`, which all implementations share, are defined here.
+"""
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from inf_jax.models.dropout import DropoutKey, attention_dropout
+from inf_jax.models.dropout import AttentionDropout, attention_dropout
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """How far a layer sees, see `EncoderConfig.windows`.
+    """The attention window of a layer, see `EncoderConfig.windows`.
 
     Attributes:
-      sizes: the different windows of the layers that share a program; None sees the whole text.
-      which: the place in `sizes` of this layer's, an int32 scalar; None where there is but one.
+      sizes: the distinct windows, in tokens, of the layers that share a program; None attends to
+        the whole text.
+      which: index in `sizes` of this layer's window, an int32 scalar; None if there is only one.
     """
 
     sizes: tuple[int | None, ...] = dataclasses.field(default=(None,), metadata={"static": True})
     which: Array | None = None
 
     def size(self) -> Array | int | None:
-        """This layer's tokens; None where no layer has a window."""
+        """This layer's window in tokens; None if no layer has one."""
         if self.which is None or set(self.sizes) == {None}:
             return self.sizes[0]
-        everything = np.iinfo(np.int32).max
-        sizes = [everything if size is None else size for size in self.sizes]
+        unlimited = np.iinfo(np.int32).max
+        sizes = [unlimited if size is None else size for size in self.sizes]
         return jnp.asarray(sizes, jnp.int32)[self.which]
 
 
-def visible(
-    segments: Int[Array, "r t"],
-    positions: Int[Array, "r t"],
-    *,
-    causal: bool,
-    window: Window,
-) -> Bool[Array, "r 1 t t"]:
-    """Which tokens (last axis) a token sees: of its own segment, none later if `causal`, none
-    beyond the window.
+class ScoreOptions(NamedTuple):
+    """How attention scores are computed and masked.
 
-    Each token sees itself, so no row is empty; those of empty slots (segment 0) see each other.
+    Attributes:
+      scale: factor of q k^T.
+      causal: no token attends to a later one.
+      window: how far a token attends.
+      softcap: scores become softcap * tanh(scores / softcap), before the bias; None leaves them.
+      bias: float32[1, h, t, t], added to the scores, or None.
     """
-    seen = segments[:, None, :, None] == segments[:, None, None, :]
+
+    scale: float
+    causal: bool = False
+    window: Window = Window()
+    softcap: float | None = None
+    bias: Float[Array, "1 h t t"] | None = None
+
+
+def visible(
+    segments: Int[Array, "r t"], positions: Int[Array, "r t"], *, causal: bool, window: Window
+) -> Bool[Array, "r 1 t t"]:
+    """The attention mask of packed rows: True where a query (axis 2) sees a key (axis 3).
+
+    A token sees the tokens of its own segment, none later than itself if `causal`, none outside
+    the window. Each token sees itself, so no row of the mask is empty; empty slots (segment 0) see
+    each other.
+    """
+    mask = segments[:, None, :, None] == segments[:, None, None, :]
     size = window.size()
     if not causal and size is None:
-        return seen
-    behind = positions[:, None, :, None] - positions[:, None, None, :]
+        return mask
+    distance = positions[:, None, :, None] - positions[:, None, None, :]
     if causal:
-        seen &= behind >= 0
+        mask &= distance >= 0
     if size is not None:
-        seen &= (behind < size) if causal else (jnp.abs(behind) <= size)
-    return seen
+        mask &= (distance < size) if causal else (jnp.abs(distance) <= size)
+    return mask
 
 
 @jax.custom_vjp
 def masked_softmax(
-    scores: Float[Array, "r h t t"], seen: Bool[Array, "r 1 t t"]
+    scores: Float[Array, "r h t t"], mask: Bool[Array, "r 1 t t"]
 ) -> Float[Array, "r h t t"]:
-    """softmax over the last axis among `seen`; backward keeps the result only (autodiff keeps
-    four)."""
-    return jax.nn.softmax(jnp.where(seen, scores, -1e30), axis=-1)
+    """softmax over the last axis where `mask` is True.
+
+    The backward pass keeps the result only; autodiff would keep four arrays.
+    """
+    return jax.nn.softmax(jnp.where(mask, scores, -1e30), axis=-1)
 
 
-def _masked_softmax_forward(scores: Array, seen: Array) -> tuple[Array, Array]:
-    weights = masked_softmax(scores, seen)
+def _masked_softmax_forward(scores: Array, mask: Array) -> tuple[Array, Array]:
+    weights = masked_softmax(scores, mask)
     return weights, weights
 
 
 def _masked_softmax_backward(weights: Array, g: Array) -> tuple[Array, None]:
-    # Where the mask is off the weight is 0, and so is the gradient.
+    # Where the mask is False the weight is 0, and so is the gradient.
     return weights * (g - (g * weights).sum(-1, keepdims=True)), None
 
 
@@ -85,34 +107,25 @@ def xla_attention(
     *,
     segments: Int[Array, "r t"],
     positions: Int[Array, "r t"],
-    scale: float,
-    causal: bool,
-    window: Window,
-    softcap: float | None = None,
-    bias: Float[Array, "1 h t t"] | None = None,
-    dropout_rate: float = 0.0,
-    dropout_key: DropoutKey | None = None,
-    site: Array | int = 0,
-    first_head: Array | int = 0,
+    scores: ScoreOptions,
+    dropout: AttentionDropout | None = None,
 ) -> Float[Array, "r h t k"]:
-    """See `attention.attention`; weights in float32.
+    """See `attention.attention`; the weights are float32.
 
-    Heads come before tokens: XLA on CPU then runs plain batched matmuls (twice as fast as with
-    "rthk").
+    Heads come before tokens: XLA on CPU then runs plain batched matmuls, twice as fast as with
+    the layout "rthk".
     """
     r, h, t, width = q.shape
     g = k.shape[1]
-    # the queries of a group side by side: one product a group, no copies of k and v
-    grouped = (q * scale).reshape(r, g, h // g * t, width)
-    scores = jnp.einsum("rgqk,rgsk->rgqs", grouped, k, preferred_element_type=jnp.float32)
-    scores = scores.reshape(r, h, t, t)
-    if softcap is not None:
-        scores = softcap * jnp.tanh(scores / softcap)
-    if bias is not None:
-        scores = scores + bias
-    seen = visible(segments, positions, causal=causal, window=window)
-    weights = masked_softmax(scores, seen)
-    weights = attention_dropout(weights, dropout_rate, dropout_key, site, first_head)
+    # The queries of a group side by side: one product per group, no copies of k and v.
+    grouped = (q * scores.scale).reshape(r, g, h // g * t, width)
+    x = jnp.einsum("rgqk,rgsk->rgqs", grouped, k, preferred_element_type=jnp.float32)
+    x = x.reshape(r, h, t, t)
+    if scores.softcap is not None:
+        x = scores.softcap * jnp.tanh(x / scores.softcap)
+    if scores.bias is not None:
+        x = x + scores.bias
+    mask = visible(segments, positions, causal=scores.causal, window=scores.window)
+    weights = attention_dropout(masked_softmax(x, mask), dropout)
     weights = weights.astype(v.dtype).reshape(r, g, h // g * t, t)
-    mixed = jnp.einsum("rgqs,rgsk->rgqk", weights, v)
-    return mixed.reshape(r, h, t, width)
+    return jnp.einsum("rgqs,rgsk->rgqk", weights, v).reshape(r, h, t, width)

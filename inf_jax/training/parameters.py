@@ -18,7 +18,7 @@ from inf_jax.core.errors import UserError
 from inf_jax.core.trees import join, leaf_paths, path_name, select
 from inf_jax.distributed.sharding import state_shardings
 from inf_jax.models.encoder import DTYPES, Encoder, make_encoder, plain_encoder
-from inf_jax.models.lora import Lora, first_adapters, is_adapter, merged
+from inf_jax.models.lora import Lora, initial_adapters, is_adapter, merged
 
 
 class Split(NamedTuple):
@@ -76,7 +76,7 @@ class Split(NamedTuple):
 
         def tower(tree: dict) -> dict:
             return tree | {
-                "blocks": tree["blocks"] | first_adapters(key, tree["blocks"], self.lora)
+                "blocks": tree["blocks"] | initial_adapters(key, tree["blocks"], self.lora)
             }
 
         return {name: tower(tree) for name, tree in base.items()}

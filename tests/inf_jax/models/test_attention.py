@@ -1,6 +1,7 @@
-"""Attention's implementations against each other; the TPU's kernels by Pallas's interpreter."""
+"""The attention implementations against each other; TPU kernels in Pallas's interpreter."""
 
 import dataclasses
+import functools
 from types import SimpleNamespace
 
 import jax
@@ -9,16 +10,17 @@ import numpy as np
 import pytest
 
 from inf_jax.core import packing
+from inf_jax.core.choices import ATTENTIONS
 from inf_jax.core.errors import UserError
 from inf_jax.distributed.gradcache import in_chunks
 from inf_jax.distributed.mesh import batch_sharding, make_mesh
 from inf_jax.distributed.sharding import state_shardings
-from inf_jax.models import attention as module
-from inf_jax.models.attention import attention, cudnn_attention, implementations
-from inf_jax.models.dropout import DropoutKey
+from inf_jax.models.attention import IMPLEMENTATIONS, attention, implementations_for
+from inf_jax.models.cudnn_attention import cudnn_attention
+from inf_jax.models.dropout import AttentionDropout, DropoutKey
 from inf_jax.models.encoder import EncoderOptions, make_encoder
 from inf_jax.models.splash_attention import splash_attention
-from inf_jax.models.xla_attention import Window, visible, xla_attention
+from inf_jax.models.xla_attention import ScoreOptions, Window, visible, xla_attention
 from inf_jax.planning.flops import product_flops
 from tests.inf_jax.models.goldens import params_of, quick_jit, shape_of
 
@@ -26,8 +28,8 @@ TPU = SimpleNamespace(platform="tpu", device_kind="TPU v5 lite")
 EITHER = Window((20, None), jnp.int32(0)), Window((20, None), jnp.int32(1))
 
 
-def rows(*, heads, groups, tokens, width=16, dtype=jnp.float32, seed=0):
-    """q, k, v, and {segments, positions} of two packed rows whose ends are empty."""
+def inputs(*, heads, groups, tokens, width=16, dtype=jnp.float32, seed=0):
+    """(q, k, v) and {segments, positions} of two packed rows that end in empty slots."""
     rng = np.random.default_rng(seed)
     segments, positions = np.zeros((2, 2, tokens), np.int32)
     for row in range(2):
@@ -43,27 +45,28 @@ def rows(*, heads, groups, tokens, width=16, dtype=jnp.float32, seed=0):
     return (q, k, v), {"segments": jnp.asarray(segments), "positions": jnp.asarray(positions)}
 
 
-def assert_same(found, expected, operands, where):
-    """Values at real tokens, and gradients by q, k and v of a sum weighted there."""
-    real = (np.asarray(where["segments"]) > 0)[:, None, :, None]
+def assert_like_xla(function, operands, layout, scores):
+    """Compares with `xla_attention`: values at real tokens, and gradients by q, k and v of a sum
+    weighted there."""
+    real = (np.asarray(layout["segments"]) > 0)[:, None, :, None]
     weight = np.random.default_rng(9).normal(size=operands[0].shape).astype(np.float32) * real
 
     def both(function):
         def scalar(*operands):
-            mixed = function(*operands, **where)
+            mixed = function(*operands, **layout, scores=scores)
             return jnp.sum(mixed * weight), mixed
 
         return quick_jit(jax.value_and_grad(scalar, argnums=(0, 1, 2), has_aux=True))(*operands)
 
-    (_, mixed), gradients = both(found)
-    (_, right), right_gradients = both(expected)
-    np.testing.assert_allclose(mixed * real, right * real, atol=2e-6)
-    for a, b in zip(gradients, right_gradients, strict=True):
+    (_, mixed), gradients = both(function)
+    (_, expected), expected_gradients = both(xla_attention)
+    np.testing.assert_allclose(mixed * real, expected * real, atol=2e-6)
+    for a, b in zip(gradients, expected_gradients, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("sizes", "how"),
+    ("sizes", "options"),
     [
         ((4, 2, 128), {}),
         ((2, 1, 128), {"causal": True, "softcap": 3.0}),
@@ -73,102 +76,99 @@ def assert_same(found, expected, operands, where):
     ],
     ids=lambda x: None if isinstance(x, tuple) else "-".join(x) or "plain",
 )
-def test_splash(sizes, how):
+def test_splash(sizes, options):
     heads, groups, tokens = sizes
-    operands, where = rows(heads=heads, groups=groups, tokens=tokens)
-    how = {"scale": 0.3, "causal": False, "window": Window(), "softcap": None} | how
-
-    def splash(*operands, **where):
-        return splash_attention(*operands, **where, **how, interpret=True)
-
-    def xla(*operands, **where):
-        return xla_attention(*operands, **where, **how)
-
-    assert_same(splash, xla, operands, where)
+    operands, layout = inputs(heads=heads, groups=groups, tokens=tokens)
+    splash = functools.partial(splash_attention, interpret=True)
+    assert_like_xla(splash, operands, layout, ScoreOptions(0.3, **options))
 
 
 @pytest.mark.parametrize(
-    "how",
+    "options",
     [{}, {"causal": True, "window": EITHER[0]}, {"window": EITHER[1]}, {"window": Window((3,))}],
     ids=["plain", "causal-20", "alternating", "3"],
 )
-def test_cudnn_s_call(how):
-    operands, where = rows(heads=4, groups=2, tokens=64)
-    how = {"scale": 0.3, "causal": False, "window": Window()} | how
+def test_call_of_cudnn(options):
+    operands, layout = inputs(heads=4, groups=2, tokens=64)
+    call = functools.partial(cudnn_attention, implementation="xla")
+    assert_like_xla(call, operands, layout, ScoreOptions(0.3, **options))
 
-    def call(*operands, **where):
-        return cudnn_attention(*operands, **where, **how, implementation="xla")
 
-    assert_same(call, lambda *o, **w: xla_attention(*o, **w, **how), operands, where)
+def test_names_are_the_choices():
+    assert {"auto", *IMPLEMENTATIONS} == set(ATTENTIONS)
 
 
 def test_windows():
     segments = jnp.ones((1, 6), jnp.int32)
-    how = {"segments": segments, "positions": jnp.arange(6, dtype=jnp.int32)[None]}
+    layout = {"segments": segments, "positions": jnp.arange(6, dtype=jnp.int32)[None]}
 
-    def seen(causal, window):
-        return np.asarray(visible(**how, causal=causal, window=window))[0, 0].astype(int)
+    def mask(causal, window):
+        return np.asarray(visible(**layout, causal=causal, window=window))[0, 0].astype(int)
 
     band = np.tri(6, k=2, dtype=int) - np.tri(6, k=-3, dtype=int)
-    assert (seen(False, Window((2,))) == band).all()
-    assert (seen(True, Window((2,))) == np.tri(6, dtype=int) - np.tri(6, k=-2, dtype=int)).all()
+    assert (mask(False, Window((2,))) == band).all()
+    assert (mask(True, Window((2,))) == np.tri(6, dtype=int) - np.tri(6, k=-2, dtype=int)).all()
     for which, expected in ((0, band), (1, np.ones((6, 6), int))):
-        assert (seen(False, Window((2, None), jnp.int32(which))) == expected).all()
+        assert (mask(False, Window((2, None), jnp.int32(which))) == expected).all()
 
 
-REFUSED = {
+LIMITATIONS = {
     "splash": [
-        ({"bias": True}, {}, "adds a bias by distance"),
+        ({"bias": True}, {}, "adds a position bias"),
         ({"dropout": True}, {}, r"model\.dropout drops attention weights"),
-        ({}, {"tokens": 64}, "rows of 64 tokens, which is no multiple of 128"),
+        ({}, {"tokens": 64}, "rows have 64 tokens, not a multiple of 128"),
     ],
     "cudnn": [
-        ({"bias": True}, {}, "adds a bias by distance"),
+        ({"bias": True}, {}, "adds a position bias"),
         ({"dropout": True}, {}, r"model\.dropout drops attention weights"),
-        ({"softcap": 2.0}, {}, "caps its scores"),
+        ({"softcap": 2.0}, {}, "caps its attention scores"),
         ({}, {"dtype": jnp.float32}, r"model\.dtype is float32"),
-        ({}, {"width": 12}, "heads of width 12"),
-        ({}, {"width": 256}, "heads of width 256"),
-        ({}, {"tokens": 127}, "rows of 127 tokens"),
+        ({}, {"width": 12}, "head width is 12"),
+        ({}, {"width": 256}, "head width is 256"),
+        ({}, {"tokens": 127}, "rows have 127 tokens"),
     ],
 }
 
 
 @pytest.mark.parametrize(
-    ("name", "how", "sizes", "message"),
-    [(name, *case) for name, cases in REFUSED.items() for case in cases],
+    ("name", "used", "sizes", "message"),
+    [(name, *case) for name, cases in LIMITATIONS.items() for case in cases],
 )
-def test_what_an_implementation_cannot_do(name, how, sizes, message):
+def test_limitations(name, used, sizes, message):
     sizes = {"heads": 2, "groups": 2, "tokens": 128, "dtype": jnp.bfloat16} | sizes
-    operands, where = rows(**sizes)
-    how = dict(how)
-    if how.pop("bias", False):
-        how["bias"] = jnp.ones((1, 2, sizes["tokens"], sizes["tokens"]), jnp.float32)
-    if how.pop("dropout", False):
-        texts = where["segments"].astype(jnp.uint32)
-        key = DropoutKey(jnp.ones(2, jnp.uint32), texts, where["positions"].astype(jnp.uint32))
-        how |= {"dropout_rate": 0.5, "dropout_key": key}
-    with pytest.raises(UserError, match=f"model.attention='{name}': .*{message}.*; 'auto' takes"):
-        attention(*operands, **where, scale=1.0, **how, by=(name,))
-    found = attention(*operands, **where, scale=1.0, **how, by=(name, "xla"))
-    expected = attention(*operands, **where, scale=1.0, **how)
-    np.testing.assert_array_equal(found, expected)
+    operands, layout = inputs(**sizes)
+    scores, dropout = ScoreOptions(1.0, softcap=used.get("softcap")), None
+    if "bias" in used:
+        shape = (1, 2, sizes["tokens"], sizes["tokens"])
+        scores = scores._replace(bias=jnp.ones(shape, jnp.float32))
+    if "dropout" in used:
+        texts = layout["segments"].astype(jnp.uint32)
+        key = DropoutKey(jnp.ones(2, jnp.uint32), texts, layout["positions"].astype(jnp.uint32))
+        dropout = AttentionDropout(0.5, key)
+
+    def attend(*names):
+        options = {"scores": scores, "dropout": dropout, "implementations": names}
+        return attention(*operands, **layout, **options)
+
+    with pytest.raises(UserError, match=f"model.attention='{name}': .*{message}.*; 'auto' chooses"):
+        attend(name)
+    np.testing.assert_array_equal(attend(name, "xla"), attend("xla"))
 
 
-def test_what_a_run_says_of_its_attention():
-    def said(model, tokens, *, dropout=0.0, by="auto"):
+def test_attention_in_training():
+    def chosen(model, tokens, *, dropout=0.0, attention="auto"):
         shape = dataclasses.replace(shape_of(model), attention_dropout=dropout)
-        options = EncoderOptions(attention=by, device=TPU)
+        options = EncoderOptions(attention=attention, device=TPU)
         return make_encoder(shape, options).attention_in_training(tokens)
 
-    assert said("bert", 256) == "splash"
-    assert said("bert", 256, by="xla") == "xla"
-    rows_at_fault = "rows of 100 tokens, which is no multiple of 128"
-    assert said("bert", 100) == f"xla (model.attention='splash': {rows_at_fault})"
-    assert "adds a bias by distance" in said("t5_encoder", 256)
-    assert "drops attention weights" in said("bert", 256, dropout=0.1)
-    with pytest.raises(UserError, match=f"='splash': {rows_at_fault}; 'auto' takes 'xla' there"):
-        said("bert", 100, by="splash")
+    assert chosen("bert", 256) == "splash"
+    assert chosen("bert", 256, attention="xla") == "xla"
+    reason = "rows have 100 tokens, not a multiple of 128"
+    assert chosen("bert", 100) == f"xla (model.attention='splash': {reason})"
+    assert "adds a position bias" in chosen("t5_encoder", 256)
+    assert "drops attention weights" in chosen("bert", 256, dropout=0.1)
+    with pytest.raises(UserError, match=f"='splash': {reason}; 'auto' chooses 'xla' here"):
+        chosen("bert", 100, attention="splash")
 
 
 def test_device_decides():
@@ -176,34 +176,31 @@ def test_device_decides():
         return SimpleNamespace(platform="gpu", device_kind="GPU", compute_capability=capability)
 
     cpu = jax.devices()[0]
-    assert implementations("auto", cpu) == ("xla",)
-    assert implementations("auto", TPU) == ("splash", "xla")
-    assert implementations("auto", gpu("8.0")) == ("cudnn", "xla")
+    assert implementations_for("auto", cpu) == ("xla",)
+    assert implementations_for("auto", TPU) == ("splash", "xla")
+    assert implementations_for("auto", gpu("8.0")) == ("cudnn", "xla")
     for old in ("7.5", "gfx90a"):
-        assert implementations("auto", gpu(old)) == ("xla",)
+        assert implementations_for("auto", gpu(old)) == ("xla",)
     for device in (cpu, TPU, gpu("9.0")):
-        assert implementations("xla", device) == ("xla",)
-    assert implementations("splash", TPU) == ("splash",)
-    assert implementations("cudnn", gpu("10.0")) == ("cudnn",)
+        assert implementations_for("xla", device) == ("xla",)
+    assert implementations_for("splash", TPU) == ("splash",)
+    assert implementations_for("cudnn", gpu("10.0")) == ("cudnn",)
     with pytest.raises(UserError, match=r"model\.attention='splash': needs a TPU, not cpu"):
-        implementations("splash", cpu)
+        implementations_for("splash", cpu)
     with pytest.raises(UserError, match="needs an NVIDIA GPU, Ampere or newer"):
-        implementations("cudnn", gpu("7.5"))
+        implementations_for("cudnn", gpu("7.5"))
 
 
 @pytest.fixture
 def interpreted(monkeypatch):
-    """Splash attention as on a TPU, by the interpreter."""
-    splash = module.IMPLEMENTATIONS["splash"]
-
-    def attend(*operands, **how):
-        return splash_attention(*operands, **how, interpret=True)
-
-    monkeypatch.setitem(module.IMPLEMENTATIONS, "splash", splash._replace(attend=attend))
+    """Runs splash attention in the interpreter."""
+    attend = functools.partial(splash_attention, interpret=True)
+    splash = IMPLEMENTATIONS["splash"]._replace(attend=attend)
+    monkeypatch.setitem(IMPLEMENTATIONS, "splash", splash)
 
 
-def test_a_model_s_gradients_on_a_mesh(interpreted):
-    """ModernBERT: windows alternate, so that the scan switches between two kernels."""
+def test_gradients_of_a_model_on_a_mesh(interpreted):
+    """ModernBERT's windows alternate, so the scan switches between two kernels."""
     shape = dataclasses.replace(shape_of("modernbert"), dropout=0.0)
     assert len(set(shape.windows)) == 2
     rng = np.random.default_rng(1)
@@ -234,24 +231,28 @@ def test_a_model_s_gradients_on_a_mesh(interpreted):
 
 
 def test_program_for_a_tpu_has_the_kernels():
-    """Lowered on this machine for another; what the kernels compute is counted by their grid."""
-    (q, k, v), where = rows(heads=4, groups=2, tokens=640, width=64, dtype=jnp.bfloat16)
+    """Lowered for a TPU on this machine; the kernels' operations are counted by their grid."""
+    operands, layout = inputs(heads=4, groups=2, tokens=640, width=64, dtype=jnp.bfloat16)
 
     def loss(q, k, v, window):
-        by = implementations("auto", TPU)
-        mixed = attention(q, k, v, **where, scale=0.1, causal=True, window=window, by=by)
+        mixed = attention(
+            *(q, k, v),
+            **layout,
+            scores=ScoreOptions(0.1, causal=True, window=window),
+            implementations=implementations_for("auto", TPU),
+        )
         return jnp.sum(mixed.astype(jnp.float32))
 
     def traced(size):
         gradients = jax.grad(lambda *x: loss(*x, Window((size,))), argnums=(0, 1, 2))
-        return jax.jit(gradients).trace(q, k, v)
+        return jax.jit(gradients).trace(*operands)
 
     text = traced(None).lower(lowering_platforms=("tpu",)).as_text()
     for kernel in ("fwd", "dkv", "dq"):
         assert f"splash_mha_{kernel}_segmented" in text
-    products, pair = 2 + 4 + 3, 2 * 64  # see hlo_kernels
-    beside = 2 * 4 * 640 * pair  # of each token's mixed values and their gradient
+    products, pair = 2 + 4 + 3, 2 * 64  # see planning's table of attention kernels
+    outside = 2 * 4 * 640 * pair  # of each token's mixed values and their gradient
     whole = 2 * 4 * 640 * 640 * products * pair
-    assert product_flops(traced(None).jaxpr.jaxpr) == whole + beside
-    narrow = whole * 2 / 5  # of five blocks of keys a query sees two
-    assert product_flops(traced(100).jaxpr.jaxpr) == narrow + beside
+    assert product_flops(traced(None).jaxpr.jaxpr) == whole + outside
+    narrow = whole * 2 / 5  # with the window a query sees two of five blocks of keys
+    assert product_flops(traced(100).jaxpr.jaxpr) == narrow + outside

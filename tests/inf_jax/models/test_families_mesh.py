@@ -16,7 +16,8 @@ from inf_jax.distributed.mesh import batch_devices, batch_sharding, make_mesh
 from inf_jax.distributed.sharding import state_shardings
 from inf_jax.models.config import EncoderConfig
 from inf_jax.models.encoder import EncoderOptions, make_encoder
-from inf_jax.models.lora import first_adapters, make_lora
+from inf_jax.models.lora import initial_adapters, make_lora
+from inf_jax.models.transformer import Execution
 from tests.inf_jax.models.goldens import NAMES, all_rows, params_of, quick_jit, shape_of
 
 
@@ -49,7 +50,7 @@ def test_hidden_states_are_the_goldens(name, mesh):
     def states(params, rows, shards):
         rest = shards.whole({n: x for n, x in params.items() if n != "blocks"})
         whole = rest | {"blocks": params["blocks"]}
-        return encoder.hidden(whole, *rows, shards=shards, remat="full")
+        return encoder.hidden(whole, *rows, shards=shards, execution=Execution(remat="full"))
 
     params = jax.device_put(params_of(name), state_shardings(mesh, params_of(name)))
     run = quick_jit(lambda params, rows: in_chunks(states, params, rows, groups=1, mesh=mesh))
@@ -91,7 +92,7 @@ def test_vectors_and_gradients_are_those_of_one_device(name, tensor, kv_heads):
     paths = [f"blocks/{name}_kernel" for name in ("query", "key", "value", "out", "up", "down")]
     lora = make_lora(paths, rank=2, alpha=4.0, targets="(key|value|out)_kernel")
     encoder = make_encoder(shape, EncoderOptions(normalise=False, remat="dots", lora=lora))
-    adapters = first_adapters(jax.random.key(1), params["blocks"], lora)
+    adapters = initial_adapters(jax.random.key(1), params["blocks"], lora)
     adapters = jax.tree.map(lambda x: x + 0.02, adapters)  # B starts at zero
     params, packed = params | {"blocks": params["blocks"] | adapters}, packed_chunks()
     weight = np.random.default_rng(2).normal(size=(4, 5, 32)).astype(np.float32)

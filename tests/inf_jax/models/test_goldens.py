@@ -20,6 +20,7 @@ from inf_jax.models.encoder import make_encoder
 from inf_jax.models.hf import check as hf_check
 from inf_jax.models.hf.config import config_from_hf, mask_fields
 from inf_jax.models.hf.weight_tables import rules_of
+from inf_jax.models.transformer import Execution
 from inf_jax.planning.flops import encoder_flops, product_flops
 from tests.inf_jax.models.goldens import (
     GOLDEN,
@@ -77,7 +78,7 @@ def test_gradients_are_those_of_torch(name):
     (hidden * torch.tensor(weight)).sum().backward()
 
     def scalar(params):
-        return jnp.sum(encoder.hidden(params, *rows, remat="full") * weight)
+        return jnp.sum(encoder.hidden(params, *rows, execution=Execution(remat="full")) * weight)
 
     grads = flatten(quick_jit(jax.grad(scalar))(params_of(name)))
     named = dict(model.named_parameters())
@@ -151,7 +152,7 @@ def test_flops_of_other_shapes(name):
 
 
 def test_encoders_are_not_made_causal():
-    with pytest.raises(UserError, match=r"model\.mask='causal': bert models have bidirectional"):
+    with pytest.raises(UserError, match=r"model\.mask='causal': bert models support bidirectional"):
         shape_of("bert").with_mask("causal")
     assert shape_of("qwen2").with_mask("causal") == shape_of("qwen2")
 

@@ -16,6 +16,7 @@ from inf_jax.models.encoder import EncoderOptions, make_encoder
 from inf_jax.models.hf.config import read_config
 from inf_jax.models.instruction_attention import attend, attend_all
 from inf_jax.models.pooling import normalise
+from tests.inf_jax.models.goldens import quick_jit
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "pooling"
 CASES = sorted(path.name for path in GOLDEN.glob("attnpool_*.npz"))
@@ -47,7 +48,7 @@ def test_golden(name):
 
         np.testing.assert_allclose(vectors(*states), golden[f"pooled_{key}"], atol=1e-6)
         passages = jnp.asarray(golden["passage"], jnp.float32)
-        value, grads = jax.value_and_grad(loss, argnums=(0, 1, 2))(*states, passages)
+        value, grads = quick_jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(*states, passages)
         np.testing.assert_allclose(value, golden[f"loss_qk_{key}"], rtol=1e-5)
         for grad, part in zip(
             grads, ("instruction_hidden", "query_hidden", "passage"), strict=True
@@ -172,7 +173,7 @@ def test_grid_tokens_and_flags_change_nothing(tiny, texts):
     assert queries.passages is None
     np.testing.assert_allclose(queries.negatives, whole.negatives, atol=2e-6)
     np.testing.assert_allclose(encoder.encode_queries(params, apart), whole.queries, atol=2e-6)
-    with pytest.raises(ValueError, match="10 texts a chunk are not n each of 3 kinds"):
+    with pytest.raises(ValueError, match="10 texts of a chunk are not a multiple of 3"):
         encoder.encode_instructed(params, apart, max_tokens=LONGEST)
 
 

@@ -16,7 +16,8 @@ from inf_jax.distributed.sharding import state_shardings
 from inf_jax.hf_export.peft_adapter import write_adapter
 from inf_jax.models.encoder import EncoderOptions, make_encoder
 from inf_jax.models.hf.weight_tables import table_of
-from inf_jax.models.lora import Lora, first_adapters, make_lora, merged
+from inf_jax.models.lora import Lora, initial_adapters, make_lora, merged
+from inf_jax.models.transformer import Execution
 from inf_jax.planning.flops import product_flops
 from tests.inf_jax.models.goldens import (
     GOLDEN,
@@ -31,7 +32,7 @@ from tests.inf_jax.models.test_families_mesh import packed_chunks
 
 def adapters_of(name: str, lora: Lora) -> dict:
     """{"blocks": adapters} whose B is not 0."""
-    made = first_adapters(jax.random.key(0), params_of(name)["blocks"], lora)
+    made = initial_adapters(jax.random.key(0), params_of(name)["blocks"], lora)
     rng = np.random.default_rng(0)
 
     def drawn(name, x):
@@ -51,14 +52,16 @@ def test_nothing_at_the_start_and_merged_as_unmerged(name):
     plain, adapted = (
         make_encoder(shape_of(name), EncoderOptions(lora=which)) for which in (None, lora)
     )
-    first = join(params, {"blocks": first_adapters(jax.random.key(0), params["blocks"], lora)})
+    first = join(params, {"blocks": initial_adapters(jax.random.key(0), params["blocks"], lora)})
     moved = join(params, adapters_of(name, lora))
     assert jax.tree.map(jnp.shape, jax.eval_shape(adapted.init, jax.random.key(0))) == jax.tree.map(
         jnp.shape, first
     )
     rows = all_rows(name)[0]
     with_none = quick_jit(lambda tree: plain.hidden(tree, *rows))
-    with_adapters = quick_jit(lambda tree: adapted.hidden(tree, *rows, remat="dots"))
+    with_adapters = quick_jit(
+        lambda tree: adapted.hidden(tree, *rows, execution=Execution(remat="dots"))
+    )
     before, at_start = np.asarray(with_none(params)), with_adapters(first)
     unmerged, whole = with_adapters(moved), with_none(merged(moved, lora))
     np.testing.assert_array_equal(at_start, before)
@@ -71,7 +74,7 @@ def test_first_adapters_are_kaiming_uniform_layers_apart():
         "out_kernel": jnp.zeros((3, 4, 16, 64)),
         "up_kernel": jnp.zeros((3, 64, 256)),
     }
-    made = first_adapters(jax.random.key(1), blocks, Lora(32, 1.0, ("out", "up")))
+    made = initial_adapters(jax.random.key(1), blocks, Lora(32, 1.0, ("out", "up")))
     assert made["out_lora_a"].shape == (3, 4, 16, 32) and made["out_lora_b"].shape == (3, 32, 64)
     assert made["up_lora_a"].shape == (3, 64, 32) and made["up_lora_b"].shape == (3, 32, 256)
     assert not made["up_lora_b"].any()
