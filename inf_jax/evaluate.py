@@ -34,7 +34,7 @@ from inf_jax.retriever.encode import shortened
 from inf_jax.retriever.from_config import retriever_config
 from inf_jax.retriever.retriever import Retriever
 from inf_jax.training.initial_params import start_params, trained_params
-from inf_jax.training.parameters import make_split
+from inf_jax.training.parameters import make_partition
 
 Scores = dict[int | None, dict[str, float]]  # by number of first entries; None: all
 
@@ -74,7 +74,7 @@ def main(resolved: ConfigDict) -> None:
     trained = _score(config, model, task, params, mesh, label="trained")
     del params  # before the base's are loaded
     if base is None:
-        start, start_from = make_split(config, model.encoder), config.model.start_from
+        start, start_from = make_partition(config, model.encoder), config.model.start_from
         params = start_params(model, start, mesh, start_from=start_from)
         base = _score(config, model, task, params, mesh, label="base")
     compared = {

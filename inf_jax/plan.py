@@ -24,6 +24,7 @@ Options, besides --config and --config.KEY=VALUE:
 """
 
 import argparse
+import functools
 import json
 import math
 import sys
@@ -39,18 +40,19 @@ from inf_jax.config.sections import RunConfig
 from inf_jax.core.cli_flags import hyphenated
 from inf_jax.core.console import table
 from inf_jax.core.errors import UserError, main_guard
+from inf_jax.data.from_config import batch_layout
 from inf_jax.data.step_shapes import batch_shapes, plan_inputs
 from inf_jax.distributed.mesh import batch_devices, batch_sharding, make_mesh
 from inf_jax.io import storage
 from inf_jax.models.config import EncoderConfig
-from inf_jax.models.hf.backbone import configured_encoder
+from inf_jax.models.hf.backbone import configured_encoder, run_tokenizer
 from inf_jax.planning.advice import advice, largest, with_option
 from inf_jax.planning.compile import StepToPlan, make_plan
 from inf_jax.planning.flops import model_flops
 from inf_jax.planning.model_shapes import model_shape
 from inf_jax.planning.report import compare, show, unfit
 from inf_jax.planning.topology import Topology, topology
-from inf_jax.training.setup import make_program
+from inf_jax.training.program import make_program
 
 GIB = 2**30
 
@@ -121,9 +123,11 @@ def step_to_plan(
     """
     encoder = configured_encoder(config, shape, source=source, device=mesh.devices.flat[0])
     program = make_program(config, encoder, mesh, source=source)
+    devices = batch_devices(mesh)
     inputs = plan_inputs(
         config,
-        devices=batch_devices(mesh),
+        functools.partial(run_tokenizer, config),
+        devices=devices,
         query_tokens=query_tokens,
         passage_tokens=passage_tokens,
     )
@@ -135,7 +139,7 @@ def step_to_plan(
         pairs=inputs.pairs,
         instructions=inputs.instructions,
         dims=config.loss.dims or (encoder.width,),
-        adapter=program.split.adapter_size,
+        adapter=program.partition.adapter_size,
     )
     facts = {
         "tensor_divides": math.gcd(shape.heads, shape.ffn),  # mesh.tensor must
@@ -152,7 +156,8 @@ def step_to_plan(
             "row_tokens": config.data.row_tokens,
         },
     }
-    batch = batch_shapes(config, inputs, sharding=batch_sharding(mesh))
+    layout = batch_layout(config, devices=devices)
+    batch = batch_shapes(layout, inputs.rows, sharding=batch_sharding(mesh))
     return StepToPlan(program.step, program.shapes, batch, flops, facts)
 
 

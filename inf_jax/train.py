@@ -58,7 +58,7 @@ def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
         log_every, prefetch = config.train.log_every, config.data.prefetch
 
         with watching_start(watching, work.path):
-            state, first = saver.start(training)
+            state, first = training.start(saver)
         if first >= steps:
             if primary:
                 print(f"{out_dir}: all {steps} steps are done, nothing to train after {first}")
@@ -125,7 +125,7 @@ def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
                     with watch.saving():
                         log.flush()
                         work.push()
-                        saver.save(state, done)
+                        saver.save(state.saved, done)
                     guard.saved()
                 if action == preemption.STOP:
                     break

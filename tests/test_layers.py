@@ -21,14 +21,7 @@ LAYERS = {
 
 # What step 2 still has to turn ("file: module.name"); goes when it is empty.
 KNOWN: dict[str, set[str]] = {
-    "inf_jax": {
-        "inf_jax/checkpoints/manager.py: training.step.TrainState",
-        "inf_jax/checkpoints/saver.py: training.parameters.fingerprint",
-        "inf_jax/checkpoints/saver.py: training.setup.Training",
-        "inf_jax/checkpoints/saver.py: training.step.TrainState",
-        "inf_jax/data/step_shapes.py: models.hf.backbone.run_tokenizer",
-        "inf_jax/data/step_shapes.py: training.setup.make_loader",
-    },
+    "inf_jax": set(),
     "data_pipeline": set(),
 }
 

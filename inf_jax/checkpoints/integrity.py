@@ -1,81 +1,110 @@
-"""Whether a checkpoint's arrays are those that are asked for, and those that were saved.
+"""Checks that a checkpoint's arrays have the expected names and shapes and hold what was saved.
 
-TensorStore finds a file that is missing or too short, but not bytes that have changed: each array
-has one number, the same on any mesh, in which they show.
+TensorStore notices a missing or short file but not changed bytes. Sums of an array's bits, weighted
+by their place, are whole numbers that add up to the same in any order: the same on any mesh and any
+number of processes, and any one changed entry changes them.
 """
 
+import functools
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+
+from inf_jax.core.trees import leaf_paths, path_name
 
 _WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
 def checksums(tree: Any) -> dict[str, int]:
-    """{"params/shared/word": number} of a tree of arrays of at most 32 bits, wherever their shards.
+    """{"params/shared/word": checksum modulo 2^32} of a tree of arrays of at most 32 bits each,
+    sharded or not; saved with every checkpoint."""
+    sums = jax.device_get(jax.tree.leaves(_map_bits(tree, _checksum)))
+    return dict(zip(leaf_paths(tree), map(int, sums), strict=True))
 
-    The sum, modulo 2^32, of each entry's bits times an odd number that depends on its place: whole
-    numbers add up to the same in any order, so no mesh and no process count changes it, and any one
-    changed entry does.
-    """
-    leaves, found = jax.tree_util.tree_leaves_with_path(tree), _sums(tree)
-    numbers = jax.device_get(jax.tree.leaves(found))
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
-    return dict(zip(names, map(int, numbers), strict=True))
+
+def fingerprint(tree: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits of the paths, shapes and bits of a tree, the same on any mesh; "" for
+    an empty one. Stored in checkpoints for the frozen parameters, which are not saved."""
+    if not tree:
+        return ""
+    digest = hashlib.sha256()
+    sums = jax.tree_util.tree_leaves_with_path(_map_bits(tree, _two_sums))
+    for (path, numbers), x in zip(sums, jax.tree.leaves(tree), strict=True):
+        values = np.asarray(numbers).tolist()
+        digest.update(f"{path_name(path)} {x.dtype}{x.shape} {values}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def check_tree(checkpoint: epath.Path, abstract: Mapping[str, Any]) -> None:
-    """Raises ValueError naming what the checkpoint has otherwise than these parts of the state.
+    """Raises ValueError naming names and shapes in which the checkpoint differs from these parts of
+    the state.
 
-    Before Orbax reads, since that leaves an absent array as it was asked for, says nothing of one
-    too many, and gives up at the first of another shape with its other reads under way.
+    Runs before Orbax reads: Orbax leaves an absent array as it was passed in, ignores surplus ones,
+    and stops at the first other shape with its other reads under way.
     """
 
     def shapes(tree) -> dict[str, tuple[int, ...]]:
         leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {jax.tree_util.keystr(p, simple=True, separator="/"): x.shape for p, x in leaves}
+        return {path_name(path): x.shape for path, x in leaves}
 
     handler = ocp.PyTreeCheckpointHandler()
     saved = handler.metadata(checkpoint / "state").tree
     handler.close()
-    found = shapes({part: saved[part] for part in abstract})
+    actual = shapes({part: saved[part] for part in abstract})
     expected = shapes(abstract)
     if not any(name.startswith("params/loss/") for name in expected):
         # a learned scale is no part of the model
-        found = {name: x for name, x in found.items() if not name.startswith("params/loss/")}
+        actual = {name: x for name, x in actual.items() if not name.startswith("params/loss/")}
     differ = [
-        f"{name} {found.get(name, 'absent')}, expected {expected.get(name, 'none')}"
-        for name in sorted(found.keys() | expected.keys())
-        if found.get(name) != expected.get(name)
+        f"{name} {actual.get(name, 'absent')}, expected {expected.get(name, 'none')}"
+        for name in sorted(actual.keys() | expected.keys())
+        if actual.get(name) != expected.get(name)
     ]
     if differ:
-        more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
-        raise ValueError(f"{'; '.join(differ[:3])}{more}")
+        raise ValueError(_first_three(differ, "; "))
 
 
 def check_contents(checkpoint: epath.Path, restored: Mapping[str, Any]) -> None:
-    """Raises ValueError naming the arrays that are not what was saved."""
+    """Raises ValueError naming the arrays whose checksums differ from the saved ones."""
     saved = json.loads((checkpoint / "checksums" / "metadata").read_text())
     damaged = [name for name, number in checksums(restored).items() if saved.get(name) != number]
     if damaged:
-        more = f" and {len(damaged) - 3} more" if len(damaged) > 3 else ""
-        raise ValueError(f"{', '.join(damaged[:3])}{more} is not what was saved")
+        raise ValueError(f"{_first_three(damaged, ', ')} is not what was saved")
 
 
-@jax.jit
-def _sums(tree: Any) -> Any:
-    return jax.tree.map(_sum, tree)
+def _first_three(items: list[str], separator: str) -> str:
+    more = f" and {len(items) - 3} more" if len(items) > 3 else ""
+    return separator.join(items[:3]) + more
 
 
-def _sum(x: jax.Array) -> jax.Array:
-    x = x.astype(jnp.uint8) if x.dtype == bool else x
-    bits = jax.lax.bitcast_convert_type(x, _WORDS[x.dtype.itemsize]).astype(jnp.uint32)
-    place = jnp.zeros(x.shape, jnp.uint32)
-    for axis, size in enumerate(x.shape):
-        place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+@functools.partial(jax.jit, static_argnames="combine")
+def _map_bits(tree: Any, combine: Callable[[jax.Array, jax.Array], jax.Array]) -> Any:
+    """combine(bits, place) of each array: uint32 bits of each entry, and its row-major index."""
+
+    def leaf(x: jax.Array) -> jax.Array:
+        x = x.astype(jnp.uint8) if x.dtype == bool else x
+        bits = jax.lax.bitcast_convert_type(x, _WORDS[x.dtype.itemsize]).astype(jnp.uint32)
+        place = jnp.zeros(x.shape, jnp.uint32)
+        for axis, size in enumerate(x.shape):
+            index = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+            place = place * jnp.uint32(size) + index
+        return combine(bits, place)
+
+    return jax.tree.map(leaf, tree)
+
+
+def _checksum(bits: jax.Array, place: jax.Array) -> jax.Array:
     return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
+
+
+def _two_sums(bits: jax.Array, place: jax.Array) -> jax.Array:
+    """uint32[2], of a stronger mix: a fingerprint also has to tell different weights apart."""
+    factor = (place * np.uint32(0x9E3779B1)) ^ (place >> 15)
+    return jnp.stack([jnp.sum(bits * (factor | 1)), jnp.sum((bits ^ bits >> 7) * ~factor)])

@@ -1,8 +1,8 @@
-"""Checkpoints by Orbax: train state, data position and config together, asynchronous, atomic by
-directory name.
+"""Writes and reads Orbax checkpoints: train state, resume information and config in one directory.
 
-A random number of a run is a pure function of its seed, the step and a text's number: the position
-is all there is to save of it.
+Saves are asynchronous and atomic (a directory gets its name when it is complete). All random
+numbers of a run are pure functions of its seed, the step and a text's number, so no generator state
+is saved. In a checkpoint the resume information is called "position".
 """
 
 import contextlib
@@ -18,33 +18,27 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from inf_jax.checkpoints.integrity import check_contents, check_tree, checksums
-from inf_jax.checkpoints.resume import Position
+from inf_jax.checkpoints.resume import ResumeInfo
 from inf_jax.core.errors import UserError
 from inf_jax.io import storage
-from inf_jax.training.step import TrainState
 
 
 class Saved(NamedTuple):
-    """What a checkpoint says of itself: its step, its position, and all keys of its run."""
+    """A checkpoint's step, resume information, and the config of its run."""
 
     step: int
-    position: Position
+    info: ResumeInfo
     config: dict[str, Any]
 
 
 class Best(NamedTuple):
-    """Which checkpoints are the best.
-
-    Attributes:
-      metric: of those that they were saved with.
-      mode: "min" or "max".
-    """
+    """How checkpoints are compared: by a metric that they were saved with; mode "min" or "max"."""
 
     metric: str
     mode: str
 
     def badness(self, metrics: Mapping[str, float]) -> float:
-        """To order by; the worst there is where the metric is missing or no finite number."""
+        """Sort key, smaller is better; infinity where the metric is missing or not finite."""
         value = metrics.get(self.metric, math.nan)
         if not math.isfinite(value):
             return math.inf
@@ -54,16 +48,16 @@ class Best(NamedTuple):
 def make_manager(
     directory: str | Path, *, keep: int, keep_best: int = 0, best: Best = Best("loss", "min")
 ) -> ocp.CheckpointManager:
-    """A manager of `<directory>/<step>/`: of the newest `keep` checkpoints, and of the `keep_best`
-    best ones.
+    """A manager of `<directory>/<step>/` that keeps the newest `keep` checkpoints and the
+    `keep_best` best ones.
 
-    `directory` may be a local path or a bucket (gs://...), whatever etils.epath opens. What a
-    killed process left half-written in it is deleted.
+    `directory` may be a local path or a bucket (gs://...), whatever etils.epath opens. Incomplete
+    checkpoints of a killed process are deleted.
     """
     path = _path(directory)
     if path.exists() and not path.is_dir():
-        raise UserError(f"{path}: is no directory, so it cannot hold checkpoints; move it away")
-    # Orbax logs each error that it raises as well, with its stack, and so do its tasks
+        raise UserError(f"{path}: not a directory, so it cannot hold checkpoints; move it away")
+    # Orbax and its tasks also log each error that they raise, with its stack
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     kept = [policies.LatestN(keep)]
@@ -86,83 +80,78 @@ def make_manager(
 
 def save(
     manager: ocp.CheckpointManager,
-    state: TrainState,
-    position: Position,
+    state: Mapping[str, Any],
+    info: ResumeInfo,
     *,
     config: Mapping[str, Any],
     metrics: Mapping[str, float] | None = None,
 ) -> None:
-    """Starts an asynchronous save at `position.step`.
+    """Starts an asynchronous save at `info.step`.
 
     Args:
-      config: all keys of the run, as plain values: what a resumed run is compared with.
-      metrics: of the model, by which the best are found.
+      state: {"params": tree, ...} of arrays.
+      config: all keys of the run as plain values, with which a resumed run is compared.
+      metrics: by which the best checkpoints are chosen.
 
     Raises:
-      UserError: this or the save before it cannot be written.
+      UserError: this save or the one before it cannot be written.
     """
     with _written(manager):
-        saved = saved_part(state)
         manager.save(
-            position.step,
+            info.step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(saved),
-                checksums=ocp.args.JsonSave(checksums(saved)),
-                position=ocp.args.JsonSave(position._asdict()),
+                state=ocp.args.StandardSave(dict(state)),
+                checksums=ocp.args.JsonSave(checksums(state)),
+                position=ocp.args.JsonSave(info._asdict()),
                 config=ocp.args.JsonSave(dict(config)),
             ),
             metrics=None if metrics is None else dict(metrics),
         )
 
 
-def saved_part(state: TrainState) -> dict[str, Any]:
-    """What of a state is in its checkpoint: all but the frozen parameters."""
-    return {name: part for name, part in state._asdict().items() if name != "frozen"}
-
-
 def check(manager: ocp.CheckpointManager) -> None:
-    """Raises UserError where a save in the background has failed."""
+    """Raises UserError where a background save has failed."""
     with _written(manager):
         manager.check_for_errors()
 
 
 def wait(manager: ocp.CheckpointManager) -> None:
-    """Returns once what was saved is whole; raises UserError where it cannot be written."""
+    """Returns once all saves are complete; raises UserError where one cannot be written."""
     with _written(manager):
         manager.wait_until_finished()
 
 
 def close(manager: ocp.CheckpointManager) -> None:
-    """`wait`, and ends the manager."""
+    """Waits for all saves and closes the manager."""
     with _written(manager):
         manager.close()
 
 
-def read_run(manager: ocp.CheckpointManager, step: int) -> tuple[Position, dict[str, Any]]:
-    """The position and the config of a checkpoint, without its arrays.
+def read_run(manager: ocp.CheckpointManager, step: int) -> tuple[ResumeInfo, dict[str, Any]]:
+    """The resume information and the config of a checkpoint, without its arrays.
 
     Raises:
       UserError: it is damaged.
     """
-    items = ocp.args.Composite(position=ocp.args.JsonRestore(), config=ocp.args.JsonRestore())
+    args = ocp.args.Composite(position=ocp.args.JsonRestore(), config=ocp.args.JsonRestore())
     try:
-        found = manager.restore(step, args=items)
-        return Position(**found["position"]), found["config"]
+        items = manager.restore(step, args=args)
+        return ResumeInfo(**items["position"]), items["config"]
     except (ValueError, KeyError, OSError, TypeError) as error:
         raise _unfit(manager.directory / str(step), error) from error
 
 
 def restore(
-    manager: ocp.CheckpointManager, abstract_state: TrainState, step: int | None = None
-) -> tuple[TrainState, Position] | None:
-    """The checkpoint of `step` (default: the newest) on the shardings of `abstract_state`, whatever
-    mesh and number of processes wrote it.
+    manager: ocp.CheckpointManager, abstract: Mapping[str, Any], step: int | None = None
+) -> tuple[dict[str, Any], ResumeInfo] | None:
+    """The state of `step` (default: the newest) on the shardings of `abstract`, whatever mesh and
+    number of processes wrote it.
 
     Args:
-      abstract_state: ShapeDtypeStructs with shardings.
+      abstract: {"params": tree, ...} of ShapeDtypeStructs with shardings.
 
     Returns:
-      None where there is no checkpoint; else a state without frozen parameters.
+      None where there is no checkpoint.
 
     Raises:
       UserError: the checkpoint does not fit the state (another model or optimiser), or is damaged.
@@ -170,26 +159,24 @@ def restore(
     step = manager.latest_step() if step is None else step
     if step is None:
         return None
-    position, _ = read_run(manager, step)
+    info, _ = read_run(manager, step)
     try:
-        abstract = saved_part(abstract_state)
         check_tree(manager.directory / str(step), abstract)
-        restored = manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        )
-        check_contents(manager.directory / str(step), restored["state"])
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(dict(abstract)))
+        state = manager.restore(step, args=args)["state"]
+        check_contents(manager.directory / str(step), state)
     except (ValueError, KeyError, OSError, TypeError) as error:
         raise _unfit(manager.directory / str(step), error) from error
-    return TrainState(**restored["state"]), position
+    return state, info
 
 
 def restore_params(
     directory: str | Path, abstract_params: dict, *, which: str = "newest"
 ) -> tuple[dict, int] | None:
-    """A checkpoint's parameters alone: no optimiser state is read, none needs to be known.
+    """A checkpoint's parameters alone; the optimiser state is neither read nor needed.
 
     Args:
-      directory: of the checkpoints, as for `make_manager`; nothing is made or cleaned up in it.
+      directory: of the checkpoints, as for `make_manager`; nothing is created or deleted in it.
       abstract_params: ShapeDtypeStructs with shardings, {tower: tree}.
       which: "newest", "best" by the run's own train.best_metric, or a step.
 
@@ -207,7 +194,7 @@ def restore_params(
     step = _choose(path, steps, which)
     chosen = path / str(step)
     item = {"params": abstract_params}
-    how = ocp.args.PyTreeRestore(
+    args = ocp.args.PyTreeRestore(
         item=item,
         restore_args=ocp.checkpoint_utils.construct_restore_args(item),
         partial_restore=True,
@@ -215,7 +202,7 @@ def restore_params(
     try:
         check_tree(chosen, item)
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            params = checkpointer.restore(chosen / "state", args=how)["params"]
+            params = checkpointer.restore(chosen / "state", args=args)["params"]
         check_contents(chosen, {"params": params})
     except (ValueError, KeyError, OSError, TypeError) as error:
         raise _unfit(chosen, error) from error
@@ -223,7 +210,7 @@ def restore_params(
 
 
 def read_saved(directory: str | Path, which: str = "newest") -> Saved | None:
-    """What a checkpoint says of itself, as `restore_params` finds it; None where there is none.
+    """The record of the checkpoint that `restore_params` would read; None where there is none.
 
     Raises:
       UserError: there is no such checkpoint, or it is damaged.
@@ -234,11 +221,11 @@ def read_saved(directory: str | Path, which: str = "newest") -> Saved | None:
         return None
     step = _choose(path, steps, which)
     try:
-        position, config = (
+        info, config = (
             json.loads((path / str(step) / name / "metadata").read_text())
             for name in ("position", "config")
         )
-        return Saved(step, Position(**position), config)
+        return Saved(step, ResumeInfo(**info), config)
     except (ValueError, OSError, TypeError) as error:
         raise _unfit(path / str(step), error) from error
 
@@ -261,7 +248,7 @@ def _choose(path: epath.Path, steps: list[int], which: str) -> int:
             best = Best(train["best_metric"], train["best_mode"])
             badness[step] = best.badness(json.loads(metrics.read_text()))
     if not badness:
-        raise UserError(f"{path}: the run was not asked for its best checkpoint: train.keep_best")
+        raise UserError(f"{path}: the run kept no best checkpoint; train with train.keep_best")
     return min(badness, key=badness.__getitem__)
 
 
@@ -272,16 +259,16 @@ def _path(directory: str | Path) -> epath.Path:
 
 @contextlib.contextmanager
 def _written(manager: ocp.CheckpointManager) -> Iterator[None]:
-    """Turns what Orbax and TensorStore raise of a file that cannot be written into a UserError."""
+    """Turns errors of Orbax and TensorStore about unwritable files into UserErrors."""
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # OSError, ValueError, XlaRuntimeError, ...: whoever met it
+    except Exception as error:  # OSError, ValueError, XlaRuntimeError, ...
         raise UserError(
             f"{manager.directory}: a checkpoint cannot be written ({_reason(error)}); "
-            f"{_last_good(manager)}. Free some space, or give the permission, and start again: "
-            "the run goes on from there"
+            f"{_last_good(manager)}. Free some space, or fix the permissions, and start again: the "
+            "run continues from there"
         ) from error
 
 
@@ -290,11 +277,11 @@ def _last_good(manager: ocp.CheckpointManager) -> str:
         steps = ocp.utils.checkpoint_steps(manager.directory)
     except OSError:
         steps = []
-    return f"the last whole one is of step {max(steps)}" if steps else "there is no whole one yet"
+    return f"the last complete one is of step {max(steps)}" if steps else "none is complete yet"
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of an error; of one in a group or a chain, of that which says most."""
+    """The first line of an error; of a group, of its first error."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
@@ -304,5 +291,5 @@ def _unfit(checkpoint: epath.Path, error: Exception) -> UserError:
     return UserError(
         f"checkpoint {checkpoint} cannot be restored: {_reason(error)}; it was written by another "
         "config or version, or is damaged: give the old config, or a new out_dir, or delete that "
-        "directory to go on from the checkpoint before it"
+        "directory to continue from the checkpoint before it"
     )

@@ -1,4 +1,4 @@
-"""What a checkpoint says of a run's data, and whether a resumed run's is the same."""
+"""The record that a checkpoint keeps of its run's data, and its comparison on resuming."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -6,8 +6,8 @@ from typing import NamedTuple
 from inf_jax.core.errors import UserError
 
 
-class Position(NamedTuple):
-    """Where the data stands, and what the order depends on.
+class ResumeInfo(NamedTuple):
+    """Where a run continues, and what the order of its data depends on.
 
     Attributes:
       step: the next step to do.
@@ -15,7 +15,8 @@ class Position(NamedTuple):
       dataset: fingerprint of the tokenised dataset.
       groups: chunks of a step where a chunk's rows are each other's negatives (block I with the
         query encoder "attention"), else 0.
-      frozen: `trainable.fingerprint` of what is not trained and not saved; "" where all is.
+      frozen: `integrity.fingerprint` of the frozen parameters, which are not saved; "" where all
+        parameters are trained.
     """
 
     step: int
@@ -26,13 +27,12 @@ class Position(NamedTuple):
     frozen: str = ""
 
 
-def check_position(found: Position, expected: Position, directory: str | Path) -> None:
-    """Raises UserError where the run that wrote the checkpoint read other data or in another
-    order."""
+def check_same_data(saved: ResumeInfo, now: ResumeInfo, directory: str | Path) -> None:
+    """Raises UserError where the checkpoint's run read other data, or in another order."""
     differ = [
-        f"{name}: {getattr(found, name)} in the checkpoint, {getattr(expected, name)} now"
+        f"{name}: {getattr(saved, name)} in the checkpoint, {getattr(now, name)} now"
         for name in ("seed", "batch_size", "dataset", "groups")
-        if getattr(found, name) != getattr(expected, name)
+        if getattr(saved, name) != getattr(now, name)
     ]
     if differ:
         raise UserError(
@@ -41,11 +41,12 @@ def check_position(found: Position, expected: Position, directory: str | Path) -
         )
 
 
-def check_frozen(found: Position, frozen: str, directory: str | Path) -> None:
+def check_frozen(saved: ResumeInfo, frozen: str, directory: str | Path) -> None:
     """Raises UserError where the frozen parameters are not those that the run began with."""
-    if found.frozen != frozen:
+    if saved.frozen != frozen:
         raise UserError(
-            f"{directory}: what is frozen is not saved, and what model.name or model.start_from "
-            f"gives now is not what the run began with (fingerprint {found.frozen or 'none'}, now "
-            f"{frozen or 'none'}); restore the old weights, or give a new out_dir"
+            f"{directory}: frozen parameters are not saved, and those that model.name or "
+            f"model.start_from gives now are not what the run began with (fingerprint "
+            f"{saved.frozen or 'none'}, now {frozen or 'none'}); restore the old weights, or give "
+            "a new out_dir"
         )

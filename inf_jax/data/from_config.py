@@ -1,11 +1,19 @@
-"""Builds texts, dataset directory and tokenised splits from the `data` section of a config."""
+"""Builds text settings, tokenised splits, batch layouts and loaders from a run's config."""
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from inf_jax.config.sections import RunConfig
 from inf_jax.core.errors import UserError
+from inf_jax.core.query_encoders import query_encoder
+from inf_jax.data.layout import BatchLayout
+from inf_jax.data.loader import Loader
+from inf_jax.data.records import PAIRS_PER_EXAMPLE
 from inf_jax.data.tokenise import tokenise
 from inf_jax.data.tokenised import TokenisedDataset
+from inf_jax.distributed.coordination import primary_first
+from inf_jax.losses.objective import parse_objective
 from inf_jax.text.templates import TextConfig
 from inf_jax.text.tokenizer import TextTokenizer
 
@@ -35,8 +43,8 @@ def dataset_dir(config: RunConfig) -> Path:
 def tokenised_split(
     config: RunConfig, tokenizer: TextTokenizer, split: str, *, expected: str | None = None
 ) -> TokenisedDataset:
-    """The split's tokenised records, made now if the cache has none for these texts and tokenizer;
-    `expected` as for `tokenise`."""
+    """The split's tokenised records; they are written now if the cache has none for these texts and
+    this tokenizer. `expected` as for `tokenise`."""
     directory = tokenise(
         dataset_dir(config),
         split,
@@ -46,3 +54,61 @@ def tokenised_split(
         expected=expected,
     )
     return TokenisedDataset(directory)
+
+
+def batch_layout(config: RunConfig, *, devices: int) -> BatchLayout:
+    """The shapes of a training batch that is split over so many devices."""
+    block_i = "I" in parse_objective(config.loss.objective).blocks
+    return BatchLayout(
+        batch_size=config.train.batch_size,
+        chunks=devices * config.train.chunks_per_device,
+        row_tokens=config.data.row_tokens,
+        texts_per_row=config.data.texts_per_row,
+        towers=config.model.towers,
+        query_encoder=query_encoder(config.model.query_encoder),
+        instruction_negatives=config.loss.instruction_negatives if block_i else None,
+    )
+
+
+def make_loader(
+    config: RunConfig,
+    tokenizer: TextTokenizer,
+    *,
+    devices: int,
+    parts: Sequence[int] | None = None,
+    split: str | None = None,
+    steps: int | None = None,
+    expected: str | None = None,
+) -> Loader:
+    """The loader of a split, by default of the training split for the steps of the run.
+
+    Args:
+      devices: that a batch is split over.
+      parts: this process's parts of a batch, see `mesh.local_parts`; None is all.
+      split: of another split than the training split, a batch is at most all of it.
+      steps: that the shape of the grids is planned for.
+      expected: the tokenised split must have this fingerprint.
+
+    Raises:
+      UserError: the dataset is missing, or it has too few examples for these devices.
+    """
+    layout = batch_layout(config, devices=devices)  # raises before any long work
+    name = split or config.data.train_split
+    with primary_first(f"tokenised {name}"):
+        dataset = tokenised_split(config, tokenizer, name, expected=expected)
+    if name != config.data.train_split:
+        if dataset.num_examples * PAIRS_PER_EXAMPLE < layout.chunks:
+            raise UserError(
+                f"eval.split={name}: its {dataset.num_examples} examples do not give each of "
+                f"{layout.chunks} chunks a pair; set train.dev_every=0, or name a larger split"
+            )
+        batch_size = min(layout.batch_size, dataset.num_examples)
+        layout = dataclasses.replace(layout, batch_size=batch_size)
+    each = config.train.chunks_per_device
+    return Loader(
+        dataset,
+        layout,
+        seed=config.seed,
+        steps=steps or config.train.steps,
+        mine=None if parts is None else [n * each + i for n in parts for i in range(each)],
+    )

@@ -1,76 +1,96 @@
-"""Which texts each pair brings to a step, and where they lie in the chunks' grids.
+"""Which texts the pairs of a step have, and where they lie in the packed grids.
 
-A text is named by its pair (its number among the pairs of the step's examples, whatever the mesh)
-and its column:
-
-| column | query encoder "joint"              | query encoder "attention" |
-|--------|------------------------------------|---------------------------|
-| 0      | instructed query                   | query alone               |
-| 1      | passage                            | passage                   |
-| 2, ... | n_ik, its query under I_k, m times | instruction alone         |
+A text is named by its pair (the pair's number among those of the step's examples, whatever the
+mesh) and its column, see `core.query_encoders`.
 """
+
+import dataclasses
+import functools
 
 import numpy as np
 
+from inf_jax.core.errors import UserError
+from inf_jax.core.query_encoders import FIRST_EXTRA, PASSAGE, QUERY, Joint, QueryEncoder
 from inf_jax.data.records import PAIRS_PER_EXAMPLE, TokenisedRecord
 from inf_jax.data.tokenised import TokenisedDataset
 from inf_jax.text.query_parts import QueryParts, alone, cut, with_instruction
 
-QUERY, PASSAGE, FIRST_EXTRA = 0, 1, 2
 
-
-def grids(*, towers: str, query_encoder: str, sampled: int) -> list[list[list[int]]]:
-    """`Layout.grids`; arguments as there."""
-    joint = query_encoder == "joint"
-    extra = list(range(FIRST_EXTRA, FIRST_EXTRA + (sampled if joint else 1)))
-    if joint:
-        shared, queries = [[QUERY], [PASSAGE], extra], [[QUERY], extra]
-    else:
-        shared, queries = [extra, [QUERY], [PASSAGE]], [extra, [QUERY]]
-    return [shared] if towers == "shared" else [queries, [[PASSAGE]]]
-
-
-class Layout:
-    """The columns of one run.
-
-    Args:
-      dataset: the tokenised examples.
-      towers: "shared" (one grid) or "separate" (one for queries, one for passages).
-      query_encoder: "joint" or "attention".
-      sampled: m, instruction negatives that are drawn for each pair ("joint").
+@dataclasses.dataclass(frozen=True)
+class BatchLayout:
+    """The shapes of a global batch, all but the rows of its grids (`data.packing_plan`).
 
     Attributes:
-      grids: for each grid the groups of columns that follow each other in a chunk; a group's texts
-        go pair by pair.
-      columns: texts of a pair.
+      batch_size: examples of a step, over all hosts.
+      chunks: c, over all hosts.
+      row_tokens: t, tokens of a row.
+      texts_per_row: s, most texts of a row.
+      towers: "shared" (one grid) or "separate" (one for queries, one for passages).
+      query_encoder: what texts a pair has.
+      instruction_negatives: m, sampled instruction negatives per pair, besides its poisoned
+        instruction; None where the objective has no block I.
+
+    Raises:
+      UserError: there are more chunks than pairs, or negatives that the query encoder cannot
+        sample.
     """
 
-    def __init__(self, dataset: TokenisedDataset, *, towers: str, query_encoder: str, sampled: int):
-        self._dataset, self._joint = dataset, query_encoder == "joint"
-        self.grids = grids(towers=towers, query_encoder=query_encoder, sampled=sampled)
-        self.columns = sum(len(group) for grid in self.grids for group in grid)
+    batch_size: int
+    chunks: int
+    row_tokens: int
+    texts_per_row: int
+    towers: str = "shared"
+    query_encoder: QueryEncoder = dataclasses.field(default_factory=Joint)
+    instruction_negatives: int | None = None
 
-    def lengths(self, examples: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-        """int64[p, columns], tokens of each text; 0 where it is absent.
+    def __post_init__(self):
+        if self.batch_size * PAIRS_PER_EXAMPLE < self.chunks:
+            raise UserError(
+                f"train.batch_size={self.batch_size} gives fewer pairs than there are chunks "
+                f"({self.chunks}): raise it or lower train.chunks_per_device"
+            )
+        if self.sampled and not self.query_encoder.samples_instructions:
+            raise UserError(
+                f"loss.instruction_negatives={self.sampled}: with model.query_encoder="
+                f'"{self.query_encoder.name}" the negatives are the other instructions of the '
+                "chunk and none is sampled; set it to 0"
+            )
 
-        Args:
-          examples: int64[p / 3], the examples of a step.
-          drawn: int64[p, m], the pair whose instruction is drawn (`inf_jax.data.negatives.draw`).
-        """
-        both = self._dataset.text_lengths[examples].reshape(-1, 2).astype(np.int64)
-        whole, query, instruction = self._dataset.part_lengths[examples].reshape(-1, 3).T
-        limit = self._dataset.max_query_tokens
-        if self._joint:
-            crossed = (whole - instruction)[:, None] + instruction[drawn]
-            return np.hstack([both, np.where(drawn >= 0, np.minimum(crossed, limit), 0)])
-        special = sum(map(len, self._dataset.special))
-        query, instruction = (
-            np.where(both[:, QUERY] > 0, np.minimum(special + x, limit), 0)
-            for x in (query, instruction)
-        )
-        return np.stack([query, both[:, PASSAGE], instruction], 1)
+    @property
+    def block_i(self) -> bool:
+        """Whether the objective has block I."""
+        return self.instruction_negatives is not None
 
-    def names(self, chunk: np.ndarray, grid: int) -> tuple[np.ndarray, np.ndarray]:
+    @property
+    def sampled(self) -> int:
+        """m, 0 without block I."""
+        return self.instruction_negatives or 0
+
+    @property
+    def pairs_per_chunk(self) -> int:
+        """n; block I keeps the pairs of an example in one chunk."""
+        if self.block_i:
+            return -(-self.batch_size // self.chunks) * PAIRS_PER_EXAMPLE
+        return -(-self.batch_size * PAIRS_PER_EXAMPLE // self.chunks)
+
+    @property
+    def instruction_candidates(self) -> int:
+        """Candidates of a row in block I, before identity masks; 0 without block I."""
+        if not self.block_i:
+            return 0
+        return self.query_encoder.candidates(self.pairs_per_chunk, self.sampled)
+
+    @functools.cached_property
+    def grids(self) -> list[list[list[int]]]:
+        """The columns of each grid, see `Joint.grids`."""
+        return self.query_encoder.grids(self.towers, self.sampled)
+
+    @functools.cached_property
+    def columns(self) -> int:
+        """Texts of a pair."""
+        return sum(len(group) for grid in self.grids for group in grid)
+
+    def grid_texts(self, chunk: np.ndarray, grid: int) -> tuple[np.ndarray, np.ndarray]:
         """(pairs, columns), int64[k] each: the texts of a chunk's pairs int64[n] in one grid, in
         order; pair -1 in an empty slot."""
         groups = [np.array(group, np.int64) for group in self.grids[grid]]
@@ -82,61 +102,81 @@ class Layout:
         extra = 2 * count + pairs * (self.columns - FIRST_EXTRA) + columns - FIRST_EXTRA
         return np.where(columns < FIRST_EXTRA, 2 * pairs + columns, extra)
 
-    def read(self, examples: np.ndarray, needed: np.ndarray, drawn: np.ndarray) -> "StepTexts":
-        """Reads the records of int64[...] `needed` pairs of a step, and of the instructions drawn
-        for them; the other arguments are those of `lengths`."""
-        sources = drawn[needed]
-        pairs = np.concatenate([needed.ravel(), sources[sources >= 0]])
-        numbers = np.unique(pairs // PAIRS_PER_EXAMPLE)
-        records = self._dataset.read(examples[numbers])
-        return StepTexts(
-            dict(zip(numbers.tolist(), records, strict=True)),
+    def text_lengths(
+        self, dataset: TokenisedDataset, examples: np.ndarray, drawn: np.ndarray
+    ) -> np.ndarray:
+        """int64[p, columns], tokens of each text of a step; 0 where it is absent.
+
+        Args:
+          examples: int64[p / 3], the examples of the step.
+          drawn: int64[p, m], the pair whose instruction is sampled (`data.negatives.draw`).
+        """
+        return self.query_encoder.text_lengths(
+            dataset.text_lengths[examples].reshape(-1, 2).astype(np.int64),
+            dataset.part_lengths[examples].reshape(-1, 3),
             drawn,
-            joint=self._joint,
-            special=self._dataset.special,
-            limit=self._dataset.max_query_tokens,
+            special=sum(map(len, dataset.special)),
+            limit=dataset.max_query_tokens,
         )
 
 
 class StepTexts:
-    """Texts and hashes of some pairs of a step.
+    """Texts and hashes of some pairs of a step, read from the dataset.
 
     Args:
-      records: by the example's number in the step.
-      drawn: int64[p, m], see `Layout.lengths`.
-      joint: the query encoder is "joint".
-      special, limit: see `inf_jax.text.query_parts.cut`.
+      dataset: holds the records.
+      query_encoder: what a column holds.
+      examples: int64[p / 3], the examples of the step.
+      needed: int64[...], the pairs that are read, with those whose instructions they sample.
+      drawn: int64[p, m], see `BatchLayout.text_lengths`.
+
+    Raises:
+      CorruptRecordError: a record is damaged; names file and record.
     """
 
     def __init__(
         self,
-        records: dict[int, TokenisedRecord],
-        drawn: np.ndarray,
+        dataset: TokenisedDataset,
+        query_encoder: QueryEncoder,
         *,
-        joint: bool,
-        special: tuple[np.ndarray, np.ndarray],
-        limit: int,
+        examples: np.ndarray,
+        needed: np.ndarray,
+        drawn: np.ndarray,
     ):
-        self._records, self._drawn, self._joint = records, drawn, joint
-        self._whole = {number: record.texts() for number, record in records.items()}
-        self._how = {"special": special, "limit": limit}
+        sources = drawn[needed]
+        pairs = np.concatenate([needed.ravel(), sources[sources >= 0]])
+        numbers = np.unique(pairs // PAIRS_PER_EXAMPLE)
+        records = dataset.read(examples[numbers])
+        self._records: dict[int, TokenisedRecord] = dict(
+            zip(numbers.tolist(), records, strict=True)
+        )
+        self._stored_texts = {number: record.texts() for number, record in self._records.items()}
+        self._query_encoder, self._drawn = query_encoder, drawn
+        self._limits = {"special": dataset.special, "limit": dataset.max_query_tokens}
 
     def text(self, pair: int, column: int) -> np.ndarray:
-        """int32[tokens]; none where the text is absent, or for the pair -1 of an empty slot."""
+        """int32[tokens]; empty where the text is absent, or for the pair -1 of an empty slot."""
         if pair < 0:
             return np.empty(0, np.int32)
-        number, place = divmod(pair, PAIRS_PER_EXAMPLE)
-        if column == PASSAGE or (self._joint and column == QUERY):
-            return self._whole[number][2 * place + column]
-        parts = self._parts(pair)
-        if not self._joint:
-            part = "query" if column == QUERY else "instruction"
-            return alone(parts.ids_of(part), **self._how)
-        source = int(self._drawn[pair, column - FIRST_EXTRA])
+        if column == PASSAGE:
+            return self._stored(pair, PASSAGE)
+        return self._query_encoder.text(self, pair, column)
+
+    def instructed_query(self, pair: int) -> np.ndarray:
+        """The query with its own instruction."""
+        return self._stored(pair, QUERY)
+
+    def under_sampled_instruction(self, pair: int, number: int) -> np.ndarray:
+        """The query with the instruction that was sampled as its n-th; empty where none was."""
+        source = int(self._drawn[pair, number])
         if source < 0:
             return np.empty(0, np.int32)
         instruction = self._parts(source).ids_of("instruction")
-        return cut(with_instruction(parts, instruction), **self._how)
+        return cut(with_instruction(self._parts(pair), instruction), **self._limits)
+
+    def alone(self, pair: int, part: str) -> np.ndarray:
+        """The "query" or the "instruction" as a text of its own."""
+        return alone(self._parts(pair).ids_of(part), **self._limits)
 
     def hashes(self, pair: int) -> np.ndarray:
         """uint64[3], of instruction, query and passage; 0 for the pair -1 of an empty slot."""
@@ -144,6 +184,10 @@ class StepTexts:
             return np.zeros(3, np.uint64)
         number, place = divmod(pair, PAIRS_PER_EXAMPLE)
         return self._records[number].hashes[place]
+
+    def _stored(self, pair: int, column: int) -> np.ndarray:
+        number, place = divmod(pair, PAIRS_PER_EXAMPLE)
+        return self._stored_texts[number][2 * place + column]
 
     def _parts(self, pair: int) -> QueryParts:
         number, place = divmod(pair, PAIRS_PER_EXAMPLE)

@@ -1,16 +1,16 @@
-"""Which instructions a row's query is also read under: the sample S_i of block I.
+"""Chooses the instruction negatives of block I: other instructions under which a query is encoded.
 
-Block I (losses.objective) wants n_ik, the query of row i under the instruction of row k. One of
-them is free: where the example's poisoned instruction asks the same query, its instructed query is
-in the batch as it is. The others are drawn here. Pure numpy, on the whole global batch: a host
-draws for all rows, so that neither mesh nor chunks nor hosts change a draw.
+Block I (losses.objective) needs n_ik, the query of row i under the instruction of row k. One of
+them costs nothing: the example's poisoned instruction belongs to the same query, so that instructed
+query is in the batch anyway. The others are sampled here. Pure numpy, on the whole global batch: a
+host samples for all rows, so that neither mesh nor chunks nor hosts change a sample.
 """
 
 import numpy as np
 
 from inf_jax.data.records import PAIRS_PER_EXAMPLE
 
-_STREAM = 1 << 32  # in the key beside the seed (below 2**32): not the stream of the epochs' order
+_STREAM = 1 << 32  # added to the seed (below 2**32): another random stream than the epochs' order
 
 
 def siblings(present: np.ndarray) -> np.ndarray:
@@ -37,38 +37,38 @@ def draw(
     seed: int,
     step: int,
 ) -> np.ndarray:
-    """Draws `count` instructions for each pair, uniformly from the different texts of the batch.
+    """Samples `count` instructions for each pair, uniformly from the different texts of the batch.
 
-    A row's draws differ from each other, from its own instruction and from its sibling's, which is
-    free. Floyd's method: `count` passes whatever the batch, nothing drawn in vain.
+    A row's samples differ from each other, from its own instruction and from its sibling's. Floyd's
+    algorithm: `count` passes whatever the batch, without rejection.
 
     Args:
       hashes: uint64[p], hash of each pair's instruction.
       usable: bool[p], pairs that have an instruction.
       sibling: int64[p], as `siblings` gives it.
-      seed, step: with a pair's number they decide its draws.
+      seed, step: with a pair's number they decide its samples.
 
     Returns:
-      int64[p, count], the first pair of the batch with the drawn instruction; -1 where the row has
-      no instruction or the batch has no more different ones.
+      int64[p, count], the first pair of the batch with the sampled instruction; -1 where the row
+      has no instruction or the batch has no more different ones.
     """
     drawn = np.full((len(hashes), count), -1)
     pairs = np.flatnonzero(usable)
     if not count or not pairs.size:
         return drawn
     texts, first, text_of = np.unique(hashes[pairs], return_index=True, return_inverse=True)
-    # Each row leaves out one or two texts: itself and its sibling's, in rising order.
+    # Each row excludes one or two texts, in rising order: its own and its sibling's.
     other = sibling[pairs]
     text_of_other = np.where(usable[other], np.searchsorted(texts, hashes[other]), text_of)
     low, high = np.minimum(text_of, text_of_other), np.maximum(text_of, text_of_other)
     available = len(texts) - 1 - (low != high)
     wanted = np.minimum(count, available)
     generator = np.random.Generator(np.random.Philox(key=[seed + _STREAM, step]))
-    luck = generator.random((len(hashes), count))[pairs]
+    uniform = generator.random((len(hashes), count))[pairs]
     chosen = np.full((len(pairs), count), -1)
     for n in range(count):
         last = available - wanted + n
-        pick = (luck[:, n] * (last + 1)).astype(np.int64)
+        pick = (uniform[:, n] * (last + 1)).astype(np.int64)
         pick = np.where((chosen == pick[:, None]).any(1), last, pick)
         chosen[:, n] = np.where(n < wanted, pick, -1)
     text = chosen + (chosen >= low[:, None])
@@ -77,24 +77,25 @@ def draw(
     return drawn
 
 
-def free_places(chunks: np.ndarray, sibling: np.ndarray) -> np.ndarray:
-    """int32[c, n], the place of each row's sibling in its chunk; its own where there is none.
+def sibling_slots(chunks: np.ndarray, sibling: np.ndarray) -> np.ndarray:
+    """int32[c, n], the slot of each row's sibling in its chunk; its own slot where it has none.
 
     Args:
-      chunks: int64[c, n], the pairs of each chunk, an example's all in one; -1 in an empty slot.
-      sibling: int64[p].
+      chunks: int64[c, n], the pairs of each chunk, all pairs of an example in one chunk; -1 in an
+        empty slot.
+      sibling: int64[p], as `siblings` gives it.
     """
-    places = np.broadcast_to(np.arange(chunks.shape[1], dtype=np.int32), chunks.shape)
+    slots = np.broadcast_to(np.arange(chunks.shape[1], dtype=np.int32), chunks.shape)
     filled = chunks >= 0
-    place_of = np.zeros(len(sibling), np.int32)
-    place_of[chunks[filled]] = places[filled]
-    return np.where(filled, place_of[sibling[chunks]], places)
+    slot_of = np.zeros(len(sibling), np.int32)
+    slot_of[chunks[filled]] = slots[filled]
+    return np.where(filled, slot_of[sibling[chunks]], slots)
 
 
 def of_rows(
     pairs: np.ndarray, sibling: np.ndarray, drawn: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The pairs whose instructions the n_ik of some rows have: the free one, then the drawn ones.
+    """The pairs whose instructions some rows are encoded with: the sibling, then the sampled ones.
 
     Args:
       pairs: int64[b], the pair in each row; -1 in an empty slot.
@@ -109,9 +110,10 @@ def of_rows(
 
 
 def of_chunk(chunks: np.ndarray, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same of rows that take all of their chunk, int64[c, n] pairs: [c * n, n] each.
+    """As `of_rows`, where a row takes all instructions of its chunk: [c * n, n] each.
 
     Args:
+      chunks: int64[c, n], the pairs of each chunk; -1 in an empty slot.
       usable: bool[p], pairs that have an instruction.
     """
     sources = np.repeat(chunks, chunks.shape[1], axis=0)
@@ -119,10 +121,10 @@ def of_chunk(chunks: np.ndarray, usable: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def instruction_ids(pairs: np.ndarray, sources: np.ndarray, hashes: np.ndarray) -> np.ndarray:
-    """uint64[b, k], what the identity mask compares with the row's own instruction.
+    """uint64[b, k], hashes that the identity mask compares with the row's own instruction.
 
-    The instruction's hash; the row's own where the pair it comes from has the row's query and
-    passage, so that the row's passage is known to be right under it.
+    The instruction's hash; the row's own hash where the pair that it comes from has the row's query
+    and passage: the row's passage is known to be relevant under it, so it is no negative.
 
     Args:
       pairs, sources: as `of_rows` takes and gives them.

@@ -42,7 +42,7 @@ def work_of(training: Training, *, dims: tuple[int, ...] = ()) -> StepWork:
     inputs, mesh = loader_inputs(training.loader), training.mesh
     peak = peak_flops(mesh.devices.flat[0].device_kind)
     return StepWork(
-        examples=training.loader.batch_size,
+        examples=training.loader.layout.batch_size,
         pairs=inputs.pairs,
         tokens=inputs.tokens,
         flops=model_flops(
@@ -53,7 +53,7 @@ def work_of(training: Training, *, dims: tuple[int, ...] = ()) -> StepWork:
             pairs=inputs.pairs,
             instructions=inputs.instructions,
             dims=dims or (training.model.encoder.width,),
-            adapter=training.split.adapter_size,
+            adapter=training.partition.adapter_size,
         ),
         peak=None if peak is None else peak * mesh.size,
     )
@@ -62,14 +62,14 @@ def work_of(training: Training, *, dims: tuple[int, ...] = ()) -> StepWork:
 def banner(config: RunConfig, training: Training, *, first_step: int) -> None:
     """Prints what is trained on which data and devices, and the negatives of each query."""
     loader, mesh, steps = training.loader, training.mesh, config.train.steps
-    plan, data = loader.plan, loader.dataset
+    plan, layout, data = loader.plan, loader.layout, loader.dataset
     negatives = count_negatives(
         training.objective,
         pairs=round(plan.pairs),
-        instruction_negatives=loader.instruction_candidates,
+        instruction_negatives=layout.instruction_candidates,
     )
-    epochs = steps * loader.batch_size / data.num_examples
-    grids = " + ".join(f"{loader.chunks}x{r}x{loader.row_tokens}" for r in plan.rows)
+    epochs = steps * layout.batch_size / data.num_examples
+    grids = " + ".join(f"{layout.chunks}x{r}x{layout.row_tokens}" for r in plan.rows)
     shapes = training.shapes
     parameters, trained = (
         sum(x.size for x in jax.tree.leaves(tree)) for tree in (shapes.whole, shapes.params)
@@ -84,11 +84,11 @@ def banner(config: RunConfig, training: Training, *, first_step: int) -> None:
             ("hosts", jax.process_count()),
             ("mesh", " ".join(f"{name}={size}" for name, size in mesh.shape.items())),
             ("examples", f"{data.num_examples:,} ({epochs:.2f} epochs in {steps} steps)"),
-            ("a step", f"{loader.batch_size} examples, {plan.pairs:.0f} pairs"),
+            ("a step", f"{layout.batch_size} examples, {plan.pairs:.0f} pairs"),
             ("grid (chunks x rows x tokens)", grids),
             ("chunks a device", config.train.chunks_per_device),
             ("tokens a step", f"{plan.tokens:,.0f}, fill {plan.fill:.1%}"),
-            ("attention", training.model.encoder.attention_in_training(loader.row_tokens)),
+            ("attention", training.model.encoder.attention_in_training(layout.row_tokens)),
             ("shape", "known for all steps" if plan.exact else "from sampled steps, with a margin"),
             *((f"negatives a query, block {b}", n) for b, n in negatives.items()),
             *_instruction_negatives(loader),
@@ -99,9 +99,9 @@ def banner(config: RunConfig, training: Training, *, first_step: int) -> None:
 def _instruction_negatives(loader: Loader) -> list[tuple[str, str]]:
     """Where the negatives of block I come from, and the tokens that they cost."""
     plan = loader.plan
-    if not loader.block_i:
+    if not loader.layout.block_i:
         return []
-    if loader.query_encoder == "attention":
+    if not loader.layout.query_encoder.samples_instructions:
         return [("block I", "the other instructions of a chunk, no tokens of their own")]
     share = plan.sampled_tokens / plan.tokens
     return [

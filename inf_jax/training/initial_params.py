@@ -1,4 +1,4 @@
-"""A run's parameters at its start, and those of a checkpoint put together with what is frozen."""
+"""Loads the parameters that a run starts with, and those of a checkpoint to evaluate or export."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from inf_jax.checkpoints import manager as checkpoint
+from inf_jax.checkpoints.integrity import fingerprint
 from inf_jax.checkpoints.resume import check_frozen
 from inf_jax.config.defaults import defaults, run_config
 from inf_jax.config.sections import RunConfig
@@ -17,14 +18,14 @@ from inf_jax.io import storage
 from inf_jax.models.config import EncoderConfig
 from inf_jax.models.hf.backbone import Backbone, load_model
 from inf_jax.models.lora import is_adapter
-from inf_jax.training.parameters import Split, fingerprint, make_split
+from inf_jax.training.parameters import ParameterPartition, make_partition
 
 
 class Trained(NamedTuple):
-    """A checkpoint's model.
+    """The parameters of a checkpoint.
 
     Attributes:
-      params: {tower: tree}, float32, adapters added to their kernels.
+      params: {tower: tree}, float32, adapters merged into their kernels.
       step: of the checkpoint.
       adapters: {tower: tree} of adapters alone; empty where there are none.
     """
@@ -34,17 +35,19 @@ class Trained(NamedTuple):
     adapters: dict
 
 
-def start_params(model: Backbone, split: Split, mesh: Mesh, *, start_from: str) -> dict:
+def start_params(
+    model: Backbone, partition: ParameterPartition, mesh: Mesh, *, start_from: str
+) -> dict:
     """{tower: tree} on the mesh, float32, without adapters: the backbone's own weights, or those of
     the run that `start_from` names.
 
     Raises:
-      UserError: there is no such run, or its model or tokenizer does not fit.
+      UserError: there is no such run, or its model or tokenizer is another one.
     """
-    shardings = split.base_shardings(mesh)
+    shardings = partition.base_shardings(mesh)
     if not start_from:
         tree = model.load(next(iter(shardings.values()))).params
-        return dict.fromkeys(split.base, tree)
+        return dict.fromkeys(partition.base, tree)
     directory, which = _directory(start_from)
     saved = checkpoint.read_saved(directory, which)
     if saved is None:
@@ -65,8 +68,8 @@ def start_params(model: Backbone, split: Split, mesh: Mesh, *, start_from: str) 
         )
     params = trained_params(directory, source, theirs, mesh, which=str(saved.step)).params
     if "shared" in params:
-        params = dict.fromkeys(split.base, params["shared"])
-    if params.keys() != split.base.keys():
+        params = dict.fromkeys(partition.base, params["shared"])
+    if params.keys() != partition.base.keys():
         raise UserError(
             f"model.start_from={start_from}: has separate towers, which cannot start shared ones; "
             "set model.towers='separate'"
@@ -82,7 +85,7 @@ def trained_params(
     *,
     which: str = "newest",
 ) -> Trained | None:
-    """The model of a checkpoint of the run that `config` describes, on the mesh.
+    """The parameters of a checkpoint of the run that `config` describes, on the mesh.
 
     Args:
       directory: of the checkpoints.
@@ -92,11 +95,11 @@ def trained_params(
       None where there is no checkpoint.
 
     Raises:
-      UserError: as `checkpoint.restore_params`; or what was frozen in the run is not to be had, or
-        the config's adapters are others.
+      UserError: as `checkpoint.restore_params`; or the run's frozen parameters are missing, or the
+        config's adapters are others.
     """
-    split = make_split(config, model.encoder)
-    shapes = jax.eval_shape(split.trained, split.base)
+    partition = make_partition(config, model.encoder)
+    shapes = jax.eval_shape(partition.trained, partition.base)
     abstract = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         shapes,
@@ -105,28 +108,28 @@ def trained_params(
     saved = checkpoint.read_saved(directory, which)
     if saved is None:
         return None
-    _check_same_split(config, saved, directory)
+    _check_same_adapters(config, saved, directory)
     trained, step = checkpoint.restore_params(directory, abstract, which=str(saved.step))
     frozen = {}
-    if split.frozen:
-        base = start_params(model, split, mesh, start_from=config.model.start_from)
-        frozen = jax.jit(split.fixed)(base)
-        del base  # in float32 the largest there is
-        check_frozen(saved.position, fingerprint(frozen), directory)
-    elif split.lora is None:
+    if partition.frozen:
+        base = start_params(model, partition, mesh, start_from=config.model.start_from)
+        frozen = jax.jit(partition.fixed)(base)
+        del base  # float32: more memory than all that follows
+        check_frozen(saved.info, fingerprint(frozen), directory)
+    elif partition.lora is None:
         return Trained(trained, step, {})
-    params = jax.jit(split.plain)(trained, frozen)
-    return Trained(params, step, _adapters(trained, frozen) if split.lora else {})
+    params = jax.jit(partition.plain)(trained, frozen)
+    return Trained(params, step, _adapters(trained, frozen) if partition.lora else {})
 
 
 def _adapters(*trees: Mapping) -> dict:
-    """{tower: {path in the blocks: array}} of the adapters, wherever they are."""
-    found: dict[str, dict] = {}
+    """{tower: {path in the blocks: array}} of the adapters in these trees."""
+    adapters: dict[str, dict] = {}
     for tree in trees:
         for tower, parts in tree.items():
             mine = {n: x for n, x in parts.get("blocks", {}).items() if is_adapter(n)}
-            found.setdefault(tower, {}).update(mine)
-    return found
+            adapters.setdefault(tower, {}).update(mine)
+    return adapters
 
 
 def _directory(start_from: str) -> tuple[storage.AnyPath, str]:
@@ -138,7 +141,7 @@ def _directory(start_from: str) -> tuple[storage.AnyPath, str]:
 
 
 def _config_of(saved: Mapping[str, Any]) -> RunConfig:
-    """What a run's config said of its model; a key that came later has its default."""
+    """The model and data sections of a saved config; keys added since then get their defaults."""
     config = defaults()
     config.seed = saved.get("seed", config.seed)
     for section in ("model", "data"):
@@ -149,7 +152,7 @@ def _config_of(saved: Mapping[str, Any]) -> RunConfig:
 
 
 def _kind(model: Backbone) -> EncoderConfig:
-    """The shape, without what a run sets."""
+    """The encoder's shape, without what a run's config sets."""
     shape = model.encoder.config
     return dataclasses.replace(shape, dropout=0.0, attention_dropout=0.0, causal=False)
 
@@ -159,8 +162,7 @@ def _head(model: Backbone) -> tuple[int, bool]:
 
 
 def _check_same_tokens(theirs: Backbone, model: Backbone, start_from: str, name: str) -> None:
-    """Raises UserError where a token of both vocabularies has another id now; others may come and
-    go."""
+    """Raises UserError where a token of both vocabularies has another id now."""
     was, now = theirs.tokenizer.vocabulary(), model.tokenizer.vocabulary()
     others = sorted((was[token], token) for token in was.keys() & now if was[token] != now[token])
     if others:
@@ -172,10 +174,10 @@ def _check_same_tokens(theirs: Backbone, model: Backbone, start_from: str, name:
         )
 
 
-def _check_same_split(
+def _check_same_adapters(
     config: RunConfig, saved: checkpoint.Saved, directory: storage.AnyPath
 ) -> None:
-    """Raises UserError where the run's adapters were other ones."""
+    """Raises UserError where the run's frozen parameters or adapters were other ones."""
     was, now = _config_of(saved.config).model, config.model
     names = """lora_rank lora_alpha lora_targets frozen_dtype freeze projection
         projection_bias""".split()

@@ -240,7 +240,7 @@ def ours_worker(args: argparse.Namespace, overrides: list[str]) -> Callable[[lis
         jax.block_until_ready(state)
         seconds = time.perf_counter() - started
         done = [loader.dataset.text_lengths[loader.example_indices(s)] for s in range(*steps)]
-        grid = loader.chunks * sum(loader.plan.rows) * loader.row_tokens
+        grid = loader.layout.chunks * sum(loader.plan.rows) * loader.layout.row_tokens
         return {
             "seconds": seconds,
             "pairs": sum(int((lengths > 0).sum()) // 2 for lengths in done),

@@ -19,14 +19,13 @@ from jax.sharding import PartitionSpec as P
 from inf_jax import train
 from inf_jax.checkpoints import manager as checkpoint
 from inf_jax.checkpoints.integrity import checksums
-from inf_jax.checkpoints.resume import Position
+from inf_jax.checkpoints.resume import ResumeInfo
 from inf_jax.config.defaults import run_config
 from inf_jax.core.errors import UserError
 from inf_jax.distributed.preemption import STOPPED
 from inf_jax.io import storage
 from inf_jax.monitoring.metrics_log import read_metrics
 from inf_jax.training.setup import make_training
-from inf_jax.training.step import TrainState
 from tests.inf_jax.processes import finish, start, write_config
 
 # The main, but once the first checkpoint is whole no file may grow beyond 16 KiB. The log does
@@ -62,12 +61,12 @@ run(train.main, train.__doc__)
 
 
 def small_state(step):
-    return TrainState(jnp.int32(step), {"shared": {"w": jnp.arange(3.0) + step}}, {})
+    return {"step": jnp.int32(step), "params": {"shared": {"w": jnp.arange(3.0) + step}}}
 
 
 def save(manager, step, **options):
-    position = Position(step, 0, 8, "dataset")
-    checkpoint.save(manager, small_state(step), position, config={"seed": 0}, **options)
+    info = ResumeInfo(step, 0, 8, "dataset")
+    checkpoint.save(manager, small_state(step), info, config={"seed": 0}, **options)
     checkpoint.wait(manager)
 
 
@@ -83,8 +82,8 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     assert steps_in(tmp_path) == [2, 4, 6]
     with checkpoint.make_manager(tmp_path, keep=1) as manager:
         assert manager.latest_step() == 6
-        position, config = checkpoint.read_run(manager, 2)
-        assert position.step == 2 and config == {"seed": 0}
+        info, config = checkpoint.read_run(manager, 2)
+        assert info.step == 2 and config == {"seed": 0}
         save(manager, 7)
     assert steps_in(tmp_path) == [7]
 
@@ -103,12 +102,13 @@ def test_a_score_that_is_no_number_is_the_worst(tmp_path):
 
 
 def test_changed_bytes_are_found(tmp_path):
-    big = TrainState(jnp.int32(3), {"shared": {"w": jnp.arange(1e5), "v": jnp.ones(9)}}, {})
+    params = {"shared": {"w": jnp.arange(1e5), "v": jnp.ones(9)}}
+    big = {"step": jnp.int32(3), "params": params}
     with checkpoint.make_manager(tmp_path, keep=1) as manager:
-        checkpoint.save(manager, big, Position(3, 0, 8, "dataset"), config={})
+        checkpoint.save(manager, big, ResumeInfo(3, 0, 8, "dataset"), config={})
         checkpoint.wait(manager)
         found, _ = checkpoint.restore(manager, big)
-        assert checksums(found._asdict()) == checksums(big._asdict())
+        assert checksums(found) == checksums(big)
         file = max((tmp_path / "3" / "state").rglob("*"), key=lambda path: path.stat().st_size)
         content = bytearray(file.read_bytes())
         content[len(content) // 2 + 8] ^= 255
@@ -117,7 +117,7 @@ def test_changed_bytes_are_found(tmp_path):
         with pytest.raises(UserError, match=message):
             checkpoint.restore(manager, big)
     with pytest.raises(UserError, match=message):
-        checkpoint.restore_params(tmp_path, big.params)
+        checkpoint.restore_params(tmp_path, params)
 
 
 def test_checksums_know_places_and_bits():
@@ -142,9 +142,9 @@ def test_which_checkpoint(tmp_path):
     train = {"train": {"best_metric": "dev/loss", "best_mode": "max"}}
     with checkpoint.make_manager(tmp_path, keep=4, keep_best=1) as manager:
         for step, value in ((1, 0.5), (2, 0.7), (3, 0.6)):
-            position = Position(step, 0, 8, "dataset")
+            info = ResumeInfo(step, 0, 8, "dataset")
             metrics = {"dev/loss": value}
-            checkpoint.save(manager, small_state(step), position, config=train, metrics=metrics)
+            checkpoint.save(manager, small_state(step), info, config=train, metrics=metrics)
     shapes = {"shared": {"w": jnp.zeros(3)}}
 
     def step(which):
@@ -157,7 +157,7 @@ def test_which_checkpoint(tmp_path):
         step("9")
     with checkpoint.make_manager(tmp_path / "plain", keep=1) as manager:
         save(manager, 5)
-    with pytest.raises(UserError, match=r"plain: the run was not asked for its best .*keep_best"):
+    with pytest.raises(UserError, match=r"plain: the run kept no best checkpoint; .*keep_best"):
         checkpoint.restore_params(tmp_path / "plain", shapes, which="best")
 
 
@@ -174,7 +174,7 @@ def test_half_written_checkpoints_are_never_picked_up(tmp_path):
         save(manager, 10)
         assert steps_in(tmp_path) == [4, 10]
         state, _ = checkpoint.restore(manager, small_state(0), 4)
-        assert state.params["shared"]["w"].tolist() == [4, 5, 6]
+        assert state["params"]["shared"]["w"].tolist() == [4, 5, 6]
         next((whole / "state").rglob("manifest.ocdbt")).write_bytes(b"")
         with pytest.raises(UserError, match=rf"{whole} cannot be restored: .*delete that"):
             checkpoint.restore(manager, small_state(0), 4)
@@ -183,7 +183,8 @@ def test_half_written_checkpoints_are_never_picked_up(tmp_path):
 def test_a_checkpoint_of_another_tree_is_refused(tmp_path):
     with checkpoint.make_manager(tmp_path, keep=3) as manager:
         save(manager, 1)
-        other = TrainState(jnp.int32(0), {"shared": {"v": jnp.zeros(3)}}, {"mu": jnp.zeros(2)})
+        other = {"step": jnp.int32(0), "params": {"shared": {"v": jnp.zeros(3)}}}
+        other["opt_state"] = {"mu": jnp.zeros(2)}
         with pytest.raises(UserError) as caught:
             checkpoint.restore(manager, other)
     for part in ("opt_state/mu absent, expected (2,)", "params/shared/v absent, expected (3,)"):
@@ -197,7 +198,7 @@ def test_restored_on_another_mesh(tiny_config):
     found = []
     for fsdp in (1, 4, 8):
         tiny_config.mesh.fsdp = fsdp
-        shapes = make_training(run_config(tiny_config)).shapes
+        shapes = make_training(run_config(tiny_config)).shapes.saved
         with checkpoint.make_manager(f"{tiny_config.out_dir}/checkpoints", keep=9) as manager:
             state, _ = checkpoint.restore(manager, shapes)
         for array, shape in zip(jax.tree.leaves(state), jax.tree.leaves(shapes), strict=True):

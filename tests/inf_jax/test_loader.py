@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from inf_jax.config.defaults import run_config
 from inf_jax.core.errors import UserError
-from inf_jax.data import loader as loader_module
-from inf_jax.data import negatives
+from inf_jax.core.query_encoders import Attention
+from inf_jax.data import negatives, packing_plan
 from inf_jax.data.from_config import tokenised_split
+from inf_jax.data.layout import BatchLayout
 from inf_jax.data.loader import Loader, to_mesh
 from inf_jax.data.records import pairs, text_hash
 from inf_jax.data.sampler import WINDOW_STEPS
@@ -47,16 +48,9 @@ def examples(tiny_dataset_dir):
     return {e.id: e for e in read_examples(tiny_dataset_dir, "train")}
 
 
-def make(dataset, **changes):
-    how = {
-        "seed": 1,
-        "batch_size": 6,
-        "chunks": 2,
-        "steps": 40,
-        "row_tokens": 64,
-        "texts_per_row": 8,
-    }
-    return Loader(dataset, **(how | changes))
+def make(dataset, *, seed=1, steps=40, mine=None, **changes):
+    shapes = {"batch_size": 6, "chunks": 2, "row_tokens": 64, "texts_per_row": 8}
+    return Loader(dataset, BatchLayout(**shapes | changes), seed=seed, steps=steps, mine=mine)
 
 
 def texts_of(batch, n):
@@ -104,9 +98,9 @@ def test_batch_holds_exactly_the_pairs_of_its_examples(dataset, chunks):
         expected += [
             (tuple(texts[2 * k].tolist()), tuple(texts[2 * k + 1].tolist())) for k in range(3)
         ]
-    assert sorted(texts_of(batch, loader.pairs_per_chunk)) == sorted(expected)
+    assert sorted(texts_of(batch, loader.layout.pairs_per_chunk)) == sorted(expected)
     assert batch.valid.sum() == 18
-    assert batch.valid.size == chunks * loader.pairs_per_chunk
+    assert batch.valid.size == chunks * loader.layout.pairs_per_chunk
     assert batch.texts.tokens.shape == (chunks, loader.plan.rows[0], 64)
 
 
@@ -121,7 +115,7 @@ def test_hashes_follow_their_pairs(dataset):
             by_texts[key] = record.hashes[k]
     ids = np.stack(batch.ids, 1)[batch.valid].astype(np.uint64)  # [b, 3, 2], low half first
     found = ids[..., 0] | ids[..., 1] << np.uint64(32)
-    for pair, hashes in zip(texts_of(batch, loader.pairs_per_chunk), found, strict=True):
+    for pair, hashes in zip(texts_of(batch, loader.layout.pairs_per_chunk), found, strict=True):
         np.testing.assert_array_equal(by_texts[pair], hashes)
 
 
@@ -142,7 +136,7 @@ def test_separate_towers_have_a_grid_each(dataset):
     queries, passages = loader.host_batch(0).texts
     assert (queries.tokens.shape[1], passages.tokens.shape[1]) == loader.plan.rows
     assert loader.plan.rows[0] < loader.plan.rows[1]
-    assert queries.slots.shape[1] == passages.slots.shape[1] == loader.pairs_per_chunk
+    assert queries.slots.shape[1] == passages.slots.shape[1] == loader.layout.pairs_per_chunk
 
 
 def test_plan_is_one_shape_for_all_steps_and_its_fill_is_true(dataset):
@@ -156,16 +150,16 @@ def test_plan_is_one_shape_for_all_steps_and_its_fill_is_true(dataset):
 
 
 def test_sampled_plan_falls_back_to_a_larger_shape(dataset, monkeypatch):
-    monkeypatch.setattr(loader_module, "PLANNED_TEXTS", 0)
-    monkeypatch.setattr(loader_module, "SAMPLED_STEPS", 1)
-    monkeypatch.setattr(loader_module, "MARGIN", 0.5)  # far too little on purpose
+    monkeypatch.setattr(packing_plan, "PLANNED_TEXTS", 0)
+    monkeypatch.setattr(packing_plan, "SAMPLED_STEPS", 1)
+    monkeypatch.setattr(packing_plan, "MARGIN", 0.5)  # far too little on purpose
     loader = make(dataset)
     exact = [make(dataset, chunks=2).host_batch(s) for s in (0, 1)]
     assert not loader.plan.exact
     for step, expected in enumerate(exact):
         batch = loader.host_batch(step)
         assert batch.texts.tokens.shape[1] > loader.plan.rows[0]
-        n = loader.pairs_per_chunk
+        n = loader.layout.pairs_per_chunk
         assert sorted(texts_of(batch, n)) == sorted(texts_of(expected, n))  # nothing dropped
 
 
@@ -237,7 +231,7 @@ def test_the_drawn_texts_are_the_query_under_other_instructions(dataset, example
         text_hash(e.instruction_positive): e.instruction_positive for e in examples.values()
     }
     for step in (0, 5, 21):
-        found = by_pair(loader.host_batch(step), loader.pairs_per_chunk, m)
+        found = by_pair(loader.host_batch(step), loader.layout.pairs_per_chunk, m)
         assert len(found) == 18
         for pair, (sampled, poison, poison_hash, own) in found.items():
             example = examples[dataset.read([loader.example_indices(step)[pair // 3]])[0].id]
@@ -271,7 +265,7 @@ def test_limits_cut_the_drawn_texts_as_the_tokenizer_does(tiny_config, examples,
         for ids in tokenizer.queries(itertools.product(queries, instructions), text)
     }
     batch = loader.host_batch(0)
-    n = loader.pairs_per_chunk
+    n = loader.layout.pairs_per_chunk
     texts, ids = grid_texts(batch.texts[0])
     assert ids.shape[1] == n + 2 * n
     drawn = [texts[i] for i in ids[:, n:].ravel()]
@@ -299,7 +293,7 @@ def test_draws_do_not_depend_on_chunks_or_hosts(dataset, towers):
         texts = {}
         for grid in grids:
             texts |= grid_texts(grid)[0]
-        n, rows = loaders[0].pairs_per_chunk, np.flatnonzero(batch.valid)
+        n, rows = loaders[0].layout.pairs_per_chunk, np.flatnonzero(batch.valid)
         of_row = grid_texts(grids[0])[1][:, :n].ravel() // 2
         negatives = {
             of_row[r]: (
@@ -386,7 +380,7 @@ def test_draws_are_different_texts_and_as_many_as_there_are(values, count, seed)
 
 
 @pytest.mark.parametrize("towers", ["shared", "separate"])
-@pytest.mark.parametrize("how", [{"instruction_negatives": 3}, {"query_encoder": "attention"}])
+@pytest.mark.parametrize("how", [{"instruction_negatives": 3}, {"query_encoder": Attention()}])
 def test_plan_counts_all_texts_and_suffices(dataset, towers, how):
     loader = make(dataset, towers=towers, **how)
     batches = [loader.host_batch(step) for step in range(40)]
@@ -398,7 +392,7 @@ def test_plan_counts_all_texts_and_suffices(dataset, towers, how):
         assert all(b.negatives is None for b in batches)
         assert loader.plan.sampled == loader.plan.sampled_tokens == 0
         return
-    n = loader.pairs_per_chunk
+    n = loader.layout.pairs_per_chunk
     drawn = []
     for grid in grids:
         texts, ids = grid_texts(grid[0])
@@ -420,12 +414,12 @@ def test_attention_has_instruction_and_query_apart(dataset, examples, tiny_model
         dataset,
         chunks=4,
         towers=towers,
-        query_encoder="attention",
+        query_encoder=Attention(),
         instruction_negatives=0,
     )
     tokenizer = load_tokenizer(tiny_model_dir)
     how = TextConfig(max_passage_tokens=16)
-    batch, n = loader.host_batch(2), loader.pairs_per_chunk
+    batch, n = loader.host_batch(2), loader.layout.pairs_per_chunk
     grids = [batch.texts] if towers == "shared" else batch.texts
     texts, ids = grid_texts(grids[0])
     assert ids.shape == (4, 3 * n if towers == "shared" else 2 * n)
@@ -466,9 +460,9 @@ def test_what_cannot_be_put_together_is_refused(dataset, tmp_path):
     with pytest.raises(UserError, match=r"data\.query_template=.*\(3 of 180.*at 0 \(the poisons"):
         make(merged, instruction_negatives=1)
     with pytest.raises(UserError, match=r"\(2 of 180 checked differ\).*query_encoder=\"joint\""):
-        make(merged, query_encoder="attention")
-    with pytest.raises(UserError, match="none is drawn; set it to 0"):
-        make(dataset, query_encoder="attention", instruction_negatives=1)
+        make(merged, query_encoder=Attention())
+    with pytest.raises(UserError, match="none is sampled; set it to 0"):
+        make(dataset, query_encoder=Attention(), instruction_negatives=1)
 
 
 def test_absurd_arguments(dataset):

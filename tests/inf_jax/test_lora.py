@@ -20,6 +20,7 @@ from inf_jax.models import hf
 from inf_jax.models.hf.config import read_config
 from inf_jax.monitoring.metrics_log import read_metrics
 from inf_jax.training.setup import make_training
+from inf_jax.training.step import TrainState
 
 
 @pytest.fixture
@@ -36,9 +37,9 @@ def final_state(config):
     """(state, the same at step 0), as numpy arrays."""
     training = make_training(run_config(config))
     manager = checkpoint.make_manager(Path(config.out_dir) / "checkpoints", keep=9)
-    state, _ = checkpoint.restore(manager, training.shapes)
+    state, _ = checkpoint.restore(manager, training.shapes.saved)
     checkpoint.close(manager)
-    state = state._replace(frozen=training.frozen())
+    state = TrainState(**state, frozen=training.frozen())
     return jax.tree.map(np.asarray, state), jax.tree.map(np.asarray, training.fresh())
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 
+from inf_jax.config.sections import LossConfig, OptimConfig
 from inf_jax.core import packing
 from inf_jax.core.batch import Batch, TextIds
 from inf_jax.core.errors import UserError
@@ -23,7 +24,7 @@ from inf_jax.losses.objective import parse_objective
 from inf_jax.models import hf
 from inf_jax.models.encoder import EncoderOptions, make_encoder
 from inf_jax.models.hf.config import read_config
-from inf_jax.training.forward import encode_pairs
+from inf_jax.training.forward import EncodingPlan, encode_pairs
 from inf_jax.training.optim import decay_mask, make_optimizer, make_schedule
 from inf_jax.training.step import TrainState, init_coefficients, init_params, make_train_step
 
@@ -93,14 +94,10 @@ def make_step(*, mesh, groups=1, dropout=0.0, engine="auto", gather="auto", **op
     """SGD of rate 1, so that the step leaves params - grads."""
     tx = optax.apply_if_finite(optax.sgd(1.0), 5)
     step = make_train_step(
-        encoder(dropout, **options).encode,
-        parse_objective("multi(P,IQ)"),
+        EncodingPlan(encoder(dropout, **options).encode, groups=groups, mesh=mesh, gather=gather),
+        LossConfig(objective="multi(P,IQ)", scale=20.0, engine=engine),
         tx,
-        scale=20.0,
-        groups=groups,
-        mesh=mesh,
-        gather=gather,
-        options={"engine": engine, "tile": (4, 4)},
+        tile=(4, 4),
         dropout_key=jax.random.key(3) if dropout else None,
     )
     return tx, step
@@ -245,7 +242,7 @@ def test_fsdp_gathers_a_layer_where_it_is_needed(weights, remat, scan_layers):
     batch = make_batch(make_pairs(16), chunks=8)
 
     def loss(params):
-        found = encode_pairs(params, batch, encode=model.encode, mesh=mesh)
+        found = encode_pairs(EncodingPlan(model.encode, mesh=mesh), params, batch)
         return jnp.sum(found.queries * found.passages)
 
     params = init_params(weights, "shared")
@@ -302,13 +299,12 @@ def test_the_scale_is_learned_and_stops(weights):
     objective = parse_objective("sigmoid(P)")
 
     def run(max_scale):
-        step = make_train_step(
-            encoder().encode, objective, tx, scale=1.0, bias=0.0, max_scale=max_scale
-        )
+        loss = LossConfig(objective="sigmoid(P)", scale=1.0, bias=0.0, max_scale=max_scale)
+        step = make_train_step(EncodingPlan(encoder().encode), loss, tx)
         learned = params | {"loss": init_coefficients(10.0, -5.0, sigmoid=True)}
         return jax.jit(step)(TrainState(jnp.int32(0), learned, tx.init(learned)), batch)
 
-    found = encode_pairs(params, batch, encode=encoder().encode)
+    found = encode_pairs(EncodingPlan(encoder().encode), params, batch)
 
     def loss(log_scale, bias):
         return contrastive_loss(
@@ -338,7 +334,7 @@ def test_gradcache_keeps_less_memory_than_all_at_once(weights):
 
     def temp(groups):
         def loss(params, batch):
-            found = encode_pairs(params, batch, encode=encoder().encode, groups=groups)
+            found = encode_pairs(EncodingPlan(encoder().encode, groups=groups), params, batch)
             return jnp.sum(found.queries * found.passages)
 
         compiled = jax.jit(jax.grad(loss)).lower({"shared": weights}, batch).compile()
@@ -348,15 +344,10 @@ def test_gradcache_keeps_less_memory_than_all_at_once(weights):
 
 
 def test_nonfinite_gradients_change_nothing_and_are_counted(weights):
-    tx = make_optimizer(
-        make_schedule(lr=0.1, steps=10, warmup_steps=0, schedule="constant"),
-        weight_decay=0.1,
-        b1=0.9,
-        b2=0.99,
-        eps=1e-8,
-        clip_norm=1.0,
-    )
-    step = jax.jit(make_train_step(encoder().encode, parse_objective("uni(P)"), tx, scale=20.0))
+    optim = OptimConfig(lr=0.1, schedule="constant", weight_decay=0.1, b2=0.99)
+    tx = make_optimizer(optim, make_schedule(optim, steps=10))
+    loss = LossConfig(objective="uni(P)", scale=20.0)
+    step = jax.jit(make_train_step(EncodingPlan(encoder().encode), loss, tx))
     broken = jax.tree.map(jnp.asarray, weights) | {"position": jnp.full((64, 32), jnp.nan)}
     batch = make_batch(make_pairs(6), chunks=1)
     state = TrainState(jnp.int32(0), {"shared": broken}, tx.init({"shared": broken}))
@@ -376,14 +367,14 @@ def test_nonfinite_gradients_change_nothing_and_are_counted(weights):
 
 def test_schedules_against_hand_values():
     for name, middle in {"linear": 0.5, "cosine": 0.5, "constant": 1.0}.items():
-        s = make_schedule(lr=1.0, steps=110, warmup_steps=10, schedule=name)
+        s = make_schedule(OptimConfig(lr=1.0, warmup_steps=10, schedule=name), steps=110)
         assert s(0) == 0
         assert s(5) == pytest.approx(0.5)
         assert s(10) == pytest.approx(1.0)
         assert s(60) == pytest.approx(middle)
         assert s(110) == pytest.approx(1.0 if name == "constant" else 0.0, abs=1e-6)
     for name in ("linear", "cosine"):
-        s = make_schedule(lr=2.0, steps=100, warmup_steps=0, schedule=name, final_ratio=0.25)
+        s = make_schedule(OptimConfig(lr=2.0, schedule=name, final_ratio=0.25), steps=100)
         assert s(50) == pytest.approx(1.25)
         assert s(100) == pytest.approx(0.5)
 

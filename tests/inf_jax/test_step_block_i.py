@@ -9,17 +9,18 @@ import optax
 import pytest
 
 from inf_jax.config.defaults import run_config
+from inf_jax.config.sections import LossConfig
 from inf_jax.core import packing
 from inf_jax.data.from_config import tokenised_split
+from inf_jax.data.layout import BatchLayout
 from inf_jax.data.loader import Loader, to_mesh
 from inf_jax.data.records import pairs, text_hash
 from inf_jax.data.tokenise import read_examples
 from inf_jax.distributed.mesh import make_mesh
 from inf_jax.distributed.sharding import state_shardings
-from inf_jax.losses.objective import parse_objective
 from inf_jax.models.hf.backbone import load_model
 from inf_jax.text.templates import TextConfig
-from inf_jax.training.forward import encode_pairs
+from inf_jax.training.forward import EncodingPlan, encode_pairs
 from inf_jax.training.step import TrainState, init_params, make_train_step
 
 TEXT = TextConfig(max_query_tokens=16, max_passage_tokens=32)
@@ -36,17 +37,15 @@ def parts(tiny_config):
 
 def batch_of(dataset, *, chunks=1, towers="shared", sampled=2):
     # 7 examples, 21 pairs: no even number of chunks divides them, so empty slots take part
-    return Loader(
-        dataset,
-        seed=4,
+    layout = BatchLayout(
         batch_size=7,
         chunks=chunks,
-        steps=3,
         row_tokens=64,
         texts_per_row=8,
         towers=towers,
         instruction_negatives=sampled,
-    ).host_batch(2)
+    )
+    return Loader(dataset, layout, seed=4, steps=3).host_batch(2)
 
 
 @pytest.mark.parametrize("towers", ["shared", "separate"])
@@ -54,9 +53,8 @@ def batch_of(dataset, *, chunks=1, towers="shared", sampled=2):
 def test_vectors_are_those_of_the_texts(parts, tiny_dataset_dir, towers, sampled):
     model, weights, dataset = parts
     batch = batch_of(dataset, chunks=4, towers=towers, sampled=sampled)
-    found = jax.jit(encode_pairs, static_argnames=("encode", "groups"))(
-        init_params(weights, towers), batch, encode=model.encoder.encode, groups=2
-    )
+    plan = EncodingPlan(model.encoder.encode, groups=2)
+    found = jax.jit(encode_pairs, static_argnums=0)(plan, init_params(weights, towers), batch)
     b = batch.valid.size
     assert found.instruction_negatives.shape == (b, 1 + sampled, 32)
 
@@ -89,7 +87,7 @@ def test_vectors_are_those_of_the_texts(parts, tiny_dataset_dir, towers, sampled
 def test_without_block_i_there_are_no_negatives(parts):
     model, weights, dataset = parts
     batch = batch_of(dataset, sampled=None)
-    found = encode_pairs({"shared": weights}, batch, encode=model.encoder.encode)
+    found = encode_pairs(EncodingPlan(model.encoder.encode), {"shared": weights}, batch)
     assert batch.negatives is found.instruction_negatives is None
 
 
@@ -101,13 +99,9 @@ def loss_and_grads(
     mesh = make_mesh(fsdp=fsdp, devices=jax.devices()[:devices])
     tx = optax.apply_if_finite(optax.sgd(1.0), 5)
     step = make_train_step(
-        model.encoder.encode,
-        parse_objective(objective),
+        EncodingPlan(model.encoder.encode, groups=groups, mesh=mesh),
+        LossConfig(objective=objective, scale=20.0, engine=engine),
         tx,
-        scale=20.0,
-        groups=groups,
-        mesh=mesh,
-        options={"engine": engine},
         dropout_key=jax.random.key(3),
     )
     params = init_params(weights, towers)
@@ -156,7 +150,7 @@ def test_block_i_takes_nothing_from_other_devices(parts):
     batch = to_mesh(mesh)(batch_of(dataset, chunks=8))
 
     def loss(params, batch):
-        found = encode_pairs(params, batch, encode=model.encoder.encode, groups=1, mesh=mesh)
+        found = encode_pairs(EncodingPlan(model.encoder.encode, mesh=mesh), params, batch)
         return sum(jnp.sum(jnp.sin(x)) for x in found)
 
     program = jax.jit(jax.grad(loss)).lower({"shared": weights}, batch).compile().as_text()

@@ -11,11 +11,12 @@ import pytest
 
 from inf_jax import evaluate, train
 from inf_jax.checkpoints import manager as checkpoint
-from inf_jax.checkpoints.resume import Position, check_position
+from inf_jax.checkpoints.resume import ResumeInfo, check_same_data
 from inf_jax.config.defaults import run_config
 from inf_jax.core.errors import UserError
 from inf_jax.monitoring.metrics_log import read_metrics
 from inf_jax.training.setup import make_training
+from inf_jax.training.step import TrainState
 from tests.inf_jax.processes import finish, start, write_config
 
 # The main, but for a kill -9 of itself in the middle: right after it logged step 11, step 12 being
@@ -45,8 +46,8 @@ def run(file, *overrides, **how):
 def final_state(config):
     training = make_training(run_config(config))
     manager = checkpoint.make_manager(Path(config.out_dir) / "checkpoints", keep=9)
-    state, position = checkpoint.restore(manager, training.shapes)
-    return jax.tree.map(np.asarray, state), position
+    state, info = checkpoint.restore(manager, training.shapes.saved)
+    return TrainState(**jax.tree.map(np.asarray, state)), info
 
 
 def test_killed_and_resumed_equals_undisturbed_bit_for_bit(tiny_config, tmp_path):
@@ -224,10 +225,10 @@ def test_resuming_with_another_order_or_model_is_refused(tiny_config):
 
 def test_resuming_with_other_chunks_is_refused_where_they_are_the_negatives():
     """Block I of the query encoder "attention"; elsewhere the position has no chunks."""
-    was = Position(12, 0, 8, "dataset", 16)
-    check_position(was, was._replace(step=0), "run")
+    was = ResumeInfo(12, 0, 8, "dataset", 16)
+    check_same_data(was, was._replace(step=0), "run")
     with pytest.raises(UserError, match="groups: 16 in the checkpoint, 8 now"):
-        check_position(was, was._replace(step=0, groups=8), "run")
+        check_same_data(was, was._replace(step=0, groups=8), "run")
 
 
 def test_missing_dataset_names_the_command(tiny_config):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from inf_jax.checkpoints import manager as checkpoint
-from inf_jax.checkpoints.resume import Position
+from inf_jax.checkpoints.resume import ResumeInfo
 from inf_jax.config.defaults import run_config
 from inf_jax.core.errors import UserError
 from inf_jax.core.packing import pack_chunk, stack_chunks
@@ -28,9 +28,9 @@ from inf_jax.training.step import TrainState, init_params
 def save(config, params, step):
     """A checkpoint of a run, with an optimiser's state that the evaluation does not know."""
     state = TrainState(np.int32(step), params, {"mu": jax.tree.map(np.zeros_like, params)})
-    position = Position(step, 0, 8, "dataset")
+    info = ResumeInfo(step, 0, 8, "dataset")
     with checkpoint.make_manager(f"{config.out_dir}/checkpoints", keep=2) as manager:
-        checkpoint.save(manager, state, position, config={})
+        checkpoint.save(manager, state.saved, info, config={})
 
 
 def changed(params, seed):

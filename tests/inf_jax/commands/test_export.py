@@ -17,7 +17,7 @@ from huggingface_hub import ModelCard
 import inf_jax
 from inf_jax import export
 from inf_jax.checkpoints import manager as checkpoint
-from inf_jax.checkpoints.resume import Position
+from inf_jax.checkpoints.resume import ResumeInfo
 from inf_jax.config.command_line import command_line
 from inf_jax.core.errors import UserError
 from inf_jax.hf_export import parity, writer
@@ -322,7 +322,7 @@ def trained(tiny_config, tiny_model_dir):
     params = jax.tree.map(lambda x: jax.numpy.asarray(1.1 * x), params)
     manager = checkpoint.make_manager(out_dir / "checkpoints", keep=1)
     state = TrainState(jax.numpy.int32(7), params, {"count": jax.numpy.int32(7)})
-    checkpoint.save(manager, state, Position(7, 0, 8, "dataset"), config={})
+    checkpoint.save(manager, state.saved, ResumeInfo(7, 0, 8, "dataset"), config={})
     manager.close()
     (out_dir / "config.json").write_text(json.dumps(tiny_config.to_dict()))
     (out_dir / "command.txt").write_text("python -m inf_jax.train --config=x.py\n")

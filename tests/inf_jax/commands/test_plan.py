@@ -11,15 +11,17 @@ import pytest
 from inf_jax import plan
 from inf_jax.config.defaults import run_config
 from inf_jax.core.errors import UserError
+from inf_jax.data.from_config import batch_layout
 from inf_jax.data.step_shapes import batch_shapes, plan_inputs
 from inf_jax.distributed.mesh import batch_sharding, make_mesh
-from inf_jax.models.hf.backbone import configured_encoder
+from inf_jax.models.hf.backbone import configured_encoder, run_tokenizer
 from inf_jax.models.hf.config import read_config
 from inf_jax.planning.advice import advice, with_option
 from inf_jax.planning.chips import CHIPS
 from inf_jax.planning.report import unfit
 from inf_jax.planning.topology import topology
-from inf_jax.training.setup import make_program, make_training
+from inf_jax.training.program import make_program
+from inf_jax.training.setup import make_training
 from launch.bench import plan as bench_plan
 
 LENGTHS = {"query_tokens": 10, "passage_tokens": 20}
@@ -46,8 +48,10 @@ def test_the_planned_program_is_the_trained_one(tiny_config, variant):
     training = make_training(run_config(config))
     real = training.loader.host_batch(0)
     read = run_config(config)
-    inputs = plan_inputs(read, devices=8, **LENGTHS)
-    batch = batch_shapes(read, inputs, sharding=batch_sharding(training.mesh))
+    inputs = plan_inputs(read, lambda: run_tokenizer(read), devices=8, **LENGTHS)
+    batch = batch_shapes(
+        batch_layout(read, devices=8), inputs.rows, sharding=batch_sharding(training.mesh)
+    )
     assert inputs.measured and "measured on" in inputs.note
     assert (inputs.rows, inputs.fill) == (training.loader.plan.rows, training.loader.plan.fill)
     told = jax.tree.map(lambda x: (x.shape, np.dtype(x.dtype)), batch)
@@ -66,7 +70,13 @@ def test_the_planned_program_is_the_trained_one(tiny_config, variant):
 
 def test_assumed_lengths(tiny_config):
     config = changed(tiny_config, {"data.dir": "nowhere", "train.batch_size": 160})
-    inputs = plan_inputs(run_config(config), devices=8, query_tokens=8, passage_tokens=20)
+    inputs = plan_inputs(
+        run_config(config),
+        lambda: run_tokenizer(run_config(config)),
+        devices=8,
+        query_tokens=8,
+        passage_tokens=20,
+    )
     assert not inputs.measured
     assert "ASSUMED" in inputs.note and "no dataset here" in inputs.note
     assert inputs.pairs == 480
@@ -75,7 +85,13 @@ def test_assumed_lengths(tiny_config):
     assert 0.8 < inputs.fill == inputs.tokens / slots <= 1
     # the mean of the squares is above the square of the mean
     assert 480 * (8**2 + 20**2) < inputs.squares < 1.2 * 480 * (8**2 + 20**2)
-    long = plan_inputs(run_config(config), devices=8, query_tokens=90, passage_tokens=90)
+    long = plan_inputs(
+        run_config(config),
+        lambda: run_tokenizer(run_config(config)),
+        devices=8,
+        query_tokens=90,
+        passage_tokens=90,
+    )
     assert long.tokens == 480 * (16 + 32)  # cut at the config's limits
 
 
@@ -83,7 +99,7 @@ def test_assumed_lengths(tiny_config):
 def config_file(tiny_config, tmp_path, monkeypatch):
     quick = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
     monkeypatch.setattr(  # compiling is most of the time
-        "inf_jax.training.setup.compiler_options",
+        "inf_jax.training.program.compiler_options",
         lambda mesh: quick if mesh.devices.flat[0].platform == "cpu" else {},
     )
     tiny_config.train.health = False

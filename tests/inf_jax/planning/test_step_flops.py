@@ -6,14 +6,15 @@ import jax
 import pytest
 
 from inf_jax.config.defaults import defaults, run_config
+from inf_jax.data.from_config import batch_layout
 from inf_jax.data.step_shapes import batch_shapes, plan_inputs
 from inf_jax.distributed.mesh import batch_sharding, make_mesh
 from inf_jax.losses.objective import parse_objective
-from inf_jax.models.hf.backbone import configured_encoder
+from inf_jax.models.hf.backbone import configured_encoder, run_tokenizer
 from inf_jax.models.hf.config import config_from_hf
 from inf_jax.planning.flops import model_flops, product_flops
 from inf_jax.planning.model_shapes import PUBLIC, model_shape
-from inf_jax.training.setup import make_program
+from inf_jax.training.program import make_program
 
 
 def bert_base(**options):
@@ -35,11 +36,13 @@ def test_flops_of_bert_base_against_a_hand_count():
     """Formula, traced step and XLA's analysis of it, all of rows full of one text each."""
     config, shape, source = bert_base()
     read, mesh = run_config(config), make_mesh(devices=jax.devices()[:1])
-    inputs = plan_inputs(read, devices=1, query_tokens=40, passage_tokens=80)._replace(rows=(192,))
+    inputs = plan_inputs(
+        read, lambda: run_tokenizer(read), devices=1, query_tokens=40, passage_tokens=80
+    )._replace(rows=(192,))
     program = make_program(
         read, configured_encoder(read, shape, source=source), mesh, source=source
     )
-    batch = batch_shapes(read, inputs, sharding=batch_sharding(mesh))
+    batch = batch_shapes(batch_layout(read, devices=1), inputs.rows, sharding=batch_sharding(mesh))
     traced = program.step.trace(program.shapes, batch)
     tokens, pairs = 192 * 128, 96
     model = model_flops(shape, program.objective, tokens=tokens, squares=192 * 128**2, pairs=pairs)
@@ -59,14 +62,16 @@ def test_a_program_with_adapters_has_no_gradients_of_the_kernels():
     options["model__scan_layers"] = True  # unrolled, the first layer's input has no gradient
     config, shape, source = bert_base(**options)
     read, mesh = run_config(config), make_mesh(devices=jax.devices()[:1])
-    inputs = plan_inputs(read, devices=1, query_tokens=40, passage_tokens=80)._replace(rows=(192,))
+    inputs = plan_inputs(
+        read, lambda: run_tokenizer(read), devices=1, query_tokens=40, passage_tokens=80
+    )._replace(rows=(192,))
     program = make_program(
         read, configured_encoder(read, shape, source=source), mesh, source=source
     )
-    batch = batch_shapes(read, inputs, sharding=batch_sharding(mesh))
+    batch = batch_shapes(batch_layout(read, devices=1), inputs.rows, sharding=batch_sharding(mesh))
     traced = program.step.trace(program.shapes, batch)
     adapters = 12 * 16 * (4 * 2 * 768 + 2 * (768 + 3072))
-    assert program.split.adapter_size == adapters
+    assert program.partition.adapter_size == adapters
     assert sum(x.size for x in jax.tree.leaves(program.shapes.params)) == adapters
     tokens, pairs = 192 * 128, 96
     how = {"tokens": tokens, "squares": 192 * 128**2, "pairs": pairs}

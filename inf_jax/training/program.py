@@ -1,0 +1,141 @@
+"""Builds the jitted programs of a run for a mesh, from its config and the encoder's shape alone."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from inf_jax.config.sections import RunConfig
+from inf_jax.core.batch import Batch
+from inf_jax.core.errors import UserError
+from inf_jax.core.query_encoders import query_encoder
+from inf_jax.core.trees import join
+from inf_jax.distributed.mesh import compiler_options, replicated
+from inf_jax.distributed.sharding import state_shardings
+from inf_jax.losses.objective import Objective, parse_objective
+from inf_jax.models.encoder import Encoder
+from inf_jax.training.forward import EncodingPlan
+from inf_jax.training.optim import make_optimizer, make_schedule
+from inf_jax.training.parameters import ParameterPartition, make_partition
+from inf_jax.training.step import TrainState, init_coefficients, make_loss, make_train_step
+
+
+class Program(NamedTuple):
+    """The programs of a run, on a mesh whose devices need not exist here (`inf_jax.plan`).
+
+    Attributes:
+      mesh, objective: as in the config.
+      step: jitted (state, batch) -> (state, metrics); the state is donated.
+      measure: jitted (params, frozen, batch) -> the loss's metrics, without dropout.
+      shapes: TrainState of ShapeDtypeStructs with shardings.
+      init: jitted, {tower: tree} of `initial_params.start_params` -> TrainState at step 0 on its
+        shards.
+      partition: which parameters are trained.
+      frozen: jitted, {tower: tree} -> the frozen parameters alone.
+    """
+
+    mesh: jax.sharding.Mesh
+    objective: Objective
+    step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+    measure: Callable[[dict, dict, Batch], dict[str, jax.Array]]
+    shapes: TrainState
+    init: Callable[[dict], TrainState]
+    partition: ParameterPartition
+    frozen: Callable[[dict], dict]
+
+
+def make_program(
+    config: RunConfig, encoder: Encoder, mesh: jax.sharding.Mesh, *, source: object
+) -> Program:
+    """The programs for an encoder on a mesh: needs no data, no weights, and no device to run on.
+
+    Args:
+      encoder: with the options of the `model` section.
+      mesh: devices of one platform, this machine's or a topology's.
+      source: where the encoder's shape is from, for messages.
+
+    Raises:
+      UserError: the loss does not suit the encoder or the mesh, or the mesh does not divide the
+        parameters.
+    """
+    _check(config, encoder, mesh, source)
+    train, loss = config.train, config.loss
+    partition = make_partition(config, encoder)
+    objective = parse_objective(loss.objective)
+    encoding = encoding_plan(config, encoder, mesh)
+    schedule = make_schedule(config.optim, steps=train.steps)
+    tx = make_optimizer(config.optim, schedule)
+    step = make_train_step(
+        encoding,
+        loss,
+        tx,
+        schedule=schedule,
+        dropout_key=jax.random.key(config.seed) if config.model.dropout else None,
+        frozen_layers=config.model.freeze_layers,
+        with_health=train.health,
+    )
+    loss_fn = make_loss(encoding, loss)
+
+    def measure(params: dict, frozen: dict, batch: Batch) -> dict[str, jax.Array]:
+        return loss_fn(join(params, frozen), batch, None)[1]
+
+    def init(base: dict) -> TrainState:
+        params = partition.trained(base)
+        if loss.learn_scale:
+            params["loss"] = init_coefficients(
+                loss.scale, loss.bias, sigmoid=objective.has("sigmoid")
+            )
+        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), partition.fixed(base))
+
+    # Shapes first: the state is created on its shards, from a checkpoint or from the backbone.
+    shapes = jax.eval_shape(init, partition.base)
+    shardings = state_shardings(mesh, shapes)
+    options = compiler_options(mesh)
+    return Program(
+        mesh=mesh,
+        objective=objective,
+        step=jax.jit(
+            step,
+            donate_argnums=0,
+            out_shardings=(shardings, replicated(mesh)),
+            compiler_options=options,
+        ),
+        measure=jax.jit(measure, out_shardings=replicated(mesh), compiler_options=options),
+        shapes=jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+        ),
+        init=jax.jit(init, out_shardings=shardings),
+        partition=partition,
+        frozen=jax.jit(partition.fixed, out_shardings=shardings.frozen),
+    )
+
+
+def encoding_plan(config: RunConfig, encoder: Encoder, mesh: jax.sharding.Mesh) -> EncodingPlan:
+    """How the step of a run encodes its batches."""
+    instructed = query_encoder(config.model.query_encoder).instructed(encoder)
+    if instructed is not None:
+        instructed = functools.partial(instructed, max_tokens=config.data.max_query_tokens)
+    return EncodingPlan(
+        encode=encoder.encode,
+        instructed=instructed,
+        groups=config.train.chunks_per_device,
+        mesh=mesh,
+        gather=config.mesh.gather,
+    )
+
+
+def _check(config: RunConfig, encoder: Encoder, mesh: jax.sharding.Mesh, source: object) -> None:
+    loss, width, shape = config.loss, encoder.width, encoder.config
+    if max(loss.dims, default=0) > width:
+        raise UserError(f"loss.dims={loss.dims}: {source} has embeddings of {width}")
+    tensor = mesh.shape["tensor"]
+    if shape.heads % tensor or shape.ffn % tensor:
+        raise UserError(
+            f"mesh.tensor={tensor} must divide the heads and the ffn, which the devices share: "
+            f"{source} has {shape.heads} and {shape.ffn}"
+        )
+    if loss.engine == "blockwise" and mesh.size > 1:
+        raise UserError(f"loss.engine=blockwise is for one device, here are {mesh.size}: use ring")
+    encoder.attention_in_training(config.data.row_tokens)  # raises, before any long work
