@@ -24,7 +24,7 @@ from inf_jax.config.defaults import run_config
 from inf_jax.config.sections import RunConfig
 from inf_jax.core.errors import main_guard
 from inf_jax.data.from_config import dataset_dir, text_config
-from inf_jax.data.token_shards import EXAMPLES_PER_SHARD, make_plan
+from inf_jax.data.token_shards import EXAMPLES_PER_SHARD, plan_shards
 from inf_jax.models.hf.backbone import load_model
 from inf_jax.text import eos
 
@@ -47,7 +47,7 @@ def tokenise(
 
     model = config.model.name
     tokenizer, text = load_model(config).tokenizer, text_config(config)
-    plan = make_plan(
+    plan = plan_shards(
         dataset_dir(config),
         config.data.train_split,
         tokenizer=tokenizer,

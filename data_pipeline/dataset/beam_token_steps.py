@@ -12,7 +12,7 @@ from typing import NamedTuple
 from inf_jax.core.errors import UserError
 from inf_jax.data.records import Example
 from inf_jax.data.splice_check import SAMPLE
-from inf_jax.data.token_shards import Plan, decode_at, write_manifest, write_shard
+from inf_jax.data.token_shards import TokenisingPlan, decode_at, write_manifest, write_shard
 from inf_jax.io.tfrecord import build_index, read_slice
 from inf_jax.models.hf.config import read_config
 from inf_jax.models.hf.resolve import resolve_model
@@ -56,7 +56,7 @@ class ShardJob(NamedTuple):
       todo: numbers of the shards to write; the others are there.
     """
 
-    plan: Plan
+    plan: TokenisingPlan
     text: TextConfig
     model: str
     append_eos: str
@@ -77,7 +77,7 @@ class ShardJob(NamedTuple):
 
     def write(self, shard: int, pieces: Iterable[Piece]) -> list[tuple[int, Example]]:
         """Writes a shard, unless it is there; the sample's examples in it, with their numbers."""
-        every = -(-self.plan.num_examples // SAMPLE)  # as `composition.sampled`
+        every = -(-self.plan.num_examples // SAMPLE)  # as `splice_check.sampled`
         sample: list[tuple[int, Example]] = []
 
         def examples() -> Iterator[Example]:

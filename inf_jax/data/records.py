@@ -1,9 +1,9 @@
-"""The example and the tokenised record: fields, hashes, and their bytes in a TFRecord.
+"""Defines the text record and the tokenised record of an example, and their bytes in a TFRecord.
 
 An example is one positive triplet and its two poisoned ones, under the field names of the released
 InF-IR corpus (arXiv 2505.21439, section 3). It gives up to three pairs (instructed query, passage):
-(Q+, I+, P+), (Q+, I-, P-1), (Q-, I+, P-2). Both kinds of record are `tf.train.Example` protos, so
-that TensorFlow reads them; nothing here imports TensorFlow.
+(Q+, I+, P+), (Q+, I-, P-1), (Q-, I+, P-2). Both records are `tf.train.Example` protos, readable by
+TensorFlow, which is not imported here.
 """
 
 import dataclasses
@@ -31,8 +31,7 @@ TOKENISED_SCHEMA = 2  # bump when the meaning of a tokenised record changes: cac
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Example:
-    """One positive triplet with its poisoned instruction and poisoned query; `""` marks an absent
-    one."""
+    """One positive triplet with its poisoned instruction and poisoned query; "" where absent."""
 
     id: str
     query_positive: str
@@ -45,7 +44,7 @@ class Example:
 
 
 class Pair(NamedTuple):
-    """One (instructed query, passage) pair; the instruction and the query still apart."""
+    """One (instructed query, passage) pair, before instruction and query become one text."""
 
     instruction: str
     query: str
@@ -53,7 +52,7 @@ class Pair(NamedTuple):
 
 
 def pairs(example: Example) -> tuple[Pair | None, ...]:
-    """The three pairs of an example, positive first; None where its poison is absent."""
+    """The three pairs of an example, positive first; None where the poisoned one is absent."""
     e = example
     poisoned_instruction = Pair(
         e.instruction_negative, e.query_positive, e.hard_negative_document_1
@@ -67,13 +66,12 @@ def pairs(example: Example) -> tuple[Pair | None, ...]:
 
 
 def text_hash(text: str) -> int:
-    """64-bit identity of a text (blake2b of its UTF-8, white space squeezed), as an unsigned int.
+    """64-bit identity of a text (blake2b of its UTF-8), as an unsigned int.
 
-    White space is squeezed because two copies of a passage that differ by a line break are one
-    passage.
+    White space is collapsed first: copies of a passage that differ by a line break are equal.
     """
-    squeezed = " ".join(text.split())
-    return int.from_bytes(hashlib.blake2b(squeezed.encode(), digest_size=8).digest(), "little")
+    collapsed = " ".join(text.split())
+    return int.from_bytes(hashlib.blake2b(collapsed.encode(), digest_size=8).digest(), "little")
 
 
 class TokenisedRecord(NamedTuple):
@@ -81,13 +79,15 @@ class TokenisedRecord(NamedTuple):
 
     Attributes:
       id: the example's id.
-      tokens: int32[sum(lengths)], token ids of IQ0, P0, IQ1, P1, IQ2, P2, end to end, special
-        tokens included.
-      lengths: int32[2 * PAIRS_PER_EXAMPLE], tokens of each text; 0 marks an absent pair.
+      tokens: int32[sum(lengths)], concatenated token ids of IQ0, P0, IQ1, P1, IQ2, P2 (instructed
+        query and passage of each pair), special tokens included.
+      lengths: int32[2 * PAIRS_PER_EXAMPLE], tokens of each text; 0 for an absent pair.
       hashes: uint64[PAIRS_PER_EXAMPLE, 3], `text_hash` of instruction, query, passage of each pair.
-      spans: int32[PAIRS_PER_EXAMPLE, 5], of each instructed query before it was cut: its tokens,
-        and first token and number of tokens of the query and of the instruction (`QueryParts`).
-      uncut: int32[...], token ids of the instructed queries that were cut, before that, end to end.
+      spans: int32[PAIRS_PER_EXAMPLE, 5], of each instructed query before truncation: number of
+        tokens, then first token and number of tokens of the query and of the instruction
+        (`QueryParts`).
+      uncut: int32[...], concatenated token ids, before truncation, of the instructed queries that
+        were truncated.
     """
 
     id: str
@@ -102,7 +102,7 @@ class TokenisedRecord(NamedTuple):
         return np.split(self.tokens, np.cumsum(self.lengths)[:-1])
 
     def query_parts(self, pair: int) -> QueryParts:
-        """The instructed query of a pair before it was cut."""
+        """The instructed query of a pair before truncation."""
         queries, whole = self.lengths[::2], self.spans[:, 0]
         was_cut = queries < whole
         if was_cut[pair]:
@@ -116,13 +116,13 @@ class TokenisedRecord(NamedTuple):
 
 
 def part_lengths(spans: np.ndarray) -> np.ndarray:
-    """int32[..., 3] of `TokenisedRecord.spans`: tokens of the uncut instructed query, of its query
-    and of its instruction."""
+    """int32[..., 3] from `TokenisedRecord.spans`: tokens of the untruncated instructed query, of its
+    query and of its instruction."""
     return spans[..., [0, 2, 4]]
 
 
 def encode_example(example: Example) -> bytes:
-    """The text record: one bytes feature per field and `id`."""
+    """The bytes of a text record: one bytes feature per field, and `id`."""
     proto = tf_example_pb2.Example()
     for name in ("id", *FIELDS):
         proto.features.feature[name].bytes_list.value.append(getattr(example, name).encode())
@@ -130,7 +130,7 @@ def encode_example(example: Example) -> bytes:
 
 
 def decode_example(data: bytes) -> Example:
-    """Inverse of `encode_example`; raises UserError that names a missing field."""
+    """Inverse of `encode_example`; raises UserError naming a missing field."""
     feature = _parse(data)
     try:
         values = {n: feature[n].bytes_list.value[0].decode() for n in ("id", *FIELDS)}
@@ -144,8 +144,8 @@ def decode_example(data: bytes) -> Example:
 
 
 def encode_tokenised(record: TokenisedRecord) -> bytes:
-    """The tokenised record; hashes are stored as int64 (same bits), since protos have no uint64
-    list."""
+    """The bytes of a tokenised record; hashes are stored as int64 of the same bits, since protos
+    have no uint64 list."""
     proto = tf_example_pb2.Example()
     feature = proto.features.feature
     feature["id"].bytes_list.value.append(record.id.encode())
@@ -158,22 +158,22 @@ def encode_tokenised(record: TokenisedRecord) -> bytes:
 
 
 def decode_tokenised(data: bytes) -> TokenisedRecord:
-    """Inverse of `encode_tokenised`; raises UserError where the lengths do not add up."""
+    """Inverse of `encode_tokenised`; raises UserError where array sizes do not match."""
     feature = _parse(data)
-    found = {
+    arrays = {
         name: np.array(feature[name].int64_list.value, np.int64)
         for name in ("tokens", "lengths", "hashes", "spans", "uncut")
     }
-    sizes = {name: array.size for name, array in found.items()}
+    sizes = {name: array.size for name, array in arrays.items()}
     expected = {
         "lengths": 2 * PAIRS_PER_EXAMPLE,
         "hashes": 3 * PAIRS_PER_EXAMPLE,
         "spans": 5 * PAIRS_PER_EXAMPLE,
-        "tokens": int(found["lengths"].sum()),
+        "tokens": int(arrays["lengths"].sum()),
     }
     ids = feature["id"].bytes_list.value
     if ids and sizes == sizes | expected:
-        lengths, spans = found["lengths"], found["spans"].reshape(PAIRS_PER_EXAMPLE, 5)
+        lengths, spans = arrays["lengths"], arrays["spans"].reshape(PAIRS_PER_EXAMPLE, 5)
         expected["uncut"] = int(spans[lengths[::2] < spans[:, 0], 0].sum())
     if not ids or sizes != expected:
         raise UserError(
@@ -182,11 +182,11 @@ def decode_tokenised(data: bytes) -> TokenisedRecord:
         )
     return TokenisedRecord(
         id=ids[0].decode(),
-        tokens=found["tokens"].astype(np.int32),
+        tokens=arrays["tokens"].astype(np.int32),
         lengths=lengths.astype(np.int32),
-        hashes=found["hashes"].view(np.uint64).reshape(PAIRS_PER_EXAMPLE, 3),
+        hashes=arrays["hashes"].view(np.uint64).reshape(PAIRS_PER_EXAMPLE, 3),
         spans=spans.astype(np.int32),
-        uncut=found["uncut"].astype(np.int32),
+        uncut=arrays["uncut"].astype(np.int32),
     )
 
 
@@ -194,6 +194,6 @@ def _parse(data: bytes):
     proto = tf_example_pb2.Example()
     try:
         proto.ParseFromString(data)
-    except Exception as error:  # protobuf's DecodeError has moved between its modules
-        raise UserError(f"a record is no tf.train.Example: {error}") from error
+    except Exception as error:  # protobuf has moved its DecodeError between modules
+        raise UserError(f"a record is not a tf.train.Example: {error}") from error
     return proto.features.feature

@@ -1,8 +1,8 @@
-"""Do texts put together from the tokens of several rows equal what the tokenizer gives for them?
+"""Checks that texts spliced from tokens of other texts equal what the tokenizer gives for them.
 
-For a WordPiece tokenizer and a template with white space between the fields, always; a tokenizer
-that merges over the border of instruction and query gives other ids. `inf_jax.tokenise` asks on a
-sample and keeps the answer; who needs such texts refuses a dataset where it is no.
+With a WordPiece tokenizer and white space between the template's fields they always do; a tokenizer
+that merges across the border of instruction and query gives other ids. Tokenising checks a sample
+and stores the result; the loader refuses a dataset whose texts it would have to splice wrongly.
 """
 
 import dataclasses
@@ -20,11 +20,11 @@ SAMPLE = 256  # examples checked, spread over the split
 
 
 class Composition(NamedTuple):
-    """How a sample of texts put together from parts compares with the tokenizer's own ids.
+    """Counts of spliced texts that differ from the tokenizer's own ids.
 
     Attributes:
-      checked: pairs of the sample; each gives a text of the kinds below.
-      crossed: pairs whose query under another pair's instruction differs.
+      checked: pairs of the sample; each gives a text of either kind.
+      crossed: pairs whose query with another pair's instruction differs.
       alone: pairs whose query or instruction as a text of its own differs.
     """
 
@@ -34,7 +34,7 @@ class Composition(NamedTuple):
 
 
 def sampled(examples: Iterable[Example], *, count: int, into: list[Example]) -> Iterator[Example]:
-    """The same `count` examples; at most SAMPLE of them, evenly spread, are kept in `into`."""
+    """Passes `count` examples through and appends at most SAMPLE of them, evenly spread, to `into`."""
     every = -(-count // SAMPLE)
     for number, example in enumerate(examples):
         if number % every == 0:
@@ -45,19 +45,19 @@ def sampled(examples: Iterable[Example], *, count: int, into: list[Example]) -> 
 def check_composition(
     examples: list[Example], tokenizer: TextTokenizer, text: TextConfig
 ) -> Composition:
-    """Compares the texts that a loader may put together with the tokenizer's ids for them."""
+    """Compares the texts that a loader may splice with the tokenizer's ids for them."""
     present = [p for e in examples for p in pairs(e) if p is not None and p.instruction.strip()]
-    half = len(present) // 2  # the neighbours of a pair often have its instruction
+    half = len(present) // 2  # not the next pair: neighbours often share an instruction
     instructions = [p.instruction for p in present[half:] + present[:half]]
     parts = [p for _, p in tokenizer.query_parts([(p.query, p.instruction) for p in present], text)]
     others = parts[half:] + parts[:half]
-    how = {"special": tokenizer.special, "limit": text.max_query_tokens}
+    limits = {"special": tokenizer.special, "limit": text.max_query_tokens}
 
     expected = tokenizer.queries(
         [(p.query, i) for p, i in zip(present, instructions, strict=True)], text
     )
     crossed = [
-        np.array_equal(cut(with_instruction(mine, other.ids_of("instruction")), **how), ids)
+        np.array_equal(cut(with_instruction(mine, other.ids_of("instruction")), **limits), ids)
         for mine, other, ids in zip(parts, others, expected, strict=True)
     ]
 
@@ -68,7 +68,7 @@ def check_composition(
     for part in ("query", "instruction"):
         expected = tokenizer.passages([getattr(p, part) for p in present], bare)
         by_itself &= [
-            np.array_equal(alone(mine.ids_of(part), **how), ids)
+            np.array_equal(alone(mine.ids_of(part), **limits), ids)
             for mine, ids in zip(parts, expected, strict=True)
         ]
     return Composition(

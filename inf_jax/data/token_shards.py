@@ -1,7 +1,7 @@
-"""The shards of tokenised examples: what they are made of, and writing one.
+"""Plans and writes the shards of a tokenised split.
 
-Each shard is a function of its slice of the split, so that they may be written one after another
-(`data.tokenise`) or by many workers; the manifest comes last.
+Each shard depends on its slice of the split alone, so shards can be written one after another
+(`data.tokenise`) or by many workers (`data_pipeline.beam_tokenise`); the manifest is written last.
 """
 
 import dataclasses
@@ -27,28 +27,28 @@ from inf_jax.data.records import (
     text_hash,
 )
 from inf_jax.data.splice_check import check_composition
-from inf_jax.data.tokenised import MANIFEST, index_path, load_sidecar
+from inf_jax.data.tokenised import MANIFEST, Sidecar, load_sidecar, write_sidecar
 from inf_jax.io.atomic import atomic_file
 from inf_jax.io.json_files import read_json, sha256_of_file
 from inf_jax.io.tfrecord import CorruptRecordError, Reader, Writer, read_records
 from inf_jax.text.templates import TextConfig
 from inf_jax.text.tokenizer import TextTokenizer
 
-EXAMPLES_PER_SHARD = 8192  # a killed run repeats at most so many
+EXAMPLES_PER_SHARD = 8192  # a killed run repeats at most this many
 _TEXTS = 2 * PAIRS_PER_EXAMPLE
 _BATCH = 1024  # examples tokenised in one call: enough to keep all cores busy, little memory
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class TokenisingPlan:
     """What tokenising a split reads and writes.
 
     Attributes:
       sources: the split's text TFRecords, each with its number of records.
       directory: `<out_dir>/<split>-<hash16>`.
       shards: the files to write there, each with its number of examples.
-      recipe: all that the result depends on.
-      fingerprint: its hash.
+      recipe: everything that the result depends on.
+      fingerprint: hash of the recipe.
     """
 
     sources: list[tuple[Path, int]]
@@ -64,11 +64,11 @@ class Plan:
 
     @property
     def manifest(self) -> Path:
-        """The file that is written last."""
+        """Path of the manifest, which is written last."""
         return self.directory / MANIFEST
 
     def todo(self) -> set[int] | None:
-        """Numbers of the shards that are to be written, None where all is done; says what is
+        """Numbers of the shards still to write; None where the split is finished. Prints what is
         reused."""
         split, total = self.recipe["split"], len(self.shards)
         missing = {n for n, shard in enumerate(self.shards) if not _is_finished(*shard)}
@@ -83,7 +83,7 @@ class Plan:
         return missing
 
 
-def make_plan(
+def plan_shards(
     dataset_dir: str | os.PathLike,
     split: str,
     *,
@@ -91,9 +91,8 @@ def make_plan(
     text: TextConfig,
     out_dir: str | os.PathLike,
     examples_per_shard: int = EXAMPLES_PER_SHARD,
-) -> Plan:
-    """What `tokenise` is to do with these arguments; reads the source files once, for
-    their checksums.
+) -> TokenisingPlan:
+    """The plan of `tokenise` for these arguments; reads the source files once for their checksums.
 
     Raises:
       UserError: the split is missing or empty, or a file of it cannot be read.
@@ -111,7 +110,7 @@ def make_plan(
     directory = Path(out_dir) / f"{split}-{fingerprint[:16]}"
     num_examples = sum(count for _, count in sources)
     shards = _shards(directory, num_examples, examples_per_shard)
-    return Plan(sources, directory, shards, recipe, fingerprint)
+    return TokenisingPlan(sources, directory, shards, recipe, fingerprint)
 
 
 def source_files(directory: Path, split: str) -> list[tuple[Path, int]]:
@@ -167,7 +166,7 @@ def read_source(path: Path, *, count: int) -> Iterator[Example]:
 
 
 def decode_at(path: Path, number: int, data: bytes) -> Example:
-    """The example of a record; CorruptRecordError names the file and the record's number."""
+    """The example of a record; CorruptRecordError names the file and the record number."""
     try:
         return decode_example(data)
     except UserError as error:
@@ -188,7 +187,7 @@ def _shards(directory: Path, num_examples: int, per_shard: int) -> list[tuple[Pa
 
 
 def _is_finished(path: Path, count: int) -> bool:
-    """Whether a shard and its index are whole; the index is written last."""
+    """Whether a shard and its index are complete; the index is written last."""
     try:
         index = load_sidecar(path).index
         Reader(path, index)  # compares sizes
@@ -205,10 +204,10 @@ def write_shard(
     text: TextConfig,
     progress: Callable[[int], object] = lambda count: None,
 ) -> None:
-    """Writes a shard of these examples, and its index after it.
+    """Writes a shard of these examples, then its index.
 
     Args:
-      progress: gets the number of examples just written, again and again.
+      progress: called with the number of examples written since the last call.
 
     Raises:
       UserError: a text has no tokens, or a file cannot be written.
@@ -222,23 +221,19 @@ def write_shard(
                 parts.append(part_lengths(record.spans))
                 instructions.append(record.hashes[:, 0])
             progress(len(batch))
-    index = writer.index
-    with atomic_file(index_path(path)) as file:
-        np.savez(
-            file,
-            offsets=index.offsets,
-            lengths=index.lengths,
-            crcs=index.crcs,
-            text_lengths=np.array(lengths, np.int32),
-            part_lengths=np.array(parts, np.int32),
-            instruction_hashes=np.array(instructions, np.uint64),
-        )
+    sidecar = Sidecar(
+        writer.index,
+        text_lengths=np.array(lengths, np.int32),
+        part_lengths=np.array(parts, np.int32),
+        instruction_hashes=np.array(instructions, np.uint64),
+    )
+    write_sidecar(path, sidecar)
 
 
 def tokenise_batch(
     examples: list[Example], *, tokenizer: TextTokenizer, text: TextConfig
 ) -> Iterator[TokenisedRecord]:
-    """The records of some examples, in their order; UserError where a text has no tokens."""
+    """The records of these examples, in order; UserError where a text has no tokens."""
     all_pairs = [pairs(example) for example in examples]
     present = [pair for group in all_pairs for pair in group if pair is not None]
     queries = iter(tokenizer.query_parts([(p.query, p.instruction) for p in present], text))
@@ -251,7 +246,7 @@ def tokenise_batch(
             if pair is None:
                 continue
             (query, parts), passage = next(queries), next(passages)
-            if not (len(query) and len(passage)):  # length 0 would say that the pair is absent
+            if not (len(query) and len(passage)):  # length 0 would mean that the pair is absent
                 raise UserError(
                     f"example {example.id!r}: a text of pair {n} has no tokens; remove the example "
                     "with the validation of `python -m data_pipeline.build`"
@@ -268,9 +263,9 @@ def tokenise_batch(
 
 
 def write_manifest(
-    plan: Plan, sample: list[Example], *, tokenizer: TextTokenizer, text: TextConfig
+    plan: TokenisingPlan, sample: list[Example], *, tokenizer: TextTokenizer, text: TextConfig
 ) -> None:
-    """Finishes a directory whose shards are all there; `sample` as `composition.sampled` draws it.
+    """Finishes a directory whose shards all exist; `sample` as `splice_check.sampled` takes it.
 
     Raises:
       UserError: an index is missing, or the file cannot be written.
@@ -286,7 +281,7 @@ def write_manifest(
         "shards": [{"file": shard.name, "examples": count} for shard, count in shards],
         "texts": int(np.count_nonzero(lengths)),
         "tokens": int(lengths.sum()),
-        # as long as the limit allows: most of these have been cut
+        # as long as the limit allows: most of these were truncated
         "queries_at_limit": int(at_limit[:, 0].sum()),
         "passages_at_limit": int(at_limit[:, 1].sum()),
     }

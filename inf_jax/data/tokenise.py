@@ -1,8 +1,8 @@
 """Tokenises a split of a text dataset into indexed TFRecords, once per tokenizer and templates.
 
-The result is a directory `<split>-<hash>`: shards `tokens-XXXXX-of-NNNNN.tfrecord`, an index next
-to each, and `manifest.json`, written last. Files are written atomically and depend on the inputs
-alone, so a killed run continues where it stopped and ends with the same bytes. `TokenisedDataset`
+The result is a directory `<split>-<hash>`: shards `tokens-XXXXX-of-NNNNN.tfrecord`, an index for
+each, and `manifest.json`, written last. Files are written atomically and depend on the inputs
+alone, so a killed run continues where it stopped and produces the same bytes. `TokenisedDataset`
 reads the directory.
 """
 
@@ -18,7 +18,7 @@ from inf_jax.data.records import Example
 from inf_jax.data.splice_check import sampled
 from inf_jax.data.token_shards import (
     EXAMPLES_PER_SHARD,
-    make_plan,
+    plan_shards,
     read_source,
     source_files,
     write_manifest,
@@ -39,23 +39,23 @@ def tokenise(
     examples_per_shard: int = EXAMPLES_PER_SHARD,
     expected: str | None = None,
 ) -> Path:
-    """Tokenises one split of a TFDS directory, or finds that it has been done.
+    """Tokenises one split of a TFDS directory, unless its result exists already.
 
     Args:
       dataset_dir: the directory with `dataset_info.json`, as `data_pipeline.build` writes it.
       split: a split's name, "train" or "dev".
-      examples_per_shard: a killed run repeats at most so many examples.
-      expected: the fingerprint that the result must have, of a run that is resumed.
+      examples_per_shard: a killed run repeats at most this many examples.
+      expected: the fingerprint that the result must have (when a run is resumed).
 
     Returns:
       `<out_dir>/<split>-<hash16>`, for `TokenisedDataset`. The hash covers the schema, the source
       files' contents, the tokenizer, the templates, the limits and `examples_per_shard`.
     Raises:
       UserError: the split is missing, damaged or empty, a text has no tokens, or a file cannot be
-        written; names file and record. Or the fingerprint will be another one: said before any text
-        is tokenised.
+        written; names file and record. Or, before any text is tokenised, the fingerprint is not the
+        expected one.
     """
-    plan = make_plan(
+    plan = plan_shards(
         dataset_dir,
         split,
         tokenizer=tokenizer,
@@ -65,8 +65,8 @@ def tokenise(
     )
     if expected and plan.fingerprint != expected:
         raise UserError(
-            f"{dataset_dir}, {split}: not what the run that is resumed was trained on: its records "
-            "or the tokenizer have changed; put back the old ones or give a new out_dir"
+            f"{dataset_dir}, {split}: not the data of the run that is resumed: records or tokenizer "
+            "have changed; restore the old ones or give a new out_dir"
         )
     todo = plan.todo()
     if todo is None:
@@ -82,7 +82,7 @@ def tokenise(
                 write_shard(path, shard, tokenizer=tokenizer, text=text, progress=bar.update)
             else:
                 bar.update(sum(1 for _ in shard))
-        next(examples, None)  # lets the last source file find that it holds too many records
+        next(examples, None)  # the last source file raises if it holds too many records
     write_manifest(plan, sample, tokenizer=tokenizer, text=text)
     return plan.directory
 

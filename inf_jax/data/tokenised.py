@@ -1,5 +1,6 @@
-"""Reading tokenised examples: a directory that `data.tokenise` wrote, by number."""
+"""Reads tokenised examples by number from a directory that `data.tokenise` wrote."""
 
+import dataclasses
 import os
 import zipfile
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from inf_jax.data.records import (
     part_lengths,
 )
 from inf_jax.data.splice_check import Composition
+from inf_jax.io.atomic import atomic_file
 from inf_jax.io.json_files import read_json
 from inf_jax.io.tfrecord import CorruptRecordError, Index, Reader
 
@@ -25,14 +27,14 @@ _TEXTS = 2 * PAIRS_PER_EXAMPLE
 
 
 class Sidecar(NamedTuple):
-    """What is known of the n examples of one shard without reading a record.
+    """What the index file of a shard says of its n examples, so that no record has to be read.
 
     Attributes:
       index: where the records are.
-      text_lengths: int32[n, 6], tokens of IQ0, P0, IQ1, P1, IQ2, P2; 0 marks an absent pair.
-      part_lengths: int32[n, 3, 3], tokens of each pair's instructed query before it was cut, of its
+      text_lengths: int32[n, 6], tokens of IQ0, P0, IQ1, P1, IQ2, P2; 0 for an absent pair.
+      part_lengths: int32[n, 3, 3], tokens of each pair's instructed query before truncation, of its
         query and of its instruction.
-      instruction_hashes: uint64[n, 3], which pairs have the same instruction.
+      instruction_hashes: uint64[n, 3], of each pair's instruction.
     """
 
     index: Index
@@ -47,16 +49,15 @@ class TokenisedDataset:
     Attributes:
       directory: Path, as `tokenise` returned it.
       num_examples: int.
-      text_lengths: int32[num_examples, 6], tokens of IQ0, P0, IQ1, P1, IQ2, P2; 0 marks an absent
-        pair. Known without reading a record, and so are the next two.
-      part_lengths: int32[num_examples, 3, 3], see `Sidecar`.
-      instruction_hashes: uint64[num_examples, 3], of each pair.
+      text_lengths: int32[num_examples, 6], as in `Sidecar`.
+      part_lengths: int32[num_examples, 3, 3], as in `Sidecar`.
+      instruction_hashes: uint64[num_examples, 3], as in `Sidecar`.
       special: int32[...] twice, the special tokens before and after every text.
       max_query_tokens: int, the limit of an instructed query.
-      fingerprint: str, the hash of all that the contents depend on.
+      fingerprint: str, hash of everything that the contents depend on.
 
     Raises:
-      UserError: a file is missing or unreadable, or counts do not agree; names it and the remedy.
+      UserError: a file is missing or unreadable, or counts do not agree; names file and remedy.
     """
 
     def __init__(self, directory: str | os.PathLike):
@@ -103,16 +104,16 @@ class TokenisedDataset:
         return self.num_examples
 
     def read(self, indices: Sequence[int] | np.ndarray) -> list[TokenisedRecord]:
-        """The examples of these numbers (0 to num_examples - 1), in the order asked for.
+        """The examples of these numbers (0 to num_examples - 1), in the given order.
 
         Raises:
-          CorruptRecordError: a record is damaged, or its text lengths are not the index's.
-          IndexError: there is no such example.
+          CorruptRecordError: a record is damaged, or disagrees with the index.
+          IndexError: a number is out of range.
         """
         wanted = np.asarray(indices, np.int64)
         if wanted.size and (wanted.min() < 0 or wanted.max() >= self.num_examples):
             bad = wanted[(wanted < 0) | (wanted >= self.num_examples)][0]
-            raise IndexError(f"{self.directory} has {self.num_examples} examples, no number {bad}")
+            raise IndexError(f"{self.directory} has {self.num_examples} examples, not number {bad}")
         shards = np.searchsorted(self._ends, wanted, side="right")
         in_shard = wanted - np.concatenate(([0], self._ends))[shards]
         records = []
@@ -130,24 +131,24 @@ class TokenisedDataset:
             ("instruction_hashes", lambda r: r.hashes[:, 0]),
         ):
             indexed = getattr(self, name)[wanted]
-            found = np.array([of_record(record) for record in records]).reshape(indexed.shape)
-            differs = (found != indexed).any(axis=tuple(range(1, found.ndim)))
+            read = np.array([of_record(record) for record in records]).reshape(indexed.shape)
+            differs = (read != indexed).any(axis=tuple(range(1, read.ndim)))
             if differs.any():
                 first = int(differs.argmax())
                 raise CorruptRecordError(
                     self._readers[shards[first]].path,
                     int(in_shard[first]),
-                    f"its {name.replace('_', ' ')} are {found[first].tolist()}, the index says "
+                    f"its {name.replace('_', ' ')} are {read[first].tolist()}, the index says "
                     f"{indexed[first].tolist()}",
                 )
         return records
 
     def check_composition(self, kind: str) -> None:
-        """Raises UserError where texts cannot be put together from the parts of instructed queries.
+        """Raises UserError where texts cannot be spliced from the parts of instructed queries.
 
         Args:
-          kind: "crossed", a query under another pair's instruction, or "alone", query and
-            instruction as texts of their own.
+          kind: a field of `Composition`: "crossed", a query with another pair's instruction, or
+            "alone", query and instruction as texts of their own.
         """
         wrong, checked = getattr(self._composition, kind), self._composition.checked
         if not wrong:
@@ -156,7 +157,7 @@ class TokenisedDataset:
             "crossed": (
                 "a query under another instruction",
                 "put white space or punctuation around {instruction} in data.query_template, or "
-                "leave loss.instruction_negatives at 0 (the poisons alone then are block I)",
+                "leave loss.instruction_negatives at 0 (block I then has the poisons alone)",
             ),
             "alone": (
                 "a query or an instruction as a text of its own",
@@ -164,19 +165,27 @@ class TokenisedDataset:
             ),
         }[kind]
         raise UserError(
-            f"{self.directory}: for {what} the tokens of data.query_template="
-            f"{self._template!r} do not give what this model's tokenizer gives ({wrong} of "
-            f"{checked} checked differ), since it merges over the border; {remedy}"
+            f"{self.directory}: with data.query_template={self._template!r} this model's tokenizer "
+            f"merges across the border of query and instruction, so {what} cannot be spliced from "
+            f"tokens ({wrong} of {checked} checked differ); {remedy}"
         )
 
 
 def index_path(shard: Path) -> Path:
-    """Where the index of a shard is."""
+    """Path of the index of a shard."""
     return shard.with_name(shard.name + ".index.npz")
 
 
+def write_sidecar(shard: Path, sidecar: Sidecar) -> None:
+    """Writes the index file of a shard."""
+    index, arrays = dataclasses.asdict(sidecar.index), sidecar._asdict()
+    del arrays["index"]
+    with atomic_file(index_path(shard)) as file:
+        np.savez(file, **index, **arrays)
+
+
 def load_sidecar(shard: Path) -> Sidecar:
-    """The index of a shard and what it says of the texts; UserError if damaged or missing."""
+    """Reads the index file of a shard; UserError if it is damaged or missing."""
     path = index_path(shard)
     try:
         with open(path, "rb") as file, np.load(file) as arrays:
@@ -185,10 +194,10 @@ def load_sidecar(shard: Path) -> Sidecar:
         n = len(index)
         shapes = [x.shape for x in (index.lengths, index.crcs, *sidecar[1:])]
         if shapes != [(n,), (n,), (n, _TEXTS), (n, PAIRS_PER_EXAMPLE, 3), (n, PAIRS_PER_EXAMPLE)]:
-            raise ValueError("its arrays do not fit together")
+            raise ValueError("the sizes of its arrays disagree")
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; tokenise the split again") from error
-    except (  # a flipped bit can also ask the zip reader for a method that it does not have
+    except (  # a flipped bit can also name a compression method that zipfile lacks
         *(OSError, EOFError, KeyError, ValueError, TypeError, RuntimeError),
         zipfile.BadZipFile,
     ) as error:

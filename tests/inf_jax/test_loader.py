@@ -457,7 +457,7 @@ def test_what_cannot_be_put_together_is_refused(dataset, tmp_path):
     merged = TokenisedDataset(copy)
     assert make(merged).host_batch(0).negatives is None
     assert make(merged, instruction_negatives=0).host_batch(0).negatives.ids.shape == (18, 1, 2)
-    with pytest.raises(UserError, match=r"data\.query_template=.*\(3 of 180.*at 0 \(the poisons"):
+    with pytest.raises(UserError, match=r"data\.query_template=.*\(3 of 180.*at 0 \(block I"):
         make(merged, instruction_negatives=1)
     with pytest.raises(UserError, match=r"\(2 of 180 checked differ\).*query_encoder=\"joint\""):
         make(merged, query_encoder=Attention())
