@@ -116,8 +116,8 @@ class TokenisedRecord(NamedTuple):
 
 
 def part_lengths(spans: np.ndarray) -> np.ndarray:
-    """int32[..., 3] from `TokenisedRecord.spans`: tokens of the untruncated instructed query, of its
-    query and of its instruction."""
+    """int32[..., 3] from `TokenisedRecord.spans`: tokens of the instructed query before truncation,
+    of its query and of its instruction."""
     return spans[..., [0, 2, 4]]
 
 

@@ -34,7 +34,7 @@ class Composition(NamedTuple):
 
 
 def sampled(examples: Iterable[Example], *, count: int, into: list[Example]) -> Iterator[Example]:
-    """Passes `count` examples through and appends at most SAMPLE of them, evenly spread, to `into`."""
+    """Passes `count` examples on and appends at most SAMPLE of them, evenly spread, to `into`."""
     every = -(-count // SAMPLE)
     for number, example in enumerate(examples):
         if number % every == 0:

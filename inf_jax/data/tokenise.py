@@ -65,8 +65,8 @@ def tokenise(
     )
     if expected and plan.fingerprint != expected:
         raise UserError(
-            f"{dataset_dir}, {split}: not the data of the run that is resumed: records or tokenizer "
-            "have changed; restore the old ones or give a new out_dir"
+            f"{dataset_dir}, {split}: not the data of the resumed run, its records or tokenizer "
+            "have changed: restore the old ones or give a new out_dir"
         )
     todo = plan.todo()
     if todo is None:

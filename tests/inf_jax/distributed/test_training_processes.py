@@ -88,7 +88,7 @@ def test_one_two_and_four_processes_are_one_run(config, tmp_path, compiled):
             found, position = checkpoint.restore(manager, training.shapes.saved, step)
         weights = tmp_path / "exported" / name
         weights.mkdir(parents=True, exist_ok=True)
-        hf.save_weights(found.params["shared"], weights, training.model.encoder.config)
+        hf.save_weights(found["params"]["shared"], weights, training.model.encoder.config)
         exported = load_file(weights / "model.safetensors")
         leaves = jax.tree_util.tree_leaves_with_path(found)
         return [(path_name(path), np.asarray(x)) for path, x in leaves], exported, position
