@@ -47,7 +47,7 @@ def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
         import_wandb(wandb_project)  # before any long work
     coordination.check_shared(out_dir, storage.check)
     with (
-        coordination.on_primary(storage.taken(out_dir)),
+        coordination.on_primary(storage.locked(out_dir)),
         preemption.PreemptionGuard(save_every_s=60 * minutes) as guard,
         contextlib.closing(Saver(config, resolved, resume=resume)) as saver,
         storage.WorkDir(out_dir) as work,

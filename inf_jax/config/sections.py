@@ -4,7 +4,7 @@ import dataclasses
 
 from inf_jax.config.schema import key
 from inf_jax.core import choices
-from inf_jax.losses.objective import ENGINES
+from inf_jax.losses.objective import ENGINES, MASKS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,7 @@ class LossConfig:
     mask: str = key(
         "identity",
         "which candidates count as positives: by text identity, or by index (the paper's code)",
-        choices=choices.LOSS_MASKS,
+        choices=MASKS,
     )
     dims: tuple = key((), "Matryoshka: number of first entries of each loss; (): all entries")
     dim_weights: tuple = key((), "weight of each of loss.dims; (): 1 each")

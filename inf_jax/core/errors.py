@@ -1,4 +1,4 @@
-"""One kind of error for bad input, and the way a main reports it."""
+"""The error class for bad input, and how a command reports it: one line, no traceback."""
 
 import contextlib
 import errno
@@ -14,35 +14,28 @@ class UserError(ValueError):
 
 
 def in_one_line(error: BaseException) -> tuple[str, int] | None:
-    """(what to print, exit code) of an error that is no bug of ours; None of one that may be."""
+    """(line to print, exit code) of a user's error; None for what may be a bug."""
     if isinstance(error, UserError):
         return f"error: {error}", 1
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", 128 + signal.SIGINT
-    if isinstance(error, OSError) and error.errno in _DISK:  # wherever it was met
+    if isinstance(error, OSError) and error.errno in _DISK:  # wherever it was raised
         where = error.filename or "a file"
         return f"error: {where} cannot be written: {error.strerror}; free some space there", 1
     return None
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its type's name where it has none."""
-    text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return (str(text).strip().splitlines() or [type(error).__name__])[0]
-
-
 @contextlib.contextmanager
 def main_guard() -> Iterator[None]:
-    """Turns a UserError or a full disk inside a main into one line on stderr and exit code 1, and
-    Ctrl-C into one and 130.
+    """Reports a UserError, a full disk or Ctrl-C inside a main as one line on stderr.
 
-    Anything else is a bug of ours and keeps its traceback.
+    The exit code is 1, or 130 for Ctrl-C. Anything else is a bug and keeps its traceback.
     """
     try:
         yield
     except BaseException as error:
-        found = in_one_line(error)
-        if found is None:
+        report = in_one_line(error)
+        if report is None:
             raise
-        print(found[0], file=sys.stderr)
-        raise SystemExit(found[1]) from None
+        print(report[0], file=sys.stderr)
+        raise SystemExit(report[1]) from None

@@ -1,11 +1,11 @@
-"""Google Cloud Storage: the clients, what goes wrong with them, and a check before long work.
+"""Reads and writes Google Cloud Storage, explains its errors, and checks access before long work.
 
-Three clients take part: gcsfs, through etils.epath (small files and listings, ours and Orbax's),
-TensorStore's own (a checkpoint's arrays) and google-cloud-storage (by which Orbax asks what kind of
-bucket it is). They find credentials as Google's libraries do: GOOGLE_APPLICATION_CREDENTIALS, those
-of `gcloud auth application-default login`, or a Google VM's service account.
+Three clients take part: gcsfs (our files, and through etils.epath Orbax's small ones), TensorStore
+(the arrays of a checkpoint) and google-cloud-storage (with which Orbax looks up the kind of the
+bucket). They find credentials as Google's libraries do: GOOGLE_APPLICATION_CREDENTIALS, those of
+`gcloud auth application-default login`, or a Google VM's service account.
 
-For a stand-in: STORAGE_EMULATOR_HOST and TENSORSTORE_GCS_HTTP_URL, FSSPEC_GCS='{"token": "anon"}',
+For an emulator: STORAGE_EMULATOR_HOST and TENSORSTORE_GCS_HTTP_URL, FSSPEC_GCS='{"token": "anon"}',
 GOOGLE_AUTH_TOKEN_FOR_TESTING.
 """
 
@@ -24,12 +24,12 @@ from etils import epath
 
 from inf_jax.core.errors import UserError
 
-_PATIENCE_S = 60.0  # gcsfs and TensorStore would try for 1 and for 15 minutes
+_TIMEOUT_S = 60.0  # gcsfs and TensorStore would retry for 1 and for 15 minutes
 _ROLES = ("roles/storage.objectUser", "roles/storage.legacyBucketReader")  # the second: buckets.get
 
 
 def open_path(url: str | os.PathLike) -> epath.Path:
-    """The path of gs://BUCKET/DIRECTORY, its clients ready.
+    """The path of gs://BUCKET/DIRECTORY, with its clients configured.
 
     Raises:
       UserError: gcsfs is not installed.
@@ -40,9 +40,9 @@ def open_path(url: str | os.PathLike) -> epath.Path:
 
 @functools.cache
 def _connect() -> None:
-    # gcsfs's extension for zonal buckets asks over gRPC, for a minute each time that nobody answers
+    # gcsfs's extension for zonal buckets asks over gRPC and waits a minute where nothing answers
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-    os.environ.setdefault("EPATH_USE_TF", "false")  # one client, whether TensorFlow is there or not
+    os.environ.setdefault("EPATH_USE_TF", "false")  # the same client with and without TensorFlow
     try:
         with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of Python's end
             import fsspec
@@ -51,15 +51,15 @@ def _connect() -> None:
             import google.cloud.storage_control_v2  # noqa: F401 (gcsfs, at its first upload)
     except ImportError as error:
         raise UserError(
-            f"files in gs:// need gcsfs, which is not here ({error}); install it: "
+            f"files in gs:// need gcsfs, which is not installed ({error}): "
             '`pip install "inf_jax[tpu]"`, or `pip install gcsfs`'
         ) from error
-    # a listing that is kept would hide what other hosts write
+    # a cached listing would hide what other hosts write
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
 
 
 def read(path: epath.Path, target: Path) -> bool:
-    """Copies an object to a local file; False where there is none. Raises UserError."""
+    """Downloads an object to a local file; False where there is none. Raises UserError."""
     with explained(path, "read it"):
         client, name = _client(path)
         try:
@@ -70,7 +70,7 @@ def read(path: epath.Path, target: Path) -> bool:
 
 
 def write(path: epath.Path, source: bytes | Path) -> None:
-    """Writes an object, of these bytes or of this local file. Raises UserError."""
+    """Uploads bytes or a local file as one object. Raises UserError."""
     with explained(path, "write it"):
         client, name = _client(path)
         if isinstance(source, bytes):
@@ -90,7 +90,7 @@ def files_below(directory: epath.Path) -> list[str]:
     """Names of the objects below a directory, relative to it. Raises UserError."""
     with explained(directory, "list it"):
         client, name = _client(directory)
-        return [found.removeprefix(f"{name}/") for found in client.find(name) if found != name]
+        return [path.removeprefix(f"{name}/") for path in client.find(name) if path != name]
 
 
 def _client(path: epath.Path):
@@ -99,11 +99,11 @@ def _client(path: epath.Path):
     return fsspec.core.url_to_fs(str(path))
 
 
-def check(directory: epath.Path, *, timeout_s: float = _PATIENCE_S) -> None:
-    """Does there, with each client, what a run does: look at the bucket, write, list, read, delete.
+def check(directory: epath.Path, *, timeout_s: float = _TIMEOUT_S) -> None:
+    """Tries, with each client, what a run does: look up the bucket, write, list, read, delete.
 
     Raises:
-      UserError: something of this fails, or does not answer in time; with the remedy.
+      UserError: one of these fails or does not answer in time; with the remedy.
     """
     state: dict[str, UserError | str] = {"doing": ""}
 
@@ -117,15 +117,15 @@ def check(directory: epath.Path, *, timeout_s: float = _PATIENCE_S) -> None:
         except UserError as error:
             state["error"] = error
 
-    # a thread: of their patience, and of the search for credentials, nothing else sets the limit
+    # a thread: nothing else limits the clients' retries and their search for credentials
     thread = threading.Thread(target=probe, daemon=True)
     with _quiet("fsspec", "gcsfs", "google"):
         thread.start()
         thread.join(timeout_s)
     if thread.is_alive():
         raise UserError(
-            f"{directory}: Google Cloud Storage has not answered within {timeout_s:g} s, asked to "
-            f"{state['doing']}; look at this machine's network, DNS and proxy, then try again"
+            f"{directory}: Google Cloud Storage did not answer within {timeout_s:g} s when asked "
+            f"to {state['doing']}; check this machine's network, DNS and proxy, then try again"
         )
     if "error" in state:
         raise state["error"]
@@ -143,23 +143,23 @@ def _probe(directory: epath.Path) -> Generator[tuple[str, Callable[[], object]],
 
     def read_back() -> None:
         if ours.read_bytes() != b"ours" or client().read(arrays.name).result().value != b"arrays":
-            raise OSError("it reads otherwise than it was written")
+            raise OSError("what was read differs from what was written")
 
-    def found() -> None:
+    def listed() -> None:
         missing = {ours.name, arrays.name} - {path.name for path in directory.iterdir()}
         if missing:
-            raise OSError(f"{', '.join(missing)} is not listed, but was written")
+            raise OSError(f"{', '.join(missing)} was written but is not listed")
 
     yield "find the bucket (storage.buckets.get)", lambda: storage.Client().get_bucket(bucket)
     try:
         yield "write (storage.objects.create)", lambda: ours.write_bytes(b"ours")
         yield "write arrays", lambda: client().write(arrays.name, b"arrays").result()
-        yield "list (storage.objects.list)", found
+        yield "list (storage.objects.list)", listed
         yield "read (storage.objects.get)", read_back
         yield "delete (storage.objects.delete)", lambda: (ours.unlink(), arrays.unlink())
     finally:
         for path in (ours, arrays):
-            with contextlib.suppress(Exception):  # gone, or it was one of these that failed
+            with contextlib.suppress(Exception):  # deleted already, or what failed
                 path.unlink()
 
 
@@ -171,12 +171,12 @@ def split(path: epath.Path) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def explained(path: epath.Path, doing: str) -> Iterator[None]:
-    """Turns what the clients raise in the block into a UserError that names path and remedy."""
+    """Turns the clients' errors in the block into a UserError that names path and remedy."""
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # OSError, and classes of gcsfs, aiohttp, google and TensorStore
+    except Exception as error:  # OSError, and classes of gcsfs, aiohttp, google, TensorStore
         raise _explain(path, doing, error) from error
 
 
@@ -192,25 +192,25 @@ def _explain(path: epath.Path, doing: str, error: Exception) -> UserError:
         )
     if status == 403:
         return UserError(
-            f"{path}: no permission to {doing} ({reason}); whoever owns the bucket gives it by "
+            f"{path}: no permission to {doing} ({reason}); the bucket's owner grants it by "
             f"`gcloud storage buckets add-iam-policy-binding gs://{bucket} "
             f"--member=serviceAccount:EMAIL --role=ROLE`, once for each of {', '.join(_ROLES)}"
         )
     if status == 404:
         return UserError(
-            f"{path}: no bucket {bucket} to {doing}; mend the name, or make it by "
+            f"{path}: no bucket {bucket} to {doing}; correct the name, or create it by "
             f"`gcloud storage buckets create gs://{bucket} --location=REGION`"
         )
     if "Project was not passed" in reason:
         return UserError(f"{path}: Google's client knows no project; set GOOGLE_CLOUD_PROJECT")
     return UserError(
-        f"{path}: Google Cloud Storage failed to {doing} ({reason}); look at this machine's "
-        "network and at https://status.cloud.google.com, then start again"
+        f"{path}: Google Cloud Storage failed to {doing} ({reason}); check this machine's network "
+        "and https://status.cloud.google.com, then start again"
     )
 
 
 def _status(error: Exception) -> int | None:
-    """The HTTP status behind an error, where it is one of those that have a remedy."""
+    """The HTTP status behind an error, if it is one with a remedy of its own."""
     signs = {
         401: r"UNAUTHENTICATED|Anonymous caller|Invalid Credentials|could not be refreshed",
         403: r"^Forbidden|PERMISSION_DENIED|: 403 ",
@@ -229,7 +229,7 @@ def _status(error: Exception) -> int | None:
 
 @contextlib.contextmanager
 def _quiet(*names: str) -> Iterator[None]:
-    """Nothing of these loggers meanwhile: they print a trace of what is reported in one line."""
+    """Silences these loggers: they print a traceback of what is reported in one line."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     try:

@@ -1,7 +1,7 @@
-"""Safetensors files, tensor by tensor: reading maps them, writing streams, nothing is held twice.
+"""Reads and writes a model's safetensors files tensor by tensor, without a second copy in memory.
 
-The format is 8 bytes of a header's length, the header (JSON: name -> dtype, shape, offsets), the
-bytes. A model is one file or several with an index, as transformers has them.
+The format: 8 bytes with the header's length, the header (JSON: name -> dtype, shape, offsets), the
+tensors. A model is one file or several with an index, as in transformers.
 """
 
 import json
@@ -31,8 +31,14 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class Stored(NamedTuple):
-    """A tensor in a file, not yet read; `dtype` is the format's name, `offset` in bytes from the
-    file's start."""
+    """A tensor in a file, not yet read.
+
+    Attributes:
+      file: path.
+      dtype: the format's name, see `DTYPES`.
+      shape: the tensor's.
+      offset: bytes from the file's start.
+    """
 
     file: Path
     dtype: str
@@ -40,13 +46,15 @@ class Stored(NamedTuple):
     offset: int
 
     def read(self) -> np.ndarray:
-        """A view into the mapped file: bytes are read when they are used.
+        """A view into the memory-mapped file: bytes are read when they are used.
 
         Raises:
-          UserError: not floating-point numbers of a kind that weights have.
+          UserError: a dtype that is not in `DTYPES`.
         """
         if self.dtype not in DTYPES:
-            raise UserError(f"{self.file}: a tensor of {self.dtype}; covered: {', '.join(DTYPES)}")
+            raise UserError(
+                f"{self.file}: a tensor of {self.dtype}; supported: {', '.join(DTYPES)}"
+            )
         dtype = DTYPES[self.dtype]
         if 0 in self.shape:
             return np.empty(self.shape, dtype)
@@ -54,25 +62,27 @@ class Stored(NamedTuple):
 
 
 def stored_tensors(directory: Path) -> dict[str, Stored]:
-    """All tensors of a model's directory by their names in the files.
+    """All tensors of a model's directory, by name.
 
     Raises:
-      UserError: a file is missing or damaged, or does not hold what the index says.
+      UserError: a file is missing or damaged, or lacks a tensor of the index.
     """
     index = directory / INDEX
     if not index.exists():
         return _header(directory / SINGLE)
     try:
-        of_file = json.loads(index.read_text())["weight_map"]
-        files = sorted(set(map(os.fspath, of_file.values())))
+        weight_map = json.loads(index.read_text())["weight_map"]
+        files = sorted(set(map(os.fspath, weight_map.values())))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{index}: not an index of weights ({error!r}); get it again") from None
+        raise UserError(
+            f"{index}: not an index of weights ({error!r}); download it again"
+        ) from None
     tensors = {}
     for file in files:
         if not (directory / file).is_file():
-            raise UserError(f"{index} names {file!r}, which is not there; get it again")
+            raise UserError(f"{index} names {file!r}, which is missing; download it again")
         tensors |= _header(directory / file)
-    missing = sorted(of_file.keys() - tensors.keys())
+    missing = sorted(weight_map.keys() - tensors.keys())
     if missing:
         lacking = ", ".join(by_layer(missing))
         raise UserError(f"{index} names tensors that the files lack: {lacking}")
@@ -80,22 +90,22 @@ def stored_tensors(directory: Path) -> dict[str, Stored]:
 
 
 def by_layer(texts: Iterable[str]) -> list[str]:
-    """Texts that differ in the numbers of their names alone as one, with how many they are."""
-    counts, one = Counter(), {}
+    """Groups texts that differ only in layer numbers into one, with their count."""
+    counts, example = Counter(), {}
     for text in texts:
-        like = re.sub(r"\.\d+\.", ".*.", text)
-        counts[like] += 1
-        one[like] = text
-    return [f"{like} ({n} times)" if n > 1 else one[like] for like, n in counts.items()]
+        pattern = re.sub(r"\.\d+\.", ".*.", text)
+        counts[pattern] += 1
+        example[pattern] = text
+    return [f"{p} ({n} times)" if n > 1 else example[p] for p, n in counts.items()]
 
 
 def _header(file: Path) -> dict[str, Stored]:
     if not file.exists():
         old = ", ".join(sorted(p.name for p in file.parent.glob("*.bin")))
         raise UserError(
-            f"{file}: no such file; convert {old or 'a model that has *.bin alone'} to safetensors "
-            "first: transformers' AutoModel.from_pretrained(name).save_pretrained(directory), and "
-            "its tokenizer likewise"
+            f"{file}: no such file; convert {old or 'a model with *.bin files only'} to "
+            "safetensors first: transformers' AutoModel.from_pretrained(name).save_pretrained("
+            "directory), and the same for its tokenizer"
         )
     try:
         with safe_open(file, "numpy"):  # checks lengths and offsets
@@ -113,7 +123,7 @@ def _header(file: Path) -> dict[str, Stored]:
 
 
 class Planned(NamedTuple):
-    """A tensor to be written."""
+    """Name, shape and dtype of a tensor to be written."""
 
     name: str
     shape: tuple[int, ...]
@@ -132,16 +142,18 @@ def write_tensors(
     *,
     max_file_bytes: int,
 ) -> list[Path]:
-    """Writes a model's tensors, in the order planned, into one file or several and an index.
+    """Writes a model's tensors into one file, or into several and an index.
 
-    An older model in the directory is replaced: its index goes first, the new one comes last.
+    An older model in the directory is replaced: its index is deleted first, the new one is written
+    last.
 
     Args:
-      tensors: made one after another as they are written.
-      max_file_bytes: of a file's tensors; one that is larger has a file of its own.
+      planned: the tensors in the order of writing.
+      tensors: their values, produced one after another.
+      max_file_bytes: most bytes of a file's tensors; a larger tensor gets a file of its own.
 
     Returns:
-      The files.
+      The files written.
     """
     files: list[list[Planned]] = []
     for one in planned:
@@ -179,7 +191,7 @@ def _write(path: Path, planned: Sequence[Planned], tensors: Iterator[np.ndarray]
         }
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the tensors start aligned
+    text += b" " * (-len(text) % 8)  # aligns the tensors
     with atomic_file(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for one in planned:

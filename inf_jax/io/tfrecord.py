@@ -1,11 +1,11 @@
-"""TFRecord files without TensorFlow: framing, checksums, and random access by an index.
+"""Reads and writes TFRecord files without TensorFlow, with random access by an index.
 
 A file is a sequence of frames, with nothing before, between or after them:
 
     uint64 length | uint32 masked_crc32c(length) | byte data[length] | uint32 masked_crc32c(data)
 
 all little-endian (https://www.tensorflow.org/tutorials/load_data/tfrecord). There is no
-compression, since it would rule out random access.
+compression: it would rule out random access.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ class CorruptRecordError(UserError):
     def __init__(self, path: str | os.PathLike, record: int, reason: str):
         super().__init__(
             f"{os.fspath(path)}: record {record} (counting from 0): {reason}; "
-            "delete the file and make it again"
+            "delete the file and build it again"
         )
         self.path, self.record, self.reason = path, record, reason
 
@@ -50,10 +50,10 @@ class CorruptRecordError(UserError):
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Index:
-    """Where the n records of one file are.
+    """The positions of the n records of one file.
 
     Attributes:
-      offsets: int64[n], byte at which the record's frame begins.
+      offsets: int64[n], byte at which the record's frame starts.
       lengths: int64[n], bytes of the record's data, frame not included.
       crcs: uint32[n], masked CRC-32C of the record's data.
     """
@@ -83,7 +83,7 @@ class Writer:
     without an error and deleted otherwise (`inf_jax.io.atomic`). Missing directories are made.
 
     Raises:
-      UserError: from `with` and `write`, when the disk is full or the directory may not be written.
+      UserError: from `with` and `write`, when the disk is full or the directory is not writable.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -116,24 +116,24 @@ class Writer:
 def read_records(path: str | os.PathLike, *, count: int | None = None) -> Iterator[bytes]:
     """The data of every record of a file, in order; both checksums of each are checked.
 
-    A file cut exactly between two records is itself a valid TFRecord file: give `count`, the number
-    of records that the file must have, to find that damage too.
+    A file truncated between two records is a valid TFRecord file: pass `count`, the number of
+    records that the file must have, to detect that too.
 
     Raises:
       CorruptRecordError: at the first damaged, missing or surplus record.
       UserError: the file cannot be opened.
     """
     with _open(path) as file:
-        found = 0
+        read = 0
         for data in _frames(path, file, first=0, most=count):
-            found += 1
+            read += 1
             yield data
-    if count is not None and found < count:
-        raise _cut_off(path, found, count)
+    if count is not None and read < count:
+        raise _truncated(path, read, count)
 
 
 def read_slice(path: str | os.PathLike, *, offset: int, first: int, count: int) -> Iterator[bytes]:
-    """The data of `count` records from the one whose frame begins at byte `offset`.
+    """The data of `count` records from the one whose frame starts at byte `offset`.
 
     Args:
       first: that record's number in the file, for errors.
@@ -143,18 +143,18 @@ def read_slice(path: str | os.PathLike, *, offset: int, first: int, count: int) 
     """
     with _open(path) as file:
         file.seek(offset)
-        found = 0
+        read = 0
         for data in itertools.islice(_frames(path, file, first=first), count):
-            found += 1
+            read += 1
             yield data
-    if found < count:
-        raise _cut_off(path, first + found, first + count)
+    if read < count:
+        raise _truncated(path, first + read, first + count)
 
 
 def _frames(
     path: str | os.PathLike, file: BinaryIO, *, first: int, most: int | None = None
 ) -> Iterator[bytes]:
-    """The data of the records from the file's position to its end; of `most` in all, if given."""
+    """The data of the records from the file's position to its end; an error past `most`."""
     size, end, record = os.fstat(file.fileno()).st_size, file.tell(), first
     while header := file.read(_HEADER.size):
         if record == most:
@@ -163,7 +163,7 @@ def _frames(
         end += FRAME_BYTES + length
         if end > size:
             raise CorruptRecordError(
-                path, record, f"the file is cut off: {size} bytes, the record ends at {end}"
+                path, record, f"the file is truncated: {size} bytes, the record ends at {end}"
             )
         data = file.read(length)
         _check_data(path, record, data, file.read(_CRC.size))
@@ -171,8 +171,8 @@ def _frames(
         record += 1
 
 
-def _cut_off(path: str | os.PathLike, record: int, count: int) -> CorruptRecordError:
-    return CorruptRecordError(path, record, f"the file is cut off: it must hold {count} records")
+def _truncated(path: str | os.PathLike, record: int, count: int) -> CorruptRecordError:
+    return CorruptRecordError(path, record, f"the file is truncated: it must hold {count} records")
 
 
 def build_index(path: str | os.PathLike, *, count: int | None = None) -> Index:
@@ -188,13 +188,13 @@ class Reader:
     """Random access to the records of one file; threads may share it, and it can be pickled.
 
     Raises:
-      CorruptRecordError: the file's size is not the index's; names the first record concerned.
+      CorruptRecordError: the file's size differs from the index; names the first record affected.
       UserError: the file cannot be opened.
     """
 
     def __init__(self, path: str | os.PathLike, index: Index):
         self.path, self.index = path, index
-        # Python ints: indexing an array costs more than the checksum of a record
+        # Python ints: indexing an array takes longer than the checksum of a record
         self._offsets, self._lengths = index.offsets.tolist(), index.lengths.tolist()
         self._crcs = index.crcs.tolist()
         ends = index.offsets + index.lengths + FRAME_BYTES
@@ -219,23 +219,23 @@ class Reader:
 
         Raises:
           CorruptRecordError: its length or a checksum is wrong, or it is another record.
-          IndexError: there is no such record.
+          IndexError: no such record.
         """
         if not 0 <= record < len(self._offsets):
-            raise IndexError(f"{self.path} has {len(self)} records, asked for number {record}")
+            raise IndexError(f"{self.path} has {len(self)} records, no number {record}")
         start, length = self._offsets[record], self._lengths[record]
         frame = self._map[start : start + length + FRAME_BYTES]
         if _check_header(self.path, record, frame[: _HEADER.size]) != length:
-            raise CorruptRecordError(self.path, record, "its length is not the index's")
+            raise CorruptRecordError(self.path, record, "its length differs from the index")
         data = frame[_HEADER.size : -_CRC.size]
         _check_data(self.path, record, data, frame[-_CRC.size :], self._crcs[record])
         return data
 
 
 def _check_header(path: str | os.PathLike, record: int, header: bytes) -> int:
-    """The length in a frame's header, once its checksum is found right."""
+    """The length in a frame's header, after checking its checksum."""
     if len(header) < _HEADER.size:
-        raise CorruptRecordError(path, record, "the file is cut off in the record's header")
+        raise CorruptRecordError(path, record, "the file is truncated in the record's header")
     length, crc = _HEADER.unpack(header)
     if masked_crc32c(header[: _LENGTH.size]) != crc:
         raise CorruptRecordError(path, record, "the checksum of its length is wrong")
@@ -250,7 +250,7 @@ def _check_data(
     if crc != _CRC.unpack(stored)[0]:
         raise CorruptRecordError(path, record, "the checksum of its data is wrong")
     if indexed is not None and crc != indexed:
-        raise CorruptRecordError(path, record, "it is not the record that the index was made for")
+        raise CorruptRecordError(path, record, "it is not the record that the index describes")
 
 
 def _index(lengths: list[int], crcs: list[int]) -> Index:
@@ -264,5 +264,5 @@ def _open(path: str | os.PathLike):
         return open(path, "rb", _BUFFER)
     except OSError as error:
         raise UserError(
-            f"cannot read {os.fspath(path)}: {error.strerror}; check the path or make it again"
+            f"cannot read {os.fspath(path)}: {error.strerror}; check the path or build it again"
         ) from error

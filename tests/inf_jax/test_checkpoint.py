@@ -348,9 +348,9 @@ def test_two_runs_in_one_out_dir_are_refused(tiny_config, monkeypatch):
     out_dir.mkdir()
     clock = itertools.count(0, 5)
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
-    with storage.taken(out_dir):
-        with pytest.raises(UserError, match=r"run: another run is at work in it"):
+    with storage.locked(out_dir):
+        with pytest.raises(UserError, match=r"run: another run is using it"):
             train.main(tiny_config)
         assert not list(out_dir.iterdir())
-    with storage.taken(out_dir):
+    with storage.locked(out_dir):
         pass

@@ -79,7 +79,9 @@ def test_a_run_in_a_bucket(gcs, killed, tmp_path, capsys, no_torch, monkeypatch)
 
     with monkeypatch.context() as patch:
         patch.setattr(train, "save_resolved", another_begins)
-        with pytest.raises(UserError, match=r"another run has begun in it since \(another host\)"):
+        with pytest.raises(
+            UserError, match=r"another run has started in it since \(another host\)"
+        ):
             train.main(config)
     assert checkpoint_steps(out_dir / "checkpoints") == [2]
 

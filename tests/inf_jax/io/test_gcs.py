@@ -54,7 +54,9 @@ def test_no_bucket_no_credentials_no_answer(gcs):
     with pytest.raises(UserError, match=r"no valid Google credentials .*gcloud auth appl"):
         storage.check(storage.as_path("gs://private/run"))
     gcs.make("ill", failures=10**6)
-    with pytest.raises(UserError, match=r"not answered within 0\.5 s, asked to find the bucket"):
+    with pytest.raises(
+        UserError, match=r"did not answer within 0\.5 s when asked to find the bucket"
+    ):
         bucket.check(storage.as_path("gs://ill/run"), timeout_s=0.5)
     gcs.make("well", failures=1)
     bucket.check(storage.as_path("gs://well/run"))

@@ -65,7 +65,9 @@ def test_an_error_is_not_hidden_by_the_last_upload(gcs, run_dir, capsys):
 
 def test_a_run_ends_where_another_has_begun(gcs, run_dir, tmp_path, capsys):
     objects = gcs.buckets["runs"].objects
-    ended = pytest.raises(UserError, match=r"runs/run: another run has begun in it since \(.* UTC")
+    ended = pytest.raises(
+        UserError, match=r"runs/run: another run has started in it since \(.* UTC"
+    )
     with ended, storage.WorkDir(run_dir) as first:
         first.claim()
         first.push()

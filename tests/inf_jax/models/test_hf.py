@@ -188,7 +188,7 @@ def test_other_numbers_than_floats_are_refused(tmp_path):
     name = "encoder.layer.1.output.dense.weight"
     tensors[name] = tensors[name].astype(np.int8)
     save_file(tensors, tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match=r"a tensor of I8; covered: F64, F32, F16, BF16"):
+    with pytest.raises(UserError, match=r"a tensor of I8; supported: F64, F32, F16, BF16"):
         hf.load_weights(tmp_path, read_config(GOLDEN))
 
 
@@ -351,7 +351,10 @@ def test_layers_of_another_shape_are_one_line(tmp_path):
         ({"weight_map": {"norm.weight": 1}}, "not an index of weights"),
         ({"weight_map": [1]}, "not an index of weights"),
         ([], "not an index of weights"),
-        ({"weight_map": {"norm.weight": "away.safetensors"}}, "'away.safetensors', which is not"),
+        (
+            {"weight_map": {"norm.weight": "away.safetensors"}},
+            "'away.safetensors', which is missing",
+        ),
         (
             {"weight_map": {f"layers.{n}.x.weight": "model.safetensors" for n in range(9)}},
             r"that the files lack: layers\.\*\.x\.weight \(9 times\)",
