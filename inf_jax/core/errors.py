@@ -25,6 +25,12 @@ def in_one_line(error: BaseException) -> tuple[str, int] | None:
     return None
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its type's name where it has none."""
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return (str(text).strip().splitlines() or [type(error).__name__])[0]
+
+
 @contextlib.contextmanager
 def main_guard() -> Iterator[None]:
     """Reports a UserError, a full disk or Ctrl-C inside a main as one line on stderr.
