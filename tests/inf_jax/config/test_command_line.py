@@ -18,7 +18,7 @@ DEMO = f"--config={CONFIGS}/medquad_minilm.py"
 
 
 def test_every_shipped_config_is_valid():
-    # data_*.py are the triplet factory's, see tests/data_pipeline/commands/test_run.py
+    # data_*.py are the triplet factory's, see tests/data_pipeline/test_config.py
     names = sorted(p.name for p in CONFIGS.glob("*.py") if not p.name.startswith("data_"))
     assert "medquad_minilm.py" in names
     for name in names:
