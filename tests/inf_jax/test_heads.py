@@ -3,8 +3,6 @@
 import json
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,77 +10,11 @@ import inf_jax
 from inf_jax import export, train
 from inf_jax.config.defaults import run_config
 from inf_jax.core.errors import UserError
-from inf_jax.core.packing import pack_chunk, stack_chunks
-from inf_jax.distributed.gradcache import in_chunks
-from inf_jax.distributed.mesh import batch_sharding, make_mesh
-from inf_jax.distributed.sharding import state_shardings
-from inf_jax.models.encoder import EncoderOptions, make_encoder
 from inf_jax.models.hf.backbone import load_model
-from inf_jax.models.pooling import init_projection, project
 from inf_jax.retriever.encode import shortened
-from inf_jax.training.optim import decay_mask
-from tests.inf_jax.models.goldens import params_of, quick_jit, shape_of
 from tests.inf_jax.tiny_backbones import backbone
 
 QWEN3 = "Instruct: {instruction}\nQuery:{query}"
-
-
-@pytest.mark.parametrize("out", [8, 32, 48])
-def test_a_new_projection_keeps_angles_as_far_as_it_can(out):
-    layer = init_projection(jax.random.key(0), 32, out, bias=True)
-    kernel = np.asarray(layer["kernel"])
-    assert kernel.shape == (32, out) and not layer["bias"].any()
-    gram = kernel.T @ kernel if out < 32 else kernel @ kernel.T
-    np.testing.assert_allclose(gram, np.eye(min(32, out)), atol=1e-5)
-    x = np.random.default_rng(0).normal(size=(3, 32)).astype(np.float32)
-    bias = jnp.arange(out, dtype=jnp.float32)
-    found = project(x, {"kernel": layer["kernel"], "bias": bias})
-    np.testing.assert_allclose(found, x @ kernel + np.arange(out), atol=1e-5)
-    decayed = decay_mask({"shared": {"projection": layer}})["shared"]["projection"]
-    assert decayed == {"kernel": True, "bias": False}
-
-
-def packed_chunks(chunks=4, texts=5):
-    rng = np.random.default_rng(1)
-    made = []
-    for n in range(chunks):
-        ids = [rng.integers(4, 99, rng.integers(1, 20)).astype(np.int32) for _ in range(texts)]
-        numbers = np.arange(texts, dtype=np.uint32) + texts * n
-        made.append(pack_chunk(ids, numbers, rows=3, row_tokens=40, texts_per_row=4))
-    return stack_chunks(made)
-
-
-def test_projection_follows_pooling_and_its_gradient_is_that_of_one_device():
-    shape, options = shape_of("qwen2"), {"pooling": "weighted_mean", "normalise": False}
-    plain = make_encoder(shape, EncoderOptions(**options))
-    encoder = make_encoder(shape, EncoderOptions(**options, projection=12, projection_bias=True))
-    assert (plain.width, encoder.width) == (32, 12)
-    made = jax.eval_shape(encoder.init, jax.random.key(0))
-    layer = init_projection(jax.random.key(3), 32, 12, bias=True)
-    layer["bias"] = jnp.arange(12, dtype=jnp.float32)
-    params = params_of("qwen2") | {"projection": layer}
-    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, made)
-    packed, weight = packed_chunks(), np.random.default_rng(2).normal(size=(4, 5, 12))
-    weight = weight.astype(np.float32)
-
-    def scalar(params, packed, mesh=None, gather="auto"):
-        encode = encoder.encode
-        found = in_chunks(encode, params, packed, groups=1, mesh=mesh, gather=gather)
-        return jnp.sum(found * weight), found
-
-    (_, vectors), expected = quick_jit(jax.value_and_grad(scalar, has_aux=True))(params, packed)
-    before = quick_jit(plain.encode)(params_of("qwen2"), packed)
-    np.testing.assert_allclose(vectors, project(before, layer), atol=1e-4)
-
-    mesh = make_mesh(fsdp=2, tensor=2)
-    shardings = state_shardings(mesh, params)
-    assert shardings["projection"]["kernel"].spec == jax.sharding.PartitionSpec("fsdp", None)
-    split = jax.device_put(params, shardings), jax.device_put(packed, batch_sharding(mesh))
-    found = quick_jit(jax.grad(lambda p, x: scalar(p, x, mesh)[0]))(*split)
-    largest = max(np.abs(x).max() for x in jax.tree.leaves(expected))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=3e-6 * largest, rtol=0), found, expected
-    )
 
 
 def test_shortened():

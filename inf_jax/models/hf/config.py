@@ -1,35 +1,37 @@
-"""The encoder's shape, read from a Hugging Face config whose every field is handled, ignored or
-refused; `models.families` has the tables."""
+"""Reads a Hugging Face config.json as an EncoderConfig, refusing any field it does not cover."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from inf_jax.core.errors import UserError
+from inf_jax.io.json_files import read_json
 from inf_jax.models.config import EncoderConfig
-from inf_jax.models.hf.families import FAMILIES, IGNORED
-from inf_jax.models.hf.fields import Fields
+from inf_jax.models.hf.decoder_families import DECODER_FAMILIES
+from inf_jax.models.hf.encoder_families import ENCODER_FAMILIES
+from inf_jax.models.hf.fields import IGNORED, Family, Fields
+
+FAMILIES: dict[str, Family] = ENCODER_FAMILIES | DECODER_FAMILIES  # by model_type
 
 
 def config_from_hf(fields: Mapping, source: str = "config.json") -> EncoderConfig:
-    """Reads a HF config.
+    """The EncoderConfig of the fields of a config.json.
 
     Args:
-      fields: the parsed config.json, of transformers 4 or 5.
-      source: its path, for messages.
+      fields: as transformers 4 or 5 writes them.
+      source: path of the file, for messages.
 
     Raises:
-      UserError: lists every field that is missing, has a value that this version does not cover, or
-        is neither handled nor knowingly ignored.
+      UserError: lists every field that is missing, has a value that is not covered, or is neither
+        read nor known to have no effect on the token states.
     """
     if not isinstance(fields, Mapping):
-        raise UserError(f"{source}: not a config, which is a JSON object")
-    kind = fields.get("model_type")
-    if not isinstance(kind, str) or kind not in FAMILIES:
-        found = "missing field 'model_type'" if kind is None else f"model_type={kind!r}"
+        raise UserError(f"{source}: not a JSON object")
+    model_type = fields.get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        problem = "missing field 'model_type'" if model_type is None else f"{model_type=}"
         covered = ", ".join(sorted(FAMILIES))
-        raise UserError(f"{source}: not a model this version loads: {found} (covered: {covered})")
-    family, read = FAMILIES[kind], Fields(fields)
+        raise UserError(f"{source}: not a supported model: {problem} (covered: {covered})")
+    family, read = FAMILIES[model_type], Fields(fields)
     options = family.read(read)
     problems = [
         f"{name}={fields[name]!r} (covered: {', '.join(map(repr, allowed))})"
@@ -40,14 +42,14 @@ def config_from_hf(fields: Mapping, source: str = "config.json") -> EncoderConfi
     problems += [f"unknown field {name!r}" for name in sorted(fields.keys() - known)]
     problems += read.problems
     if problems:
-        raise UserError(f"{source}: not a model this version loads: " + "; ".join(problems))
-    return EncoderConfig(family=kind, **options)
+        raise UserError(f"{source}: not a supported model: {'; '.join(problems)}")
+    return EncoderConfig(family=model_type, **options)
 
 
 def mask_fields(fields: Mapping, shape: EncoderConfig) -> dict:
-    """A config.json's fields, changed so that they say of the mask what `shape` does.
+    """The fields of a config.json, changed to have the attention mask of `shape`.
 
-    `is_causal` is transformers' own switch (since 5) of a decoder's attention.
+    `is_causal` is the switch of a decoder's attention in transformers 5.
     """
     fields = dict(fields)
     if config_from_hf(fields).causal == shape.causal:
@@ -56,7 +58,7 @@ def mask_fields(fields: Mapping, shape: EncoderConfig) -> dict:
         return fields | {"is_causal": False}
     fields.pop("is_causal", None)
     if fields.get("use_bidirectional_attention"):
-        # the number of such a config is of both sides
+        # The window of such a config counts both sides, that of a causal one does not.
         fields["sliding_window"] = next((w for w in shape.windows if w), fields["sliding_window"])
         fields["use_bidirectional_attention"] = False
     return fields
@@ -65,12 +67,5 @@ def mask_fields(fields: Mapping, shape: EncoderConfig) -> dict:
 def read_config(directory: str | Path) -> EncoderConfig:
     """`config_from_hf` of `<directory>/config.json`."""
     path = Path(directory) / "config.json"
-    try:
-        fields = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(
-            f"{path}: no such file; name a Hugging Face model directory or hub id"
-        ) from None
-    except ValueError as error:  # of JSON or of its encoding
-        raise UserError(f"{path}: not JSON ({error})") from None
+    fields = read_json(path, remedy="name a Hugging Face model directory or hub id")
     return config_from_hf(fields, str(path))

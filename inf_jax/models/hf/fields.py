@@ -1,22 +1,37 @@
-"""Reading a config.json field by field, and the fields that families share: layers, windows,
-ropes."""
+"""Reads a config.json field by field; the fields and options that model families share."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from inf_jax.models.config import Rope
 from inf_jax.models.layers import ACTIVATIONS
 
 NUMBER = (int, float)
-_NEEDED = object()
+_REQUIRED = object()
+
+# Fields of every family without effect on the token states: bookkeeping, heads, generation.
+IGNORED = frozenset(
+    """_name_or_path architectures auto_map transformers_version torch_dtype dtype use_cache
+    gradient_checkpointing pad_token_id bos_token_id eos_token_id sep_token_id cls_token_id
+    decoder_start_token_id classifier_dropout id2label label2id num_labels problem_type
+    finetuning_task task_specific_params output_attentions output_hidden_states output_past
+    return_dict torchscript _attn_implementation_autoset attn_implementation _attn_implementation
+    _attn_implementation_internal tokenizer_class prefix model_max_length tie_word_embeddings
+    unsloth_version unsloth_fixed pretraining_tp cache_implementation use_bfloat16 tf_legacy_loss
+    max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty
+    temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
+    encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores
+    return_dict_in_generate forced_bos_token_id forced_eos_token_id remove_invalid_values
+    exponential_decay_length_penalty suppress_tokens begin_suppress_tokens""".split()
+)
 
 
 class Fields:
-    """A config.json under reading.
+    """The fields of a config.json; records which were read, and what is wrong with them.
 
     Attributes:
-      seen: names that were asked for.
-      problems: one text for each that is missing or of another type.
+      seen: names of the fields read so far.
+      problems: one message for each that is missing or has a wrong value.
     """
 
     def __init__(self, fields: Mapping[str, Any]):
@@ -27,46 +42,90 @@ class Fields:
     def get(
         self,
         name: str,
-        default: Any = _NEEDED,
+        default: Any = _REQUIRED,
         *,
-        absent: Any = _NEEDED,
+        absent: Any = _REQUIRED,
         kind: type | tuple = int,
         positive: bool = False,
     ) -> Any:
-        """The value; `default` where it is absent or null, or `absent` where transformers takes
-        another value for a field that is not there. Without one, a 1 and a problem; an int must
-        then be above 0, and with `positive` in any case."""
+        """A field's value; 1 and an entry in `problems` if it is missing or wrong.
+
+        Args:
+          default: value of a field that is absent or null; without one it is required, and an int
+            must be above 0.
+          absent: value of an absent field, if transformers' differs from that of a null one.
+          kind: the type of the value.
+          positive: whether the value must be above 0.
+        """
         self.seen.add(name)
-        if name not in self._fields and absent is not _NEEDED:
+        if name not in self._fields and absent is not _REQUIRED:
             return absent
         value = self._fields.get(name)
         if value is None:
-            if default is not _NEEDED:
+            if default is not _REQUIRED:
                 return default
             self.problems.append(f"missing field {name!r}")
             return 1
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            self.problems.append(f"{name}={value!r} (a value of another type is expected)")
-            return 1 if default is _NEEDED else default
-        if (positive or (default is _NEEDED and kind is int)) and not value > 0:
+            self.problems.append(f"{name}={value!r} (wrong type)")
+            return 1 if default is _REQUIRED else default
+        if (positive or (default is _REQUIRED and kind is int)) and not value > 0:
             self.problems.append(f"{name}={value!r} (must be above 0)")
             return 1
         return value
 
     def activation(self, *names: str) -> str:
-        """The first of these that is given, one of ours."""
+        """The activation that the first non-empty of these fields names."""
         values = [self.get(name, None, kind=str) for name in names]
-        found = next((value for value in values if value), None)
-        if found is None:
+        activation = next((value for value in values if value), None)
+        if activation is None:
             self.problems.append(f"missing field {names[0]!r}")
-        elif found not in ACTIVATIONS:
+        elif activation not in ACTIVATIONS:
             covered = ", ".join(sorted(ACTIVATIONS))
-            self.problems.append(f"{names[0]}={found!r} (covered: {covered})")
-        return found or "gelu"
+            self.problems.append(f"{names[0]}={activation!r} (covered: {covered})")
+        return activation or "gelu"
+
+
+class Family(NamedTuple):
+    """How the config.json of a model family is read.
+
+    Attributes:
+      read: Fields -> keyword arguments of EncoderConfig.
+      required: field -> the values that it may have if present.
+      ignored: fields without effect on the token states.
+    """
+
+    read: Callable[[Fields], dict[str, Any]]
+    required: Mapping[str, tuple] = {}
+    ignored: frozenset[str] = frozenset()
+
+
+def transformer_options(fields: Fields, *, head_width: int | None = None) -> dict[str, Any]:
+    """The options that all families but T5 read from the same fields; `head_width` defaults to
+    hidden_size / heads."""
+    width, heads = fields.get("hidden_size"), fields.get("num_attention_heads")
+    layers = fields.get("num_hidden_layers")
+    if not head_width:
+        if width % heads and not fields.problems:  # a missing field is reported already
+            fields.problems.append(f"hidden_size={width} is not a multiple of the {heads} heads")
+        head_width = max(width // heads, 1)
+    return {
+        "vocab_size": fields.get("vocab_size"),
+        "width": width,
+        "layers": layers,
+        "heads": heads,
+        "kv_heads": heads,
+        "head_width": head_width,
+        "ffn": fields.get("intermediate_size"),
+        "max_positions": fields.get("max_position_embeddings"),
+        "scale": head_width**-0.5,
+        "windows": (None,) * layers,
+        "init_std": fields.get("initializer_range", 0.02, kind=NUMBER),
+    }
 
 
 def layer_types(fields: Fields, layers: int, full: Callable[[int], bool]) -> tuple[str, ...]:
-    """Each layer's kind of attention, by `full` where the file does not list them."""
+    """Each layer's attention type; `full` (layer -> bool) decides unless the file lists them."""
     names = ("sliding_attention", "full_attention")
     kinds = fields.get("layer_types", None, kind=list)
     if kinds is None:
@@ -78,15 +137,15 @@ def layer_types(fields: Fields, layers: int, full: Callable[[int], bool]) -> tup
 
 
 def windows_of(kinds: tuple[str, ...], window: int | None) -> tuple[int | None, ...]:
-    """Each layer's window by its kind of attention."""
+    """Each layer's window, from its attention type."""
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)
 
 
 def ropes_of(fields: Fields, bases: Mapping[str, float]) -> dict[str, Rope]:
-    """A Rope for each kind of layer in `bases` (kind -> its default base); "" is all layers.
+    """The Rope of each attention type in `bases` (type -> default base); "" stands for all layers.
 
-    `rope_parameters` holds base and scaling, of each kind where there are several; before
-    transformers 5 `rope_scaling` held the scaling, which in Gemma 3 is for full attention only.
+    `rope_parameters` holds base and scaling, one entry per type if there are several. Before
+    transformers 5 `rope_scaling` held the scaling, in Gemma 3 for full attention only.
     """
     new = fields.get("rope_parameters", None, kind=dict)
     old = fields.get("rope_scaling", None, kind=dict) or {}
@@ -97,14 +156,15 @@ def ropes_of(fields: Fields, bases: Mapping[str, float]) -> dict[str, Rope]:
     else:
         given = {kind: new.get(kind) for kind in bases}
         if new.keys() != bases.keys() or not all(isinstance(x, dict) for x in given.values()):
-            expected = f"one each for {' and '.join(bases)} is expected"
-            fields.problems.append(f"rope_parameters={new!r}: {expected}")
+            fields.problems.append(
+                f"rope_parameters={new!r}: expected one entry for each of {', '.join(bases)}"
+            )
             given = {kind: {} for kind in bases}
-    # what transformers takes of these is not alike in its versions
+    # Versions of transformers differ in which of these they use.
     if new and any(name not in new or new[name] != value for name, value in old.items()):
-        fields.problems.append("rope_scaling is not that of rope_parameters")
+        fields.problems.append("rope_scaling differs from rope_parameters")
     if "" not in bases and "type" in old and "rope_type" not in old:
-        fields.problems.append("rope_scaling has a type, but no rope_type")
+        fields.problems.append("rope_scaling has a type but no rope_type")
     return {kind: _rope(fields, given[kind], base) for kind, base in bases.items()}
 
 

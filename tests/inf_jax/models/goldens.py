@@ -84,3 +84,22 @@ def all_rows(name: str) -> tuple[tuple[np.ndarray, ...], np.ndarray, np.ndarray]
     for i, (row, columns) in enumerate(where):
         expected[start + row, columns] = states[0][i, : len(columns)]
     return rows, rows[1] > 0, expected
+
+
+def pack(texts, *, row_tokens, texts_per_row):
+    lengths = np.array([len(t) for t in texts])
+    chunk = packing.pack_chunk(
+        texts,
+        np.arange(len(texts), dtype=np.uint32),
+        rows=packing.rows_needed(lengths, row_tokens, texts_per_row),
+        row_tokens=row_tokens,
+        texts_per_row=texts_per_row,
+    )
+    return packing.stack_chunks([chunk])
+
+
+def random_texts(vocab, count=24, longest=40):
+    rng = np.random.default_rng(3)
+    return [
+        rng.integers(1, vocab, rng.integers(1, longest + 1)).astype(np.int32) for _ in range(count)
+    ]

@@ -27,7 +27,7 @@ from tests.inf_jax.models.goldens import (
     quick_jit,
     shape_of,
 )
-from tests.inf_jax.models.test_families_mesh import packed_chunks
+from tests.inf_jax.models.test_encoder_mesh import packed_chunks
 
 
 def adapters_of(name: str, lora: Lora) -> dict:

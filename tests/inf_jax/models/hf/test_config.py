@@ -1,4 +1,4 @@
-"""A model's config.json: both generations of field names, and all that is refused."""
+"""Reading a config.json: both generations of field names, and what is refused."""
 
 import copy
 import functools
@@ -47,18 +47,17 @@ def test_all_problems_in_one_message():
         config_from_hf({})
     with pytest.raises(UserError, match=r"model_type=\['bert'\]"):
         config_from_hf({"model_type": ["bert"]})
-    with pytest.raises(UserError, match="not a config"):
+    with pytest.raises(UserError, match="not a JSON object"):
         config_from_hf([])
     with pytest.raises(UserError, match=r"num_hidden_layers=0 \(must be above 0\)"):
         config_from_hf(fields | {"num_hidden_layers": 0})
-    with pytest.raises(UserError, match="hidden_size=32 is no multiple of the 5 heads"):
+    with pytest.raises(UserError, match="hidden_size=32 is not a multiple of the 5 heads"):
         config_from_hf(fields | {"num_attention_heads": 5})
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_field_is_read_by_accident(name):
-    """Each field is needed, or has transformers' default; a new one is refused, whatever the
-    family."""
+def test_absent_fields_get_the_defaults_of_transformers(name):
+    """Each field is required or has transformers' default; an unknown one is refused."""
     transformers = pytest.importorskip("transformers")
     fields = fields_of(name)
     kind = type(transformers.AutoConfig.for_model(fields["model_type"]))
@@ -70,7 +69,7 @@ def test_no_field_is_read_by_accident(name):
         try:
             ours = config_from_hf(left)
         except UserError as error:
-            # missing, or its default does not suit the others
+            # missing, or its default contradicts other fields
             assert re.search(rf"\b{field}\b|missing field 'hidden_act", str(error))
         else:
             theirs = kind.from_dict(left).to_dict()
@@ -103,33 +102,37 @@ def test_no_field_is_read_by_accident(name):
         ("modernbert", {"global_attn_every_n_layers": 0}, "n_layers=0 (must be above 0)"),
         ("gemma3_text", {"sliding_window_pattern": 0}, "pattern=0 (must be above 0)"),
         ("gemma2", {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar=0 (must be above 0)"),
-        # sliding layers without a window, with which transformers fails
+        # sliding layers without a window, on which transformers fails
         ("gemma2", {"sliding_window": None}, "missing field 'sliding_window'"),
         ("gemma3_text", {"sliding_window": None}, "missing field 'sliding_window'"),
         (
             "qwen2",
             {"layer_types": ["sliding_attention"] * 2, "use_sliding_window": True},
-            "sliding_window null",
+            "sliding_window is null",
         ),
-        # of two sayings transformers 5 takes rope_scaling
+        # transformers 5 prefers rope_scaling if both are given
         (
             "llama",
             {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
-            "rope_scaling is not that of rope_parameters",
+            "rope_scaling differs from rope_parameters",
         ),
-        ("gemma3_text", {"rope_parameters": {"rope_theta": 1e4}}, "one each for full_attention"),
+        (
+            "gemma3_text",
+            {"rope_parameters": {"rope_theta": 1e4}},
+            "one entry for each of full_attention",
+        ),
         (
             "modernbert",
             {"rope_parameters": {"full_attention": {}, "sliding_attention": "x"}},
-            "one each for full_attention and sliding_attention is expected",
+            "one entry for each of full_attention, sliding_attention",
         ),
-        # by transformers 4 linear, by 5 not scaled
+        # linear in transformers 4, not scaled in 5
         (
             "gemma3_text",
             {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 8.0}},
-            "rope_scaling has a type, but no rope_type",
+            "rope_scaling has a type but no rope_type",
         ),
-        ("bert", {"embedding_size": 16}, "embedding_size=16 is not hidden_size"),
+        ("bert", {"embedding_size": 16}, "embedding_size=16 differs from hidden_size"),
         ("modernbert", {"causal_mask": True}, "causal_mask=True (covered: False)"),
         ("llama", {"rope_parameters": {"rope_theta": 0}}, "rope_theta=0 (must be above 0)"),
         (
@@ -149,15 +152,15 @@ def test_no_field_is_read_by_accident(name):
         ),
     ],
 )
-def test_parts_that_are_not_covered(name, change, message):
+def test_values_that_are_not_covered(name, change, message):
     with pytest.raises(UserError) as error:
         config_from_hf(fields_of(name) | change)
     assert message in str(error.value)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_values_of_no_sense(name):
-    """Refused by one error, or taken as transformers takes them."""
+def test_nonsensical_values(name):
+    """Each is refused by a UserError or read as transformers reads it."""
     transformers = pytest.importorskip("transformers")
     fields = fields_of(name)
     kind = type(transformers.AutoConfig.for_model(fields["model_type"]))
@@ -180,7 +183,7 @@ def test_values_of_no_sense(name):
             continue
         try:
             theirs = kind.from_dict(changed).to_dict()
-        except Exception:  # by its checks of types, of which it has many kinds
+        except Exception:  # its type checks raise many kinds of errors
             continue
         assert ours == config_from_hf(theirs), (place, value)
     assert ("model_type",) in refused and ("vocab_size",) in refused
@@ -201,8 +204,8 @@ def test_fields_without_effect(name, change):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_older_names_say_the_same(name):
-    """As transformers 4 wrote them: rope_theta and rope_scaling, patterns in place of lists."""
+def test_names_of_transformers_4(name):
+    """rope_theta and rope_scaling, and patterns instead of lists."""
     new = fields_of(name)
     ropes = new.get("rope_parameters", {})
     old = without(new, "rope_parameters", "dtype", "layer_types", "is_gated_act", "dense_act_fn")
@@ -218,7 +221,7 @@ def test_older_names_say_the_same(name):
         if ropes["rope_type"] != "default":
             old["rope_scaling"] = without(ropes, "rope_theta")
     if name == "gemma3_text":
-        old["sliding_window_pattern"] = 4  # of 4 layers, the last: as layer_types has it
+        old["sliding_window_pattern"] = 4  # the last of 4 layers, as in layer_types
         del old["_sliding_window_pattern"]
     assert config_from_hf(old) == read_config(GOLDEN / name)
 
@@ -269,7 +272,7 @@ def test_rope_frequencies_are_those_of_transformers(rope):
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters"),  # as published, less what is not built
+    ("name", "parameters"),  # as published, less the parts that are not built
     [
         ("intfloat/multilingual-e5-large", 559_890_432 - 1_049_600),  # a pooler
         ("Qwen/Qwen2.5-1.5B", 1_543_714_304),
