@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The main job, end to end: shipped triplets -> TFRecords -> train -> evaluate -> Hugging Face model.
+# Demo, end to end: shipped triplets -> TFRecords -> train -> evaluate -> Hugging Face model.
 #
 #   bash launch/demo.sh [--config.KEY=VALUE ...]   e.g. --config.train.steps=20 --config.out_dir=out/try
 #
-# Makes .venv if it is missing; takes up to 10 minutes of computing on 2 cores, no accelerator, no hub.
-# Run again, it reuses what is done. Each step is one command, which is printed and can be run alone;
-# the keys go to train, evaluate and export (python -m inf_jax.train --help lists them).
+# Creates .venv if it is missing, then computes for up to 10 minutes on 2 cores; needs no accelerator and no
+# Hugging Face hub. Run again, it reuses finished steps. Each step is one command, which is printed and can
+# be run by itself. The config keys go to train, evaluate and export (python -m inf_jax.train --help).
 set -euo pipefail
 
 data_dir=out/data
@@ -18,7 +18,7 @@ for argument in "$@"; do
     --config.data.dir=*) data_dir=${argument#*=} ;;
     --config.*=*) ;;
     *)
-      printf 'error: %s: only --config.KEY=VALUE and --help are understood\n' "$argument" >&2
+      printf 'error: %s: unknown argument; use --config.KEY=VALUE or --help\n' "$argument" >&2
       exit 2
       ;;
   esac
@@ -27,14 +27,14 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 bash launch/setup_env.sh
 
-# XLA's large temporaries on huge pages: a step takes about a fifth less time; an old glibc ignores it.
+# Huge pages for XLA's large temporaries make a step about a fifth faster; an old glibc ignores this.
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
-export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1} # the model comes in a package: nothing waits for a hub
+export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1} # the model comes in a package: do not wait for the hub
 export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2}
 
 names=()
 seconds=()
-step() { # step NAME COMMAND...: shows, runs and times a command
+step() { # step NAME COMMAND...: prints, runs and times a command
   local name=$1 started=$SECONDS
   shift
   printf '\n== %s\n$' "$name"
@@ -70,7 +70,7 @@ for key, trained in scores["trained"].items():
     print(f"{METRICS[key]:24} {scores['base'][key]:7.1f} {trained:8.1f}")
 export = Path(config.export.dir or out_dir / "export")
 print(f"""
-curve and bars      {out_dir}/eval.png
+figure              {out_dir}/eval.png
 Hugging Face model  {export}
 
   import inf_jax

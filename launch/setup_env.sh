@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Makes .venv with all that the demo and the tests need. Run again, it finds that done and says so;
-# an install that was cut short is begun anew.
+# Creates .venv with everything that the demo and the tests need. If .venv is up to date, it does nothing;
+# after an interrupted installation it starts from scratch.
 #
-#   bash launch/setup_env.sh                       uv where it is on PATH, else venv and pip
+#   bash launch/setup_env.sh                       with uv if it is on PATH, else with venv and pip
 #   PYTHON=/path/to/python3.12 bash launch/setup_env.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly venv=.venv
 readonly python=$venv/bin/python
-readonly state=$venv/.inf_jax-state # what is installed, or "installing"
+readonly state=$venv/.inf_jax-state # a hash of what is installed, or "installing"
 readonly installing=installing
 
 say() { printf 'environment: %s\n' "$*"; }
@@ -20,11 +20,11 @@ die() {
 new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 have_uv() { command -v uv >/dev/null; }
 
-# The first Python that is new enough; what uv looks for or downloads where there is none.
+# find_python: a Python that is new enough, or the version that uv finds or downloads.
 find_python() {
   local candidate
   if [[ -n ${PYTHON:-} ]]; then
-    new_enough "$PYTHON" || die "PYTHON=$PYTHON does not run, or is older than Python 3.11"
+    new_enough "$PYTHON" || die "PYTHON=$PYTHON: cannot be run, or is older than Python 3.11"
     echo "$PYTHON"
     return
   fi
@@ -35,62 +35,62 @@ find_python() {
     fi
   done
   have_uv || die "no Python 3.11 or newer on PATH (python3 is $(python3 --version 2>&1 || true));" \
-    "install one, or uv, which brings its own, or name one: PYTHON=/path/to/python3.12"
+    "install one, or uv, which downloads one, or set PYTHON=/path/to/python3.12"
   echo ">=3.11"
 }
 
-# make_venv FLAG: FLAG says what happens to what is there, in uv's words.
+# make_venv FLAG: FLAG is uv's --clear or --allow-existing, for an existing .venv.
 make_venv() {
   local base
   base=$(find_python)
   if have_uv; then
-    say "making $venv with uv"
-    uv venv --quiet --seed "$1" --python "$base" "$venv" || die "uv could not make $venv, see above"
+    say "creating $venv with uv"
+    uv venv --quiet --seed "$1" --python "$base" "$venv" || die "uv could not create $venv, see above"
   else
-    say "making $venv with $("$base" --version)"
+    say "creating $venv with $("$base" --version)"
     if [[ $1 == --clear ]]; then rm -rf "$venv"; fi
     "$base" -m venv "$venv" ||
-      die "$base could not make $venv; on Debian and Ubuntu: apt-get install python3-venv"
+      die "$base could not create $venv, see above; on Debian and Ubuntu: apt-get install python3-venv"
   fi
 }
 
 wanted=$({ cat setup.py launch/constraints.txt launch/setup_env.sh && pwd; } | sha256sum)
 wanted=${wanted%% *}
-found=$(cat "$state" 2>/dev/null || true)
-if [[ $found == "$wanted" ]] && "$python" -c '' 2>/dev/null; then
+installed=$(cat "$state" 2>/dev/null || true)
+if [[ $installed == "$wanted" ]] && "$python" -c '' 2>/dev/null; then
   say "$venv is up to date, nothing to install"
   exit 0
 fi
 
 started=$SECONDS
-if [[ $found == "$installing" ]]; then
-  say "an install was cut short, beginning anew"
+if [[ $installed == "$installing" ]]; then
+  say "an installation was interrupted, starting from scratch"
   make_venv --clear
 elif ! "$python" -c '' 2>/dev/null; then
   make_venv --clear
 elif ! new_enough "$python"; then
-  die "$venv has $("$python" --version), this needs 3.11 or newer; remove it: rm -r $PWD/$venv"
+  die "$venv has $("$python" --version), but 3.11 or newer is required; remove it: rm -r $PWD/$venv"
 elif ! "$python" -m pip --version >/dev/null 2>&1; then
   make_venv --allow-existing
 fi
 echo "$installing" >"$state"
 
-# torch first, and with pip: the CPU build, where its index can be reached, sorts above the CUDA build
-# of the same release, which brings gigabytes. Without dependencies, so that an index which does not
-# answer is waited for once (half a minute) and not once a package.
+# torch first, and with pip: if PyTorch's index can be reached, its CPU build is preferred to the CUDA build
+# of the same release, which needs gigabytes. Without dependencies, so that pip waits for an index that does
+# not answer only once (half a minute), and not once per package.
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 torch=$(grep '^torch==' launch/constraints.txt)
 say "installing $torch, CPU build (200 MB)"
 "$python" -m pip install --no-deps --retries 1 --timeout 15 "$torch" \
   --extra-index-url https://download.pytorch.org/whl/cpu || die "$torch could not be installed, see above"
 
-say "installing the rest (some 100 packages, 1 to 3 minutes)"
+say "installing the rest (about 100 packages, 1 to 3 minutes)"
 rest=(-c launch/constraints.txt -e ".[torch,minilm,pipeline,beam,gcs,peft,test]")
 if have_uv; then
   uv pip install --quiet --python "$python" --compile-bytecode "${rest[@]}"
 else
   "$python" -m pip install --quiet "${rest[@]}"
-fi || die "the install failed, see above; run it again when that is mended"
+fi || die "the installation failed, see above; fix it and run this again"
 
 echo "$wanted" >"$state.new"
 mv "$state.new" "$state"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All checks: lint, format, tests with torch parity. Makes the environment if it is missing.
+# All checks: lint, format, and the tests, with parity with torch. Creates .venv if it is missing.
 #
 #   bash launch/test.sh [pytest arguments]         e.g. bash launch/test.sh tests/inf_jax -k losses
 set -euo pipefail
@@ -9,5 +9,5 @@ bash launch/setup_env.sh
 set -x
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-# A file's tests share what is dear to make. Files in order, see .pytest.ini.
+# Tests of one file share expensive fixtures, so they stay in one process.
 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

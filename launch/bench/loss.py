@@ -306,9 +306,9 @@ def _environment(name: str, platform: str) -> dict[str, str]:
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # the processes share the GPU
             "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7"),
         }
-    # replaces XLA_FLAGS of the caller: the two kinds of workers need different ones
     devices = DEVICES if name == "mesh" else 1
-    return shared | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    flags = f"--xla_force_host_platform_device_count={devices}"  # of two, the last one counts
+    return shared | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}"}
 
 
 def _numbers(text: str) -> list[int]:

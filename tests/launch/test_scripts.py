@@ -237,7 +237,7 @@ def test_setup_env_takes_no_half_install_for_a_whole_one(tmp_path, how):
     assert len(calls) == 3
     code, output, calls = machine.setup_env()
     assert code == 0
-    assert "beginning anew" in output
+    assert "starting from scratch" in output
     assert len(calls) == 3 and "-m venv" in calls[0]
 
 

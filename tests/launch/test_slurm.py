@@ -97,8 +97,8 @@ def test_wrong_usage(job):
         ((), {}, "--config=FILE is missing"),
         (("--steps=3",), {}, "--steps=3"),
         (("--config=c.py",), {"SLURM_SUBMIT_DIR": "/"}, "repository's root"),
-        (("--config=c.py",), {"SLURM_JOB_ID": ""}, "not within a Slurm job"),
-        (("--config=c.py",), {"VENV": "none"}, "none/bin/python is not there"),
+        (("--config=c.py",), {"SLURM_JOB_ID": ""}, "not in a Slurm job"),
+        (("--config=c.py",), {"VENV": "none"}, "none/bin/python is missing"),
         (
             ("--config=c.py",),
             {"SLURM_NTASKS_PER_NODE": "3", "SLURM_GPUS_ON_NODE": "8"},
