@@ -125,7 +125,7 @@ class Attention:
     def tokenise(
         self, tokenizer: Any, queries: Any, text: Any
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        instructions, texts = tokenizer.apart(queries, text)
+        instructions, texts = tokenizer.separate_texts(queries, text)
         return texts, instructions
 
     def encode(self, encoder: Any) -> Callable:

@@ -13,7 +13,7 @@ from inf_jax.core.errors import UserError
 from inf_jax.core.query_encoders import FIRST_EXTRA, PASSAGE, QUERY, Joint, QueryEncoder
 from inf_jax.data.records import PAIRS_PER_EXAMPLE, TokenisedRecord
 from inf_jax.data.tokenised import TokenisedDataset
-from inf_jax.text.query_parts import QueryParts, alone, cut, with_instruction
+from inf_jax.text.query_parts import QueryParts, as_own_text, truncate, with_instruction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,11 +172,11 @@ class StepTexts:
         if source < 0:
             return np.empty(0, np.int32)
         instruction = self._parts(source).ids_of("instruction")
-        return cut(with_instruction(self._parts(pair), instruction), **self._limits)
+        return truncate(with_instruction(self._parts(pair), instruction), **self._limits)
 
     def alone(self, pair: int, part: str) -> np.ndarray:
         """The "query" or the "instruction" as a text of its own."""
-        return alone(self._parts(pair).ids_of(part), **self._limits)
+        return as_own_text(self._parts(pair).ids_of(part), **self._limits)
 
     def hashes(self, pair: int) -> np.ndarray:
         """uint64[3], of instruction, query and passage; 0 for the pair -1 of an empty slot."""

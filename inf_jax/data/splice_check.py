@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from inf_jax.data.records import Example, pairs
-from inf_jax.text.query_parts import alone, cut, with_instruction
+from inf_jax.text.query_parts import as_own_text, truncate, with_instruction
 from inf_jax.text.templates import TextConfig
 from inf_jax.text.tokenizer import TextTokenizer
 
@@ -57,7 +57,7 @@ def check_composition(
         [(p.query, i) for p, i in zip(present, instructions, strict=True)], text
     )
     crossed = [
-        np.array_equal(cut(with_instruction(mine, other.ids_of("instruction")), **limits), ids)
+        np.array_equal(truncate(with_instruction(mine, other.ids_of("instruction")), **limits), ids)
         for mine, other, ids in zip(parts, others, expected, strict=True)
     ]
 
@@ -68,7 +68,7 @@ def check_composition(
     for part in ("query", "instruction"):
         expected = tokenizer.passages([getattr(p, part) for p in present], bare)
         by_itself &= [
-            np.array_equal(alone(mine.ids_of(part), **limits), ids)
+            np.array_equal(as_own_text(mine.ids_of(part), **limits), ids)
             for mine, ids in zip(parts, expected, strict=True)
         ]
     return Composition(

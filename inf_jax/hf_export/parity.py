@@ -186,7 +186,7 @@ def _probes(reference: Retriever) -> list[Probe]:
         "passage": reference.tokenizer.passages(PASSAGES, whole),
     }
     if config.query_encoder == "attention":
-        apart = reference.tokenizer.apart(QUERIES, whole)
+        apart = reference.tokenizer.separate_texts(QUERIES, whole)
         tokens["query"] = [min(pair, key=len) for pair in zip(*apart, strict=True)]
     parts = {"query": QUERIES, "passage": [(passage,) for passage in PASSAGES]}
     rendered = {

@@ -1,5 +1,7 @@
-"""The end-of-text token (EOS) that last-token pooling reads. The tokenizer itself puts it behind
-every text, by its post-processor, so that whoever opens the tokenizer's files gets the same ids."""
+"""Appends the end-of-text token (EOS), which last-token pooling reads, to a tokenizer's texts.
+
+The tokenizer's post-processor does it, so that everyone who loads its files gets the same ids.
+"""
 
 import json
 
@@ -11,27 +13,27 @@ CHOICES = ("auto", "always", "never")
 
 
 def choice_for(append_eos: str, pooling: str) -> str:
-    """What `text.load_tokenizer` is asked for: "auto" appends nothing for poolings but "last"."""
+    """The `append_eos` of `load_tokenizer`: "auto" is "never" for poolings other than "last"."""
     return "never" if append_eos == "auto" and pooling != "last" else append_eos
 
 
-def is_missing(choice: str, *, eos_id: int | None, ends: int | None, source: str) -> bool:
-    """Whether the EOS is to be appended.
+def needs_eos(choice: str, *, eos_id: int | None, ends: int | None, source: str) -> bool:
+    """Whether the EOS must be appended.
 
     Args:
-      choice: "auto", where there is an EOS and no special token ends a text yet (Qwen3-Embedding's
-        tokenizer ends it with another than its EOS); "always", unless the EOS does already; or
-        "never".
+      choice: "auto": if there is an EOS and no special token ends a text yet (Qwen3-Embedding's
+        tokenizer ends texts with a token other than its EOS); "always": unless the EOS ends texts
+        already; or "never".
       eos_id: the tokenizer's EOS, if it has one.
       ends: the special token that ends each text, if one does.
       source: the tokenizer's name, for messages.
 
     Raises:
-      UserError: "always", and there is no EOS.
+      UserError: "always", but there is no EOS.
     """
     if choice == "always" and eos_id is None:
         raise UserError(
-            f"model.append_eos='always': the tokenizer of {source} has no eos_token; name one in "
+            f"model.append_eos='always': the tokenizer of {source} has no eos_token; set one in "
             "its tokenizer_config.json"
         )
     if choice == "auto":
@@ -44,24 +46,24 @@ def with_eos(
 ) -> tokenizers.processors.PostProcessor:
     """The tokenizer's post-processor, changed so that `token` ends every text.
 
-    The special tokens that it puts there now stay. In place of a post-processor behind the other,
-    which `tokenizers` leaves without effect, the template itself is changed.
+    The special tokens that it adds now stay. The template itself is changed: `tokenizers` ignores a
+    second post-processor after the first.
 
     Raises:
-      UserError: a post-processor without a template (BERT's, RoBERTa's own kinds).
+      UserError: a post-processor without a template (BERT's and RoBERTa's own kinds).
     """
     state = json.loads(backend.to_str())
-    found = state["post_processor"]
-    steps = [found] if found else []
-    if found and found["type"] == "Sequence":
-        steps = found["processors"]
+    present = state["post_processor"]
+    steps = [present] if present else []
+    if present and present["type"] == "Sequence":
+        steps = present["processors"]
     template = next((x for x in steps if x["type"] == "TemplateProcessing"), None)
     if template is None:
         odd = [x["type"] for x in steps if x["type"] != "ByteLevel"]
         if odd:
             raise UserError(
-                f"no EOS can be appended: the tokenizer's post-processor is {', '.join(odd)}, no "
-                "template; set model.append_eos='never'"
+                f"no EOS can be appended: the tokenizer's post-processor is {', '.join(odd)}, not "
+                "a template; set model.append_eos='never'"
             )
         one = {"Sequence": {"id": "A", "type_id": 0}}
         other = {"Sequence": {"id": "B", "type_id": 1}}

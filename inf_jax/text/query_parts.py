@@ -1,8 +1,8 @@
-"""The parts of an instructed query, as tokens: where they lie, what a limit cuts, how to swap one.
+"""Splits the tokens of an instructed query into its parts, to truncate them or swap an instruction.
 
-n_ik, the query of row i under the instruction of row k, is put together from the tokens of both
-rows, so that the loader needs no tokenizer. `inf_jax.tokenise` checks on a sample that this gives
-what the tokenizer gives for the text. Pure numpy.
+n_ik, the query of row i under the instruction of row k, is assembled from the tokens of both rows,
+so that the loader needs no tokenizer. Tokenising checks on a sample that this gives the same ids as
+tokenising the text. Pure numpy.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,7 @@ SPECIAL, QUERY, INSTRUCTION, OTHER = range(4)  # kinds of tokens; OTHER: the tem
 
 
 class TokenSpan(NamedTuple):
-    """Tokens that follow each other: the first one's number, and how many."""
+    """Consecutive tokens: the number of the first one, and their count."""
 
     first: int
     count: int
@@ -25,12 +25,12 @@ class TokenSpan(NamedTuple):
 
 
 class QueryParts(NamedTuple):
-    """An instructed query before a limit cuts it.
+    """An instructed query before truncation.
 
     Attributes:
       ids: int32[tokens], special tokens included.
-      query, instruction: where they lie in `ids`; `instruction.count` is 0 where there is none, and
-        then there is no place for another one.
+      query, instruction: their spans in `ids`; `instruction.count` is 0 where there is none, and
+        then no other instruction can take its place.
     """
 
     ids: np.ndarray
@@ -39,14 +39,15 @@ class QueryParts(NamedTuple):
 
     def ids_of(self, part: str) -> np.ndarray:
         """Token ids of "query" or "instruction"."""
-        run = getattr(self, part)
-        return self.ids[run.first : run.end]
+        span = getattr(self, part)
+        return self.ids[span.first : span.end]
 
 
-def kept(kinds: np.ndarray, limit: int) -> np.ndarray:
+def kept_tokens(kinds: np.ndarray, limit: int) -> np.ndarray:
     """Which tokens of an overlong instructed query stay.
 
-    The query loses its end and keeps `limit // 4` tokens; past that the instruction loses its end.
+    The query loses its end but keeps `limit // 4` tokens; beyond that the instruction loses its
+    end.
 
     Args:
       kinds: int[tokens], the kind of each token; more than `limit` of them.
@@ -56,25 +57,25 @@ def kept(kinds: np.ndarray, limit: int) -> np.ndarray:
     """
     query, instruction, other = (np.flatnonzero(kinds == k) for k in (QUERY, INSTRUCTION, OTHER))
     least = limit // 4
-    # what goes, first to last; the tail of this list is never reached by a sensible template
+    # in order of removal; a sensible template never reaches the tail of this list
     order = np.concatenate(
         (query[least:][::-1], instruction[::-1], other[::-1], query[:least][::-1])
     )
     return np.setdiff1d(np.arange(len(kinds)), order[: len(kinds) - limit])
 
 
-def split(ids: np.ndarray, kinds: np.ndarray, limit: int) -> QueryParts:
+def split_parts(ids: np.ndarray, kinds: np.ndarray, limit: int) -> QueryParts:
     """The parts of a text by the kinds of its tokens, int[tokens].
 
-    Query and instruction are cut at `limit` tokens each: no text of `limit` tokens holds more. A
-    text whose query or instruction is in several pieces counts as one without instruction.
+    Query and instruction are truncated at `limit` tokens each: no text of `limit` tokens holds
+    more. A text whose query or instruction is in several pieces counts as one without instruction.
     """
     if len(ids) > limit:
         within = np.ones(len(ids), bool)
         for kind in (QUERY, INSTRUCTION):
             within[np.flatnonzero(kinds == kind)[limit:]] = False
         ids, kinds = ids[within], kinds[within]
-    query, instruction = (_run(kinds == kind) for kind in (QUERY, INSTRUCTION))
+    query, instruction = (_span(kinds == kind) for kind in (QUERY, INSTRUCTION))
     if query is None or instruction is None:
         return QueryParts(ids, TokenSpan(0, 0), TokenSpan(0, 0))
     return QueryParts(ids, query, instruction)
@@ -93,8 +94,10 @@ def with_instruction(parts: QueryParts, instruction: np.ndarray) -> QueryParts:
     )
 
 
-def cut(parts: QueryParts, *, special: tuple[np.ndarray, np.ndarray], limit: int) -> np.ndarray:
-    """int32[tokens], the ids within `limit`, by the rule of `kept`.
+def truncate(
+    parts: QueryParts, *, special: tuple[np.ndarray, np.ndarray], limit: int
+) -> np.ndarray:
+    """int32[tokens], the ids truncated to `limit` by the rule of `kept_tokens`.
 
     Args:
       special: the special tokens before and after every text.
@@ -106,19 +109,21 @@ def cut(parts: QueryParts, *, special: tuple[np.ndarray, np.ndarray], limit: int
     kinds[len(kinds) - len(special[1]) :] = SPECIAL
     kinds[parts.query.first : parts.query.end] = QUERY
     kinds[parts.instruction.first : parts.instruction.end] = INSTRUCTION
-    return parts.ids[kept(kinds, limit)]
+    return parts.ids[kept_tokens(kinds, limit)]
 
 
-def alone(ids: np.ndarray, *, special: tuple[np.ndarray, np.ndarray], limit: int) -> np.ndarray:
-    """int32[tokens], a query or an instruction as a text of its own, its end cut at `limit`."""
+def as_own_text(
+    ids: np.ndarray, *, special: tuple[np.ndarray, np.ndarray], limit: int
+) -> np.ndarray:
+    """int32[tokens], a query or an instruction as a text of its own, truncated at `limit`."""
     room = max(limit - len(special[0]) - len(special[1]), 0)
     return np.concatenate((special[0], ids[:room], special[1]))
 
 
-def _run(chosen: np.ndarray) -> TokenSpan | None:
-    """Where bool[tokens] is True; None if that is in several pieces."""
+def _span(chosen: np.ndarray) -> TokenSpan | None:
+    """Where bool[tokens] is True; None if in several pieces."""
     places = np.flatnonzero(chosen)
     if not places.size:
         return TokenSpan(0, 0)
-    run = TokenSpan(int(places[0]), len(places))
-    return run if run.end == places[-1] + 1 else None
+    span = TokenSpan(int(places[0]), len(places))
+    return span if span.end == places[-1] + 1 else None

@@ -1,4 +1,4 @@
-"""Templates: instruction + query -> text, passage -> text, and where each field lies in it."""
+"""Renders instructed queries and passages from templates, and locates each field in the text."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ Span = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """How texts are rendered and where they are cut.
+    """How texts are rendered and where they are truncated.
 
     Attributes:
       query_template: the instructed query, from `{query}` and `{instruction}`; the default is the
@@ -21,7 +21,7 @@ class TextConfig:
       max_query_tokens, max_passage_tokens: limits, special tokens included.
 
     Raises:
-      UserError: a template lacks a field, or has it twice, or has another; a limit is under 1.
+      UserError: a template lacks a field, repeats it or has another one; a limit is below 1.
     """
 
     query_template: str = "{query} {instruction}"
@@ -30,19 +30,19 @@ class TextConfig:
     max_passage_tokens: int = 512
 
     def __post_init__(self):
-        for name, fields in (
+        for name, expected in (
             ("query_template", ["instruction", "query"]),
             ("passage_template", ["passage"]),
         ):
             template = getattr(self, name)
             try:
-                found = sorted(field for _, field in pieces(template) if field is not None)
+                fields = sorted(field for _, field in pieces(template) if field is not None)
             except ValueError as error:  # also an unbalanced brace
                 raise UserError(
                     f"{name}={template!r}: {error}; literal braces are {{{{ }}}}"
                 ) from error
-            if found != fields:
-                wanted = " and ".join(f"{{{field}}}" for field in fields)
+            if fields != expected:
+                wanted = " and ".join(f"{{{field}}}" for field in expected)
                 raise UserError(f"{name}={template!r} must hold {wanted}, each once, nothing else")
         for name in ("max_query_tokens", "max_passage_tokens"):
             limit = getattr(self, name)
@@ -53,9 +53,8 @@ class TextConfig:
 def instructed_query(query: str, instruction: str, template: str) -> str:
     """The text of an instructed query.
 
-    With an empty instruction the template is used without its place, so that
-    "{query} {instruction}" gives the query alone; where the place is not the last, white space is
-    squeezed.
+    With an empty instruction the field and the white space around it are dropped, so that
+    "{query} {instruction}" gives the query alone.
     """
     return render_query(query, instruction, template)[0]
 
@@ -66,7 +65,7 @@ def passage_text(passage: str, template: str) -> str:
 
 
 class QuerySpans(NamedTuple):
-    """Where the query and the instruction are in a rendered text, in characters."""
+    """Where the query and the instruction are in a rendered text: (start, end) in characters."""
 
     query: Span
     instruction: Span
@@ -74,7 +73,11 @@ class QuerySpans(NamedTuple):
 
 @functools.lru_cache(maxsize=64)
 def pieces(template: str) -> tuple[tuple[str, str | None], ...]:
-    """(literal, field or None) pieces of a template; ValueError on anything but plain fields."""
+    """The (literal, field or None) pieces of a template.
+
+    Raises:
+      ValueError: unbalanced braces, or a field with a format or conversion.
+    """
     parts = []
     for literal, field, spec, conversion in string.Formatter().parse(template):
         if spec or conversion:
@@ -87,7 +90,8 @@ def pieces(template: str) -> tuple[tuple[str, str | None], ...]:
 def _uninstructed(template: str) -> tuple[tuple[str, str | None], ...]:
     """The template's pieces without the instruction.
 
-    White space is squeezed, but not before an instruction that comes last: a prompt stays as it is.
+    Where the instruction comes last, only trailing white space is dropped, so that a prompt before
+    the query stays as it is; elsewhere white space is collapsed.
     """
     escaped = "".join(
         literal.replace("{", "{{").replace("}", "}}") + ("{query}" if field == "query" else "")
@@ -102,7 +106,8 @@ def render(
 ) -> tuple[str, dict[str, Span]]:
     """The text and the span of each field in it.
 
-    White space before a field counts to it, since many tokenizers keep it in a word's first token.
+    White space before a field belongs to its span: many tokenizers keep it in the first token of
+    the word.
     """
     text, spans = "", {}
     for literal, field in parts:
@@ -115,7 +120,7 @@ def render(
 
 
 def render_query(query: str, instruction: str, template: str) -> tuple[str, QuerySpans]:
-    """`instructed_query`, and where its parts lie."""
+    """The text of an instructed query, see `instructed_query`, and the spans of its parts."""
     if not instruction.strip():
         text, spans = render(_uninstructed(template), {"query": query})
         return text, QuerySpans(spans["query"], (len(text), len(text)))

@@ -1,4 +1,4 @@
-"""Instruction + query -> text -> token ids: one place for training, evaluation and export."""
+"""Tokenises instructed queries and passages: one path for training, evaluation and export."""
 
 import functools
 import hashlib
@@ -13,7 +13,15 @@ import tokenizers
 
 from inf_jax.core.errors import UserError
 from inf_jax.text import eos
-from inf_jax.text.query_parts import INSTRUCTION, OTHER, QUERY, SPECIAL, QueryParts, kept, split
+from inf_jax.text.query_parts import (
+    INSTRUCTION,
+    OTHER,
+    QUERY,
+    SPECIAL,
+    QueryParts,
+    kept_tokens,
+    split_parts,
+)
 from inf_jax.text.templates import (
     QuerySpans,
     TextConfig,
@@ -30,25 +38,25 @@ class TextTokenizer:
     """A Hugging Face fast tokenizer with this project's templates and truncation.
 
     Args:
-      hf_tokenizer: left as it is.
+      hf_tokenizer: not changed.
       append_eos: whether its EOS ends every text: "auto", "always" or "never", see
-        `eos.is_missing`.
-      rows: of the model's table of tokens. An added token past them, as Gemma 3 has for images, is
-        ordinary text.
+        `eos.needs_eos`.
+      rows: of the model's embedding table. An added token beyond them, as Gemma 3 has for images,
+        is treated as ordinary text.
 
     Attributes:
-      fingerprint: str, a hash of all that decides which ids a text gets.
-      special: int32[...] twice, the special tokens before and after every text.
-      appended_eos: str, the token that is put behind every text on top of what the tokenizer's own
-        files say; "" is none.
+      fingerprint: str, a hash of everything that decides which ids a text gets.
+      special: (int32[...], int32[...]), the special tokens before and after every text.
+      appended_eos: str, the token that ends every text in addition to what the tokenizer's own
+        files add; "" for none.
 
     Raises:
-      UserError: there is no EOS to append; or the vocabulary, or a token that is put around texts,
-        is past `rows`.
+      UserError: there is no EOS to append; or the vocabulary, or a special token around texts, is
+        beyond `rows`.
     """
 
     def __init__(self, hf_tokenizer, *, append_eos: str = "never", rows: int | None = None):
-        # a copy, since the truncation and padding that a file may bring along are switched off
+        # a copy, without the truncation and padding that a file may set
         self._backend = tokenizers.Tokenizer.from_str(hf_tokenizer.backend_tokenizer.to_str())
         self._backend.no_truncation()
         self._backend.no_padding()
@@ -63,29 +71,30 @@ class TextTokenizer:
         _, after = self.special
         ends = int(after[-1]) if after.size else None
         eos_id = hf_tokenizer.eos_token_id
-        if eos.is_missing(append_eos, eos_id=eos_id, ends=ends, source=source):
+        if eos.needs_eos(append_eos, eos_id=eos_id, ends=ends, source=source):
             self.appended_eos = hf_tokenizer.eos_token
             self._backend.post_processor = eos.with_eos(self._backend, self.appended_eos, eos_id)
             self.special = _around(self._backend)
-        past = [i for ids in self.special for i in ids if rows is not None and i >= rows]
-        if past:
-            token = self._backend.id_to_token(past[0]) or self.appended_eos
-            raise UserError(_past_rows(token, past[0], rows, source))
+        beyond = [i for ids in self.special for i in ids if rows is not None and i >= rows]
+        if beyond:
+            token = self._backend.id_to_token(beyond[0]) or self.appended_eos
+            raise UserError(_beyond_rows(token, beyond[0], rows, source))
         state = self._backend.to_str() + str(self._backend.encode_special_tokens)
         self.fingerprint: str = hashlib.sha256(state.encode()).hexdigest()
 
     def vocabulary(self) -> dict[str, int]:
-        """Token -> id, added tokens too."""
+        """Token -> id, added tokens included."""
         return self._backend.get_vocab(with_added_tokens=True)
 
     def queries(self, queries: Sequence[tuple[str, str]], config: TextConfig) -> list[np.ndarray]:
         """Token ids of (query, instruction) pairs, special tokens included.
 
-        A text over `max_query_tokens` loses the end of its query and keeps the instruction whole;
-        the query keeps `max_query_tokens // 4` tokens, and past that the instruction loses its end.
+        A text over `max_query_tokens` loses the end of its query and keeps the whole instruction;
+        the query keeps `max_query_tokens // 4` tokens, beyond that the instruction loses its end.
 
         Returns:
           int32[tokens], one array a pair, each at most `max_query_tokens` long.
+
         Raises:
           UserError: the limit is too small for the special tokens and the template's own words.
         """
@@ -94,63 +103,64 @@ class TextTokenizer:
         ids = _ids(self._backend.encode_batch_fast([text for text, _ in rendered]))
         limit = config.max_query_tokens
         overlong = [n for n, row in enumerate(ids) if len(row) > limit]
-        # offsets are slow to compute and needed only here
+        # offsets are slow to compute: only for these
         encodings = self._backend.encode_batch([rendered[n][0] for n in overlong])
         for n, encoding in zip(overlong, encodings, strict=True):
-            ids[n] = ids[n][kept(_kinds(encoding, rendered[n][1]), limit)]
+            ids[n] = ids[n][kept_tokens(_kinds(encoding, rendered[n][1]), limit)]
         return ids
 
     def query_parts(
         self, queries: Sequence[tuple[str, str]], config: TextConfig
     ) -> list[tuple[np.ndarray, QueryParts]]:
-        """The ids that `queries` gives, each with the parts of its text before the limit cuts it.
+        """The ids as from `queries`, each with the parts of its text before truncation.
 
-        Slower than `queries`; arguments and errors as there.
+        Slower than `queries`; same arguments and errors.
         """
         self._check_limit("query", config.query_template, config.max_query_tokens)
         rendered = [render_query(q, i, config.query_template) for q, i in queries]
-        limit, found = config.max_query_tokens, []
+        limit, result = config.max_query_tokens, []
         encodings = self._backend.encode_batch([text for text, _ in rendered])
         for encoding, (_, spans) in zip(encodings, rendered, strict=True):
             ids, kinds = np.array(encoding.ids, np.int32), _kinds(encoding, spans)
-            within = ids[kept(kinds, limit)] if len(ids) > limit else ids
-            found.append((within, split(ids, kinds, limit)))
-        return found
+            within = ids[kept_tokens(kinds, limit)] if len(ids) > limit else ids
+            result.append((within, split_parts(ids, kinds, limit)))
+        return result
 
     def passages(self, passages: Sequence[str], config: TextConfig) -> list[np.ndarray]:
         """Token ids of passages, special tokens included; a passage over the limit loses its end.
 
         Returns:
           int32[tokens], one array a passage, each at most `max_passage_tokens` long.
+
         Raises:
           UserError: the limit is too small for the special tokens and the template's own words.
         """
         limit = config.max_passage_tokens
         self._check_limit("passage", config.passage_template, limit)
-        return self._cut([passage_text(p, config.passage_template) for p in passages], limit)
+        return self._encode([passage_text(p, config.passage_template) for p in passages], limit)
 
-    def apart(
+    def separate_texts(
         self, queries: Sequence[tuple[str, str]], config: TextConfig
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Token ids of (query, instruction) pairs, each text by itself, for query_encoder
-        "attention".
+        """Token ids of queries and instructions as separate texts, for query_encoder "attention".
 
-        They are those of the bare texts with special tokens: no words of the template. Each text
-        over `max_query_tokens` loses its end. An empty text is its special tokens alone.
+        The bare texts with special tokens, without words of the template. Each text over
+        `max_query_tokens` loses its end. An empty text is only its special tokens.
 
         Returns:
           (instructions, queries), int32[tokens] each, one array a pair, each at most
           `max_query_tokens` long.
+
         Raises:
           UserError: the limit is too small for the special tokens.
         """
         self._check_limit("query", "{query}{instruction}", config.max_query_tokens)
         texts = [i for _, i in queries] + [q for q, _ in queries]
-        ids = self._cut(texts, config.max_query_tokens)
+        ids = self._encode(texts, config.max_query_tokens)
         return ids[: len(queries)], ids[len(queries) :]
 
-    def _cut(self, texts: Sequence[str], limit: int) -> list[np.ndarray]:
-        """Token ids; a text over the limit loses its end, and keeps the special tokens there."""
+    def _encode(self, texts: Sequence[str], limit: int) -> list[np.ndarray]:
+        """Token ids; a text over the limit loses its end, but not its last special tokens."""
         encodings = self._backend.encode_batch_fast(texts)
         ids = _ids(encodings)
         for n, row in enumerate(ids):
@@ -181,10 +191,10 @@ def load_tokenizer(
       append_eos, rows: see TextTokenizer.
 
     Raises:
-      UserError: nothing is there, the hub cannot be reached, or there is no fast tokenizer; or as
+      UserError: there is no tokenizer or no fast one, or the hub cannot be reached; or as
         TextTokenizer.
     """
-    from transformers import AutoTokenizer  # takes seconds to import: not for those who only render
+    from transformers import AutoTokenizer  # slow to import
 
     name = os.fspath(name_or_dir)
     local = os.path.isdir(name)
@@ -193,27 +203,27 @@ def load_tokenizer(
         raise UserError(f"no tokenizer in {name!r}: the directory has no tokenizer files; {remedy}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local)
-    except Exception as error:  # OSError, ValueError, KeyError, ...: it depends on what is missing
+    except Exception as error:  # OSError, ValueError, KeyError, ...: by what is missing
         reason = textwrap.shorten(str(error) or repr(error), 250)
-        where = "directory" if local else "no such directory, nor a hub id that can be loaded now"
+        where = "directory" if local else "no such directory, and not a hub id that can be loaded"
         raise UserError(f"no tokenizer in {name!r} ({where}): {reason}; {remedy}") from error
     if not tokenizer.is_fast:
         raise UserError(
             f"the tokenizer of {name!r} ({type(tokenizer).__name__}) has no fast version; {remedy}"
         )
-    # without vocabulary files transformers returns a tokenizer that knows its special tokens only
+    # without vocabulary files transformers returns a tokenizer of the special tokens only
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise UserError(f"the tokenizer of {name!r} has no vocabulary; {remedy}")
     return TextTokenizer(tokenizer, append_eos=append_eos, rows=rows)
 
 
 def _within(backend: tokenizers.Tokenizer, rows: int, source: str) -> tokenizers.Tokenizer:
-    """Without the added tokens that a table of so many rows does not have."""
+    """The tokenizer without added tokens whose ids are beyond the rows of the embedding table."""
     state = json.loads(backend.to_str())
     added = {token["content"] for token in state["added_tokens"]}
     for token, number in backend.get_vocab(with_added_tokens=False).items():
         if number >= rows and token not in added:
-            raise UserError(_past_rows(token, number, rows, source))
+            raise UserError(_beyond_rows(token, number, rows, source))
     kept = [token for token in state["added_tokens"] if token["id"] < rows]
     if len(kept) == len(state["added_tokens"]):
         return backend
@@ -222,15 +232,15 @@ def _within(backend: tokenizers.Tokenizer, rows: int, source: str) -> tokenizers
     return within
 
 
-def _past_rows(token: str, number: int, rows: int, source: str) -> str:
+def _beyond_rows(token: str, number: int, rows: int, source: str) -> str:
     return (
         f"the tokenizer of {source!r} gives {token!r} the id {number}, but the model has a table "
-        f"of {rows} tokens; give it the tokenizer that it was trained with"
+        f"of {rows} tokens; use the tokenizer that it was trained with"
     )
 
 
 def _around(backend: tokenizers.Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """int32[...] twice, the special tokens before and after a text."""
+    """(int32[...], int32[...]), the special tokens before and after a text."""
     probe = backend.encode("a")
     ids, text = np.array(probe.ids, np.int32), np.flatnonzero(_special(probe) == 0)
     first, end = (text[0], text[-1] + 1) if text.size else (len(ids), len(ids))
@@ -242,7 +252,7 @@ def _ids(encodings: list[tokenizers.Encoding]) -> list[np.ndarray]:
 
 
 def _special(encoding: tokenizers.Encoding) -> np.ndarray:
-    """int64[tokens]: 1 for the special tokens that the tokenizer puts around a text."""
+    """int64[tokens]: 1 for the special tokens that the tokenizer adds around a text."""
     return np.array(encoding.special_tokens_mask, np.int64)
 
 
@@ -251,7 +261,7 @@ def _kinds(encoding: tokenizers.Encoding, spans: QuerySpans) -> np.ndarray:
     starts, ends = np.array(encoding.offsets, np.int64).reshape(-1, 2).T
     kinds = np.full(len(starts), OTHER, np.int8)
     kinds[(starts >= spans.query[0]) & (ends <= spans.query[1])] = QUERY
-    # a token that reaches over the border of query and instruction counts as instruction: keep it
+    # a token across the border of query and instruction counts as instruction, to be kept
     kinds[(ends > spans.instruction[0]) & (starts < spans.instruction[1])] = INSTRUCTION
     kinds[_special(encoding) == 1] = SPECIAL
     return kinds

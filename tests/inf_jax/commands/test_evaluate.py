@@ -54,7 +54,7 @@ def figures(config, params):
     def embed_queries(queries):
         if config.model.query_encoder == "joint":
             return embed("query", model.tokenizer.queries(queries, text))
-        ids = model.tokenizer.apart(queries, text)
+        ids = model.tokenizer.separate_texts(queries, text)
         grid = {"rows": 2, "row_tokens": 16, "texts_per_row": 1}
         packed = [
             pack_chunk(pair, np.zeros(2, np.uint32), **grid) for pair in zip(*ids, strict=True)

@@ -75,7 +75,7 @@ def test_attention_encodes_query_and_instruction_apart(tiny_model_dir, towers):
     instructions = ["Tell it.", "", "What harms it? " * 20, "Tell where it grows."]
     queries = [*QUERIES, ""]
     found = retriever.encode(queries, instruction=instructions)
-    ids = retriever.tokenizer.apart(list(zip(queries, instructions, strict=True)), TEXT)
+    ids = retriever.tokenizer.separate_texts(list(zip(queries, instructions, strict=True)), TEXT)
     encoder = make_encoder(read_config(tiny_model_dir), EncoderOptions(normalise=False))
     tree = params["shared" if towers == "shared" else "query"]
     grid = {"rows": 2, "row_tokens": 32, "texts_per_row": 1}

@@ -14,7 +14,7 @@ from inf_jax.data.splice_check import check_composition
 from inf_jax.hf_export.writer import write_tokenizer
 from inf_jax.models.hf.backbone import run_tokenizer
 from inf_jax.text import eos
-from inf_jax.text.query_parts import cut, with_instruction
+from inf_jax.text.query_parts import truncate, with_instruction
 from inf_jax.text.templates import TextConfig
 from inf_jax.text.tokenizer import load_tokenizer
 from tests.inf_jax import tiny_backbones
@@ -77,7 +77,7 @@ def test_every_text_ends_with_it_however_it_is_cut(directory):
     hf = AutoTokenizer.from_pretrained(directory)
     ends = hf.convert_tokens_to_ids(ours.appended_eos) if ours.appended_eos else plain.special[1][0]
     texts = ours.passages(PASSAGES, TEXT) + ours.queries(PAIRS, TEXT)
-    texts += [ids for part in ours.apart(PAIRS, TEXT) for ids in part]
+    texts += [ids for part in ours.separate_texts(PAIRS, TEXT) for ids in part]
     texts += [ids for ids, _ in ours.query_parts(PAIRS, TEXT)]
     assert {int(ids[-1]) for ids in texts} == {ends}
     assert max(map(len, texts)) == 24
@@ -99,7 +99,7 @@ def test_a_query_under_another_instruction_from_its_tokens(directory, template):
     for mine, (query, _) in zip(parts, pairs, strict=True):
         for other, (_, instruction) in zip(parts, pairs, strict=True):
             swapped = with_instruction(mine, other.ids_of("instruction"))
-            ids = cut(swapped, special=ours.special, limit=text.max_query_tokens)
+            ids = truncate(swapped, special=ours.special, limit=text.max_query_tokens)
             (expected,) = ours.queries([(query, instruction)], text)
             assert ids.tolist() == expected.tolist()
     fields = dict.fromkeys((f.name for f in dataclasses.fields(Example)), "")
@@ -151,7 +151,7 @@ def test_a_post_processor_without_a_template_is_refused(tiny_model_dir, tmp_path
     state = json.loads(tokenizer.to_str())
     bert = {"type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2]}
     backend = type(tokenizer).from_str(json.dumps(state | {"post_processor": bert}))
-    with pytest.raises(UserError, match="post-processor is BertProcessing, no template"):
+    with pytest.raises(UserError, match="post-processor is BertProcessing, not a template"):
         eos.with_eos(backend, "[MASK]", 4)
     backend = type(tokenizer).from_str(json.dumps(state | {"post_processor": None}))
     backend.post_processor = eos.with_eos(backend, "[SEP]", 3)

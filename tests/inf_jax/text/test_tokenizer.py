@@ -14,7 +14,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from inf_jax.core.errors import UserError
-from inf_jax.text.query_parts import cut, with_instruction
+from inf_jax.text.query_parts import truncate, with_instruction
 from inf_jax.text.templates import TextConfig, instructed_query
 from inf_jax.text.tokenizer import TextTokenizer, load_tokenizer
 
@@ -133,7 +133,7 @@ def test_a_long_text_is_not_cut_by_the_tokenizers_own_file(ours, hf):
 def test_a_passage_loses_its_end(ours, hf, text, limit):
     expected = hf(text, truncation=True, max_length=limit)["input_ids"]
     assert ours.passages([text], config(limit))[0].tolist() == expected
-    # a query without an instruction is cut alike
+    # a query without an instruction is truncate alike
     assert ours.queries([(text, "")], config(limit))[0].tolist() == expected
 
 
@@ -211,18 +211,18 @@ def test_a_batch_mixes_short_and_long(ours):
 
 
 def test_query_and_instruction_apart(ours, hf):
-    """The bare texts, each cut at the limit; nothing of the template."""
+    """The bare texts, each truncate at the limit; nothing of the template."""
     pairs = [("risk", "Explain it."), ("", "risk " * 90), ("risk " * 90, ""), ("a", " \n")]
     limits = config(20, query_template="Instruct: {instruction} Query: {query}")
-    instructions, queries = ours.apart(pairs, limits)
+    instructions, queries = ours.separate_texts(pairs, limits)
     for found, texts in ((queries, [q for q, _ in pairs]), (instructions, [i for _, i in pairs])):
         assert [x.tolist() for x in found] == [
             hf(text, truncation=True, max_length=20)["input_ids"] for text in texts
         ]
         assert all(x.dtype == np.int32 for x in found)
-    assert ours.apart([], limits) == ([], [])
+    assert ours.separate_texts([], limits) == ([], [])
     with pytest.raises(UserError, match="max_query_tokens=1 is too small"):
-        ours.apart(pairs, config(1))
+        ours.separate_texts(pairs, config(1))
 
 
 def test_passage_template_is_kept(ours, hf):
@@ -288,7 +288,7 @@ def test_the_callers_tokenizer_is_left_alone():
 def test_nothing_there(tmp_path):
     with pytest.raises(UserError, match="no tokenizer files; give a local directory"):
         load_tokenizer(tmp_path)
-    (tmp_path / "tokenizer.json").write_text("{ cut off")
+    (tmp_path / "tokenizer.json").write_text("{ truncate off")
     with pytest.raises(UserError, match=r"no tokenizer in .*give a local directory"):
         load_tokenizer(tmp_path)
     with pytest.raises(UserError, match="no such directory"):
@@ -335,7 +335,7 @@ def test_a_query_under_another_instruction_from_their_tokens(ours, texts, limit,
         found, others, ours.queries(crossed, how), strict=True
     ):
         swapped = with_instruction(mine, other.ids_of("instruction"))
-        ids = cut(swapped, special=ours.special, limit=how.max_query_tokens)
+        ids = truncate(swapped, special=ours.special, limit=how.max_query_tokens)
         np.testing.assert_array_equal(ids, expected)
         # as if the row had been tokenised with that instruction
         back = with_instruction(swapped, mine.ids_of("instruction"))
