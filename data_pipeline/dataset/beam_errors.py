@@ -1,4 +1,4 @@
-"""What a worker of Beam raised, as the error of ours that it was."""
+"""Turns the errors of Beam's workers back into the UserErrors that were raised there."""
 
 import contextlib
 import re
@@ -6,21 +6,21 @@ from collections.abc import Iterator
 
 from inf_jax.core.errors import UserError
 
-_WHERE = " [while running"  # what Beam adds
+_SUFFIX = " [while running"  # appended by Beam
 
 
 @contextlib.contextmanager
 def worker_errors() -> Iterator[None]:
-    """Raises UserError where a worker did; all else goes through.
+    """Raises UserError if a worker did; other errors propagate unchanged.
 
-    Runners pass an error on as text, mostly in a RuntimeError with the worker's traceback; the
-    messages of ours are one line each.
+    Runners report errors as text, usually in a RuntimeError with the worker's traceback. Messages
+    of UserErrors are one line each.
     """
     try:
         yield
     except Exception as error:
         text = str(error)
-        ours = re.findall(r"\b(?:UserError|CorruptRecordError): (.+)", text)
-        if not ours and not isinstance(error, UserError):
+        messages = re.findall(r"\b(?:UserError|CorruptRecordError): (.+)", text)
+        if not messages and not isinstance(error, UserError):
             raise
-        raise UserError((ours or [text])[-1].split(_WHERE)[0]) from error
+        raise UserError((messages or [text])[-1].split(_SUFFIX)[0]) from error

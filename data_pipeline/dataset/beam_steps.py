@@ -1,10 +1,10 @@
-"""The builder's records made by Apache Beam: read, judged, deduplicated and counted as `validate`
-does in one process, with the same result, however the work is cut up.
+"""The builder's work as Apache Beam steps: reads, validates, deduplicates and counts examples.
 
     slices of the source -> examples -> rules -> groups by hash -> verdicts -> kept, counted
 
-An example travels under its id with its order, (file, row): the earlier of two duplicates stays.
-TFDS's own Beam writer takes what is kept. Workers must see the same file system.
+The result is that of one process, however the work is split. Examples are keyed by id and carry
+their position, (file, row), so that the first of duplicates is kept. TFDS's Beam writer writes what
+is kept. All workers must see the same file system.
 """
 
 import contextlib
@@ -25,21 +25,22 @@ from data_pipeline.quality.rules import Limits, Report, Verdict, evaluation_hash
 from data_pipeline.sources import inf_ir
 from data_pipeline.sources.files import input_files
 from inf_jax.data.records import Example
-from inf_jax.io.atomic import atomic_file
+from inf_jax.io.atomic import atomic_write
 
-Order = tuple[int, int]  # of a row: number of its file, number of the row in it
-Judged = tuple[str, tuple[Order, Example, Verdict]]  # by the example's id
-_DROPPED = "dropped"  # tag of a reader's second output
+Position = tuple[int, int]  # of a row: number of its file, number of the row in it
+Judged = tuple[str, tuple[Position, Example, Verdict]]  # keyed by the example's id
+_DROPPED = "dropped"  # tag of the readers' second output
 
 
 def split_examples(inputs: Inputs, directory: Path) -> dict[str, "SplitExamples"]:
-    """For each split, dev first, the PTransform from a pipeline's begin to (id, record as a dict).
+    """The PTransforms from a pipeline's begin to (id, record as a dict), by split, dev first.
 
     Args:
-      directory: gets the reports, for `take_reports`.
+      inputs: of the build.
+      directory: where the pipeline writes its reports, for `take_reports`.
 
     Raises:
-      UserError: a source file is missing or cannot be cut into slices.
+      UserError: a source file is missing or cannot be split into slices.
     """
     splits: dict[str, SplitExamples] = {}
     for split in inputs.splits:
@@ -48,7 +49,7 @@ def split_examples(inputs: Inputs, directory: Path) -> dict[str, "SplitExamples"
 
 
 def take_reports(inputs: Inputs, directory: Path) -> dict[str, Report]:
-    """The reports by split that a finished pipeline left in the directory; they are deleted."""
+    """Reads the reports that a finished pipeline wrote, by split, and deletes the files."""
     reports = {}
     for split in inputs.splits:
         path = _report_path(directory, split)
@@ -59,7 +60,7 @@ def take_reports(inputs: Inputs, directory: Path) -> dict[str, Report]:
 
 @contextlib.contextmanager
 def user_errors(inputs: Inputs, directory: Path) -> Iterator[None]:
-    """`worker_errors`, and the error that a split without examples is."""
+    """As `worker_errors`; also explains the error that TFDS raises for a split without examples."""
     try:
         with worker_errors():
             yield
@@ -74,11 +75,14 @@ def user_errors(inputs: Inputs, directory: Path) -> Iterator[None]:
 
 
 class SplitExamples(beam.PTransform):
-    """One split: source files to (id, record as a dict) of each example that is kept.
+    """One split: from source files to (id, record as a dict) of each kept example.
 
     Args:
-      dev: the evaluation split's transform, applied before this one in the same pipeline: no text
-        of it stays in this split.
+      inputs: of the build.
+      split: name of the split.
+      directory: where the report is written.
+      dev: the transform of the evaluation split, which must be applied earlier in the same
+        pipeline; examples that share texts with it are dropped.
     """
 
     def __init__(
@@ -89,13 +93,13 @@ class SplitExamples(beam.PTransform):
         self._report = _report_path(directory, split)
         self._path = inputs.path(split)
         self._slices = slices(self._path) if inputs.config.example else []
-        # once expanded: what the next split needs, of (Order, Example) and of (id, Example)
+        # set by expand, for the next split: outputs of `_read`, and the kept (id, Example)
         self.read: tuple[beam.PCollection, beam.PCollection] | None = None
         self.kept: beam.PCollection | None = None
 
     def expand(self, begin):
         limits, files = self._inputs.config.limits, [str(f) for f in input_files(self._path)]
-        shared = self._dev and self._inputs.dev_fraction  # one file gives both
+        shared = self._dev and self._inputs.dev_fraction  # both splits come from one file
         self.read = self._dev.read if shared else self._read(begin.pipeline, files)
         rows, dropped = self.read
         examples = rows | "Belongs" >> beam.Filter(_Belongs(self._inputs, self._split))
@@ -135,7 +139,7 @@ class SplitExamples(beam.PTransform):
         return self.kept | "Fields" >> beam.MapTuple(_fields)
 
     def _read(self, pipeline, files: list[str]):
-        """PCollections of (Order, Example), and of Counters of the rows that the reader dropped."""
+        """PCollections of (Position, Example), and of Counters of rows that the reader dropped."""
         config = self._inputs.config
         if config.example:
             rows = (
@@ -154,10 +158,10 @@ class SplitExamples(beam.PTransform):
         return rows, dropped
 
 
-# What runs on the workers: plain functions of elements.
+# The functions of elements that run on workers.
 
 
-def _read(part: Slice, config: InfIrConfig, files: list[str]) -> Iterator[tuple[Order, Example]]:
+def _read(part: Slice, config: InfIrConfig, files: list[str]) -> Iterator[tuple[Position, Example]]:
     file = files.index(part.file)
     for number, row in read_slice(part):
         yield (file, number), config.example(row)
@@ -175,7 +179,7 @@ class _Belongs:
     inputs: Inputs
     split: str
 
-    def __call__(self, element: tuple[Order, Example]) -> bool:
+    def __call__(self, element: tuple[Position, Example]) -> bool:
         return self.inputs.belongs(element[1], self.split)
 
 
@@ -183,49 +187,49 @@ def _hashes_of(element: tuple[str, Example]) -> set[int]:
     return evaluation_hashes(element[1])
 
 
-def _judge(element: tuple[Order, Example], hashes: Iterable[int], *, limits: Limits) -> Judged:
-    order, example = element
-    return example.id, (order, example, validate(example, limits=limits, eval_hashes=hashes))
+def _judge(element: tuple[Position, Example], hashes: Iterable[int], *, limits: Limits) -> Judged:
+    position, example = element
+    return example.id, (position, example, validate(example, limits=limits, eval_hashes=hashes))
 
 
 def _identities(judged: Judged, limits: Limits) -> Iterator[tuple[tuple[str, int], tuple]]:
-    name, (order, _, verdict) = judged
-    member = (order, name, verdict.sound)
+    id, (position, _, verdict) = judged
+    member = (position, id, verdict.sound)
     yield ("duplicate_query", verdict.identity[0]), member
     if not limits.repeated_documents:
         yield ("duplicate_document", verdict.identity[1]), member
 
 
 def _later(group: tuple[tuple[str, int], Iterable[tuple]]) -> Iterator[tuple[str, str]]:
-    """(id, reason) of the members after the first sound one."""
+    """(id, reason) of all members after the first sound one."""
     (reason, _), members = group
     members = list(members)
-    first = min((order for order, _, sound in members if sound), default=None)
+    first = min((position for position, _, sound in members if sound), default=None)
     if first is not None:
-        yield from ((name, reason) for order, name, _ in members if order > first)
+        yield from ((id, reason) for position, id, _ in members if position > first)
 
 
-def _bands(judged: Judged, threshold: float) -> Iterator[tuple[int, tuple[Order, str, bytes]]]:
-    name, (order, example, verdict) = judged
+def _bands(judged: Judged, threshold: float) -> Iterator[tuple[int, tuple[Position, str, bytes]]]:
+    id, (position, example, verdict) = judged
     if verdict.sound:
-        bands, signature = sketch(example, threshold)
-        yield from ((band, (order, name, signature)) for band in set(bands))
+        bands, signatures = sketch(example, threshold)
+        yield from ((band, (position, id, signatures)) for band in set(bands))
 
 
 def _near(group: tuple[int, Iterable[tuple]], threshold: float) -> Iterator[tuple[str, str]]:
     members = sorted(group[1])
-    for n in repeats([signature for _, _, signature in members], threshold):
+    for n in repeats([signatures for _, _, signatures in members], threshold):
         yield members[n][1], "near_duplicate"
 
 
 def _verdict(group: tuple[str, dict], files: list[str]) -> tuple[Example, Verdict]:
-    name, found = group
-    judged = sorted(found["judged"], key=lambda each: each[0])
+    id, values = group
+    judged = sorted(values["judged"], key=lambda each: each[0])
     if len(judged) > 1:
         file, number = judged[1][0]
-        raise inf_ir.repeated_id(f"{files[file]}:{number}", name)
+        raise inf_ir.repeated_id(f"{files[file]}:{number}", id)
     _, example, verdict = judged[0]
-    return example, verdict.also(*sorted(set(found["flags"])))
+    return example, verdict.also(*sorted(set(values["flags"])))
 
 
 def _kept(element: tuple[Example, Verdict]) -> Iterator[tuple[str, Example]]:
@@ -234,15 +238,14 @@ def _kept(element: tuple[Example, Verdict]) -> Iterator[tuple[str, Example]]:
         yield example.id, example
 
 
-def _fields(name: str, example: Example) -> tuple[str, dict[str, str]]:
-    return name, dataclasses.asdict(example)
+def _fields(id: str, example: Example) -> tuple[str, dict[str, str]]:
+    return id, dataclasses.asdict(example)
 
 
 def _write_report(report: Report, dropped: Iterable[Counter], path: str) -> None:
     for counter in dropped:
         report.dropped_by_source += counter
-    with atomic_file(path) as file:
-        file.write(json.dumps(report.to_json()).encode())
+    atomic_write(path, json.dumps(report.to_json()))
 
 
 def _report_path(directory: Path, split: str) -> Path:

@@ -1,6 +1,6 @@
-"""The steps of `data_pipeline.beam_tokenise`, on the workers.
+"""The steps of `data_pipeline.beam_tokenise` that run on Beam's workers.
 
-Not in the main's own module: what is defined in a process's `__main__` no other process can load.
+They are not in the command's module, because workers cannot unpickle what `__main__` defines.
 """
 
 import functools
@@ -21,14 +21,14 @@ from inf_jax.text.tokenizer import TextTokenizer, load_tokenizer
 
 
 class Piece(NamedTuple):
-    """Neighbouring records of one text TFRecord, all of one shard.
+    """Consecutive records of one text TFRecord that go into one shard.
 
     Attributes:
-      start: number of its first example in the split.
+      start: number of the first example in the split.
       file: the TFRecord.
-      offset: byte in it.
+      offset: byte offset in it.
       first: number of the first record in the file.
-      count: records.
+      count: number of records.
     """
 
     start: int
@@ -38,22 +38,22 @@ class Piece(NamedTuple):
     count: int
 
     def read(self) -> Iterator[tuple[int, Example]]:
-        """The examples, each with its number in the split."""
+        """Yields the examples, each with its number in the split."""
         records = read_slice(self.file, offset=self.offset, first=self.first, count=self.count)
         for n, data in enumerate(records):
             yield self.start + n, decode_at(Path(self.file), self.first + n, data)
 
 
 class ShardJob(NamedTuple):
-    """What each worker has to know; the methods are the pipeline's steps.
+    """The data that every worker needs; the methods are the pipeline's steps.
 
     Attributes:
       plan: sources and shards.
       text: templates and limits.
-      model: `model.name` of the config: workers load the tokenizer, which may be large, by it.
+      model: `model.name` of the config; workers load the tokenizer, which may be large, by name.
       append_eos: see `inf_jax.text.tokenizer.TextTokenizer`.
-      fingerprint: the tokenizer's.
-      todo: numbers of the shards to write; the others are there.
+      fingerprint: of the tokenizer.
+      todo: numbers of the shards to write; the others exist.
     """
 
     plan: TokenisingPlan
@@ -64,7 +64,14 @@ class ShardJob(NamedTuple):
     todo: set[int]
 
     def pieces(self, file: tuple[int, tuple[Path, int]]) -> Iterator[tuple[int, Piece]]:
-        """The pieces of a file by shard; `file` is its first example's number, path, records."""
+        """Splits a TFRecord into pieces.
+
+        Args:
+          file: number of its first example, and (path, number of records).
+
+        Yields:
+          shard, piece.
+        """
         start, (path, count) = file
         offsets = build_index(path, count=count).offsets
         size = self.plan.recipe["examples_per_shard"]
@@ -76,7 +83,8 @@ class ShardJob(NamedTuple):
                 yield shard, Piece(start + first, str(path), offset, first, stop - first)
 
     def write(self, shard: int, pieces: Iterable[Piece]) -> list[tuple[int, Example]]:
-        """Writes a shard, unless it is there; the sample's examples in it, with their numbers."""
+        """Writes a shard unless it exists; returns its examples that belong to the manifest's
+        sample, with their numbers."""
         every = -(-self.plan.num_examples // SAMPLE)  # as `splice_check.sampled`
         sample: list[tuple[int, Example]] = []
 
@@ -103,13 +111,13 @@ class ShardJob(NamedTuple):
         tokenizer = _load(self.model, self.append_eos)
         if tokenizer.fingerprint != self.fingerprint:
             raise UserError(
-                f"model.name={self.model!r}: a worker has another tokenizer under this name; give "
+                f"model.name={self.model!r}: a worker loads another tokenizer for it; give "
                 "a directory that all workers mount"
             )
         return tokenizer
 
 
-@functools.cache  # one for all threads and bundles of a worker
+@functools.cache  # once per worker process
 def _load(model: str, append_eos: str) -> TextTokenizer:
     directory = resolve_model(model)
     rows = read_config(directory).vocab_size

@@ -1,4 +1,4 @@
-"""What a build reads: the sources by name, and the files and rules of one build."""
+"""Configures builds: the named sources, and the input files and rules of one build."""
 
 import dataclasses
 import json
@@ -22,14 +22,14 @@ _SAMPLES = Path(__file__).parents[1] / "samples"
 
 @dataclasses.dataclass(eq=False)
 class InfIrConfig(tfds.core.BuilderConfig):
-    """One source: how its files are read and what its records must be.
+    """One source: how its files are read, and the limits of its texts.
 
     Attributes:
       read: read(path, dropped=Counter) -> Iterator[Example].
-      example: example(row) -> Example, where `read` gives one for each row; None where it looks at
-        all rows together.
-      path_train, path_dev: files shipped with the code; "" where the user must give them.
-      limits: lengths of texts, see `validate`.
+      example: example(row) -> Example, if each row yields one example; None if `read` needs all
+        rows together.
+      path_train, path_dev: files shipped with the package; "" if the user must give them.
+      limits: lengths of texts, see `rules.validate`.
       homepage, citation, license: of the source.
     """
 
@@ -85,13 +85,13 @@ FACTORY = InfIrConfig(
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What one build reads.
+    """The inputs of one build.
 
     Attributes:
       config: the source.
-      train, dev: paths; dev "" where evaluation queries are held out of train.
+      train, dev: paths; dev is "" if evaluation queries are held out of train.
       dev_fraction: share of train's queries that is held out; 0 for none.
-      near_duplicates: similarity from which an example is dropped; 0 for none.
+      near_duplicates: Jaccard similarity from which an example is dropped; 0 keeps all.
     """
 
     config: InfIrConfig
@@ -110,29 +110,29 @@ class Inputs:
         dev_fraction: float,
         near_duplicates: float = 0.0,
     ) -> "Inputs":
-        """The user's paths where given, else the shipped files.
+        """Uses the given paths, else the shipped files.
 
         Raises:
-          UserError: there is no train file, or a fraction is none.
+          UserError: there is no train file, or a fraction is out of range.
         """
         for name, value in (("dev_fraction", dev_fraction), ("near_duplicates", near_duplicates)):
             if not 0 <= value < 1:
                 flag = name.replace("_", "-")
                 raise UserError(f"--{flag}={value}: must be at least 0 and less than 1")
         if near_duplicates:
-            is_near(near_duplicates)  # raises where it cannot be kept
+            is_near(near_duplicates)  # raises UserError if out of range
         train = path_train or config.path_train
         if not train:
             raise UserError(
                 f"source {config.name!r} ships no data; give your file by --path-train=FILE"
             )
-        # the shipped dev file belongs to the shipped train file alone
+        # the shipped dev file is not used with another train file
         dev = path_dev or ("" if path_train else config.path_dev)
         return cls(config, train, dev, 0.0 if dev else dev_fraction, near_duplicates)
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Names of the splits that these inputs give; dev first: train must know its texts."""
+        """Names of the splits; dev first, since its texts are dropped from train."""
         return ("dev", "train") if self.dev or self.dev_fraction else ("train",)
 
     def path(self, split: str) -> str:
@@ -140,11 +140,11 @@ class Inputs:
         return self.dev if split == "dev" and self.dev else self.train
 
     def belongs(self, example: Example, split: str) -> bool:
-        """Whether an example of the split's file falls to the split."""
+        """Whether an example of the split's file belongs to the split."""
         return not self.dev_fraction or held_out(example, self.dev_fraction) == (split == "dev")
 
     def check_not_empty(self, report: Report, split: str) -> None:
-        """Raises UserError where nothing was kept; says why, as far as the report knows."""
+        """Raises UserError if nothing was kept, with the most frequent reasons."""
         if report.kept:
             return
         counts = (report.dropped_by_source + report.reasons).most_common(3)
@@ -156,9 +156,9 @@ class Inputs:
         )
 
     def recipe(self) -> dict[str, Any]:
-        """What the records depend on besides the code's version: files' checksums, rules.
+        """Everything the records depend on besides the code: checksums of files, and rules.
 
-        Equal recipes give equal files. It is stored as the dataset's metadata.
+        Builds with equal recipes write equal files. Stored as the dataset's metadata.
 
         Raises:
           UserError: a file is missing.
@@ -173,11 +173,11 @@ class Inputs:
         }
         if self.near_duplicates:
             recipe["near_duplicates"] = self.near_duplicates
-        return json.loads(json.dumps(recipe))  # tuples become lists, as in the stored one
+        return json.loads(json.dumps(recipe))  # tuples become lists, as in the stored recipe
 
 
 def _checksums(path: str) -> list[dict[str, Any]]:
-    """Name, size and SHA-256 of each source file; no directory: moved files are the same files."""
+    """Name, size and SHA-256 of each source file; without directory, since files may be moved."""
     return [
         {"file": file.name, "bytes": file.stat().st_size, "sha256": sha256_of_file(file)}
         for file in input_files(path)

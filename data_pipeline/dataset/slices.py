@@ -1,7 +1,7 @@
-"""Source files in slices that workers read side by side, each row with its place in the whole.
+"""Splits source files into slices that workers read in parallel, with the files' row numbers.
 
-jsonl is cut at line ends, parquet at its row groups; a compressed file is one slice. A slice knows
-how many lines lie before it, so that ids and errors name the same row as one reader of all does.
+jsonl is split at line ends, parquet at row groups; a compressed file is one slice. A slice holds
+the number of lines before it, so that ids and errors are the same as when reading the whole file.
 """
 
 import os
@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from data_pipeline.sources.files import Row, input_files, json_object, read_rows
+from data_pipeline.sources.files import Row, input_files, json_object, parquet_rows, read_rows
 from inf_jax.core.errors import UserError
 
-_BYTES = 64 << 20  # some seconds of work, little memory
+_BYTES = 64 << 20  # a few seconds of work, little memory
 
 
 class Slice(NamedTuple):
@@ -20,8 +20,8 @@ class Slice(NamedTuple):
 
     Attributes:
       file: path.
-      start, stop: bytes of a jsonl file, row groups of a parquet file; 0, 0 for the whole file.
-      first: lines or rows of the file before it.
+      start, stop: range of bytes (jsonl) or row groups (parquet); 0, 0 for the whole file.
+      first: number of lines or rows before the slice.
     """
 
     file: str
@@ -35,27 +35,29 @@ def slices(path: str | os.PathLike, *, size: int = _BYTES) -> list[Slice]:
 
     Args:
       path: as for `read_rows`.
-      size: least bytes of a slice of a jsonl file.
+      size: minimal number of bytes of a slice of a jsonl file.
 
     Raises:
-      UserError: as `read_rows`, as far as that is seen without reading rows.
+      UserError: a file is missing, unreadable or of an unsupported type.
     """
     return [part for file in input_files(path) for part in _slices(file, size)]
 
 
 def read_slice(part: Slice) -> Iterator[tuple[int, Row]]:
-    """The rows of a slice, each with its number: the line or row of the file, from 1.
+    """Yields the rows of a slice, each with its line or row number in the file, from 1.
 
     Raises:
-      UserError: a row or file is damaged: names the file and the line, as `read_rows` does.
+      UserError: a row or file is damaged; names file and line, as `read_rows`.
     """
     if not part.stop:
-        for row in read_rows(part.file):
-            yield int(row.where.rpartition(":")[2]), row
+        rows = read_rows(part.file)
+    elif part.file.endswith(".parquet"):
+        groups = range(part.start, part.stop)
+        rows = parquet_rows(part.file, row_groups=groups, first=part.first)
     else:
-        rows = _parquet_rows(part) if part.file.endswith(".parquet") else _jsonl_rows(part)
-        for number, values in rows:
-            yield number, Row(f"{part.file}:{number}", values)
+        rows = _jsonl_rows(part)
+    for row in rows:
+        yield int(row.where.rpartition(":")[2]), row
 
 
 def _slices(file: Path, size: int) -> Iterator[Slice]:
@@ -76,23 +78,24 @@ def _jsonl_slices(file: Path, size: int) -> Iterator[Slice]:
                 yield Slice(str(file), start, stop, first)
                 start, first = stop, first + block.count(b"\n")
     except OSError as error:
-        raise _unreadable(file, first, error) from error
+        raise _unreadable(file, f"line {first}", error) from error
 
 
-def _jsonl_rows(part: Slice) -> Iterator[tuple[int, dict]]:
-    number, place = part.first, part.start
+def _jsonl_rows(part: Slice) -> Iterator[Row]:
+    number, position = part.first, part.start
     try:
         with open(part.file, "rb") as file:
             file.seek(part.start)
-            while place < part.stop:
+            while position < part.stop:
                 data = file.readline()
                 if not data:
-                    raise EOFError("it is shorter than it was when this run began")
-                place, number = place + len(data), number + 1
+                    raise EOFError("the file has become shorter during this run")
+                position, number = position + len(data), number + 1
                 if data.strip():
-                    yield number, json_object(data, f"{part.file}:{number}")
+                    where = f"{part.file}:{number}"
+                    yield Row(where, json_object(data, where))
     except (OSError, EOFError) as error:
-        raise _unreadable(part.file, number, error) from error
+        raise _unreadable(part.file, f"line {number}", error) from error
 
 
 def _parquet_slices(file: Path) -> Iterator[Slice]:
@@ -103,29 +106,12 @@ def _parquet_slices(file: Path) -> Iterator[Slice]:
         metadata = pyarrow.parquet.read_metadata(file)
         counts = [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)]
     except (OSError, pyarrow.ArrowException) as error:
-        raise _unreadable(file, 0, error, kind=" as parquet") from error
+        raise _unreadable(f"{file} as parquet", "row 0", error) from error
     first = 0
     for n, count in enumerate(counts):
         yield Slice(str(file), n, n + 1, first)
         first += count
 
 
-def _parquet_rows(part: Slice) -> Iterator[tuple[int, dict]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    number = part.first
-    try:
-        with pyarrow.parquet.ParquetFile(part.file) as file:
-            groups = range(part.start, part.stop)
-            for batch in file.iter_batches(batch_size=1024, row_groups=list(groups)):
-                for values in batch.to_pylist():
-                    number += 1
-                    yield number, values
-    except (OSError, pyarrow.ArrowException) as error:
-        raise _unreadable(part.file, number, error, kind=" as parquet") from error
-
-
-def _unreadable(file: str | Path, number: int, error: Exception, kind: str = "") -> UserError:
-    after = f"row {number}" if kind else f"line {number}"
-    return UserError(f"cannot read {file}{kind} after {after}: {error}; get the file again")
+def _unreadable(file: str | Path, after: str, error: Exception) -> UserError:
+    return UserError(f"cannot read {file} after {after}: {error}; download or copy it again")

@@ -1,4 +1,4 @@
-"""How far two judges agree: Cohen's kappa, over all combinations that both have judged.
+"""Agreement of two judges: Cohen's kappa over all combinations that both have judged.
 
 J. Cohen, "A coefficient of agreement for nominal scales", Educational and Psychological
 Measurement 20:37-46, 1960.
@@ -14,19 +14,19 @@ JUDGES = ("judge", "judge_2")
 
 
 def cohen_kappa(both: int, first: int, second: int, neither: int) -> float | None:
-    """Agreement beyond chance: 1 is perfect, 0 is what two dice with the same habits reach.
+    """Agreement beyond chance: 1 is perfect, 0 is that of independent judges.
 
     Args:
-      both: cases that both judges call relevant.
-      first, second: that one judge alone calls relevant.
-      neither: that none does.
+      both: number of cases that both judges call relevant.
+      first, second: ... that only this judge calls relevant.
+      neither: ... that no judge calls relevant.
 
     Returns:
-      (observed - chance) / (1 - chance); None where that is 0 / 0: there is no case, or both judges
-      gave one and the same label to all, so that chance alone agrees too and nothing is shown.
+      (observed - chance) / (1 - chance); None if that is 0 / 0, that is, if there are no cases or
+      both judges gave the same label to all.
     """
     n = both + first + second + neither
-    # twice n² times each share, in integers: the test for 0 / 0 is exact
+    # shares times n², as integers: the test for 0 / 0 is exact
     chance = (both + first) * (both + second) + (neither + first) * (neither + second)
     if chance == n * n:
         return None
@@ -34,7 +34,7 @@ def cohen_kappa(both: int, first: int, second: int, neither: int) -> float | Non
 
 
 class Agreement:
-    """Counts the answers of two judges, item by item; memory does not grow."""
+    """Counts the answers of two judges, item by item, in constant memory."""
 
     def __init__(self, items: Iterable[Item] = ()):
         self._counts: Counter[tuple[str, str, bool, bool]] = Counter()
@@ -51,12 +51,12 @@ class Agreement:
             self._counts[*combination, first[combination], second[combination]] += 1
 
     def to_json(self) -> dict[str, Any] | None:
-        """The table of agreement; None where no combination was judged by both.
+        """The agreement as a dict; None if both judges have judged no combination.
 
-        Its keys: `judged`, `agreement` (share of equal answers) and `kappa` over all combinations,
-        and `combinations`, a list with the same of each, and with its four counts. The judges see
-        the crossed combinations mostly where the diagonal holds: the kappa is of the combinations
-        as they were asked for, not of a table drawn at random.
+        Keys: `judged`, `agreement` (share of equal answers) and `kappa` over all combinations, and
+        `combinations`, a list with the same for each combination and its four counts. Judges see
+        off-diagonal combinations mostly of examples whose diagonal was judged relevant, so the
+        kappa is that of the requested combinations, not of random ones.
         """
         if not self._counts:
             return None

@@ -18,7 +18,7 @@ from typing import Any
 from data_pipeline.items import INSTRUCTED_QUERIES, NEGATIVES, PASSAGES, Item, example_hash
 from data_pipeline.report.audit_report import report_html
 from inf_jax.data.records import Pair, pairs
-from inf_jax.io.atomic import atomic_file
+from inf_jax.io.atomic import atomic_write
 
 _PAGE = Path(__file__).parent / "audit_page"
 _WORD = re.compile(r"\s*\S+\s*|\s+")
@@ -38,8 +38,7 @@ def write_audit(path: Path, report: dict[str, Any], items: Iterable[Item], *, ti
       title: name of the corpus.
     """
     page = audit_page(report, items, title=title)
-    with atomic_file(path) as file:
-        file.write(page.encode())
+    atomic_write(path, page)
 
 
 def audit_page(report: dict[str, Any], items: Iterable[Item], *, title: str) -> str:

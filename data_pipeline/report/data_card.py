@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.report.formatting import kappa, percentage, relevance_rows
-from inf_jax.io.atomic import atomic_file
+from inf_jax.io.atomic import atomic_write
 
 _TEMPLATE = Path(__file__).with_name("data_card.md.jinja")
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (10**6, "100K<n<1M"))
@@ -41,8 +41,7 @@ class CardInfo:
 
 def write_data_card(path: Path, report: dict[str, Any], info: CardInfo) -> None:
     """Writes the card atomically; raises UserError if it cannot be written."""
-    with atomic_file(path) as file:
-        file.write(data_card(report, info).encode())
+    atomic_write(path, data_card(report, info))
 
 
 def data_card(report: dict[str, Any], info: CardInfo) -> str:

@@ -1,4 +1,4 @@
-"""A sample of a stream: stable, and of bounded memory."""
+"""Samples items of a stream for the audit: the same ones in every run, in bounded memory."""
 
 import heapq
 
@@ -7,15 +7,14 @@ from inf_jax.data.records import text_hash
 
 
 class AuditSample:
-    """Examples for the audit, chosen by the hash of their ids: the same ones in every run.
+    """Chooses items by the hash of their ids.
 
-    Dropped ones are spread over the first reasons for which they were dropped, since the rare
-    reasons are those to look at. Items of which no example was made are left out: there is nothing
-    to accept.
+    Dropped items are spread evenly over their first reasons, since rare reasons deserve a look.
+    Items without an example are left out, as there is nothing to accept.
 
     Args:
-      kept, dropped: how many of each at the most.
-      seed: another one gives another sample.
+      kept, dropped: maximal numbers of kept and dropped items.
+      seed: of the sample.
     """
 
     def __init__(self, *, kept: int, dropped: int, seed: int = 0):
@@ -24,20 +23,20 @@ class AuditSample:
         self._seen = 0
 
     def add(self, item: Item) -> None:
-        """Sees one item."""
+        """Considers an item for the sample."""
         reason = item.reasons[0] if item.reasons else ""
         most = self._dropped if reason else self._kept
         if item.example is None or not most:
             return
         self._seen += 1
-        # a heap gives its least away: that is the greatest hash
+        # negative, since a heap pops its least element: the greatest hash leaves the sample
         draw = -text_hash(f"audit {self._seed}\x1f{item.id}")
         heap = self._heaps.setdefault(reason, [])
         push = heapq.heappush if len(heap) < most else heapq.heappushpop
         push(heap, (draw, self._seen, item))
 
     def items(self) -> list[Item]:
-        """The sample: kept ones by their hash, then dropped ones, a reason after the other."""
+        """The sample: kept items by hash, then dropped items by reason."""
         heaps = {reason: sorted(heap, reverse=True) for reason, heap in self._heaps.items()}
         kept = [item for *_, item in heaps.pop("", [])]
         by_reason = {reason: heaps[reason] for reason in sorted(heaps)}

@@ -1,7 +1,6 @@
-"""The final report: what became of every pair, and what it cost. One pass, flat memory."""
+"""Computes the report of a corpus, report.json: outcomes of all pairs, statistics and cost."""
 
 import contextlib
-import json
 import math
 import sqlite3
 from collections import Counter, defaultdict
@@ -13,11 +12,11 @@ from data_pipeline.items import INSTRUCTED_QUERIES, PASSAGES, Fingerprint, Item
 from data_pipeline.report.agreement import Agreement
 from inf_jax.core.errors import UserError
 from inf_jax.data.records import pairs
-from inf_jax.io.atomic import atomic_file
+from inf_jax.io.json_files import write_json
 
 REPORT_FORMAT = 1
 STAGES = ("query", "generate", "filter", "judge", "judge_2", "score", "review")  # in their order
-TEXTS = {  # kind of text -> words a bin
+TEXTS = {  # kind of text -> words per histogram bin
     "instruction": 2,
     "query": 1,
     "positive passage": 20,
@@ -34,44 +33,43 @@ def summarise(
     pairs_report: dict[str, Any],
     tap: Callable[[Item], None] | None = None,
 ) -> dict[str, Any]:
-    """The report of a corpus, as plain JSON.
+    """The report of a corpus as plain JSON, in one pass and constant memory.
 
-    corpus        fingerprint of all pairs and examples, whatever became of them
-    pairs, kept, dropped      every pair is one of the two
+    corpus        fingerprint of all pairs and examples, whatever their outcomes
+    pairs, kept, dropped      numbers; each pair is kept or dropped
     source        `pairs_report`
     stages        in order: stage, arrived, dropped (each pair at its first reason), left
-    reasons       stage -> reason -> pairs of which it is a reason; a pair may have several
-    types         instruction type -> examples made, kept
-    rewritten     examples whose positive passage is not the source's: made, kept
-    relevance     judge -> a row a combination: judged, relevant, share, expected
-    agreement     of two judges, see `agreement.Agreement.to_json`; null with one
-    scores        name -> numbers, see below, of all that were scored
-    lengths       kind of text -> numbers of its words, of kept examples
+    reasons       stage -> reason -> number of pairs that have it; a pair may have several
+    types         instruction type -> number of examples made, kept
+    rewritten     number of examples whose positive passage is not the source's: made, kept
+    relevance     judge -> a row per combination: judged, relevant, share, expected
+    agreement     of two judges, see `agreement.Agreement.to_json`; null with one judge
+    scores        name -> numbers (see below) of all scored examples
+    lengths       kind of text -> numbers of words, of kept examples
     provenance    stage -> model, prompt, prompt_hash, items
-    review        a human's accept, reject or accept_over_drop -> examples
-    usage         of the journal: requests, tokens and USD by stage, in_flight_at_kills
-    usd_per_kept  null where nothing is kept
+    review        a human's accept, reject or accept_over_drop -> number of examples
+    usage         from the journal: requests, tokens and USD by stage, in_flight_at_kills
+    usd_per_kept  null if nothing is kept
 
-    Numbers are count, mean, least and most, and a histogram: `counts` of bins of one `width` from
-    `start` on, the first and the last of which hold what lies beyond them too.
+    Numbers are count, mean, least and most, and a histogram: `counts` of bins of equal `width` from
+    `start`. The first and the last bin are open.
 
     Args:
-      items: the outcome of each pair.
+      items: all items with their outcomes.
       usage: `Journal.usage()`.
-      pairs_report: what the source says of its pairs, as JSON.
-      tap: sees each item as it passes, e.g. `AuditSample.add`.
+      pairs_report: counts of the source's pairs, as JSON.
+      tap: called with each item, e.g. `AuditSample.add`.
 
     Raises:
       UserError: an id occurs twice, or an item that is not dropped has no example.
     """
     counts = _Counts()
-    with _Once() as once:
+    with _UniqueIds() as ids:
         for item in items:
-            once.add(item.id)
+            ids.add(item.id)
             if item.alive and item.example is None:
                 raise UserError(
-                    f"item {item.id} is neither dropped nor made into an example; run the stage "
-                    "generate"
+                    f"item {item.id} is not dropped but has no example; run the stage generate"
                 )
             counts.add(item)
             if tap:
@@ -80,19 +78,15 @@ def summarise(
 
 
 def write_report(path: Path, report: dict[str, Any]) -> None:
-    """Writes `report.json`, whole or not at all; raises UserError where it cannot be written."""
-    with atomic_file(path) as file:
-        file.write(json.dumps(report, indent=2, ensure_ascii=False).encode() + b"\n")
+    """Writes `report.json` atomically; raises UserError if it cannot be written."""
+    write_json(path, report)
 
 
-class _Once:
-    """Refuses an id that it has seen; the ids are in a temporary file of SQLite's, not in memory.
+class _UniqueIds:
+    """Raises UserError for an id that occurs twice; keeps ids on disk, in an SQLite table."""
 
-    SQLite deletes the file as it opens it.
-    """
-
-    def __enter__(self) -> "_Once":
-        self._db = sqlite3.connect("", isolation_level=None)
+    def __enter__(self) -> "_UniqueIds":
+        self._db = sqlite3.connect("", isolation_level=None)  # an anonymous temporary file
         self._db.execute("PRAGMA journal_mode = OFF")
         self._db.execute("CREATE TABLE seen (id TEXT PRIMARY KEY) WITHOUT ROWID")
         self._db.execute("BEGIN")
@@ -108,7 +102,7 @@ class _Once:
         except sqlite3.IntegrityError:
             raise UserError(
                 f"the pair {id!r} has two outcomes: its id occurs twice; give each pair of the "
-                "source an id of its own"
+                "source a unique id"
             ) from None
         except sqlite3.OperationalError as error:
             raise UserError(
@@ -163,7 +157,7 @@ class _Counts:
                 if pair:
                     passage = "negative passage" if n else "positive passage"
                     self.lengths[passage].add(len(pair.passage.split()))
-                    if n != 2:  # the instruction of the poisoned query is the positive one
+                    if n != 2:  # its instruction is that of pair 0, and the query of 1 that of 0
                         self.lengths["instruction"].add(len(pair.instruction.split()))
                     if n != 1:
                         self.lengths["query"].add(len(pair.query.split()))
@@ -211,8 +205,8 @@ class _Counts:
 
 
 def _in_order(stages: Iterable[str]) -> list[str]:
-    place = {stage: n for n, stage in enumerate(STAGES)}
-    return sorted(stages, key=lambda stage: (place.get(stage, len(place)), stage))
+    order = {stage: n for n, stage in enumerate(STAGES)}
+    return sorted(stages, key=lambda stage: (order.get(stage, len(order)), stage))
 
 
 def _relevance(counts: Counter) -> Iterator[dict[str, Any]]:
@@ -231,7 +225,7 @@ def _relevance(counts: Counter) -> Iterator[dict[str, Any]]:
 
 
 class _Numbers:
-    """Count, mean and range of numbers, and their histogram; its first and last bins are open."""
+    """Count, mean, range and histogram of numbers; the first and the last bin are open."""
 
     def __init__(self, *, start: float, width: float, bins: int):
         self.start, self.width = start, width
@@ -243,8 +237,8 @@ class _Numbers:
         self.n += 1
         self.sum += value
         self.least, self.most = min(self.least, value), max(self.most, value)
-        place = math.floor((value - self.start) / self.width)
-        self.counts[max(0, min(len(self.counts) - 1, place))] += 1
+        n = math.floor((value - self.start) / self.width)
+        self.counts[max(0, min(len(self.counts) - 1, n))] += 1
 
     def to_json(self) -> dict[str, Any]:
         some = self.n > 0

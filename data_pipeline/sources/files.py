@@ -5,7 +5,7 @@ import gzip
 import itertools
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -183,14 +183,26 @@ def _json(path: Path) -> Iterator[Row]:
         raise UserError(f"cannot read {path} after row {number}: {error}") from error
 
 
-def _parquet(path: Path) -> Iterator[Row]:
+def parquet_rows(
+    path: str | Path, *, row_groups: Sequence[int] | None = None, first: int = 0
+) -> Iterator[Row]:
+    """Streams the rows of a parquet file.
+
+    Args:
+      path: the file.
+      row_groups: numbers of those to read; None for all.
+      first: number of rows before them.
+
+    Raises:
+      UserError: the file cannot be read or is damaged; names the last good row.
+    """
     import pyarrow  # slow to import, needed by parquet only
     import pyarrow.parquet
 
-    number = 0
+    number = first
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
+            for batch in file.iter_batches(batch_size=1024, row_groups=row_groups):
                 for values in batch.to_pylist():
                     number += 1
                     yield Row(f"{path}:{number}", values)
@@ -203,7 +215,7 @@ def _parquet(path: Path) -> Iterator[Row]:
 _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".jsonl": _jsonl,
     ".jsonl.gz": _jsonl,
-    ".parquet": _parquet,
+    ".parquet": parquet_rows,
     ".json": _json,
 }
 # not .json: such a file among data files usually describes them

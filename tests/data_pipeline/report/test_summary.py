@@ -118,7 +118,7 @@ def test_nothing_kept_and_no_second_judge():
 def test_an_id_has_one_outcome():
     with pytest.raises(UserError, match="the pair 'a' has two outcomes"):
         summarise([made("a"), made("b"), made("a", "judge:x")], USAGE, pairs_report={})
-    with pytest.raises(UserError, match="item z is neither dropped nor made into an example"):
+    with pytest.raises(UserError, match="item z is not dropped but has no example"):
         summarise([made("a"), Item("z", "q", "p")], USAGE, pairs_report={})
 
 
