@@ -73,19 +73,24 @@ def test_torch_is_pinned_wherever_it_is_required(metadata):
         assert "torch==2.13.0" in metadata["extras_require"][extra]
 
 
-def test_base_is_what_the_packages_import(metadata):
+def test_requirements_are_what_the_packages_import(metadata):
     base = {canonicalize_name(Requirement(line).name) for line in metadata["install_requires"]}
+    pipeline = metadata["extras_require"]["pipeline"]
+    allowed = {"inf_jax": base}
+    allowed["data_pipeline"] = base | {canonicalize_name(Requirement(li).name) for li in pipeline}
     distributions = importlib.metadata.packages_distributions()
-    own = {"inf_jax", "data_pipeline"}
-    used: dict[str, str] = {}
+    used = set()
     for path in _shipped():
-        for name in _imports(path, everywhere=True) - own - OPTIONAL - sys.stdlib_module_names:
+        names = _imports(path, everywhere=True) - allowed.keys() - OPTIONAL
+        for name in names - sys.stdlib_module_names:
             assert name in distributions, f"{path} imports {name}"
-            found = {canonicalize_name(d) for d in distributions[name]} & base
-            assert found, f"{path} imports {name}, which setup.py does not require"
-            used |= dict.fromkeys(found, path.name)
-    # for tensorflow-datasets
-    assert base - used.keys() == {"importlib-resources", "protobuf"}
+            own = path.relative_to(ROOT).parts[0]
+            required = {canonicalize_name(d) for d in distributions[name]} & allowed[own]
+            assert required, f"{path} imports {name}, which setup.py does not require"
+            used |= required
+    # needed by tensorflow-datasets, and by huggingface_hub's cards
+    unused = {"importlib-resources", "protobuf", "jinja2"}
+    assert allowed["data_pipeline"] - used == unused
 
 
 def test_shipped_modules_import_no_torch_and_no_tensorflow():
@@ -113,7 +118,7 @@ def test_version_is_the_module_s(metadata):
 
 def test_constraints_satisfy_the_ranges(metadata, constraints):
     lines = [*metadata["install_requires"]]
-    for extra in ("torch", "minilm", "gcs", "test"):
+    for extra in ("torch", "minilm", "pipeline", "beam", "gcs", "peft", "test"):
         lines += metadata["extras_require"][extra]
     for requirement in map(Requirement, lines):
         version = constraints[canonicalize_name(requirement.name)]
@@ -213,7 +218,7 @@ def test_setup_env_installs_torch_first_and_once(tmp_path):
     venv, torch, rest = calls
     assert venv == "python3 -m venv .venv"
     assert "pip install" in torch and "torch==2.13.0" in torch and "--no-deps" in torch
-    assert "-c launch/constraints.txt -e .[torch,minilm,beam,gcs,peft,test]" in rest
+    assert "-c launch/constraints.txt -e .[torch,minilm,pipeline,beam,gcs,peft,test]" in rest
     code, output, calls = machine.setup_env()
     assert (code, calls) == (0, [])
     assert "nothing to install" in output
