@@ -35,11 +35,13 @@ class Joint:
       texts_per_query: texts that are encoded for one instructed query.
       samples_instructions: block I takes the poisoned instruction and sampled ones, each a text of
         its own; otherwise it takes all instructions of the chunk, which cost no text.
+      pooled: queries are pooled like passages, so that other libraries can encode them too.
     """
 
     name: ClassVar[str] = "joint"
     texts_per_query: ClassVar[int] = 1
     samples_instructions: ClassVar[bool] = True
+    pooled: ClassVar[bool] = True
 
     def grids(self, towers: str, sampled: int) -> list[list[list[int]]]:
         """For each grid the groups of columns that follow each other in a chunk; a group holds its
@@ -102,6 +104,7 @@ class Attention:
     name: ClassVar[str] = "attention"
     texts_per_query: ClassVar[int] = 2
     samples_instructions: ClassVar[bool] = False
+    pooled: ClassVar[bool] = False
 
     def grids(self, towers: str, sampled: int) -> list[list[list[int]]]:
         queries = [[FIRST_EXTRA], [QUERY]]

@@ -1,4 +1,4 @@
-"""The picture of a run: its training curve, and its figures before and after."""
+"""Draws the figure of a run: its training loss, and its scores before and after."""
 
 from collections.abc import Sequence
 
@@ -18,14 +18,14 @@ def draw(
     losses: Sequence[tuple[int, float]],
     bars: Sequence[tuple[str, float, float]],
 ) -> None:
-    """Writes a PNG: the loss over the steps beside bars of base and trained figures.
+    """Writes a PNG: the loss over the steps, and bars of the base and trained scores.
 
     Args:
-      path: of the PNG, written atomically.
-      title: over the whole picture.
-      losses: (step, loss) in order; where there are none, the panel says so. A loss that is not
-        finite leaves a gap.
-      bars: (name, base, trained), times 100, from the top.
+      path: the PNG, written atomically.
+      title: title of the figure.
+      losses: (step, loss) in order; a loss that is not finite leaves a gap. If there are none, the
+        panel says so.
+      bars: (name, base, trained), times 100, from top to bottom.
     """
     figure = Figure(figsize=(11, 4.4), dpi=150, layout="constrained", facecolor="white")
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
@@ -42,22 +42,25 @@ def draw(
 
 
 def smooth(values: np.ndarray, half_life: float) -> np.ndarray:
-    """Exponential moving mean, float[n]; unbiased at the start, values that are not finite skipped.
+    """Exponential moving average, unbiased at the start; values that are not finite are skipped.
 
     Args:
       values: float[n].
-      half_life: after so many values the weight of one has halved.
+      half_life: number of values after which the weight of a value has halved.
+
+    Returns:
+      float[n]; NaN before the first finite value.
     """
-    keep = 0.5 ** (1 / half_life)
+    decay = 0.5 ** (1 / half_life)
     total = weight = 0.0
-    out = np.full(len(values), np.nan)
+    averages = np.full(len(values), np.nan)
     for i, value in enumerate(values):
-        seen = np.isfinite(value)
-        total = keep * total + (value if seen else 0.0)
-        weight = keep * weight + seen
+        finite = np.isfinite(value)
+        total = decay * total + (value if finite else 0.0)
+        weight = decay * weight + finite
         if weight:
-            out[i] = total / weight
-    return out
+            averages[i] = total / weight
+    return averages
 
 
 def _curve(axes: Axes, losses: Sequence[tuple[int, float]]) -> None:
@@ -70,7 +73,7 @@ def _curve(axes: Axes, losses: Sequence[tuple[int, float]]) -> None:
     steps, values = np.array(losses, float).T
     values = np.where(np.isfinite(values), values, np.nan)
     smoothed = smooth(values, half_life=max(1.0, len(values) / 50))
-    marker = "o" if len(values) < 20 else ""  # few points would be lines too short to see
+    marker = "o" if len(values) < 20 else ""  # the line through few points is hard to see
     axes.plot(steps, values, color=_TRAINED, alpha=0.25, linewidth=0.9, marker=marker, label="step")
     axes.plot(steps, smoothed, color=_TRAINED, linewidth=2, label="smoothed")
     axes.set_ylim(bottom=0)
@@ -93,7 +96,7 @@ def _bars(axes: Axes, bars: Sequence[tuple[str, float, float]]) -> None:
         axes.bar_label(drawn, fmt="%.1f", padding=3, fontsize=8.5, color=_INK)
     axes.set_yticks(places, names)
     lowest = min(0.0, *base, *trained)
-    axes.set_xlim(lowest - 18 if lowest < 0 else 0, 108)  # room for the numbers
+    axes.set_xlim(lowest - 18 if lowest < 0 else 0, 108)  # space for the numbers
     axes.set_xticks([x for x in range(-100, 101, 25) if x >= lowest])
     axes.axvline(0, color="#9aa3af", linewidth=0.8)
     axes.tick_params(axis="y", length=0)

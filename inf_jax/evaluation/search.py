@@ -1,4 +1,4 @@
-"""Exact top-k search on the device: tiles of passages, which may be sharded over a mesh."""
+"""Exact top-k search on the device, over tiles of passages that may be sharded over a mesh."""
 
 import functools
 
@@ -18,25 +18,24 @@ def topk(
     block: int = 8192,
     mesh: Mesh | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """The k passages of the largest inner product with each query; exact, ties to the lower index.
+    """The k passages with the largest inner product with each query; ties to the lower index.
 
-    No [q, p] matrix is made: each device holds scores [q, block] and a running [q, k]. So memory
-    beyond the inputs is about 4 q (block + 4 k) bytes; split the queries where that is too much.
+    No [q, p] matrix is made: each device holds the scores [q, block] of a tile and the best [q, k]
+    so far, about 4 q (block + 4 k) bytes; split the queries if that is too much.
 
     Args:
-      queries: [q, e]; bf16 or float32.
-      passages: [p, e]; bf16 or float32; a host array, or one that lies on the mesh already.
+      queries: [q, e]; bfloat16 or float32.
+      passages: [p, e]; bfloat16 or float32; on the host, or already on the mesh.
       k: 1 to p.
-      block: passages a tile; need not divide p.
-      mesh: shards the passages over all its axes, the queries are copied to each device; p need not
-        divide.
+      block: passages per tile; need not divide p.
+      mesh: shards the passages over all its axes and replicates the queries; its size need not
+        divide p. None: the default device.
 
     Returns:
       (scores float32[q, k], descending; indices int32[q, k] into the passages).
 
     Raises:
-      UserError: shapes that do not fit, k below 1 or above p (fewer than k results would need a
-        filler: ask for min(k, p)), block below 1.
+      UserError: shapes that do not match, k below 1 or above p, block below 1.
     """
     if queries.ndim != 2 or passages.ndim != 2 or queries.shape[1] != passages.shape[1]:
         raise UserError(
@@ -44,9 +43,9 @@ def topk(
         )
     p = passages.shape[0]
     if not 1 <= k <= p:
-        raise UserError(f"k={k} with {p} passages: k must be 1 to {p}; ask for min(k, passages)")
+        raise UserError(f"k={k} with {p} passages: k must be 1 to {p}; pass min(k, passages)")
     if block < 1:
-        raise UserError(f"block={block}: a tile has 1 passage or more")
+        raise UserError(f"block={block}: must be 1 or more")
     if mesh is None:
         return _topk(jnp.asarray(queries), jnp.asarray(passages), k=k, block=block)
     if passages.shape[0] % mesh.size:
@@ -68,14 +67,14 @@ def _topk(queries: jax.Array, passages: jax.Array, *, k: int, block: int):
 def _topk_sharded(
     queries: jax.Array, passages: jax.Array, *, k: int, block: int, real: int, mesh: Mesh
 ):
-    """Each device searches its slice; then each merges the best of all, in order of index."""
+    """Each device searches its slice, then merges the best of all in the order of indices."""
     axes = mesh.axis_names
 
     def local(queries: jax.Array, passages: jax.Array):
         count = passages.shape[0]
         first = jax.lax.axis_index(axes) * count
-        found = _scan(queries, passages, k=min(k, count), block=block, first=first, real=real)
-        scores, indices = (jax.lax.all_gather(x, axes, axis=1, tiled=True) for x in found)
+        best = _scan(queries, passages, k=min(k, count), block=block, first=first, real=real)
+        scores, indices = (jax.lax.all_gather(x, axes, axis=1, tiled=True) for x in best)
         return _best(scores, indices, k)
 
     return jax.shard_map(
@@ -83,17 +82,17 @@ def _topk_sharded(
         mesh=mesh,
         in_specs=(PartitionSpec(), PartitionSpec(axes)),
         out_specs=PartitionSpec(),
-        check_vma=False,  # the merge of gathered results is the same on each device
+        check_vma=False,  # each device merges the same gathered results
     )(queries, passages)
 
 
 def _scan(queries, passages, *, k: int, block: int, first, real: int):
-    """(scores, indices) [q, k] of `passages`, which are numbers `first`, ... of `real` in all."""
+    """(scores, indices) [q, k] of `passages`: a slice from number `first` on of `real` passages."""
     count = passages.shape[0]
     block = min(block, count)
 
     def tile(best, start):
-        # the last tile begins early to stay inside; what the tile before has seen is masked
+        # The last tile begins early to stay inside; what the tile before it covers is masked.
         begin = jnp.minimum(start, count - block)
         rows = jax.lax.dynamic_slice_in_dim(passages, begin, block)
         scores = jnp.einsum(
@@ -117,6 +116,6 @@ def _scan(queries, passages, *, k: int, block: int, first, real: int):
 
 
 def _best(scores: jax.Array, indices: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """The k largest along axis 1; top_k takes the first of equals, so lower indices come first."""
+    """The k largest along axis 1; top_k prefers the first of equals, hence lower indices."""
     scores, places = jax.lax.top_k(scores, k)
     return scores, jnp.take_along_axis(indices, places, axis=1)

@@ -1,7 +1,7 @@
-"""Instructed queries of an exported model with PyTorch and transformers alone.
+"""Encodes instructed queries of this exported model with PyTorch and transformers only.
 
-This file is copied into every export whose queries are encoded by instruction-query attention; it
-needs nothing of inf_jax.
+The export uses instruction-query attention, which no standard module of those libraries
+implements. This file is copied into the export and does not need inf_jax.
 
     encoder = InstructedEncoder("path/to/this/directory")
     vectors = encoder.encode(["Glaucoma"], ["What are the treatments for it?"])
@@ -17,11 +17,11 @@ import transformers
 
 
 class InstructedEncoder:
-    """Encodes queries and their instructions apart and joins them by attention.
+    """Encodes queries and their instructions separately and combines them by attention.
 
     Args:
-      directory: the export; its `inf_jax.json` has the limit and the tower.
-      device: where the model runs, "cpu" or "cuda" for example.
+      directory: the export, with its `inf_jax.json`.
+      device: where the model runs, for example "cpu" or "cuda".
     """
 
     def __init__(self, directory: str | Path, *, device: str = "cpu"):
@@ -30,34 +30,33 @@ class InstructedEncoder:
         folder = directory / "query" if settings["towers"] == "separate" else directory
         self.limit: int = settings["text"]["max_query_tokens"]
         self.normalise: bool = settings["normalise"]
-        here = {"local_files_only": True}
-        self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **here)
-        # by its own class: AutoModel would take T5's decoder along
-        name = transformers.AutoConfig.from_pretrained(folder, **here).architectures[0]
-        kind = getattr(transformers, name)
-        model = kind.from_pretrained(folder, dtype=torch.float32, **here)
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        # The class by its name: AutoModel would also load T5's decoder.
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        model_class = getattr(transformers, config.architectures[0])
+        model = model_class.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
         self.model = model.eval().to(device)
 
     @torch.inference_mode()
     def encode(
         self, queries: Sequence[str], instructions: Sequence[str], *, batch_size: int = 32
     ) -> np.ndarray:
-        """float32[n, d] of n queries with an instruction each; "" is a query that has none."""
+        """float32[n, d] of n queries with one instruction each; "" is no instruction."""
         if len(queries) != len(instructions):
             raise ValueError(f"{len(queries)} queries but {len(instructions)} instructions")
         vectors = []
         for start in range(0, len(queries), batch_size):
             instruction, instruction_mask = self._states(instructions[start : start + batch_size])
             query, query_mask = self._states(queries[start : start + batch_size])
-            found = attend(instruction, query, instruction_mask, query_mask)
+            attended = attend(instruction, query, instruction_mask, query_mask)
             if self.normalise:
-                found = torch.nn.functional.normalize(found, dim=-1)
-            vectors.append(found.float().cpu().numpy())
+                attended = torch.nn.functional.normalize(attended, dim=-1)
+            vectors.append(attended.float().cpu().numpy())
         width = self.model.config.hidden_size
         return np.concatenate(vectors) if vectors else np.zeros((0, width), np.float32)
 
     def _states(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token states [n, t, d] of texts and their mask bool[n, t]; special tokens are tokens."""
+        """Token states [n, t, d] of texts, special tokens included, and their mask bool[n, t]."""
         batch = self.tokenizer(
             list(texts), padding=True, truncation=True, max_length=self.limit, return_tensors="pt"
         ).to(self.model.device)
@@ -73,8 +72,8 @@ def attend(
     """The mean over the instruction's tokens of softmax(I Q^T / sqrt(d)) Q.
 
     Args:
-      instruction, query: token states [n, i, d] and [n, q, d].
-      instruction_mask, query_mask: bool[n, i] and [n, q], True at the texts' tokens.
+      instruction, query: token states I [n, i, d] and Q [n, q, d].
+      instruction_mask, query_mask: bool[n, i] and bool[n, q], True at the tokens of the texts.
 
     Returns:
       [n, d], not normalised.

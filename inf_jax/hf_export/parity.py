@@ -1,7 +1,7 @@
-"""Does an exported directory give the embeddings that were trained? Asked of every loader here.
+"""Verifies that every installed library reads an export with the embeddings of the training.
 
 Each loader opens the directory from its files alone and embeds the same texts; cosine and norm are
-compared with the vectors of the parameters in memory.
+compared with those of the parameters in memory.
 """
 
 import contextlib
@@ -17,17 +17,19 @@ import numpy as np
 
 from inf_jax.core.errors import UserError
 from inf_jax.hf_export.parity_loaders import INSTRUCTED_FILE, LOADERS, Probe, embed_adapted
-from inf_jax.retriever import Retriever, load
+from inf_jax.retriever.loading import load
+from inf_jax.retriever.retriever import Retriever
 from inf_jax.retriever.settings import RetrieverConfig
 from inf_jax.text.templates import TextConfig, instructed_query, passage_text
 
-NORM_TOLERANCE = 1e-3  # relative; a cosine alone would not see a missing normalisation
+NORM_TOLERANCE = 1e-3  # relative; cosines alone do not show a missing normalisation
+UNLIMITED = 1 << 20  # tokens
 
 _LONG = "the passage goes on and on, with one more clause about causes, signs and care, "
 QUERIES = (
     ("glaucoma", "What are the treatments for it?"),
-    ("glaucoma", "What causes it?"),  # the poisoned instruction
-    ("cataract", "What are the treatments for it?"),  # the poisoned query
+    ("glaucoma", "What causes it?"),  # as a poisoned instruction
+    ("cataract", "What are the treatments for it?"),  # as a poisoned query
     ("glaucoma", ""),
     ("", "Explain it to a child."),
     ("Sjögren’s syndrome – naïve café", "¿Cómo se trata? 何ですか 🙂"),
@@ -50,11 +52,11 @@ PASSAGES = (
 
 @dataclasses.dataclass(frozen=True)
 class Parity:
-    """The report.
+    """The report of a verification.
 
     Attributes:
       loaders: name -> {"version", "texts", "min_cosine"}.
-      not_verified: loaders that are not installed here.
+      not_verified: loaders that are not installed.
       threshold: the least cosine that was allowed.
     """
 
@@ -65,24 +67,24 @@ class Parity:
     @property
     def min_cosine(self) -> float:
         """The least cosine over all loaders and texts."""
-        return min(found["min_cosine"] for found in self.loaders.values())
+        return min(result["min_cosine"] for result in self.loaders.values())
 
     @property
     def verified(self) -> bool:
-        """Whether every loader was installed, and so has confirmed it."""
+        """Whether every loader was installed, and thus compared."""
         return not self.not_verified
 
     def rows(self) -> list[tuple[str, ...]]:
         """(loader, version, texts, least cosine) for a table."""
         rows = [
-            (name, found["version"], str(found["texts"]), f"{found['min_cosine']:.7f}")
-            for name, found in self.loaders.items()
+            (name, result["version"], str(result["texts"]), f"{result['min_cosine']:.7f}")
+            for name, result in self.loaders.items()
         ]
         return rows + [(name, "not installed", "0", "NOT verified") for name in self.not_verified]
 
 
 def max_length(config: RetrieverConfig, role: str) -> int:
-    """Tokens at which a tower's directory cuts any text, as `model_max_length` says it."""
+    """Tokens to which a tower's directory cuts any text: its `model_max_length`."""
     text = config.text
     if config.towers == "shared":
         return max(text.max_query_tokens, text.max_passage_tokens)
@@ -90,81 +92,84 @@ def max_length(config: RetrieverConfig, role: str) -> int:
 
 
 def check(
-    directory: Path, reference: Retriever, *, min_cosine: float, adapted: Path | None = None
+    directory: Path, reference: Retriever, *, min_cosine: float, adapter_base: Path | None = None
 ) -> Parity:
-    """Opens the directory with every loader that is installed and compares.
+    """Opens the directory with every installed loader and compares the embeddings.
 
     Args:
       directory: the export.
-      reference: the retriever on the parameters in memory.
-      min_cosine: the least cosine allowed.
-      adapted: the model that the export's adapters are for; they are checked with PEFT then.
+      reference: the retriever with the parameters in memory.
+      min_cosine: least allowed cosine.
+      adapter_base: directory of the model that the export's adapters are for; they are verified
+        with PEFT. None: there are none.
 
     Raises:
-      UserError: a loader cannot open the directory, or gives another embedding; names loader and
-        text.
+      UserError: a loader cannot open the directory or gives another embedding (names loader and
+        text).
     """
     probes, config = _probes(reference), reference.config
-    split = reference.mesh.shape["fsdp"]
     expected = _ours(reference, probes)
-    loaders: dict[str, Callable[[], np.ndarray]] = {
-        "inf_jax": lambda: _ours(load(directory, fsdp=split), probes)
-    }
-    where = {"inf_jax": list(range(len(probes)))}
-    missing = []
     libraries = dict(LOADERS)
-    if adapted:
-        libraries["peft"] = functools.partial(embed_adapted, base=adapted)
-    for name, embed in libraries.items():
-        alike = "transformers" if name == "peft" else name
-        where[name] = [n for n, probe in enumerate(probes) if alike in probe.loaders]
-        if not where[name]:
+    if adapter_base:
+        libraries["peft"] = functools.partial(embed_adapted, base=adapter_base)
+    compared: dict[str, list[int]] = {"inf_jax": list(range(len(probes)))}
+    embed: dict[str, Callable[[], np.ndarray]] = {
+        "inf_jax": lambda: _ours(load(directory, fsdp=reference.mesh.shape["fsdp"]), probes)
+    }
+    missing = []
+    for name, library in libraries.items():
+        marked_as = "transformers" if name == "peft" else name
+        numbers = [n for n, probe in enumerate(probes) if marked_as in probe.loaders]
+        if not numbers:
             continue
         if all(importlib.util.find_spec(module) for module in ("torch", _module(name))):
-            mine = [probes[n] for n in where[name]]
-            loaders[name] = lambda embed=embed, mine=mine: embed(directory, config, mine)
+            compared[name] = numbers
+            embed[name] = functools.partial(
+                library, directory, config, [probes[n] for n in numbers]
+            )
         else:
             missing.append(name)
-    found = {}
-    for name, embed in loaders.items():
+    results = {}
+    for name, numbers in compared.items():
         try:
             with _quiet():
-                vectors = embed()
+                vectors = embed[name]()
         except Exception as error:  # whatever a library raises on a directory that it cannot use
             raise UserError(
                 f"export refused: {name} cannot use it: {type(error).__name__}: "
                 f"{textwrap.shorten(str(error), 300)}"
             ) from error
-        mine = where[name]
-        cosine = _compare(name, expected[mine], vectors, [probes[n] for n in mine], min_cosine)
+        cosine = _compare(
+            name, expected[numbers], vectors, [probes[n] for n in numbers], min_cosine
+        )
         version = importlib.metadata.version(_module(name))
-        found[name] = {"version": version, "texts": len(mine), "min_cosine": cosine}
-    return Parity(found, tuple(missing), min_cosine)
+        results[name] = {"version": version, "texts": len(numbers), "min_cosine": cosine}
+    return Parity(results, tuple(missing), min_cosine)
 
 
 def _compare(
-    loader: str, expected: np.ndarray, found: np.ndarray, probes: list[Probe], least: float
+    loader: str, expected: np.ndarray, vectors: np.ndarray, probes: list[Probe], min_cosine: float
 ) -> float:
-    """The least cosine; UserError where one is under `least` or a length differs."""
-    a, b = expected.astype(np.float64), found.astype(np.float64)
-    lengths = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
+    """The least cosine; raises UserError if it is below `min_cosine` or a norm differs."""
+    a, b = expected.astype(np.float64), vectors.astype(np.float64)
+    norms = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
     with np.errstate(all="ignore"):
-        cosines = (a * b).sum(1) / (lengths[0] * lengths[1])
-        ratios = lengths[1] / lengths[0]
+        cosines = (a * b).sum(1) / (norms[0] * norms[1])
+        ratios = norms[1] / norms[0]
     cosines = np.nan_to_num(np.minimum(cosines, 1.0), nan=-1.0)
     worst = int(cosines.argmin())
-    reasons = []
-    if not cosines[worst] >= least:
-        reasons.append((worst, f"cosine {cosines[worst]:.6f}, under {least}"))
+    problems = []
+    if not cosines[worst] >= min_cosine:
+        problems.append((worst, f"cosine {cosines[worst]:.6f}, below {min_cosine}"))
     off = np.flatnonzero(~(np.abs(ratios - 1) <= NORM_TOLERANCE))
     if off.size:
-        reasons.append((int(off[0]), f"{ratios[off[0]]:.4g} times the vector's length"))
-    if reasons:
-        n, reason = reasons[0]
+        problems.append((int(off[0]), f"{ratios[off[0]]:.4g} times the vector's length"))
+    if problems:
+        n, problem = problems[0]
         text = textwrap.shorten(probes[n].text, 60, placeholder=" ...")
         raise UserError(
             f"export refused: {loader} gives another embedding of the {probes[n].role} {text!r}: "
-            f"{reason}"
+            f"{problem}"
         )
     return float(cosines[worst])
 
@@ -178,46 +183,39 @@ def _ours(retriever: Retriever, probes: list[Probe]) -> np.ndarray:
 
 
 def _probes(reference: Retriever) -> list[Probe]:
-    """QUERIES, then PASSAGES, rendered; without those of no tokens, which some tokenizers have."""
+    """QUERIES, then PASSAGES; without texts of no tokens, which some tokenizers produce."""
     config, text = reference.config, reference.config.text
-    whole = TextConfig(text.query_template, text.passage_template, 1 << 20, 1 << 20)
-    tokens = {
-        "query": reference.tokenizer.queries(QUERIES, whole),
-        "passage": reference.tokenizer.passages(PASSAGES, whole),
-    }
-    if config.query_encoder == "attention":
-        apart = reference.tokenizer.separate_texts(QUERIES, whole)
-        tokens["query"] = [min(pair, key=len) for pair in zip(*apart, strict=True)]
-    parts = {"query": QUERIES, "passage": [(passage,) for passage in PASSAGES]}
-    rendered = {
-        "query": [instructed_query(q, i, text.query_template) for q, i in QUERIES],
-        "passage": [passage_text(p, text.passage_template) for p in PASSAGES],
-    }
-    limits = {"query": text.max_query_tokens, "passage": text.max_passage_tokens}
-
-    def loaders(role: str, ids: np.ndarray) -> tuple[str, ...]:
-        if role == "query" and config.query_encoder == "attention":
-            return (INSTRUCTED_FILE,)
-        cut_alike = role == "passage" and limits[role] == max_length(config, role)
-        alike = len(ids) <= limits[role] or cut_alike
-        return ("transformers", "sentence-transformers") if alike else ()
-
-    return [
-        Probe(role, probe, loaders(role, ids), of)
-        for role in ("query", "passage")
-        for probe, ids, of in zip(rendered[role], tokens[role], parts[role], strict=True)
-        if len(ids)
-    ]
+    uncut = TextConfig(text.query_template, text.passage_template, UNLIMITED, UNLIMITED)
+    queries, instructions = config.queries.tokenise(reference.tokenizer, QUERIES, uncut)
+    if instructions is not None:
+        queries = [min(pair, key=len) for pair in zip(queries, instructions, strict=True)]
+    passages = reference.tokenizer.passages(PASSAGES, uncut)
+    probes = []
+    for parts, tokens in zip(QUERIES, queries, strict=True):
+        loaders = (INSTRUCTED_FILE,)
+        if config.queries.pooled:
+            # A query that is too long loses the end of the query here, of the whole text elsewhere.
+            uncut_query = len(tokens) <= text.max_query_tokens
+            loaders = ("transformers", "sentence-transformers") if uncut_query else ()
+        rendered = instructed_query(*parts, text.query_template)
+        probes.append((len(tokens), Probe("query", rendered, loaders, parts)))
+    same_limit = text.max_passage_tokens == max_length(config, "passage")
+    for passage, tokens in zip(PASSAGES, passages, strict=True):
+        alike = same_limit or len(tokens) <= text.max_passage_tokens
+        loaders = ("transformers", "sentence-transformers") if alike else ()
+        rendered = passage_text(passage, text.passage_template)
+        probes.append((len(tokens), Probe("passage", rendered, loaders, (passage,))))
+    return [probe for length, probe in probes if length]
 
 
 def _module(loader: str) -> str:
-    """The package that a loader needs beside PyTorch."""
+    """The package, besides PyTorch, that a loader needs."""
     return "transformers" if loader == INSTRUCTED_FILE else loader.replace("-", "_")
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """transformers without its bar, and without its report of a pooler that nothing uses."""
+    """Turns off transformers' progress bar and its warnings about poolers that nothing uses."""
     from transformers.utils import logging
 
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

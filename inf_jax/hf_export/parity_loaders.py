@@ -1,7 +1,6 @@
 """How each library opens an exported directory and embeds texts, from its files alone.
 
-PyTorch is imported in here only (and in the file for PyTorch users that some exports hold), where
-it is installed.
+Only this module, and the file for PyTorch users in some exports, import PyTorch.
 """
 
 import runpy
@@ -23,11 +22,13 @@ INSTRUCTED_FILE = "instructed_encoder.py"  # in exports with the attention query
 
 
 class Probe(NamedTuple):
-    """A text of one role, rendered, and the loaders beside our own that embed it as we do.
+    """A text that loaders are compared on.
 
-    A query that is too long loses the end of the query here and the end of the text elsewhere. A
-    query whose instruction is encoded apart is embedded by the export's own file alone. `parts` are
-    a query and its instruction, or a passage.
+    Attributes:
+      role: "query" or "passage".
+      text: as rendered by the template.
+      loaders: names of the other libraries' loaders that must embed it as we do.
+      parts: (query, instruction), or (passage,).
     """
 
     role: str
@@ -39,35 +40,39 @@ class Probe(NamedTuple):
 def _by_role(
     directory: Path, config: RetrieverConfig, probes: list[Probe]
 ) -> list[tuple[str, Path, list[str]]]:
-    """(role, directory of its tower, its texts), of the roles that have some."""
+    """(role, directory of its tower, its texts), for roles with any texts."""
     folders = config.folders(directory)
     texts = {role: [p.text for p in probes if p.role == role] for role in ("query", "passage")}
-    return [(role, folders.get(role, directory), found) for role, found in texts.items() if found]
+    return [(role, folders.get(role, directory), some) for role, some in texts.items() if some]
+
+
+def _model_class(folder: Path):
+    """The class by its name: AutoModel would also load T5's decoder."""
+    import transformers
+
+    return getattr(transformers, table_of(read_config(folder)).architecture)
 
 
 def _open(folder: Path):
-    # AutoModel would take T5's decoder along
     import torch
-    import transformers
 
-    kind = getattr(transformers, table_of(read_config(folder)).architecture)
-    return kind.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    return _model_class(folder).from_pretrained(folder, local_files_only=True, dtype=torch.float32)
 
 
 def embed_adapted(
     directory: Path, config: RetrieverConfig, probes: list[Probe], *, base: Path
 ) -> np.ndarray:
-    """By PEFT: the base, with the export's config.json, and the adapter."""
+    """float32[n, e] by PEFT: the base model with the export's config.json and adapter."""
     import peft
     import torch
     import transformers
 
     def adapted(folder: Path):
-        kind = getattr(transformers, table_of(read_config(folder)).architecture)
         fields = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-        how = {"config": fields, "dtype": torch.float32, "local_files_only": True}
-        model = kind.from_pretrained(base, **how)
-        with warnings.catch_warnings():  # PEFT 0.21 asks transformers 5 by an older name
+        model = _model_class(folder).from_pretrained(
+            base, config=fields, dtype=torch.float32, local_files_only=True
+        )
+        with warnings.catch_warnings():  # PEFT 0.21 uses a name that transformers 5 deprecates
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
             return peft.PeftModel.from_pretrained(model, folder / FOLDER)
 
@@ -80,7 +85,7 @@ def _transformers(
     probes: list[Probe],
     open_model: Callable[[Path], Any] = _open,
 ) -> np.ndarray:
-    """As the model card shows it: token states of the model without a head, pooled by hand."""
+    """As the model card describes it: last hidden states, pooled here."""
     import torch
     import transformers
 
@@ -92,7 +97,7 @@ def _transformers(
         with torch.inference_mode():
             states = model(**batch).last_hidden_state
         mask = batch["attention_mask"]
-        place = mask.cumsum(1) * mask  # 1 to n along each text, on whichever side it is padded
+        place = mask.cumsum(1) * mask  # 1 to n along each text, whatever the padding side
         weights = {
             "mean": mask,
             "weighted_mean": place,
@@ -113,35 +118,34 @@ def _transformers(
 def _sentence_transformers(
     directory: Path, config: RetrieverConfig, probes: list[Probe]
 ) -> np.ndarray:
-    """By its own files alone: texts are given without the words that are its prompt."""
+    """By encode_query and encode_document: the texts are passed without their stored prompt."""
     from sentence_transformers import SentenceTransformer
 
-    prompts = {
-        "query": prompt_of(config.text.query_template),
-        "passage": prompt_of(config.text.passage_template),
-    }
+    templates = {"query": config.text.query_template, "passage": config.text.passage_template}
     vectors = []
     for role, folder, texts in _by_role(directory, config, probes):
-        how = {"device": "cpu", "local_files_only": True, "model_kwargs": {"dtype": "float32"}}
-        model = SentenceTransformer(str(folder), **how)
+        model = SentenceTransformer(
+            str(folder), device="cpu", local_files_only=True, model_kwargs={"dtype": "float32"}
+        )
+        prompt = prompt_of(templates[role])
         name = {"query": "query", "passage": "document"}[role]
-        # A query without instruction may start otherwise, since its template is squeezed.
-        whole = [text for text in texts if not text.startswith(prompts[role])]
-        rest = [text[len(prompts[role]) :] for text in texts if text.startswith(prompts[role])]
-        found = dict.fromkeys(texts)
-        for given, part, how in (
-            (whole, whole, {"prompt": ""}),
-            (rest, [prompts[role] + text for text in rest], {"prompt_name": name}),
+        # A query without instruction may start differently: its template's white space is squeezed.
+        prompted = [text for text in texts if text.startswith(prompt)]
+        others = [text for text in texts if not text.startswith(prompt)]
+        vector_of = {}
+        for rendered, passed, options in (
+            (others, others, {"prompt": ""}),
+            (prompted, [text[len(prompt) :] for text in prompted], {"prompt_name": name}),
         ):
-            if given:
-                embedded = model.encode(given, show_progress_bar=False, **how)
-                found |= dict(zip(part, embedded, strict=True))
-        vectors += [found[text] for text in texts]
+            if passed:
+                embedded = model.encode(passed, show_progress_bar=False, **options)
+                vector_of |= dict(zip(rendered, embedded, strict=True))
+        vectors += [vector_of[text] for text in texts]
     return np.stack(vectors)
 
 
 def _instructed(directory: Path, config: RetrieverConfig, probes: list[Probe]) -> np.ndarray:
-    """Queries by the file that the export holds for it."""
+    """Queries by the file that the export contains for them."""
     encoder = runpy.run_path(str(directory / INSTRUCTED_FILE))["InstructedEncoder"](directory)
     return encoder.encode(*zip(*(probe.parts for probe in probes), strict=True))
 

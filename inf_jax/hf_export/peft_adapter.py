@@ -1,4 +1,4 @@
-"""A run's adapters in PEFT's format, a folder beside the merged weights of an export."""
+"""Writes a run's LoRA adapters in PEFT's format, next to the merged weights of an export."""
 
 import json
 import re
@@ -13,16 +13,16 @@ from inf_jax.models.config import EncoderConfig
 from inf_jax.models.hf.weight_tables import Rule, table_of
 from inf_jax.models.lora import KERNEL, A, B, Lora
 
-FOLDER = "adapter"  # in a tower's directory
+FOLDER = "adapter"  # in the directory of a tower
 
 
 class Adapters(NamedTuple):
-    """What an export needs for them.
+    """The LoRA adapters of a run.
 
     Attributes:
       lora: rank, alpha, targets.
       trees: {tower: {"query_lora_a": float32[layers, ...], ...}}.
-      base: the model that they are for, as PEFT is to find it.
+      base: name or path by which PEFT finds the model that they are for.
     """
 
     lora: Lora
@@ -41,17 +41,20 @@ def write_adapter(
 ) -> None:
     """Writes adapter_config.json and adapter_model.safetensors, float32.
 
-    Where a family stores several kernels as one (ModernBERT's Wqkv), their adapters become one
-    adapter of so many times the rank: B is block-diagonal, and 0 for a kernel without an adapter.
+    If a model family stores several kernels as one (ModernBERT's Wqkv), their adapters become one
+    adapter of a multiple of the rank; B is block-diagonal, and 0 for a kernel without an adapter.
 
     Args:
-      adapter: of one tower.
-      blocks: its stacked parameters, for their shapes.
+      folder: directory to make.
+      adapter: the adapters of one tower, {"query_lora_a": float32[layers, ...], ...}.
+      lora: rank, alpha, targets.
+      shape: the encoder's shape.
+      blocks: the tower's stacked parameters; only their shapes are used.
       base: see `Adapters`.
     """
-    mine = {f"blocks/{name}{KERNEL}" for name in lora.targets}
-    rules = [rule for rule in table_of(shape).rules if mine & set(rule.paths)]
-    modules = {_module(rule): sum(path in mine for path in rule.paths) for rule in rules}
+    adapted = {f"blocks/{name}{KERNEL}" for name in lora.targets}
+    rules = [rule for rule in table_of(shape).rules if adapted & set(rule.paths)]
+    modules = {_module(rule): sum(path in adapted for path in rule.paths) for rule in rules}
     tensors = {}
     for rule in rules:
         for layer, name in enumerate(rule.names(shape.layers)):
@@ -59,7 +62,7 @@ def write_adapter(
             a, b = _tensors(rule, layer, adapter, lora, blocks)
             tensors[f"{stem}.lora_A.weight"] = a
             tensors[f"{stem}.lora_B.weight"] = b
-    several = {module: n for module, n in modules.items() if n > 1}
+    fused = {module: n for module, n in modules.items() if n > 1}
     config = {
         "peft_type": "LORA",
         "task_type": "FEATURE_EXTRACTION",
@@ -71,8 +74,8 @@ def write_adapter(
         "bias": "none",
         "fan_in_fan_out": False,
         "target_modules": "|".join(modules),
-        "rank_pattern": {module: n * lora.rank for module, n in several.items()},
-        "alpha_pattern": {module: n * lora.alpha for module, n in several.items()},
+        "rank_pattern": {module: n * lora.rank for module, n in fused.items()},
+        "alpha_pattern": {module: n * lora.alpha for module, n in fused.items()},
     }
     folder.mkdir()
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -80,7 +83,7 @@ def write_adapter(
 
 
 def _module(rule: Rule) -> str:
-    """A regular expression of the module's name in all layers."""
+    """Regular expression that matches the module's name in all layers."""
     name = re.escape(rule.name.removesuffix(".weight"))
     return name.replace(re.escape("{layer}"), r"\d+")
 
@@ -92,7 +95,7 @@ def _tensors(
     lora: Lora,
     blocks: Mapping[str, np.ndarray],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """lora_A [r', in] and lora_B [out, r'] of one layer of a module."""
+    """lora_A [n r, in] and lora_B [out, n r] of one layer of a module of n adapted kernels."""
     names = [path.removeprefix("blocks/").removesuffix(KERNEL) for path in rule.paths]
     inputs = int(np.prod(blocks[names[0] + KERNEL].shape[1 : 1 + rule.inputs]))
     sizes = [int(np.prod(blocks[name + KERNEL].shape[1:])) // inputs for name in names]

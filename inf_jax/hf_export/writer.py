@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from inf_jax.core.errors import UserError
 from inf_jax.hf_export import parity
 from inf_jax.hf_export.model_card import RunInfo, model_card
+from inf_jax.hf_export.parity_loaders import INSTRUCTED_FILE
 from inf_jax.hf_export.peft_adapter import FOLDER as ADAPTER_FOLDER
 from inf_jax.hf_export.peft_adapter import Adapters, write_adapter
 from inf_jax.io import storage
@@ -27,66 +28,76 @@ from inf_jax.retriever.settings import FORMAT, SETTINGS_FILE, RetrieverConfig
 from inf_jax.text.eos import with_eos
 from inf_jax.text.tokenizer import TextTokenizer
 
-# What a tokenizer file brings along of how somebody once used it.
-_TOKENIZER_HABITS = """max_length stride truncation_strategy pad_to_multiple_of is_local
+# Fields of a tokenizer's files that record how it was used before; they do not belong in an export.
+_USAGE_FIELDS = """max_length stride truncation_strategy pad_to_multiple_of is_local
     local_files_only auto_map""".split()
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportOptions:
+    """How the model is written and verified.
+
+    Attributes:
+      dtype: dtype of the encoder's weights in the files, float32 or bfloat16. Loaders are compared
+        in float32, so the cosines show the rounding.
+      min_cosine: least allowed cosine between a loader's embedding and ours, in (0, 1].
+      mask: attention mask of the training, written to config.json; "model": as there already.
+      mesh: devices over which the model is split for the verification; None: one copy on each
+        device of this process.
+    """
+
+    dtype: str = "float32"
+    min_cosine: float = 0.9999
+    mask: str = "model"
+    mesh: Mesh | None = None
 
 
 def export_hf(
     params: dict,
-    model_config: RetrieverConfig,
+    config: RetrieverConfig,
     tokenizer: TextTokenizer,
     out_dir: str | Path,
     *,
     backbone: str | Path,
-    mesh: Mesh | None = None,
-    mask: str = "model",
-    dtype: str = "float32",
-    min_cosine: float = 0.9999,
+    options: ExportOptions = ExportOptions(),
     info: RunInfo = RunInfo(),
     adapters: Adapters | None = None,
 ) -> parity.Parity:
-    """Writes `out_dir`, whole and verified or not at all; an older export there is replaced.
+    """Writes `out_dir` atomically after verifying it; replaces an older export.
 
     Shared towers give one model directory; separate ones give `query/` and `passage/`, a complete
     model each.
 
     Args:
       params: {tower: tree} of float32 arrays.
-      model_config: towers, pooling, projection, templates and limits.
-      tokenizer: that of the backbone; an EOS that it appends is appended by the export's files.
-      backbone: the HF directory that the training started from; its config.json, tokenizer and
-        unused tensors (a pooler) are carried over.
-      mesh: over which the model is split while it is verified; None is a copy for each device of
-        this process.
-      mask: attention as the backbone's config says ("model"), or what the training had in its
-        place; the export's config.json says so.
-      dtype: of the encoder's weights in the files, float32 or bfloat16; every loader computes in
-        float32 when it is compared, so that the cosines tell of the rounding.
-      min_cosine: the least cosine that a loader's embedding may have with ours.
-      info: what the model card tells of the run.
-      adapters: to be written as well; `params` have them merged.
+      config: towers, pooling, projection, templates and limits.
+      tokenizer: the run's tokenizer; if it appends an EOS, so do the exported files.
+      backbone: Hugging Face directory that the training started from; its config.json, tokenizer
+        and unused tensors (a pooler) are carried over.
+      options: see ExportOptions.
+      info: what the model card says about the run.
+      adapters: adapters to write as well; in `params` they are merged.
 
     Returns:
       The parity report, as in parity.json.
 
     Raises:
-      UserError: a loader gives another embedding, or `out_dir` cannot be written or is something
-        else than an export.
+      UserError: a loader gives another embedding, or `out_dir` cannot be written or is not an
+        export.
     """
-    if not 0 < min_cosine <= 1:
-        raise UserError(f"export.min_cosine={min_cosine!r}: must be in (0, 1]")
-    backbone, shape = Path(backbone), read_config(backbone).with_mask(mask)
-    how = {"shape": shape, "tokenizer": tokenizer, "attention": "xla", "mesh": mesh}
-    reference = Retriever(params, model_config, **how)
+    if not 0 < options.min_cosine <= 1:
+        raise UserError(f"export.min_cosine={options.min_cosine!r}: must be in (0, 1]")
+    backbone, shape = Path(backbone), read_config(backbone).with_mask(options.mask)
+    reference = Retriever(
+        params, config, shape=shape, tokenizer=tokenizer, attention="xla", mesh=options.mesh
+    )
     carried = load_carried(backbone, shape)
-    apart = model_config.query_encoder == "attention"
     with storage.new_directory(storage.as_path(out_dir), marker=SETTINGS_FILE) as partial:
-        for name, folder in model_config.folders(partial).items():
+        for name, folder in config.folders(partial).items():
             folder.mkdir(exist_ok=True)
             tree = dict(params[name])
             projection = tree.pop(PROJECTION, None)
-            save_weights(tree, folder, shape, carried, dtype=dtype)
+            save_weights(tree, folder, shape, carried, dtype=options.dtype)
             if adapters:
                 write_adapter(
                     folder / ADAPTER_FOLDER,
@@ -96,77 +107,86 @@ def export_hf(
                     blocks=tree["blocks"],
                     base=adapters.base,
                 )
-            write_config(backbone, folder, shape, dtype=dtype)
-            length = parity.max_length(model_config, name)
+            write_config(backbone, folder, shape, dtype=options.dtype)
+            length = parity.max_length(config, name)
             write_tokenizer(backbone, folder, max_length=length, eos=tokenizer.appended_eos)
-            if name != "query" or not apart:  # else its pooling would look like a query's vector
+            # Without them sentence-transformers cannot pool a query that must not be pooled.
+            if name != "query" or config.queries.pooled:
                 write_sentence_transformers(
-                    folder,
-                    model_config,
-                    width=shape.width,
-                    max_length=length,
-                    projection=projection,
+                    folder, config, width=shape.width, max_length=length, projection=projection
                 )
-        if apart:
-            source = Path(parity.__file__).with_name(parity.INSTRUCTED_FILE)
-            shutil.copyfile(source, partial / parity.INSTRUCTED_FILE)
-        settings = dataclasses.asdict(model_config)
-        settings |= {"format": FORMAT, "inf_jax": importlib.metadata.version("inf_jax")}
-        settings["run"] = {"config": info.config, "command": info.command, "step": info.step}
-        write_json(partial / SETTINGS_FILE, settings)
-        found = parity.check(
-            partial, reference, min_cosine=min_cosine, adapted=backbone if adapters else None
+        if not config.queries.pooled:
+            source = Path(__file__).with_name("instructed_encoder.py")
+            shutil.copyfile(source, partial / INSTRUCTED_FILE)
+        write_json(partial / SETTINGS_FILE, _settings(config, info))
+        report = parity.check(
+            partial,
+            reference,
+            min_cosine=options.min_cosine,
+            adapter_base=backbone if adapters else None,
         )
-        write_json(partial / "parity.json", dataclasses.asdict(found))
-        (partial / "README.md").write_text(
-            model_card(
-                model_config,
-                info,
-                found,
-                adapter_base=adapters.base if adapters else "",
-                both_ways=shape.decoder and not shape.causal,
-            ),
-            encoding="utf-8",
+        write_json(partial / "parity.json", dataclasses.asdict(report))
+        card = model_card(
+            config,
+            info,
+            report,
+            adapter_base=adapters.base if adapters else "",
+            bidirectional_decoder=shape.decoder and not shape.causal,
         )
-    return found
+        (partial / "README.md").write_text(card, encoding="utf-8")
+    return report
+
+
+def _settings(config: RetrieverConfig, info: RunInfo) -> dict:
+    """The contents of `inf_jax.json`: the retriever's settings, and the run for the record."""
+    version = importlib.metadata.version("inf_jax")
+    run = {"config": info.config, "command": info.command, "step": info.step}
+    return dataclasses.asdict(config) | {"format": FORMAT, "inf_jax": version, "run": run}
 
 
 def write_config(
     backbone: Path, folder: Path, shape: EncoderConfig, *, dtype: str = "float32"
 ) -> None:
-    """The backbone's config.json, for what is saved here: its dtype, no head, the shape's mask."""
+    """Writes the backbone's config.json with this dtype and mask, and an architecture without head.
+
+    Args:
+      backbone: directory to read from.
+      folder: directory to write to.
+    """
     fields = mask_fields(read_json(backbone / "config.json"), shape)
-    # the code that auto_map names is not here, and is not needed
+    # auto_map names code that is not exported and not needed.
     for name in ("_name_or_path", "auto_map", "dtype", "transformers_version"):
         fields.pop(name, None)
     architecture = table_of(shape).architecture
     write_json(
-        folder / "config.json",
-        fields | {"architectures": [architecture], "torch_dtype": dtype},
+        folder / "config.json", fields | {"architectures": [architecture], "torch_dtype": dtype}
     )
 
 
 def write_tokenizer(backbone: Path, folder: Path, *, max_length: int, eos: str = "") -> None:
-    """The backbone's tokenizer files, which cut at `max_length` tokens when asked to truncate.
+    """Writes the backbone's tokenizer files.
 
     Args:
-      eos: a token that they put behind every text; "" is none.
+      backbone: directory to read from.
+      folder: directory to write to.
+      max_length: tokens to which `truncation=True` cuts a text.
+      eos: token appended to every text; "": none.
     """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(backbone, local_files_only=True)
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
-    for habit in _TOKENIZER_HABITS:
-        tokenizer.init_kwargs.pop(habit, None)
+    for name in _USAGE_FIELDS:
+        tokenizer.init_kwargs.pop(name, None)
     tokenizer.model_max_length = max_length
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
-        tokenizer.pad_token = tokenizer.eos_token  # as decoders have it: masked, so any will do
+        tokenizer.pad_token = tokenizer.eos_token  # usual for decoders; padding is masked anyway
     if eos:
         backend = tokenizer.backend_tokenizer
         backend.post_processor = with_eos(backend, eos, tokenizer.convert_tokens_to_ids(eos))
     tokenizer.save_pretrained(folder)
-    if eos:  # transformers before 5 makes some tokenizers' post-processors anew, and goes by this
+    if eos:  # transformers 4 rebuilds some tokenizers' post-processors from this field
         path = folder / "tokenizer_config.json"
         write_json(path, read_json(path) | {"add_eos_token": True})
 
@@ -179,14 +199,19 @@ def write_sentence_transformers(
     max_length: int,
     projection: Mapping | None = None,
 ) -> None:
-    """What sentence-transformers needs to embed as we do."""
+    """Writes the files with which sentence-transformers gives the same embeddings.
+
+    Args:
+      width: the encoder's width, d.
+      max_length: tokens to which a text is cut.
+      projection: {"kernel": float32[d, e], "bias": float32[e] or absent}; None: no such layer.
+    """
+    query_prompt = prompt_of(config.text.query_template) if config.queries.pooled else ""
     model = st_files.StModel(
         pooling=config.pooling,
         normalise=config.normalise,
         max_length=max_length,
-        query_prompt=prompt_of(config.text.query_template)
-        if config.query_encoder == "joint"
-        else "",
+        query_prompt=query_prompt,
         passage_prompt=prompt_of(config.text.passage_template),
     )
     st_files.write(folder, model, width=width, projection=projection)

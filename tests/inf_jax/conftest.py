@@ -8,6 +8,7 @@ import fsspec
 import jax
 import numpy as np
 import pytest
+import transformers
 from tokenizers import BertWordPieceTokenizer
 
 from data_pipeline.dataset.build import build
@@ -114,6 +115,7 @@ def tiny_config(tiny_model_dir, tiny_dataset_dir, tmp_path):
 @pytest.fixture
 def no_torch(monkeypatch):
     """As where the extra [torch] is not installed; also quick."""
+    transformers.utils.is_torch_available()  # cached: later tests of this process need torch
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util,

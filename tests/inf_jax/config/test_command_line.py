@@ -1,13 +1,14 @@
 """The command line and the checks: one clear message, exit code 1."""
 
 import dataclasses
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from inf_jax.config.command_line import parse
+from inf_jax.config.command_line import command_line, parse
 from inf_jax.config.defaults import run_config
 from inf_jax.config.schema import config_dict, keys
 from inf_jax.config.sections import RunConfig
@@ -181,3 +182,11 @@ def test_a_config_is_checked_without_jax():
     )
     done = subprocess.run([sys.executable, "-c", code, DEMO], capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_command_line_is_what_one_would_type(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/x/inf_jax/train.py", "--config=a b.py"])
+    monkeypatch.setattr(
+        sys.modules["__main__"], "__spec__", importlib.util.find_spec("inf_jax.train")
+    )
+    assert command_line() == "python -m inf_jax.train '--config=a b.py'"

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from inf_jax.hf_export.writer import export_hf
+from inf_jax.hf_export.writer import ExportOptions, export_hf
 from inf_jax.io.safetensors import stored_tensors
 from inf_jax.models import hf
 from inf_jax.models.hf.config import config_from_hf, read_config
@@ -57,8 +57,14 @@ def test_export(backbone, tmp_path, name, mask, pooling):
     shape = read_config(directory)
     params = {"shared": hf.load_weights(directory, shape).params}
     config = RetrieverConfig(pooling=pooling, text=TEXT)
+    options = ExportOptions(mask=mask)
     report = export_hf(
-        params, config, load_tokenizer(directory), tmp_path / "out", backbone=directory, mask=mask
+        params,
+        config,
+        load_tokenizer(directory),
+        tmp_path / "out",
+        backbone=directory,
+        options=options,
     )
     assert report.verified and report.min_cosine > 0.9999
     fields = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -82,8 +88,8 @@ def test_export_in_bfloat16(backbone, tmp_path, name):
     kernel = np.random.default_rng(0).normal(size=(32, 16)).astype(np.float32)
     config = RetrieverConfig(pooling="mean", text=TEXT, projection=16)
     params = {"shared": tree | {"projection": {"kernel": kernel}}}
-    how = {"backbone": directory, "dtype": "bfloat16", "min_cosine": 0.999}
-    report = export_hf(params, config, load_tokenizer(directory), tmp_path / "out", **how)
+    options = {"backbone": directory, "options": ExportOptions("bfloat16", min_cosine=0.999)}
+    report = export_hf(params, config, load_tokenizer(directory), tmp_path / "out", **options)
     assert report.verified and 0.999 < report.min_cosine < 1 - 1e-7  # rounded, and no more
     names = stored_tensors(tmp_path / "out")
     assert {x.dtype for name, x in names.items()} == {"BF16"}
