@@ -21,6 +21,7 @@ from inf_jax.data.records import Pair, pairs
 from inf_jax.io.atomic import atomic_write
 
 _PAGE = Path(__file__).parent / "audit_page"
+SCRIPTS = ("example.js", "audit.js")  # one script, in this order
 _WORD = re.compile(r"\s*\S+\s*|\s+")
 _EDGES = re.compile(r"^\W+|\W+$")
 _ALIKE = 0.3  # least share of common words at which differences are shown
@@ -44,7 +45,8 @@ def write_audit(path: Path, report: dict[str, Any], items: Iterable[Item], *, ti
 def audit_page(report: dict[str, Any], items: Iterable[Item], *, title: str) -> str:
     """The page's HTML; arguments as for `write_audit`."""
     shown = [_payload(item) for item in items]
-    style, script = ((_PAGE / f"audit.{kind}").read_text() for kind in ("css", "js"))
+    style = (_PAGE / "audit.css").read_text()
+    script = "".join((_PAGE / name).read_text() for name in SCRIPTS)
     csp = (
         f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; "
         "img-src data:; "

@@ -1,25 +1,14 @@
-"use strict";
+// The page's state, list and filters, decisions, and import and export; uses example.js.
 const data = JSON.parse(document.getElementById("data").textContent);
 const byId = new Map(data.items.map((item) => [item.id, item]));
 const store = `inf_jax audit ${data.corpus}`;
 const at = (id) => document.getElementById(id);
 const filters = at("filters");
 
-// Decisions by id, those on examples of an earlier page included: they are exported again.
+// Decisions by id, including imported ones on examples that this page does not show.
 let decisions = new Map();
 let current = null;
-let last = null; // the example that was decided last: what undo is of
-
-/** An element; texts are set as texts, never as HTML. */
-function make(tag, attributes = {}, ...children) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-    else if (value !== null && value !== false) element.setAttribute(name, value);
-  }
-  element.append(...children.filter((child) => child !== null));
-  return element;
-}
+let last = null; // the example decided last, for undo
 
 function say(text) {
   at("status").textContent = text;
@@ -31,7 +20,7 @@ function load() {
   try {
     decisions = new Map(Object.entries(JSON.parse(localStorage.getItem(store) || "{}")));
   } catch {
-    say("This browser keeps nothing for this page: export before you close it.");
+    say("This browser does not store data for this page: export before you close it.");
   }
 }
 
@@ -39,7 +28,7 @@ function save() {
   try {
     localStorage.setItem(store, JSON.stringify(Object.fromEntries(decisions)));
   } catch {
-    say("This browser keeps nothing for this page: export before you close it.");
+    say("This browser does not store data for this page: export before you close it.");
   }
 }
 
@@ -125,89 +114,6 @@ function showProgress() {
 
 // --- One example -------------------------------------------------------------------------------
 
-function marked(segments) {
-  const passage = make("p", { class: "passage" });
-  for (const [text, differs] of segments) {
-    const [, before, words, after] = /^(\s*)([^]*?)(\s*)$/.exec(text);
-    passage.append(before, differs ? make("mark", {}, words) : words, after);
-  }
-  return passage;
-}
-
-function triplet(item, n) {
-  const query = item.queries[n];
-  const passage = item.passages[n];
-  const title = ["Positive", "Poisoned instruction", "Poisoned query"][n];
-  const box = make("div", { class: `triplet ${n ? "negative" : "positive"}` });
-  box.append(make("h3", {}, `${title}: ${query.name}, ${passage.name}`));
-  if (!passage.segments.length) {
-    box.append(make("p", { class: "figures" }, "none"));
-    return box;
-  }
-  const same = (name) => (n && query[name] === item.queries[0][name] ? "same" : "");
-  box.append(
-    make(
-      "dl",
-      {},
-      make("dt", {}, "Instruction"),
-      make("dd", { class: `instruction ${same("instruction")}` }, query.instruction),
-      make("dt", {}, "Query"),
-      make("dd", { class: same("query") }, query.query),
-    ),
-    make("dt", {}, "Passage"),
-    marked(passage.segments),
-    make("p", { class: "figures" }, passage.figures),
-  );
-  return box;
-}
-
-function judged(item, query, passage) {
-  const expected = query === passage;
-  const names = [item.queries[query].name, item.passages[passage].name];
-  const found = item.judgements.filter((j) => j.query === names[0] && j.passage === names[1]);
-  const wrong = found.some((j) => j.relevant !== expected);
-  const cell = make("td", {
-    class: `judged ${wrong ? "unexpected" : ""} ${expected ? "wanted" : ""}`,
-  });
-  if (!found.length) cell.append(make("span", { class: "by" }, "not judged"));
-  for (const j of found) {
-    cell.append(
-      make(
-        "span",
-        { class: `answer ${j.relevant === expected ? "" : "wrong"}` },
-        j.relevant ? "✓ relevant" : "✗ not relevant",
-        j.relevant === expected ? "" : ", unexpected",
-        make("span", { class: "by" }, ` ${j.judge}`),
-      ),
-      make("span", { class: "reason" }, j.reason),
-    );
-  }
-  return cell;
-}
-
-function relevanceTable(item) {
-  if (!item.judgements.length) return make("p", { class: "made" }, "Not judged.");
-  const head = make("tr", {}, make("td", {}));
-  for (const { name } of item.passages) head.append(make("th", { scope: "col" }, name));
-  const body = make("tbody");
-  item.queries.forEach(({ name }, query) => {
-    const row = make("tr", {}, make("th", { scope: "row" }, name));
-    item.passages.forEach((_, passage) => row.append(judged(item, query, passage)));
-    body.append(row);
-  });
-  return make(
-    "div",
-    { class: "scroll" },
-    make(
-      "table",
-      {},
-      make("caption", {}, "Relevance, as judged; the diagonal must be relevant, no other"),
-      make("thead", {}, head),
-      body,
-    ),
-  );
-}
-
 function decisionButtons(item) {
   const { verdict, note } = decisionOf(item);
   const button = (value, name, kind) =>
@@ -271,7 +177,7 @@ function show(item, focus = true) {
         ? make(
             "details",
             {},
-            make("summary", {}, "The source's own passage; what was changed in it is marked"),
+            make("summary", {}, "The source's own passage, with changes marked"),
             marked(item.source),
           )
         : null,
@@ -331,21 +237,21 @@ async function importReview(file) {
     review = JSON.parse(await file.text());
     if (typeof review.corpus !== "string" || typeof review.decisions !== "object") throw 0;
   } catch {
-    say(`${file.name} is no review.json of this page; nothing was imported.`);
+    say(`${file.name} is not a review.json of this page; nothing was imported.`);
     return;
   }
   let taken = 0;
   const refused = [];
-  for (const [id, found] of Object.entries(review.decisions || {})) {
+  for (const [id, imported] of Object.entries(review.decisions || {})) {
     const item = byId.get(id);
-    const verdict = found && found.verdict;
+    const verdict = imported && imported.verdict;
     const known = verdict === "accept" || verdict === "reject" || verdict === null;
-    const unchanged = found && found.example
-      ? !item || found.example === item.hash
+    const unchanged = imported && imported.example
+      ? !item || imported.example === item.hash
       : review.corpus === data.corpus;
     if (known && unchanged) {
-      const example = found.example || (item ? item.hash : "");
-      decisions.set(id, { verdict, note: String(found.note || ""), example });
+      const example = imported.example || (item ? item.hash : "");
+      decisions.set(id, { verdict, note: String(imported.note || ""), example });
       taken += 1;
     } else refused.push(id);
   }
@@ -355,7 +261,7 @@ async function importReview(file) {
   const some = refused.slice(0, 3).join(", ") + (refused.length > 3 ? ", …" : "");
   say(
     `Imported ${taken} decisions from ${file.name}.` +
-      (refused.length ? ` ${refused.length} are of other or changed examples: ${some}.` : ""),
+      (refused.length ? ` ${refused.length} are on other or changed examples: ${some}.` : ""),
   );
 }
 
