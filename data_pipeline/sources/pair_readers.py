@@ -1,4 +1,4 @@
-"""Readers of <query, passage> pairs, by the name of their source."""
+"""Looks up the readers of (query, passage) pairs by the name of their source."""
 
 import inspect
 from collections import Counter
@@ -22,10 +22,16 @@ PAIR_SOURCES: dict[str, Callable[..., Iterator[SourcePair]]] = {
 def read_pairs(
     source: str, path: str | Path, *, dropped: Counter[str], **options: Any
 ) -> Iterator[SourcePair]:
-    """The pairs of a source by its name in PAIR_SOURCES.
+    """Reads the pairs of a source.
+
+    Args:
+      source: a name in PAIR_SOURCES.
+      path: as for the source's reader.
+      dropped: as for the source's reader.
+      **options: of the source's reader.
 
     Raises:
-      UserError: no such source or option of it; later, what the source's reader raises.
+      UserError: the source or an option is unknown, an option is missing, or as the reader.
     """
     if source not in PAIR_SOURCES:
         raise UserError(f"no source {source!r}; choose one of {', '.join(PAIR_SOURCES)}")
@@ -36,5 +42,5 @@ def read_pairs(
             raise UserError(f"source {source!r} has no option {name!r}, only {', '.join(known)}")
     try:
         return read(path, dropped=dropped, **options)
-    except TypeError as error:  # an option is missing; nothing of the source has run yet
+    except TypeError as error:  # a missing option: generators run no code yet
         raise UserError(f"source {source!r}: {error}; its options: {', '.join(known)}") from error
