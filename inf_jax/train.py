@@ -1,17 +1,17 @@
 """Trains an instruction-following retriever.
 
-    python -m inf_jax.train --config=configs/medquad_minilm.py [--config.optim.lr=2e-5 ...]
+    python -m inf_jax.train --config=medquad_minilm [--config.optim.lr=2e-5 ...]
 
 Reads the text TFRecords of `python -m data_pipeline.build` (tokenises them on first use) and writes
 to `config.out_dir`: config.json, command.txt, metrics.jsonl, timing.jsonl, tensorboard/,
-checkpoints/. Run again, it goes on from the newest checkpoint, bit for bit; a finished run says so
-and ends. SIGTERM makes it save and end with exit code 143, SIGUSR1 traces a few steps, and a
-process that hangs ends with exit code 75 (`monitoring.watch`). Several processes are one run
-(`inf_jax.distributed.cluster`): the primary one writes all files but the checkpoints.
+checkpoints/. Started again, it resumes from the newest checkpoint, bit for bit; a finished run
+trains nothing. SIGTERM makes it save and exit with code 143, SIGUSR1 traces a few steps, and a
+process that hangs exits with code 75 (`monitoring.watch`). Several processes form one run
+(`distributed.cluster`): the primary process writes all files but the checkpoints.
 
-Options, beside --config and --config.KEY=VALUE:
-  --resume      there must be a checkpoint to go on from
-  --noresume    there must be none
+Options, besides --config and --config.KEY=VALUE:
+  --resume      require a checkpoint to resume from
+  --noresume    require that there is none
 """
 
 import contextlib
@@ -27,115 +27,85 @@ from inf_jax.config.defaults import run_config
 from inf_jax.config.resume import save_resolved
 from inf_jax.core.errors import UserError
 from inf_jax.data.loader import to_mesh
-from inf_jax.distributed import coordination, preemption
+from inf_jax.distributed import coordination
 from inf_jax.distributed.entry_point import run_distributed
+from inf_jax.distributed.preemption import CONTINUE, STOP, STOPPED, PreemptionGuard
 from inf_jax.io import storage
-from inf_jax.monitoring import metrics_log as report
+from inf_jax.monitoring.metrics_log import GROWING, MetricsLog, NoLog
 from inf_jax.monitoring.wandb_log import WandbLog, import_wandb
 from inf_jax.monitoring.watch import Watch, watching_start
 from inf_jax.training.banner import banner, summary, work_of
-from inf_jax.training.setup import make_training
+from inf_jax.training.setup import Training, make_training
 
 
 def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
-    """One training run, from its config; `resume` as on the command line, None is neither."""
+    """Trains one run.
+
+    Args:
+      resume: whether a checkpoint must exist; None takes either.
+
+    Raises:
+      UserError: see `make_training`, `Saver`, `StepResults`.
+      SystemExit: the run was asked to stop and has saved its state.
+    """
     begun, config = time.time(), run_config(resolved)
-    out_dir, primary = storage.as_path(config.out_dir), coordination.is_primary()
-    minutes, wandb_project = config.train.checkpoint_minutes, config.train.wandb_project
-    watching = config.train
-    if wandb_project:
-        import_wandb(wandb_project)  # before any long work
-    coordination.check_shared(out_dir, storage.check)
+    out_dir, steps, dev_every = config.out_dir, config.train.steps, config.train.dev_every
+    if config.train.wandb_project:
+        import_wandb(config.train.wandb_project)  # raises before any long work
+    coordination.check_shared(storage.as_path(out_dir), storage.check)
     with (
-        coordination.on_primary(storage.locked(out_dir)),
-        preemption.PreemptionGuard(save_every_s=60 * minutes) as guard,
+        coordination.on_primary(storage.locked(storage.as_path(out_dir))),
+        PreemptionGuard(save_every_s=60 * config.train.checkpoint_minutes) as guard,
         contextlib.closing(Saver(config, resolved, resume=resume)) as saver,
-        storage.WorkDir(out_dir) as work,
+        storage.WorkDir(storage.as_path(out_dir)) as work_dir,
     ):
         training = make_training(config, expected=saver.dataset)
-        loader, steps = training.loader, config.train.steps
-        max_nonfinite, dev_every = config.optim.max_nonfinite, config.train.dev_every
-        log_every, prefetch = config.train.log_every, config.data.prefetch
-
-        with watching_start(watching, work.path):
+        with watching_start(config.train, work_dir.path):
             state, first = training.start(saver)
         if first >= steps:
-            if primary:
-                print(f"{out_dir}: all {steps} steps are done, nothing to train after {first}")
+            _say(f"{out_dir}: all {steps} steps are done, nothing to train after {first}")
             return
-        log = report.NoLog()
-        if primary:
-            work.claim()
-            saver.check_alone()
-            save_resolved(resolved, out_dir / "config.json")
-            with storage.new_file(out_dir / "command.txt") as file:
-                file.write(f"{command_line()}\n".encode())
-            banner(config, training, first_step=first)
-            for name in report.GROWING:
-                work.pull(name)
-            more = None
-            if wandb_project:
-                more = WandbLog(
-                    work.path,
-                    project=wandb_project,
-                    name=out_dir.name,
-                    config=resolved.to_dict(),
-                )
-            log = report.MetricsLog(
-                work.path, first_step=first, steps=steps, every=log_every, more=more
-            )
+        log = start_log(resolved, training, saver, work_dir)
         watch = Watch(
-            watching,
+            config.train,
             work_of(training, dims=config.loss.dims),
-            out_dir=out_dir,
-            work_dir=work.path,
+            out_dir=storage.as_path(out_dir),
+            work_dir=work_dir.path,
             first=first,
             begun=begun,
             log=log,
             checkpoints=saver.checkpoints,
         )
-
-        def finish(step: int, metrics: dict[str, jax.Array]) -> None:
-            values = {name: value.tolist() for name, value in jax.device_get(metrics).items()}
-            log.write(step, values)
-            saver.count(values)
-            watch.finished(step, values["loss"])
-            if values["skipped_in_a_row"] >= max_nonfinite:
-                raise UserError(
-                    f"step {step}: gradients were not finite {max_nonfinite} steps in a row "
-                    f"(loss {values['loss']}); lower optim.lr, or look at {out_dir}/metrics.jsonl"
-                )
-
-        started, pending, action = time.monotonic(), None, preemption.CONTINUE
-        batches = loader.batches(first, steps, to_device=to_mesh(training.mesh), prefetch=prefetch)
+        results = StepResults(log, saver, watch, max_nonfinite=config.optim.max_nonfinite)
+        batches = training.loader.batches(
+            first, steps, to_device=to_mesh(training.mesh), prefetch=config.data.prefetch
+        )
+        started, action = time.monotonic(), CONTINUE
         with log, watch, contextlib.closing(batches):
             for step, batch in enumerate(watch.batches(batches), first):
-                with watch.step(step, in_flight=pending):
+                with watch.step(step, in_flight=results.pending):
                     state, metrics = training.step(state, batch)
-                if pending:  # the step before: the device already works on this one
-                    finish(*pending)
+                results.finish()  # of the step before; the devices already work on this one
                 done = step + 1
                 if training.dev and (done % dev_every == 0 or done == steps):
                     metrics |= training.dev(state)
-                pending = step, metrics
+                results.pending = step, metrics
                 action = guard.action(done)
                 if saver.due(done, action):
-                    finish(*pending)  # a checkpoint never runs ahead of the log, or of the check
-                    pending = None
+                    results.finish()  # no checkpoint is ahead of the log and its checks
                     with watch.saving():
                         log.flush()
-                        work.push()
+                        work_dir.push()
                         saver.save(state.saved, done)
                     guard.saved()
-                if action == preemption.STOP:
+                if action == STOP:
                     break
             saver.wait()
         seconds = time.monotonic() - started
-        if action == preemption.STOP and done < steps:
-            if primary:
-                print(f"{out_dir}: asked to stop, saved after {done} of {steps} steps")
-            raise SystemExit(preemption.STOPPED)
-        if primary:
+        if action == STOP and done < steps:
+            _say(f"{out_dir}: asked to stop, saved after {done} of {steps} steps")
+            raise SystemExit(STOPPED)
+        if coordination.is_primary():
             summary(
                 training,
                 steps=steps - first,
@@ -145,8 +115,85 @@ def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
             )
 
 
+def start_log(
+    resolved: ConfigDict, training: Training, saver: Saver, work_dir: storage.WorkDir
+) -> MetricsLog | NoLog:
+    """Claims the out_dir, writes its first files, prints the banner and opens the log; only the
+    primary process writes anything.
+
+    Raises:
+      UserError: another run has written to the out_dir.
+    """
+    if not coordination.is_primary():
+        return NoLog()
+    config, out_dir = run_config(resolved), storage.as_path(resolved.out_dir)
+    work_dir.claim()
+    saver.check_alone()
+    save_resolved(resolved, out_dir / "config.json")
+    with storage.new_file(out_dir / "command.txt") as file:
+        file.write(f"{command_line()}\n".encode())
+    banner(config, training, first_step=saver.first_step)
+    for name in GROWING:
+        work_dir.pull(name)
+    wandb = None
+    if config.train.wandb_project:
+        wandb = WandbLog(
+            work_dir.path,
+            project=config.train.wandb_project,
+            name=out_dir.name,
+            config=resolved.to_dict(),
+        )
+    return MetricsLog(
+        work_dir.path,
+        first_step=saver.first_step,
+        steps=config.train.steps,
+        every=config.train.log_every,
+        more=wandb,
+    )
+
+
+class StepResults:
+    """Fetches a step's metrics from the devices one step late, logs and checks them.
+
+    Args:
+      max_nonfinite: steps in a row with non-finite gradients after which the run ends.
+
+    Attributes:
+      pending: (step, metrics on the devices) not yet fetched; None if there are none.
+    """
+
+    def __init__(self, log: MetricsLog | NoLog, saver: Saver, watch: Watch, *, max_nonfinite: int):
+        self._log, self._saver, self._watch = log, saver, watch
+        self._max_nonfinite = max_nonfinite
+        self.pending: tuple[int, dict[str, jax.Array]] | None = None
+
+    def finish(self) -> None:
+        """Waits for the pending metrics, logs and checks them.
+
+        Raises:
+          UserError: gradients were not finite too often, or the loss has diverged.
+        """
+        if self.pending is None:
+            return
+        (step, metrics), self.pending = self.pending, None
+        values = {name: value.tolist() for name, value in jax.device_get(metrics).items()}
+        self._log.write(step, values)
+        self._saver.count(values)
+        self._watch.finished(step, values["loss"])
+        if values["skipped_in_a_row"] >= self._max_nonfinite:
+            raise UserError(
+                f"step {step}: gradients were not finite for {self._max_nonfinite} steps in a row "
+                f"(loss {values['loss']}); lower optim.lr, or look at metrics.jsonl in the out_dir"
+            )
+
+
+def _say(text: str) -> None:
+    if coordination.is_primary():
+        print(text)
+
+
 def _flags(values: flags.FlagValues) -> None:
-    flags.DEFINE_boolean("resume", None, "There must be a checkpoint.", flag_values=values)
+    flags.DEFINE_boolean("resume", None, "Whether a checkpoint must exist.", flag_values=values)
 
 
 if __name__ == "__main__":

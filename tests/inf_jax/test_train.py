@@ -203,7 +203,7 @@ def test_non_finite_runs_stop_with_the_reason(tiny_config):
     tiny_config.optim.max_nonfinite = 2
     tiny_config.train.steps = 6
     tiny_config.optim.lr = 1e38  # the first update overflows all that follows
-    with pytest.raises(UserError, match="gradients were not finite 2 steps in a row"):
+    with pytest.raises(UserError, match="gradients were not finite for 2 steps in a row"):
         train.main(tiny_config)
 
 
