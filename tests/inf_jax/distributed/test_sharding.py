@@ -1,0 +1,15 @@
+"""Sharding rules: unknown names and odd sizes are refused."""
+
+import jax.numpy as jnp
+import pytest
+
+from inf_jax.core.errors import UserError
+from inf_jax.distributed.mesh import make_mesh
+from inf_jax.distributed.sharding import state_shardings
+
+
+def test_sharding_rules_refuse_strangers_and_odd_sizes():
+    with pytest.raises(UserError, match="no sharding rule for mystery"):
+        state_shardings(make_mesh(), {"mystery": jnp.zeros((3, 3))})
+    with pytest.raises(UserError, match="no multiple of fsdp"):
+        state_shardings(make_mesh(fsdp=8), {"word": jnp.zeros((16, 12))})
