@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+from inf_jax.core.errors import UserError
 from inf_jax.io.tfrecord import read_records
 from inf_jax.monitoring.metrics_log import MetricsLog, read_metrics
 from inf_jax.training.health import health
@@ -96,3 +97,13 @@ def test_pace_is_drawn_but_not_among_the_metrics(tmp_path, capsys):
     assert drawn == pytest.approx(timing)
     assert (tmp_path / "metrics.jsonl").read_text().count("timing") == 0
     assert "loss=2.0000, step=0.25s, goodput=90%, mfu=43.2%" in capsys.readouterr().err
+
+
+def test_a_damaged_log_is_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    for content in (b'{"step": 0}\nrubbish\n', b'{"step": 0}\n[1]\n', b'{"step": 0}\n\xff\0\n'):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: damaged .*delete that line"):
+            read_metrics(path)
+    path.write_bytes(b'{"step": 0}\n{"st')
+    assert read_metrics(path) == [{"step": 0}]

@@ -48,7 +48,7 @@ def test_read(run):
     ids = [record.id for record in dataset.read(np.array([49, 0, 0, 8]))]
     assert ids == ["train-49", "train-0", "train-0", "train-8"]
     for bad in ([50], [3, -1]):
-        with pytest.raises(IndexError, match=f"50 examples, no number {bad[-1]}"):
+        with pytest.raises(IndexError, match=f"50 examples, not number {bad[-1]}"):
             dataset.read(bad)
     copy = pickle.loads(pickle.dumps(dataset))
     assert [record.id for record in copy.read([49])] == ["train-49"]

@@ -193,7 +193,7 @@ def test_from_a_full_run_to_adapters_of_one_tower(lora_config, tmp_path, no_torc
 @pytest.mark.parametrize(
     ("key", "value", "reason"),
     [
-        ("freeze", "nothing", r"freeze='nothing' matches nothing; there are shared/blocks/"),
+        ("freeze", "nothing", r"freeze='nothing' matches no parameter; there are shared/blocks/"),
         ("freeze", ".", r"freeze='\.' leaves nothing to train"),
         ("freeze_layers", 2, "the model has 2 layers"),
         ("lora_targets", "word", "matches word, not linear"),

@@ -1,0 +1,126 @@
+"""Checkpoints: which are kept, and that damaged or foreign ones are refused."""
+
+import math
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+from inf_jax.checkpoints import manager as checkpoint
+from inf_jax.checkpoints.integrity import checksums
+from inf_jax.checkpoints.resume import ResumeInfo
+from inf_jax.core.errors import UserError
+
+
+def small_state(step):
+    return {"step": jnp.int32(step), "params": {"shared": {"w": jnp.arange(3.0) + step}}}
+
+
+def save(manager, step, **options):
+    info = ResumeInfo(step, 0, 8, "dataset")
+    checkpoint.save(manager, small_state(step), info, config={"seed": 0}, **options)
+    checkpoint.wait(manager)
+
+
+def steps_in(directory):
+    return sorted(int(path.name) for path in Path(directory).iterdir())
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path):
+    scores = {1: 0.5, 2: 0.1, 3: 0.9, 4: 0.2, 5: 0.8, 6: 0.7}
+    for step, score in scores.items():  # as one run that is started six times
+        with checkpoint.make_manager(tmp_path, keep=1, keep_best=2) as manager:
+            save(manager, step, metrics={"loss": score})
+    assert steps_in(tmp_path) == [2, 4, 6]
+    with checkpoint.make_manager(tmp_path, keep=1) as manager:
+        assert manager.latest_step() == 6
+        info, config = checkpoint.read_run(manager, 2)
+        assert info.step == 2 and config == {"seed": 0}
+        save(manager, 7)
+    assert steps_in(tmp_path) == [7]
+
+
+def test_a_score_that_is_no_number_is_the_worst(tmp_path):
+    for keep_best, scores, kept in (
+        (1, (0.3, math.nan, 0.5, 0.6), [1, 4]),
+        (2, (0.5, math.nan, 0.3, 0.6), [1, 3, 4]),
+        (1, (math.nan, math.inf, 0.5), [3]),
+    ):
+        folder = tmp_path / str(scores)
+        with checkpoint.make_manager(folder, keep=1, keep_best=keep_best) as manager:
+            for step, score in enumerate(scores, 1):
+                save(manager, step, metrics={"loss": score})
+        assert steps_in(folder) == kept
+
+
+def test_changed_bytes_are_found(tmp_path):
+    params = {"shared": {"w": jnp.arange(1e5), "v": jnp.ones(9)}}
+    big = {"step": jnp.int32(3), "params": params}
+    with checkpoint.make_manager(tmp_path, keep=1) as manager:
+        checkpoint.save(manager, big, ResumeInfo(3, 0, 8, "dataset"), config={})
+        checkpoint.wait(manager)
+        found, _ = checkpoint.restore(manager, big)
+        assert checksums(found) == checksums(big)
+        file = max((tmp_path / "3" / "state").rglob("*"), key=lambda path: path.stat().st_size)
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2 + 8] ^= 255
+        file.write_bytes(content)
+        message = r"3 cannot be restored: (params/shared/w is not what was saved|.*[Dd]ecod|.*zstd)"
+        with pytest.raises(UserError, match=message):
+            checkpoint.restore(manager, big)
+    with pytest.raises(UserError, match=message):
+        checkpoint.restore_params(tmp_path, params)
+
+
+def test_which_checkpoint(tmp_path):
+    train = {"train": {"best_metric": "dev/loss", "best_mode": "max"}}
+    with checkpoint.make_manager(tmp_path, keep=4, keep_best=1) as manager:
+        for step, value in ((1, 0.5), (2, 0.7), (3, 0.6)):
+            info = ResumeInfo(step, 0, 8, "dataset")
+            metrics = {"dev/loss": value}
+            checkpoint.save(manager, small_state(step), info, config=train, metrics=metrics)
+    shapes = {"shared": {"w": jnp.zeros(3)}}
+
+    def step(which):
+        params, step = checkpoint.restore_params(tmp_path, shapes, which=which)
+        assert params["shared"]["w"][0] == step
+        return step
+
+    assert [step(which) for which in ("newest", "best", "1")] == [3, 2, 1]
+    with pytest.raises(UserError, match="no checkpoint '9'; there are 1, 2, 3, newest and"):
+        step("9")
+    with checkpoint.make_manager(tmp_path / "plain", keep=1) as manager:
+        save(manager, 5)
+    with pytest.raises(UserError, match=r"plain: the run kept no best checkpoint; .*keep_best"):
+        checkpoint.restore_params(tmp_path / "plain", shapes, which="best")
+
+
+def test_half_written_checkpoints_are_never_picked_up(tmp_path):
+    with checkpoint.make_manager(tmp_path, keep=3) as manager:
+        save(manager, 4)
+    whole = tmp_path / "4"
+    for name in ("8.orbax-checkpoint-tmp", "9.orbax-checkpoint-tmp-17"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "position").write_text("{")
+    assert checkpoint.restore_params(tmp_path, {"shared": {"w": jnp.zeros(3)}})[1] == 4
+    with checkpoint.make_manager(tmp_path, keep=3) as manager:
+        assert manager.latest_step() == 4
+        save(manager, 10)
+        assert steps_in(tmp_path) == [4, 10]
+        state, _ = checkpoint.restore(manager, small_state(0), 4)
+        assert state["params"]["shared"]["w"].tolist() == [4, 5, 6]
+        next((whole / "state").rglob("manifest.ocdbt")).write_bytes(b"")
+        with pytest.raises(UserError, match=rf"{whole} cannot be restored: .*delete that"):
+            checkpoint.restore(manager, small_state(0), 4)
+
+
+def test_a_checkpoint_of_another_tree_is_refused(tmp_path):
+    with checkpoint.make_manager(tmp_path, keep=3) as manager:
+        save(manager, 1)
+        other = {"step": jnp.int32(0), "params": {"shared": {"v": jnp.zeros(3)}}}
+        other["opt_state"] = {"mu": jnp.zeros(2)}
+        with pytest.raises(UserError) as caught:
+            checkpoint.restore(manager, other)
+    for part in ("opt_state/mu absent, expected (2,)", "params/shared/v absent, expected (3,)"):
+        assert part in str(caught.value)
+    assert "params/shared/w (3,), expected none" in str(caught.value)
