@@ -1,6 +1,6 @@
 """Tokenises the train split of a config; training does the same on first use.
 
-    python -m inf_jax.tokenise --config=configs/medquad_minilm.py
+    python -m inf_jax.tokenise --config=medquad_minilm
 
 `inf_jax.data.tokenise` says what is written.
 """
