@@ -1,8 +1,8 @@
-"""Is the embedding space healthy? A few figures of a batch, cheap enough for every step.
+"""Measures the geometry of a batch's embeddings: alignment, uniformity, effective rank, scores.
 
-Over all rows: alignment, effective rank, positive scores; what is quadratic in rows (uniformity,
-negative scores) is taken over a sample of them. No [b, b] matrix is formed and a sharded batch
-stays where it is: what crosses the mesh are sums, [e, e] products and the sampled rows.
+Cheap enough for every step. Alignment, effective rank and positive scores use all rows; uniformity
+and negative scores, quadratic in rows, use a sample. No [b, b] matrix is formed, and a sharded
+batch stays sharded: only sums, [e, e] products and the sampled rows cross the mesh.
 
   alignment       mean_i ||q_i - p_i||^2                        Wang & Isola 2020, arXiv 2005.10242
   uniformity      log mean_{i != j} exp(-2 ||x_i - x_j||^2)     same; of each tower
@@ -10,11 +10,11 @@ stays where it is: what crosses the mesh are sums, [e, e] products and the sampl
                   of a tower's embeddings                       2017, bioRxiv 214262
 
 With l_k the eigenvalues of C the participation ratio is (sum l)^2 / sum l^2: the exponential of the
-Renyi entropy of order 2 of l / sum l, where the effective rank of Roy & Vetterli 2007 takes
-Shannon's. Theirs needs the eigenvalues, O(e^3) a step on one device; this one needs the entries of
-C. It is between 1 and min(e, rows - 1), and grows with the number of rows: compare it between runs
-of the same batch size. The covariance and not the second moment: a mean direction common to all
-texts, which encoders have, would hide the rest; uniformity shows it.
+Renyi entropy of order 2 of l / sum l. The effective rank of Roy & Vetterli 2007 takes Shannon's
+entropy, which needs the eigenvalues, O(e^3) per step on one device; this one needs only the entries
+of C. It lies between 1 and min(e, rows - 1) and grows with the number of rows, so compare runs of
+the same batch size. It uses the covariance instead of the second moment because encoders have a
+mean direction common to all texts, which would hide the rest; uniformity shows that direction.
 """
 
 import jax
@@ -42,29 +42,29 @@ def health(
     bins: int = BINS,
     sample: int = SAMPLE,
 ) -> dict[str, jax.Array]:
-    """Figures of the global batch; pure, for use under jit, rows split over a mesh or not.
+    """Metrics of the global batch; pure, for use under jit, rows split over a mesh or not.
 
     Args:
       queries: [b, e] unit-norm embeddings of the instructed queries, any float dtype.
       passages: [b, e], their passages.
-      valid: bool[b], False for an empty slot, which may hold anything (NaN included).
+      valid: bool[b], False for an empty slot, which may hold any values (NaN included).
       ids: hashes of the pairs' texts, uint32[b, 2] each, for mask="identity".
-      mask: "identity" or "faithful", which negatives count: those of block P, see
+      mask: "identity" or "faithful", which candidates of block P are negatives, see
         `contrastive_loss`. Static.
       bins: of the histograms. Static.
-      sample: rows at the most for what is quadratic in them; empty slots among them are left out.
-        Static.
+      sample: most rows for the metrics that are quadratic in rows; empty slots among them do not
+        count. Static.
 
     Returns:
       float32 without gradient, finite for finite embeddings: "health/alignment",
       "health/uniformity_query", "health/uniformity_passage", "health/rank_query",
       "health/rank_passage", scalars, 0 where there are too few rows; and "health/positive_scores"
       (all rows), "health/negative_scores" (sampled rows against sampled rows), [bins]: shares of
-      the cosines in equal bins over [-1, 1], what is outside counted at the ends; they sum to 1, or
-      to 0 where there is nothing to count.
+      the cosines in equal bins over [-1, 1], values outside in the outer bins; they sum to 1, or to
+      0 where there are no scores.
 
     Raises:
-      UserError: shapes or options that do not fit, ids missing under "identity".
+      UserError: wrong shapes or options, or ids missing with mask="identity".
     """
     _check(queries, passages, valid, ids, mask, bins, sample)
 
@@ -102,8 +102,8 @@ def health(
 def sample_rows(rows: int, sample: int) -> np.ndarray:
     """int32[min(rows, sample)]: one row of each of as many equal strides, in order.
 
-    Where in its stride a row lies follows the golden ratio: always the first would meet the same
-    one of an example's three pairs wherever 3 divides the stride.
+    The place in the stride follows the golden ratio: the first of each stride would always be the
+    same one of an example's three pairs where 3 divides the stride.
     """
     places = np.arange(min(rows, sample))
     return np.floor((places + places * _GOLDEN % 1) * (rows / len(places))).astype(np.int32)
@@ -116,14 +116,14 @@ def _uniformity(vectors: jax.Array, valid: jax.Array) -> jax.Array:
     pairs = valid[:, None] & valid[None] & ~jnp.eye(len(valid), dtype=bool)
     exponents = jnp.where(pairs, -2 * jnp.maximum(distances, 0), -jnp.inf)
     count = jnp.sum(pairs, dtype=jnp.float32)
-    # the sum's logarithm is -inf without pairs
+    # without pairs the logarithm is -inf
     return jnp.where(count > 0, jax.nn.logsumexp(exponents) - jnp.log(jnp.maximum(count, 1)), 0)
 
 
 def _effective_rank(vectors: jax.Array, valid: jax.Array) -> jax.Array:
     """Participation ratio of the covariance of the valid rows of [b, e]; 0 without variance."""
     centre = jnp.sum(vectors, axis=0) / jnp.maximum(jnp.sum(valid, dtype=jnp.float32), 1)
-    # centred first: as E[xx'] - mean mean' a nearly collapsed space would be rounding errors
+    # centred first: E[xx'] - mean mean' of a nearly collapsed space would be rounding error
     centred = jnp.where(valid[:, None], vectors - centre[None], 0)
     scatter = dots("be,bf->ef", centred, centred)
     trace = jnp.trace(scatter)
@@ -135,7 +135,7 @@ def _shares(scores: jax.Array, counted: jax.Array, bins: int) -> jax.Array:
     """float32[bins]: the share of the counted scores in each of equal bins over [-1, 1]."""
     edges = np.linspace(-1, 1, bins + 1, dtype=np.float32)[1:-1]
     total = jnp.sum(counted, dtype=jnp.int32)
-    # scores at or above each inner edge: sums of flags, which a mesh adds up, no scatter
+    # counts of scores at or above each inner edge: sums over the mesh, no scatter
     axes = tuple(range(scores.ndim))
     above = (scores[..., None] >= edges.reshape((1,) * scores.ndim + (-1,))) & counted[..., None]
     above = jnp.sum(above, axis=axes, dtype=jnp.int32)

@@ -56,7 +56,7 @@ def start_params(
     theirs = load_model(source)
     if _kind(theirs) != _kind(model):
         raise UserError(
-            f"model.start_from={start_from}: a model of another shape than {model.directory}; "
+            f"model.start_from={start_from}: its model has another shape than {model.directory}; "
             f"name the run's own backbone, model.name={source.model.name!r}"
         )
     _check_same_tokens(theirs, model, start_from, source.model.name)
