@@ -105,7 +105,7 @@ def _instruction_negatives(loader: Loader) -> list[tuple[str, str]]:
         return [("block I", "the other instructions of a chunk, no tokens of their own")]
     share = plan.sampled_tokens / plan.tokens
     return [
-        ("block I, a query", f"{plan.sampled:.2f} drawn, {plan.poisons:.2f} poisons for free"),
+        ("block I, a query", f"{plan.sampled:.2f} sampled, {plan.poisons:.2f} poisoned at no cost"),
         ("block I, tokens a step", f"{plan.sampled_tokens:,.0f}, {share:.1%} of all"),
     ]
 

@@ -119,7 +119,7 @@ def test_instruction_negatives_give_one_loss_curve(tiny_config, tmp_path, object
     ):
         out_dir = tmp_path / name
         out = run(file, f"--config.out_dir={out_dir}", *extra, devices=devices)
-        assert re.search(r"block I, a query .* 2\.00 drawn, 0\.67 poisons for free", out)
+        assert re.search(r"block I, a query .* 2\.00 sampled, 0\.67 poisoned at no cost", out)
         assert re.search(r"block I, tokens a step .* \d+, \d\d\.\d% of all", out)
         assert re.search(r"negatives a query, block I .* 3 ", out)
         lines = read_metrics(out_dir / "metrics.jsonl")

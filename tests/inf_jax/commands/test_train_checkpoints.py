@@ -41,17 +41,19 @@ run(train.main, train.__doc__)
 """
 
 
-# The main, slow enough to be met in the middle.
-SLOW = """
+# The main, but the batch of step 10 has to wait for a file beside the config.
+GATED = """
+import os
 import time
 from inf_jax import train
 from inf_jax.config.command_line import run
 from inf_jax.data import loader
 host_batch = loader.Loader.host_batch
-def slow(self, step):
-    time.sleep(0.05)
+def gated(self, step):
+    while step >= 10 and not os.path.exists("go"):
+        time.sleep(0.01)
     return host_batch(self, step)
-loader.Loader.host_batch = slow
+loader.Loader.host_batch = gated
 run(train.main, train.__doc__)
 """
 
@@ -188,10 +190,11 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(tiny_config, t
 def test_sigterm_saves_and_ends(tiny_config, tmp_path):
     tiny_config.train.update({"steps": 300, "checkpoint_every": 300})
     file, log = write_config(tiny_config, tmp_path / "c.py"), Path(tiny_config.out_dir)
-    (process,) = start(file, program=("-c", SLOW))
+    (process,) = start(file, program=("-c", GATED))
     while process.poll() is None and len(read_metrics(log / "metrics.jsonl")) < 3:
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
+    (tmp_path / "go").touch()
     (out,), codes = finish([process])
     assert codes == [STOPPED], out
     (done,) = steps_in(log / "checkpoints")
