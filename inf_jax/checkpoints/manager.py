@@ -37,7 +37,7 @@ class Best(NamedTuple):
     metric: str
     mode: str
 
-    def badness(self, metrics: Mapping[str, float]) -> float:
+    def sort_key(self, metrics: Mapping[str, float]) -> float:
         """Sort key, smaller is better; infinity where the metric is missing or not finite."""
         value = metrics.get(self.metric, math.nan)
         if not math.isfinite(value):
@@ -63,14 +63,14 @@ def make_manager(
     kept = [policies.LatestN(keep)]
     if keep_best:
         policy = policies.BestN(
-            get_metric_fn=best.badness,
+            get_metric_fn=best.sort_key,
             reverse=True,
             n=keep_best,
             keep_checkpoints_without_metrics=False,
         )
         kept.append(policy)
     options = ocp.CheckpointManagerOptions(
-        best_fn=best.badness if keep_best else None,
+        best_fn=best.sort_key if keep_best else None,
         best_mode="min",
         preservation_policy=policies.AnyPreservationPolicy(kept),
         cleanup_tmp_directories=True,
@@ -240,16 +240,16 @@ def _choose(path: epath.Path, steps: list[int], which: str) -> int:
                 "newest and, where the run kept it, best"
             )
         return int(which)
-    badness = {}
+    sort_key = {}
     for step in sorted(steps):
         metrics = path / str(step) / "metrics" / "metrics"
         if metrics.exists():
             train = json.loads((path / str(step) / "config" / "metadata").read_text())["train"]
             best = Best(train["best_metric"], train["best_mode"])
-            badness[step] = best.badness(json.loads(metrics.read_text()))
-    if not badness:
+            sort_key[step] = best.sort_key(json.loads(metrics.read_text()))
+    if not sort_key:
         raise UserError(f"{path}: the run kept no best checkpoint; train with train.keep_best")
-    return min(badness, key=badness.__getitem__)
+    return min(sort_key, key=sort_key.__getitem__)
 
 
 def _path(directory: str | Path) -> epath.Path:
