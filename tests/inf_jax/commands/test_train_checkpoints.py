@@ -138,7 +138,7 @@ def test_what_is_wrong_is_said_before_any_long_work(tiny_config, tiny_model_dir,
     ids = fields["model"]["vocab"]
     ids["amber"], ids["birch"] = ids["birch"], ids["amber"]
     file.write_text(json.dumps(fields))
-    with pytest.raises(UserError, match=r"in this out_dir was another one \(model\.name was"):
+    with pytest.raises(UserError, match=r"in this out_dir had another config \(model\.name was"):
         other = tiny_config.copy_and_resolve_references()
         other.model.name = str(tmp_path / "other")
         train.main(other)
