@@ -7,7 +7,7 @@ from jax.sharding import PartitionSpec as P
 from inf_jax.checkpoints.integrity import checksums, fingerprint
 
 
-def test_checksums_know_places_and_bits():
+def test_checksums_depend_on_places_and_bits():
     a = {"w": jnp.arange(24.0).reshape(2, 3, 4), "n": jnp.int32(3), "b": jnp.array([True, False])}
     a["h"] = jnp.arange(4, dtype=jnp.bfloat16)
     first = checksums(a)

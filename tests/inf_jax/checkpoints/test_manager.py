@@ -40,7 +40,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     assert steps_in(tmp_path) == [7]
 
 
-def test_a_score_that_is_no_number_is_the_worst(tmp_path):
+def test_non_finite_scores_rank_last(tmp_path):
     for keep_best, scores, kept in (
         (1, (0.3, math.nan, 0.5, 0.6), [1, 4]),
         (2, (0.5, math.nan, 0.3, 0.6), [1, 3, 4]),
@@ -53,14 +53,14 @@ def test_a_score_that_is_no_number_is_the_worst(tmp_path):
         assert steps_in(folder) == kept
 
 
-def test_changed_bytes_are_found(tmp_path):
+def test_changed_bytes_are_detected(tmp_path):
     params = {"shared": {"w": jnp.arange(1e5), "v": jnp.ones(9)}}
     big = {"step": jnp.int32(3), "params": params}
     with checkpoint.make_manager(tmp_path, keep=1) as manager:
         checkpoint.save(manager, big, ResumeInfo(3, 0, 8, "dataset"), config={})
         checkpoint.wait(manager)
-        found, _ = checkpoint.restore(manager, big)
-        assert checksums(found) == checksums(big)
+        restored, _ = checkpoint.restore(manager, big)
+        assert checksums(restored) == checksums(big)
         file = max((tmp_path / "3" / "state").rglob("*"), key=lambda path: path.stat().st_size)
         content = bytearray(file.read_bytes())
         content[len(content) // 2 + 8] ^= 255

@@ -1,4 +1,4 @@
-"""The main itself, in processes of its own: killed, resumed, on one device and on eight."""
+"""The command train, in processes of its own: killed, resumed, on one device and on eight."""
 
 import json
 import re
@@ -11,7 +11,6 @@ import pytest
 
 from inf_jax import evaluate, train
 from inf_jax.checkpoints import manager as checkpoint
-from inf_jax.checkpoints.resume import ResumeInfo, check_same_data
 from inf_jax.config.defaults import run_config
 from inf_jax.core.errors import UserError
 from inf_jax.monitoring.metrics_log import read_metrics
@@ -19,7 +18,7 @@ from inf_jax.training.setup import make_training
 from inf_jax.training.step import TrainState
 from tests.inf_jax.processes import finish, start, write_config
 
-# The main, but for a kill -9 of itself in the middle: right after it logged step 11, step 12 being
+# The command train, but for a kill -9 of itself in the middle: right after it logged step 11, step 12 being
 # under way and a checkpoint on its way to disk.
 KILLED = """
 import os, signal
@@ -36,9 +35,9 @@ run(train.main, train.__doc__)
 """
 
 
-def run(file, *overrides, **how):
+def run(file, *overrides, **options):
     """The output of a run of one process that ends well."""
-    (out,), codes = finish(start(file, *overrides, **how))
+    (out,), codes = finish(start(file, *overrides, **options))
     assert codes == [0], out
     return out
 
@@ -221,14 +220,6 @@ def test_resuming_with_another_order_or_model_is_refused(tiny_config):
     tiny_config.model.towers = "separate"
     with pytest.raises(UserError, match=r"model\.towers was 'shared', is now 'separate'"):
         train.main(tiny_config)
-
-
-def test_resuming_with_other_chunks_is_refused_where_they_are_the_negatives():
-    """Block I of the query encoder "attention"; elsewhere the position has no chunks."""
-    was = ResumeInfo(12, 0, 8, "dataset", 16)
-    check_same_data(was, was._replace(step=0), "run")
-    with pytest.raises(UserError, match="groups: 16 in the checkpoint, 8 now"):
-        check_same_data(was, was._replace(step=0, groups=8), "run")
 
 
 def test_missing_dataset_names_the_command(tiny_config):

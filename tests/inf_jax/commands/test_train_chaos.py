@@ -165,8 +165,8 @@ def test_killed_at_random_the_run_is_the_same(
     file, cache = write_config(config, tmp_path / "c.py"), tmp_path_factory.getbasetemp() / "chaos"
     monkeypatch.setenv("START", "undisturbed")
     straight = tmp_path / "straight"
-    how = {"count": counts[0], "devices": DEVICES, "cache": cache, "program": ("-c", NOTED)}
-    outs, codes = finish(start(file, f"--config.out_dir={straight}", **how))
+    options = {"count": counts[0], "devices": DEVICES, "cache": cache, "program": ("-c", NOTED)}
+    outs, codes = finish(start(file, f"--config.out_dir={straight}", **options))
     assert codes == [0] * counts[0], "\n".join(outs)
 
     seed = int(os.environ.get("INF_JAX_CHAOS_SEED", "0"))
@@ -175,14 +175,14 @@ def test_killed_at_random_the_run_is_the_same(
     assert len(story) == KILLS + 1
     assert read_metrics(tmp_path / "killed" / "metrics.jsonl")[-1]["step"] == STEPS - 1
     training = make_training(run_config(config))
-    found, expected = (final(training, tmp_path / name) for name in ("killed", "straight"))
+    actual, expected = (final(training, tmp_path / name) for name in ("killed", "straight"))
     lines = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("killed", "straight")]
     assert [line["step"] for line in lines[0]] == list(range(STEPS))
     for name, array in expected.items():
         if len(counts) == 1:
-            np.testing.assert_array_equal(found[name], array, err_msg=name)
+            np.testing.assert_array_equal(actual[name], array, err_msg=name)
         else:
-            np.testing.assert_allclose(found[name], array, rtol=0, atol=1e-5, err_msg=name)
+            np.testing.assert_allclose(actual[name], array, rtol=0, atol=1e-5, err_msg=name)
     if len(counts) == 1:
         assert lines[0] == lines[1]
     check_fed(training.loader, tmp_path, story)

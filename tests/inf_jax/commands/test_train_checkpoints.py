@@ -23,7 +23,7 @@ from inf_jax.monitoring.metrics_log import read_metrics
 from inf_jax.training.setup import make_training
 from tests.inf_jax.processes import finish, start, write_config
 
-# The main, but once the first checkpoint is whole no file may grow beyond 16 KiB. The log does
+# The command train, but once the first checkpoint is whole no file may grow beyond 16 KiB. The log does
 # not need more and a checkpoint does: for that the disk is full.
 FULL = """
 import resource
@@ -41,7 +41,7 @@ run(train.main, train.__doc__)
 """
 
 
-# The main, but the batch of step 10 has to wait for a file beside the config.
+# The command train, but the batch of step 10 has to wait for a file beside the config.
 GATED = """
 import os
 import time
@@ -65,7 +65,7 @@ def steps_in(directory):
 def test_restored_on_another_mesh(tiny_config):
     """From eight copies of the state to two of four shards each, and to one device's worth."""
     train.main(tiny_config)
-    found = []
+    states = []
     for fsdp in (1, 4, 8):
         tiny_config.mesh.fsdp = fsdp
         shapes = make_training(run_config(tiny_config)).shapes.saved
@@ -73,9 +73,9 @@ def test_restored_on_another_mesh(tiny_config):
             state, _ = checkpoint.restore(manager, shapes)
         for array, shape in zip(jax.tree.leaves(state), jax.tree.leaves(shapes), strict=True):
             assert array.sharding == shape.sharding
-        found.append(jax.tree.map(np.asarray, state))
-    for other in found[1:]:
-        jax.tree.map(np.testing.assert_array_equal, found[0], other)
+        states.append(jax.tree.map(np.asarray, state))
+    for other in states[1:]:
+        jax.tree.map(np.testing.assert_array_equal, states[0], other)
 
 
 def test_best_metric(tiny_config):
@@ -113,7 +113,7 @@ def test_the_best_on_dev_is_kept(tiny_config):
     assert steps_in(Path(tiny_config.out_dir, "checkpoints")) == [2, 6]
 
 
-def test_resume_wishes(tiny_config, capsys):
+def test_resume_flags(tiny_config, capsys):
     with pytest.raises(UserError, match=r"run/checkpoints: no checkpoint to resume from"):
         train.main(tiny_config, resume=True)
     train.main(tiny_config, resume=False)
@@ -127,7 +127,7 @@ def test_resume_wishes(tiny_config, capsys):
     assert [line["step"] for line in lines] == list(range(6))
 
 
-def test_what_is_wrong_is_said_before_any_long_work(tiny_config, tiny_model_dir, tmp_path):
+def test_wrong_configs_are_refused_before_any_long_work(tiny_config, tiny_model_dir, tmp_path):
     """Another tokenizer than the records', a batch and a mesh that are none: nothing is written."""
     train.main(tiny_config)
     data = Path(tiny_config.data.dir, "tokenised", "inf_ir")

@@ -93,8 +93,8 @@ def test_adapters_train_resume_evaluate_and_export(lora_config, tiny_model_dir, 
 
     # merged into the weights, and alone
     evaluate.main(config)
-    found = json.loads((out_dir / "eval.json").read_text())
-    assert found["base"] != found["trained"]
+    scores = json.loads((out_dir / "eval.json").read_text())
+    assert scores["base"] != scores["trained"]
     config.export.adapter = True
     export.main(config)
     merged = hf.load_weights(out_dir / "export", read_config(model)).params
@@ -163,9 +163,9 @@ def test_from_a_full_run_to_adapters_of_one_tower(lora_config, tmp_path, no_torc
     assert same(after.frozen, start.frozen) and not same(after.params, start.params)
     source = state.whole["shared"]
     for tower in ("query", "passage"):
-        found = after.frozen[tower]
-        assert np.array_equal(found["word"], source["word"].astype(found["word"].dtype))
-        assert same(found["norm"], source["norm"])  # float32
+        frozen = after.frozen[tower]
+        assert np.array_equal(frozen["word"], source["word"].astype(frozen["word"].dtype))
+        assert same(frozen["norm"], source["norm"])  # float32
     export.main(config)
     out = Path(config.out_dir) / "export"
     shape = read_config(config.model.name)

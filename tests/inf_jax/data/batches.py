@@ -13,7 +13,7 @@ def make(dataset, *, seed=1, steps=40, mine=None, **changes):
 
 def texts_of(batch, n):
     """The (query, passage) token tuples of a shared-tower batch's valid pairs, in order."""
-    packed, found = batch.texts, []
+    packed, pairs = batch.texts, []
     s = packed.text_ids.shape[-1]
     for c in range(packed.tokens.shape[0]):
         texts = []
@@ -23,8 +23,8 @@ def texts_of(batch, n):
             texts.append(tuple(packed.tokens[c, row][mine].tolist()))
         for j in range(n):
             if batch.valid[c * n + j]:
-                found.append((texts[j], texts[n + j]))
-    return found
+                pairs.append((texts[j], texts[n + j]))
+    return pairs
 
 
 def grid_texts(packed):

@@ -44,8 +44,8 @@ def test_hashes_follow_their_pairs(dataset):
             key = tuple(texts[2 * k].tolist()), tuple(texts[2 * k + 1].tolist())
             by_texts[key] = record.hashes[k]
     ids = np.stack(batch.ids, 1)[batch.valid].astype(np.uint64)  # [b, 3, 2], low half first
-    found = ids[..., 0] | ids[..., 1] << np.uint64(32)
-    for pair, hashes in zip(texts_of(batch, loader.layout.pairs_per_chunk), found, strict=True):
+    whole = ids[..., 0] | ids[..., 1] << np.uint64(32)
+    for pair, hashes in zip(texts_of(batch, loader.layout.pairs_per_chunk), whole, strict=True):
         np.testing.assert_array_equal(by_texts[pair], hashes)
 
 
@@ -103,7 +103,7 @@ def test_attention_has_instruction_and_query_apart(dataset, examples, tiny_model
         instruction_negatives=0,
     )
     tokenizer = load_tokenizer(tiny_model_dir)
-    how = TextConfig(max_passage_tokens=16)
+    limits = TextConfig(max_passage_tokens=16)
     batch, n = loader.host_batch(2), loader.layout.pairs_per_chunk
     grids = [batch.texts] if towers == "shared" else batch.texts
     texts, ids = grid_texts(grids[0])
@@ -115,7 +115,7 @@ def test_attention_has_instruction_and_query_apart(dataset, examples, tiny_model
         chunk, j = divmod(row, n)
         pair = pairs(mine[ids[chunk, n + j] // 2 // 3])[ids[chunk, n + j] // 2 % 3]
         for column, part in ((j, pair.instruction), (n + j, pair.query)):
-            expected = tokenizer.passages([part], how)[0]
+            expected = tokenizer.passages([part], limits)[0]
             assert texts[ids[chunk, column]] == tuple(expected.tolist())
         assert hash_of(batch.ids.instruction[row]) == text_hash(pair.instruction)
         # every other row of the chunk gives an instruction, its own and empty slots do not count
@@ -133,7 +133,7 @@ def test_attention_has_instruction_and_query_apart(dataset, examples, tiny_model
     assert not batch.negatives.valid[~batch.valid].any()
 
 
-def test_what_cannot_be_put_together_is_refused(dataset, tmp_path):
+def test_texts_that_cannot_be_spliced_are_refused(dataset, tmp_path):
     copy = tmp_path / "copy"  # of a dataset whose tokenizer merges over the border
     shutil.copytree(dataset.directory, copy)
     manifest = json.loads((copy / "manifest.json").read_text())
@@ -150,7 +150,7 @@ def test_what_cannot_be_put_together_is_refused(dataset, tmp_path):
         make(dataset, query_encoder=Attention(), instruction_negatives=1)
 
 
-def test_absurd_arguments(dataset):
+def test_impossible_layouts(dataset):
     with pytest.raises(UserError, match=r"train\.batch_size=6 gives fewer pairs than there are"):
         make(dataset, chunks=32)
     with pytest.raises(UserError, match=r"raise data\.row_tokens"):

@@ -21,7 +21,7 @@ from tests.inf_jax.data.batches import grid_texts, hash_of, make
 def by_pair(batch, n, m):
     """{pair's number: (its n_ik as (hash, tokens), its poison's number, its own hash)}."""
     texts, ids = grid_texts(batch.texts)
-    of_row, found = ids[:, :n].ravel() // 2, {}
+    of_row, by_number = ids[:, :n].ravel() // 2, {}
     drawn = ids[:, 2 * n :].reshape(-1, m)
     for row in np.flatnonzero(batch.valid):
         hashes = hash_of(batch.negatives.ids[row])
@@ -33,11 +33,11 @@ def by_pair(batch, n, m):
         place = row // n * n + batch.negatives.poison[row]
         poison = of_row[place] if batch.negatives.valid[row, 0] else None
         own = int(hash_of(batch.ids.instruction[row]))
-        found[of_row[row]] = (sampled, poison, int(hashes[0]), own)
-    return found
+        by_number[of_row[row]] = (sampled, poison, int(hashes[0]), own)
+    return by_number
 
 
-def test_the_drawn_texts_are_the_query_under_other_instructions(dataset, examples, tiny_model_dir):
+def test_sampled_texts_are_the_query_under_other_instructions(dataset, examples, tiny_model_dir):
     loader, m = make(dataset, instruction_negatives=2), 2
     tokenizer = load_tokenizer(tiny_model_dir)
     text = TextConfig(max_query_tokens=16, max_passage_tokens=32)
@@ -45,9 +45,9 @@ def test_the_drawn_texts_are_the_query_under_other_instructions(dataset, example
         text_hash(e.instruction_positive): e.instruction_positive for e in examples.values()
     }
     for step in (0, 5, 21):
-        found = by_pair(loader.host_batch(step), loader.layout.pairs_per_chunk, m)
-        assert len(found) == 18
-        for pair, (sampled, poison, poison_hash, own) in found.items():
+        negatives_of = by_pair(loader.host_batch(step), loader.layout.pairs_per_chunk, m)
+        assert len(negatives_of) == 18
+        for pair, (sampled, poison, poison_hash, own) in negatives_of.items():
             example = examples[dataset.read([loader.example_indices(step)[pair // 3]])[0].id]
             query = pairs(example)[pair % 3].query
             hashes = [h for h, _ in sampled]
@@ -65,7 +65,9 @@ def test_the_drawn_texts_are_the_query_under_other_instructions(dataset, example
                 assert sibling.query == query
 
 
-def test_limits_cut_the_drawn_texts_as_the_tokenizer_does(tiny_config, examples, tiny_model_dir):
+def test_limits_truncate_the_sampled_texts_as_the_tokenizer_does(
+    tiny_config, examples, tiny_model_dir
+):
     tiny_config.data.max_query_tokens = 6
     log = run_config(tiny_config)
     tight = tokenised_split(log, load_model(log).tokenizer, "train")
@@ -89,7 +91,7 @@ def test_limits_cut_the_drawn_texts_as_the_tokenizer_does(tiny_config, examples,
 
 
 @pytest.mark.parametrize("towers", ["shared", "separate"])
-def test_draws_do_not_depend_on_chunks_or_hosts(dataset, towers):
+def test_samples_do_not_depend_on_chunks_or_hosts(dataset, towers):
     def look(chunks, hosts):
         loaders = [
             make(
@@ -127,12 +129,12 @@ def test_draws_do_not_depend_on_chunks_or_hosts(dataset, towers):
     texts, negatives = look(1, 1)
     assert len(texts) == 18 * 4
     for chunks, hosts in ((2, 1), (4, 2), (4, 4), (5, 1)):
-        found = look(chunks, hosts)
-        assert found[1] == negatives
-        assert found[0] == texts
+        again = look(chunks, hosts)
+        assert again[1] == negatives
+        assert again[0] == texts
 
 
-def test_draws_differ_between_steps_and_seeds_and_are_even(dataset):
+def test_samples_differ_between_steps_and_seeds_and_are_even(dataset):
     count = dataset.num_examples
     loaders = [
         make(dataset, batch_size=count, steps=1, instruction_negatives=1, seed=s) for s in (1, 2)
@@ -152,12 +154,12 @@ def test_too_few_instructions_fill_with_the_rows_own():
     drawn = negatives.draw(hashes, usable, sibling, count=3, seed=0, step=0)
     own_or_free = [{5}, {5}, {5}, {5, 9}, {5, 9}, None, {5, 7}, {5, 7}, {5}]
     for pair, ruled_out in enumerate(own_or_free):
-        found = [int(hashes[k]) for k in drawn[pair] if k >= 0]
+        sampled = [int(hashes[k]) for k in drawn[pair] if k >= 0]
         expected = {5, 7, 9} - ruled_out if ruled_out else set()
-        assert set(found) == expected and len(found) == len(expected)
+        assert set(sampled) == expected and len(sampled) == len(expected)
     sources, valid = negatives.of_rows(np.array([3, -1, 2, 5]), sibling, drawn)
-    found = hashes[sources]
-    assert found[0].tolist()[:2] == [5, 7] and found[0].tolist()[2:] == [9, 9]
+    values_of_rows = hashes[sources]
+    assert values_of_rows[0].tolist()[:2] == [5, 7] and values_of_rows[0].tolist()[2:] == [9, 9]
     assert valid.tolist() == [
         [True, True, False, False],
         [False] * 4,
@@ -170,8 +172,8 @@ def test_an_instruction_under_which_the_passage_is_right_is_no_negative():
     hashes = np.array([[1, 7, 4], [2, 7, 4], [3, 7, 5], [2, 8, 4]], np.uint64)
     pairs = np.array([0, 1, -1])
     sources = np.array([[0, 1, 2, 3], [1, 0, 2, 3], [-1] * 4])
-    found = negatives.instruction_ids(pairs, sources, hashes)
-    assert found.tolist() == [[1, 1, 3, 2], [2, 2, 3, 2], [0] * 4]
+    ids = negatives.instruction_ids(pairs, sources, hashes)
+    assert ids.tolist() == [[1, 1, 3, 2], [2, 2, 3, 2], [0] * 4]
 
 
 @settings(deadline=None)
@@ -180,14 +182,14 @@ def test_an_instruction_under_which_the_passage_is_right_is_no_negative():
     st.integers(1, 6),
     st.integers(0, 2**32 - 1),
 )
-def test_draws_are_different_texts_and_as_many_as_there_are(values, count, seed):
+def test_samples_are_distinct_and_as_many_as_possible(values, count, seed):
     hashes = np.array(values[: len(values) // 3 * 3], np.uint64)
     usable = hashes > 0
     sibling = negatives.siblings(usable)
     drawn = negatives.draw(hashes, usable, sibling, count=count, seed=seed, step=3)
     texts = set(hashes[usable].tolist())
     for pair in range(len(hashes)):
-        found = [int(hashes[k]) for k in drawn[pair] if k >= 0]
+        sampled = [int(hashes[k]) for k in drawn[pair] if k >= 0]
         left = texts - {int(hashes[pair]), int(hashes[sibling[pair]])}
-        assert len(set(found)) == len(found) == (min(count, len(left)) if usable[pair] else 0)
-        assert set(found) <= left
+        assert len(set(sampled)) == len(sampled) == (min(count, len(left)) if usable[pair] else 0)
+        assert set(sampled) <= left

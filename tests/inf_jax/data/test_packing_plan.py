@@ -33,15 +33,15 @@ def test_sampled_plan_falls_back_to_a_larger_shape(dataset, monkeypatch):
 
 
 @pytest.mark.parametrize("towers", ["shared", "separate"])
-@pytest.mark.parametrize("how", [{"instruction_negatives": 3}, {"query_encoder": Attention()}])
-def test_plan_counts_all_texts_and_suffices(dataset, towers, how):
-    loader = make(dataset, towers=towers, **how)
+@pytest.mark.parametrize("options", [{"instruction_negatives": 3}, {"query_encoder": Attention()}])
+def test_plan_counts_all_texts_and_suffices(dataset, towers, options):
+    loader = make(dataset, towers=towers, **options)
     batches = [loader.host_batch(step) for step in range(40)]
     grids = [[b.texts] if towers == "shared" else b.texts for b in batches]
     assert len({tuple(g.tokens.shape for g in grid) for grid in grids}) == 1
     tokens = [sum((g.segments > 0).sum() for g in grid) for grid in grids]
     assert np.mean(tokens) == pytest.approx(loader.plan.tokens)
-    if "query_encoder" in how:
+    if "query_encoder" in options:
         assert all(b.negatives is None for b in batches)
         assert loader.plan.sampled == loader.plan.sampled_tokens == 0
         return

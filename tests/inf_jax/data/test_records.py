@@ -53,7 +53,7 @@ def test_pairs():
         assert pairs(dataclasses.replace(EXAMPLE, **{absent: ""}))[2] is None
 
 
-def test_text_hash_is_pinned_and_blind_to_white_space():
+def test_text_hash_is_pinned_and_ignores_white_space():
     digest = hashlib.blake2b("résumé of it".encode(), digest_size=8).digest()
     assert text_hash("résumé of it") == int.from_bytes(digest, "little")
     assert text_hash("abc") == 0x5995D533D814BBD8  # stored in files: it may never change
@@ -76,7 +76,7 @@ def test_a_field_that_is_not_utf8():
 
 @pytest.mark.parametrize("decode", [decode_example, decode_tokenised])
 @pytest.mark.parametrize("data", [b"\xff" * 20, b"", b"plain text"])
-def test_bytes_that_are_no_record(decode, data):
+def test_invalid_bytes(decode, data):
     with pytest.raises(UserError):
         decode(data)
 
@@ -133,7 +133,7 @@ def test_tokenised_round_trip(lengths, hashes, cut, random):
         {"uncut": [5, 6]},
     ],
 )
-def test_a_tokenised_record_that_does_not_add_up(change):
+def test_inconsistent_tokenised_record(change):
     features = {
         "id": [b"x"],
         "tokens": [5, 6, 7],

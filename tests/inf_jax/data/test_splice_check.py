@@ -26,7 +26,7 @@ def byte_level() -> TextTokenizer:
     return TextTokenizer(PreTrainedTokenizerFast(tokenizer_object=backend))
 
 
-def test_what_can_be_put_together_is_found_out(run, source):
+def test_splicing_is_checked(run, source):
     directory = run()
     manifest = json.loads((directory / "manifest.json").read_text())
     pairs = np.count_nonzero(TokenisedDataset(directory).text_lengths[:, ::2])

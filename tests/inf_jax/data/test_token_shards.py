@@ -29,13 +29,13 @@ from tests.inf_jax.data.small_split import EXAMPLES, make_dataset
         ),
     ],
 )
-def test_a_source_that_is_not_there(run, source, damage, message):
+def test_missing_source_files_are_named(run, source, damage, message):
     damage(source)
     with pytest.raises(UserError, match=message):
         run()
 
 
-def test_a_split_that_is_not_there(run):
+def test_missing_split(run):
     with pytest.raises(UserError, match=r"no split 'test'; it has \['dev', 'train'\]"):
         run(split="test")
 

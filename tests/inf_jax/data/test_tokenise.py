@@ -86,7 +86,7 @@ def test_names_and_manifest(run):
     assert manifest["passages_at_limit"] == (dataset.text_lengths[:, 1::2] == 24).sum() > 0
 
 
-def test_done_means_reused(run, capsys):
+def test_finished_splits_are_reused(run, capsys):
     first = run()
     capsys.readouterr()
     before = {path: path.stat().st_mtime_ns for path in first.iterdir()}
@@ -95,7 +95,7 @@ def test_done_means_reused(run, capsys):
     assert {path: path.stat().st_mtime_ns for path in first.iterdir()} == before
 
 
-def test_the_hash_covers_all_that_matters(run, source, tmp_path):
+def test_the_hash_covers_all_inputs(run, source, tmp_path):
     changes = [
         {},
         {"split": "dev"},
@@ -125,7 +125,7 @@ def test_the_layout_does_not_depend_on_the_sources_shards(run, source):
     assert [encode_tokenised(r) for r in first] == [encode_tokenised(r) for r in second]
 
 
-def test_what_is_missing_or_cut_is_made_again(run, capsys):
+def test_missing_or_truncated_shards_are_written_again(run, capsys):
     directory = run()
     whole = contents(directory)
     (directory / "tokens-00001-of-00007.tfrecord").unlink()

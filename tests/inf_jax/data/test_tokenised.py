@@ -114,7 +114,7 @@ def test_text_lengths_other_than_the_index_says(run):
         TokenisedDataset(directory).read([10])
 
 
-def test_counts_that_do_not_agree(run):
+def test_counts_that_disagree(run):
     directory = run()
     whole = contents(directory)
     dataset = TokenisedDataset(directory)
@@ -126,7 +126,7 @@ def test_counts_that_do_not_agree(run):
     assert contents(directory) == whole
 
 
-def test_a_cut_shard_is_found_at_once(run):
+def test_a_truncated_shard_is_detected_on_opening(run):
     path = run() / "tokens-00006-of-00007.tfrecord"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(CorruptRecordError) as caught:
@@ -134,7 +134,7 @@ def test_a_cut_shard_is_found_at_once(run):
     assert (caught.value.path, caught.value.record) == (path, 1)
 
 
-def test_no_damage_of_an_index_goes_unseen(run):
+def test_every_damage_of_an_index_is_detected(run):
     directory = run()
     path = directory / "tokens-00006-of-00007.tfrecord.index.npz"
     whole = path.read_bytes()

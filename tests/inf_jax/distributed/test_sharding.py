@@ -8,7 +8,7 @@ from inf_jax.distributed.mesh import make_mesh
 from inf_jax.distributed.sharding import state_shardings
 
 
-def test_sharding_rules_refuse_strangers_and_odd_sizes():
+def test_unknown_names_and_indivisible_sizes_are_refused():
     with pytest.raises(UserError, match="no sharding rule for mystery"):
         state_shardings(make_mesh(), {"mystery": jnp.zeros((3, 3))})
     with pytest.raises(UserError, match="no multiple of fsdp"):

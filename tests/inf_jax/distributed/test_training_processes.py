@@ -19,7 +19,7 @@ from tests.inf_jax.processes import finish, start, write_config
 
 DEVICES = 4  # of a run, however many processes share them
 
-# The main, but process 1 finds a damaged record in its share of step 2.
+# The command train, but process 1 finds a damaged record in its share of step 2.
 DAMAGED = """
 import jax
 from inf_jax import train

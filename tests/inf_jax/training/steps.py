@@ -91,9 +91,9 @@ def make_step(*, mesh, groups=1, dropout=0.0, engine="auto", gather="auto", **op
     return tx, step
 
 
-def loss_and_grads(weights, batch, *, mesh, towers="shared", **how):
+def loss_and_grads(weights, batch, *, mesh, towers="shared", **options):
     """Loss and gradients through the step itself."""
-    tx, step = make_step(mesh=mesh, **how)
+    tx, step = make_step(mesh=mesh, **options)
     params = init_params(weights, towers)
     state = TrainState(jnp.int32(0), params, tx.init(params))
     shardings = state_shardings(mesh, jax.eval_shape(lambda: state))
@@ -106,7 +106,7 @@ def loss_and_grads(weights, batch, *, mesh, towers="shared", **how):
     return float(metrics["loss"]), grads
 
 
-def assert_same(found, expected, tolerance=1e-5):
-    assert found[0] == pytest.approx(expected[0], rel=1e-5)
-    for a, b in zip(jax.tree.leaves(found[1]), jax.tree.leaves(expected[1]), strict=True):
+def assert_same(actual, expected, tolerance=1e-5):
+    assert actual[0] == pytest.approx(expected[0], rel=1e-5)
+    for a, b in zip(jax.tree.leaves(actual[1]), jax.tree.leaves(expected[1]), strict=True):
         np.testing.assert_allclose(a, b, atol=tolerance, rtol=1e-4)

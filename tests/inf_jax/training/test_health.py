@@ -71,10 +71,10 @@ def oracle(names, arrays, *, mask, bins, sample):
 @pytest.mark.parametrize("bins, sample", [(20, 512), (7, 17)])
 def test_equals_the_definitions(mask, bins, sample):
     names, arrays = make(0)
-    found = health(**arrays, mask=mask, bins=bins, sample=sample)
+    metrics = health(**arrays, mask=mask, bins=bins, sample=sample)
     expected = oracle(names, arrays, mask=mask, bins=bins, sample=sample)
-    assert found.keys() == expected.keys()
-    for key, value in found.items():
+    assert metrics.keys() == expected.keys()
+    for key, value in metrics.items():
         assert value.dtype == jnp.float32
         np.testing.assert_allclose(value, expected[key], rtol=2e-5, atol=1e-6, err_msg=key)
 
@@ -85,39 +85,39 @@ def test_identity_masks_change_the_negatives():
     assert not np.allclose(masked, health(**arrays, mask="faithful")["health/negative_scores"])
 
 
-def test_equals_other_peoples_code():
+def test_equals_published_code():
     decomposition = pytest.importorskip("sklearn.decomposition")
     pairwise = pytest.importorskip("sklearn.metrics.pairwise")
     torch = pytest.importorskip("torch")
     _, arrays = make(2, b=64, empty=False)
     q, p = arrays["queries"], arrays["passages"]
-    found = health(**arrays)
+    metrics = health(**arrays)
     np.testing.assert_allclose(
-        found["health/alignment"], np.mean(pairwise.paired_distances(q, p) ** 2), rtol=1e-5
+        metrics["health/alignment"], np.mean(pairwise.paired_distances(q, p) ** 2), rtol=1e-5
     )
     for tower, x in (("query", q), ("passage", p)):
         variances = decomposition.PCA().fit(x).explained_variance_
         expected = variances.sum() ** 2 / (variances**2).sum()
-        np.testing.assert_allclose(found[f"health/rank_{tower}"], expected, rtol=1e-4)
+        np.testing.assert_allclose(metrics[f"health/rank_{tower}"], expected, rtol=1e-4)
         # the uniform_loss of Wang & Isola's repository, in one line
         expected = torch.pdist(torch.tensor(x), p=2).pow(2).mul(-2).exp().mean().log()
-        np.testing.assert_allclose(found[f"health/uniformity_{tower}"], expected, rtol=1e-5)
+        np.testing.assert_allclose(metrics[f"health/uniformity_{tower}"], expected, rtol=1e-5)
     cosines = pairwise.cosine_similarity(q, p).diagonal()
     expected = np.histogram(cosines, bins=20, range=(-1, 1))[0] / len(q)
-    np.testing.assert_allclose(found["health/positive_scores"], expected, atol=1e-6)
+    np.testing.assert_allclose(metrics["health/positive_scores"], expected, atol=1e-6)
 
 
-def test_what_the_figures_say():
+def test_metrics_of_known_geometries():
     """A collapsed space, a uniform one, and perfect alignment."""
     rng = np.random.default_rng(3)
     spread = rng.normal(size=(4096, 16))
     spread = (spread / np.linalg.norm(spread, axis=1, keepdims=True)).astype(np.float32)
     line = spread[:1] + 1e-4 * np.linspace(0, 1, 4096, dtype=np.float32)[:, None]
-    found = health(spread, line, valid=np.ones(4096, bool), mask="faithful")
-    assert 15.9 < found["health/rank_query"] <= 16  # b is much larger than e
-    assert found["health/rank_passage"] == pytest.approx(1, abs=1e-3)
-    assert found["health/uniformity_query"] < -3
-    assert found["health/uniformity_passage"] == pytest.approx(0, abs=1e-4)
+    metrics = health(spread, line, valid=np.ones(4096, bool), mask="faithful")
+    assert 15.9 < metrics["health/rank_query"] <= 16  # b is much larger than e
+    assert metrics["health/rank_passage"] == pytest.approx(1, abs=1e-3)
+    assert metrics["health/uniformity_query"] < -3
+    assert metrics["health/uniformity_passage"] == pytest.approx(0, abs=1e-4)
     same = health(spread, spread, valid=np.ones(4096, bool), mask="faithful")
     assert same["health/alignment"] == 0
     np.testing.assert_allclose(same["health/positive_scores"], [0] * 19 + [1])
@@ -128,9 +128,9 @@ def test_the_same_on_any_mesh(devices, fsdp):
     _, arrays = make(4)
     mesh = make_mesh(fsdp=fsdp, devices=jax.devices()[:devices])
     on_mesh = jax.device_put(arrays, batch_sharding(mesh))
-    found = jax.jit(functools.partial(health, sample=20))(**on_mesh)
+    metrics = jax.jit(functools.partial(health, sample=20))(**on_mesh)
     for key, value in health(**arrays, sample=20).items():
-        np.testing.assert_allclose(found[key], value, rtol=1e-5, atol=1e-7, err_msg=key)
+        np.testing.assert_allclose(metrics[key], value, rtol=1e-5, atol=1e-7, err_msg=key)
 
 
 @pytest.mark.parametrize("b, filled", [(1, 1), (1, 0), (8, 0), (8, 1), (8, 2)])
@@ -138,21 +138,21 @@ def test_finite_with_few_rows_or_none(b, filled):
     _, arrays = make(5, b=b, empty=False)
     arrays["valid"] = np.arange(b) < filled
     arrays["queries"][filled:] = arrays["passages"][filled:] = np.nan
-    found = health(**arrays)
-    for key, value in found.items():
+    metrics = health(**arrays)
+    for key, value in metrics.items():
         assert np.all(np.isfinite(value)), key
-    assert np.sum(found["health/positive_scores"]) == pytest.approx(min(filled, 1))
+    assert np.sum(metrics["health/positive_scores"]) == pytest.approx(min(filled, 1))
     if filled < 2:
-        assert not np.any(found["health/negative_scores"])
-        assert found["health/uniformity_query"] == found["health/rank_query"] == 0
+        assert not np.any(metrics["health/negative_scores"])
+        assert metrics["health/uniformity_query"] == metrics["health/rank_query"] == 0
 
 
 def test_bf16_embeddings_and_no_gradient():
     _, arrays = make(6, empty=False)
     half = {k: arrays[k].astype(jnp.bfloat16) for k in ("queries", "passages")}
-    found, expected = health(**arrays | half), health(**arrays)
-    assert found["health/alignment"].dtype == jnp.float32
-    np.testing.assert_allclose(found["health/alignment"], expected["health/alignment"], rtol=0.01)
+    metrics, expected = health(**arrays | half), health(**arrays)
+    assert metrics["health/alignment"].dtype == jnp.float32
+    np.testing.assert_allclose(metrics["health/alignment"], expected["health/alignment"], rtol=0.01)
 
     def total(queries):
         return sum(jnp.sum(x) for x in health(**arrays | {"queries": queries}).values())

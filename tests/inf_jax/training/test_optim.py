@@ -35,7 +35,7 @@ def test_nonfinite_gradients_change_nothing_and_are_counted(weights):
     assert np.abs(state.params["shared"]["word"] - weights["word"]).max() > 0
 
 
-def test_schedules_against_hand_values():
+def test_schedules_against_hand_computed_values():
     for name, middle in {"linear": 0.5, "cosine": 0.5, "constant": 1.0}.items():
         s = make_schedule(OptimConfig(lr=1.0, warmup_steps=10, schedule=name), steps=110)
         assert s(0) == 0
@@ -49,7 +49,7 @@ def test_schedules_against_hand_values():
         assert s(100) == pytest.approx(0.5)
 
 
-def test_decay_spares_biases_and_norms(weights):
+def test_weight_decay_excludes_biases_and_norms(weights):
     mask = flatten(decay_mask(weights))
     assert {name for name, decays in mask.items() if not decays} == {
         name for name in mask if name.endswith(("bias", "scale"))

@@ -28,7 +28,7 @@ def reference(weights):
 
 
 @pytest.mark.parametrize(
-    ("mesh", "groups", "engine", "how"),
+    ("mesh", "groups", "engine", "options"),
     [
         ((1, 1, 1), 2, "dense", {}),
         ((1, 1, 1), 8, "blockwise", {}),
@@ -46,14 +46,14 @@ def reference(weights):
     ],
 )
 def test_any_mesh_and_chunking_gives_the_same_gradients(
-    weights, reference, mesh, groups, engine, how
+    weights, reference, mesh, groups, engine, options
 ):
     # 22 pairs divide among none of these chunk numbers but 2: empty slots take part
     data, fsdp, tensor = mesh
     batch = make_batch(make_pairs(22), chunks=data * fsdp * groups)
     mesh = make_mesh(fsdp=fsdp, tensor=tensor, devices=jax.devices()[: data * fsdp * tensor])
-    found = loss_and_grads(weights, batch, mesh=mesh, groups=groups, engine=engine, **how)
-    assert_same(found, reference)
+    actual = loss_and_grads(weights, batch, mesh=mesh, groups=groups, engine=engine, **options)
+    assert_same(actual, reference)
 
 
 def test_separate_towers_start_equal_and_split_the_gradient(weights, reference):
@@ -72,18 +72,18 @@ def test_dropout_is_the_same_on_any_mesh_and_chunking(weights, reference):
     expected = loss_and_grads(weights, plain, mesh=one, dropout=0.1)
     assert expected[0] != pytest.approx(reference[0], rel=1e-3)  # dropout is on
     chunked = make_batch(make_pairs(22), chunks=8)
-    found = loss_and_grads(weights, chunked, mesh=make_mesh(fsdp=2), dropout=0.1)
-    assert_same(found, expected)
-    found = loss_and_grads(weights, chunked, mesh=one, groups=8, dropout=0.1)
-    assert_same(found, expected)
+    actual = loss_and_grads(weights, chunked, mesh=make_mesh(fsdp=2), dropout=0.1)
+    assert_same(actual, expected)
+    actual = loss_and_grads(weights, chunked, mesh=one, groups=8, dropout=0.1)
+    assert_same(actual, expected)
     four = make_mesh(fsdp=2, devices=jax.devices()[:4])
-    found = loss_and_grads(weights, chunked, mesh=four, groups=2, dropout=0.1, engine="ring")
-    assert_same(found, expected)
-    found = loss_and_grads(weights, chunked, mesh=make_mesh(tensor=2), groups=2, dropout=0.1)
-    assert_same(found, expected)
+    actual = loss_and_grads(weights, chunked, mesh=four, groups=2, dropout=0.1, engine="ring")
+    assert_same(actual, expected)
+    actual = loss_and_grads(weights, chunked, mesh=make_mesh(tensor=2), groups=2, dropout=0.1)
+    assert_same(actual, expected)
 
 
-def test_the_scale_is_learned_and_stops(weights):
+def test_a_learned_scale_stops_at_its_limit(weights):
     tx = optax.apply_if_finite(optax.sgd(1.0), 5)
     params = init_params(weights, "shared")
     batch = make_batch(make_pairs(8), chunks=1)
@@ -95,12 +95,12 @@ def test_the_scale_is_learned_and_stops(weights):
         learned = params | {"loss": init_coefficients(10.0, -5.0, sigmoid=True)}
         return jax.jit(step)(TrainState(jnp.int32(0), learned, tx.init(learned)), batch)
 
-    found = encode_pairs(EncodingPlan(encoder().encode), params, batch)
+    embeddings = encode_pairs(EncodingPlan(encoder().encode), params, batch)
 
     def loss(log_scale, bias):
         return contrastive_loss(
-            found.queries,
-            found.passages,
+            embeddings.queries,
+            embeddings.passages,
             objective=objective,
             scale=jnp.exp(log_scale),
             bias=bias,

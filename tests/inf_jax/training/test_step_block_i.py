@@ -54,9 +54,9 @@ def test_vectors_are_those_of_the_texts(parts, tiny_dataset_dir, towers, sampled
     model, weights, dataset = parts
     batch = batch_of(dataset, chunks=4, towers=towers, sampled=sampled)
     plan = EncodingPlan(model.encoder.encode, groups=2)
-    found = jax.jit(encode_pairs, static_argnums=0)(plan, init_params(weights, towers), batch)
+    embeddings = jax.jit(encode_pairs, static_argnums=0)(plan, init_params(weights, towers), batch)
     b = batch.valid.size
-    assert found.instruction_negatives.shape == (b, 1 + sampled, 32)
+    assert embeddings.instruction_negatives.shape == (b, 1 + sampled, 32)
 
     # every query of the data under every instruction, each in a row of its own
     texts = {}
@@ -80,15 +80,15 @@ def test_vectors_are_those_of_the_texts(parts, tiny_dataset_dir, towers, sampled
         [packing.pack_chunk(ids, np.zeros(len(ids)), rows=len(ids), row_tokens=16, texts_per_row=1)]
     )
     expected = model.encoder.encode(weights, packed)[0]
-    vectors = np.asarray(found.instruction_negatives)[tuple(np.transpose(places))]
+    vectors = np.asarray(embeddings.instruction_negatives)[tuple(np.transpose(places))]
     np.testing.assert_allclose(vectors, expected, atol=1e-5)
 
 
 def test_without_block_i_there_are_no_negatives(parts):
     model, weights, dataset = parts
     batch = batch_of(dataset, sampled=None)
-    found = encode_pairs(EncodingPlan(model.encoder.encode), {"shared": weights}, batch)
-    assert batch.negatives is found.instruction_negatives is None
+    embeddings = encode_pairs(EncodingPlan(model.encoder.encode), {"shared": weights}, batch)
+    assert batch.negatives is embeddings.instruction_negatives is None
 
 
 def loss_and_grads(
@@ -115,9 +115,9 @@ def loss_and_grads(
     return float(metrics["loss"]), grads, metrics
 
 
-def assert_same(found, expected):
-    assert found[0] == pytest.approx(expected[0], rel=1e-5)
-    for a, b in zip(jax.tree.leaves(found[1]), jax.tree.leaves(expected[1]), strict=True):
+def assert_same(actual, expected):
+    assert actual[0] == pytest.approx(expected[0], rel=1e-5)
+    for a, b in zip(jax.tree.leaves(actual[1]), jax.tree.leaves(expected[1]), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4)
 
 
@@ -127,20 +127,20 @@ def test_any_mesh_and_chunking_gives_the_same_gradients_with_dropout(parts, obje
     # 21 rows: 2 drawn each, and 14 have a poison
     assert float(expected[2]["negatives/I"]) == pytest.approx(2 + 14 / 21)
     assert float(expected[2]["loss/I"]) > 0
-    for how in (
+    for options in (
         {"devices": 8, "chunks": 16, "groups": 2, "fsdp": 2, "engine": "ring"},
         {"devices": 2, "chunks": 4, "groups": 2},
     ):
-        assert_same(loss_and_grads(parts, objective, **how), expected)
+        assert_same(loss_and_grads(parts, objective, **options), expected)
 
 
 def test_separate_towers_split_the_gradient(parts):
     shared = loss_and_grads(parts, "uni(I)", devices=1, chunks=1)
-    how = {"devices": 2, "chunks": 4, "groups": 2, "fsdp": 2}
-    found = loss_and_grads(parts, "uni(I)", towers="separate", **how)
-    total = jax.tree.map(np.add, found[1]["query"], found[1]["passage"])
-    assert_same((found[0], total), (shared[0], shared[1]["shared"]))
-    assert np.abs(found[1]["passage"]["word"]).max() > 0
+    options = {"devices": 2, "chunks": 4, "groups": 2, "fsdp": 2}
+    separate = loss_and_grads(parts, "uni(I)", towers="separate", **options)
+    total = jax.tree.map(np.add, separate[1]["query"], separate[1]["passage"])
+    assert_same((separate[0], total), (shared[0], shared[1]["shared"]))
+    assert np.abs(separate[1]["passage"]["word"]).max() > 0
 
 
 def test_block_i_takes_nothing_from_other_devices(parts):
@@ -150,8 +150,8 @@ def test_block_i_takes_nothing_from_other_devices(parts):
     batch = to_mesh(mesh)(batch_of(dataset, chunks=8))
 
     def loss(params, batch):
-        found = encode_pairs(EncodingPlan(model.encoder.encode, mesh=mesh), params, batch)
-        return sum(jnp.sum(jnp.sin(x)) for x in found)
+        embeddings = encode_pairs(EncodingPlan(model.encoder.encode, mesh=mesh), params, batch)
+        return sum(jnp.sum(jnp.sin(x)) for x in embeddings)
 
     program = jax.jit(jax.grad(loss)).lower({"shared": weights}, batch).compile().as_text()
     assert " all-reduce(" in program  # of the gradients

@@ -29,15 +29,15 @@ def collectives(hlo):
     inside = set(re.findall(r"body=%?([\w.\-]+)", hlo))
     while more := {c for n in inside for c in called.get(n, ())} - inside:
         inside |= more
-    found = []
+    operations = []
     for name, lines in computations.items():
         for line in lines:
             kind = re.search(r" = (.*) (all-reduce|reduce-scatter|all-gather|all-to-all)\(", line)
             if kind:
                 shapes = re.findall(r"\w+\[([\d,]*)\]", kind.group(1))
                 size = sum(math.prod(int(d) for d in s.split(",") if d) for s in shapes)
-                found.append((kind.group(2), size, name in inside))
-    return found
+                operations.append((kind.group(2), size, name in inside))
+    return operations
 
 
 @pytest.mark.parametrize("fsdp", [1, 4])
@@ -50,15 +50,17 @@ def test_gradcache_reduces_the_gradients_once_a_step(weights, fsdp):
     shardings = state_shardings(mesh, jax.eval_shape(lambda: state))
     batch = to_mesh(mesh)(make_batch(make_pairs(64), chunks=32))
     program = jax.jit(step, out_shardings=(shardings, None))
-    found = collectives(program.lower(jax.device_put(state, shardings), batch).compile().as_text())
-    assert not [c for c in found if c[2]]
-    reduced = sum(size for kind, size, _ in found if kind == "all-reduce")
+    operations = collectives(
+        program.lower(jax.device_put(state, shardings), batch).compile().as_text()
+    )
+    assert not [c for c in operations if c[2]]
+    reduced = sum(size for kind, size, _ in operations if kind == "all-reduce")
     whole = sum(x.size for x in jax.tree.leaves(params))
     whole -= params["shared"]["blocks"]["key_bias"].size  # has no gradient
     if fsdp == 1:
         assert whole <= reduced <= 1.05 * whole  # the gradients, and sums of the loss
     else:
-        scattered = sum(size for kind, size, _ in found if kind == "reduce-scatter")
+        scattered = sum(size for kind, size, _ in operations if kind == "reduce-scatter")
         assert scattered + reduced <= 1.2 * whole
 
 
@@ -71,19 +73,19 @@ def test_fsdp_gathers_a_layer_where_it_is_needed(weights, remat, scan_layers):
     batch = make_batch(make_pairs(16), chunks=8)
 
     def loss(params):
-        found = encode_pairs(EncodingPlan(model.encode, mesh=mesh), params, batch)
-        return jnp.sum(found.queries * found.passages)
+        embeddings = encode_pairs(EncodingPlan(model.encode, mesh=mesh), params, batch)
+        return jnp.sum(embeddings.queries * embeddings.passages)
 
     params = init_params(weights, "shared")
-    found = list(primitives(jax.make_jaxpr(jax.grad(loss))(params).jaxpr))
+    equations = list(primitives(jax.make_jaxpr(jax.grad(loss))(params).jaxpr))
     times = 1 if scan_layers else weights["blocks"]["up_kernel"].shape[0]
     kernels = {x.shape[1:] for name, x in weights["blocks"].items() if name.endswith("kernel")}
-    gathered = [e.outvars[0].aval for e in found if e.primitive.name == "all_gather"]
+    gathered = [e.outvars[0].aval for e in equations if e.primitive.name == "all_gather"]
     of_layers = [x for x in gathered if x.dtype == jnp.bfloat16]
     assert {x.shape for x in of_layers} == kernels
     assert len(of_layers) == 2 * 6 * times
     assert len(gathered) - len(of_layers) == 3  # the tables, which backward does not need
-    scattered = [e.invars[0].aval for e in found if e.primitive.name == "reduce_scatter"]
+    scattered = [e.invars[0].aval for e in equations if e.primitive.name == "reduce_scatter"]
     assert len(scattered) == 6 * times + 3
     assert {x.dtype for x in scattered} == {jnp.dtype("float32")}
 
@@ -108,11 +110,13 @@ def test_fsdp_moves_weights_and_no_activations(weights):
     shardings = state_shardings(mesh, jax.eval_shape(lambda: state))
     batch = to_mesh(mesh)(make_batch(make_pairs(256), chunks=8))
     program = jax.jit(step, out_shardings=(shardings, None))
-    found = collectives(program.lower(jax.device_put(state, shardings), batch).compile().as_text())
+    operations = collectives(
+        program.lower(jax.device_put(state, shardings), batch).compile().as_text()
+    )
     blocks = weights["blocks"]
     layer = sum(x.size // x.shape[0] for name, x in blocks.items() if name.endswith("kernel"))
     sizes = {kind: [0, 0] for kind in ("all-gather", "reduce-scatter", "all-reduce", "all-to-all")}
-    for kind, size, inside in found:
+    for kind, size, inside in operations:
         sizes[kind][inside] += size
     assert sizes["all-gather"][True] == 2 * layer  # by the loop forward, and by that backward
     assert sizes["reduce-scatter"][True] == layer // 4  # counted by its result
@@ -126,8 +130,8 @@ def test_gradcache_keeps_less_memory_than_all_at_once(weights):
 
     def temp(groups):
         def loss(params, batch):
-            found = encode_pairs(EncodingPlan(encoder().encode, groups=groups), params, batch)
-            return jnp.sum(found.queries * found.passages)
+            embeddings = encode_pairs(EncodingPlan(encoder().encode, groups=groups), params, batch)
+            return jnp.sum(embeddings.queries * embeddings.passages)
 
         compiled = jax.jit(jax.grad(loss)).lower({"shared": weights}, batch).compile()
         return compiled.memory_analysis().temp_size_in_bytes

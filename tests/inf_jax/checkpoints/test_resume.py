@@ -1,0 +1,14 @@
+"""The record that a checkpoint keeps of its data."""
+
+import pytest
+
+from inf_jax.checkpoints.resume import ResumeInfo, check_same_data
+from inf_jax.core.errors import UserError
+
+
+def test_resuming_with_other_chunks_is_refused_where_they_are_the_negatives():
+    """Block I of the query encoder "attention"; otherwise `groups` is 0."""
+    was = ResumeInfo(12, 0, 8, "dataset", 16)
+    check_same_data(was, was._replace(step=0), "run")
+    with pytest.raises(UserError, match="groups: 16 in the checkpoint, 8 now"):
+        check_same_data(was, was._replace(step=0, groups=8), "run")
