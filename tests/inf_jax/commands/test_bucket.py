@@ -30,7 +30,7 @@ def test_the_bucket_comes_before_all_work(gcs, tiny_config, main):
         main(tiny_config)
 
 
-# The command train, but for a kill -9 of itself right after it logged step 5, the checkpoint of step 4 being
+# The main, but for a kill -9 of itself right after it logged step 5, the checkpoint of step 4 being
 # on its way.
 KILLED = """
 import os, signal

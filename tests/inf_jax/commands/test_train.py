@@ -18,8 +18,8 @@ from inf_jax.training.setup import make_training
 from inf_jax.training.step import TrainState
 from tests.inf_jax.processes import finish, start, write_config
 
-# The command train, but for a kill -9 of itself in the middle: right after it logged step 11, step 12 being
-# under way and a checkpoint on its way to disk.
+# The command train, which kills itself (SIGKILL) right after it logged step 11, while step 12 runs
+# and a checkpoint is being written.
 KILLED = """
 import os, signal
 from inf_jax import train
@@ -52,7 +52,7 @@ def final_state(config):
 def test_killed_and_resumed_equals_undisturbed_bit_for_bit(tiny_config, tmp_path):
     tiny_config.train.steps = 20
     tiny_config.train.checkpoint_every = 3
-    tiny_config.model.dropout = 0.1  # its bits must come back as well
+    tiny_config.model.dropout = 0.1  # its bits must be the same as well
     tiny_config.optim.lr = 1e-3
     file = write_config(tiny_config, tmp_path / "c.py")
     run(file)
@@ -67,7 +67,7 @@ def test_killed_and_resumed_equals_undisturbed_bit_for_bit(tiny_config, tmp_path
     assert codes == [-signal.SIGKILL]
     assert len(read_metrics(log)) == 12
     with log.open("a") as f:
-        f.write('{"step": 12, "lo')  # what a kill in the middle of a write leaves
+        f.write('{"step": 12, "lo')  # a line that a kill truncated
     out = run(file, to_killed)
     assert "steps 0 to 20" not in out  # it did resume
     resumed, where = final_state(killed)

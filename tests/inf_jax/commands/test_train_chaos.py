@@ -1,6 +1,6 @@
-"""Runs that are killed at random and go on, one process or several, on another number of them.
+"""Runs that are killed at random and resumed with another number of processes.
 
-The long form, as the project is measured by: INF_JAX_POD_CHAOS=300,30 (steps, kills).
+The long form: INF_JAX_POD_CHAOS=300,30 (steps, kills).
 """
 
 import itertools
@@ -25,8 +25,8 @@ from tests.inf_jax.processes import finish, start, write_config
 STEPS, KILLS = map(int, os.environ.get("INF_JAX_POD_CHAOS", "48,3").split(","))
 DEVICES = 4
 
-# The main, which also notes what texts each process feeds to which step, and is slow enough to be
-# met in the middle of a step.
+# The command train, which also writes down the texts that each process feeds to each step; slow, so
+# that kills arrive in the middle of a step.
 NOTED = """
 import json, os, time
 import jax
@@ -61,13 +61,13 @@ def config(tiny_config):
 
 
 def checkpoints(out_dir):
-    """Steps of the checkpoints that are whole by their names."""
+    """Steps of the complete checkpoints."""
     return sorted(int(p.name) for p in (out_dir / "checkpoints").glob("*") if p.name.isdecimal())
 
 
 def disturb(processes, out_dir, rng, *, first, kills):
-    """Lets a run go on for a while, then kills one process of it or all, or asks it to end; so that
-    as many kills as are left find something to kill."""
+    """Lets a run continue for a while, then kills one process or all, or sends SIGTERM; early enough
+    that there is something left for the remaining kills."""
     patience, starting = time.monotonic() + 240, rng.random() < 0.15
     if starting:
         time.sleep(rng.uniform(0, 4))

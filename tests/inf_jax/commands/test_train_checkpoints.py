@@ -23,8 +23,8 @@ from inf_jax.monitoring.metrics_log import read_metrics
 from inf_jax.training.setup import make_training
 from tests.inf_jax.processes import finish, start, write_config
 
-# The command train, but once the first checkpoint is whole no file may grow beyond 16 KiB. The log does
-# not need more and a checkpoint does: for that the disk is full.
+# The command train, but after the first checkpoint no file may grow beyond 16 KiB: enough for the
+# log, too little for a checkpoint, as on a full disk.
 FULL = """
 import resource
 from inf_jax import train
@@ -41,7 +41,7 @@ run(train.main, train.__doc__)
 """
 
 
-# The command train, but the batch of step 10 has to wait for a file beside the config.
+# The command train, but the batch of step 10 waits until a file "go" exists.
 GATED = """
 import os
 import time
@@ -91,7 +91,7 @@ def test_best_metric(tiny_config):
 
 
 def test_the_best_on_dev_is_kept(tiny_config):
-    """Its loss falls, is the same in a resumed run, and is measured without dropout."""
+    """The dev loss falls, is the same in a resumed run, and is measured without dropout."""
     tiny_config.train.update({"steps": 6, "checkpoint_every": 2, "keep_checkpoints": 1})
     tiny_config.train.update({"dev_every": 2, "dev_batches": 2, "keep_best": 1})
     tiny_config.train.best_metric = "dev/loss"
@@ -128,7 +128,7 @@ def test_resume_flags(tiny_config, capsys):
 
 
 def test_wrong_configs_are_refused_before_any_long_work(tiny_config, tiny_model_dir, tmp_path):
-    """Another tokenizer than the records', a batch and a mesh that are none: nothing is written."""
+    """Another tokenizer, an impossible batch size or mesh: nothing is written."""
     train.main(tiny_config)
     data = Path(tiny_config.data.dir, "tokenised", "inf_ir")
     before, tiny_config.train.steps = set(data.iterdir()), 6
@@ -180,7 +180,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(tiny_config, t
         r"one is of step 4\. Free some space",
         said,
     ), out
-    assert "inf_jax/" not in out  # what TensorStore's own threads print may stand beside it
+    assert "inf_jax/" not in out  # TensorStore's own threads may print as well
     (out,), codes = finish(start(file, "--resume"))
     assert codes == [0], out
     assert "steps 4 to 20" in out

@@ -65,12 +65,10 @@ def test_sampled_texts_are_the_query_under_other_instructions(dataset, examples,
                 assert sibling.query == query
 
 
-def test_limits_truncate_the_sampled_texts_as_the_tokenizer_does(
-    tiny_config, examples, tiny_model_dir
-):
+def test_limits_truncate_sampled_texts_as_the_tokenizer_does(tiny_config, examples, tiny_model_dir):
     tiny_config.data.max_query_tokens = 6
-    log = run_config(tiny_config)
-    tight = tokenised_split(log, load_model(log).tokenizer, "train")
+    sections = run_config(tiny_config)
+    tight = tokenised_split(sections, load_model(sections).tokenizer, "train")
     loader = make(tight, instruction_negatives=2, towers="separate", row_tokens=32)
     tokenizer = load_tokenizer(tiny_model_dir)
     text = TextConfig(max_query_tokens=6, max_passage_tokens=32)
