@@ -66,8 +66,7 @@ def checkpoints(out_dir):
 
 
 def disturb(processes, out_dir, rng, *, first, kills):
-    """Lets a run continue for a while, then kills one process or all, or sends SIGTERM; early enough
-    that there is something left for the remaining kills."""
+    """Lets a run continue for a while, then kills one process or all of it, or sends SIGTERM."""
     patience, starting = time.monotonic() + 240, rng.random() < 0.15
     if starting:
         time.sleep(rng.uniform(0, 4))
