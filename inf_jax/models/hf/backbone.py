@@ -1,4 +1,4 @@
-"""From a config to the things that the mains work with: model, texts, data, directories."""
+"""The backbone that a run's config names: its directory, encoder, tokenizer and weights."""
 
 import dataclasses
 import os
@@ -25,13 +25,13 @@ from inf_jax.text.tokenizer import TextTokenizer, load_tokenizer
 
 
 class Backbone(NamedTuple):
-    """A backbone as the config names it.
+    """A pretrained model, with the options of a run.
 
     Attributes:
-      directory: its HF directory (config.json, tokenizer, weights).
-      encoder: the pure functions, with the run's dropout and options.
+      directory: its Hugging Face directory (config.json, tokenizer, weights).
+      encoder: its pure functions, with the run's dropout and options.
       tokenizer: its tokenizer.
-      seed: of a projection that is not in the directory.
+      seed: of a random projection, if the directory has none.
     """
 
     directory: Path
@@ -40,11 +40,10 @@ class Backbone(NamedTuple):
     seed: int = 0
 
     def load(self, shardings: Mapping | None = None) -> Weights:
-        """The backbone's own weights, float32, see `load_weights`; and its projection, or a
-        random one.
+        """The backbone's weights, float32, see `load_weights`, with its projection or a random one.
 
         Raises:
-          UserError: its projection is not the one that the config asks for.
+          UserError: its projection differs from the one in the config.
         """
         head = self._projection()
         loaded = load_weights(self.directory, self.encoder.config, shardings=shardings)
@@ -62,32 +61,31 @@ class Backbone(NamedTuple):
     def _projection(self) -> dict[str, np.ndarray] | None:
         options = self.encoder.options
         width, bias = options.projection, options.projection_bias
-        found = st_files.projection_of(self.directory, width=self.encoder.config.width)
-        if found is not None:
-            there = found["kernel"].shape[1], "bias" in found
-            if there != (width, bias):
+        projection = st_files.projection_of(self.directory, width=self.encoder.config.width)
+        if projection is not None:
+            own = projection["kernel"].shape[1], "bias" in projection
+            if own != (width, bias):
                 raise UserError(
-                    f"{self.directory} ends in a Dense module: set model.projection={there[0]} and "
-                    f"model.projection_bias={there[1]} to go on with it, or train from a copy "
-                    "without modules.json"
+                    f"{self.directory} ends in a Dense module: set model.projection={own[0]} and "
+                    f"model.projection_bias={own[1]} to keep training it, or use a copy without "
+                    "modules.json"
                 )
         elif width:
             key = jax.random.key(self.seed)
-            drawn = init_projection(key, self.encoder.config.width, width, bias=bias)
-            found = jax.tree.map(np.asarray, drawn)
-        return found
+            random = init_projection(key, self.encoder.config.width, width, bias=bias)
+            projection = jax.tree.map(np.asarray, random)
+        return projection
 
 
 def load_model(config: RunConfig) -> Backbone:
-    """The `model` section: directory, shape, options, tokenizer; weights are read by
-    `Backbone.load`."""
+    """The backbone of the `model` section; `Backbone.load` reads its weights."""
     directory = resolve_model(config.model.name)
     encoder = configured_encoder(config, read_config(directory), source=directory)
     return Backbone(directory, encoder, run_tokenizer(config), config.seed)
 
 
 def run_tokenizer(config: RunConfig) -> TextTokenizer:
-    """The tokenizer of the `model` section, which appends an EOS where that asks for it."""
+    """The tokenizer of the `model` section; it appends an EOS if `model.append_eos` says so."""
     choice = eos.choice_for(config.model.append_eos, config.model.pooling)
     directory = resolve_model(config.model.name)
     rows = read_config(directory).vocab_size
@@ -101,11 +99,16 @@ def configured_encoder(
     source: str | os.PathLike,
     device: jax.Device | None = None,
 ) -> Encoder:
-    """An encoder of this shape with the dropout and the options of the `model` section.
+    """An encoder with the dropout and the options of the `model` section.
+
+    Args:
+      shape: the hyperparameters.
+      source: where they are from, for messages.
+      device: see `EncoderOptions`.
 
     Raises:
-      UserError: texts may be longer than the shape has positions (names `source`), the mask is
-        not for such a model, or model.lora_targets are no linear layers.
+      UserError: data.max_*_tokens exceed the model's positions, the model does not support
+        model.mask, or model.lora_targets selects something other than linear layers.
     """
     section = config.model
     shape = shape.with_mask(section.mask)
@@ -116,8 +119,14 @@ def configured_encoder(
             f"config: texts of {longest} tokens, but {source} has {shape.max_positions} "
             "positions; lower data.max_query_tokens or data.max_passage_tokens"
         )
-    parameters = jax.eval_shape(make_encoder(shape).init, jax.random.key(0))
-    paths = leaf_paths(parameters) if section.lora_rank else []
+    lora = None
+    if section.lora_rank:
+        lora = make_lora(
+            leaf_paths(jax.eval_shape(make_encoder(shape).init, jax.random.key(0))),
+            rank=section.lora_rank,
+            alpha=section.lora_alpha,
+            targets=section.lora_targets,
+        )
     options = EncoderOptions(
         pooling=section.pooling,
         projection=section.projection,
@@ -126,9 +135,7 @@ def configured_encoder(
         dtype=section.dtype,
         scan_layers=section.scan_layers,
         remat=section.remat,
-        lora=make_lora(
-            paths, rank=section.lora_rank, alpha=section.lora_alpha, targets=section.lora_targets
-        ),
+        lora=lora,
         attention=section.attention,
         device=device,
     )

@@ -1,7 +1,6 @@
-"""Whether our token states of a local model are those of transformers (PyTorch)."""
+"""Compares our token states of a local model with those of transformers (PyTorch)."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,31 +11,32 @@ from inf_jax.core.console import table
 from inf_jax.core.errors import UserError
 from inf_jax.core.packing import pack_chunk, rows_needed
 from inf_jax.core.trees import flatten
+from inf_jax.io.json_files import read_json
 from inf_jax.models.config import EncoderConfig
 from inf_jax.models.encoder import make_encoder
 from inf_jax.models.hf.config import config_from_hf, read_config
 from inf_jax.models.hf.weight_tables import rules_of, table_of
 from inf_jax.models.hf.weights import load_weights
 
-TOLERANCE = 1e-4  # of the largest state: float32 rounding of deep models is within
+TOLERANCE = 1e-4  # of the largest state: above the float32 rounding of deep models
 MIN_COSINE = 0.9999
 _TEXTS = 6
 _TEXTS_PER_ROW = 8
-_WINDOW = 64  # tokens; larger sliding windows are taken as this on both sides
+_WINDOW = 64  # tokens; larger sliding windows are replaced by this in both libraries
 
 
 class Check(NamedTuple):
-    """One model's result.
+    """The result for one model.
 
     Attributes:
-      name: its directory's.
+      name: of its directory.
       family: its model_type.
-      tensors, parameters: how many.
-      difference: the largest between two entries of token states.
-      largest: the largest entry.
-      cosine: the least of two token states.
-      tokens: of the longest text.
-      windows: the largest sliding window, and the config's own where that is larger.
+      tensors, parameters: their numbers.
+      difference: largest absolute difference of two entries of token states.
+      largest: largest absolute entry.
+      cosine: smallest cosine of two token states.
+      tokens: length of the longest text.
+      windows: the largest sliding window, and the config's own if that is larger.
     """
 
     name: str
@@ -51,12 +51,12 @@ class Check(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """Whether the states agree; a NaN does not."""
+        """Whether the states agree; False for a NaN."""
         return self.difference <= TOLERANCE * self.largest and self.cosine >= MIN_COSINE
 
 
 def check_all(directory: Path, name: str) -> list[Check]:
-    """`check` of a model, or of both towers of an export that has two."""
+    """`check` of a model, or of both towers of an export with separate towers."""
     towers = [tower for tower in ("query", "passage") if (directory / tower).is_dir()]
     if towers and not (directory / "config.json").exists():
         return [check(directory / tower)._replace(name=f"{name}/{tower}") for tower in towers]
@@ -64,39 +64,39 @@ def check_all(directory: Path, name: str) -> list[Check]:
 
 
 def check(directory: Path, *, seed: int = 0) -> Check:
-    """Compares random texts of several lengths, ours packed into rows, transformers' padded right.
+    """Compares random texts of several lengths, packed here and padded right in transformers.
 
-    Texts are as long as twice a window, so that it shows; a window of thousands of tokens, whose
-    scores would fill the memory, is made small for that on both sides, by the config's own field.
+    Texts are twice as long as the window, so that it matters. A window of thousands of tokens,
+    whose scores would fill the memory, is made small in both libraries through the config's field.
 
     Raises:
-      UserError: PyTorch or transformers is missing, a file is, or transformers refuses the model.
+      UserError: PyTorch or transformers is not installed, a file is missing, or transformers
+        rejects the model.
     """
     shape, path = read_config(directory), directory / "config.json"
-    fields = json.loads(path.read_text())
-    own = max(filter(None, shape.windows), default=0)
-    windows = str(own or "none")
-    if own > _WINDOW:
-        both = {"local_attention": 2 * _WINDOW}  # ModernBERT's: both sides together
-        fields |= both if shape.family == "modernbert" else {"sliding_window": _WINDOW}
+    fields = read_json(path)
+    window = max(filter(None, shape.windows), default=0)
+    windows = str(window or "none")
+    if window > _WINDOW:
+        both_sides = {"local_attention": 2 * _WINDOW}  # ModernBERT's field counts both sides
+        fields |= both_sides if shape.family == "modernbert" else {"sliding_window": _WINDOW}
         shape = config_from_hf(fields, str(path))
-        windows = f"{max(filter(None, shape.windows))}, on both sides in place of {own}"
+        windows = f"{max(filter(None, shape.windows))}, on both sides in place of {window}"
     shape = dataclasses.replace(shape, dropout=0.0, attention_dropout=0.0)
     params = load_weights(directory, shape).params
     texts = _random_texts(shape, seed)
-    theirs = torch_states(directory, shape, texts, fields=fields)
-    ours = packed_states(params, shape, texts)
-    a, b = np.concatenate(ours), np.concatenate(theirs)
-    cosine = (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
+    theirs = np.concatenate(torch_states(directory, shape, texts, fields=fields))
+    ours = np.concatenate(packed_states(params, shape, texts))
+    norms = np.linalg.norm(ours, axis=-1) * np.linalg.norm(theirs, axis=-1)
     flat = flatten(params)
     return Check(
         name=directory.name,
         family=shape.family,
         tensors=sum(len(rule.names(shape.layers)) for rule in rules_of(shape, list(flat))),
         parameters=sum(x.size for x in flat.values()),
-        difference=float(np.abs(a - b).max()),
-        largest=float(np.abs(b).max()),
-        cosine=float(cosine.min()),
+        difference=float(np.abs(ours - theirs).max()),
+        largest=float(np.abs(theirs).max()),
+        cosine=float(((ours * theirs).sum(-1) / norms).min()),
         tokens=max(map(len, texts)),
         windows=windows,
     )
@@ -113,33 +113,41 @@ def packed_states(params: dict, shape: EncoderConfig, texts: list[np.ndarray]) -
         row_tokens=tokens,
         texts_per_row=_TEXTS_PER_ROW,
     )
-    encoder = make_encoder(shape)
-    states = jax.jit(encoder.hidden)(params, chunk.tokens, chunk.segments, chunk.positions)
-    found = []
+    hidden = jax.jit(make_encoder(shape).hidden)
+    rows = np.asarray(hidden(params, chunk.tokens, chunk.segments, chunk.positions))
+    states = []
     for slot in chunk.slots:
         row, place = divmod(int(slot), _TEXTS_PER_ROW)
-        found.append(np.asarray(states[row])[chunk.segments[row] == place + 1])
-    return found
+        states.append(rows[row][chunk.segments[row] == place + 1])
+    return states
 
 
 def torch_states(
     directory: Path, shape: EncoderConfig, texts: list[np.ndarray], *, fields: dict | None = None
 ) -> list[np.ndarray]:
-    """The token states of transformers' model without a head, in float32; `fields` are those of
-    another config.json."""
+    """The token states of transformers' model without a head, float32[tokens, d] each.
+
+    Args:
+      fields: of a config to use instead of the directory's config.json.
+    """
     try:
         import torch
         import transformers
     except ImportError as error:
         raise UserError(f"{error}: --check needs the extra [torch]") from None
-    kind = getattr(transformers, table_of(shape).architecture)
-    how = {"dtype": torch.float32, "attn_implementation": "eager", "local_files_only": True}
+    model_class = getattr(transformers, table_of(shape).architecture)
     try:
-        config = kind.config_class.from_dict(fields) if fields else None
-        model = kind.from_pretrained(directory, config=config, **how).eval()
-    except Exception as error:  # of every kind, by its checks of a config
-        text = " ".join(str(error).split())
-        raise UserError(f"{directory}: transformers does not open it: {text}") from None
+        config = model_class.config_class.from_dict(fields) if fields else None
+        model = model_class.from_pretrained(
+            directory,
+            config=config,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            local_files_only=True,
+        ).eval()
+    except Exception as error:  # its validation raises many kinds of errors
+        message = " ".join(str(error).split())
+        raise UserError(f"{directory}: transformers cannot load it: {message}") from None
     mask = np.arange(max(map(len, texts))) < np.array([[len(text)] for text in texts])
     ids = np.full(mask.shape, model.config.pad_token_id or 0, np.int64)
     ids[mask] = np.concatenate(texts)
@@ -151,7 +159,7 @@ def torch_states(
 
 
 def show(results: list[Check]) -> None:
-    """The results as a table, and what was compared."""
+    """Prints the results as a table, and what was compared."""
     rows = [
         (
             r.name,
@@ -171,10 +179,10 @@ def show(results: list[Check]) -> None:
 
 
 def _random_texts(shape: EncoderConfig, seed: int) -> list[np.ndarray]:
-    """Texts of 1 token to twice the smallest window, if there is one, else to 64."""
+    """Texts of 1 to 64 tokens, or to twice the smallest window if there is one."""
     windows = [w for w in shape.windows if w]
     longest = min(2 * min(windows) if windows else 64, shape.max_positions)
     rng = np.random.default_rng(seed)
     lengths = [1, longest, *rng.integers(1, longest + 1, _TEXTS - 2)]
-    # no id under 4: of the first ones some pad, and what pads has no position in RoBERTa
+    # No id under 4: one of the first is the padding token, which has no position in RoBERTa.
     return [rng.integers(4, shape.vocab_size, n).astype(np.int32) for n in lengths]

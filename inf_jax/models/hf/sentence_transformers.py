@@ -1,4 +1,4 @@
-"""The files by which sentence-transformers knows a model, both ways: modules.json and the rest."""
+"""Reads and writes the files of a sentence-transformers model: modules.json and the rest."""
 
 import string
 from collections.abc import Mapping, Sequence
@@ -11,15 +11,14 @@ from inf_jax.core.errors import UserError
 from inf_jax.io.json_files import read_json, write_json
 from inf_jax.io.safetensors import DTYPES, Planned, stored_tensors, write_tensors
 
-# Our poolings -> (sentence-transformers' name, its switch in the form that all versions since 2
-# read).
+# Our poolings -> sentence-transformers' (name since version 6, switch that versions since 2 read).
 POOLINGS = {
     "mean": ("mean", "pooling_mode_mean_tokens"),
     "cls": ("cls", "pooling_mode_cls_token"),
     "last": ("lasttoken", "pooling_mode_lasttoken"),
     "weighted_mean": ("weightedmean", "pooling_mode_weightedmean_tokens"),
 }
-_DENSE = {  # what its config.json may say; what it leaves out is sentence-transformers' default
+_DENSE = {  # field of a Dense module's config.json -> covered values (None for any)
     "in_features": None,
     "out_features": None,
     "bias": (True, False),
@@ -31,15 +30,15 @@ _DENSE = {  # what its config.json may say; what it leaves out is sentence-trans
 
 
 class StModel(NamedTuple):
-    """What the files say.
+    """A sentence-transformers model: Transformer, Pooling, any Dense, optionally Normalize.
 
     Attributes:
-      pooling: mean, cls, last or weighted_mean.
-      normalise: whether a Normalize module is there.
-      max_length: tokens at which a text is cut; None where nothing says it.
-      query_prompt, passage_prompt: text before each query and passage.
+      pooling: name in POOLINGS.
+      normalise: whether there is a Normalize module.
+      max_length: tokens at which a text is cut; None if not given.
+      query_prompt, passage_prompt: prefixes of queries and passages.
       path: folder of the weights inside the directory.
-      dense: folders of the linear layers after pooling, first to last.
+      dense: folders of the linear layers after pooling, in order.
     """
 
     pooling: str
@@ -52,7 +51,7 @@ class StModel(NamedTuple):
 
 
 def prompt_of(template: str) -> str:
-    """The words of a text template before its first field: a prompt is a prefix and no more."""
+    """The part of a text template before its first field; a prompt can only be a prefix."""
     return next(iter(string.Formatter().parse(template)))[0]
 
 
@@ -63,12 +62,12 @@ def write(
     width: int,
     projection: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-    """Writes the files.
+    """Writes the files of a model, without the Transformer's own.
 
     Args:
-      width: the encoder's, d.
-      projection: {"kernel": float32[d, e], "bias": float32[e] or absent}, the linear layer after
-        pooling, for a Dense module; None is none.
+      width: d, of the token states.
+      projection: {"kernel": float32[d, e], optionally "bias": float32[e]}, for a Dense module;
+        None for none.
     """
     kinds = ["Transformer", "Pooling"]
     kinds += ["Dense"] * (projection is not None) + ["Normalize"] * model.normalise
@@ -102,10 +101,10 @@ def write(
 
 
 def read(directory: Path) -> StModel | None:
-    """What the files say; None without a modules.json.
+    """Reads the files of a model; None if there is no modules.json.
 
     Raises:
-      UserError: a module or a pooling that our encoder does not cover; a damaged file.
+      UserError: a module or pooling that is not covered; a damaged file.
     """
     path = directory / "modules.json"
     modules = _modules(path)
@@ -116,20 +115,20 @@ def read(directory: Path) -> StModel | None:
     normalise = kinds[-1] == "Normalize"
     if kinds != ["Transformer", "Pooling", *["Dense"] * len(dense), *["Normalize"] * normalise]:
         raise UserError(
-            f"{path}: {', '.join(kinds)} is not covered, only Transformer, Pooling, any Dense, and "
-            "Normalize, in this order"
+            f"{path}: modules {', '.join(kinds)} are not covered, only Transformer, Pooling, any "
+            "Dense, and Normalize, in this order"
         )
     folder = directory / modules[0]["path"]
     settings = read_json(folder / "sentence_bert_config.json", default={}, kind=dict)
     if settings.get("do_lower_case"):
         raise UserError(
-            f"{folder}/sentence_bert_config.json: do_lower_case=true is not covered; lower the "
-            "texts and set it to false in a copy"
+            f"{folder}/sentence_bert_config.json: do_lower_case=true is not covered; "
+            "lower-case the texts and set it to false in a copy"
         )
     path = directory / "config_sentence_transformers.json"
     prompts = read_json(path, default={}, kind=dict).get("prompts") or {}
     if not isinstance(prompts, dict) or not all(isinstance(x, str) for x in prompts.values()):
-        raise UserError(f"{path}: prompts={prompts!r} are not texts by their names; mend the file")
+        raise UserError(f"{path}: prompts={prompts!r} is not an object of strings; fix the file")
     return StModel(
         pooling=_read_pooling(directory / modules[1]["path"] / "config.json"),
         normalise=normalise,
@@ -142,7 +141,7 @@ def read(directory: Path) -> StModel | None:
 
 
 def projection_of(directory: Path, *, width: int) -> dict[str, np.ndarray] | None:
-    """`read_projection` of the Dense modules that modules.json names, whatever the others are."""
+    """`read_projection` of the Dense modules in modules.json; other modules are ignored."""
     dense = _dense_folders(_modules(directory / "modules.json"))
     return read_projection(directory, dense, width=width)
 
@@ -150,36 +149,37 @@ def projection_of(directory: Path, *, width: int) -> dict[str, np.ndarray] | Non
 def read_projection(
     directory: Path, dense: Sequence[str], *, width: int
 ) -> dict[str, np.ndarray] | None:
-    """The linear layers in these folders as one; None without any.
+    """The product of the linear layers in these folders as one layer; None for no folder.
 
     Args:
-      width: d, of what the first one gets.
+      dense: the folders, in order; nothing lies between the layers.
+      width: d, the input width of the first.
 
     Returns:
-      {"kernel": float32[d, e], "bias": float32[e], absent where no layer has one}. Of several
-      layers it is their product: nothing lies between them.
+      {"kernel": float32[d, e], "bias": float32[e]}; no "bias" if no layer has one.
+
     Raises:
-      UserError: a layer with an activation or a residual, or a damaged one.
+      UserError: a layer has an activation or a residual connection, or is damaged.
     """
     kernel = bias = None
     for folder in dense:
-        matrix, mine = _read_dense(directory / folder)
+        matrix, own_bias = _read_dense(directory / folder)
         if matrix.shape[0] != width:
             raise UserError(
                 f"{directory / folder}: in_features={matrix.shape[0]}, its input has {width}"
             )
         width = matrix.shape[1]
-        # float64: the product of two is rounded once
-        bias = mine if bias is None else bias @ matrix + (0 if mine is None else mine)
+        # float64, so that the product is rounded once
+        bias = own_bias if bias is None else bias @ matrix + (0 if own_bias is None else own_bias)
         kernel = matrix if kernel is None else kernel @ matrix
     if kernel is None:
         return None
-    found = {"kernel": kernel.astype(np.float32)}
-    return found if bias is None else found | {"bias": bias.astype(np.float32)}
+    layer = {"kernel": kernel.astype(np.float32)}
+    return layer if bias is None else layer | {"bias": bias.astype(np.float32)}
 
 
 def _modules(path: Path) -> list[dict[str, Any]]:
-    """What a modules.json lists, each with a type and a path; [] where there is none."""
+    """The modules that modules.json lists, each with a type and a path; [] without the file."""
     modules = read_json(path, default=None)
     if modules is None:
         return []
@@ -189,7 +189,7 @@ def _modules(path: Path) -> list[dict[str, Any]]:
         and isinstance(module.get("path", ""), str)
         for module in modules
     ):
-        raise UserError(f"{path}: not a list of modules with a type and a path; get it again")
+        raise UserError(f"{path}: not a list of modules with a type and a path; download it again")
     return [{"path": ""} | module for module in modules]
 
 
@@ -209,16 +209,16 @@ def _read_dense(folder: Path) -> tuple[np.ndarray, np.ndarray | None]:
     ]
     if problems:
         raise UserError(
-            f"{path}: a Dense module with {', '.join(problems)} is not covered, only a plain "
-            "linear layer (activation Identity) of the pooled vector"
+            f"{path}: a Dense module with {', '.join(problems)} is not covered, only a linear "
+            "layer of the pooled vector without activation (Identity)"
         )
     shapes = {"linear.weight": (fields.get("out_features"), fields.get("in_features"))}
     if fields["bias"]:
         shapes["linear.bias"] = shapes["linear.weight"][:1]
     tensors = stored_tensors(folder)
-    found = {name: tensor.shape for name, tensor in tensors.items()}
-    if found != shapes:
-        raise UserError(f"{folder}: its tensors are {found}, by config.json {shapes}")
+    stored = {name: tensor.shape for name, tensor in tensors.items()}
+    if stored != shapes:
+        raise UserError(f"{folder}: its tensors are {stored}, config.json expects {shapes}")
     weight, *bias = (np.asarray(tensors[name].read(), np.float64) for name in shapes)
     return weight.T, bias[0] if bias else None
 
@@ -243,7 +243,7 @@ def _write_dense(folder: Path, projection: Mapping[str, np.ndarray]) -> None:
 
 def _read_pooling(path: Path) -> str:
     fields = read_json(path, kind=dict)
-    if "pooling_mode" in fields:  # the form of version 6
+    if "pooling_mode" in fields:  # written since version 6
         modes = fields["pooling_mode"]
         modes = [str(mode) for mode in (modes if isinstance(modes, list) else [modes])]
         ours = {name: pooling for pooling, (name, _) in POOLINGS.items()}
@@ -254,7 +254,7 @@ def _read_pooling(path: Path) -> str:
         raise UserError(f"{path}: include_prompt=false is not covered")
     if len(modes) != 1 or modes[0] not in ours:
         raise UserError(
-            f"{path}: pooling {' + '.join(modes) or 'none'} is not covered, one of "
-            f"{', '.join(ours)} is"
+            f"{path}: pooling {' + '.join(modes) or 'none'} is not covered, only one of "
+            f"{', '.join(ours)}"
         )
     return ours[modes[0]]

@@ -1,9 +1,9 @@
-"""The names of the weights in Hugging Face files: one two-way table a family.
+"""Maps parameters to tensors of Hugging Face files: one two-way table of names per model family.
 
-A rule pairs a tensor with one of our parameters, or with several that it holds one after another;
-`{layer}` runs over the layers, our arrays have a leading layer axis. Loading and saving read the
-same table, so they cannot drift apart. Rules whose parameters a model does not have (a bias, a norm
-of queries) fall out; what is left must name each of its parameters once.
+A rule pairs a tensor with one of our parameters, or with several that it concatenates. `{layer}`
+runs over the layers; our arrays have a leading layer axis. Loading and saving use the same table,
+so they cannot diverge. Rules for parameters that a model lacks (a bias, a norm of queries) are
+skipped; the others must cover each of its parameters exactly once.
 """
 
 import re
@@ -16,14 +16,14 @@ from inf_jax.models.config import EncoderConfig
 
 
 class Rule(NamedTuple):
-    """One tensor.
+    """One tensor, or one per layer.
 
     Attributes:
       name: in the file.
-      paths: our parameters; several lie one after another along the tensor's first axis.
-      inputs: leading axes that a linear layer contracts. HF stores it as [out, in], we as
-        [*in, *out]; None keeps the shape, a bias flattened.
-      first: layers before it have no such tensor, and neutral values here (a norm's 1 and 0).
+      paths: our parameters; several are concatenated along the tensor's first axis.
+      inputs: number of input axes of a linear layer, which HF stores as [out, in] and we as
+        [*in, *out]; None keeps the shape (and flattens a bias).
+      first: first layer with this tensor; earlier layers get neutral values (a norm's 1 and 0).
     """
 
     name: str
@@ -33,27 +33,27 @@ class Rule(NamedTuple):
 
     @property
     def stacked(self) -> bool:
-        """Whether there is a tensor for each layer."""
+        """Whether there is one tensor per layer."""
         return "{layer}" in self.name
 
     def names(self, layers: int) -> list[str]:
-        """Its tensors' names, in the order of the layers."""
+        """Names of its tensors, in the order of the layers."""
         if not self.stacked:
             return [self.name]
         return [self.name.format(layer=i) for i in range(self.first, layers)]
 
     def shape_of(self, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-        """The tensor's shape, from those of our arrays (no layer axis)."""
-        each = [self._hf_shape(shape) for shape in shapes]
-        return (sum(shape[0] for shape in each), *each[0][1:])
+        """The tensor's shape, given those of our arrays (no layer axis)."""
+        parts = [self._hf_shape(shape) for shape in shapes]
+        return (sum(shape[0] for shape in parts), *parts[0][1:])
 
     def to_hf(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """One layer's arrays (no layer axis) as the tensor."""
-        parts = [self._turned(x).reshape(self._hf_shape(x.shape)) for x in arrays]
+        """The tensor of one layer's arrays (no layer axis)."""
+        parts = [self._transposed(x).reshape(self._hf_shape(x.shape)) for x in arrays]
         return np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts))
 
     def from_hf(self, tensor: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
-        """Inverse of `to_hf`, without a copy where that is possible."""
+        """Inverse of `to_hf`, without a copy if possible."""
         ends = np.cumsum([self._hf_shape(shape)[0] for shape in shapes])[:-1]
         parts = np.split(tensor, ends)
         parts = parts if self.inputs is None else [part.T for part in parts]
@@ -65,21 +65,21 @@ class Rule(NamedTuple):
         n = self.inputs
         return int(np.prod(shape[n:])), int(np.prod(shape[:n]))
 
-    def _turned(self, x: np.ndarray) -> np.ndarray:
+    def _transposed(self, x: np.ndarray) -> np.ndarray:
         if self.inputs is None:
             return x
         return x.reshape(int(np.prod(x.shape[: self.inputs])), -1).T
 
 
 class Table(NamedTuple):
-    """A family's names.
+    """The tensors of a model family.
 
     Attributes:
-      rules: all that its models may have.
+      rules: all that models of the family may use.
       architecture: transformers' class without a head.
-      prefix: what heads put before the names.
+      prefix: prefix of the names in models with a head.
       renamed: (pattern, replacement) of older names.
-      carried: tensors that take no part in the token states and go back unchanged (a pooler).
+      carried: tensors without effect on the token states that are saved again unchanged (a pooler).
       ignored: heads and buffers, which are dropped.
     """
 
@@ -91,26 +91,26 @@ class Table(NamedTuple):
     ignored: re.Pattern = re.compile(r"(?!)")
 
     def plain_name(self, name: str) -> str:
-        """A tensor's name in the table, of the one in a file."""
+        """The name in the table of a tensor with this name in a file."""
         name = self.prefix.sub("", name)
         for pattern, replacement in self.renamed:
             name = re.sub(pattern, replacement, name)
         return name
 
 
-def _rules(rows: Mapping[str, Any], *, before: str = "", layer: str = "") -> tuple[Rule, ...]:
-    """Rules of {our path: HF name or (HF name, inputs)}; names get `before`, those of blocks
-    `layer`."""
+def _rules(names: Mapping[str, Any], *, layer: str) -> tuple[Rule, ...]:
+    """Rules from {our paths: HF name or (HF name, inputs)}; `layer` is the prefix of the blocks'
+    names."""
     rules = []
-    for path, name in rows.items():
+    for paths, name in names.items():
         name, inputs = name if isinstance(name, tuple) else (name, None)
-        whole = (layer if path.startswith("blocks/") else before) + name
-        rules.append(Rule(whole, tuple(path.split(" ")), inputs))
+        prefix = layer if paths.startswith("blocks/") else ""
+        rules.append(Rule(prefix + name, tuple(paths.split(" ")), inputs))
     return tuple(rules)
 
 
 def _linear(path: str, name: str, inputs: int = 1) -> dict[str, Any]:
-    """A product and its bias."""
+    """A linear layer: kernel and bias."""
     kernels = " ".join(f"blocks/{p}_kernel" for p in path.split())
     biases = " ".join(f"blocks/{p}_bias" for p in path.split())
     return {kernels: (f"{name}.weight", inputs), biases: f"{name}.bias"}
@@ -248,7 +248,7 @@ TABLES: dict[str, Table] = {
 
 
 def table_of(config: EncoderConfig) -> Table:
-    """The family's table, the rules of its ffn picked."""
+    """The table of the config's family; T5's depends on whether the ffn is gated."""
     table = TABLES[config.family]
     if config.family == "t5":
         ffn = _rules(_T5_FFN[config.gated], layer="encoder.block.{layer}.")
@@ -257,14 +257,16 @@ def table_of(config: EncoderConfig) -> Table:
 
 
 def rules_of(config: EncoderConfig, paths: Sequence[str]) -> list[Rule]:
-    """The rules that a model with these parameters uses.
+    """The rules that cover a model with these parameters.
 
     Raises:
-      ValueError: a parameter has no rule or several: the table is wrong.
+      ValueError: a parameter has no rule or several (a mistake in the table).
     """
     rules = [rule for rule in table_of(config).rules if set(rule.paths) <= set(paths)]
-    named = [path for rule in rules for path in rule.paths]
-    if sorted(named) != sorted(paths):
-        odd = sorted(set(paths) ^ set(named)) or sorted({p for p in named if named.count(p) > 1})
-        raise ValueError(f"{config.family}: parameters without exactly one rule: {odd}")
+    covered = [path for rule in rules for path in rule.paths]
+    if sorted(covered) != sorted(paths):
+        wrong = sorted(set(paths) ^ set(covered)) or sorted(
+            {path for path in covered if covered.count(path) > 1}
+        )
+        raise ValueError(f"{config.family}: parameters without exactly one rule: {wrong}")
     return rules

@@ -1,4 +1,4 @@
-"""Loads and saves the weights of Hugging Face directories by the tables of `weight_tables`."""
+"""Loads and saves the weights of Hugging Face directories, using the tables of `weight_tables`."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,11 +14,12 @@ from inf_jax.models.config import EncoderConfig
 from inf_jax.models.encoder import make_encoder
 from inf_jax.models.hf.weight_tables import Rule, Table, rules_of, table_of
 
-_SAVED = {"float32": DTYPES["F32"], "bfloat16": DTYPES["BF16"]}
+_SAVE_DTYPES = {"float32": DTYPES["F32"], "bfloat16": DTYPES["BF16"]}
 
 
 class Weights(NamedTuple):
-    """Attributes: `params`, our tree (float32); `carried`, HF tensors that go back unchanged."""
+    """Attributes: `params`, nested dicts of float32 arrays; `carried`, HF tensors that are saved
+    unchanged."""
 
     params: dict
     carried: dict[str, np.ndarray]
@@ -27,18 +28,18 @@ class Weights(NamedTuple):
 def load_weights(
     directory: str | Path, config: EncoderConfig, *, shardings: Mapping | None = None
 ) -> Weights:
-    """Reads `model.safetensors` (or its shards) of a HF directory, of any of `DTYPES`, as float32.
+    """Reads `model.safetensors` (or its shards) of a HF directory as float32.
 
-    A parameter is read tensor by tensor; host memory holds the tree, or, with `shardings`, one
-    parameter's shards of this process at a time.
+    Parameters are read one after another; host memory holds all of them, or with `shardings` only
+    this process's shards of one.
 
     Args:
-      shardings: a tree like the parameters', of jax shardings: each array goes straight onto its
-        shards. None gives numpy arrays.
+      shardings: jax shardings, a tree like the parameters; each array is placed on its devices.
+        None returns numpy arrays.
 
     Raises:
-      UserError: every missing key, wrong shape and key without a rule, all in one message, layers
-        that are alike as one; a file that is missing or damaged.
+      UserError: lists every missing tensor, wrong shape and tensor without a rule, with layers
+        that differ only in number grouped; or a file is missing or damaged.
     """
     directory = Path(directory)
     shapes = _shapes(config)
@@ -53,22 +54,22 @@ def load_weights(
                 problems.append(f"missing {name}")
             elif tensors[name].shape != expected:
                 problems.append(f"{name} has shape {tensors[name].shape}, expected {expected}")
-    rest = [n for n in sorted(tensors.keys() - used) if not table.ignored.match(n)]
-    problems += [f"no rule for {name}" for name in rest if not table.carried.match(name)]
+    unused = [n for n in sorted(tensors.keys() - used) if not table.ignored.match(n)]
+    problems += [f"no rule for {name}" for name in unused if not table.carried.match(name)]
     if problems:
-        found = "; ".join(by_layer(problems))
-        raise UserError(f"{directory}: weights do not fit config.json: {found}")
+        message = "; ".join(by_layer(problems))
+        raise UserError(f"{directory}: weights do not fit config.json: {message}")
     placed = None if shardings is None else flatten(shardings)
     params = {}
     for rule in rules:
         targets = [_Target(path, shapes[path], placed and placed[path]) for path in rule.paths]
         _fill(rule, targets, tensors, config.layers)
         params |= {target.path: target.array() for target in targets}
-    return Weights(unflatten(params), {name: np.array(tensors[name].read()) for name in rest})
+    return Weights(unflatten(params), {name: np.array(tensors[name].read()) for name in unused})
 
 
 def load_carried(directory: str | Path, config: EncoderConfig) -> dict[str, np.ndarray]:
-    """The `carried` of `load_weights` alone."""
+    """The `carried` tensors of `load_weights`, without the others."""
     table = table_of(config)
     tensors, _ = _named(stored_tensors(Path(directory)), table)
     names = sorted(name for name in tensors if table.carried.match(name))
@@ -84,45 +85,46 @@ def save_weights(
     dtype: str = "float32",
     max_file_bytes: int = 5_000_000_000,
 ) -> None:
-    """Writes our tree as a HF directory's weights, `carried` tensors beside it; each file is whole
-    or absent. Parameters are taken to the host one after another.
+    """Writes parameters and `carried` tensors as the weights of a HF directory.
+
+    Each file is written atomically. Parameters are copied to the host one after another.
 
     Args:
-      params: arrays of any kind, numpy or jax, in whatever shards of this process.
-      dtype: of the files, float32 or bfloat16.
-      max_file_bytes: above it there are several files and an index.
+      params: nested dicts of numpy or jax arrays, sharded over devices of this process or not.
+      dtype: of the file, float32 or bfloat16; carried tensors keep theirs.
+      max_file_bytes: larger models are written as several files and an index.
     """
     flat, carried = flatten(params), dict(carried or {})
     rules = rules_of(config, list(flat))
     planned = []
     for rule in rules:
         shape = rule.shape_of(_one_layer(rule, {p: flat[p].shape for p in rule.paths}))
-        planned += [Planned(name, shape, _SAVED[dtype]) for name in rule.names(config.layers)]
+        planned += [Planned(name, shape, _SAVE_DTYPES[dtype]) for name in rule.names(config.layers)]
     extra = [Planned(name, x.shape, x.dtype) for name, x in carried.items()]
-    # wider numbers first: each tensor then starts at a multiple of its own
-    first = bool(extra) and max(x.dtype.itemsize for x in extra) > _SAVED[dtype].itemsize
+    # Wider dtypes first: each tensor is then aligned to its own dtype.
+    widest = max((x.dtype.itemsize for x in extra), default=0)
+    carried_first = widest > _SAVE_DTYPES[dtype].itemsize
 
     def tensors() -> Iterator[np.ndarray]:
-        if first:
+        if carried_first:
             yield from carried.values()
         for rule in rules:
             arrays = [_on_host(flat[path]) for path in rule.paths]
             layers = range(rule.first, config.layers) if rule.stacked else (...,)
             for i in layers:
-                yield rule.to_hf([x[i] for x in arrays]).astype(_SAVED[dtype], copy=False)
-            del arrays  # before the next parameter comes
-        if not first:
+                yield rule.to_hf([x[i] for x in arrays]).astype(_SAVE_DTYPES[dtype], copy=False)
+            del arrays  # frees it before the next parameter is copied
+        if not carried_first:
             yield from carried.values()
 
-    order = extra + planned if first else planned + extra
+    order = extra + planned if carried_first else planned + extra
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     write_tensors(directory, order, tensors(), max_file_bytes=max_file_bytes)
 
 
 def _on_host(x: Any) -> np.ndarray:
-    """The whole array. A jax array keeps its host copy: here that of a passing one, so that it
-    goes."""
+    """The whole array. A jax array caches its host copy; that of a temporary one is freed."""
     if isinstance(x, jax.Array):
         parts = [shard.data for shard in x.addressable_shards]
         x = jax.make_array_from_single_device_arrays(x.shape, x.sharding, parts)
@@ -130,7 +132,7 @@ def _on_host(x: Any) -> np.ndarray:
 
 
 class _Target:
-    """One of our arrays while it is filled: its shards of this process, or the whole."""
+    """A parameter being filled: this process's shards of it, or the whole array."""
 
     def __init__(self, path: str, shape: tuple[int, ...], sharding: jax.sharding.Sharding | None):
         self.path, self._shape, self._sharding = path, shape, sharding
@@ -143,7 +145,7 @@ class _Target:
             self._parts[bounds] = np.empty([b - a for a, b in bounds], np.float32)
 
     def put(self, array: np.ndarray | float, layer: int | None) -> None:
-        """Fills a layer, or, without one, everything."""
+        """Sets one layer, or with None the whole array."""
         for bounds, part in self._parts.items():
             if layer is not None:
                 (start, end), *inner = bounds
@@ -154,7 +156,7 @@ class _Target:
             part[...] = array[place] if isinstance(array, np.ndarray) else array
 
     def array(self) -> np.ndarray | jax.Array:
-        """The whole array, on its devices if there are any."""
+        """The filled array, on its devices if it has shardings."""
         if self._sharding is None:
             return next(iter(self._parts.values()))
 
@@ -167,7 +169,7 @@ class _Target:
 
 def _fill(rule: Rule, targets: list[_Target], tensors: Mapping[str, Stored], layers: int) -> None:
     shapes = _one_layer(rule, {target.path: target._shape for target in targets})
-    for layer in range(rule.first):  # there is no such tensor: what changes nothing
+    for layer in range(rule.first):  # layers without this tensor get neutral values
         for target in targets:
             target.put(float(target.path.endswith("scale")), layer)
     for n, name in enumerate(rule.names(layers)):
@@ -177,17 +179,18 @@ def _fill(rule: Rule, targets: list[_Target], tensors: Mapping[str, Stored], lay
 
 
 def _named(stored: Mapping[str, Stored], table: Table) -> tuple[dict[str, Stored], list[str]]:
-    """The tensors by their names in the table, and problems with names that coincide."""
+    """(the tensors by their names in the table, problems with names that coincide)."""
     tensors, problems = {}, []
     for name, tensor in stored.items():
         plain = table.plain_name(name)
-        if plain in tensors and not _same(tensor, tensors[plain]):  # a tied one may be there twice
-            problems.append(f"{name} is another {plain} than the first")
+        # Tied tensors may be stored twice.
+        if plain in tensors and not _equal(tensor, tensors[plain]):
+            problems.append(f"{name} differs from another tensor for {plain}")
         tensors[plain] = tensor
     return tensors, problems
 
 
-def _same(a: Stored, b: Stored) -> bool:
+def _equal(a: Stored, b: Stored) -> bool:
     return a.shape == b.shape and np.array_equal(a.read(), b.read())
 
 

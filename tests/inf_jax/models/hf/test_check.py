@@ -100,7 +100,7 @@ def test_check_that_transformers_or_a_bug_ends(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main()
     out = capsys.readouterr()
-    assert out.out.count("yes") == 1 and "transformers does not open it" in out.err
+    assert out.out.count("yes") == 1 and "transformers cannot load it" in out.err
 
     def bug(directory, name):
         if name.endswith("refused"):
