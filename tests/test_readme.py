@@ -141,10 +141,11 @@ def clone(tmp_path_factory) -> Path:
         script = directory / "bin" / name
         script.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {module} "$@"\n')
         script.chmod(0o755)
-    git = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost"]
-    for arguments in (["init", "-q"], ["add", "setup.py"], ["commit", "-q", "-m", "Start"]):
-        subprocess.run([*git, *arguments], cwd=directory, check=True)  # tpu.sh sends a commit
     (directory / "pod.env").write_text((ROOT / "launch" / "tpu.env.example").read_text())
+    (directory / ".gitignore").write_text("/out/\n__pycache__/\n")
+    git = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost"]
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "Start"]):
+        subprocess.run([*git, *arguments], cwd=directory, check=True)  # tpu.sh sends a commit
     return directory
 
 
