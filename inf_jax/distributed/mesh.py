@@ -1,4 +1,4 @@
-"""The device mesh and where each array lies on it.
+"""Builds the device mesh and splits a batch over it.
 
 Axes: "data" (copies of the state), "fsdp" (shards of one copy) and "tensor" (devices that share the
 heads and the ffn of each layer, and its activations). A batch is split over the first two, so that
@@ -24,7 +24,7 @@ def make_mesh(
 ) -> Mesh:
     """A mesh of all devices, [data, fsdp, tensor].
 
-    Devices of a TPU slice are laid out along its links. Of several slices "data" alone crosses the
+    Devices of a TPU slice are laid out along its links. With several slices only "data" crosses the
     network between them: it is the axis with the least traffic, once a step.
 
     Raises:
@@ -41,37 +41,41 @@ def make_mesh(
         of = " of a slice, and only data crosses slices" if len(slices) > 1 else ""
         raise UserError(f"{split} does not divide the {each} devices{of}")
     shape = each // (fsdp * tensor), fsdp, tensor
-    return Mesh(np.concatenate([_laid_out(part, shape) for part in slices]), AXES)
+    return Mesh(np.concatenate([_lay_out(part, shape) for part in slices]), AXES)
 
 
 def local_mesh(split: int = 1) -> Mesh:
-    """A mesh of this process's devices, to evaluate on: a copy of the model is split over as many
-    of them as divide `split`, over how many a run splits its own."""
+    """A mesh of this process's devices, to evaluate on.
+
+    Args:
+      split: over how many devices training splits a copy of the model; here it is split over as
+        many as divide that number.
+    """
     devices = jax.local_devices()
     return make_mesh(fsdp=math.gcd(split, len(devices)), devices=devices)
 
 
 def _slices(devices: Sequence[jax.Device]) -> list[list[jax.Device]]:
     """The devices by TPU slice."""
-    found: dict[int, list[jax.Device]] = {}
+    slices: dict[int, list[jax.Device]] = {}
     for device in devices:
         number = getattr(device, "slice_index", 0) if device.platform == "tpu" else 0
-        found.setdefault(number, []).append(device)
-    return [found[number] for number in sorted(found)]
+        slices.setdefault(number, []).append(device)
+    return [slices[number] for number in sorted(slices)]
 
 
-def _laid_out(devices: list[jax.Device], shape: tuple[int, ...]) -> np.ndarray:
-    """The devices of a slice in the mesh's shape, so that neighbours of an axis are linked."""
+def _lay_out(devices: list[jax.Device], shape: tuple[int, ...]) -> np.ndarray:
+    """The devices of a slice in the mesh's shape, neighbours of an axis linked where possible."""
     if devices[0].platform == "tpu":
         try:
             return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-        except (NotImplementedError, ValueError, AssertionError):  # a part of a slice, for example
+        except (NotImplementedError, ValueError, AssertionError):  # part of a slice, for example
             pass
     return np.array(devices).reshape(shape)
 
 
 def batch_devices(mesh: Mesh) -> int:
-    """Over how many devices a batch is split: those of "tensor" share their part."""
+    """Number of equal parts of a batch; the devices of "tensor" share a part."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
@@ -81,13 +85,14 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def local_parts(mesh: Mesh) -> list[int]:
-    """Which of the `batch_devices` equal parts of a batch lie on this process's devices, ascending.
+    """Which of the `batch_devices` equal parts of a batch are on this process's devices, ascending.
 
-    Whatever the order of the mesh's devices; where "tensor" spans processes, several have the same.
+    True for any order of the mesh's devices. Where "tensor" spans processes, several of them have
+    the same parts.
     """
     count = batch_devices(mesh)
-    found = batch_sharding(mesh).addressable_devices_indices_map((count,)).values()
-    return sorted({part.start or 0 for (part,) in found})
+    indices = batch_sharding(mesh).addressable_devices_indices_map((count,)).values()
+    return sorted({part.start or 0 for (part,) in indices})
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -98,8 +103,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def compiler_options(mesh: Mesh) -> dict[str, bool]:
     """XLA options of the training step for the platform of the mesh's devices.
 
-    XLA's CPU scheduler trades memory for concurrency by default: 30 % more of it for the step, and
-    slower.
+    By default XLA's CPU scheduler trades memory for concurrency: the step takes 30 % more memory
+    and is slower.
     """
     if mesh.devices.flat[0].platform == "cpu":
         return {"xla_cpu_enable_concurrency_optimized_scheduler": False}

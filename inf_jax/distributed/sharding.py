@@ -1,6 +1,6 @@
-"""Sharding rules: from a parameter's path to its PartitionSpec, first match wins.
+"""Sharding rules: an ordered table from patterns of parameter paths to PartitionSpecs.
 
-The table is ordered path patterns; a path that matches none raises.
+The first match wins; a path that matches no pattern is an error.
 """
 
 import re
@@ -12,9 +12,9 @@ from inf_jax.core.errors import UserError
 from inf_jax.core.trees import path_name
 from inf_jax.distributed.mesh import replicated
 
-# First match wins; layers are stacked along the first axis, but for the projection. "fsdp" splits
-# the model width (d), which every weight has and every mesh divides; "tensor" splits heads and ffn
-# (Megatron, arXiv 1909.08053).
+# Layers are stacked along the first axis; the projection is not. "fsdp" splits the model width (d),
+# which every weight has and every mesh divides; "tensor" splits heads and ffn (Megatron, arXiv
+# 1909.08053).
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(word|position|token_type)$", PartitionSpec(None, "fsdp")),
     (r"(query|key|value)_kernel$", PartitionSpec(None, "fsdp", "tensor", None)),
@@ -33,13 +33,13 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(_bias|norm/(scale|bias)|projection/bias)$", PartitionSpec()),
 )
 
-# Where "tensor" does not divide the heads of keys and values, each device has them all; its own
-# heads of queries need some of them (`Shards.serving`).
+# Where "tensor" does not divide the key and value heads, each device has them all and its query
+# heads use some of them (`Shards.serving`).
 _FEW_HEADS = r"(key|value)_(kernel|bias|lora_b)$"
 
 
 def rule(name: str) -> PartitionSpec | None:
-    """The first rule that matches a path; None where none does."""
+    """The PartitionSpec of the first pattern that matches a path, or None."""
     return next((spec for pattern, spec in RULES if re.search(pattern, name)), None)
 
 
@@ -47,7 +47,7 @@ def state_shardings(mesh: Mesh, abstract_state):
     """NamedSharding of every leaf of a train state (parameters, optimiser moments, counters).
 
     Raises:
-      UserError: lists all arrays without a rule, and all that the mesh does not divide.
+      UserError: lists all arrays that no rule matches or that the mesh does not divide.
     """
     problems = []
 

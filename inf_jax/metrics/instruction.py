@@ -25,13 +25,13 @@ def robustness(
 ) -> Score:
     """Robustness@k (InstructIR, arXiv 2402.14334): a query's worst nDCG@k over its instructions.
 
-    Mean over queries. A document with the query's own id is left out, as mteb does for this task.
+    Mean over queries. A document with the query's own id is ignored, as in mteb for this task.
 
     Args:
       results: the run; its query ids are `<query>_<instruction>`, as in InstructIR.
       qrels: graded relevance.
       k: the cut-off of nDCG.
-      groups: query id to group, in place of the part of the id before its last "_".
+      groups: query id to group; None takes the part of the id before its last "_".
 
     Returns:
       Score, whose `per_query` holds the groups' minima.
@@ -46,7 +46,7 @@ def worst_of_groups(score: Score, *, groups: Mapping[str, str] | None = None) ->
     """The smallest value of each group of queries, then the mean over groups.
 
     Args:
-      score: any metric of this module.
+      score: the result of any metric.
       groups: query id to group; None takes the part of the id before its last "_".
 
     Raises:
@@ -71,7 +71,7 @@ def worst_of_groups(score: Score, *, groups: Mapping[str, str] | None = None) ->
 
 
 def p_mrr(results: Run, changed_qrels: Mapping[str, Sequence[str]], *, ties: str = "id") -> Score:
-    """p-MRR (FollowIR, arXiv 2403.15246): how far documents move that a new instruction rules out.
+    """p-MRR (FollowIR, arXiv 2403.15246): rank change of documents that a new instruction excludes.
 
     For a document with rank o under the original and n under the changed instruction (1-based; a
     document missing from a run has rank len(run) + 1): n / o - 1 if o >= n, else 1 - o / n. Mean
@@ -79,16 +79,16 @@ def p_mrr(results: Run, changed_qrels: Mapping[str, Sequence[str]], *, ties: str
 
     Args:
       results: the run with ids `<query>-og` and `<query>-changed`.
-      changed_qrels: query to the documents that are relevant no more under the changed
-        instruction. A query with neither id in the run is left out, as in mteb.
-      ties: "id", the larger document id first (mteb today), or "order", as they come in the run,
-        with scores as Python floats (mteb 1.7, InfoSearch).
+      changed_qrels: query to the documents that are no longer relevant under the changed
+        instruction. A query with neither id in the run is skipped, as in mteb.
+      ties: "id", the larger document id first (mteb 2), or "order", as in the run, with scores as
+        Python floats (mteb 1.7, InfoSearch).
 
     Returns:
       Score in (-1, 1) (papers print it times 100); positive follows the instruction.
 
     Raises:
-      UserError: empty run, an id of another form, only one id of a query, nothing to average.
+      UserError: empty run, an id of another form, only one id of a query, or nothing to average.
     """
     if ties not in RANKINGS:
         raise UserError(f"ties={ties!r}; choose one of {sorted(RANKINGS)}")
@@ -125,19 +125,19 @@ def wise(
     *,
     ideal: bool = False,
 ) -> Score:
-    """WISE (InfoSearch, arXiv 2410.23841): reward for obeying an instruction and its reverse.
+    """WISE (InfoSearch, arXiv 2410.23841): reward for following an instruction and its reverse.
 
-    As in the benchmark's code. Of a positive document o, i, r are the ranks with the query alone,
-    with the instruction, with the reversed instruction. If i <= o < r: 1 if i = 1 and o < the
-    number of the query's positives and negatives, else (1 - sqrt(o - i) / 20) / sqrt(i) if o <= 20,
-    else 0.01. Otherwise: -1 if r < o < i, else (o - i) / i if o <= i, else (r - o) / o. Mean over a
-    query's positives, then over queries.
+    As in the benchmark's code. o, i and r are the ranks of a positive document with the query
+    alone, with the instruction and with the reversed instruction. If i <= o < r: 1 if i = 1 and o
+    is below the number of the query's positives and negatives, else (1 - sqrt(o - i) / 20) /
+    sqrt(i) if o <= 20, else 0.01. Otherwise: -1 if r < o < i, else (o - i) / i if o <= i, else
+    (r - o) / o. Mean over a query's positives, then over queries.
 
     Args:
       runs: {"ori": run, "ins": run, "rev": run}, the same query ids in each.
       positive_qrels: query to the documents that fit the instruction.
       negative_qrels: query to those that fit the query but not the instruction.
-      ideal: instead, the value of perfect obedience from the original ranks (i = 1, r = o + 1).
+      ideal: return the value of perfect following from the original ranks (i = 1, r = o + 1).
 
     Raises:
       UserError: a run or a query is missing, or a query has no positive.
@@ -158,11 +158,11 @@ def sicr(
     *,
     all_positives: bool = False,
 ) -> Score:
-    """SICR (InfoSearch, arXiv 2410.23841): the share of positives that obey strictly.
+    """SICR (InfoSearch, arXiv 2410.23841): the share of positives that follow strictly.
 
     With ranks and scores o, i, r as in `wise` (score 0 where the document is missing): a positive
-    obeys if its scores have i > o > r and its ranks i < o < r; where o is rank 1 already, i stays
-    at rank 1 and its score may be equal.
+    follows if its scores have i > o > r and its ranks i < o < r; where o is rank 1 already, i must
+    stay at rank 1 and its score may be equal.
 
     Args:
       runs: {"ori": run, "ins": run, "rev": run}.
@@ -175,8 +175,8 @@ def sicr(
     """
     per_query = {}
     for qid, rows in _infosearch_ranks(runs, positive_qrels).items():
-        obeys = [_obeys(*row) for row in rows]
-        per_query[qid] = sum(obeys if all_positives else obeys[-1:]) / len(obeys)
+        follows = [_follows(*row) for row in rows]
+        per_query[qid] = sum(follows if all_positives else follows[-1:]) / len(follows)
     return Score(per_query)
 
 
@@ -185,7 +185,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _documents(documents: Sequence[str], *, qid: str) -> Sequence[str]:
-    if isinstance(documents, str):  # a bare id would be read letter by letter
+    if isinstance(documents, str):  # would be iterated letter by letter
         raise UserError(f"query {qid!r}: expected a list of document ids, got {documents!r}")
     return documents
 
@@ -197,7 +197,7 @@ def _rank_change(old: int, new: int) -> float:
 def _infosearch_ranks(
     runs: Mapping[str, Run], positive_qrels: Mapping[str, Sequence[str]]
 ) -> dict[str, list]:
-    """For each query, for each positive: ((rank, score) in ori, in ins, in rev)."""
+    """query -> for each positive, its (rank, score) in the runs ori, ins and rev."""
     if not positive_qrels:
         raise UserError("the positive qrels are empty; WISE and SICR need positives")
     for mode in ("ori", "ins", "rev"):
@@ -213,10 +213,10 @@ def _infosearch_ranks(
             if qid not in runs[mode]:
                 raise UserError(f"query {qid!r} is not in the {mode!r} run; search it as well")
             run = runs[mode][qid]
-            found = {d: (r, run[d]) for r, d in enumerate(ranked_in_order(run), 1)}
-            ranks.append((found, (len(run) + 1, 0.0)))
+            by_document = {d: (r, run[d]) for r, d in enumerate(ranked_in_order(run), 1)}
+            ranks.append((by_document, (len(run) + 1, 0.0)))
         rows[qid] = [
-            tuple(found.get(d, missing) for found, missing in ranks)
+            tuple(by_document.get(d, missing) for by_document, missing in ranks)
             for d in _documents(documents, qid=qid)
         ]
     return rows
@@ -232,7 +232,7 @@ def _wise(o: int, i: int, r: int, total: int) -> float:
     return (o - i) / i if o <= i else (r - o) / o
 
 
-def _obeys(ori: tuple, ins: tuple, rev: tuple) -> bool:
+def _follows(ori: tuple, ins: tuple, rev: tuple) -> bool:
     (o, o_score), (i, i_score), (r, r_score) = ori, ins, rev
     if not (r > o and o_score > r_score):
         return False

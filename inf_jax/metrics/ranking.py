@@ -26,7 +26,7 @@ def ndcg(results: Run, qrels: Qrels, k: int | None = None) -> Score:
       k: the cut-off, 1 or more; None takes the whole run.
 
     Raises:
-      UserError: empty run, k < 1, malformed run or qrels, no query in common.
+      UserError: empty run, k < 1, malformed run or qrels, or no query in both.
     """
 
     def value(gains: np.ndarray, judged: np.ndarray) -> float:
@@ -51,9 +51,9 @@ def mrr(results: Run, qrels: Qrels, k: int | None = None) -> Score:
 
 
 def average_precision(results: Run, qrels: Qrels, k: int | None = None) -> Score:
-    """MAP@k: precision at each relevant document of the first k, summed, over all the relevant.
+    """MAP@k: the sum of the precisions at each relevant document of the first k, over their number.
 
-    The divisor is the number of relevant documents, also where it is above k (trec_eval's map_cut).
+    The divisor is the number of all relevant documents, even if it exceeds k (trec_eval's map_cut).
     Arguments and errors as in `ndcg`.
     """
 
@@ -79,9 +79,9 @@ def recall(results: Run, qrels: Qrels, k: int | None = None) -> Score:
 
 
 def _over_queries(results: Run, qrels: Qrels, *, k: int | None, value: Callable) -> Score:
-    """Calls value(gains of the ranked documents, of the judged ones) for each common query."""
+    """value(gains of the ranked documents, gains of the judged ones) of each common query."""
     if k is not None and (isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1):
-        raise UserError(f"the cut-off k is {k!r}; it must be a whole number of 1 or more")
+        raise UserError(f"the cut-off k is {k!r}; it must be a whole number, 1 or more")
     check_run(results)
     per_query = {}
     for qid, run in results.items():

@@ -1,4 +1,4 @@
-"""Runs: their layout, their order, and the mean over queries; `inf_jax.metrics` scores them.
+"""Retrieval runs: their types, checks and ranking rules, and the mean of a metric over queries.
 
 A run is {query id: {document id: score}}, qrels are {query id: {document id: relevance}}, as for
 pytrec_eval. Pure numpy.
@@ -18,10 +18,10 @@ Qrels = Mapping[str, Mapping[str, int]]
 
 
 class Score(float):
-    """A mean over queries that keeps the values it was taken from.
+    """The mean of a metric over queries, as a float that also keeps the single values.
 
     Attributes:
-      per_query: dict of query id (or group id) to its value, in the order of the run.
+      per_query: query id (or group id) to its value, in the order of the run.
     """
 
     per_query: dict[str, float]
@@ -44,13 +44,13 @@ def check_run(results: Run) -> None:
         if not isinstance(qid, str) or not isinstance(run, Mapping):
             raise UserError(f"run, query {qid!r}: expected {{query id: {{document id: score}}}}")
         if not all(isinstance(d, str) for d in run):
-            raise UserError(f"run, query {qid!r}: a document id is no string")
+            raise UserError(f"run, query {qid!r}: a document id is not a string")
         if not all(isinstance(s, Real) and not math.isnan(s) for s in run.values()):
-            raise UserError(f"run, query {qid!r}: a score is NaN or no number")
+            raise UserError(f"run, query {qid!r}: a score is NaN or not a number")
 
 
 def without_identical_ids(results: Run) -> Run:
-    """The run without documents that have their query's own id (a query found in its corpus)."""
+    """The run without documents whose id is their query's (queries that are part of the corpus)."""
     return {q: {d: s for d, s in run.items() if d != q} for q, run in results.items()}
 
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from inf_jax.core.errors import UserError
 from inf_jax.core.packing import Packed, best_fit, pack_chunk, stack_chunks
-from inf_jax.distributed.gradcache import in_chunks
+from inf_jax.distributed.gradcache import encode_in_chunks
 from inf_jax.distributed.mesh import batch_sharding, compiler_options, local_mesh
 from inf_jax.distributed.sharding import state_shardings
 
@@ -139,7 +139,7 @@ def shortened(vectors: np.ndarray, dim: int | None, *, normalise: bool) -> np.nd
 @functools.lru_cache(maxsize=16)  # jit compiles again for every new function object
 def _compiled(encode: Callable[..., jax.Array], mesh: Mesh) -> Callable[..., jax.Array]:
     """`encode` on a mesh, each device on its own chunk."""
-    run = functools.partial(in_chunks, encode, groups=1, mesh=mesh)
+    run = functools.partial(encode_in_chunks, encode, groups=1, mesh=mesh)
     return jax.jit(run, compiler_options=compiler_options(mesh))
 
 

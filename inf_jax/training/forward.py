@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from inf_jax.core.batch import Batch
 from inf_jax.core.packing import Packed
-from inf_jax.distributed.gradcache import in_chunks
+from inf_jax.distributed.gradcache import encode_in_chunks
 from inf_jax.models.encoder import tower
 
 Encode = Callable[..., jax.Array]  # (params, packed, key, [shards=]) -> [c, k, e]
@@ -28,7 +28,7 @@ class EncodingPlan:
       groups: chunks of each device, encoded one after another and again in the backward pass
         (GradCache); 1 encodes all at once and keeps the activations.
       mesh: over which batch and parameters are split; None is one device.
-      gather: when parameters are gathered from their shards, see `gradcache.in_chunks`.
+      gather: when parameters are gathered from their shards, see `gradcache.encode_in_chunks`.
     """
 
     encode: Encode
@@ -39,7 +39,7 @@ class EncodingPlan:
 
     def run(self, encode: Callable, tree: dict, texts: Packed):
         """encode(tree, texts) in chunks."""
-        return in_chunks(
+        return encode_in_chunks(
             encode, tree, texts, groups=self.groups, mesh=self.mesh, gather=self.gather
         )
 

@@ -65,8 +65,8 @@ from inf_jax import train
 from inf_jax.config.command_line import run
 from inf_jax.distributed.entry_point import run_distributed
 from inf_jax.distributed import mesh
-laid_out = mesh._laid_out
-mesh._laid_out = lambda devices, shape: laid_out(devices[::2] + devices[1::2], shape)
+lay_out = mesh._lay_out
+mesh._lay_out = lambda devices, shape: lay_out(devices[::2] + devices[1::2], shape)
 run(run_distributed(train.main), train.__doc__)
 """
 

@@ -97,9 +97,9 @@ RUN, QRELS = {"q_1": {"a": 1.0}}, {"q_1": {"a": 1}}
         (lambda: metrics.ndcg(RUN, {"q_1": ["a"]}), "qrels of query 'q_1'"),
         (lambda: metrics.ndcg({"q_1": ["a"]}, QRELS), "query 'q_1': expected"),
         (lambda: metrics.ndcg({1: {"a": 1.0}}, QRELS), "query 1: expected"),
-        (lambda: metrics.ndcg({"q_1": {7: 1.0}}, QRELS), "document id is no string"),
+        (lambda: metrics.ndcg({"q_1": {7: 1.0}}, QRELS), "document id is not a string"),
         (lambda: metrics.ndcg({"q_1": {"a": float("nan")}}, QRELS), "NaN"),
-        (lambda: metrics.ndcg({"q_1": {"a": "1"}}, QRELS), "no number"),
+        (lambda: metrics.ndcg({"q_1": {"a": "1"}}, QRELS), "not a number"),
     ],
 )
 def test_bad_input(call, message):

@@ -12,7 +12,7 @@ import pytest
 from inf_jax.core import packing
 from inf_jax.core.choices import ATTENTIONS
 from inf_jax.core.errors import UserError
-from inf_jax.distributed.gradcache import in_chunks
+from inf_jax.distributed.gradcache import encode_in_chunks
 from inf_jax.distributed.mesh import batch_sharding, make_mesh
 from inf_jax.distributed.sharding import state_shardings
 from inf_jax.models.attention import IMPLEMENTATIONS, attention, implementations_for
@@ -215,7 +215,9 @@ def test_gradients_of_a_model_on_a_mesh(interpreted):
         encoder = make_encoder(shape, EncoderOptions(normalise=False, remat="dots", **options))
 
         def scalar(params):
-            return jnp.sum(in_chunks(encoder.encode, params, packed, groups=1, mesh=mesh) * weight)
+            return jnp.sum(
+                encode_in_chunks(encoder.encode, params, packed, groups=1, mesh=mesh) * weight
+            )
 
         return jax.grad(scalar)(params)
 

@@ -11,7 +11,7 @@ import pytest
 
 from inf_jax.core import packing
 from inf_jax.core.trees import path_name
-from inf_jax.distributed.gradcache import in_chunks
+from inf_jax.distributed.gradcache import encode_in_chunks
 from inf_jax.distributed.mesh import batch_devices, batch_sharding, make_mesh
 from inf_jax.distributed.sharding import state_shardings
 from inf_jax.models.config import EncoderConfig
@@ -53,7 +53,9 @@ def test_hidden_states_are_the_goldens(name, mesh):
         return encoder.hidden(whole, *rows, shards=shards, execution=Execution(remat="full"))
 
     params = jax.device_put(params_of(name), state_shardings(mesh, params_of(name)))
-    run = quick_jit(lambda params, rows: in_chunks(states, params, rows, groups=1, mesh=mesh))
+    run = quick_jit(
+        lambda params, rows: encode_in_chunks(states, params, rows, groups=1, mesh=mesh)
+    )
     found = np.asarray(run(params, jax.device_put(repeats, batch_sharding(mesh))))
     np.testing.assert_allclose(found[: len(real)][real], expected[real], atol=2e-5, rtol=0)
 
@@ -103,7 +105,7 @@ def test_vectors_and_gradients_are_those_of_one_device(name, tensor, kv_heads):
             return encoder.encode(params, packed, key, **how)
 
         groups = 1 if mesh is None else len(weight) // batch_devices(mesh)
-        vectors = in_chunks(encode, params, packed, groups=groups, mesh=mesh)
+        vectors = encode_in_chunks(encode, params, packed, groups=groups, mesh=mesh)
         return jnp.sum(vectors * weight), vectors
 
     mesh = make_mesh(fsdp=2, tensor=tensor)  # of four, two chunks a device: GradCache

@@ -10,7 +10,7 @@ import pytest
 
 from inf_jax.core.errors import UserError
 from inf_jax.core.trees import join
-from inf_jax.distributed.gradcache import in_chunks
+from inf_jax.distributed.gradcache import encode_in_chunks
 from inf_jax.distributed.mesh import batch_sharding, make_mesh
 from inf_jax.distributed.sharding import state_shardings
 from inf_jax.hf_export.peft_adapter import write_adapter
@@ -110,7 +110,8 @@ def test_gradients_are_those_of_one_device_and_none_is_of_a_kernel():
 
         tree = join(params, adapters)
         return jnp.sum(
-            in_chunks(encode, tree, packed, groups=groups, mesh=mesh, gather="layer") * weight
+            encode_in_chunks(encode, tree, packed, groups=groups, mesh=mesh, gather="layer")
+            * weight
         )
 
     gradient = jax.grad(scalar)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from inf_jax.core.choices import POOLINGS as CHOICES
-from inf_jax.distributed.gradcache import in_chunks
+from inf_jax.distributed.gradcache import encode_in_chunks
 from inf_jax.distributed.mesh import batch_sharding, make_mesh
 from inf_jax.distributed.sharding import state_shardings
 from inf_jax.models.encoder import EncoderOptions, make_encoder
@@ -102,7 +102,7 @@ def test_projection_follows_pooling_and_has_the_same_gradient_on_a_mesh():
 
     def scalar(params, packed, mesh=None, gather="auto"):
         encode = encoder.encode
-        found = in_chunks(encode, params, packed, groups=1, mesh=mesh, gather=gather)
+        found = encode_in_chunks(encode, params, packed, groups=1, mesh=mesh, gather=gather)
         return jnp.sum(found * weight), found
 
     (_, vectors), expected = quick_jit(jax.value_and_grad(scalar, has_aux=True))(params, packed)
