@@ -77,7 +77,7 @@ def test_sentence_transformers_directory(tiny_model_dir, tmp_path):
         ("sentence_bert_config.json", [], "not a dict"),
         ("config_sentence_transformers.json", [], "not a dict"),
         ("config_sentence_transformers.json", {"prompts": ["a"]}, "is not an object of strings"),
-        ("config_sentence_transformers.json", {"prompts": {"query": 1}}, "are not texts"),
+        ("config_sentence_transformers.json", {"prompts": {"query": 1}}, "not an object"),
         ("modules.json", [{"path": "x"}], "not a list of modules"),
         ("sentence_bert_config.json", {"do_lower_case": True}, "do_lower_case=true is not"),
         (
