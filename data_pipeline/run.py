@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_pipeline.config import FactoryConfig, check, factory_config
-from data_pipeline.report.summary_tables import report_tables
+from data_pipeline.report.tables import report_tables
 from data_pipeline.stages.factory import STAGES, Factory
 from inf_jax.config.command_line import command_line, parse_flags
 from inf_jax.config.resume import save_resolved
@@ -84,8 +84,8 @@ def _show_end(factory: Factory) -> None:
     """Prints the report and where the outputs are, for the stages that were run."""
     console = Console(highlight=False, soft_wrap=True)
     if factory.report:
-        for table in report_tables(factory.report):
-            console.print(table)
+        for table in report_tables(factory.report).values():
+            console.print(table.terminal())
         console.print(f"audit page, for a human review: {factory.out_dir / 'audit.html'}")
         console.print(f"corpus: {factory.out_dir / 'corpus' / 'train.jsonl'}, with DATA_CARD.md")
     if factory.dataset:

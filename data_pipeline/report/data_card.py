@@ -3,11 +3,10 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.report.formatting import kappa, percentage, relevance_rows
+from data_pipeline.report.tables import kappa, percentage, report_tables
 from inf_jax.io.atomic import atomic_write
 
 _TEMPLATE = Path(__file__).with_name("data_card.md.jinja")
@@ -69,40 +68,13 @@ def data_card(report: dict[str, Any], info: CardInfo) -> str:
         report=report,
         info=info,
         json=functools.partial(json.dumps, ensure_ascii=False),
+        tables={name: table.markdown() for name, table in report_tables(report).items()},
         rewritten=percentage(report["rewritten"]["kept"], report["kept"]),
-        provenance=_provenance(report),
-        relevance=_relevance(report),
         kappa=kappa(report["agreement"]),
         reviewed=_reviewed(report["review"]),
-        pairs=_pairs(report),
-        types=_types(report),
-        lengths=_lengths(report),
         length_ratio=_length_ratio(report),
-        cost=_cost(report),
     )
     return f"{card.content}\n"
-
-
-def _provenance(report: dict[str, Any]) -> str:
-    rows = [
-        (
-            stage,
-            made["model"],
-            f"{made['prompt']} ({made['prompt_hash']})" if made.get("prompt") else "",
-            f"{made['items']:,}",
-        )
-        for stage, all_made in report["provenance"].items()
-        for made in all_made
-    ]
-    return _table(("stage", "model", "prompt", "pairs"), rows, texts=3)
-
-
-def _relevance(report: dict[str, Any]) -> str:
-    rows = [
-        (f"({query}, {passage})", *shares, "relevant" if expected else "not relevant")
-        for query, passage, shares, expected in relevance_rows(report)
-    ]
-    return _table(("combination", *report["relevance"], "expected"), rows)
 
 
 def _reviewed(review: dict[str, int]) -> dict[str, str]:
@@ -115,55 +87,8 @@ def _reviewed(review: dict[str, int]) -> dict[str, str]:
     }
 
 
-def _pairs(report: dict[str, Any]) -> str:
-    rows = [("pairs", f"{report['pairs']:,}", "")]
-    for stage in report["stages"]:
-        name = stage["stage"]
-        rows.append((f"dropped: {name}", f"{stage['dropped']:,}", ""))
-        rows += [("", f"{n:,}", f"`{why}`") for why, n in report["reasons"][name].items()]
-    rows.append(("**kept**", f"**{report['kept']:,}**", ""))
-    return _table(("", "pairs", "reason"), rows)
-
-
-def _types(report: dict[str, Any]) -> str:
-    rows = [(name, f"{n['made']:,}", f"{n['kept']:,}") for name, n in report["types"].items()]
-    return _table(("instruction type", "made", "kept"), rows)
-
-
-def _lengths(report: dict[str, Any]) -> str:
-    rows = [
-        (kind, f"{n['count']:,}", f"{n['mean']:.1f}", f"{n['least']:,}", f"{n['most']:,}")
-        for kind, n in report["lengths"].items()
-        if n["count"]
-    ]
-    return _table(("words of a kept", "texts", "mean", "least", "most"), rows) if rows else ""
-
-
 def _length_ratio(report: dict[str, Any]) -> str:
     positive, negative = (report["lengths"][f"{name} passage"] for name in ("positive", "negative"))
     if not (positive["count"] and negative["count"]):
         return ""
     return f"{negative['mean'] / positive['mean']:.2f}"
-
-
-def _cost(report: dict[str, Any]) -> str:
-    usage = report["usage"]
-    rows = [
-        (
-            stage,
-            f"{one['requests']:,}",
-            f"{one['prompt_tokens']:,}",
-            f"{one['completion_tokens']:,}",
-            f"{one['usd']:.4f}",
-        )
-        for stage, one in usage["stages"].items()
-    ]
-    rows.append(("**total**", "", "", "", f"**{usage['usd']:.4f}**"))
-    return _table(("stage", "requests", "tokens in", "tokens out", "USD"), rows)
-
-
-def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]], *, texts: int = 1) -> str:
-    """A Markdown table whose first `texts` columns are left-aligned, the others right-aligned."""
-    rules = ("---",) * texts + ("---:",) * (len(header) - texts)
-    lines = [header, rules, *(tuple(c.replace("|", "\\|") for c in row) for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

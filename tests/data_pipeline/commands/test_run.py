@@ -39,7 +39,7 @@ def test_a_run_makes_corpus_dataset_and_report(finished):
     assert (out_dir / "data" / "inf_ir" / "factory" / "1.0.0" / "dataset_info.json").exists()
     for name in ("audit.html", "DATA_CARD.md", "config.json", "command.txt"):
         assert (out_dir / name).stat().st_size
-    assert "judged relevant" in output and f"dataset: {out_dir}/data/inf_ir/factory" in output
+    assert "Judged relevant" in output and f"dataset: {out_dir}/data/inf_ir/factory" in output
 
 
 def test_a_second_run_reuses_everything(finished, calm_server):

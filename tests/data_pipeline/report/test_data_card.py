@@ -47,14 +47,14 @@ def test_contents():
     report = summarise(corpus(), USAGE, pairs_report={"read": 1234})
     text = data_card(report, INFO)
     for line in (
-        "| generate | gpt-4o-mini | generate_v1 (0123456789ab) | 7 |",
-        "| (I+Q+, P-1) | 16.7% of 6 | 33.3% of 3 | not relevant |",
-        "| dropped: filter | 1 |  |",
-        "|  | 1 | `I+Q+\\|P-1` |",
-        "| **kept** | **2** |  |",
+        "| generate | gpt-4o-mini | generate_v1 | 0123456789ab | 7 |",
+        "| I+Q+ \\| P-1 | 16.7% of 6 | 33.3% of 3 | 0% |",
+        "| dropped: filter | 1 | 12.5% |",
+        "| `I+Q+\\|P-1` | 1 | 12.5% |",
+        "| **kept** | **2** | **25.0%** |",
         "| audience | 5 | 1 |",
-        "| judge | 90 | 50,000 | 8,000 | 0.5000 |",
-        "A kept example cost 0.375000 USD.",
+        "| judge: o3-mini, batch | 90 | 90 | 50,000 | 8,000 | 0.5000 |",
+        "| per kept example |  |  |  |  | 0.375000 |",
         '  "read": 1234',
         '    "mode": "batch"',
         "--path-train=corpus/train.jsonl --path-dev=corpus/dev.jsonl --data-dir=out/data",
