@@ -47,7 +47,7 @@ def main(resolved: ConfigDict) -> None:
     """
     config = run_config(resolved)
     out_dir = storage.as_path(config.out_dir)
-    storage.check(out_dir)
+    storage.check_access(out_dir)
     model = load_model(config)
     _check_limits(config, model)
     examples = list(read_examples(dataset_dir(config), config.eval.split))

@@ -45,7 +45,7 @@ def main(resolved: ConfigDict) -> None:
     config = run_config(resolved)
     out_dir = storage.as_path(config.out_dir)
     target = storage.as_path(config.export.dir or out_dir / "export")
-    storage.check(target)
+    storage.check_access(target)
     model = load_model(config)
     if config.export.adapter and config.model.start_from:
         raise UserError(

@@ -52,7 +52,7 @@ def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
     out_dir, steps, dev_every = config.out_dir, config.train.steps, config.train.dev_every
     if config.train.wandb_project:
         import_wandb(config.train.wandb_project)  # raises before any long work
-    coordination.check_shared(storage.as_path(out_dir), storage.check)
+    coordination.check_shared(storage.as_path(out_dir), storage.check_access)
     with (
         coordination.on_primary(storage.locked(storage.as_path(out_dir))),
         PreemptionGuard(save_every_s=60 * config.train.checkpoint_minutes) as guard,

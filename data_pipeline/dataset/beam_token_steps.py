@@ -13,7 +13,7 @@ from inf_jax.core.errors import UserError
 from inf_jax.data.records import Example
 from inf_jax.data.splice_check import SAMPLE
 from inf_jax.data.token_shards import TokenisingPlan, decode_at, write_manifest, write_shard
-from inf_jax.io.tfrecord import build_index, read_slice
+from inf_jax.io.tfrecord import build_index, read_range
 from inf_jax.models.hf.config import read_config
 from inf_jax.models.hf.resolve import resolve_model
 from inf_jax.text.templates import TextConfig
@@ -39,7 +39,7 @@ class Piece(NamedTuple):
 
     def read(self) -> Iterator[tuple[int, Example]]:
         """Yields the examples, each with its number in the split."""
-        records = read_slice(self.file, offset=self.offset, first=self.first, count=self.count)
+        records = read_range(self.file, offset=self.offset, first=self.first, count=self.count)
         for n, data in enumerate(records):
             yield self.start + n, decode_at(Path(self.file), self.first + n, data)
 

@@ -37,11 +37,11 @@ def unflatten(flat: Mapping) -> dict:
     return tree
 
 
-def join(one: Mapping, other: Mapping) -> dict:
+def join_trees(one: Mapping, other: Mapping) -> dict:
     """Two nested dicts without a common leaf as one."""
     whole = dict(one)
     for name, value in other.items():
-        whole[name] = join(whole[name], value) if name in whole else value
+        whole[name] = join_trees(whole[name], value) if name in whole else value
     return whole
 
 

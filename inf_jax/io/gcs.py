@@ -58,7 +58,7 @@ def _connect() -> None:
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
 
 
-def read(path: epath.Path, target: Path) -> bool:
+def download(path: epath.Path, target: Path) -> bool:
     """Downloads an object to a local file; False where there is none. Raises UserError."""
     with explained(path, "read it"):
         client, name = _client(path)
@@ -69,7 +69,7 @@ def read(path: epath.Path, target: Path) -> bool:
         return True
 
 
-def write(path: epath.Path, source: bytes | Path) -> None:
+def upload(path: epath.Path, source: bytes | Path) -> None:
     """Uploads bytes or a local file as one object. Raises UserError."""
     with explained(path, "write it"):
         client, name = _client(path)
@@ -79,7 +79,7 @@ def write(path: epath.Path, source: bytes | Path) -> None:
             client.put_file(str(source), name)
 
 
-def delete(path: epath.Path) -> None:
+def delete_object(path: epath.Path) -> None:
     """Deletes an object. Raises UserError."""
     with explained(path, "delete it"):
         client, name = _client(path)
@@ -99,7 +99,7 @@ def _client(path: epath.Path):
     return fsspec.core.url_to_fs(str(path))
 
 
-def check(directory: epath.Path, *, timeout_s: float = _TIMEOUT_S) -> None:
+def check_access(directory: epath.Path, *, timeout_s: float = _TIMEOUT_S) -> None:
     """Tries, with each client, what a run does: look up the bucket, write, list, read, delete.
 
     Raises:

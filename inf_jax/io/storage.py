@@ -44,14 +44,14 @@ def as_path(path: str | os.PathLike) -> AnyPath:
     return gcs.open_path(path) if is_bucket(path) else Path(path)
 
 
-def check(directory: AnyPath) -> None:
+def check_access(directory: AnyPath) -> None:
     """Raises UserError where this process cannot write and read in a directory.
 
     To be called before any long work: finds missing permissions and credentials, network failures,
     read-only and full disks. Leaves nothing behind.
     """
     if is_bucket(directory):
-        gcs.check(directory)
+        gcs.check_access(directory)
         return
     directory = directory.absolute()
     existing = next(path for path in (directory, *directory.parents) if path.exists())
@@ -110,7 +110,7 @@ def new_file(path: AnyPath) -> Iterator[BinaryIO]:
         return
     file = io.BytesIO()
     yield file
-    gcs.write(path, file.getvalue())
+    gcs.upload(path, file.getvalue())
 
 
 @contextlib.contextmanager
@@ -137,13 +137,13 @@ def new_directory(path: AnyPath, *, marker: str) -> Iterator[Path]:
     with _local_directory() as partial:
         yield partial
         new = {str(f.relative_to(partial)) for f in partial.rglob("*") if f.is_file()}
-        gcs.write(path / _UPLOADING, b"")
+        gcs.upload(path / _UPLOADING, b"")
         for name in sorted(old - {_UPLOADING}, key=lambda name: name != marker):
             if name == marker or name not in new:
-                gcs.delete(path / name)
+                gcs.delete_object(path / name)
         for name in sorted(new, key=lambda name: (name == marker, name)):
-            gcs.write(path / name, partial / name)
-        gcs.delete(path / _UPLOADING)
+            gcs.upload(path / name, partial / name)
+        gcs.delete_object(path / _UPLOADING)
 
 
 class WorkDir(contextlib.AbstractContextManager):
@@ -170,7 +170,7 @@ class WorkDir(contextlib.AbstractContextManager):
     def pull(self, name: str) -> None:
         """Downloads a file of out_dir, if there is one, to append to it. Raises UserError."""
         if self._remote:
-            gcs.read(self._remote / name, self.path / name)
+            gcs.download(self._remote / name, self.path / name)
 
     def claim(self) -> None:
         """Claims the directory for this run: in a bucket, which has no locks, `push` fails once
@@ -178,7 +178,7 @@ class WorkDir(contextlib.AbstractContextManager):
         if self._remote:
             when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
             self._owner = f"{socket.gethostname()}, {when}, {secrets.token_hex(4)}"
-            gcs.write(self._remote / _OWNER, self._owner.encode())
+            gcs.upload(self._remote / _OWNER, self._owner.encode())
 
     def push(self) -> None:
         """Uploads the files that have changed; nothing may write to them meanwhile.
@@ -194,12 +194,12 @@ class WorkDir(contextlib.AbstractContextManager):
             stat = file.stat()
             stamp = stat.st_size, stat.st_mtime_ns
             if file.is_file() and self._pushed.get(file) != stamp:
-                gcs.write(self._remote / file.relative_to(self.path).as_posix(), file)
+                gcs.upload(self._remote / file.relative_to(self.path).as_posix(), file)
                 self._pushed[file] = stamp
 
     def _check_owner(self) -> None:
         with _local_directory() as folder:
-            if not gcs.read(self._remote / _OWNER, folder / _OWNER):
+            if not gcs.download(self._remote / _OWNER, folder / _OWNER):
                 return  # deleted by hand; another run would have replaced it
             owner = (folder / _OWNER).read_text()
         if owner != self._owner:

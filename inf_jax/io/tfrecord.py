@@ -132,7 +132,7 @@ def read_records(path: str | os.PathLike, *, count: int | None = None) -> Iterat
         raise _truncated(path, read, count)
 
 
-def read_slice(path: str | os.PathLike, *, offset: int, first: int, count: int) -> Iterator[bytes]:
+def read_range(path: str | os.PathLike, *, offset: int, first: int, count: int) -> Iterator[bytes]:
     """The data of `count` records from the one whose frame starts at byte `offset`.
 
     Args:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from inf_jax.config.sections import RunConfig
 from inf_jax.core.errors import UserError
-from inf_jax.core.trees import join, leaf_paths, path_name, select
+from inf_jax.core.trees import join_trees, leaf_paths, path_name, select
 from inf_jax.distributed.sharding import state_shardings
 from inf_jax.models.encoder import DTYPES, Encoder, make_encoder, plain_encoder
 from inf_jax.models.lora import Lora, initial_adapters, is_adapter, merged
@@ -53,7 +53,7 @@ class ParameterPartition(NamedTuple):
 
     def plain(self, trained: dict, frozen: dict) -> dict:
         """All parameters, adapters merged into their kernels, float32; to be jitted."""
-        whole = join({name: trained[name] for name in trained if name in self.base}, frozen)
+        whole = join_trees({name: trained[name] for name in trained if name in self.base}, frozen)
         whole = {name: merged(tree, self.lora) for name, tree in whole.items()}
         return jax.tree.map(lambda x: x.astype(jnp.float32), whole)
 

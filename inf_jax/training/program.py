@@ -11,7 +11,7 @@ from inf_jax.config.sections import RunConfig
 from inf_jax.core.batch import Batch
 from inf_jax.core.errors import UserError
 from inf_jax.core.query_encoders import query_encoder
-from inf_jax.core.trees import join
+from inf_jax.core.trees import join_trees
 from inf_jax.distributed.mesh import compiler_options, replicated
 from inf_jax.distributed.sharding import state_shardings
 from inf_jax.losses.objective import Objective, parse_objective
@@ -79,7 +79,7 @@ def make_program(
     loss_fn = make_loss(encoding, loss)
 
     def measure(params: dict, frozen: dict, batch: Batch) -> dict[str, jax.Array]:
-        return loss_fn(join(params, frozen), batch, None)[1]
+        return loss_fn(join_trees(params, frozen), batch, None)[1]
 
     def init(base: dict) -> TrainState:
         params = partition.trained(base)

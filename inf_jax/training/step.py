@@ -10,7 +10,7 @@ import optax
 
 from inf_jax.config.sections import LossConfig
 from inf_jax.core.batch import Batch
-from inf_jax.core.trees import join
+from inf_jax.core.trees import join_trees
 from inf_jax.losses import contrastive_loss
 from inf_jax.losses.objective import parse_objective
 from inf_jax.training.forward import EncodingPlan, encode_pairs
@@ -36,7 +36,7 @@ class TrainState(NamedTuple):
     @property
     def whole(self) -> dict:
         """All parameters, as one tree."""
-        return join(self.params, self.frozen)
+        return join_trees(self.params, self.frozen)
 
     @property
     def saved(self) -> dict:
@@ -149,7 +149,7 @@ def make_train_step(
         key = None if dropout_key is None else jax.random.fold_in(dropout_key, state.step)
 
         def loss_of(params: dict) -> tuple[jax.Array, dict[str, jax.Array]]:
-            return loss_fn(join(params, state.frozen), batch, key)
+            return loss_fn(join_trees(params, state.frozen), batch, key)
 
         (_, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         grads = without_layers(grads, frozen_layers)

@@ -106,7 +106,7 @@ if bucket:
     from inf_jax.core.errors import UserError
 
     try:
-        storage.check(storage.as_path(f"{bucket}/.preflight/{os.environ['LABEL']}"))
+        storage.check_access(storage.as_path(f"{bucket}/.preflight/{os.environ['LABEL']}"))
     except UserError as error:
         raise SystemExit(str(error)) from None
 import jax

@@ -75,7 +75,7 @@ def test_a_run_in_a_bucket(gcs, killed, tmp_path, capsys, no_torch, monkeypatch)
     config.mesh.fsdp = 2
 
     def another_begins(resolved, path):
-        bucket.write(out_dir / "owner.txt", b"another host")
+        bucket.upload(out_dir / "owner.txt", b"another host")
 
     with monkeypatch.context() as patch:
         patch.setattr(train, "save_resolved", another_begins)
@@ -128,6 +128,6 @@ def test_a_run_in_a_bucket(gcs, killed, tmp_path, capsys, no_torch, monkeypatch)
     assert max(exported, key=lambda n: objects[f"deep/run/export/{n}"].generation) == SETTINGS_FILE
     for name in exported:
         (tmp_path / "export" / name).parent.mkdir(parents=True, exist_ok=True)
-        assert bucket.read(out_dir / "export" / name, tmp_path / "export" / name)
+        assert bucket.download(out_dir / "export" / name, tmp_path / "export" / name)
     assert json.loads((tmp_path / "export" / SETTINGS_FILE).read_text())["run"]["step"] == 7
     assert load(tmp_path / "export").config.text.max_passage_tokens == 32

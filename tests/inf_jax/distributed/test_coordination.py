@@ -10,7 +10,7 @@ import os, pathlib, sys
 from inf_jax.distributed.cluster import initialise
 from inf_jax.distributed.coordination import barrier, check_shared, is_primary
 from inf_jax.distributed.jax_internals import coordination_client
-from inf_jax.io.storage import check
+from inf_jax.io.storage import check_access
 from inf_jax.core.errors import UserError
 initialise()
 client = coordination_client()
@@ -23,7 +23,7 @@ if is_primary():
 client.blocking_key_value_get("told", 60_000)
 directory = pathlib.Path(sys.argv[1].removeprefix("--config=")).parent / "out"
 try:
-    check_shared(directory if is_primary() else directory / "elsewhere", check)
+    check_shared(directory if is_primary() else directory / "elsewhere", check_access)
 except UserError as error:
     print(error)
 """
@@ -35,7 +35,7 @@ import jax
 from inf_jax.core.errors import UserError
 from inf_jax.distributed import coordination
 from inf_jax.distributed.cluster import initialise
-from inf_jax.io.storage import check
+from inf_jax.io.storage import check_access
 initialise()
 directory = pathlib.Path(sys.argv[1].removeprefix("--config=")).parent / "out"
 me = jax.process_index()
@@ -57,7 +57,7 @@ for wrong in (False, False, True):
         print("same")
     except UserError as error:
         print(error)
-    coordination.check_shared(directory, check)
+    coordination.check_shared(directory, check_access)
     with coordination.primary_first("work"):
         print("work")
     coordination.barrier("end", timeout_s=60)

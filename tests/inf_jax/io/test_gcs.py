@@ -17,9 +17,9 @@ def test_large_files_and_passing_failures(gcs, run_dir, tmp_path):
     data = os.urandom(6 << 20)  # more than one request
     (tmp_path / "large").write_bytes(data)
     gcs.buckets["runs"].failures = 1
-    bucket.write(run_dir / "large", tmp_path / "large")
+    bucket.upload(run_dir / "large", tmp_path / "large")
     assert gcs.buckets["runs"].objects["run/large"].data == data
-    assert bucket.read(run_dir / "large", tmp_path / "copy")
+    assert bucket.download(run_dir / "large", tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == data
     assert bucket.files_below(run_dir) == ["large"]
 
@@ -37,7 +37,7 @@ DENIED = {
 def test_a_bucket_without_a_permission(gcs, permission, caplog):
     gcs.make("denied", denied={permission})
     with pytest.raises(UserError) as error:
-        storage.check(storage.as_path("gs://denied/run"))
+        storage.check_access(storage.as_path("gs://denied/run"))
     message = str(error.value)
     assert "\n" not in message
     assert f"gs://denied/run: no permission to {DENIED[permission]} ({permission})" in message
@@ -49,17 +49,17 @@ def test_a_bucket_without_a_permission(gcs, permission, caplog):
 
 def test_no_bucket_no_credentials_no_answer(gcs):
     with pytest.raises(UserError, match=r"no bucket absent .* storage buckets create gs://absent "):
-        storage.check(storage.as_path("gs://absent/run"))
+        storage.check_access(storage.as_path("gs://absent/run"))
     gcs.make("private", needs_token=True)
     with pytest.raises(UserError, match=r"no valid Google credentials .*gcloud auth appl"):
-        storage.check(storage.as_path("gs://private/run"))
+        storage.check_access(storage.as_path("gs://private/run"))
     gcs.make("ill", failures=10**6)
     with pytest.raises(
         UserError, match=r"did not answer within 0\.5 s when asked to find the bucket"
     ):
-        bucket.check(storage.as_path("gs://ill/run"), timeout_s=0.5)
+        bucket.check_access(storage.as_path("gs://ill/run"), timeout_s=0.5)
     gcs.make("well", failures=1)
-    bucket.check(storage.as_path("gs://well/run"))
+    bucket.check_access(storage.as_path("gs://well/run"))
 
 
 def test_without_gcsfs(monkeypatch):

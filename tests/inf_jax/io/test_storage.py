@@ -14,7 +14,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWar
 
 def test_files_and_their_local_equals(gcs, run_dir, tmp_path):
     for directory in (tmp_path / "deep" / "run", run_dir):
-        storage.check(directory)
+        storage.check_access(directory)
         assert not directory.exists()
         with storage.new_file(directory / "config.json") as file:
             file.write(b"one")
@@ -100,14 +100,14 @@ def test_a_directory_is_replaced_with_its_marker_last(gcs, run_dir, monkeypatch)
         raise ZeroDivisionError
     assert objects.keys() == {"run/export/marker", "run/export/c"}
 
-    write = bucket.write
+    write = bucket.upload
 
     def fail_at_b(path, source):
         if path.name == "b":
             raise UserError("as if killed")
         write(path, source)
 
-    monkeypatch.setattr(bucket, "write", fail_at_b)
+    monkeypatch.setattr(bucket, "upload", fail_at_b)
     export = storage.new_directory(run_dir / "export", marker="marker")
     with pytest.raises(UserError, match="as if killed"), export as folder:
         for name in ("marker", "a", "b"):
@@ -126,6 +126,6 @@ def test_a_directory_is_replaced_with_its_marker_last(gcs, run_dir, monkeypatch)
 def test_a_local_disk_that_takes_nothing(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write .*file.*in which you may write"):
-        storage.check(tmp_path / "file" / "run")
+        storage.check_access(tmp_path / "file" / "run")
     with pytest.raises(UserError, match="cannot write /proc/"):
-        storage.check(Path("/proc/run"))
+        storage.check_access(Path("/proc/run"))

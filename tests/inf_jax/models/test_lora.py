@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from inf_jax.core.errors import UserError
-from inf_jax.core.trees import join
+from inf_jax.core.trees import join_trees
 from inf_jax.distributed.gradcache import encode_in_chunks
 from inf_jax.distributed.mesh import batch_sharding, make_mesh
 from inf_jax.distributed.sharding import state_shardings
@@ -52,8 +52,10 @@ def test_nothing_at_the_start_and_merged_as_unmerged(name):
     plain, adapted = (
         make_encoder(shape_of(name), EncoderOptions(lora=which)) for which in (None, lora)
     )
-    first = join(params, {"blocks": initial_adapters(jax.random.key(0), params["blocks"], lora)})
-    moved = join(params, adapters_of(name, lora))
+    first = join_trees(
+        params, {"blocks": initial_adapters(jax.random.key(0), params["blocks"], lora)}
+    )
+    moved = join_trees(params, adapters_of(name, lora))
     assert jax.tree.map(jnp.shape, jax.eval_shape(adapted.init, jax.random.key(0))) == jax.tree.map(
         jnp.shape, first
     )
@@ -108,7 +110,7 @@ def test_gradients_are_those_of_one_device_and_none_is_of_a_kernel():
         def encode(params, packed, **how):
             return encoder.encode(params, packed, key, **how)
 
-        tree = join(params, adapters)
+        tree = join_trees(params, adapters)
         return jnp.sum(
             encode_in_chunks(encode, tree, packed, groups=groups, mesh=mesh, gather="layer")
             * weight
@@ -170,7 +172,7 @@ def test_gradients_are_those_of_peft(tmp_path, name, targets):
     @quick_jit
     def ours(adapters):
         def scalar(adapters):
-            found = encoder.hidden(join(params, adapters), *rows)
+            found = encoder.hidden(join_trees(params, adapters), *rows)
             return jnp.sum(found * weight), found
 
         return jax.grad(scalar, has_aux=True)(adapters)
