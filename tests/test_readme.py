@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -133,8 +134,10 @@ def test_files_that_are_named_exist():
 def clone(tmp_path_factory) -> Path:
     """A directory that looks like a clone, with an `out/` of its own; and the commands' names."""
     directory = tmp_path_factory.mktemp("clone")
-    for name in ("inf_jax", "data_pipeline", "configs", "launch", "tests", "setup.py"):
+    for name in ("inf_jax", "data_pipeline", "tests", "setup.py"):
         (directory / name).symlink_to(ROOT / name)
+    for name in ("configs", "launch"):  # tpu.sh looks for these in the commit that it sends
+        shutil.copytree(ROOT / name, directory / name)
     (directory / "bin").mkdir()
     scripts = {"inf-jax": "-m inf_jax", "inf-jax-data": "-m data_pipeline", "python": ""}
     for name, module in scripts.items():
