@@ -107,13 +107,14 @@ setup(
     },
     package_data={
         "data_pipeline": [
+            "README.md",
             "samples/**/*",
             "prompts/*",
             "report/audit_page/*",
             "report/*.jinja",
             "llm/prices.json",
         ],
-        "inf_jax": ["planning/*.json", "hf_export/*.jinja"],
+        "inf_jax": ["README.md", "planning/*.json", "hf_export/*.jinja"],
     },
     install_requires=BASE,
     extras_require=EXTRAS,

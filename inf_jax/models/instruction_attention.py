@@ -1,5 +1,6 @@
-"""Instruction-query attention: embeddings of instructed queries whose two texts are encoded apart
-(the second encoder of arXiv 2505.21439).
+"""Embeds instructed queries whose instruction and query are encoded apart.
+
+This is the second encoder of arXiv 2505.21439.
 
 Given the token states I [i, d] of an instruction and Q [q, d] of a query, encoded separately,
 A = softmax over the query's tokens of I Q^T / sqrt(d), and the embedding is the mean over the
