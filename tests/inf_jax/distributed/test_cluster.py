@@ -122,7 +122,7 @@ def test_impossible_start_timeout_is_refused(monkeypatch):
         initialise()
 
 
-def test_mains_for_one_process_refuse_several(monkeypatch):
+def test_single_process_only(monkeypatch):
     ran = []
     main = single_process_only(ran.append)
     set_environment(monkeypatch, place(2, 1, 99))

@@ -68,7 +68,7 @@ def run_two(program, tmp_path):
     return finish(start(tmp_path / "c.py", count=2, devices=2, program=("-c", program)))
 
 
-def test_what_goes_wrong_between_processes_is_named(tmp_path):
+def test_missing_processes_and_unshared_directories_are_reported(tmp_path):
     outs, codes = run_two(APART, tmp_path)
     assert codes == [0, 0], "\n".join(outs)
     assert "process 0 waited 1 s at 'meeting': process 1 missing; look at" in outs[0]

@@ -76,8 +76,13 @@ def test_training_is_the_same_whatever_the_order_of_the_devices(tiny_config, tmp
     tiny_config.loss.objective = "uni(P)"
     tiny_config.mesh.fsdp = 2
     file, out_dir = write_config(tiny_config, tmp_path / "c.py"), tmp_path / "shuffled"
-    how = {"count": 2, "devices": 4, "program": ("-c", SHUFFLED), "cache": tmp_path / "compiled"}
-    outs, codes = finish(start(file, f"--config.out_dir={out_dir}", **how))
+    options = {
+        "count": 2,
+        "devices": 4,
+        "program": ("-c", SHUFFLED),
+        "cache": tmp_path / "compiled",
+    }
+    outs, codes = finish(start(file, f"--config.out_dir={out_dir}", **options))
     assert codes == [0, 0], "\n".join(outs)
     train.main(tiny_config)  # on 8 devices, in order
     found, expected = (
@@ -116,7 +121,7 @@ def plain_layout(monkeypatch):
     monkeypatch.setattr(meshes, "Mesh", lambda devices, axes: devices)
 
 
-def test_data_alone_crosses_slices(plain_layout):
+def test_only_data_crosses_slices(plain_layout):
     placed = make_mesh(fsdp=2, tensor=2, devices=slices(8, 8))
     assert placed.shape == (4, 2, 2)
     of_slice = np.vectorize(lambda d: d.slice_index)(placed)
@@ -126,14 +131,14 @@ def test_data_alone_crosses_slices(plain_layout):
     np.testing.assert_array_equal(numbers, [range(8), range(8)])
 
 
-def test_slices_of_other_platforms_are_not_looked_at():
+def test_slices_of_other_platforms_are_ignored():
     # GPUs give each host a number there
     devices = [SimpleNamespace(platform="gpu", slice_index=n) for n in range(4)]
     assert meshes._slices(devices) == [devices]
 
 
 @pytest.mark.parametrize(
-    ("sizes", "how", "message"),
+    ("sizes", "options", "message"),
     [
         ((8,), {"fsdp": 3}, r"mesh\.fsdp=3 does not divide the 8 devices$"),
         (
@@ -150,9 +155,9 @@ def test_slices_of_other_platforms_are_not_looked_at():
         ((4, 2), {}, "slices differ in their devices: 4, 2"),
     ],
 )
-def test_meshes_that_cannot_be(plain_layout, sizes, how, message):
+def test_impossible_meshes(plain_layout, sizes, options, message):
     with pytest.raises(UserError, match=message):
-        make_mesh(**how, devices=slices(*sizes))
+        make_mesh(**options, devices=slices(*sizes))
 
 
 def test_heads_that_do_not_divide_are_refused(tiny_config):

@@ -53,9 +53,9 @@ def config(tiny_config):
     return tiny_config
 
 
-def launch(file, *overrides, devices=DEVICES, **how):
+def launch(file, *overrides, devices=DEVICES, **options):
     """All processes of a run, or those in `only`; their outputs and exit codes."""
-    return finish(start(file, *overrides, devices=devices, **how))
+    return finish(start(file, *overrides, devices=devices, **options))
 
 
 def test_one_two_and_four_processes_are_one_run(config, tmp_path, compiled):
@@ -126,7 +126,7 @@ def test_the_primary_process_tokenises_and_an_error_of_one_process_ends_all(
     assert codes[1] == 1 and codes[0] != 0
 
 
-def test_a_process_that_does_not_start_is_named(tiny_config, tmp_path):
+def test_a_process_that_does_not_start_is_listed(tiny_config, tmp_path):
     file = write_config(tiny_config, tmp_path / "c.py")
     (out,), codes = launch(file, count=2, only=[0], timeout_s=2)
     assert codes == [1]

@@ -74,14 +74,14 @@ def test_synced_before_it_appears(tmp_path, monkeypatch):
     assert synced[0] == (5, False)
 
 
-def test_a_directory_that_cannot_be(tmp_path):
+def test_unwritable_parent(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     path = tmp_path / "file" / "below"
     with pytest.raises(UserError, match=r"cannot write .*below.* may write"), atomic_file(path):
         pass
 
 
-def test_partials_of_the_dead_go_and_those_of_the_living_stay(tmp_path):
+def test_stale_partials_are_deleted_and_live_ones_kept(tmp_path):
     path = tmp_path / "file"
     script = (
         "import sys, time\n"
@@ -107,7 +107,7 @@ def test_partials_of_the_dead_go_and_those_of_the_living_stay(tmp_path):
     assert path.read_bytes() == b"second"
 
 
-def test_a_partial_taken_for_stale_is_begun_anew(tmp_path, monkeypatch):
+def test_a_partial_deleted_before_its_lock_is_replaced(tmp_path, monkeypatch):
     """Between a partial's creation and its lock another process may lock it and delete it."""
     path, try_lock, rivals = tmp_path / "file", atomic.try_lock, []
 

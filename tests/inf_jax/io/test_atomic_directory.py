@@ -42,7 +42,7 @@ def test_an_error_inside_leaves_what_was_there(tmp_path):
     assert os.listdir(tmp_path) == ["b"] and (tmp_path / "b" / "m").read_text() == "one"
 
 
-def test_what_is_not_ours_is_never_replaced(tmp_path):
+def test_foreign_directories_are_never_replaced(tmp_path):
     (tmp_path / "b").mkdir()
     fill(tmp_path / "b", "an empty directory is nobody's")
     (tmp_path / "c").mkdir()
@@ -80,7 +80,7 @@ def test_a_living_writer_is_left_alone(tmp_path):
     assert (tmp_path / "b" / "m").read_text() == "one"
 
 
-def test_an_unwritable_place_is_named(tmp_path):
+def test_unwritable_directory(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match=r"cannot write .*choose another directory"):
         fill(tmp_path / "file" / "b", "one")

@@ -13,7 +13,7 @@ from inf_jax.io import storage
 pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
 
 
-def test_large_files_and_passing_failures(gcs, run_dir, tmp_path):
+def test_large_files_and_transient_failures(gcs, run_dir, tmp_path):
     data = os.urandom(6 << 20)  # more than one request
     (tmp_path / "large").write_bytes(data)
     gcs.buckets["runs"].failures = 1

@@ -12,7 +12,7 @@ from inf_jax.io import storage
 pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
 
 
-def test_files_and_their_local_equals(gcs, run_dir, tmp_path):
+def test_files_in_a_bucket_behave_like_local_ones(gcs, run_dir, tmp_path):
     for directory in (tmp_path / "deep" / "run", run_dir):
         storage.check_access(directory)
         assert not directory.exists()
@@ -63,7 +63,7 @@ def test_an_error_is_not_hidden_by_the_last_upload(gcs, run_dir, capsys):
         (work.path / "a").write_text("a")
 
 
-def test_a_run_ends_where_another_has_begun(gcs, run_dir, tmp_path, capsys):
+def test_a_run_ends_where_another_has_started(gcs, run_dir, tmp_path, capsys):
     objects = gcs.buckets["runs"].objects
     ended = pytest.raises(
         UserError, match=r"runs/run: another run has started in it since \(.* UTC"
@@ -123,7 +123,7 @@ def test_a_directory_is_replaced_with_its_marker_last(gcs, run_dir, monkeypatch)
         pass
 
 
-def test_a_local_disk_that_takes_nothing(tmp_path):
+def test_unwritable_local_disk(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write .*file.*in which you may write"):
         storage.check_access(tmp_path / "file" / "run")

@@ -109,7 +109,7 @@ def test_round_trip(records, random):
             assert reader.read(n) == records[n]
 
 
-def test_a_bit_flip_anywhere_is_found_and_named(tmp_path):
+def test_any_bit_flip_is_detected(tmp_path):
     path = tmp_path / "file"
     index = write(path)
     whole = path.read_bytes()
@@ -131,7 +131,7 @@ def test_a_bit_flip_anywhere_is_found_and_named(tmp_path):
             assert (caught.value.path, caught.value.record) == (path, owner)
 
 
-def test_a_cut_anywhere_is_found_and_named(tmp_path):
+def test_any_truncation_is_detected(tmp_path):
     path = tmp_path / "file"
     index = write(path)
     whole = path.read_bytes()
@@ -151,7 +151,7 @@ def test_a_cut_anywhere_is_found_and_named(tmp_path):
         assert (caught.value.path, caught.value.record) == (path, first_lost)
 
 
-def test_surplus_is_found(tmp_path):
+def test_surplus_records_are_detected(tmp_path):
     path = tmp_path / "file"
     index = write(path)
     assert sequential_error(path, count=2).record == 2
@@ -181,7 +181,7 @@ def test_the_index_of_another_file(tmp_path):
         Reader(tmp_path / "a", shifted).read(0)
 
 
-def test_no_such_record_and_no_such_file(tmp_path):
+def test_missing_record_and_missing_file(tmp_path):
     reader = Reader(tmp_path / "file", write(tmp_path / "file"))
     for n in (-1, len(RECORDS)):
         with pytest.raises(IndexError, match="4 records"):
@@ -192,7 +192,7 @@ def test_no_such_record_and_no_such_file(tmp_path):
         Reader(tmp_path / "missing", reader.index)
 
 
-def test_the_error_crosses_processes():
+def test_errors_can_be_pickled():
     error = pickle.loads(pickle.dumps(CorruptRecordError("some/file", 7, "a reason")))
     assert (error.path, error.record, error.reason) == ("some/file", 7, "a reason")
     assert isinstance(error, UserError)

@@ -43,7 +43,7 @@ def make(seed, *, b, h=0, m=2, e=16, texts=5):
     }
 
 
-def value_and_grad(arrays, objective, *, scale=20.0, bias=-1.0, **how):
+def value_and_grad(arrays, objective, *, scale=20.0, bias=-1.0, **options):
     """((loss, metrics), (gradients of the embeddings, of scale, of bias))."""
     names = ("queries", "passages", "instruction_negatives")
     embeddings = {k: arrays[k] for k in names if k in arrays}
@@ -51,7 +51,7 @@ def value_and_grad(arrays, objective, *, scale=20.0, bias=-1.0, **how):
 
     def loss(embeddings, scale, bias):
         return contrastive_loss(
-            **embeddings, **rest, objective=objective, scale=scale, bias=bias, **how
+            **embeddings, **rest, objective=objective, scale=scale, bias=bias, **options
         )
 
     run = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True), compiler_options=QUICK)
@@ -133,10 +133,10 @@ def test_goldens(file, engine, devices):
         "passages": golden["key"].reshape(b, -1, width).astype(np.float32),
         "instruction_negatives": golden["neg_query"][:, 1:].astype(np.float32),
     }
-    how = {"mask": "faithful", "engine": engine, "mesh": mesh_of(devices), "tile": (4, 5)}
+    options = {"mask": "faithful", "engine": engine, "mesh": mesh_of(devices), "tile": (4, 5)}
     for name, objective in GOLDEN_OBJECTIVES.items():
         scale = float(golden["scale"])
-        (loss, _), (grads, _, _) = value_and_grad(arrays, objective, scale=scale, **how)
+        (loss, _), (grads, _, _) = value_and_grad(arrays, objective, scale=scale, **options)
         query = golden[f"{name}__grad_query"]
         if "_neg" in name:
             negatives = golden[f"{name}__grad_neg_query"]
@@ -153,9 +153,9 @@ def test_order_of_the_batch_does_not_matter(engine, devices):
     arrays = make(1, b=24, h=1)
     order = np.random.default_rng(1).permutation(24)
     moved = jax.tree.map(lambda x: x[order], arrays)
-    how = {"engine": engine, "mesh": mesh_of(devices), "tile": (4, 8)}
-    value, grads = value_and_grad(arrays, f"uni({ALL})", **how)
-    again, moved_grads = value_and_grad(moved, f"uni({ALL})", **how)
+    options = {"engine": engine, "mesh": mesh_of(devices), "tile": (4, 8)}
+    value, grads = value_and_grad(arrays, f"uni({ALL})", **options)
+    again, moved_grads = value_and_grad(moved, f"uni({ALL})", **options)
     assert_close(again, value)
     assert_close(moved_grads[0], jax.tree.map(lambda x: x[order], grads[0]))
 
@@ -164,8 +164,8 @@ def test_duplicates_of_one_pair_are_masked_in_every_tile():
     arrays = make(0, b=1, h=0, m=1)
     arrays = jax.tree.map(lambda x: np.repeat(x, 20, 0), arrays)
     arrays["valid"][:] = True
-    how = {"engine": "ring", "mesh": mesh_of(4), "tile": (2, 2)}
-    (loss, metrics), grads = value_and_grad(arrays, "uni(P,IQ,QQ,PP)", **how)
+    options = {"engine": "ring", "mesh": mesh_of(4), "tile": (2, 2)}
+    (loss, metrics), grads = value_and_grad(arrays, "uni(P,IQ,QQ,PP)", **options)
     assert loss == 0 and metrics["negatives/P"] == 0 and metrics["masked/IQ"] == 1
     assert not any(np.any(x) for x in jax.tree.leaves(grads))
 
@@ -175,8 +175,8 @@ def test_duplicates_of_one_pair_are_masked_in_every_tile():
 def test_logits_of_a_thousand(engine, objective):
     arrays = make(4, b=16)
     devices = 8 if engine == "ring" else 1
-    how = {"engine": engine, "mesh": mesh_of(devices), "tile": (4, 4)}
-    found = value_and_grad(arrays, objective, scale=1000.0, **how)
+    options = {"engine": engine, "mesh": mesh_of(devices), "tile": (4, 4)}
+    found = value_and_grad(arrays, objective, scale=1000.0, **options)
     expected = value_and_grad(arrays, objective, scale=1000.0, engine="dense")
     assert found[0][0] > 100
     assert_close(found[0], expected[0])
@@ -186,8 +186,10 @@ def test_logits_of_a_thousand(engine, objective):
 def test_bf16_tiles_accumulate_in_float32():
     """The same as embeddings rounded beforehand, whose products are exact in float32."""
     arrays = make(5, b=64, e=32)
-    how = {"engine": "ring", "mesh": mesh_of(8), "tile": (4, 8)}
-    (loss, _), (grads, _, _) = value_and_grad(arrays, "multi(P,IQ)", tile_dtype="bfloat16", **how)
+    options = {"engine": "ring", "mesh": mesh_of(8), "tile": (4, 8)}
+    (loss, _), (grads, _, _) = value_and_grad(
+        arrays, "multi(P,IQ)", tile_dtype="bfloat16", **options
+    )
     names = ("queries", "passages", "instruction_negatives")
     rounded = {n: jnp.asarray(arrays[n], jnp.bfloat16).astype(jnp.float32) for n in names}
     exact, exact_grads = value_and_grad(arrays | rounded, "multi(P,IQ)", engine="dense")
@@ -220,8 +222,8 @@ def test_memory_is_linear_in_the_batch():
     assert ring[65_536] * 200 <= dense
     assert ring[65_536] <= 2.1 * ring[32_768] and ring[32_768] <= 2.1 * ring[16_384]
     for objective in ("multi(P,IQ)", "uni(P)", "uni(P,QQ,PP)"):
-        how = {"devices": 1, "objective": objective}
-        blockwise = [temp_bytes("blockwise", b, **how) for b in (16_384, 65_536)]
+        options = {"devices": 1, "objective": objective}
+        blockwise = [temp_bytes("blockwise", b, **options) for b in (16_384, 65_536)]
         assert blockwise[1] <= 4.2 * blockwise[0]
 
 

@@ -185,7 +185,7 @@ def test_order_of_the_batch_does_not_matter(objective, seed):
 
 
 @pytest.mark.parametrize(("objective", "mask"), [(MULTI, "identity"), (UNI, "faithful")])
-def test_empty_slots_are_as_if_not_there(objective, mask):
+def test_empty_slots_are_ignored(objective, mask):
     _, full = make(3, empty=False)
     keep = np.array([1, 0, 1, 1, 0, 1, 0, 1], bool)
     small = jax.tree.map(lambda x: x[keep], full)
@@ -208,7 +208,7 @@ def test_no_valid_row_at_all():
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((metrics, grads)))
 
 
-def test_copies_of_one_pair_are_no_negatives_of_each_other():
+def test_copies_of_one_pair_are_not_negatives_of_each_other():
     """A batch of n copies: 0 under identity; log n a block and log(4 n - 3) in all by index."""
     n = 5
     _, arrays = make(0, b=1, h=0, m=1, empty=False)
@@ -375,13 +375,13 @@ def test_terms_are_summed():
 def test_matryoshka(engine):
     """The loss of each prefix at unit length, weighted; metrics are of the longest."""
     _, arrays = make(9)
-    how = {"objective": "multi(P,I)", "scale": 20.0, "engine": engine}
-    loss, metrics = contrastive_loss(**arrays, **how, dims=(2, 8, 5), dim_weights=(1, 2, 0.5))
+    options = {"objective": "multi(P,I)", "scale": 20.0, "engine": engine}
+    loss, metrics = contrastive_loss(**arrays, **options, dims=(2, 8, 5), dim_weights=(1, 2, 0.5))
     parts = {}
     for d in (2, 5, 8):
         cut = {k: arrays[k][..., :d] for k in EMBEDDINGS}
         cut = {k: v / np.linalg.norm(v, axis=-1, keepdims=True) for k, v in cut.items()}
-        parts[d] = contrastive_loss(**{**arrays, **cut}, **how)
+        parts[d] = contrastive_loss(**{**arrays, **cut}, **options)
         np.testing.assert_allclose(metrics[f"loss/dim{d}"], parts[d][0], rtol=1e-5)
     np.testing.assert_allclose(loss, parts[2][0] + 2 * parts[8][0] + 0.5 * parts[5][0], rtol=1e-5)
     assert metrics["loss"] == loss
@@ -414,7 +414,7 @@ def test_distillation_is_torchs_kl():
         assert not np.any(grad[~valid])
 
 
-def test_an_empty_place_of_an_instruction_negative_is_none():
+def test_missing_instruction_negatives_are_ignored():
     _, arrays = make(11)
     filled = np.zeros(arrays["instruction_negative_ids"].shape[:2], bool)
     filled[:, 0] = True
@@ -425,9 +425,9 @@ def test_an_empty_place_of_an_instruction_negative_is_none():
         "instruction_negative_ids": arrays["instruction_negative_ids"][:, :1],
     }
     for mask in ("identity", "faithful"):
-        how = {"objective": "uni(I)", "scale": 20.0, "mask": mask}
-        loss, metrics = contrastive_loss(**arrays, **how, instruction_negative_valid=filled)
-        expected, expected_metrics = contrastive_loss(**fewer, **how)
+        options = {"objective": "uni(I)", "scale": 20.0, "mask": mask}
+        loss, metrics = contrastive_loss(**arrays, **options, instruction_negative_valid=filled)
+        expected, expected_metrics = contrastive_loss(**fewer, **options)
         assert_close((loss, metrics), (expected, expected_metrics))
 
 

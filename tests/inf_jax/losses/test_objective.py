@@ -9,8 +9,8 @@ from inf_jax.core.errors import UserError
 from inf_jax.losses.objective import Objective, Term, count_negatives, parse_objective
 
 
-def one(kind, *blocks, **how):
-    return Objective((Term(kind, blocks, **how),))
+def one(kind, *blocks, **options):
+    return Objective((Term(kind, blocks, **options),))
 
 
 @pytest.mark.parametrize(

@@ -38,9 +38,9 @@ def directory(request, tmp_path_factory):
     return tiny_backbones.write(request.param, directory)
 
 
-def theirs(tokenizer, texts, **how):
+def theirs(tokenizer, texts, **options):
     """transformers' own ids of a padded batch, without the padding."""
-    batch = tokenizer(texts, padding=True, **how)
+    batch = tokenizer(texts, padding=True, **options)
     masks = [np.array(mask, bool) for mask in batch["attention_mask"]]
     return [np.array(x)[mask].tolist() for x, mask in zip(batch["input_ids"], masks, strict=True)]
 
@@ -72,7 +72,7 @@ def test_the_exported_tokenizer_gives_our_ids(directory, tmp_path, choice):
         assert load_tokenizer(tmp_path, append_eos="auto").appended_eos == ""
 
 
-def test_every_text_ends_with_it_however_it_is_cut(directory):
+def test_every_text_ends_with_the_eos_after_truncation(directory):
     ours, plain = (load_tokenizer(directory, append_eos=c) for c in ("auto", "never"))
     hf = AutoTokenizer.from_pretrained(directory)
     ends = hf.convert_tokens_to_ids(ours.appended_eos) if ours.appended_eos else plain.special[1][0]

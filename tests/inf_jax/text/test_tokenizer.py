@@ -210,7 +210,7 @@ def test_a_batch_mixes_short_and_long(ours):
     assert ours.queries([], config(20)) == ours.passages([], config(20)) == []
 
 
-def test_query_and_instruction_apart(ours, hf):
+def test_separate_texts(ours, hf):
     """The bare texts, each truncate at the limit; nothing of the template."""
     pairs = [("risk", "Explain it."), ("", "risk " * 90), ("risk " * 90, ""), ("a", " \n")]
     limits = config(20, query_template="Instruct: {instruction} Query: {query}")
@@ -232,7 +232,7 @@ def test_passage_template_is_kept(ours, hf):
     assert ids.tolist() == expected
 
 
-def test_a_limit_without_room(ours):
+def test_too_small_limits(ours):
     for call, name in ((ours.passages, "max_passage_tokens"), (ours.queries, "max_query_tokens")):
         with pytest.raises(UserError, match=f"{name}=1 is too small"):
             call([], config(1))
@@ -246,7 +246,7 @@ def test_a_limit_without_room(ours):
 
 
 @pytest.mark.parametrize("make", [bpe, unigram])
-def test_tokens_that_the_model_has_no_row_for(make):
+def test_tokens_beyond_the_embedding_table(make):
     hf = make()
     rows = len(hf)
     texts = ["<image> malaria", "malaria"]
@@ -285,7 +285,7 @@ def test_the_callers_tokenizer_is_left_alone():
     assert hf.backend_tokenizer.to_str() == before
 
 
-def test_nothing_there(tmp_path):
+def test_missing_tokenizer(tmp_path):
     with pytest.raises(UserError, match="no tokenizer files; give a local directory"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{ truncate off")
@@ -323,19 +323,19 @@ TEMPLATES = ["{query} {instruction}", "{instruction} {query}", "q: {query} do: {
     template=st.sampled_from(TEMPLATES),
 )
 def test_a_query_under_another_instruction_from_their_tokens(ours, texts, limit, template):
-    how = config(limit + 20, query_template=template)
-    found = ours.query_parts(texts, how)
-    for (ids, _), expected in zip(found, ours.queries(texts, how), strict=True):
+    options = config(limit + 20, query_template=template)
+    found = ours.query_parts(texts, options)
+    for (ids, _), expected in zip(found, ours.queries(texts, options), strict=True):
         np.testing.assert_array_equal(ids, expected)
     others = found[1:] + found[:1]
     crossed = [
         (query, other) for (query, _), (_, other) in zip(texts, texts[1:] + texts[:1], strict=True)
     ]
     for (_, mine), (_, other), expected in zip(
-        found, others, ours.queries(crossed, how), strict=True
+        found, others, ours.queries(crossed, options), strict=True
     ):
         swapped = with_instruction(mine, other.ids_of("instruction"))
-        ids = truncate(swapped, special=ours.special, limit=how.max_query_tokens)
+        ids = truncate(swapped, special=ours.special, limit=options.max_query_tokens)
         np.testing.assert_array_equal(ids, expected)
         # as if the row had been tokenised with that instruction
         back = with_instruction(swapped, mine.ids_of("instruction"))
