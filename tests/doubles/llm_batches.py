@@ -123,6 +123,8 @@ class Batches:
         step = self._server.options.batch_step_s
         identity = self._hashes[batch["id"]]
         await asyncio.sleep(step)
+        while self._server.faults.stuck():
+            await asyncio.sleep(0.01)
         rows, errors = self._validated(self._server.files.read(batch["input_file_id"]))
         if failing := self._server.file_fault("batch_failed", identity):
             code = failing.get("code", "token_limit_exceeded")

@@ -19,7 +19,7 @@ SPOILING = (
 )
 # Rows of a batch, whole batches, files.
 ROWS = ("row_500", "row_error", "row_missing")
-BATCHES = ("batch_failed", "batch_expired", "batch_create_500", "batch_create_lost")
+BATCHES = ("batch_stuck", "batch_failed", "batch_expired", "batch_create_500", "batch_create_lost")
 FILES = ("upload_500", "content_500")
 KINDS = (*REFUSING, *SPOILING, *ROWS, *BATCHES, *FILES)
 
@@ -34,7 +34,7 @@ _LOST = [
     {"kind": "drop", "rate": 0.02},
     {"kind": "malformed_json", "rate": 0.01},
     {"kind": "slow", "rate": 0.02, "seconds": 0.3},
-    {"kind": "timeout", "rate": 0.005, "times": 1},
+    {"kind": "timeout", "rate": 0.005, "times": 1, "seconds": 1.0},
 ]
 _PAID = [  # one of them per request: rules of one `group` share their `times`
     {"kind": "wrong_schema", "rate": 0.02, "times": 1, "group": "paid"},
@@ -105,6 +105,10 @@ class Faults:
             self.count(rule, identity)
             return rule
         return None
+
+    def stuck(self) -> bool:
+        """Whether a rule keeps all batches in their first state until the rules change."""
+        return any(rule["kind"] == "batch_stuck" for rule in self.rules)
 
     def group(self, rule: dict[str, Any]) -> str:
         """The key under which a rule's `times` are counted."""

@@ -70,6 +70,8 @@ class Server:
             if self.options.latency_ms:
                 jitter = 0.5 + draw(response.identity)
                 await asyncio.sleep(self.options.latency_ms / 1000 * jitter)
+            while self.counts.most_active < self.options.gather:
+                await asyncio.sleep(0.005)
             if not await write_response(response, reader, writer, before_last_byte=ended):
                 return False
         if response.identity:
@@ -277,6 +279,7 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--key", default="", help="the only key that is taken; default: any or none")
     add("--models", default=MODELS, help="names, joined by commas")
     add("--latency-ms", type=float, default=0.0, help="mean time of an answer")
+    add("--gather", type=int, default=0, help="answer once so many chat requests are active")
     add("--rate", type=float, default=0.0, help="chat requests a second; 0: no limit")
     add("--burst", type=float, default=0.0, help="requests at once; default: the rate")
     add("--bad-rate", type=float, default=0.05, help="share of wrong examples")
