@@ -108,7 +108,7 @@ def _spent(out_dir: Path, server, prices: list[str], count: int) -> dict:
 
 def test_a_changed_judge_prompt_asks_only_the_judge(tmp_path, llm_server):
     server = llm_server()
-    stages = "--stages=pairs,generate,filter,judge,corpus,report"
+    stages = "--stages=pairs,generate,filter,judge,corpus"
     run(tmp_path, server.base_url, stages)
     prompt = tmp_path / "strict.md"
     text = (ROOT / "data_pipeline" / "prompts" / "judge_v1.md").read_text()
@@ -175,13 +175,13 @@ def test_a_human_review_is_applied(finished, tmp_path, calm_server):
     decisions = {first: {"verdict": "reject"}, others[0]: {"verdict": "accept"}}
     path = tmp_path / "review.json"
     path.write_text(json.dumps({"corpus": report["corpus"], "decisions": decisions}))
-    arguments = [f"--config.review.path={path}"]
+    arguments = ["--stages=corpus", f"--config.review.path={path}"]
     run(out_dir, calm_server.base_url, *arguments)
     assert [row["id"] for row in rows(out_dir / "corpus" / "train.jsonl")] == others
     path.write_text(json.dumps({"corpus": "0" * 16, "decisions": decisions}))
     error = refused(run(out_dir, calm_server.base_url, *arguments, check=False))
     assert "another corpus" in error
-    run(out_dir, calm_server.base_url)  # without the review, as before
+    run(out_dir, calm_server.base_url, "--stages=corpus")  # without the review, as before
 
 
 def test_the_cap_leaves_complete_examples(tmp_path, calm_server, finished):
@@ -192,7 +192,8 @@ def test_the_cap_leaves_complete_examples(tmp_path, calm_server, finished):
     spent = report["usage"]["usd"] + report["usage"]["usd_unknown"]
     assert 0 < spent <= 4.5 and report["pairs"] == 20
     assert 0 < report["kept"] < 20
-    run(tmp_path, calm_server.base_url, *prices, "--max-usd=100")
+    stages = "--stages=pairs,generate,filter,judge,corpus"
+    run(tmp_path, calm_server.base_url, *prices, "--max-usd=100", stages)
     corpus = Path("corpus", "train.jsonl")
     assert (tmp_path / corpus).read_bytes() == (finished[0] / corpus).read_bytes()
 

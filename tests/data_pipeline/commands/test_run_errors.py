@@ -29,12 +29,13 @@ def test_a_stage_without_input_says_what_to_run(tmp_path, calm_server):
 
 
 def test_a_missing_or_damaged_corpus_is_made_again(tmp_path, calm_server, finished):
-    run(tmp_path, calm_server.base_url)
+    stages = "--stages=pairs,generate,filter,judge,corpus"
+    run(tmp_path, calm_server.base_url, stages)
     path = tmp_path / "corpus" / "train.jsonl"
     whole = path.read_bytes()
     for damage in (path.unlink, lambda: path.write_bytes(whole[:100])):
         damage()
-        run(tmp_path, calm_server.base_url)
+        run(tmp_path, calm_server.base_url, stages)
         assert path.read_bytes() == whole
     stale = ["--stages=build", "--config.filter.leak_words=5"]
     error = refused(run(tmp_path, calm_server.base_url, *stale, check=False))
