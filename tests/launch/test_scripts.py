@@ -1,4 +1,4 @@
-"""setup.py, the constraints and the shell scripts; what they install is checked by running them."""
+"""setup.py, the constraints and the shell scripts; setup_env.sh with stubs of python and pip."""
 
 import ast
 import importlib.metadata
@@ -15,9 +15,9 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = [*sorted((ROOT / "launch").rglob("*.sh")), ROOT / ".ci" / "run"]
-# of extras: imported in functions
+# from extras: imported within functions only
 OPTIONAL = {"torch", "sentence_transformers", "peft", "apache_beam", "gcsfs", "fsspec", "google"}
-# ... but for these: copied into exports, for those who have torch; imported by what imports Beam
+# ... except in these: one is copied into exports, which need torch; one is imported with Beam
 OF_EXTRAS = {"instructed_encoder.py", "beam_steps.py"}
 
 
@@ -43,7 +43,7 @@ def constraints() -> dict[str, str]:
 
 
 def _imports(path: Path, *, everywhere: bool) -> set[str]:
-    """Packages that a module imports; without `everywhere` not inside its functions."""
+    """Packages that a module imports; without `everywhere` those outside its functions."""
     tree = ast.parse(path.read_text())
     if not everywhere:
         for node in ast.walk(tree):
@@ -88,9 +88,8 @@ def test_requirements_are_what_the_packages_import(metadata):
             required = {canonicalize_name(d) for d in distributions[name]} & allowed[own]
             assert required, f"{path} imports {name}, which setup.py does not require"
             used |= required
-    # needed by tensorflow-datasets, and by huggingface_hub's cards
-    unused = {"importlib-resources", "protobuf", "jinja2"}
-    assert allowed["data_pipeline"] - used == unused
+    # needed by tensorflow-datasets
+    assert allowed["data_pipeline"] - used == {"importlib-resources", "protobuf"}
 
 
 def test_shipped_modules_import_no_torch_and_no_tensorflow():
@@ -101,16 +100,17 @@ def test_shipped_modules_import_no_torch_and_no_tensorflow():
         assert "tensorflow" not in _imports(path, everywhere=True), path
 
 
-def test_package_data_has_all_that_is_no_code(metadata):
+def test_wheel_has_every_data_file_and_the_two_packages(metadata):
     for package in ("data_pipeline", "inf_jax"):
         folder, patterns = ROOT / package, metadata["package_data"][package]
         shipped = {p for pattern in patterns for p in folder.glob(pattern) if p.is_file()}
         files = (p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
-        assert {p for p in files if p.suffix != ".py"} == shipped
+        assert {p for p in files if p.suffix != ".py"} - {folder / "README.md"} == shipped
     assert {"inf_jax", "inf_jax.models", "data_pipeline.sources"} <= set(metadata["packages"])
+    assert {p.split(".")[0] for p in metadata["packages"]} == {"inf_jax", "data_pipeline"}
 
 
-def test_version_is_the_module_s(metadata):
+def test_version_is_that_of_the_module(metadata):
     import inf_jax
 
     assert metadata["version"] == inf_jax.__version__
@@ -151,7 +151,7 @@ def test_ci_runs_the_tests():
     assert "launch/test.sh" in (ROOT / ".ci" / "run").read_text()
 
 
-def test_demo_explains_itself_and_refuses_what_it_does_not_know(tmp_path):
+def test_demo_has_help_and_refuses_unknown_arguments(tmp_path):
     demo = ["bash", ROOT / "launch" / "demo.sh"]
     done = subprocess.run([*demo, "--help"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0
@@ -162,9 +162,9 @@ def test_demo_explains_itself_and_refuses_what_it_does_not_know(tmp_path):
 
 
 class Machine:
-    """A copy of the scripts on a machine whose python is a stub that writes down its calls.
+    """A copy of the scripts on a machine whose python is a stub that records its calls.
 
-    `fail` names a word; pip fails at a call with it, "kill" in front: it is killed instead.
+    pip fails in a call that contains the word `fail`; with the word `kill` the script is killed.
     """
 
     STUB = r"""#!/bin/sh
@@ -188,7 +188,7 @@ case "$*" in "-m pip install"*"$STUB_FAIL"*) [ -z "$STUB_FAIL" ] || exit 1 ;; es
         (self.bin / "python3").chmod(0o755)
 
     def setup_env(self, *, fail: str = "", kill: str = "") -> tuple[int, str, list[str]]:
-        """Runs it from another directory: exit code, output, the calls of pip and venv."""
+        """Runs setup_env.sh from another directory: exit code, output, calls of pip and venv."""
         self.log.write_text("")
         done = subprocess.run(
             [self.bin / "bash", self.root / "launch" / "setup_env.sh"],
@@ -234,10 +234,10 @@ def test_setup_env_installs_again_when_the_set_changes(tmp_path):
     assert len(calls) == 2 and "-m venv" not in calls[0]  # into the same environment
 
 
-@pytest.mark.parametrize("how", ["fail", "kill"])
-def test_setup_env_takes_no_half_install_for_a_whole_one(tmp_path, how):
+@pytest.mark.parametrize("ending", ["fail", "kill"])
+def test_setup_env_starts_over_after_an_interrupted_installation(tmp_path, ending):
     machine = Machine(tmp_path)
-    code, _, calls = machine.setup_env(**{how: "constraints.txt"})
+    code, _, calls = machine.setup_env(**{ending: "constraints.txt"})
     assert code != 0
     assert len(calls) == 3
     code, output, calls = machine.setup_env()
@@ -246,7 +246,7 @@ def test_setup_env_takes_no_half_install_for_a_whole_one(tmp_path, how):
     assert len(calls) == 3 and "-m venv" in calls[0]
 
 
-def test_setup_env_says_so_where_python_is_too_old(tmp_path):
+def test_setup_env_refuses_an_old_python(tmp_path):
     machine = Machine(tmp_path)
     (machine.bin / "python3").write_text("#!/bin/sh\n[ $1 = --version ] && echo Python 3.9.2\n")
     code, output, _ = machine.setup_env()
