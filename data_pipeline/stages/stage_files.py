@@ -11,7 +11,7 @@ from typing import Any
 from data_pipeline.config import FactoryConfig
 from data_pipeline.items import Item, read_items
 from inf_jax.core.errors import UserError
-from inf_jax.io.atomic import atomic_file
+from inf_jax.io.atomic import atomic_file, atomic_write
 from inf_jax.io.json_files import sha256_of_file
 
 # Reasons that another run may not have.
@@ -73,8 +73,7 @@ class StageFile:
             yield write
         meta = counts | {"sha256": checksum.hexdigest(), "fingerprint": self.fingerprint}
         meta["extra"] = extra()
-        with atomic_file(self._meta) as file:
-            file.write(json.dumps(meta, indent=2).encode() + b"\n")
+        atomic_write(self._meta, json.dumps(meta, indent=2) + "\n")
 
     def read(self) -> Iterator[Item]:
         """The items; raises UserError if the file is missing or damaged."""

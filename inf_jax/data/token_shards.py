@@ -28,7 +28,7 @@ from inf_jax.data.records import (
 )
 from inf_jax.data.splice_check import check_composition
 from inf_jax.data.tokenised import MANIFEST, Sidecar, load_sidecar, write_sidecar
-from inf_jax.io.atomic import atomic_file
+from inf_jax.io.atomic import atomic_write
 from inf_jax.io.json_files import read_json, sha256_of_file
 from inf_jax.io.tfrecord import CorruptRecordError, Reader, Writer, read_records
 from inf_jax.text.templates import TextConfig
@@ -285,5 +285,4 @@ def write_manifest(
         "queries_at_limit": int(at_limit[:, 0].sum()),
         "passages_at_limit": int(at_limit[:, 1].sum()),
     }
-    with atomic_file(plan.manifest) as file:
-        file.write(json.dumps(manifest, indent=2, sort_keys=True).encode() + b"\n")
+    atomic_write(plan.manifest, json.dumps(manifest, indent=2, sort_keys=True) + "\n")

@@ -17,7 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from inf_jax.core.errors import UserError
-from inf_jax.io.atomic import atomic_file
+from inf_jax.io.atomic import atomic_file, atomic_write
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -171,8 +171,7 @@ def write_tensors(
         weight_map = {x.name: name for name, part in zip(names, files, strict=True) for x in part}
         total = sum(x.nbytes for x in planned)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        with atomic_file(directory / INDEX) as file:
-            file.write(json.dumps(index, indent=2).encode() + b"\n")
+        atomic_write(directory / INDEX, json.dumps(index, indent=2) + "\n")
     for old in directory.glob("model-*-of-*.safetensors"):
         if n == 1 or old.name not in names:
             old.unlink()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from inf_jax.core.errors import UserError
-from inf_jax.io.atomic import atomic_file
+from inf_jax.io.atomic import atomic_write
 
 
 def import_wandb(project: str) -> ModuleType:
@@ -45,8 +45,7 @@ class WandbLog:
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / "wandb_id.txt"
         if not path.exists():
-            with atomic_file(path) as file:
-                file.write(secrets.token_hex(4).encode() + b"\n")
+            atomic_write(path, secrets.token_hex(4) + "\n")
         self._wandb = wandb
         try:
             self._run = wandb.init(

@@ -27,7 +27,7 @@ from inf_jax.config.command_line import parse
 from inf_jax.core import console
 from inf_jax.core.errors import UserError, main_guard
 from inf_jax.evaluation.scores import METRICS
-from inf_jax.io.atomic import atomic_file
+from inf_jax.io.atomic import atomic_file, atomic_write
 from inf_jax.io.storage import is_bucket
 from inf_jax.losses.objective import parse_objective
 
@@ -256,10 +256,9 @@ def write_report(config: ConfigDict, results: list[dict]) -> None:
     text = f"# Ablation\n\n{title}; {where}.\n\n"
     text += f"{table(header, rows)}\n{failures}"
     report = {"units": "times 100", "base": base, "cells": [*scored, *failed]}
-    with atomic_file(directory / "ablation.md") as file:
-        file.write(text.encode())
-    with atomic_file(directory / "ablation.json") as file:
-        file.write(json.dumps(report | {"config": config.to_dict()}, indent=2).encode() + b"\n")
+    atomic_write(directory / "ablation.md", text)
+    data = json.dumps(report | {"config": config.to_dict()}, indent=2)
+    atomic_write(directory / "ablation.json", data + "\n")
     written = "ablation.md and .json"
     if scored and {"p_mrr", "ndcg@10"} <= columns.keys():
         draw_scores(directory / "ablation.png", title, scored)
