@@ -186,12 +186,9 @@ def _collect(port: int, address: str, count: int, *, timeout_s: float) -> None:
 
 def _listen(port: int, count: int) -> socket.socket:
     try:
-        if socket.has_dualstack_ipv6():
-            family = socket.AF_INET6
-            return socket.create_server(
-                ("", port), family=family, backlog=count, dualstack_ipv6=True
-            )
-        return socket.create_server(("", port), backlog=count)
+        both = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both else socket.AF_INET
+        return socket.create_server(("", port), family=family, backlog=count, dualstack_ipv6=both)
     except OSError as error:
         raise UserError(
             f"process 0 cannot listen on port {port} ({error}): does an older run still use it? "

@@ -9,8 +9,6 @@ import tokenizers
 
 from inf_jax.core.errors import UserError
 
-CHOICES = ("auto", "always", "never")
-
 
 def choice_for(append_eos: str, pooling: str) -> str:
     """The `append_eos` of `load_tokenizer`: "auto" is "never" for poolings other than "last"."""
