@@ -1,4 +1,5 @@
-"""The golden models: transformers' token states of four texts, padded on either side."""
+"""The golden models: tiny weights of each family and transformers' token states of four texts
+(tests/golden/README.md says which versions made them)."""
 
 import dataclasses
 from functools import cache
@@ -15,7 +16,7 @@ from inf_jax.models.hf.config import read_config
 GOLDEN = Path(__file__).parents[2] / "golden" / "models"
 NAMES = sorted(path.parent.name for path in GOLDEN.glob("*/model.safetensors"))
 
-# half of the time to compile, and these programs hardly run
+# Halves the compile time; these programs run once.
 QUICK = {"xla_backend_optimization_level": 0}
 
 
@@ -35,7 +36,7 @@ def params_of(name: str) -> dict:
 
 
 def padded_rows(name: str, side: str) -> tuple[np.ndarray, ...]:
-    """(ids, mask, positions); HF's positions run over the padded row, RoBERTa's over the text."""
+    """(ids, mask, positions); positions count along the padded row, for RoBERTa along the text."""
     golden = np.load(GOLDEN / name / "golden.npz")
     ids, mask = golden[f"{side}_input_ids"], golden[f"{side}_attention_mask"]
     positions = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)
@@ -45,8 +46,7 @@ def padded_rows(name: str, side: str) -> tuple[np.ndarray, ...]:
 
 
 def packed_rows(name: str) -> tuple[tuple[np.ndarray, ...], list[tuple[int, np.ndarray]]]:
-    """The same texts in rows of several, as wide as the padded ones; and where each lies: its row
-    and columns."""
+    """The same texts packed into rows as wide as the padded ones; the row and columns of each."""
     golden = np.load(GOLDEN / name / "golden.npz")
     mask = golden["right_attention_mask"].astype(bool)
     texts = [
@@ -69,12 +69,11 @@ def packed_rows(name: str) -> tuple[tuple[np.ndarray, ...], list[tuple[int, np.n
 
 
 def all_rows(name: str) -> tuple[tuple[np.ndarray, ...], np.ndarray, np.ndarray]:
-    """Right padded, left padded and packed rows as one batch, so that one program runs them all;
-    with a mask of what is compared and the states expected there."""
+    """(rows, mask of real tokens, expected states) of right padded, left padded and packed rows in
+    one batch, so that one program runs them all."""
     golden = np.load(GOLDEN / name / "golden.npz")
     right, left = padded_rows(name, "right"), padded_rows(name, "left")
     packed, where = packed_rows(name)
-    parts = zip(right, left, packed, strict=True)
     parts = zip(right, left, packed, strict=True)
     rows = tuple(np.concatenate(each).astype(np.int32) for each in parts)
     states = [golden[f"{side}_last_hidden_state"] for side in ("right", "left")]

@@ -224,11 +224,11 @@ def test_gradients_of_a_model_on_a_mesh(interpreted):
     mesh = make_mesh(fsdp=2, tensor=2)
     shardings = state_shardings(mesh, params)
     split = jax.device_put(params, shardings), jax.device_put(packed, batch_sharding(mesh))
-    found = quick_jit(lambda p, x: gradients(p, x, mesh, attention="splash", device=TPU))(*split)
+    actual = quick_jit(lambda p, x: gradients(p, x, mesh, attention="splash", device=TPU))(*split)
     expected = quick_jit(gradients)(params, packed)
     largest = max(np.abs(x).max() for x in jax.tree.leaves(expected))
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=3e-6 * largest, rtol=0), found, expected
+        lambda a, b: np.testing.assert_allclose(a, b, atol=3e-6 * largest, rtol=0), actual, expected
     )
 
 

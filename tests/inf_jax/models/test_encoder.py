@@ -50,8 +50,8 @@ def test_gradients_do_not_depend_on_the_execution(bert):
 
     expected = grads()
     for scan, remat in ((True, "dots"), (False, "dots"), (False, "full"), (False, "none")):
-        found = grads(scan_layers=scan, remat=remat)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, expected)
+        actual = grads(scan_layers=scan, remat=remat)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), actual, expected)
 
 
 def test_golden_minilm_packed(minilm):
@@ -70,13 +70,13 @@ def test_golden_minilm_packed(minilm):
     )
     for i in golden["few"]:
         row, place = divmod(int(packed.slots[0, i]), 8)
-        mine = states[row][packed.segments[0, row] == place + 1]
+        own = states[row][packed.segments[0, row] == place + 1]
         if f"last_hidden_state_{i}" in golden:
-            pairs = [(mine, golden[f"last_hidden_state_{i}"])]
+            pairs = [(own, golden[f"last_hidden_state_{i}"])]
         else:
             ends = ("first8", "last8")
             pairs = [
-                (mine[:8] if end == "first8" else mine[-8:], golden[f"last_hidden_state_{i}_{end}"])
+                (own[:8] if end == "first8" else own[-8:], golden[f"last_hidden_state_{i}_{end}"])
                 for end in ends
                 if f"last_hidden_state_{i}_{end}" in golden
             ]
@@ -130,6 +130,6 @@ def test_gradients_are_those_of_torch(bert):
     for rule in rules_of(encoder.config, list(flat)):
         (path,) = rule.paths
         for i, name in enumerate(rule.names(2)):
-            mine = np.asarray(flat[path][i] if rule.stacked else flat[path])
+            ours = np.asarray(flat[path][i] if rule.stacked else flat[path])
             theirs = named[name].grad.numpy()
-            np.testing.assert_allclose(rule.to_hf([mine]), theirs, atol=1e-4, err_msg=path)
+            np.testing.assert_allclose(rule.to_hf([ours]), theirs, atol=1e-4, err_msg=path)

@@ -1,4 +1,4 @@
-"""Other families than BERT on a mesh: weights split and gathered by layer, heads and ffn shared."""
+"""Encoders of all families on a mesh: weights gathered by layer, heads and ffn split."""
 
 import dataclasses
 import re
@@ -41,7 +41,7 @@ FEW = [name for name in NAMES if shape_of(name).kv_heads % 4]  # for a "tensor" 
     ids=lambda x: x if isinstance(x, str) else "-".join(f"{axis}{n}" for axis, n in x.items()),
 )
 def test_hidden_states_are_the_goldens(name, mesh):
-    """Padded on either side and packed, with layers recomputed."""
+    """Padded on either side and packed, with recomputed layers."""
     assert len(NAMES) == 14 and len(FEW) == 9
     encoder, mesh = make_encoder(shape_of(name)), make_mesh(**mesh)
     rows, real, expected = all_rows(name)
@@ -56,19 +56,19 @@ def test_hidden_states_are_the_goldens(name, mesh):
     run = quick_jit(
         lambda params, rows: encode_in_chunks(states, params, rows, groups=1, mesh=mesh)
     )
-    found = np.asarray(run(params, jax.device_put(repeats, batch_sharding(mesh))))
-    np.testing.assert_allclose(found[: len(real)][real], expected[real], atol=2e-5, rtol=0)
+    actual = np.asarray(run(params, jax.device_put(repeats, batch_sharding(mesh))))
+    np.testing.assert_allclose(actual[: len(real)][real], expected[real], atol=2e-5, rtol=0)
 
 
-def of_heads(name: str, kv_heads: int | None) -> tuple[EncoderConfig, dict]:
-    """A golden with some of its heads of keys and values left out; three are for six others."""
+def with_kv_heads(name: str, kv_heads: int | None) -> tuple[EncoderConfig, dict]:
+    """A golden with fewer key and value heads; three of them get six query heads."""
     shape, params = shape_of(name), dict(params_of(name))
     if kv_heads == 3:
         shape = dataclasses.replace(shape, heads=6, kv_heads=3)
         shapes = jax.eval_shape(make_encoder(shape).init, jax.random.key(0))
         rng = np.random.default_rng(0)
-        drawn = lambda x: 0.2 * rng.standard_normal(x.shape, np.float32)  # noqa: E731
-        return shape, jax.tree.map(drawn, shapes)
+        random = lambda x: 0.2 * rng.standard_normal(x.shape, np.float32)  # noqa: E731
+        return shape, jax.tree.map(random, shapes)
     if kv_heads is None:
         return shape, params
     cut = [path for path in params["blocks"] if re.match("(key|value)_(kernel|bias)", path)]
@@ -82,14 +82,14 @@ def of_heads(name: str, kv_heads: int | None) -> tuple[EncoderConfig, dict]:
         ("modernbert", 2, None),
         ("t5_gated_encoder", 2, None),
         ("gemma3_text", 2, None),
-        ("qwen2", 4, None),  # two heads of keys for four devices
+        ("qwen2", 4, None),  # two key heads for four devices
         ("gemma3_text", 2, 1),
         ("gemma3_text", 4, 1),
-        ("qwen2", 2, 3),  # a device's three heads of queries go by two of keys
+        ("qwen2", 2, 3),  # a device's three query heads use two key heads
     ],
 )
-def test_vectors_and_gradients_are_those_of_one_device(name, tensor, kv_heads):
-    shape, params = of_heads(name, kv_heads)
+def test_embeddings_and_gradients_are_those_of_one_device(name, tensor, kv_heads):
+    shape, params = with_kv_heads(name, kv_heads)
     shape = dataclasses.replace(shape, dropout=0.1, attention_dropout=0.1)
     paths = [f"blocks/{name}_kernel" for name in ("query", "key", "value", "out", "up", "down")]
     lora = make_lora(paths, rank=2, alpha=4.0, targets="(key|value|out)_kernel")
@@ -101,31 +101,31 @@ def test_vectors_and_gradients_are_those_of_one_device(name, tensor, kv_heads):
     key = jax.random.key(0)
 
     def scalar(params, packed, mesh=None):
-        def encode(params, packed, **how):
-            return encoder.encode(params, packed, key, **how)
+        def encode(params, packed, **options):
+            return encoder.encode(params, packed, key, **options)
 
         groups = 1 if mesh is None else len(weight) // batch_devices(mesh)
         vectors = encode_in_chunks(encode, params, packed, groups=groups, mesh=mesh)
         return jnp.sum(vectors * weight), vectors
 
-    mesh = make_mesh(fsdp=2, tensor=tensor)  # of four, two chunks a device: GradCache
+    mesh = make_mesh(fsdp=2, tensor=tensor)  # with four devices two chunks each: GradCache
     shardings = state_shardings(mesh, params)
     split = jax.device_put(params, shardings), jax.device_put(packed, batch_sharding(mesh))
     expected, vectors = quick_jit(jax.grad(scalar, has_aux=True))(params, packed)
     both = jax.grad(lambda p, x: scalar(p, x, mesh), has_aux=True)
-    found, mine = quick_jit(both)(*split)
-    np.testing.assert_allclose(mine, vectors, atol=1e-5, rtol=0)
+    actual, on_mesh = quick_jit(both)(*split)
+    np.testing.assert_allclose(on_mesh, vectors, atol=1e-5, rtol=0)
     largest = max(np.abs(x).max() for x in jax.tree.leaves(expected))
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=3e-6 * largest, rtol=0), found, expected
+        lambda a, b: np.testing.assert_allclose(a, b, atol=3e-6 * largest, rtol=0), actual, expected
     )
 
 
 @pytest.mark.parametrize(
     ("tensor", "kv_heads", "whole"), [(2, 2, False), (2, 1, True), (4, 2, True)]
 )
-def test_moments_lie_with_their_parameters(tensor, kv_heads, whole):
-    """Of a model with key norms, biases and adapters: what "tensor" splits, here and in Adam."""
+def test_moments_are_sharded_like_their_parameters(tensor, kv_heads, whole):
+    """What "tensor" splits, of a model with key norms, biases and adapters and of its moments."""
     shape = dataclasses.replace(shape_of("qwen3"), kv_heads=kv_heads, qkv_bias=True)
     paths = [f"blocks/{name}_kernel" for name in ("query", "key", "value")]
     lora = make_lora(paths, rank=2, alpha=4.0, targets="_kernel")

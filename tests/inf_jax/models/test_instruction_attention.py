@@ -1,4 +1,4 @@
-"""Instruction-query attention against the paper's numbers, torch, and each text by itself."""
+"""Instruction-query attention against the paper's code, torch, and single texts."""
 
 import dataclasses
 from pathlib import Path
@@ -32,19 +32,19 @@ def states_of(golden) -> tuple:
 
 @pytest.mark.parametrize("name", CASES)
 def test_golden(name):
-    """The paper's code: vectors, and the loss and gradients of uni(P) on them."""
+    """Embeddings of the paper's code, and the loss and gradients of uni(P) on them."""
     golden = np.load(GOLDEN / name)
     *states, instruction_mask, query_mask = states_of(golden)
     for key, unit, scale in (("raw", False, 1.0), ("normalized", True, float(golden["scale"]))):
 
         def vectors(instructions, queries, unit=unit):
-            found = jax.vmap(attend)(instructions, queries, instruction_mask, query_mask)
-            return normalise(found) if unit else found
+            raw = jax.vmap(attend)(instructions, queries, instruction_mask, query_mask)
+            return normalise(raw) if unit else raw
 
         def loss(instructions, queries, passages, vectors=vectors, scale=scale):
-            found = vectors(instructions, queries)
+            queries = vectors(instructions, queries)
             kind = {"objective": "uni(P)", "scale": scale, "mask": "faithful"}
-            return contrastive_loss(found, passages, **kind)[0]
+            return contrastive_loss(queries, passages, **kind)[0]
 
         np.testing.assert_allclose(vectors(*states), golden[f"pooled_{key}"], atol=1e-6)
         passages = jnp.asarray(golden["passage"], jnp.float32)
@@ -56,7 +56,7 @@ def test_golden(name):
             np.testing.assert_allclose(grad, golden[f"grad_{part}_{key}"], atol=2e-5, rtol=1e-4)
 
 
-def test_there_are_goldens():
+def test_goldens_cover_both_padding_sides():
     assert {name.split("_")[-2] for name in CASES} == {"left", "right"}
 
 
@@ -75,8 +75,8 @@ def test_all_pairs_and_their_gradients_are_those_of_torch(name, unit):
     )
     i_mask, q_mask = (torch.tensor(np.asarray(x)) for x in states[2:])
     scores = torch.einsum("bid,aqd->abiq", i, q) / 16**0.5
-    shares = scores.masked_fill(~q_mask[:, None, None, :], -torch.inf).softmax(-1)
-    each = torch.einsum("abiq,aqd->abid", shares, q) * i_mask[None, :, :, None]
+    weights = scores.masked_fill(~q_mask[:, None, None, :], -torch.inf).softmax(-1)
+    each = torch.einsum("abiq,aqd->abid", weights, q) * i_mask[None, :, :, None]
     expected = each.sum(2) / i_mask.sum(1)[None, :, None]
     if unit:
         expected = torch.nn.functional.normalize(expected, dim=-1)
@@ -84,8 +84,8 @@ def test_all_pairs_and_their_gradients_are_those_of_torch(name, unit):
 
     np.testing.assert_allclose(ours(*states[:2]), expected.detach(), atol=1e-6)
     grads = jax.grad(lambda *x: jnp.sum(ours(*x) * weight), argnums=(0, 1))(*states[:2])
-    for found, theirs in zip(grads, (i.grad, q.grad), strict=True):
-        np.testing.assert_allclose(found, theirs, atol=1e-5)
+    for actual, theirs in zip(grads, (i.grad, q.grad), strict=True):
+        np.testing.assert_allclose(actual, theirs, atol=1e-5)
 
 
 def test_a_text_without_tokens_gives_zeros_and_finite_gradients():
@@ -96,8 +96,8 @@ def test_a_text_without_tokens_gives_zeros_and_finite_gradients():
     def run(*states):
         return attend_all(*states, instruction_mask, query_mask, normalise=True)
 
-    found = np.asarray(run(instructions, queries))
-    zero = (found == 0).all(-1)
+    vectors = np.asarray(run(instructions, queries))
+    zero = (vectors == 0).all(-1)
     assert zero.tolist() == [[True] * 3, [False, True, False], [False, True, False]]
     grads = jax.grad(lambda *x: run(*x).sum(), argnums=(0, 1))(instructions, queries)
     assert all(np.isfinite(grad).all() for grad in grads)
@@ -113,7 +113,7 @@ def tiny(tiny_model_dir):
 
 @pytest.fixture(scope="module")
 def texts():
-    """Of 2 chunks: 5 instructions, 5 queries and 5 passages each, of many lengths."""
+    """Two chunks of 5 instructions, 5 queries and 5 passages each, of many lengths."""
     rng = np.random.default_rng(1)
     lengths = [*rng.integers(2, LONGEST, 2 * N - 1), LONGEST, *rng.integers(2, 30, N)]
     return [[rng.integers(5, 500, n).astype(np.int32) for n in lengths] for _ in range(2)]
@@ -131,30 +131,36 @@ def pack(chunks: list, rows=6, row_tokens=32, texts_per_row=4) -> Packed:
 
 
 def by_hand(tiny, instruction, query) -> np.ndarray:
-    """One instructed query, each text in a call of its own."""
-    i, q = (
-        np.asarray(tiny[0].hidden(tiny[1], x[None], np.ones_like(x)[None], np.arange(len(x))[None]))
-        for x in (instruction, query)
-    )
-    scores = i[0] @ q[0].T / 32**0.5
-    shares = np.exp(scores - scores.max(1, keepdims=True))
-    vector = ((shares / shares.sum(1, keepdims=True)) @ q[0]).mean(0)
+    """The embedding of one instructed query, each text encoded in a row of its own."""
+    encoder, params = tiny
+    positions = np.arange(LONGEST)[None]
+    hidden = quick_jit(encoder.hidden)
+
+    def states(text):
+        tokens = np.pad(text, (0, LONGEST - len(text)))[None]
+        segments = (positions < len(text)).astype(np.int32)
+        return np.asarray(hidden(params, tokens, segments, positions))[0, : len(text)]
+
+    i, q = states(instruction), states(query)
+    scores = i @ q.T / 32**0.5
+    weights = np.exp(scores - scores.max(1, keepdims=True))
+    vector = ((weights / weights.sum(1, keepdims=True)) @ q).mean(0)
     return vector / np.linalg.norm(vector)
 
 
-def test_packed_chunks_give_each_pair_as_by_itself(tiny, texts):
+def test_packed_chunks_give_the_embedding_of_each_pair(tiny, texts):
     encoder, params = tiny
     packed = pack(texts)
-    assert packed.slots[0].max() >= 4 and len(set(packed.slots[0] % 4)) > 1  # not a text a row
-    found = encoder.encode_instructed(params, packed, max_tokens=LONGEST)
-    assert [x.shape for x in found] == [(2, N, 32), (2, N, N, 32), (2, N, 32)]
-    assert all(x.dtype == jnp.float32 for x in found)
+    assert packed.slots[0].max() >= 4 and len(set(packed.slots[0] % 4)) > 1  # several texts per row
+    instructed = encoder.encode_instructed(params, packed, max_tokens=LONGEST)
+    assert [x.shape for x in instructed] == [(2, N, 32), (2, N, N, 32), (2, N, 32)]
+    assert all(x.dtype == jnp.float32 for x in instructed)
     for chunk, a, b in [(0, 0, 0), (0, 4, 2), (1, 3, 4), (1, 4, 3)]:
         expected = by_hand(tiny, texts[chunk][b], texts[chunk][N + a])
-        np.testing.assert_allclose(found.negatives[chunk, a, b], expected, atol=1e-5)
+        np.testing.assert_allclose(instructed.negatives[chunk, a, b], expected, atol=1e-5)
     own = np.arange(N)
-    np.testing.assert_array_equal(found.queries, found.negatives[:, own, own])
-    np.testing.assert_array_equal(found.passages, encoder.encode(params, packed)[:, 2 * N :])
+    np.testing.assert_array_equal(instructed.queries, instructed.negatives[:, own, own])
+    np.testing.assert_array_equal(instructed.passages, encoder.encode(params, packed)[:, 2 * N :])
 
 
 def test_grid_tokens_and_flags_change_nothing(tiny, texts):
@@ -195,8 +201,8 @@ def test_options_reach_the_queries(tiny, texts):
     assert 0.999 < cosine.min() < cosine.max() < 1 - 1e-8
 
 
-def test_absent_texts_leave_the_others_alone(tiny, texts):
-    """An empty slot of a batch, and a chunk that is empty altogether: finite everywhere."""
+def test_absent_texts_do_not_change_the_others(tiny, texts):
+    """An empty slot in a chunk, and an empty chunk: all values are finite."""
     encoder, params = tiny
     absent = np.zeros(0, np.int32)
     some = [absent if n % N == 2 else text for n, text in enumerate(texts[0])]
@@ -205,13 +211,14 @@ def test_absent_texts_leave_the_others_alone(tiny, texts):
     def run(params):
         return encoder.encode_instructed(params, packed, max_tokens=LONGEST)
 
-    found = run(params)
+    instructed = run(params)
     whole = encoder.encode_instructed(params, pack(texts[:1]), max_tokens=LONGEST)
-    there = np.array([0, 1, 3, 4])
-    block = found.negatives[0][there[:, None], there[None, :]]
-    np.testing.assert_allclose(block, whole.negatives[0][there[:, None], there[None, :]], atol=2e-6)
-    assert not found.negatives[1].any()
-    grads = jax.grad(lambda p: run(p).negatives.sum())(params)
+    present = np.ix_([0, 1, 3, 4], [0, 1, 3, 4])
+    np.testing.assert_allclose(
+        instructed.negatives[0][present], whole.negatives[0][present], atol=2e-6
+    )
+    assert not instructed.negatives[1].any()
+    grads = quick_jit(jax.grad(lambda p: run(p).negatives.sum()))(params)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
 
 
@@ -219,17 +226,17 @@ def test_dropout_follows_the_text(tiny, texts):
     config = dataclasses.replace(tiny[0].config, dropout=0.2, attention_dropout=0.1)
     encoder, params = make_encoder(config), tiny[1]
     grids = pack(texts), pack(texts, rows=15, row_tokens=48, texts_per_row=1)
-    found = [
+    instructed = [
         encoder.encode_instructed(params, packed, jax.random.key(3), max_tokens=LONGEST)
         for packed in grids
     ]
-    np.testing.assert_allclose(found[0].negatives, found[1].negatives, atol=1e-5)
+    np.testing.assert_allclose(instructed[0].negatives, instructed[1].negatives, atol=1e-5)
     off = encoder.encode_instructed(params, grids[0], max_tokens=LONGEST)
-    assert np.abs(off.queries - found[0].queries).max() > 1e-2
+    assert np.abs(off.queries - instructed[0].queries).max() > 1e-2
 
 
-def test_scores_of_all_pairs_are_never_held():
-    """Memory of forward and backward beside the arrays that go in and come out."""
+def test_scores_of_all_pairs_are_never_in_memory():
+    """Temporary memory of forward and backward."""
     n, t, d = 64, 32, 16
     shapes = [jax.ShapeDtypeStruct((n, t, d), jnp.float32)] * 2
     shapes += [jax.ShapeDtypeStruct((n, t), jnp.bool_)] * 2
@@ -252,6 +259,6 @@ def test_chunks_of_a_mesh_stay_on_their_device(tiny, texts):
     assert not [
         x for x in ("all-gather", "all-reduce", "all-to-all", "permute(") if x in compiled.as_text()
     ]
-    found = compiled(params, packed)
+    instructed = compiled(params, packed)
     expected = encoder.encode_instructed(tiny[1], pack(texts), max_tokens=LONGEST)
-    np.testing.assert_allclose(found.negatives[2:4], expected.negatives, atol=2e-6)
+    np.testing.assert_allclose(instructed.negatives[2:4], expected.negatives, atol=2e-6)

@@ -1,4 +1,4 @@
-"""Adapters: nothing at the start, merged as unmerged, on every mesh, and as PEFT has them."""
+"""Adapters: initially without effect, merged or not, on a mesh, and against PEFT."""
 
 import dataclasses
 import warnings
@@ -47,31 +47,31 @@ def lora_of(name: str, targets: str = "_kernel$", rank: int = 3) -> Lora:
 
 
 @pytest.mark.parametrize("name", ["modernbert", "t5_gated_encoder", "gemma3_text"])
-def test_nothing_at_the_start_and_merged_as_unmerged(name):
+def test_no_effect_initially_and_merging_changes_nothing(name):
     lora, params = lora_of(name), params_of(name)
     plain, adapted = (
         make_encoder(shape_of(name), EncoderOptions(lora=which)) for which in (None, lora)
     )
-    first = join_trees(
+    initial = join_trees(
         params, {"blocks": initial_adapters(jax.random.key(0), params["blocks"], lora)}
     )
     moved = join_trees(params, adapters_of(name, lora))
     assert jax.tree.map(jnp.shape, jax.eval_shape(adapted.init, jax.random.key(0))) == jax.tree.map(
-        jnp.shape, first
+        jnp.shape, initial
     )
     rows = all_rows(name)[0]
     with_none = quick_jit(lambda tree: plain.hidden(tree, *rows))
     with_adapters = quick_jit(
         lambda tree: adapted.hidden(tree, *rows, execution=Execution(remat="dots"))
     )
-    before, at_start = np.asarray(with_none(params)), with_adapters(first)
+    before, initially = np.asarray(with_none(params)), with_adapters(initial)
     unmerged, whole = with_adapters(moved), with_none(merged(moved, lora))
-    np.testing.assert_array_equal(at_start, before)
+    np.testing.assert_array_equal(initially, before)
     assert np.abs(unmerged - before).max() > 0.1
     np.testing.assert_allclose(unmerged, whole, atol=2e-5)
 
 
-def test_first_adapters_are_kaiming_uniform_layers_apart():
+def test_initial_adapters_are_kaiming_uniform_per_layer():
     blocks = {
         "out_kernel": jnp.zeros((3, 4, 16, 64)),
         "up_kernel": jnp.zeros((3, 64, 256)),
@@ -97,7 +97,7 @@ def test_targets_are_linear_layers():
             lora_of("bert", pattern)
 
 
-def test_gradients_are_those_of_one_device_and_none_is_of_a_kernel():
+def test_gradients_on_a_mesh_and_none_of_a_kernel():
     name = "qwen3"
     lora = lora_of(name)
     shape = dataclasses.replace(shape_of(name), dropout=0.1, attention_dropout=0.1)
@@ -107,8 +107,8 @@ def test_gradients_are_those_of_one_device_and_none_is_of_a_kernel():
     key = jax.random.key(0)
 
     def scalar(adapters, params, packed, mesh=None, groups=1):
-        def encode(params, packed, **how):
-            return encoder.encode(params, packed, key, **how)
+        def encode(params, packed, **options):
+            return encoder.encode(params, packed, key, **options)
 
         tree = join_trees(params, adapters)
         return jnp.sum(
@@ -121,11 +121,11 @@ def test_gradients_are_those_of_one_device_and_none_is_of_a_kernel():
     mesh = make_mesh(fsdp=2, tensor=2, devices=jax.devices()[:4])
     split = [jax.device_put(tree, state_shardings(mesh, tree)) for tree in (adapters, params)]
     batch = jax.device_put(packed, batch_sharding(mesh))
-    found = quick_jit(lambda *of: gradient(*of, mesh, groups=2))(*split, batch)
+    actual = quick_jit(lambda *of: gradient(*of, mesh, groups=2))(*split, batch)
     largest = max(np.abs(x).max() for x in jax.tree.leaves(expected))
     assert largest > 1
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=3e-6 * largest, rtol=0), found, expected
+        lambda a, b: np.testing.assert_allclose(a, b, atol=3e-6 * largest, rtol=0), actual, expected
     )
 
     def products(which):
@@ -134,7 +134,7 @@ def test_gradients_are_those_of_one_device_and_none_is_of_a_kernel():
 
     forward = product_flops(jax.make_jaxpr(scalar)(adapters, params, packed).jaxpr)
     assert products((0, 1)) > 2.9 * forward
-    assert products(0) < 2.45 * forward  # attention and the adapters have all three
+    assert products(0) < 2.45 * forward  # attention and adapters need all three products
 
 
 @pytest.mark.parametrize(
@@ -142,15 +142,15 @@ def test_gradients_are_those_of_one_device_and_none_is_of_a_kernel():
     [("modernbert", "(query|value|down|out)_kernel"), ("qwen3", "_kernel$"), ("t5_encoder", "up_")],
 )
 def test_gradients_are_those_of_peft(tmp_path, name, targets):
-    """Written for PEFT, opened by it: the same token states, and gradients of A and B."""
+    """An adapter that PEFT loads: the same token states, and gradients of A and B."""
     peft = pytest.importorskip("peft")
     torch = pytest.importorskip("torch")
     import transformers
 
     lora, shape, params = lora_of(name, targets), shape_of(name), params_of(name)
     adapters = adapters_of(name, lora)
-    how = {"lora": lora, "shape": shape, "blocks": params["blocks"], "base": str(GOLDEN / name)}
-    write_adapter(tmp_path / "adapter", adapters["blocks"], **how)
+    options = {"lora": lora, "shape": shape, "blocks": params["blocks"], "base": str(GOLDEN / name)}
+    write_adapter(tmp_path / "adapter", adapters["blocks"], **options)
     ids, mask, positions = padded_rows(name, "right")
     kept = mask[:, :, None].astype(np.float32)
     weight = kept * np.random.default_rng(1).normal(size=(*ids.shape, shape.width))
@@ -172,21 +172,21 @@ def test_gradients_are_those_of_peft(tmp_path, name, targets):
     @quick_jit
     def ours(adapters):
         def scalar(adapters):
-            found = encoder.hidden(join_trees(params, adapters), *rows)
-            return jnp.sum(found * weight), found
+            states = encoder.hidden(join_trees(params, adapters), *rows)
+            return jnp.sum(states * weight), states
 
         return jax.grad(scalar, has_aux=True)(adapters)
 
-    gradients, found = ours(adapters)
-    np.testing.assert_allclose(found * kept, states.detach().numpy() * kept, atol=2e-5)
-    write_adapter(tmp_path / "gradients", jax.device_get(gradients["blocks"]), **how)
+    gradients, our_states = ours(adapters)
+    np.testing.assert_allclose(our_states * kept, states.detach().numpy() * kept, atol=2e-5)
+    write_adapter(tmp_path / "gradients", jax.device_get(gradients["blocks"]), **options)
     from safetensors.numpy import load_file
 
-    mine = load_file(tmp_path / "gradients" / "adapter_model.safetensors")
-    assert len(mine) == len(theirs)
-    for key, x in mine.items():
+    written = load_file(tmp_path / "gradients" / "adapter_model.safetensors")
+    assert len(written) == len(theirs)
+    for key, x in written.items():
         y = theirs[key.replace(".weight", ".default.weight")]
-        if "Wqkv.lora_B" in key:  # block-diagonal: PEFT would train the rest as well
+        if "Wqkv.lora_B" in key:  # block-diagonal; PEFT would train the zeros as well
             y = np.where(x == 0, 0, y)
         assert np.abs(x).max() > 0
         np.testing.assert_allclose(x, y, atol=1e-4 * np.abs(y).max())

@@ -52,7 +52,7 @@ def test_pooling_against_hidden_states_by_hand():
     packed = pack(texts, row_tokens=48, texts_per_row=4)
     chunk = [x[0] for x in (packed.tokens, packed.segments, packed.positions)]
     states = np.asarray(jax.jit(encoder.hidden)(params, *chunk))
-    found = {
+    pooled = {
         pooling: pool(
             jnp.asarray(states), *map(jnp.asarray, chunk[1:]), texts_per_row=4, pooling=pooling
         )
@@ -60,16 +60,16 @@ def test_pooling_against_hidden_states_by_hand():
     }
     for i, text in enumerate(texts):
         row, place = divmod(int(packed.slots[0, i]), 4)
-        mine, n = states[row][chunk[1][row] == place + 1], len(text)
+        own, n = states[row][chunk[1][row] == place + 1], len(text)
         by_hand = {
-            "mean": mine.mean(0),
-            "cls": mine[0],
-            "last": mine[-1],
-            "weighted_mean": np.arange(1, n + 1) @ mine / (n * (n + 1) / 2),
+            "mean": own.mean(0),
+            "cls": own[0],
+            "last": own[-1],
+            "weighted_mean": np.arange(1, n + 1) @ own / (n * (n + 1) / 2),
         }
-        assert by_hand.keys() == found.keys()
+        assert by_hand.keys() == pooled.keys()
         for pooling, expected in by_hand.items():
-            np.testing.assert_allclose(found[pooling][row, place], expected, atol=1e-5)
+            np.testing.assert_allclose(pooled[pooling][row, place], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("out", [8, 32, 48])
@@ -81,8 +81,8 @@ def test_a_random_projection_is_semi_orthogonal(out):
     np.testing.assert_allclose(gram, np.eye(min(32, out)), atol=1e-5)
     x = np.random.default_rng(0).normal(size=(3, 32)).astype(np.float32)
     bias = jnp.arange(out, dtype=jnp.float32)
-    found = project(x, {"kernel": layer["kernel"], "bias": bias})
-    np.testing.assert_allclose(found, x @ kernel + np.arange(out), atol=1e-5)
+    actual = project(x, {"kernel": layer["kernel"], "bias": bias})
+    np.testing.assert_allclose(actual, x @ kernel + np.arange(out), atol=1e-5)
     decayed = decay_mask({"shared": {"projection": layer}})["shared"]["projection"]
     assert decayed == {"kernel": True, "bias": False}
 
@@ -102,8 +102,8 @@ def test_projection_follows_pooling_and_has_the_same_gradient_on_a_mesh():
 
     def scalar(params, packed, mesh=None, gather="auto"):
         encode = encoder.encode
-        found = encode_in_chunks(encode, params, packed, groups=1, mesh=mesh, gather=gather)
-        return jnp.sum(found * weight), found
+        vectors = encode_in_chunks(encode, params, packed, groups=1, mesh=mesh, gather=gather)
+        return jnp.sum(vectors * weight), vectors
 
     (_, vectors), expected = quick_jit(jax.value_and_grad(scalar, has_aux=True))(params, packed)
     before = quick_jit(plain.encode)(params_of("qwen2"), packed)
@@ -113,8 +113,8 @@ def test_projection_follows_pooling_and_has_the_same_gradient_on_a_mesh():
     shardings = state_shardings(mesh, params)
     assert shardings["projection"]["kernel"].spec == jax.sharding.PartitionSpec("fsdp", None)
     split = jax.device_put(params, shardings), jax.device_put(packed, batch_sharding(mesh))
-    found = quick_jit(jax.grad(lambda p, x: scalar(p, x, mesh)[0]))(*split)
+    actual = quick_jit(jax.grad(lambda p, x: scalar(p, x, mesh)[0]))(*split)
     largest = max(np.abs(x).max() for x in jax.tree.leaves(expected))
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=3e-6 * largest, rtol=0), found, expected
+        lambda a, b: np.testing.assert_allclose(a, b, atol=3e-6 * largest, rtol=0), actual, expected
     )

@@ -1,4 +1,4 @@
-"""All families against token states and gradients of transformers: padded, packed, scanned,
+"""Token states and gradients of all families against transformers: padded, packed, scanned,
 unrolled, rematerialised, on a mesh."""
 
 import dataclasses
@@ -39,24 +39,24 @@ def test_hidden_states(name):
     rows, real, expected = all_rows(name)
 
     @quick_jit
-    def both_ways(params, *rows):
+    def scanned_and_unrolled(params, *rows):
         return encoder.hidden(params, *rows), encoder.hidden(params, *rows, all_layers=True)
 
-    scanned, layers = both_ways(params_of(name), *rows)
-    for found in (scanned, layers[-1]):
-        np.testing.assert_allclose(np.asarray(found)[real], expected[real], atol=2e-5, rtol=0)
+    scanned, layers = scanned_and_unrolled(params_of(name), *rows)
+    for actual in (scanned, layers[-1]):
+        np.testing.assert_allclose(np.asarray(actual)[real], expected[real], atol=2e-5, rtol=0)
     golden = np.load(GOLDEN / name / "golden.npz")
     assert len(layers) == encoder.config.layers + 1
     for start, side in ((0, "right"), (4, "left")):
         mask = golden[f"{side}_attention_mask"].astype(bool)
         for i, state in enumerate(layers):
-            found = np.asarray(state)[start : start + 4][mask]
+            actual = np.asarray(state)[start : start + 4][mask]
             np.testing.assert_allclose(
-                found, golden[f"{side}_hidden_{i}"][mask], atol=2e-5, rtol=0, err_msg=f"layer {i}"
+                actual, golden[f"{side}_hidden_{i}"][mask], atol=2e-5, rtol=0, err_msg=f"layer {i}"
             )
         exact = golden[f"{side}_last_hidden_state_f64"][mask]
-        found = np.asarray(scanned)[start : start + 4][mask]
-        np.testing.assert_allclose(found, exact, atol=2e-5, rtol=0)
+        actual = np.asarray(scanned)[start : start + 4][mask]
+        np.testing.assert_allclose(actual, exact, atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["modernbert", "t5_gated_encoder", "qwen3", "gemma2"])
@@ -86,16 +86,16 @@ def test_gradients_are_those_of_torch(name):
     for rule in rules_of(shape, list(grads)):
         arrays = [np.asarray(grads[path]) for path in rule.paths]
         for n, tensor in enumerate(rule.names(shape.layers)):
-            mine = rule.to_hf([x[rule.first + n] for x in arrays] if rule.stacked else arrays)
+            ours = rule.to_hf([x[rule.first + n] for x in arrays] if rule.stacked else arrays)
             theirs = named[tensor].grad.numpy()
-            np.testing.assert_allclose(mine, theirs, atol=1e-4, rtol=1e-4, err_msg=tensor)
+            np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=1e-4, err_msg=tensor)
             seen += 1
     assert seen == len(named)
 
 
 @pytest.mark.parametrize("name", ["modernbert", "gemma3_text"])
 def test_fully_sharded(name):
-    """Weights read onto their shards on 8 devices; the same states."""
+    """Weights loaded onto shards of 8 devices give the same states."""
     shape = shape_of(name)
     encoder = make_encoder(shape)
     abstract = jax.eval_shape(encoder.init, jax.random.key(0))
@@ -106,13 +106,13 @@ def test_fully_sharded(name):
     assert kernel.addressable_shards[0].data.shape[1] * 8 == shape.width
     jax.tree.map(np.testing.assert_array_equal, params, params_of(name))
     rows, real, expected = all_rows(name)
-    found = np.asarray(quick_jit(encoder.hidden)(params, *rows))
-    np.testing.assert_allclose(found[real], expected[real], atol=2e-5, rtol=0)
+    actual = np.asarray(quick_jit(encoder.hidden)(params, *rows))
+    np.testing.assert_allclose(actual[real], expected[real], atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["qwen3", "mistral_sliding8", "gemma3_text", "embedding_gemma"])
 def test_bidirectional_attention_of_decoders(name, tmp_path):
-    """Both where the config says so (EmbeddingGemma) and where a run overrides it."""
+    """By the config (EmbeddingGemma) and by a run that overrides it."""
     pytest.importorskip("torch")
     model = "gemma3_text" if name == "embedding_gemma" else name
     fields = json.loads((GOLDEN / model / "config.json").read_text())
@@ -126,7 +126,7 @@ def test_bidirectional_attention_of_decoders(name, tmp_path):
         fields = mask_fields(fields, shape)
         assert shape.windows == causal.windows
     assert causal.causal and not shape.causal
-    assert config_from_hf(fields) == shape  # the file says what the model is
+    assert config_from_hf(fields) == shape  # the file describes the model
     again = mask_fields(fields, shape.with_mask("causal"))
     assert config_from_hf(again) == shape.with_mask("causal")
     hf.save_weights(params_of(model), tmp_path, shape)
@@ -135,13 +135,13 @@ def test_bidirectional_attention_of_decoders(name, tmp_path):
     assert result.ok and result.difference < 2e-5
     texts = [np.arange(4, 60, dtype=np.int32)]
     other = hf_check.torch_states(GOLDEN / model, causal, texts)[0]
-    mine = hf_check.packed_states(params_of(model), shape, texts)[0]
-    assert np.abs(mine - other).max() > 0.1  # the mask matters
+    ours = hf_check.packed_states(params_of(model), shape, texts)[0]
+    assert np.abs(ours - other).max() > 0.1  # the mask matters
 
 
 @pytest.mark.parametrize("name", ["qwen3", "modernbert", "t5_encoder"])
 def test_flops_of_other_shapes(name):
-    """The formula against the products of the traced forward pass, rows full of one text each."""
+    """The formula against the products of the traced forward pass; rows of one full text each."""
     shape = shape_of(name)
     encoder = make_encoder(shape)
     row = jnp.zeros((3, 16), jnp.int32)
@@ -151,14 +151,14 @@ def test_flops_of_other_shapes(name):
     assert product_flops(traced.jaxpr) == formula
 
 
-def test_encoders_are_not_made_causal():
+def test_encoders_cannot_be_causal():
     with pytest.raises(UserError, match=r"model\.mask='causal': bert models support bidirectional"):
         shape_of("bert").with_mask("causal")
     assert shape_of("qwen2").with_mask("causal") == shape_of("qwen2")
 
 
 class Watched(EncoderConfig):
-    """A config that remembers what was asked of it."""
+    """A config that records which of its fields are read."""
 
     seen: set
 
@@ -171,8 +171,8 @@ class Watched(EncoderConfig):
     __eq__ = object.__eq__
 
 
-def test_every_option_is_read():
-    """By building, tracing or saving some model, or by overriding its mask."""
+def test_every_field_is_read():
+    """By building, tracing or saving a model, or by overriding its mask."""
     Watched.seen = set()
     zeros = jnp.zeros((1, 4), jnp.int32)
     key = DropoutKey(jnp.zeros(2, jnp.uint32), zeros.astype(jnp.uint32), zeros.astype(jnp.uint32))

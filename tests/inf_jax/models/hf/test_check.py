@@ -36,7 +36,7 @@ def test_check_prints_a_table_and_fails_where_states_differ(tmp_path, monkeypatc
 
 
 def test_check_of_several_models(tmp_path, monkeypatch, capsys):
-    """One that is none, an export with two towers, and windows of thousands of tokens."""
+    """A directory that is no model, an export with two towers, windows of thousands of tokens."""
     pytest.importorskip("torch")
     large = tmp_path / "large"
     shutil.copytree(GOLDEN / "mistral_sliding8", large)
@@ -85,16 +85,16 @@ def test_check_with_windows(tmp_path, name, change, windows):
         fields |= {"max_position_embeddings": 8192}
     (tmp_path / "config.json").write_text(json.dumps(fields))
     shutil.copy(GOLDEN / name / "model.safetensors", tmp_path)
-    found = check.check(tmp_path)
-    assert found.ok and found.windows == windows and found.tokens <= 128
-    assert windows == "none" or found.tokens >= 2 * int(windows.split(",")[0])
+    result = check.check(tmp_path)
+    assert result.ok and result.windows == windows and result.tokens <= 128
+    assert windows == "none" or result.tokens >= 2 * int(windows.split(",")[0])
 
 
-def test_check_that_transformers_or_a_bug_ends(tmp_path, monkeypatch, capsys):
+def test_results_are_printed_if_a_later_model_fails(tmp_path, monkeypatch, capsys):
     pytest.importorskip("torch")
     shutil.copytree(GOLDEN / "gemma2", tmp_path / "refused")
     path = tmp_path / "refused" / "config.json"
-    # a type that transformers' own checks do not let pass
+    # a type that transformers' validation rejects
     path.write_text(json.dumps(json.loads(path.read_text()) | {"query_pre_attn_scalar": 8.5}))
     monkeypatch.setattr(sys, "argv", ["hf", "--check", str(GOLDEN / "bert"), str(path.parent)])
     with pytest.raises(SystemExit):
@@ -116,7 +116,7 @@ def test_check_that_transformers_or_a_bug_ends(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("name", ["t5_encoder", "t5_gated_encoder"])
 def test_t5_has_no_limit_of_length(name):
-    """transformers takes those over n_positions too, by the same states."""
+    """transformers accepts texts over n_positions too, and gives the same states."""
     pytest.importorskip("torch")
     shape = shape_of(name)
     assert shape.max_positions == UNLIMITED

@@ -267,8 +267,8 @@ def test_rope_frequencies_are_those_of_transformers(rope):
     import transformers
 
     theirs = llama.LlamaRotaryEmbedding(transformers.LlamaConfig(**fields)).inv_freq
-    mine = rope_frequencies(config_from_hf(fields).ropes[0], 64)
-    torch.testing.assert_close(torch.tensor(mine), theirs, rtol=1e-6, atol=0)
+    ours = rope_frequencies(config_from_hf(fields).ropes[0], 64)
+    torch.testing.assert_close(torch.tensor(ours), theirs, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize(

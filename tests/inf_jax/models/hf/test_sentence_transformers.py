@@ -1,4 +1,5 @@
-"""Directories as public embedding models ship them: opened by us as by sentence-transformers."""
+"""Directories like those of public embedding models give the same embeddings as in
+sentence-transformers."""
 
 import json
 from pathlib import Path
@@ -18,7 +19,7 @@ PASSAGES = ["amber grows on wet hills", "cooks boil iris slowly", "thyme " * 60]
 
 
 def published(directory: Path, pooling: str, kinds: list[str], prompts: dict) -> None:
-    """sentence-transformers' files around it, as version 2 to 5 writes them."""
+    """Adds the files that sentence-transformers 2 to 5 writes."""
     modules = []
     for n, kind in enumerate(kinds):
         path = "" if n == 0 else f"{n}_{kind}"
@@ -113,8 +114,8 @@ def test_as_sentence_transformers(tmp_path, make, pooling, size, query_template,
         (ours.encode_queries(QUERIES), theirs.encode_query(QUERIES)),
         (ours.encode_passages(PASSAGES), theirs.encode_document(PASSAGES)),
     ]
-    for found, expected in pairs:
-        np.testing.assert_allclose(found, expected, atol=2e-5, rtol=1e-4)
+    for actual, expected in pairs:
+        np.testing.assert_allclose(actual, expected, atol=2e-5, rtol=1e-4)
     cut = theirs.encode_document(PASSAGES, truncate_dim=8)
     if ours.config.normalise:
         cut /= np.linalg.norm(cut, axis=1, keepdims=True)
@@ -141,17 +142,17 @@ def test_other_dense_modules_are_refused(tmp_path, fields, message):
         inf_jax.load(tmp_path / "model")
 
 
-def test_dense_modules_one_after_another_are_one_layer(tmp_path):
+def test_consecutive_dense_modules_become_one_layer(tmp_path):
     for n, (width, out, bias) in enumerate([(32, 8, False), (8, 40, True), (40, 24, True)]):
         (tmp_path / str(n)).mkdir()
         dense(tmp_path / str(n), width, out, n, bias=bias)
-    found = st_files.read_projection(tmp_path, "012", width=32)
+    layer = st_files.read_projection(tmp_path, "012", width=32)
     x = np.random.default_rng(9).normal(size=(5, 32))
     expected = x
     for n in "012":
         tensors = load_file(tmp_path / n / "model.safetensors")
         expected = expected @ tensors["linear.weight"].T + tensors.get("linear.bias", 0)
-    np.testing.assert_allclose(x @ found["kernel"] + found["bias"], expected, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(x @ layer["kernel"] + layer["bias"], expected, rtol=1e-4, atol=1e-3)
     assert st_files.read_projection(tmp_path, (), width=32) is None
     with pytest.raises(UserError, match=r"2: in_features=40, its input has 8"):
         st_files.read_projection(tmp_path, "02", width=32)

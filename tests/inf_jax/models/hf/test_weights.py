@@ -45,8 +45,8 @@ def test_load_save_load_is_bit_identical_and_opens_in_transformers(name, tmp_pat
     pytest.importorskip("torch")
     shutil.copy(directory / "config.json", tmp_path)
     kind = getattr(transformers, table_of(shape).architecture)
-    _, found = kind.from_pretrained(tmp_path, output_loading_info=True)
-    assert not found["missing_keys"] and not found["unexpected_keys"]
+    _, info = kind.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
     golden = np.load(directory / "golden.npz")
     mask = golden["right_attention_mask"].astype(bool)
     texts = [ids[m] for ids, m in zip(golden["right_input_ids"], mask, strict=True)]
@@ -61,7 +61,7 @@ def test_bfloat16_files(name, tmp_path):
     hf.save_weights(weights.params, tmp_path / "a", shape, weights.carried, dtype="bfloat16")
     stored = stored_tensors(tmp_path / "a")
     assert {x.dtype for n, x in stored.items() if n not in weights.carried} == {"BF16"}
-    assert {stored[n].dtype for n in weights.carried} <= {"F32"}  # they go back unchanged
+    assert {stored[n].dtype for n in weights.carried} <= {"F32"}  # saved unchanged
     loaded = hf.load_weights(tmp_path / "a", shape).params
     jax.tree.map(
         lambda x, y: np.testing.assert_array_equal(
@@ -77,23 +77,23 @@ def test_bfloat16_files(name, tmp_path):
 
 
 def test_several_files_and_prefixes(tmp_path):
-    """Sharded by us, opened by transformers; sharded and prefixed by others, opened by us."""
+    """Sharded files of ours; sharded and prefixed files of others, loaded by us."""
     shape, before = shape_of("gemma2"), load_file(GOLDENS / "gemma2" / "model.safetensors")
     largest = max(x.nbytes for x in before.values())
     params = params_of("gemma2")
-    hf.save_weights(params, tmp_path / "ours", shape)  # is replaced, its single file goes
+    hf.save_weights(params, tmp_path / "ours", shape)  # replaced below, with its single file
     hf.save_weights(params, tmp_path / "ours", shape, max_file_bytes=largest)
     files = sorted(p.name for p in (tmp_path / "ours").glob("*.safetensors"))
     assert len(files) > 3 and files[0] == f"model-00001-of-{len(files):05}.safetensors"
     index = json.loads((tmp_path / "ours" / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == sum(x.nbytes for x in before.values())
-    found = {}
+    saved = {}
     for file in files:
         part = load_file(tmp_path / "ours" / file)
         assert sum(x.nbytes for x in part.values()) <= largest
         assert {n for n, f in index["weight_map"].items() if f == file} == part.keys()
-        found |= part
-    assert_same_tensors(before, found)
+        saved |= part
+    assert_same_tensors(before, saved)
     jax.tree.map(
         np.testing.assert_array_equal, hf.load_weights(tmp_path / "ours", shape).params, params
     )
@@ -128,14 +128,14 @@ def test_heads_poolers_and_older_names(tmp_path):
             "LayerNorm.bias", "LayerNorm.beta"
         ): x
         for n, x in tensors.items()
-        if not n.startswith("pooler")  # some have none
+        if not n.startswith("pooler")  # some files have none
     }
     old["cls.predictions.bias"] = np.zeros(99, np.float32)
     old["bert.embeddings.position_ids"] = np.arange(64)
     save_file(old, tmp_path / "model.safetensors")
-    found = hf.load_weights(tmp_path, shape)
-    jax.tree.map(np.testing.assert_array_equal, found.params, params_of("bert"))
-    assert found.carried == {}
+    weights = hf.load_weights(tmp_path, shape)
+    jax.tree.map(np.testing.assert_array_equal, weights.params, params_of("bert"))
+    assert weights.carried == {}
     carried = load_carried(GOLDEN, shape)
     assert carried.keys() == {"pooler.dense.weight", "pooler.dense.bias"}
     np.testing.assert_array_equal(carried["pooler.dense.bias"], tensors["pooler.dense.bias"])
@@ -146,14 +146,14 @@ def test_a_whole_t5_gives_its_encoder(tmp_path):
     tensors = load_file(GOLDENS / "t5_encoder" / "model.safetensors")
     tensors["decoder.final_layer_norm.weight"] = np.zeros(3, np.float32)
     tensors["lm_head.weight"] = np.zeros(3, np.float32)
-    tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"]  # tied, there twice
+    tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"]  # tied, stored twice
     save_file(tensors, tmp_path / "model.safetensors")
-    found = hf.load_weights(tmp_path, shape).params
-    jax.tree.map(np.testing.assert_array_equal, found, params_of("t5_encoder"))
+    params = hf.load_weights(tmp_path, shape).params
+    jax.tree.map(np.testing.assert_array_equal, params, params_of("t5_encoder"))
     del tensors["shared.weight"]  # or under the other name
     save_file(tensors, tmp_path / "model.safetensors")
-    found = hf.load_weights(tmp_path, shape).params
-    jax.tree.map(np.testing.assert_array_equal, found, params_of("t5_encoder"))
+    params = hf.load_weights(tmp_path, shape).params
+    jax.tree.map(np.testing.assert_array_equal, params, params_of("t5_encoder"))
     tensors["shared.weight"] = 2 * tensors["encoder.embed_tokens.weight"]
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=r"differs from another tensor for shared\.weight"):
