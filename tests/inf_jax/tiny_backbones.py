@@ -1,5 +1,5 @@
-"""Tiny backbones: goldens' weights, and the kinds of tokenizers that such models have, trained on
-the tiny dataset's words."""
+"""Tiny backbones: weights of the golden models, and tokenizers of the kinds that such models have,
+trained on the words of the tiny dataset."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from inf_jax.models import hf
 from inf_jax.models.hf.config import config_from_hf
 from tests.inf_jax.models.goldens import GOLDEN, params_of
 
-VOCAB = 480  # of any of the tokenizers, and more
+VOCAB = 480  # at least that of each tokenizer
 TEXTS = [
     "amber birch cedar grows on wet hills near the coast and in cold valleys",
     "cooks boil iris slowly with salt or bake it under butter, an old monk wrote of thyme",
@@ -20,7 +20,7 @@ TEXTS = [
     "Tell where it grows. Tell how it is cooked. Tell who first named it. Tell what harms it.",
     "Instruct: Query: query: passage: task: search result | title: none | text:",
 ] * 3
-# Qwen's: punctuation takes the line breaks after it along
+# Qwen's: punctuation includes the line breaks after it
 _QWEN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -28,8 +28,8 @@ _QWEN = (
 
 
 def qwen(*, ends: bool = False) -> tuple[tokenizers.Tokenizer, dict]:
-    """Byte-level BPE without special tokens around a text, as Qwen3; or, as Qwen3-Embedding, with
-    an end that is not its EOS."""
+    """Byte-level BPE: Qwen3 adds no special tokens; Qwen3-Embedding (`ends`) ends a text with a token
+    that is not its EOS."""
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     split = pre_tokenizers.Split(tokenizers.Regex(_QWEN), "isolated")
@@ -48,7 +48,7 @@ def qwen(*, ends: bool = False) -> tuple[tokenizers.Tokenizer, dict]:
 
 
 def llama3() -> tuple[tokenizers.Tokenizer, dict]:
-    """Byte-level BPE that begins a text and does not end it; no padding token."""
+    """Byte-level BPE with a token before each text, none after it, and no padding token."""
     tokenizer, _ = qwen()
     tokenizer.add_special_tokens(["<|begin|>"])
     steps = [processors.ByteLevel(trim_offsets=False), _around(tokenizer, "<|begin|> $A")]
@@ -58,15 +58,15 @@ def llama3() -> tuple[tokenizers.Tokenizer, dict]:
 
 
 def mistral(*, ends: bool = False) -> tuple[tokenizers.Tokenizer, dict]:
-    """SentencePiece's BPE with bytes for the unknown, that begins a text and has no padding token;
-    or, as E5-mistral's, ends it too and pads with that."""
+    """SentencePiece's BPE with byte fallback, a token before each text and no padding token;
+    E5-mistral's (`ends`) also puts one after it and pads with that."""
     tokenizer = tokenizers.Tokenizer(
         models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>")
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
     special = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()  # of words while it is trained
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()  # splits words during training
     _train(tokenizer, trainers.BpeTrainer, special, vocab_size=470)
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     tokenizer.post_processor = _around(tokenizer, "<s> $A </s>" if ends else "<s> $A")
@@ -76,7 +76,7 @@ def mistral(*, ends: bool = False) -> tuple[tokenizers.Tokenizer, dict]:
 
 
 def gemma() -> tuple[tokenizers.Tokenizer, dict]:
-    """As EmbeddingGemma's: begins and ends a text, spaces are replaced and nothing is put first."""
+    """EmbeddingGemma's: a token before and after each text; spaces are replaced, none is prepended."""
     tokenizer = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
@@ -89,7 +89,7 @@ def gemma() -> tuple[tokenizers.Tokenizer, dict]:
 
 
 def t5() -> tuple[tokenizers.Tokenizer, dict]:
-    """SentencePiece's Unigram, that ends a text with its EOS."""
+    """SentencePiece's Unigram with the EOS after each text."""
     tokenizer = tokenizers.Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
@@ -112,7 +112,7 @@ KINDS = {
 
 
 def write(kind: str, directory: Path, *, max_length: int = 64) -> Path:
-    """The files of a kind of tokenizer."""
+    """Writes the files of a tokenizer of KINDS."""
     tokenizer, fields = KINDS[kind]()
     tokenizer.save(str(directory / "tokenizer.json"))
     fields = fields | {"model_max_length": max_length}
@@ -121,7 +121,7 @@ def write(kind: str, directory: Path, *, max_length: int = 64) -> Path:
 
 
 def backbone(directory: Path, golden: str, tokenizer: str, **fields) -> Path:
-    """A HF directory: a golden's weights with other words."""
+    """Writes a HF directory: a golden model's weights with random word embeddings."""
     directory.mkdir(parents=True)
     write(tokenizer, directory, max_length=96)
     config = json.loads((GOLDEN / golden / "config.json").read_text())
@@ -135,9 +135,11 @@ def backbone(directory: Path, golden: str, tokenizer: str, **fields) -> Path:
     return directory
 
 
-def _train(tokenizer, trainer, special: list[str], *, texts=TEXTS, vocab_size=450, **how) -> None:
-    how |= {"vocab_size": vocab_size, "special_tokens": special, "show_progress": False}
-    tokenizer.train_from_iterator(texts, trainer(**how))
+def _train(
+    tokenizer, trainer, special: list[str], *, texts=TEXTS, vocab_size=450, **options
+) -> None:
+    options |= {"vocab_size": vocab_size, "special_tokens": special, "show_progress": False}
+    tokenizer.train_from_iterator(texts, trainer(**options))
 
 
 def _around(tokenizer: tokenizers.Tokenizer, single: str):

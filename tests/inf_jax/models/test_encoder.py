@@ -7,11 +7,11 @@ import pytest
 
 from inf_jax.core.trees import flatten
 from inf_jax.models import hf
-from inf_jax.models.encoder import EncoderOptions, make_encoder
+from inf_jax.models.encoder import DTYPES, EncoderOptions, make_encoder
 from inf_jax.models.hf.config import read_config
 from inf_jax.models.hf.weight_tables import rules_of
 from inf_jax.models.pooling import POOLINGS
-from inf_jax.models.transformer import Execution
+from inf_jax.models.transformer import REMAT_POLICIES, Execution
 from tests.inf_jax.models.goldens import (
     GOLDEN,
     pack,
@@ -21,6 +21,11 @@ from tests.inf_jax.models.goldens import (
     random_texts,
     shape_of,
 )
+
+
+def test_names_are_the_choices():
+    assert tuple(DTYPES) == choices.DTYPES
+    assert tuple(REMAT_POLICIES) == choices.REMAT_POLICIES
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,15 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import inf_jax
+from inf_jax.core import choices
 from inf_jax.core.errors import UserError
 from inf_jax.models.hf import sentence_transformers as st_files
 from tests.inf_jax.tiny_backbones import backbone
+
+
+def test_poolings_are_the_choices():
+    assert tuple(st_files.POOLINGS) == choices.POOLINGS
+
 
 WEB = "Instruct: Given a web search query, retrieve relevant passages\nQuery:"
 QUERIES = ["amber", "what harms iris?"]
