@@ -28,8 +28,8 @@ _QWEN = (
 
 
 def qwen(*, ends: bool = False) -> tuple[tokenizers.Tokenizer, dict]:
-    """Byte-level BPE: Qwen3 adds no special tokens; Qwen3-Embedding (`ends`) ends a text with a token
-    that is not its EOS."""
+    """Byte-level BPE: Qwen3 adds no special tokens; Qwen3-Embedding's (`ends`) puts a token
+    after each text that is not its EOS."""
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     split = pre_tokenizers.Split(tokenizers.Regex(_QWEN), "isolated")
@@ -76,7 +76,7 @@ def mistral(*, ends: bool = False) -> tuple[tokenizers.Tokenizer, dict]:
 
 
 def gemma() -> tuple[tokenizers.Tokenizer, dict]:
-    """EmbeddingGemma's: a token before and after each text; spaces are replaced, none is prepended."""
+    """EmbeddingGemma's: a token before and after each text; replaces spaces, prepends none."""
     tokenizer = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")

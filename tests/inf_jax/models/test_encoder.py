@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from inf_jax.core import choices
 from inf_jax.core.trees import flatten
 from inf_jax.models import hf
 from inf_jax.models.encoder import DTYPES, EncoderOptions, make_encoder
