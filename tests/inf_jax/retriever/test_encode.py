@@ -1,4 +1,4 @@
-"""Encoding many texts: vectors depend on the text alone, whatever its neighbours and the grid."""
+"""Encoding many texts: a vector depends on its text, not on other texts or the grid."""
 
 import jax
 import numpy as np
@@ -10,7 +10,7 @@ from inf_jax.distributed.mesh import make_mesh
 from inf_jax.models import hf
 from inf_jax.models.encoder import make_encoder
 from inf_jax.models.hf.config import read_config
-from inf_jax.retriever.encode import Grid, encode_texts
+from inf_jax.retriever.encode import Grid, encode_texts, shortened
 
 TOKENS = 32  # of a row
 GRID = Grid(rows=3, row_tokens=TOKENS)
@@ -142,3 +142,13 @@ def test_a_pair_that_no_row_holds(encoder, tree, length, which):
     pairs[which][1] = bad
     with pytest.raises(UserError, match=f"text 1 has {length} tokens, a row holds 1 to 16"):
         encode_texts(encoder.encode_queries, tree, *pairs, grid=GRID)
+
+
+def test_shortened():
+    x = np.array([[3, 4, 0, 12], [0, 0, 1, 1]], np.float32)
+    assert shortened(x, None, normalise=True) is x
+    np.testing.assert_allclose(shortened(x, 2, normalise=True), [[0.6, 0.8], [0, 0]])
+    np.testing.assert_array_equal(shortened(x, 3, normalise=False), x[:, :3])
+    for dim in (0, 5):
+        with pytest.raises(UserError, match=f"dim={dim}: the vectors have 4 entries"):
+            shortened(x, dim, normalise=True)

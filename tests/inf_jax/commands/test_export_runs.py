@@ -1,4 +1,4 @@
-"""From token states to the exported vector: projection, dims, EOS, prompts, through a real run."""
+"""Runs with projection, prompts and an appended EOS, from training to the vectors of all libraries."""
 
 import json
 from pathlib import Path
@@ -11,25 +11,14 @@ from inf_jax import export, train
 from inf_jax.config.defaults import run_config
 from inf_jax.core.errors import UserError
 from inf_jax.models.hf.backbone import load_model
-from inf_jax.retriever.encode import shortened
 from tests.inf_jax.tiny_backbones import backbone
 
 QWEN3 = "Instruct: {instruction}\nQuery:{query}"
 
 
-def test_shortened():
-    x = np.array([[3, 4, 0, 12], [0, 0, 1, 1]], np.float32)
-    assert shortened(x, None, normalise=True) is x
-    np.testing.assert_allclose(shortened(x, 2, normalise=True), [[0.6, 0.8], [0, 0]])
-    np.testing.assert_array_equal(shortened(x, 3, normalise=False), x[:, :3])
-    for dim in (0, 5):
-        with pytest.raises(UserError, match=f"dim={dim}: the vectors have 4 entries"):
-            shortened(x, dim, normalise=True)
-
-
 @pytest.fixture
 def run(tiny_config, tmp_path):
-    """A function of golden, tokenizer and changes of the config: trained and exported."""
+    """Trains and exports a tiny backbone: (name, tokenizer, model values) -> config, export."""
 
     def make(golden: str, tokenizer: str, **model) -> tuple[dict, Path]:
         config = tiny_config
@@ -46,8 +35,8 @@ def run(tiny_config, tmp_path):
     return make
 
 
-def same_both_ways(directory: Path, template: str, passage_prompt: str) -> None:
-    """Our vectors and those of sentence-transformers, whatever side it pads."""
+def assert_same_vectors(directory: Path, template: str, passage_prompt: str) -> None:
+    """Compares our vectors with those of sentence-transformers, for both padding sides."""
     st = pytest.importorskip("sentence_transformers")
     ours = inf_jax.load(directory)
     theirs = st.SentenceTransformer(str(directory), device="cpu", local_files_only=True)
@@ -88,7 +77,7 @@ def test_a_decoder_with_last_pooling_eos_projection_and_prompts(run, tiny_config
     start = load_model(run_config(config)).load().params["projection"]["kernel"]
     kernel = np.asarray(ours._params["shared"]["projection"]["kernel"])
     assert np.abs(kernel - start).max() > 1e-3  # it was trained
-    same_both_ways(directory, QWEN3, "")
+    assert_same_vectors(directory, QWEN3, "")
     card = (directory / "README.md").read_text()
     assert "after their first 4, 12 entries" in card and "linear layer of `2_Dense/`" in card
 
@@ -97,7 +86,7 @@ def test_a_t5_with_a_projection_goes_on_from_its_own_export(run, tiny_config):
     tiny_config.data.query_template = "query: {query} {instruction}"
     tiny_config.data.passage_template = "passage: {passage}"
     config, directory = run("t5_gated_encoder", "t5", projection=40)
-    same_both_ways(directory, "query: {query} {instruction}", "passage: ")
+    assert_same_vectors(directory, "query: {query} {instruction}", "passage: ")
     # the export is a backbone: its layer is where the next run starts
     config.model.name = str(directory)
     loaded = load_model(run_config(config)).load().params["projection"]
