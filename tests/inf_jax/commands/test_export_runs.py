@@ -1,4 +1,4 @@
-"""Runs with projection, prompts and an appended EOS, from training to the vectors of all libraries."""
+"""Runs with projection, prompts and an appended EOS: training, export, other libraries."""
 
 import json
 from pathlib import Path
