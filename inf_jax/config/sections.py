@@ -45,7 +45,9 @@ class ModelConfig:
     normalise: bool = key(True, "scale vectors to unit length")
     dtype: str = key("float32", "of computation; weights are float32", choices=choices.DTYPES)
     dropout: float = key(0.0, "dropout rate", rule="below one")
-    scan_layers: bool = key(True, "compile one layer and scan over all (False is faster on a CPU)")
+    scan_layers: bool = key(
+        True, "compile one layer and scan over all (False: faster on CPU and GPU)"
+    )
     remat: str = key("none", "recomputed in backward", choices=choices.REMAT_POLICIES)
     start_from: str = key("", "out_dir (or its checkpoints/STEP) of a run to start from; keep it")
     freeze: str = key("", "regex on parameter paths that are not trained, e.g. ^passage/ or word$")

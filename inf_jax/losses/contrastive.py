@@ -22,7 +22,7 @@ from inf_jax.losses.objective import Objective, parse_objective
 from inf_jax.losses.tiles import BlockwisePlan, Coefficients
 
 DENSE_SCORES = 2**22  # up to so many scores (16 MiB) the auto engine keeps the matrix
-TILES = {"cpu": (2048, 1024), "gpu": (4096, 4096), "tpu": (4096, 1024)}
+TILES = {"cpu": (2048, 1024), "gpu": (8192, 8192), "tpu": (4096, 1024)}
 
 
 def contrastive_loss(

@@ -42,7 +42,8 @@ class Execution(NamedTuple):
 
     Attributes:
       dtype: compute dtype, whatever the parameters'; norms and softmax run in float32.
-      scan_layers: compile one layer and loop over it; else unroll the layers (faster on a CPU).
+      scan_layers: compile one layer and loop over it; else unroll the layers, which is
+        faster on a CPU, and on a GPU by a fifth (launch/benchmarks.md).
       remat: name in REMAT_POLICIES: what the backward pass recomputes.
       attention: names in `attention.IMPLEMENTATIONS`, to try in order.
     """
