@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from inf_jax.config.command_line import run
@@ -126,7 +127,7 @@ def _check_limits(config: RunConfig, model: Backbone) -> None:
 
 
 def _score(
-    config: RunConfig, model: Backbone, task: Task, params: dict, mesh, *, label: str
+    config: RunConfig, model: Backbone, task: Task, params: dict, mesh: Mesh, *, label: str
 ) -> Scores:
     """Embeds the task once and scores it for each of eval.dims."""
     settings = retriever_config(config)

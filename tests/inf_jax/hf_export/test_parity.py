@@ -15,7 +15,7 @@ from inf_jax.hf_export import writer
 from inf_jax.hf_export.writer import ExportOptions
 from inf_jax.models import hf
 from tests.inf_jax.hf_export.tiny_exports import (
-    APART,
+    ATTENTION,
     CONFIGS,
     E5,
     PASSAGES,
@@ -51,9 +51,9 @@ def test_sentence_transformers_embeds_alike(exports, name):
     assert np.abs(expected[1][0] - expected[1][1]).max() > 1e-3
 
 
-@pytest.mark.parametrize("name", APART)
-def test_queries_encoded_apart_are_embedded_alike(exports, name):
-    """By the file in the export; passages by sentence-transformers as ever."""
+@pytest.mark.parametrize("name", ATTENTION)
+def test_attention_queries_are_embedded_alike(exports, name):
+    """Queries by the file in the export, passages by sentence-transformers."""
     st = pytest.importorskip("sentence_transformers")
     directory, report = exports(name)
     assert report.verified and report.min_cosine >= 0.9999
@@ -63,7 +63,7 @@ def test_queries_encoded_apart_are_embedded_alike(exports, name):
         "sentence-transformers": 10,
         "instructed_encoder.py": 8,
     }
-    model, config = inf_jax.load(directory), APART[name]
+    model, config = inf_jax.load(directory), ATTENTION[name]
     assert model.config == config
     encoder = runpy.run_path(directory / "instructed_encoder.py")["InstructedEncoder"](directory)
     queries, instructions = zip(*QUERIES, ("iris " * 40, "Tell cooks. " * 20), strict=True)
@@ -79,7 +79,7 @@ def test_queries_encoded_apart_are_embedded_alike(exports, name):
         str(directory / "passage" if separate else directory), device="cpu"
     ).encode_document(PASSAGES)
     np.testing.assert_allclose(passages, model.encode(PASSAGES), atol=1e-5, rtol=1e-5)
-    # nothing that says how to pool a query
+    # no file tells a library to pool queries
     assert not (directory / "query" / "modules.json").exists()
     assert "query: " not in (directory / "README.md").read_text()
     if not separate:
@@ -87,7 +87,7 @@ def test_queries_encoded_apart_are_embedded_alike(exports, name):
         assert fields["prompts"] == {"query": "", "document": "passage: "}
 
 
-def test_without_torch_it_is_said_not_verified(tiny_model_dir, tmp_path, no_torch):
+def test_without_torch_it_is_marked_not_verified(tiny_model_dir, tmp_path, no_torch):
     report = export_tiny(tiny_model_dir, tmp_path / "out")
     assert list(report.loaders) == ["inf_jax"] and not report.verified
     assert report.rows()[1][::3] == ("transformers", "NOT verified")
@@ -99,10 +99,10 @@ def test_without_torch_it_is_said_not_verified(tiny_model_dir, tmp_path, no_torc
 def _perturbed_weights(monkeypatch):
     save = hf.save_weights
 
-    def sabotaged(params, *rest, **how):
+    def sabotaged(params, *rest, **options):
         up = params["blocks"]["up_kernel"].copy()
         up[1, 0, :] += 0.5
-        save({**params, "blocks": {**params["blocks"], "up_kernel": up}}, *rest, **how)
+        save({**params, "blocks": {**params["blocks"], "up_kernel": up}}, *rest, **options)
 
     monkeypatch.setattr(writer, "save_weights", sabotaged)
 
@@ -140,7 +140,7 @@ def _settings(monkeypatch):
 
 
 def _no_config(monkeypatch):
-    monkeypatch.setattr(writer, "write_config", lambda *a, **how: None)
+    monkeypatch.setattr(writer, "write_config", lambda *a, **options: None)
 
 
 @pytest.mark.parametrize(
@@ -185,17 +185,17 @@ def test_a_wrong_instructed_encoder_is_refused(tiny_model_dir, tmp_path, monkeyp
     monkeypatch.setattr(writer.shutil, "copyfile", sabotaged)
     expected = r"refused: instructed_encoder\.py gives another embedding of the query .*cosine"
     with pytest.raises(UserError, match=expected):
-        export_tiny(tiny_model_dir, tmp_path / "out", APART["attention-shared-e5"])
+        export_tiny(tiny_model_dir, tmp_path / "out", ATTENTION["attention-shared-e5"])
     assert not os.listdir(tmp_path)
 
 
 def test_without_torch_the_instructed_encoder_is_not_verified(tiny_model_dir, tmp_path, no_torch):
-    report = export_tiny(tiny_model_dir, tmp_path / "out", APART["attention-shared-e5"])
+    report = export_tiny(tiny_model_dir, tmp_path / "out", ATTENTION["attention-shared-e5"])
     assert list(report.loaders) == ["inf_jax"]
     assert report.not_verified[-1] == "instructed_encoder.py"
 
 
-def test_least_cosine_of_the_config_is_held(tiny_model_dir, tmp_path):
+def test_min_cosine_is_enforced(tiny_model_dir, tmp_path):
     with pytest.raises(UserError, match=r"export\.min_cosine=1.5: must be in \(0, 1\]"):
         export_tiny(tiny_model_dir, tmp_path / "out", options=ExportOptions(min_cosine=1.5))
     nan = {

@@ -26,7 +26,7 @@ CONFIGS = {
     ),
     "shared-mean-unnormalised": RetrieverConfig("shared", "mean", False, TEXT),
 }
-APART = {
+ATTENTION = {
     "attention-shared-e5": RetrieverConfig("shared", "mean", True, E5, "attention"),
     "attention-separate-unnormalised": RetrieverConfig(
         "separate", "cls", False, dataclasses.replace(TEXT, max_query_tokens=24), "attention"
@@ -37,7 +37,7 @@ PASSAGES = ["cedar grows on wet hills", "frost and beetles kill young birch " * 
 
 
 def params_of(directory: Path, towers: str) -> dict:
-    """The directory's weights; a passage tower of its own is another one."""
+    """The directory's weights; a separate passage tower has other values."""
     params = init_params(hf.load_weights(directory, read_config(directory)).params, towers)
     if towers == "separate":
         params["passage"] = jax.tree.map(lambda x: 0.9 * x, params["passage"])
