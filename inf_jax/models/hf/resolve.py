@@ -8,11 +8,13 @@ from inf_jax.core.errors import UserError
 
 
 def resolve_model(name: str) -> Path:
-    """The directory of a model: a local path, `package:NAME/SUB` inside a Python package, or a hub
-    id.
+    """The directory of a model; downloads it if `name` is a hub id.
+
+    Args:
+      name: a local directory, `package:NAME/SUB` inside an installed Python package, or a hub id.
 
     Raises:
-      UserError: nothing there, or the hub cannot be reached.
+      UserError: the package is not installed, there is no such directory, or the download failed.
     """
     if name.startswith("package:"):
         package, _, sub = name.removeprefix("package:").partition("/")

@@ -11,7 +11,7 @@ from inf_jax import export, train
 from inf_jax.config.defaults import run_config
 from inf_jax.core.errors import UserError
 from inf_jax.models.hf.backbone import load_model
-from tests.inf_jax.tiny_backbones import backbone
+from tests.inf_jax.models.tiny_backbones import backbone
 
 QWEN3 = "Instruct: {instruction}\nQuery:{query}"
 

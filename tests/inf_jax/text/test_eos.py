@@ -17,7 +17,7 @@ from inf_jax.text import eos
 from inf_jax.text.query_parts import truncate, with_instruction
 from inf_jax.text.templates import TextConfig
 from inf_jax.text.tokenizer import load_tokenizer
-from tests.inf_jax import tiny_backbones
+from tests.inf_jax.models import tiny_backbones
 
 ENDS = {"qwen3": "<|im_end|>", "llama3": "<|im_end|>", "mistral": "</s>"}  # appended by "auto"
 PASSAGES = ["amber grows on wet hills", "", "cooks boil iris, 12 – naïve 🙂", "thyme " * 40]

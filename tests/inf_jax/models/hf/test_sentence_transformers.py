@@ -12,7 +12,7 @@ import inf_jax
 from inf_jax.core import choices
 from inf_jax.core.errors import UserError
 from inf_jax.models.hf import sentence_transformers as st_files
-from tests.inf_jax.tiny_backbones import backbone
+from tests.inf_jax.models.tiny_backbones import backbone
 
 
 def test_poolings_are_the_choices():
