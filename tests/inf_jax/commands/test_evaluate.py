@@ -1,4 +1,4 @@
-"""The main: base weights and the newest checkpoint side by side, and what it leaves behind."""
+"""`inf_jax.evaluate`: base and newest checkpoint side by side, eval.json and eval.png."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ from inf_jax.training.step import TrainState, init_params
 
 
 def save(config, params, step):
-    """A checkpoint of a run, with an optimiser's state that the evaluation does not know."""
+    """Writes a checkpoint with an optimiser state, which the evaluation ignores."""
     state = TrainState(np.int32(step), params, {"mu": jax.tree.map(np.zeros_like, params)})
     info = ResumeInfo(step, 0, 8, "dataset")
     with checkpoint.make_manager(f"{config.out_dir}/checkpoints", keep=2) as manager:
@@ -40,7 +40,7 @@ def changed(params, seed):
 
 
 def figures(config, params):
-    """What the weights score, one text a row."""
+    """The scores of these weights, encoded with one text per row."""
     config = run_config(config)
     model = load_model(config)
     text = dataclasses.replace(
@@ -110,7 +110,7 @@ def test_base_from_another_run(tiny_config, tmp_path):
     main(tiny_config)
     first = Path(tiny_config.out_dir, "eval.json")
     found = json.loads(first.read_text())
-    known = {key: value + 1 for key, value in found["base"].items()}  # not what it would measure
+    known = {key: value + 1 for key, value in found["base"].items()}  # not what would be measured
     dims = found["dims"]
     assert dims["32"]["base"] == pytest.approx(found["base"])  # all entries
     assert dims["8"]["base"] != found["base"]
@@ -187,7 +187,7 @@ def test_dataset_is_named(tiny_config, tiny_dataset_dir):
 def test_no_checkpoint(tiny_config, tmp_path):
     with pytest.raises(UserError, match=r"no checkpoint.*`python -m inf_jax\.train --config"):
         main(tiny_config)
-    assert list(tmp_path.iterdir()) == []  # it makes nothing
+    assert list(tmp_path.iterdir()) == []  # nothing was written
 
 
 def test_checkpoint_of_other_towers_or_shape(tiny_config):

@@ -22,7 +22,7 @@ from tests.inf_jax.hf_export.tiny_exports import (
 
 @pytest.fixture
 def trained(tiny_config, tiny_model_dir):
-    """tiny_config, with a checkpoint of step 7 and what a run leaves beside it."""
+    """tiny_config, with a checkpoint of step 7 and the other files of a run."""
     out_dir = Path(tiny_config.out_dir)
     params = params_of(tiny_model_dir, "shared")
     params = jax.tree.map(lambda x: jax.numpy.asarray(1.1 * x), params)
@@ -58,7 +58,7 @@ def test_main_exports_the_newest_checkpoint(trained, no_torch, capsys):
     assert str(Path(config.model.name).parent) not in card.partition("## Training")[0]
 
 
-def test_figures_of_another_step_are_not_shown(trained, no_torch):
+def test_scores_of_another_step_are_not_shown(trained, no_torch):
     config, _ = trained
     (Path(config.out_dir) / "eval.json").write_text('{"base": {"ndcg@10": 61.25}, "step": 6}')
     export.main(config)
@@ -80,7 +80,7 @@ def test_main_exports_the_query_encoder_of_the_run(trained, no_torch):
         UserError, match=r"query_encoder was 'joint' in training and is 'attention'"
     ):
         export.main(config)
-    # a run from before there was the key is one of joint queries
+    # a run that is older than the key has joint queries
     saved = config.to_dict()
     del saved["model"]["query_encoder"]
     Path(config.out_dir, "config.json").write_text(json.dumps(saved))

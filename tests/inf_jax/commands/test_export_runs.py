@@ -87,7 +87,7 @@ def test_a_t5_with_a_projection_goes_on_from_its_own_export(run, tiny_config):
     tiny_config.data.passage_template = "passage: {passage}"
     config, directory = run("t5_gated_encoder", "t5", projection=40)
     assert_same_vectors(directory, "query: {query} {instruction}", "passage: ")
-    # the export is a backbone: its layer is where the next run starts
+    # the export serves as a backbone: the next run starts from its projection
     config.model.name = str(directory)
     loaded = load_model(run_config(config)).load().params["projection"]
     exported = inf_jax.load(directory)._params["shared"]["projection"]

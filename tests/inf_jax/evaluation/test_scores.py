@@ -17,14 +17,14 @@ def example(number, query, instruction, document, *poisons):
     return Example(str(number), query, instruction, document, *poisons)
 
 
-# A has passages under instructions 1, 2 (queries of the task) and 3 (a poison alone), B under 1 and
-# a poison; C occurs as a poisoned query alone.
+# A has passages under instructions 1, 2 (queries of the task) and 3 (only a poison), B under 1 and
+# a poison; C is only a poisoned query.
 EXAMPLES = [
     example(0, "A", "one", "a1", "two", "a2", "B", "b1"),
     example(1, "A", "two", "a2", "three", "a3"),
     example(2, "B", "one", "b1", "nine", "b2", "C", "c1"),
 ]
-# What each query says of a1, a2, b1, a3, b2, c1: the order in which the examples name them.
+# Scores of a1, a2, b1, a3, b2, c1 (in the order of the examples) for each query.
 SCORES = {
     ("A", ""): [0.9, 0.8, 0.1, 0.7, 0.05, 0.0],  # a1 a2 a3 b1 b2 c1
     ("A", "one"): [0.5, 0.9, 0.2, 0.1, 0.3, 0.0],  # a2 a1 b2 b1 a3 c1
@@ -42,10 +42,10 @@ def score(task, scores, **options):
 
 
 @pytest.mark.parametrize("mesh", [None, "all"])
-def test_figures_worked_out_by_hand(mesh):
+def test_scores_worked_out_by_hand(mesh):
     task = task_from_examples(EXAMPLES)
     found = score(task, SCORES, mesh=make_mesh() if mesh else None)
-    # ranks of the passage that fits: a1 2nd for (A, one), a2 1st for (A, two), b1 3rd for (B, one)
+    # ranks of the relevant passage: a1 2nd for (A, one), a2 1st for (A, two), b1 3rd for (B, one)
     gains = [1 / math.log2(3), 1.0, 1 / math.log2(4)]
     expected = {
         "ndcg@10": sum(gains) / 3,
@@ -53,7 +53,7 @@ def test_figures_worked_out_by_hand(mesh):
         "mrr@10": (1 / 2 + 1 + 1 / 3) / 3,
         # (A, one): a1 0.5 under a2 0.9; (A, two): a2 over all of A; (B, one): b1 0.7 over b2 0.6
         "within_focus_accuracy": (0 + 1 + 1) / 3,
-        # rank alone -> rank with the instruction, of the passages it rules out:
+        # rank without -> rank with the instruction, of the passages that it excludes:
         # (A, one): a2 2 -> 1: 1/2 - 1 = -0.5; a3 3 -> 5: 1 - 3/5 = 0.4; mean -0.05
         # (A, two): a1 1 -> 3: 1 - 1/3 = 2/3; a3 3 -> 4: 1 - 3/4 = 0.25; mean 11/24
         # (B, one): b2 1 -> 4: 1 - 1/4 = 0.75
@@ -69,7 +69,7 @@ def test_passage_outside_the_run_is_next_after_its_last():
     examples = [example(n, "A", f"number {n}", f"a{n}") for n in range(15)]
     task = task_from_examples(examples)
     falling = np.linspace(1, 0, 15)
-    # alone: a0, a1, ...; under an instruction all the others in that order, but it last
+    # alone: a0, a1, ...; under an instruction the others in that order, then its own
     scores = {("A", ""): falling}
     for n in range(15):
         scores["A", f"number {n}"] = np.insert(falling[:-1], n, -1.0)

@@ -19,7 +19,7 @@ def test_task_of_a_split():
     groups = list(task.alone)
     assert task.groups == {first: groups[0], second: groups[0], third: groups[1]}
     assert list(task.alone.values()) == [("A", ""), ("B", "")]
-    # the layout of InstructIR too, for `metrics.robustness` without groups=
+    # also the layout of InstructIR, for `metrics.robustness` without groups=
     assert [q.rpartition("_")[0] for q in task.queries] == list(task.groups.values())
 
 
@@ -49,7 +49,7 @@ def test_task_of_a_dataset(tiny_dataset_dir):
     assert sorted(query for query, _ in task.alone.values()) == sorted(
         {e.query_positive for e in examples}
     )
-    # each query has four passages, of which each of its instructions rules out three
+    # each query has four passages, of which each of its instructions excludes three
     assert {len(documents) for documents in task.changed.values()} == {3}
     for e in examples:
         qid = next(

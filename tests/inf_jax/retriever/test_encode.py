@@ -12,7 +12,7 @@ from inf_jax.models.encoder import make_encoder
 from inf_jax.models.hf.config import read_config
 from inf_jax.retriever.encode import Grid, encode_texts, shortened
 
-TOKENS = 32  # of a row
+TOKENS = 32  # per row
 GRID = Grid(rows=3, row_tokens=TOKENS)
 
 
@@ -45,7 +45,7 @@ def test_vectors_are_those_of_each_text_by_itself(encoder, tree, texts, vectors)
     expected = jax.jit(encoder.encode)(tree, stack_chunks(alone))[:, 0]
     assert vectors.shape == (150, 32) and vectors.dtype == np.float32
     np.testing.assert_allclose(vectors, expected, atol=1e-6)
-    assert np.ptp(vectors, axis=0).min() > 0.01  # else any mix-up would pass
+    assert np.ptp(vectors, axis=0).min() > 0.01  # otherwise swapped vectors would pass
 
 
 def test_order_and_subset_change_nothing(encoder, tree, texts, vectors):
@@ -86,14 +86,14 @@ def test_parameters_that_are_split(encoder, tree, texts, vectors, fsdp, devices)
 def test_one_compilation_whatever_the_texts(encoder, tree, texts):
     shapes = []
 
-    def encode(*arguments):  # runs while it is traced, not when the compiled code does
+    def encode(*arguments):  # runs only when traced
         shapes.append(arguments[1].tokens.shape)
         return encoder.encode(*arguments)
 
     for part in (texts, texts[:1], texts[5:70], []):
         encode_texts(encode, tree, part, grid=GRID)
-    assert set(shapes) == {(1, 3, TOKENS)}  # a device's
-    assert len(shapes) <= 2  # once to know the width of the result
+    assert set(shapes) == {(1, 3, TOKENS)}  # of one device
+    assert len(shapes) <= 2  # once for the width of the result
 
 
 def test_no_texts(encoder, tree):

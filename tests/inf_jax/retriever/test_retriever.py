@@ -24,7 +24,7 @@ PASSAGES = ["amber grows on wet hills", "", "frost and beetles kill young cedar 
 
 
 def make(directory: Path, config: RetrieverConfig) -> tuple[Retriever, dict]:
-    """A retriever with other weights in each tower, and its parameters."""
+    """(retriever with different weights in each tower, its parameters)."""
     shape = read_config(directory)
     tree = hf.load_weights(directory, shape).params
     factors = dict(zip(config.folders(directory), (1.0, 0.9), strict=False))
@@ -85,10 +85,10 @@ def test_attention_encodes_query_and_instruction_apart(tiny_model_dir, towers):
     ).queries[:, 0]
     assert found.shape == (4, 32) and found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=2e-6, rtol=1e-5)
-    for n in range(4):  # a short one by itself has a grid of its own
+    for n in range(4):  # alone, a short text gets a smaller grid
         one = retriever.encode(queries[n], instruction=instructions[n])
         np.testing.assert_allclose(one, found[n], atol=2e-6, rtol=1e-5)
-    # passages are pooled, as ever
+    # passages are pooled as with joint queries
     joint, _ = make(tiny_model_dir, RetrieverConfig(towers, "cls", False, TEXT))
     np.testing.assert_array_equal(retriever.encode(PASSAGES), joint.encode(PASSAGES))
     assert np.abs(joint.encode(queries, instruction=instructions) - found).max(1).min() > 1e-2
@@ -112,7 +112,7 @@ def test_encode_is_queries_with_an_instruction_and_passages_without(retriever):
     np.testing.assert_array_equal(one, each)
     other = retriever.encode(QUERIES, instruction=("Tell it.", "What harms it?", "Tell it."))
     assert (np.abs(one - other).max(1) > 1e-3).tolist() == [False, True, False]
-    # "" is a query without instruction: the template without its place
+    # "": a query without instruction, rendered without that field
     alone = retriever.encode(QUERIES[:1], instruction="")
     np.testing.assert_allclose(alone, retriever.encode(QUERIES[:1]), atol=1e-6)
     assert np.abs(alone - one[:1]).max() > 1e-3
