@@ -22,6 +22,7 @@ from data_pipeline.stages.factory import STAGES, Factory
 from inf_jax.config.command_line import command_line, parse_flags
 from inf_jax.config.resume import save_resolved
 from inf_jax.core.errors import UserError, main_guard
+from inf_jax.io.atomic import atomic_write
 
 
 def main(argv: list[str]) -> None:
@@ -50,7 +51,7 @@ def _run(argv: list[str]) -> None:
             _show_estimate(factory)
             return
         save_resolved(resolved, factory.out_dir / "config.json")
-        (factory.out_dir / "command.txt").write_text(command_line() + "\n")
+        atomic_write(factory.out_dir / "command.txt", command_line() + "\n")
         try:
             factory.run(stages)
         finally:

@@ -1,4 +1,4 @@
-"""What both askers share: the type of an ask function, its results, and what the journal has."""
+"""Shared by both askers: the AskFn protocol, its Result, and final results from the journal."""
 
 from typing import Protocol
 

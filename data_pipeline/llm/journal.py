@@ -7,7 +7,6 @@ twice, and a changed prompt or model sends only the requests that it changes.
 """
 
 import contextlib
-import errno
 import json
 import os
 import sqlite3
@@ -16,11 +15,10 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from filelock import FileLock, Timeout
+from typing import Any, NamedTuple, TextIO
 
 from inf_jax.core.errors import UserError
+from inf_jax.io.locks import try_lock
 
 FORMAT = "inf_jax journal 1"
 # Outcomes of a request.
@@ -89,8 +87,7 @@ class Journal:
         self.path = Path(path)
         with contextlib.ExitStack() as opened, self._errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(self.path)
-            opened.callback(self._lock.release)
+            self._lock = opened.enter_context(_locked(self.path))
             if self.path.exists() and 0 < self.path.stat().st_size < _SMALLEST:
                 raise sqlite3.DatabaseError("it is cut off")  # SQLite would start an empty one
             # threads take turns
@@ -129,7 +126,7 @@ class Journal:
     def close(self) -> None:
         """Closes the file and releases the lock; all rows are on disk already."""
         self._db.close()
-        self._lock.release()
+        self._lock.close()
 
     def new_id(self) -> int:
         """The id for the next `Sent` row."""
@@ -307,15 +304,12 @@ def _insert_event(db: sqlite3.Connection, batch: str, event: str, value: Any) ->
     db.execute("INSERT INTO batch_events VALUES (?, ?, ?, ?)", row)
 
 
-def _lock(path: Path) -> FileLock:
-    lock = FileLock(f"{path}.lock", thread_local=False)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
+def _locked(path: Path) -> TextIO:
+    """The open lock file of a journal; closing it releases the lock."""
+    lock = open(f"{path}.lock", "a")  # noqa: SIM115 (open as long as the journal)
+    if not try_lock(lock.fileno(), if_unsupported=True):
+        lock.close()
         raise UserError(
             f"{path}: another run is using this journal; wait for it, or choose another out_dir"
-        ) from None
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):  # a file system without locks
-            raise
+        )
     return lock

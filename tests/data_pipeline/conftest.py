@@ -1,4 +1,4 @@
-"""The local server of the wire format, as a process of its own."""
+"""Fixtures that run the local LLM server (tests/doubles) as a process."""
 
 import contextlib
 import hashlib
@@ -19,10 +19,10 @@ _HTTP = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class LlmServer:
-    """One server; started when made.
+    """One running server.
 
     Args:
-      faults: names of presets, or a list of rules: see llm_faults.py.
+      faults: names of presets or a list of rules, see llm_faults.py.
       options: of its command line, e.g. latency_ms=5.
     """
 
@@ -35,7 +35,7 @@ class LlmServer:
         line = [sys.executable, str(SCRIPT), "--until-stdin-closes", "--port", str(self._port)]
         for name, value in self._options.items():
             line += [f"--{name.replace('_', '-')}", str(value)]
-        pipe = subprocess.PIPE  # of stdin: closed when this process ends, however it ends
+        pipe = subprocess.PIPE  # stdin is closed when this process ends in any way
         self._process = subprocess.Popen(line, stdin=pipe, stdout=pipe, text=True)
         ready = self._process.stdout.readline()
         if not ready.startswith("listening on "):
@@ -45,15 +45,15 @@ class LlmServer:
         self._port = int(self.base_url.split(":")[2].split("/")[0])
 
     def stats(self, *, requests: bool = True) -> dict[str, Any]:
-        """What it has seen: see llm_counts.py; `requests` by `hash_of`."""
+        """Its counts, see llm_counts.py; `requests` by `hash_of`."""
         return json.loads(self._call("GET", "_stats" + ("" if requests else "?totals=1")))
 
     def set_faults(self, faults: str | list[dict[str, Any]]) -> None:
-        """Other faults from now on."""
+        """Replaces the faults."""
         self._call("PUT", "_faults", _rules(faults).encode())
 
     def kill(self) -> None:
-        """kill -9, and it is gone when this returns."""
+        """Ends it with kill -9 and waits for its end."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGKILL)
         self._process.wait()
@@ -61,13 +61,13 @@ class LlmServer:
         self._process.stdout.close()
 
     def restart(self) -> None:
-        """Again on the same port with the same options; needs state=... to know what it knew."""
+        """Starts it again on the same port and options; with state=... it knows what it knew."""
         self.kill()
         self._start()
 
     @staticmethod
     def hash_of(body: dict[str, Any]) -> str:
-        """The server's name of a request's body."""
+        """The server's hash of a request's body."""
         data = json.dumps(body, sort_keys=True, ensure_ascii=False).encode()
         return hashlib.blake2b(data, digest_size=12).hexdigest()
 
@@ -98,7 +98,7 @@ def llm_server():
 
 @pytest.fixture(scope="session")
 def calm_server():
-    """One server without faults for all tests that leave no trace of themselves in it."""
+    """One server without faults, for all tests that do not look at its totals."""
     server = LlmServer()
     yield server
     server.kill()
@@ -118,7 +118,7 @@ def client_of():
 
 @pytest.fixture(autouse=True)
 def no_proxy(monkeypatch):
-    """The machine's proxy settings must not stand between a test and 127.0.0.1."""
+    """Removes proxy settings, which would apply to 127.0.0.1."""
     for name in list(os.environ):
         if name.lower() in ("http_proxy", "https_proxy", "all_proxy"):
             monkeypatch.delenv(name)

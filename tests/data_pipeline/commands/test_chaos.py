@@ -83,7 +83,7 @@ class Runs:
             process = self.start(max_usd=cap)
             wanted = before + rng.randrange(most)
             while process.poll() is None and _http(server) < wanted:
-                time.sleep(0.02)
+                time.sleep(0.05)
             time.sleep(rng.uniform(0.0, 0.1))
             process.send_signal(signal.SIGKILL)
             process.communicate()

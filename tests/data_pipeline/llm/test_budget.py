@@ -1,4 +1,4 @@
-"""Prices, upper bounds, and a cap that holds whatever the order of events."""
+"""Prices, upper bounds, and a cap that holds in any order of events."""
 
 import asyncio
 
@@ -16,7 +16,7 @@ GENERATE = RequestTemplate("generate", "gpt-4o-mini", Prompt.read("generate_v1")
 
 
 class NoJournal:
-    """Of a first run, or of one that comes after others."""
+    """Stands for the journal of earlier runs."""
 
     def __init__(self, spent=0.0, unknown=0.0):
         self._spent = spent, unknown
@@ -38,10 +38,10 @@ def test_the_cost_of_an_answer():
     passage=st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=200),
 )
 @settings(max_examples=60, deadline=None)
-def test_the_most_is_a_bound_of_any_tokeniser_of_bytes(query, passage):
+def test_the_upper_bound_holds_for_any_tokenizer_of_bytes(query, passage):
     payload = {"query": query, "passage": passage, "instruction_type": "audience"}
     request = GENERATE.request(payload)
-    # one token a byte of all texts, the schema's included, is the worst there is
+    # worst case: one token per byte of all texts, the schema included
     texts = [message["content"] for message in request.body["messages"]]
     texts += _strings(request.body["response_format"])
     most = Usage(sum(len(text.encode()) for text in texts), 0, request.max_completion_tokens)
@@ -58,7 +58,7 @@ def _strings(value):
     return [str(value)]
 
 
-def test_the_server_s_own_count_is_below_the_most(client_of, calm_server):
+def test_the_server_s_count_is_below_the_upper_bound(client_of, calm_server):
     client = client_of(calm_server)
     for passage in ("short", "ä" * 500, "漢字" * 300, '"\\\n' * 400):
         payload = {"query": "q", "passage": passage, "instruction_type": "format"}
@@ -71,7 +71,7 @@ def test_prices():
     assert price_of("o3-mini") == Price(1.10, 0.55, 4.40)
     assert price_of("o3-mini-2025-01-31") == price_of("o3-mini")
     assert price_of("gpt-4.1-mini-2025-04-14") == price_of("gpt-4.1-mini")
-    assert price_of("gpt-4o-2024-05-13").output == 15  # dearer than those that came after
+    assert price_of("gpt-4o-2024-05-13").output == 15  # more expensive than later snapshots
     assert price_of("gpt-4o-2024-08-06") == price_of("gpt-4o")
     assert price_of("anything", (0, 0)) == Price(0, 0, 0)
     assert price_of("o3-mini", (1, 2)) == Price(1, 1, 2)
@@ -79,22 +79,22 @@ def test_prices():
 
 
 @pytest.mark.parametrize("model", ["gpt-9", "o3-mini-latest", "ft:gpt-4o-mini", ""])
-def test_no_price(model):
+def test_a_model_without_a_price(model):
     with pytest.raises(UserError, match="give it as the stage's `price`"):
         price_of(model)
 
 
 @pytest.mark.parametrize("own", [(1,), (1, 2, 3, 4), (-1, 2), (float("nan"), 1), (1, float("inf"))])
-def test_a_price_that_is_none(own):
+def test_an_invalid_price(own):
     with pytest.raises(UserError, match="USD per million tokens"):
         price_of("o3-mini", own)
 
 
 _REQUEST = st.tuples(
     st.floats(0.0001, 0.4),  # reserved
-    st.floats(0, 1),  # the share of it that it costs
+    st.floats(0, 1),  # share of it that is paid
     st.sampled_from(["paid", "unpaid", "unknown"]),
-    st.integers(0, 4),  # turns of the loop until it ends
+    st.integers(0, 4),  # iterations of the loop until it ends
 )
 
 
@@ -108,7 +108,7 @@ def test_the_cap_holds_in_any_order(requests, spent, unknown):
         try:
             await budget.reserve(reserved)
         except BudgetReached:
-            # refused only where nothing under way could have made room
+            # refused only if no active request could have made room
             assert budget.worst_case + reserved > 1.0
             assert budget.worst_case == pytest.approx(budget.usd + budget._unknown)
             refused.append(reserved)
@@ -129,7 +129,7 @@ def test_the_cap_holds_in_any_order(requests, spent, unknown):
     assert budget.worst_case == pytest.approx(spent + unknown + sum(ended))
 
 
-def test_waits_for_what_is_under_way():
+def test_reserve_waits_for_active_requests():
     async def waited():
         budget = Budget(NoJournal(), 1.0)
         await budget.reserve(0.9)
@@ -147,7 +147,7 @@ def test_waits_for_what_is_under_way():
     asyncio.run(waited())
 
 
-def test_rounding_leaves_nobody_waiting_for_what_is_not_there():
+def test_rounding_does_not_make_reserve_wait_for_ever():
     async def waited():
         budget = Budget(NoJournal(), 1.0)
         for number in range(3000):
@@ -155,14 +155,14 @@ def test_rounding_leaves_nobody_waiting_for_what_is_not_there():
             await budget.reserve(two := 0.7 / (number + 7))
             budget.settle(one, one / 9e4)
             budget.settle(two, two / 9e4)
-        budget._reserved += 1e-11  # of more requests than a test can make
+        budget._reserved += 1e-11  # rounding of more requests than a test can make
         with pytest.raises(BudgetReached):
             await asyncio.wait_for(budget.reserve(5.0), 60)
 
     asyncio.run(waited())
 
 
-def test_free_requests_are_never_stopped():
+def test_free_requests_ignore_the_cap():
     async def free():
         budget = Budget(NoJournal(spent=2.0), 1.0)
         await budget.reserve(0.0)
@@ -173,14 +173,14 @@ def test_free_requests_are_never_stopped():
     asyncio.run(free())
 
 
-def test_what_earlier_runs_spent_counts(tmp_path):
+def test_spending_of_earlier_runs_counts(tmp_path):
     journal = Journal(tmp_path / "j")
     paid, lost, open_ = (Sent(journal.new_id(), key, "judge", "m", 0.4) for key in "abc")
     journal.write([paid, lost, open_, Received(paid.id, "answer", "{}", 1, 1, 0.1)])
     journal.write([Received(lost.id, UNKNOWN, "timeout")])
     budget = Budget(journal, 1.0)
     assert budget.usd == 0.1 and budget.worst_case == pytest.approx(0.9)
-    budget.settle_earlier(0.4, 0.05)  # a batch of that run has ended
+    budget.settle_earlier(0.4, 0.05)  # a batch of an earlier run has ended
     assert budget.usd == pytest.approx(0.15) and budget.worst_case == pytest.approx(0.55)
     budget.settle_earlier(0.4, 0.0, unknown=True)
     assert budget.worst_case == pytest.approx(0.55)

@@ -1,4 +1,4 @@
-"""The journal: append-only, one process, nothing lost at a kill, clear words when damaged."""
+"""The journal: append-only, one process, nothing lost at a kill, clear errors if damaged."""
 
 import os
 import random
@@ -45,7 +45,7 @@ def process(code, *arguments, **options):
     return subprocess.Popen(line, stdout=subprocess.PIPE, text=True, **options)
 
 
-def test_what_is_written_is_found(tmp_path):
+def test_rows_are_read_back(tmp_path):
     journal = Journal(tmp_path / "deep" / "j")
     first, second, third = (
         Sent(journal.new_id(), key, "judge", "m", 0.5) for key in ("a", "a", "b")
@@ -68,7 +68,7 @@ def test_what_is_written_is_found(tmp_path):
     journal.close()
 
 
-def test_unknown_ends_stay_perhaps_paid(tmp_path):
+def test_unknown_outcomes_count_as_possibly_paid(tmp_path):
     journal = Journal(tmp_path / "j")
     sent = Sent(journal.new_id(), "a", "judge", "m", 0.5)
     journal.write([sent, Received(sent.id, UNKNOWN, "timeout")])
@@ -86,7 +86,7 @@ def test_batches(tmp_path):
     journal.write([Received(rows[0].id, ANSWER, "{}")])
     assert journal.batches() == {"b1": {"planned": 3, "uploaded": "file-1"}, "b2": {"planned": 1}}
     assert journal.pending_in_batch("b1") == {"b": rows[1], "c": rows[2]}
-    assert journal.usage()["in_flight_at_kills"] == 0  # batches go on without us
+    assert journal.usage()["in_flight_at_kills"] == 0  # batches are not lost at a kill
     journal.close()
 
 
@@ -111,7 +111,7 @@ def test_a_failing_write_writes_nothing(tmp_path):
     with pytest.raises(UserError):
         journal.write([Sent(journal.new_id(), "b", "judge", "m", 0.5), sent])
     assert journal.spent() == (0, 0.5)
-    journal.write([Received(sent.id, ANSWER, "{}")])  # and it goes on
+    journal.write([Received(sent.id, ANSWER, "{}")])  # the journal is still usable
     journal.close()
 
 
@@ -130,7 +130,7 @@ def test_one_process_at_a_time(tmp_path):
     Journal(tmp_path / "j").close()
 
 
-def test_kill_9_loses_nothing_that_was_told_to_be_written(tmp_path):
+def test_kill_9_loses_no_written_row(tmp_path):
     path, chance, last = tmp_path / "j", random.Random(0), {}
     for _ in range(8):
         writer = process(WRITER, path)
@@ -138,7 +138,7 @@ def test_kill_9_loses_nothing_that_was_told_to_be_written(tmp_path):
         lines = [writer.stdout.readline() for _ in range(chance.randrange(4, 60))]
         time.sleep(chance.random() * 0.005)
         writer.send_signal(signal.SIGKILL)
-        for line in (*lines, *writer.stdout):  # what it had said, but a line that was cut
+        for line in (*lines, *writer.stdout):  # everything printed except a cut line
             if line.endswith("\n"):
                 what, number = line.split()
                 last[what] = int(number)
@@ -153,7 +153,7 @@ def test_kill_9_loses_nothing_that_was_told_to_be_written(tmp_path):
         assert journal.outcomes(f"k{last['received']}")
         assert journal.new_id() > last["sent"]
         in_flight = journal.usage()["in_flight_at_kills"]
-        assert in_flight <= journal.run // 2  # one a kill at the most
+        assert in_flight <= journal.run // 2  # at most one per kill
         journal.close()
 
 
@@ -182,7 +182,7 @@ FULL = textwrap.dedent(
 )
 
 
-def test_a_full_disk_is_told_and_what_was_written_stays(tmp_path):
+def test_a_full_disk_is_reported_and_written_rows_stay(tmp_path):
     filler = process(FULL, tmp_path / "j")
     output = filler.communicate()[0]
     assert filler.returncode == 0
@@ -215,7 +215,7 @@ def everything(path):
         journal.close()
 
 
-def test_damage_is_told_and_never_taken_for_an_answer(tmp_path):
+def test_damage_is_reported_and_never_read_as_an_answer(tmp_path):
     whole = tmp_path / "whole"
     fill(whole)
     data, expected, found = whole.read_bytes(), everything(whole)[:50], 0
@@ -232,13 +232,13 @@ def test_damage_is_told_and_never_taken_for_an_answer(tmp_path):
             found += 1
             assert str(path) in str(error)
             assert "damaged" in str(error) or "another version" in str(error), error
-        else:  # what is left is true, e.g. free space was hit, or an index that was not asked
+        else:  # the damage hit free space or an unused index: what is read is right
             assert all(one in ([], true) for one, true in zip(got, expected, strict=True))
     assert found > 25
 
 
 @pytest.mark.parametrize("size", [1, 100, 4095, 4096, 20_000])
-def test_a_cut_file(tmp_path, size):
+def test_a_truncated_file(tmp_path, size):
     path = tmp_path / "j"
     fill(path)
     path.write_bytes(path.read_bytes()[:size])
@@ -247,12 +247,12 @@ def test_a_cut_file(tmp_path, size):
 
 
 @pytest.mark.parametrize("data", [b"no database at all\n" * 99, b"\0" * 8192])
-def test_no_database(tmp_path, data):
+def test_not_a_database(tmp_path, data):
     (tmp_path / "j").write_bytes(data)
     with pytest.raises(UserError, match="damaged or not a journal"):
         Journal(tmp_path / "j")
     assert (tmp_path / "j").read_bytes() == data
-    with pytest.raises(UserError, match="damaged or not a journal"):  # not: another run
+    with pytest.raises(UserError, match="damaged or not a journal"):  # rather than: another run
         Journal(tmp_path / "j")
 
 
@@ -270,7 +270,7 @@ def test_another_database_and_another_version(tmp_path):
         Journal(tmp_path / "k")
 
 
-def test_a_place_where_nothing_can_be_written(tmp_path):
+def test_an_unwritable_path(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file" / "j", "/proc/j", tmp_path):
         with pytest.raises(UserError, match=str(path)):
@@ -278,7 +278,7 @@ def test_a_place_where_nothing_can_be_written(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_directory_that_is_read_only(tmp_path):
+def test_a_read_only_directory(tmp_path):
     fill(tmp_path / "j", 1)
     tmp_path.chmod(0o500)
     try:
@@ -288,6 +288,6 @@ def test_a_directory_that_is_read_only(tmp_path):
         tmp_path.chmod(0o700)
 
 
-def test_a_journal_of_a_run_that_was_killed_in_its_first_moment(tmp_path):
+def test_the_empty_file_of_a_run_killed_at_once(tmp_path):
     (tmp_path / "j").write_bytes(b"")
     Journal(tmp_path / "j").close()

@@ -13,13 +13,13 @@ QUERY = "what causes night blindness"
 PASSAGE = "Night blindness comes from a lack of vitamin A. It can also be inherited. Eat carrots."
 
 
-def asker(stage, model="gpt-4o-mini"):
+def template(stage, model="gpt-4o-mini"):
     return RequestTemplate(stage, model, Prompt.read(f"{stage}_v1"), 4000)
 
 
 def generate(number=0, kind="audience"):
     payload = {"query": f"{QUERY} {number}", "passage": PASSAGE, "instruction_type": kind}
-    return asker("generate").request(payload).body
+    return template("generate").request(payload).body
 
 
 def rows_of(bodies):

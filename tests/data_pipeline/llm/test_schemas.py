@@ -1,4 +1,4 @@
-"""The answers' schemas: in the subset of strict mode, and checked again on arrival."""
+"""Schemas of answers: accepted by strict mode, validated on arrival."""
 
 import json
 
@@ -11,7 +11,7 @@ TRIPLET = {name: f"some {name}" for name in TripletAnswer.model_fields}
 
 
 @pytest.mark.parametrize("stage", SCHEMAS)
-def test_strict_mode_takes_them(client_of, calm_server, stage):
+def test_strict_mode_accepts_them(client_of, calm_server, stage):
     client = client_of(calm_server)
     payload = {"passage": "Some passage.", "query": "q", "instruction": "Briefly."}
     payload["instruction_type"] = "length"
@@ -24,7 +24,7 @@ def test_strict_mode_takes_them(client_of, calm_server, stage):
 
 
 @pytest.mark.parametrize("stage", SCHEMAS)
-def test_fields_are_all_required_in_order_and_described(stage):
+def test_all_fields_are_required_and_described(stage):
     schema = response_format(stage)["json_schema"]["schema"]
     fields = list(SCHEMAS[stage].model_fields)
     assert schema["required"] == list(schema["properties"]) == fields
@@ -44,11 +44,11 @@ def test_only_the_positive_passage_may_be_null():
                 TripletAnswer(**TRIPLET | {name: bad})
 
 
-def test_fields_that_are_missing_or_too_many():
+def test_missing_and_unknown_fields():
     for bad in (TRIPLET | {"more": "x"}, {k: v for k, v in TRIPLET.items() if k[0] != "q"}):
         with pytest.raises(pydantic.ValidationError):
             TripletAnswer.model_validate_json(json.dumps(bad))
 
 
-def test_space_around_a_text_goes():
+def test_surrounding_whitespace_is_removed():
     assert TripletAnswer(**TRIPLET | {"query_negative": " q \n"}).query_negative == "q"

@@ -1,4 +1,4 @@
-"""The stage `pairs`: what is dropped, what the sample is, which type an item gets."""
+"""The stage pairs: dropped pairs, the sample, instruction types."""
 
 import itertools
 import random
@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from data_pipeline.llm.schemas import INSTRUCTION_TYPES
 from data_pipeline.quality.rules import Limits
-from data_pipeline.sources.pair_readers import PAIR_SOURCES, read_pairs
 from data_pipeline.sources.pairs import SourcePair
 from data_pipeline.stages.pairs import (
     EVEN_TYPES,
@@ -40,7 +39,7 @@ def ids(pairs):
     seed=st.integers(0, 3),
     shuffled=st.randoms(use_true_random=False),
 )
-def test_sample_is_a_prefix_of_a_larger_one_whatever_the_order(names, count, more, seed, shuffled):
+def test_a_sample_is_a_prefix_of_a_larger_one_in_any_order(names, count, more, seed, shuffled):
     pairs = [SourcePair(name, "q", "p") for name in names]
     small = list(sample(pairs, count=count, seed=seed))
     assert len(small) == min(count, len(pairs))
@@ -49,7 +48,7 @@ def test_sample_is_a_prefix_of_a_larger_one_whatever_the_order(names, count, mor
     assert list(sample(pairs, count=count + more, seed=seed))[:count] == small
 
 
-def test_sample_is_fair_and_another_under_another_seed():
+def test_the_sample_is_uniform_and_depends_on_the_seed():
     taken = Counter()
     for seed in range(100):
         taken.update(ids(sample(PAIRS[:50], count=10, seed=seed)))
@@ -59,7 +58,7 @@ def test_sample_is_fair_and_another_under_another_seed():
     assert ids(sample(PAIRS, count=9, seed=0)) != ids(sample(PAIRS, count=9, seed=1))
 
 
-def test_sample_holds_no_more_than_its_count():
+def test_the_sample_holds_at_most_its_count():
     class Tracked(str):
         alive = 0
 
@@ -81,12 +80,12 @@ def test_sample_holds_no_more_than_its_count():
     assert 20 <= most <= 24
 
 
-def test_all_pairs_stream_in_the_order_of_the_source():
+def test_all_pairs_are_streamed_in_source_order():
     endless = (pair(i) for i in itertools.count())
     assert ids(itertools.islice(sample(endless, count=None, seed=0), 3)) == ["id0", "id1", "id2"]
 
 
-def test_impossible_count():
+def test_invalid_count():
     for count in (0, -1):
         with pytest.raises(UserError, match=rf"count={count}: must be at least 1, or None"):
             list(sample(PAIRS, count=count, seed=0))
@@ -97,7 +96,7 @@ def test_repeated_id():
         list(sample([*PAIRS[:5], PAIRS[3]], count=None, seed=0))
     [first, *_, last] = ids(sample(PAIRS, count=500, seed=0))
     twice = {p.id: p for p in PAIRS}
-    for at in (0, 250, 500):  # wherever the copy stands
+    for at in (0, 250, 500):  # wherever the copy is
         with pytest.raises(UserError, match=f"id {first!r} occurs twice"):
             list(sample([*PAIRS[:at], twice[first], *PAIRS[at:]], count=3, seed=0))
         assert len(list(sample([*PAIRS[:at], twice[last], *PAIRS[at:]], count=3, seed=0))) == 3
@@ -114,7 +113,7 @@ def test_types_follow_their_weights():
     assert all(abs(number - 1000) < 150 for number in even.values())
 
 
-def test_type_depends_on_seed_and_id_and_not_on_the_order_of_the_types():
+def test_types_depend_on_seed_and_id_alone():
     backwards = dict(reversed(EVEN_TYPES.items()))
     one, same, other = (
         [draw_type(p.id, types=types, seed=seed) for p in PAIRS]
@@ -124,7 +123,7 @@ def test_type_depends_on_seed_and_id_and_not_on_the_order_of_the_types():
     assert 0 < sum(a == b for a, b in zip(one, other, strict=True)) < 150  # mean 71
 
 
-def test_another_mix_moves_ids_to_the_heavier_type_alone():
+def test_another_mix_moves_ids_to_the_heavier_type_only():
     before = [draw_type(p.id, types={"format": 1, "length": 1}, seed=0) for p in PAIRS]
     for more in ({"format": 2, "length": 1}, {"format": 1, "length": 1, "domain": 1}):
         after = [draw_type(p.id, types=more, seed=0) for p in PAIRS]
@@ -133,8 +132,8 @@ def test_another_mix_moves_ids_to_the_heavier_type_alone():
         assert {b for _, b in moved} == {"format" if len(more) == 2 else "domain"}
 
 
-class Evaluation:
-    """Every text about the moon belongs to the evaluation set."""
+class MoonTexts:
+    """Counts every text about the moon as one of the benchmark's."""
 
     def shares_query(self, text):
         return "query" if "moon" in text else ""
@@ -143,7 +142,7 @@ class Evaluation:
         return "near_passage" if "moon" in text else ""
 
 
-def test_what_becomes_no_item_is_counted_once():
+def test_each_dropped_pair_is_counted_once():
     pairs = [
         pair("fit"),
         pair("passage only", query=""),
@@ -157,8 +156,8 @@ def test_what_becomes_no_item_is_counted_once():
         pair("told", passage="about the moon"),
     ]
     limits = Limits(query_words=(2, 5), document_words=(3, 20))
-    dropped = Counter({"no such query": 1})  # a reader's own stay
-    items = list(make_items(pairs, dropped=dropped, limits=limits, evaluation=Evaluation()))
+    dropped = Counter({"no such query": 1})  # counts of the reader stay
+    items = list(make_items(pairs, dropped=dropped, limits=limits, evaluation=MoonTexts()))
     assert [(i.id, i.query, i.passage) for i in items] == [
         ("idfit", "a query", "a passage of words"),
         ("idpassage only", "", "a passage of words"),
@@ -189,7 +188,7 @@ def test_items_are_new_and_sampled_after_the_filter():
         assert item.instruction_type == draw_type(item.id, types=EVEN_TYPES, seed=3)
 
 
-def test_items_are_the_same_whatever_the_order_and_the_count():
+def test_items_do_not_depend_on_order_and_count():
     shuffled = random.Random(0).sample(PAIRS, len(PAIRS))
     few = list(make_items(PAIRS, dropped=Counter(), count=30))
     assert list(make_items(shuffled, dropped=Counter(), count=90))[:30] == few
@@ -197,7 +196,7 @@ def test_items_are_the_same_whatever_the_order_and_the_count():
     assert [every[i.id] for i in few] == few
 
 
-def test_no_fit_pair():
+def test_no_valid_pair():
     with pytest.raises(UserError, match=r"the source has no valid pair: 2 for 'empty:passage'; "):
         list(make_items([pair(1, passage=""), pair(2, passage="")], dropped=Counter(), count=1))
     with pytest.raises(UserError, match=r"the source has no valid pair; choose another source"):
@@ -220,34 +219,10 @@ def test_bad_types(types, message):
         list(make_items(PAIRS, dropped=Counter(), types=types))
 
 
-def test_sources_by_name(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"query": "q", "response": "r", "own": "s"}\n')
-    [found] = read_pairs("metamath", tmp_path, dropped=Counter())
-    assert found == SourcePair("a.jsonl:1", "q", "r")
-    [found] = read_pairs("fields", tmp_path, dropped=Counter(), fields={"passage": "own"})
-    assert found == SourcePair("a.jsonl:1", "", "s")
-    (tmp_path / "corpus.jsonl").write_text('{"_id": "1", "text": "t"}\n')
-    [found] = read_pairs("beir", tmp_path, dropped=Counter(), passages_only=True)
-    assert found == SourcePair("1", "", "t")
-
-
-def test_unknown_source_or_option(tmp_path):
-    with pytest.raises(
-        UserError, match=rf"no source 'csv'; choose one of {', '.join(PAIR_SOURCES)}"
-    ):
-        read_pairs("csv", tmp_path, dropped=Counter())
-    with pytest.raises(
-        UserError, match=r"'beir' has no option 'splits', only split, min_score, passages_only"
-    ):
-        read_pairs("beir", tmp_path, dropped=Counter(), splits="dev")
-    with pytest.raises(UserError, match=r"'fields': .*'fields'; its options: fields"):
-        read_pairs("fields", tmp_path, dropped=Counter())
-
-
 @pytest.mark.parametrize("count", [None, 4, 6])
 def test_the_same_texts_under_another_id_are_one_pair(count):
     pairs = [SourcePair(f"{n}", f"query {n % 3}", f"A passage of words {n % 3}") for n in range(6)]
-    pairs[5] = SourcePair("5", "Query  2", "a passage of words 2")  # folded, the same
+    pairs[5] = SourcePair("5", "Query  2", "a passage of words 2")  # the same after folding
     dropped = Counter()
     items = list(make_items(pairs, dropped=dropped, count=count, seed=3, limits=Limits()))
     assert len({item.query.casefold().split()[-1] for item in items}) == len(items) <= 3

@@ -1,4 +1,4 @@
-"""A review is read, fits or is refused, and does what the human said."""
+"""Reviews: reading, applying decisions, reviews of another corpus."""
 
 import json
 
@@ -28,10 +28,10 @@ def test_reject_drops_and_accept_changes_nothing():
     assert reasons(found) == expected
     assert found[0].provenance["review"] == {"verdict": "reject", "note": "on a"}
     assert found[1].provenance["review"] == {"verdict": "accept", "note": "on b"}
-    assert "review" not in found[5].provenance  # a note alone
+    assert "review" not in found[5].provenance  # a note without a decision
 
 
-def test_accept_overrides_opinions_only_and_only_if_asked():
+def test_accept_overrides_judges_and_score_only():
     accept = dict.fromkeys("bcdefgh", "accept")
     found = list(apply_review(corpus(), review_of(corpus(), **accept), accept_overrides=True))
     assert [i.id for i in found if i.alive] == ["a", "b", "e", "f", "g"]
@@ -48,7 +48,7 @@ def test_review_of_another_corpus():
                 other, Review(corpus="0123", decisions=review_of([], a="accept").decisions)
             )
         )
-    with pytest.raises(UserError, match="another corpus"):  # though its hashes are there
+    with pytest.raises(UserError, match="another corpus"):  # even with hashes
         decisions = {"q": Decision(verdict="accept", example="00")}
         list(apply_review(other, Review(corpus="0123", decisions=decisions)))
 
@@ -71,10 +71,10 @@ def test_review_of_a_corpus_that_has_grown():
         list(apply_review(changed, review))
 
 
-def test_items_that_failed_may_be_decided_too():
+def test_an_item_without_example_cannot_be_accepted():
     items = [Item("c", "q", "p", reasons=["judge:refusal"])]
     [item] = apply_review(items, review_of(items, c="accept"), accept_overrides=True)
-    assert not item.alive  # there is no example to accept
+    assert not item.alive  # without an example
 
 
 @pytest.mark.parametrize(

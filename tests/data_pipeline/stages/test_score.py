@@ -1,4 +1,4 @@
-"""The stage score with the small model that the demo trains."""
+"""The stage score with the demo's small model."""
 
 import dataclasses
 
@@ -56,7 +56,7 @@ def test_order_and_reasons(scored):
         ["judge:I+Q+|P-1"],
         [],
     ]
-    assert scored[1].scores == scored[4].scores == {}  # dropped before: untouched
+    assert scored[1].scores == scored[4].scores == {}  # dropped before
     assert scored[0].provenance == {"score": {"model": MODEL}}
 
 
@@ -86,7 +86,7 @@ def test_scores_are_the_retrievers_cosines(scored):
 
 
 def test_window_is_bounded(monkeypatch):
-    """Nothing is held back for long: not by a batch, not by a run of dropped items."""
+    """Neither a batch nor a run of dropped items holds items back for long."""
     taken = []
 
     def source():

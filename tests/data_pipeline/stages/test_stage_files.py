@@ -1,22 +1,12 @@
-"""Items as lines, and the files of the stages: whole, of these settings, or not there."""
+"""Output files of stages: complete and of the right settings, or absent."""
 
 import pytest
 
-from data_pipeline.items import INSTRUCTED_QUERIES, PASSAGES, Item, Judgement, read_items
+from data_pipeline.items import Item, read_items
 from data_pipeline.stages.stage_files import StageFile
 from inf_jax.core.errors import UserError
-from inf_jax.data.records import Example
 
-ITEM = Item(
-    id="1",
-    query="q\u2028é",
-    passage="p\nq",
-    instruction_type="format",
-    example=Example("1", "q", "i", "p", "i2", "p2", "q2", "p3"),
-    provenance={"generate": {"model": "m"}},
-    judgements=[Judgement("judge", "I+Q+", "P+", True, "so")],
-    scores={"positive": 0.5},
-)
+ITEM = Item("1", "q\u2028é", "p\nq", "format", scores={"positive": 0.5})
 
 
 def _file(path, **changes) -> StageFile:
@@ -30,22 +20,7 @@ def _write(file: StageFile, *items: Item) -> None:
             write(item)
 
 
-def test_an_item_comes_back_as_it_was():
-    assert Item.from_json(ITEM.to_json()) == ITEM
-    assert "\n" not in ITEM.to_json()
-
-
-def test_expected_is_the_diagonal():
-    right = [
-        (q, p)
-        for q in INSTRUCTED_QUERIES
-        for p in PASSAGES
-        if Judgement("judge", q, p, True, "").expected
-    ]
-    assert right == [("I+Q+", "P+"), ("I-Q+", "P-1"), ("I+Q-", "P-2")]
-
-
-def test_a_file_is_found_again_only_with_its_own_settings(tmp_path):
+def test_a_file_is_reused_only_with_the_same_settings(tmp_path):
     file = _file(tmp_path)
     assert file.metadata() is None
     _write(file, ITEM, Item("2", "q", "p").drop("judge", "I+Q+|P+"))
@@ -57,12 +32,12 @@ def test_a_file_is_found_again_only_with_its_own_settings(tmp_path):
         assert _file(tmp_path, **other).metadata() is None
 
 
-def test_a_file_that_lacks_money_is_not_complete(tmp_path):
+def test_a_file_that_lacks_budget_is_not_complete(tmp_path):
     _write(_file(tmp_path), Item("2", "q", "p").drop("judge", "budget"))
     assert not _file(tmp_path).metadata()["complete"]
 
 
-def test_an_error_leaves_what_was_there(tmp_path):
+def test_an_error_leaves_the_old_file(tmp_path):
     file = _file(tmp_path)
     _write(file, ITEM)
     with pytest.raises(RuntimeError), file.writing() as write:
@@ -73,7 +48,7 @@ def test_an_error_leaves_what_was_there(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "not json", "other fields"])
-def test_a_damaged_file_is_not_taken_for_whole(tmp_path, damage):
+def test_a_damaged_file_is_not_reused(tmp_path, damage):
     file = _file(tmp_path)
     _write(file, ITEM, ITEM)
     data = file.path.read_bytes()

@@ -1,4 +1,4 @@
-"""The flow of items: order, bounds, errors."""
+"""Streams of items: order, bounded concurrency, errors."""
 
 import asyncio
 import random
@@ -13,12 +13,12 @@ def _items(count: int) -> list[Item]:
     return [Item(str(n), "q", "p") for n in range(count)]
 
 
-async def _all(flow) -> list[Item]:
-    return [item async for item in flow]
+async def _all(stream) -> list[Item]:
+    return [item async for item in stream]
 
 
 @pytest.mark.parametrize("window", [1, 3, 100])
-def test_order_is_the_input_s_and_no_more_than_the_window_is_under_way(window):
+def test_input_order_and_at_most_a_window_in_progress(window):
     rng, active, highest, full = random.Random(0), 0, 0, asyncio.Event()
 
     async def process(item: Item) -> Item:
@@ -53,19 +53,19 @@ def test_two_stages_overlap_and_dropped_items_pass_through():
         return item
 
     items = _items(20)
-    flow = ordered(as_stream(items), first, window=2)
-    flow = mapped(flow, lambda item: item.drop("rule", "four") if item.id == "4" else item)
-    found = asyncio.run(_all(ordered(flow, second, window=2)))
+    stream = ordered(as_stream(items), first, window=2)
+    stream = mapped(stream, lambda item: item.drop("rule", "four") if item.id == "4" else item)
+    found = asyncio.run(_all(ordered(stream, second, window=2)))
     assert [item.id for item in found] == [str(n) for n in range(20)]
     assert [i for stage, i in log if stage == "second"] == [
         str(n) for n in range(0, 20, 2) if n != 4
     ]
     assert found[4].reasons == ["rule:four"] and found[5].reasons == ["first:odd"]
-    # the second stage has begun before the first one is through
+    # the second stage starts before the first has finished
     assert log.index(("second", "0")) < log.index(("first", "19"))
 
 
-def test_the_input_is_read_as_it_is_needed():
+def test_the_input_is_read_lazily():
     read = []
 
     def source():
@@ -78,16 +78,16 @@ def test_the_input_is_read_as_it_is_needed():
         return item
 
     async def three() -> None:
-        flow = ordered(as_stream(source()), process, window=5)
+        stream = ordered(as_stream(source()), process, window=5)
         for _ in range(3):
-            await anext(flow)
-        await flow.aclose()
+            await anext(stream)
+        await stream.aclose()
 
     asyncio.run(three())
     assert len(read) <= 3 + 5 + 1
 
 
-def test_an_error_ends_the_flow_and_cancels_what_is_under_way():
+def test_an_error_ends_the_stream_and_cancels_the_rest():
     cancelled = []
 
     async def process(item: Item) -> Item:
