@@ -96,7 +96,7 @@ def save(
     Raises:
       UserError: this save or the one before it cannot be written.
     """
-    with _written(manager):
+    with _writing(manager):
         manager.save(
             info.step,
             args=ocp.args.Composite(
@@ -109,108 +109,75 @@ def save(
         )
 
 
-def check(manager: ocp.CheckpointManager) -> None:
+def check_saves(manager: ocp.CheckpointManager) -> None:
     """Raises UserError where a background save has failed."""
-    with _written(manager):
+    with _writing(manager):
         manager.check_for_errors()
 
 
 def wait(manager: ocp.CheckpointManager) -> None:
     """Returns once all saves are complete; raises UserError where one cannot be written."""
-    with _written(manager):
+    with _writing(manager):
         manager.wait_until_finished()
 
 
 def close(manager: ocp.CheckpointManager) -> None:
     """Waits for all saves and closes the manager."""
-    with _written(manager):
+    with _writing(manager):
         manager.close()
-
-
-def read_run(manager: ocp.CheckpointManager, step: int) -> tuple[ResumeInfo, dict[str, Any]]:
-    """The resume information and the config of a checkpoint, without its arrays.
-
-    Raises:
-      UserError: it is damaged.
-    """
-    args = ocp.args.Composite(position=ocp.args.JsonRestore(), config=ocp.args.JsonRestore())
-    try:
-        items = manager.restore(step, args=args)
-        return ResumeInfo(**items["position"]), items["config"]
-    except (ValueError, KeyError, OSError, TypeError) as error:
-        raise _unfit(manager.directory / str(step), error) from error
 
 
 def restore(
     manager: ocp.CheckpointManager, abstract: Mapping[str, Any], step: int | None = None
-) -> tuple[dict[str, Any], ResumeInfo] | None:
+) -> tuple[dict[str, Any], ResumeInfo]:
     """The state of `step` (default: the newest) on the shardings of `abstract`, whatever mesh and
-    number of processes wrote it.
+    number of processes wrote it; and its resume information.
 
     Args:
       abstract: {"params": tree, ...} of ShapeDtypeStructs with shardings.
 
-    Returns:
-      None where there is no checkpoint.
-
     Raises:
       UserError: the checkpoint does not fit the state (another model or optimiser), or is damaged.
     """
-    step = manager.latest_step() if step is None else step
-    if step is None:
-        return None
-    info, _ = read_run(manager, step)
-    try:
-        check_tree(manager.directory / str(step), abstract)
+    saved = read_saved(str(manager.directory), "newest" if step is None else str(step))
+    path = manager.directory / str(saved.step)
+    with _reading(path):
+        check_tree(path, abstract)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(dict(abstract)))
-        state = manager.restore(step, args=args)["state"]
-        check_contents(manager.directory / str(step), state)
-    except (ValueError, KeyError, OSError, TypeError) as error:
-        raise _unfit(manager.directory / str(step), error) from error
-    return state, info
+        state = manager.restore(saved.step, args=args)["state"]
+        check_contents(path, state)
+    return state, saved.info
 
 
-def restore_params(
-    directory: str | Path, abstract_params: dict, *, which: str = "newest"
-) -> tuple[dict, int] | None:
+def restore_params(directory: str | Path, abstract: dict, *, step: int) -> dict:
     """A checkpoint's parameters alone; the optimiser state is neither read nor needed.
 
     Args:
       directory: of the checkpoints, as for `make_manager`; nothing is created or deleted in it.
-      abstract_params: ShapeDtypeStructs with shardings, {tower: tree}.
-      which: "newest", "best" by the run's own train.best_metric, or a step.
-
-    Returns:
-      (params, step), or None where there is no checkpoint.
+      abstract: ShapeDtypeStructs with shardings, {tower: tree}.
 
     Raises:
-      UserError: there is no such checkpoint, or it does not fit the model or its towers, or is
-        damaged.
+      UserError: the checkpoint does not fit the model or its towers, or is damaged.
     """
-    path = _path(directory)
-    steps = ocp.utils.checkpoint_steps(path)
-    if not steps:
-        return None
-    step = _choose(path, steps, which)
-    chosen = path / str(step)
-    item = {"params": abstract_params}
+    path, item = _path(directory) / str(step), {"params": abstract}
     args = ocp.args.PyTreeRestore(
         item=item,
         restore_args=ocp.checkpoint_utils.construct_restore_args(item),
         partial_restore=True,
     )
-    try:
-        check_tree(chosen, item)
+    with _reading(path):
+        check_tree(path, item)
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            params = checkpointer.restore(chosen / "state", args=args)["params"]
-        check_contents(chosen, {"params": params})
-    except (ValueError, KeyError, OSError, TypeError) as error:
-        raise _unfit(chosen, error) from error
-    return params, step
+            params = checkpointer.restore(path / "state", args=args)["params"]
+        check_contents(path, {"params": params})
+    return params
 
 
 def read_saved(directory: str | Path, which: str = "newest") -> Saved | None:
-    """The record of the checkpoint that `restore_params` would read; None where there is none.
+    """The record of a checkpoint, without its arrays; None where there is no checkpoint.
+
+    Args:
+      which: "newest", "best" by the run's own train.best_metric, or a step.
 
     Raises:
       UserError: there is no such checkpoint, or it is damaged.
@@ -220,14 +187,12 @@ def read_saved(directory: str | Path, which: str = "newest") -> Saved | None:
     if not steps:
         return None
     step = _choose(path, steps, which)
-    try:
+    with _reading(path / str(step)):
         info, config = (
             json.loads((path / str(step) / name / "metadata").read_text())
             for name in ("position", "config")
         )
         return Saved(step, ResumeInfo(**info), config)
-    except (ValueError, OSError, TypeError) as error:
-        raise _unfit(path / str(step), error) from error
 
 
 def _choose(path: epath.Path, steps: list[int], which: str) -> int:
@@ -258,7 +223,7 @@ def _path(directory: str | Path) -> epath.Path:
 
 
 @contextlib.contextmanager
-def _written(manager: ocp.CheckpointManager) -> Iterator[None]:
+def _writing(manager: ocp.CheckpointManager) -> Iterator[None]:
     """Turns errors of Orbax and TensorStore about unwritable files into UserErrors."""
     try:
         yield
@@ -269,6 +234,19 @@ def _written(manager: ocp.CheckpointManager) -> Iterator[None]:
             f"{manager.directory}: a checkpoint cannot be written ({_reason(error)}); "
             f"{_last_good(manager)}. Free some space, or fix the permissions, and start again: the "
             "run continues from there"
+        ) from error
+
+
+@contextlib.contextmanager
+def _reading(checkpoint: epath.Path) -> Iterator[None]:
+    """Turns errors about checkpoints that are damaged or do not fit into UserErrors."""
+    try:
+        yield
+    except (ValueError, KeyError, OSError, TypeError) as error:
+        raise UserError(
+            f"checkpoint {checkpoint} cannot be restored: {_reason(error)}; it was written by "
+            "another config or version, or is damaged: give the old config, or a new out_dir, or "
+            "delete that directory to continue from the checkpoint before it"
         ) from error
 
 
@@ -285,11 +263,3 @@ def _reason(error: BaseException) -> str:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-
-
-def _unfit(checkpoint: epath.Path, error: Exception) -> UserError:
-    return UserError(
-        f"checkpoint {checkpoint} cannot be restored: {_reason(error)}; it was written by another "
-        "config or version, or is damaged: give the old config, or a new out_dir, or delete that "
-        "directory to continue from the checkpoint before it"
-    )

@@ -62,9 +62,9 @@ class Saver:
                 f"{self._directory}: has a checkpoint of step {newest}; give a new out_dir, or "
                 "train without --noresume to continue from it"
             )
-        self._info, saved = checkpoint.read_run(self._manager, newest)
-        source = self._manager.directory / str(newest)
-        changed = check_same_run(resolved, saved, source)
+        saved = checkpoint.read_saved(self._directory, str(newest))
+        self._info, source = saved.info, self._manager.directory / str(newest)
+        changed = check_same_run(resolved, saved.config, source)
         if changed and is_primary():
             print(f"{source}: continuing; changed since then: {'; '.join(changed)}")
 
@@ -124,7 +124,7 @@ class Saver:
 
     def due(self, done: int, action: str) -> bool:
         """Whether to save after `done` steps; raises UserError where an earlier save has failed."""
-        checkpoint.check(self._manager)
+        checkpoint.check_saves(self._manager)
         return action != CONTINUE or done % self._every == 0 or done == self._steps
 
     def count(self, metrics: dict) -> None:

@@ -51,17 +51,16 @@ class Joint:
             return [[[QUERY], [PASSAGE], extra]]
         return [[[QUERY], extra], [[PASSAGE]]]
 
-    def text_lengths(
-        self, texts: np.ndarray, parts: np.ndarray, drawn: np.ndarray, *, special: int, limit: int
-    ) -> np.ndarray:
+    def text_lengths(self, texts, parts, drawn, *, special: int, limit: int) -> np.ndarray:
         """int64[p, columns], tokens of each text of p pairs; 0 where it is absent.
 
         Args:
           texts: int64[p, 2], tokens of instructed query and passage; 0 where absent.
-          parts: int64[p, 3], tokens of the uncut instructed query, of its query, its instruction.
+          parts: int[p, 3], tokens of the instructed query before truncation, of its query and of
+            its instruction.
           drawn: int64[p, m], the pair whose instruction is sampled; -1 for none.
           special: special tokens around a text.
-          limit: most tokens of a query, and of an instruction that is a text.
+          limit: most tokens of a text.
         """
         whole, _, instruction = parts.T
         crossed = (whole - instruction)[:, None] + instruction[drawn]
@@ -81,7 +80,7 @@ class Joint:
         """Candidates of a row in block I, before identity masks, in a chunk of so many pairs."""
         return 1 + sampled
 
-    def tokenise(self, tokenizer: Any, queries: Any, text: Any) -> tuple[list[np.ndarray], None]:
+    def tokenise(self, tokenizer: Any, queries: Any, text: Any) -> tuple[list, list | None]:
         """(texts, instructions) of (query, instruction) pairs, token ids int32[tokens] each."""
         return tokenizer.queries(queries, text), None
 
@@ -110,9 +109,7 @@ class Attention:
         queries = [[FIRST_EXTRA], [QUERY]]
         return [[*queries, [PASSAGE]]] if towers == "shared" else [queries, [[PASSAGE]]]
 
-    def text_lengths(
-        self, texts: np.ndarray, parts: np.ndarray, drawn: np.ndarray, *, special: int, limit: int
-    ) -> np.ndarray:
+    def text_lengths(self, texts, parts, drawn, *, special: int, limit: int) -> np.ndarray:
         alone = np.minimum(special + parts[:, 1:], limit) * (texts[:, QUERY, None] > 0)
         return np.stack([alone[:, 0], texts[:, PASSAGE], alone[:, 1]], 1)
 

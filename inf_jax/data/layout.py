@@ -109,7 +109,7 @@ class BatchLayout:
 
         Args:
           examples: int64[p / 3], the examples of the step.
-          drawn: int64[p, m], the pair whose instruction is sampled (`data.negatives.draw`).
+          drawn: int64[p, m], the pair whose instruction is sampled, see `data.negatives`.
         """
         return self.query_encoder.text_lengths(
             dataset.text_lengths[examples].reshape(-1, 2).astype(np.int64),

@@ -28,7 +28,7 @@ def siblings(present: np.ndarray) -> np.ndarray:
     return np.where(present & present[other], other, own)
 
 
-def draw(
+def sample_instructions(
     hashes: np.ndarray,
     usable: np.ndarray,
     sibling: np.ndarray,
@@ -99,7 +99,7 @@ def of_rows(
 
     Args:
       pairs: int64[b], the pair in each row; -1 in an empty slot.
-      sibling, drawn: as in `draw`.
+      sibling, drawn: as in `sample_instructions`.
 
     Returns:
       (sources, valid), int64 and bool[b, 1 + m]; the row's own pair, and False, where there is no

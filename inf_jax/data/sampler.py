@@ -10,7 +10,7 @@ import numpy as np
 
 from inf_jax.core.packing import assign_to_chunks
 from inf_jax.data.layout import BatchLayout
-from inf_jax.data.negatives import draw, siblings
+from inf_jax.data.negatives import sample_instructions, siblings
 from inf_jax.data.records import PAIRS_PER_EXAMPLE
 from inf_jax.data.tokenised import TokenisedDataset
 
@@ -87,7 +87,7 @@ def assign_step(
     hashes = dataset.instruction_hashes[examples].ravel()
     usable = dataset.part_lengths[examples, :, 2].ravel() > 0
     sibling = siblings(present)
-    drawn = draw(hashes, usable, sibling, count=layout.sampled, seed=seed, step=step)
+    drawn = sample_instructions(hashes, usable, sibling, count=layout.sampled, seed=seed, step=step)
     lengths = layout.text_lengths(dataset, examples, drawn)
     chunks = _chunks(layout, present, lengths.sum(1))
     return StepAssignment(examples, chunks, lengths, hashes, usable, sibling, drawn)

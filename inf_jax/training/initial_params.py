@@ -89,14 +89,14 @@ def trained_params(
 
     Args:
       directory: of the checkpoints.
-      which: see `checkpoint.restore_params`.
+      which: see `checkpoint.read_saved`.
 
     Returns:
       None where there is no checkpoint.
 
     Raises:
-      UserError: as `checkpoint.restore_params`; or the run's frozen parameters are missing, or the
-        config's adapters are others.
+      UserError: there is no such checkpoint, it is damaged, or it does not fit the model or the
+        config; or the run's frozen parameters are missing.
     """
     partition = make_partition(config, model.encoder)
     shapes = jax.eval_shape(partition.trained, partition.base)
@@ -109,7 +109,7 @@ def trained_params(
     if saved is None:
         return None
     _check_same_adapters(config, saved, directory)
-    trained, step = checkpoint.restore_params(directory, abstract, which=str(saved.step))
+    trained = checkpoint.restore_params(directory, abstract, step=saved.step)
     frozen = {}
     if partition.frozen:
         base = start_params(model, partition, mesh, start_from=config.model.start_from)
@@ -117,9 +117,9 @@ def trained_params(
         del base  # float32: more memory than all that follows
         check_frozen(saved.info, fingerprint(frozen), directory)
     elif partition.lora is None:
-        return Trained(trained, step, {})
+        return Trained(trained, saved.step, {})
     params = jax.jit(partition.plain)(trained, frozen)
-    return Trained(params, step, _adapters(trained, frozen) if partition.lora else {})
+    return Trained(params, saved.step, _adapters(trained, frozen) if partition.lora else {})
 
 
 def _adapters(*trees: Mapping) -> dict:

@@ -22,7 +22,7 @@ from inf_jax.training.parameters import ParameterPartition, make_partition
 from inf_jax.training.step import TrainState, init_coefficients, make_loss, make_train_step
 
 
-class Program(NamedTuple):
+class TrainingProgram(NamedTuple):
     """The programs of a run, on a mesh whose devices need not exist here (`inf_jax.plan`).
 
     Attributes:
@@ -48,7 +48,7 @@ class Program(NamedTuple):
 
 def make_program(
     config: RunConfig, encoder: Encoder, mesh: jax.sharding.Mesh, *, source: object
-) -> Program:
+) -> TrainingProgram:
     """The programs for an encoder on a mesh: needs no data, no weights, and no device to run on.
 
     Args:
@@ -93,7 +93,7 @@ def make_program(
     shapes = jax.eval_shape(init, partition.base)
     shardings = state_shardings(mesh, shapes)
     options = compiler_options(mesh)
-    return Program(
+    return TrainingProgram(
         mesh=mesh,
         objective=objective,
         step=jax.jit(

@@ -18,7 +18,7 @@ from inf_jax.losses.objective import Objective
 from inf_jax.models.hf.backbone import Backbone, load_model
 from inf_jax.training.initial_params import start_params
 from inf_jax.training.parameters import ParameterPartition
-from inf_jax.training.program import Program, make_program
+from inf_jax.training.program import TrainingProgram, make_program
 from inf_jax.training.step import TrainState
 
 
@@ -114,7 +114,7 @@ def make_training(config: RunConfig, *, expected: str | None = None) -> Training
 
 
 def _dev_metrics(
-    loader: Loader, batches: int, program: Program, state: TrainState
+    loader: Loader, batches: int, program: TrainingProgram, state: TrainState
 ) -> dict[str, jax.Array]:
     """Means over always the same batches, {"dev/...": scalar}."""
     on_devices = loader.batches(0, batches, to_device=to_mesh(program.mesh), prefetch=1)

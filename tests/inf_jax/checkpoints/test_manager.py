@@ -34,8 +34,8 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     assert steps_in(tmp_path) == [2, 4, 6]
     with checkpoint.make_manager(tmp_path, keep=1) as manager:
         assert manager.latest_step() == 6
-        info, config = checkpoint.read_run(manager, 2)
-        assert info.step == 2 and config == {"seed": 0}
+        saved = checkpoint.read_saved(tmp_path, "2")
+        assert saved.step == saved.info.step == 2 and saved.config == {"seed": 0}
         save(manager, 7)
     assert steps_in(tmp_path) == [7]
 
@@ -69,7 +69,7 @@ def test_changed_bytes_are_detected(tmp_path):
         with pytest.raises(UserError, match=message):
             checkpoint.restore(manager, big)
     with pytest.raises(UserError, match=message):
-        checkpoint.restore_params(tmp_path, params)
+        checkpoint.restore_params(tmp_path, params, step=3)
 
 
 def test_which_checkpoint(tmp_path):
@@ -82,8 +82,8 @@ def test_which_checkpoint(tmp_path):
     shapes = {"shared": {"w": jnp.zeros(3)}}
 
     def step(which):
-        params, step = checkpoint.restore_params(tmp_path, shapes, which=which)
-        assert params["shared"]["w"][0] == step
+        step = checkpoint.read_saved(tmp_path, which).step
+        assert checkpoint.restore_params(tmp_path, shapes, step=step)["shared"]["w"][0] == step
         return step
 
     assert [step(which) for which in ("newest", "best", "1")] == [3, 2, 1]
@@ -92,7 +92,7 @@ def test_which_checkpoint(tmp_path):
     with checkpoint.make_manager(tmp_path / "plain", keep=1) as manager:
         save(manager, 5)
     with pytest.raises(UserError, match=r"plain: the run kept no best checkpoint; .*keep_best"):
-        checkpoint.restore_params(tmp_path / "plain", shapes, which="best")
+        checkpoint.read_saved(tmp_path / "plain", "best")
 
 
 def test_half_written_checkpoints_are_never_picked_up(tmp_path):
@@ -102,7 +102,7 @@ def test_half_written_checkpoints_are_never_picked_up(tmp_path):
     for name in ("8.orbax-checkpoint-tmp", "9.orbax-checkpoint-tmp-17"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "position").write_text("{")
-    assert checkpoint.restore_params(tmp_path, {"shared": {"w": jnp.zeros(3)}})[1] == 4
+    assert checkpoint.read_saved(tmp_path).step == 4
     with checkpoint.make_manager(tmp_path, keep=3) as manager:
         assert manager.latest_step() == 4
         save(manager, 10)

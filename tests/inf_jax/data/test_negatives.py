@@ -149,7 +149,7 @@ def test_too_few_instructions_fill_with_the_rows_own():
     usable = hashes > 0
     sibling = negatives.siblings(usable)
     assert sibling.tolist() == [1, 0, 2, 4, 3, 5, 7, 6, 8]
-    drawn = negatives.draw(hashes, usable, sibling, count=3, seed=0, step=0)
+    drawn = negatives.sample_instructions(hashes, usable, sibling, count=3, seed=0, step=0)
     own_or_free = [{5}, {5}, {5}, {5, 9}, {5, 9}, None, {5, 7}, {5, 7}, {5}]
     for pair, ruled_out in enumerate(own_or_free):
         sampled = [int(hashes[k]) for k in drawn[pair] if k >= 0]
@@ -184,7 +184,7 @@ def test_samples_are_distinct_and_as_many_as_possible(values, count, seed):
     hashes = np.array(values[: len(values) // 3 * 3], np.uint64)
     usable = hashes > 0
     sibling = negatives.siblings(usable)
-    drawn = negatives.draw(hashes, usable, sibling, count=count, seed=seed, step=3)
+    drawn = negatives.sample_instructions(hashes, usable, sibling, count=count, seed=seed, step=3)
     texts = set(hashes[usable].tolist())
     for pair in range(len(hashes)):
         sampled = [int(hashes[k]) for k in drawn[pair] if k >= 0]
