@@ -78,17 +78,17 @@ def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
         )
         results = StepResults(log, saver, watch, max_nonfinite=config.optim.max_nonfinite)
         batches = training.loader.batches(
-            first, steps, to_device=to_mesh(training.mesh), prefetch=config.data.prefetch
+            first, steps, to_device=to_mesh(training.program.mesh), prefetch=config.data.prefetch
         )
         started, action = time.monotonic(), CONTINUE
         with log, watch, contextlib.closing(batches):
             for step, batch in enumerate(watch.batches(batches), first):
                 with watch.step(step, in_flight=results.pending):
-                    state, metrics = training.step(state, batch)
+                    state, metrics = training.program.step(state, batch)
                 results.finish()  # of the step before; the devices already work on this one
                 done = step + 1
                 if training.dev and (done % dev_every == 0 or done == steps):
-                    metrics |= training.dev(state)
+                    metrics |= training.dev_metrics(state)
                 results.pending = step, metrics
                 action = guard.action(done)
                 if saver.due(done, action):

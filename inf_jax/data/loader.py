@@ -56,7 +56,7 @@ class Loader:
         splicing = layout.query_encoder.splicing(layout.sampled)
         if splicing:
             dataset.check_composition(splicing)
-        self.dataset, self.layout, self.seed = dataset, layout, seed
+        self.dataset, self.layout, self.seed, self.steps = dataset, layout, seed, steps
         self._mine = np.arange(layout.chunks) if mine is None else np.asarray(mine)
         tokens = dataset.text_lengths.sum(1)
         self._order = ExampleOrder(tokens, seed=seed, batch_size=layout.batch_size)

@@ -39,7 +39,7 @@ _PACE = {
 
 def work_of(training: Training, *, dims: tuple[int, ...] = ()) -> StepWork:
     """The mean work of a run's step; `dims` are the Matryoshka sizes of the loss."""
-    inputs, mesh = loader_inputs(training.loader), training.mesh
+    inputs, mesh = loader_inputs(training.loader), training.program.mesh
     peak = peak_flops(mesh.devices.flat[0].device_kind)
     return StepWork(
         examples=training.loader.layout.batch_size,
@@ -47,13 +47,13 @@ def work_of(training: Training, *, dims: tuple[int, ...] = ()) -> StepWork:
         tokens=inputs.tokens,
         flops=model_flops(
             training.model.encoder.config,
-            training.objective,
+            training.program.objective,
             tokens=inputs.tokens,
             squares=inputs.squares,
             pairs=inputs.pairs,
             instructions=inputs.instructions,
             dims=dims or (training.model.encoder.width,),
-            adapter=training.partition.adapter_size,
+            adapter=training.program.partition.adapter_size,
         ),
         peak=None if peak is None else peak * mesh.size,
     )
@@ -61,21 +61,21 @@ def work_of(training: Training, *, dims: tuple[int, ...] = ()) -> StepWork:
 
 def banner(config: RunConfig, training: Training, *, first_step: int) -> None:
     """Prints what is trained on which data and devices, and the negatives of each query."""
-    loader, mesh, steps = training.loader, training.mesh, config.train.steps
+    loader, mesh, steps = training.loader, training.program.mesh, config.train.steps
     plan, layout, data = loader.plan, loader.layout, loader.dataset
     negatives = count_negatives(
-        training.objective,
+        training.program.objective,
         pairs=round(plan.pairs),
         instruction_negatives=layout.instruction_candidates,
     )
     epochs = steps * layout.batch_size / data.num_examples
     grids = " + ".join(f"{layout.chunks}x{r}x{layout.row_tokens}" for r in plan.rows)
-    shapes = training.shapes
+    shapes = training.program.shapes
     parameters, trained = (
         sum(x.size for x in jax.tree.leaves(tree)) for tree in (shapes.whole, shapes.params)
     )
     table(
-        f"inf_jax: {training.objective}, steps {first_step} to {steps}",
+        f"inf_jax: {training.program.objective}, steps {first_step} to {steps}",
         [
             ("model", config.model.name),
             ("parameters", f"{parameters:,}, {config.model.towers} towers, {config.model.dtype}"),

@@ -189,7 +189,7 @@ def rows_worker(args: argparse.Namespace, overrides: list[str]) -> Callable[[int
         ]
         facts = {
             "model": config.model.name,
-            "objective": str(training.objective),
+            "objective": str(training.program.objective),
             "batch_size": config.train.batch_size,
             "pairs": loader.plan.pairs,
             "max_query_tokens": text.max_query_tokens,
@@ -225,14 +225,14 @@ def ours_worker(args: argparse.Namespace, overrides: list[str]) -> Callable[[lis
         config = _config(args, overrides)
         training = make_training(config)
     loader, prefetch = training.loader, config.data.prefetch
-    to_device = to_mesh(training.mesh)
+    to_device = to_mesh(training.program.mesh)
     state = training.fresh()
 
     def answer(steps: list[int]) -> dict:
         nonlocal state
         started, pending = time.perf_counter(), None
         for batch in loader.batches(*steps, to_device=to_device, prefetch=prefetch):
-            state, metrics = training.step(state, batch)
+            state, metrics = training.program.step(state, batch)
             if pending:
                 jax.device_get(pending)
             pending = metrics

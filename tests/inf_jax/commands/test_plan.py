@@ -50,7 +50,7 @@ def test_the_planned_program_is_the_trained_one(tiny_config, variant):
     read = run_config(config)
     inputs = plan_inputs(read, lambda: run_tokenizer(read), devices=8, **LENGTHS)
     batch = batch_shapes(
-        batch_layout(read, devices=8), inputs.rows, sharding=batch_sharding(training.mesh)
+        batch_layout(read, devices=8), inputs.rows, sharding=batch_sharding(training.program.mesh)
     )
     assert inputs.measured and "measured on" in inputs.note
     assert (inputs.rows, inputs.fill) == (training.loader.plan.rows, training.loader.plan.fill)
@@ -62,9 +62,12 @@ def test_the_planned_program_is_the_trained_one(tiny_config, variant):
     directory = training.model.directory
     encoder = configured_encoder(read, read_config(directory), source=directory)
     program = make_program(read, encoder, make_mesh(devices=jax.devices()), source=directory)
-    assert program.shapes == training.shapes
+    assert program.shapes == training.program.shapes
     if variant == "shared":
-        texts = [s.lower(training.shapes, batch).as_text() for s in (program.step, training.step)]
+        texts = [
+            s.lower(training.program.shapes, batch).as_text()
+            for s in (program.step, training.program.step)
+        ]
         assert texts[0] == texts[1] and "stablehlo.dot_general" in texts[0]
 
 

@@ -45,7 +45,7 @@ def run(file, *overrides, **options):
 def final_state(config):
     training = make_training(run_config(config))
     manager = checkpoint.make_manager(Path(config.out_dir) / "checkpoints", keep=9)
-    state, info = checkpoint.restore(manager, training.shapes.saved)
+    state, info = checkpoint.restore(manager, training.program.shapes.saved)
     return TrainState(**jax.tree.map(np.asarray, state)), info
 
 

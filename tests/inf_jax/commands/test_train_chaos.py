@@ -126,7 +126,7 @@ def train(file, out_dir, counts, rng, cache):
 def final(training, out_dir):
     """The parameters that a run ended with, by name."""
     with checkpoint.make_manager(out_dir / "checkpoints", keep=9) as manager:
-        state, position = checkpoint.restore(manager, training.shapes.saved)
+        state, position = checkpoint.restore(manager, training.program.shapes.saved)
     assert position.step == STEPS
     leaves = jax.tree_util.tree_leaves_with_path(state["params"])
     return {path_name(path): np.asarray(x) for path, x in leaves}

@@ -68,7 +68,7 @@ def test_restored_on_another_mesh(tiny_config):
     states = []
     for fsdp in (1, 4, 8):
         tiny_config.mesh.fsdp = fsdp
-        shapes = make_training(run_config(tiny_config)).shapes.saved
+        shapes = make_training(run_config(tiny_config)).program.shapes.saved
         with checkpoint.make_manager(f"{tiny_config.out_dir}/checkpoints", keep=9) as manager:
             state, _ = checkpoint.restore(manager, shapes)
         for array, shape in zip(jax.tree.leaves(state), jax.tree.leaves(shapes), strict=True):

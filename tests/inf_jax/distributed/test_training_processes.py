@@ -85,7 +85,7 @@ def test_one_two_and_four_processes_are_one_run(config, tmp_path, compiled):
 
     def state(name, step):
         with checkpoint.make_manager(tmp_path / name / "checkpoints", keep=9) as manager:
-            found, position = checkpoint.restore(manager, training.shapes.saved, step)
+            found, position = checkpoint.restore(manager, training.program.shapes.saved, step)
         weights = tmp_path / "exported" / name
         weights.mkdir(parents=True, exist_ok=True)
         hf.save_weights(found["params"]["shared"], weights, training.model.encoder.config)

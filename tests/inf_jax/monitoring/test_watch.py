@@ -108,7 +108,7 @@ def start(file, *overrides, program=("-m", "inf_jax.train"), path=ROOT, **enviro
 
 
 def final_state(config, out_dir):
-    shapes = make_training(run_config(config)).shapes.saved
+    shapes = make_training(run_config(config)).program.shapes.saved
     with contextlib.closing(checkpoint.make_manager(out_dir / "checkpoints", keep=9)) as manager:
         return checkpoint.restore(manager, shapes)
 
