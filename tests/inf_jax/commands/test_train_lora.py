@@ -227,7 +227,7 @@ def test_a_projection_is_trained_beside_adapters(lora_config, tmp_path):
     np.testing.assert_array_equal(exported, kernels[0])
     parity = json.loads((out / "parity.json").read_text())
     assert "peft" in parity["not_verified"] or parity["loaders"]["peft"]["min_cosine"] >= 0.9999
-    assert "An adapter holds no layer after pooling" in (out / "README.md").read_text()
+    assert "An adapter does not hold the layer after pooling" in (out / "README.md").read_text()
 
     # from that run's merged parameters, and its layer with them
     other = config.copy_and_resolve_references()
