@@ -77,7 +77,7 @@ class Joint:
         return "crossed" if sampled else None
 
     def candidates(self, pairs: int, sampled: int) -> int:
-        """Candidates of a row in block I, before identity masks, in a chunk of so many pairs."""
+        """Candidates of a row in block I, before identity masks, in a chunk of `pairs` pairs."""
         return 1 + sampled
 
     def tokenise(self, tokenizer: Any, queries: Any, text: Any) -> tuple[list, list | None]:

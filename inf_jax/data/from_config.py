@@ -57,7 +57,7 @@ def tokenised_split(
 
 
 def batch_layout(config: RunConfig, *, devices: int) -> BatchLayout:
-    """The shapes of a training batch that is split over so many devices."""
+    """The shapes of a training batch that is split over this many devices."""
     block_i = "I" in parse_objective(config.loss.objective).blocks
     return BatchLayout(
         batch_size=config.train.batch_size,

@@ -55,7 +55,7 @@ class PackingPlan(NamedTuple):
 def plan_packing(
     assign: Callable[[int], StepAssignment], layout: BatchLayout, *, steps: int
 ) -> PackingPlan:
-    """The plan of a run of so many steps; `assign` gives the assignment of a step.
+    """The plan of a run of `steps` steps; `assign` gives the assignment of a step.
 
     Raises:
       UserError: a text is longer than a row.

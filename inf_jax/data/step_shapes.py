@@ -58,7 +58,7 @@ def plan_inputs(
     query_tokens: float,
     passage_tokens: float,
 ) -> StepInputs:
-    """The input of a step on so many devices.
+    """The input of a step on this many devices.
 
     Args:
       tokenizer: loads the tokenizer; called where there is a dataset to measure.

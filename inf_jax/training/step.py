@@ -133,7 +133,7 @@ def make_train_step(
         bias, and the scale stays at most `max_scale`.
       schedule: only to report the learning rate.
       dropout_key: a typed key; the step number is folded in. None turns dropout off.
-      frozen_layers: so many first layers stay as they are, see `optim.without_layers`.
+      frozen_layers: this many first layers are not trained, see `optim.without_layers`.
       tile: rows and columns of a tile of the engines, see `contrastive_loss`.
       with_health: `inf_jax.training.health` among the metrics.
 
