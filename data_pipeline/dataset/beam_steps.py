@@ -102,13 +102,13 @@ class SplitExamples(beam.PTransform):
         shared = self._dev and self._inputs.dev_fraction  # both splits come from one file
         self.read = self._dev.read if shared else self._read(begin.pipeline, files)
         rows, dropped = self.read
-        examples = rows | "Belongs" >> beam.Filter(_Belongs(self._inputs, self._split))
+        examples = rows | "Belongs" >> beam.Filter(_belongs, self._inputs, self._split)
         hashes = []
         if self._dev:
             hashes = beam.pvalue.AsSingleton(
                 self._dev.kept
                 | "HashesOfEval" >> beam.FlatMap(_hashes_of)
-                | "SetOfEval" >> beam.CombineGlobally(_SetFn())
+                | "SetOfEval" >> beam.combiners.ToSet()
             )
         judged = examples | "Judge" >> beam.Map(_judge, hashes, limits=limits)
         flags = [
@@ -131,7 +131,8 @@ class SplitExamples(beam.PTransform):
         )
         _ = (
             verdicts
-            | "Count" >> beam.CombineGlobally(_ReportFn())
+            | "Count" >> beam.MapTuple(_count)
+            | "Sum" >> beam.CombineGlobally(_sum)
             | "Report"
             >> beam.Map(_write_report, beam.pvalue.AsIter(dropped), path=str(self._report))
         )
@@ -174,13 +175,8 @@ def _read_all(path: str, config: InfIrConfig) -> Iterator:
     yield beam.pvalue.TaggedOutput(_DROPPED, dropped)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Belongs:
-    inputs: Inputs
-    split: str
-
-    def __call__(self, element: tuple[Position, Example]) -> bool:
-        return self.inputs.belongs(element[1], self.split)
+def _belongs(element: tuple[Position, Example], inputs: Inputs, split: str) -> bool:
+    return inputs.belongs(element[1], split)
 
 
 def _hashes_of(element: tuple[str, Example]) -> set[int]:
@@ -232,6 +228,16 @@ def _verdict(group: tuple[str, dict], files: list[str]) -> tuple[Example, Verdic
     return example, verdict.also(*sorted(set(values["flags"])))
 
 
+def _count(example: Example, verdict: Verdict) -> Report:
+    report = Report()
+    report.add(example, verdict)
+    return report
+
+
+def _sum(reports: Iterable[Report]) -> Report:
+    return sum(reports, Report())
+
+
 def _kept(element: tuple[Example, Verdict]) -> Iterator[tuple[str, Example]]:
     example, verdict = element
     if verdict.keep:
@@ -250,33 +256,3 @@ def _write_report(report: Report, dropped: Iterable[Counter], path: str) -> None
 
 def _report_path(directory: Path, split: str) -> Path:
     return directory / f"report-{split}.json"
-
-
-class _SetFn(beam.CombineFn):
-    def create_accumulator(self):
-        return set()
-
-    def add_input(self, accumulator, element):
-        accumulator.add(element)
-        return accumulator
-
-    def merge_accumulators(self, accumulators):
-        return set().union(*accumulators)
-
-    def extract_output(self, accumulator):
-        return accumulator
-
-
-class _ReportFn(beam.CombineFn):
-    def create_accumulator(self):
-        return Report()
-
-    def add_input(self, accumulator, element):
-        accumulator.add(*element)
-        return accumulator
-
-    def merge_accumulators(self, accumulators):
-        return sum(accumulators, Report())
-
-    def extract_output(self, accumulator):
-        return accumulator
