@@ -44,7 +44,7 @@ def _connect() -> None:
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     os.environ.setdefault("EPATH_USE_TF", "false")  # the same client with and without TensorFlow
     try:
-        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of Python's end
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # an old Python
             import fsspec
             import gcsfs  # noqa: F401
             import google.cloud.storage
