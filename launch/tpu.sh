@@ -168,7 +168,7 @@ main() {
   local command=${1:-}
   case $command in
     -h | --help | help)
-      sed -n '2,/^set /{s/^# \{0,1\}//;/^set /d;p}' "${BASH_SOURCE[0]}"
+      sed -n '2,/^set /{/^# shellcheck/d;/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"
       exit 0
       ;;
     '') usage "a command is missing" ;;

@@ -145,6 +145,7 @@ def summary(results: list[dict[str, dict[str, float]]], facts: dict[str, Any]) -
 
 
 def _config(args: argparse.Namespace, overrides: list[str]):
+    """The checked config of the run."""
     from inf_jax.config.command_line import parse
     from inf_jax.config.defaults import run_config
 
@@ -168,9 +169,8 @@ def rows_worker(args: argparse.Namespace, overrides: list[str]) -> Callable[[int
     def answer(steps: int) -> dict:
         with main_guard():
             config = _config(args, overrides)
-            if (
-                steps > config.train.steps
-            ):  # the loader plans its token grid for the steps of the run
+            # the loader plans its token grid for the steps of the run
+            if steps > config.train.steps:
                 raise UserError(f"{steps} steps to time, but train.steps={config.train.steps}")
             training = make_training(config)
             loader, text = training.loader, text_config(config)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+WITHOUT_TORCH = ROOT / "tests" / "doubles" / "without_torch"
 TRAIN = ("-m", "inf_jax.train")
 
 
@@ -47,8 +48,10 @@ def start(
     port, processes = free_port(), []
     for process in range(count) if only is None else only:
         environment = os.environ | {
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // count}",
-            "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}".rstrip(":"),
+            # as in tests/conftest.py, LLVM does not optimise programs that run once
+            "XLA_FLAGS": "--xla_backend_optimization_level=0 "
+            f"--xla_force_host_platform_device_count={devices // count}",
+            "PYTHONPATH": f"{WITHOUT_TORCH}:{ROOT}:{os.environ.get('PYTHONPATH', '')}".rstrip(":"),
         }
         if cache:
             environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"

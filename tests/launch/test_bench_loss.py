@@ -3,11 +3,13 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import pytest
 
 from launch.bench.loss import agree
-from launch.bench.loss_aot import demanded
+from launch.bench.loss_aot import PROGRAMS, _trace, demanded
 from launch.bench.loss_figure import draw
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
@@ -87,3 +89,15 @@ def test_what_a_refused_program_would_need():
     assert demanded(message) == {"demand": 38.03 * 2**30, "limit": 15.75 * 2**30}
     with pytest.raises(SystemExit, match="INTERNAL"):
         demanded("INTERNAL: something else")
+
+
+@pytest.mark.parametrize(("engine", "variant"), PROGRAMS)
+def test_programs_for_tpus_are_traced(engine, variant, monkeypatch):
+    from jax.experimental import topologies
+
+    devices = SimpleNamespace(devices=jax.devices())  # in place of a TPU's: 8 of the CPU
+    monkeypatch.setattr(topologies, "get_topology_desc", lambda **_: devices)
+    program = {"topology": "v5e:2x4", "batch": 64, "engine": engine, "variant": variant}
+    traced, flops = _trace(program, dim=16)
+    assert traced.jaxpr.in_avals[0].shape == (64, 16)
+    assert flops == pytest.approx((6 if engine == "dense" else 4) * 2 * 64 * 64 * 16 / 8)

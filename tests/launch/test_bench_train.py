@@ -1,7 +1,6 @@
 """launch/bench.py train on the tiny model: the contenders do the same steps on the same rows."""
 
 import argparse
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 
 from launch.bench import train
+from tests.inf_jax.processes import write_config
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 
@@ -19,12 +19,7 @@ def config_file(tiny_config, tmp_path) -> Path:
     """The tiny run as a config file; 12 examples, so that the 8 chunks have empty slots."""
     tiny_config.train.batch_size = 12
     tiny_config.loss.mask = "faithful"  # sentence-transformers has no identity masks
-    path = tmp_path / "config.py"
-    path.write_text(
-        "import json\nfrom ml_collections import ConfigDict\n\ndef get_config():\n"
-        f"    return ConfigDict(json.loads({json.dumps(tiny_config.to_json())}))\n"
-    )
-    return path
+    return write_config(tiny_config, tmp_path / "config.py")
 
 
 def test_contenders_do_the_same_steps(config_file, tmp_path):
