@@ -12,7 +12,6 @@ import os
 import sqlite3
 import time
 import zlib
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -230,32 +229,26 @@ class Journal:
             )
         for stage, model, batch, outcome, count, prompt, completion, usd, reserved in rows:
             mode = "batch" if batch else "async"
-            one = stages.setdefault(stage, {"model": model, "mode": mode, "requests": 0})
-            for what, new in (("model", model), ("mode", mode)):
-                if new not in one[what].split(" + "):
-                    one[what] += f" + {new}"
+            zeros = dict.fromkeys(("requests", "answers", "prompt_tokens", "completion_tokens"), 0)
+            zeros |= {"usd": 0.0, "usd_unknown": 0.0, "failed": {}}
+            one = stages.setdefault(stage, {"model": model, "mode": mode} | zeros)
+            for name, value in (("model", model), ("mode", mode)):
+                if value not in one[name].split(" + "):
+                    one[name] += f" + {value}"
             one["requests"] += count
-            for name, value in (
-                ("answers", count if outcome == ANSWER else 0),
-                ("prompt_tokens", prompt or 0),
-                ("completion_tokens", completion or 0),
-                ("usd", usd or 0.0),
-                ("usd_unknown", reserved if outcome in (None, UNKNOWN) else 0.0),
-            ):
-                one[name] = one.get(name, 0) + value
-            if outcome != ANSWER:
-                failed = one.setdefault("failed", {})
+            one["prompt_tokens"] += prompt or 0
+            one["completion_tokens"] += completion or 0
+            one["usd"] += usd or 0.0
+            one["usd_unknown"] += reserved if outcome in (None, UNKNOWN) else 0.0
+            if outcome == ANSWER:
+                one["answers"] += count
+            else:
                 name = outcome or "in flight at a kill"
-                failed[name] = failed.get(name, 0) + count
-        for one in stages.values():
-            one.setdefault("failed", {})
-        totals = Counter()
-        for one in stages.values():
-            totals.update(usd=one["usd"], usd_unknown=one["usd_unknown"])
+                one["failed"][name] = one["failed"].get(name, 0) + count
         return {
             "stages": stages,
-            "usd": totals["usd"],
-            "usd_unknown": totals["usd_unknown"],
+            "usd": sum(one["usd"] for one in stages.values()),
+            "usd_unknown": sum(one["usd_unknown"] for one in stages.values()),
             "runs": self.run,
             "in_flight_at_kills": in_flight,
         }

@@ -146,37 +146,28 @@ class ModelStages:
     ) -> None:
         try:
             asker = self._asker = await self._make_asker()
-            await self._process(asker, items, total, files, check)
+            steps = {
+                "generate": lambda stream: ordered(stream, self._generate, window=asker.window),
+                "filter": lambda stream: mapped(stream, check),
+                "judge": lambda stream: ordered(stream, self._judge, window=asker.window),
+            }
+            progress = Progress(dict.fromkeys(files, total), self._status)
+            if isinstance(asker, BatchAsker):
+                asker.on_change = progress.refresh
+            with contextlib.ExitStack() as stack, self._interrupts(asker):
+                stack.callback(progress.close)
+                stream = as_stream(items)
+                for stage, file in files.items():
+                    write = stack.enter_context(file.writing())
+                    stream = tapped(steps[stage](stream), write)
+                    stream = tapped(stream, lambda _, stage=stage: progress.advance(stage))
+                async for _ in stream:
+                    pass
         finally:
             if self._asker:
                 await self._asker.settle()
             await self._endpoint.close()
             self._endpoint = self._asker = None
-
-    async def _process(
-        self,
-        asker: AsyncAsker | BatchAsker,
-        items: Iterator[Item],
-        total: int,
-        files: dict[str, StageFile],
-        check: Callable[[Item], Item],
-    ) -> None:
-        steps = {
-            "generate": lambda stream: ordered(stream, self._generate, window=asker.window),
-            "filter": lambda stream: mapped(stream, check),
-            "judge": lambda stream: ordered(stream, self._judge, window=asker.window),
-        }
-        progress = Progress(dict.fromkeys(files, total), self._status)
-        if isinstance(asker, BatchAsker):
-            asker.on_change = progress.refresh
-        with contextlib.ExitStack() as stack, self._interrupts(asker):
-            stack.callback(progress.close)
-            stream = as_stream(items)
-            for stage, file in files.items():
-                write = stack.enter_context(file.writing())
-                stream = tapped(steps[stage](stream), self._tap(stage, write, progress))
-            async for _ in stream:
-                pass
 
     async def _make_asker(self) -> AsyncAsker | BatchAsker:
         llm = self._llm
@@ -228,15 +219,6 @@ class ModelStages:
         finally:
             for number in caught:
                 loop.remove_signal_handler(number)
-
-    def _tap(
-        self, stage: str, write: Callable[[Item], None], progress: Progress
-    ) -> Callable[[Item], None]:
-        def tap(item: Item) -> None:
-            write(item)
-            progress.advance(stage)
-
-        return tap
 
     async def _generate(self, item: Item) -> Item:
         query, triplet = self._settings.query, self._settings.triplet
