@@ -4,8 +4,8 @@ python -m data_pipeline.beam_tokenise --config=configs/medquad_minilm.py --runne
     --direct_num_workers=0 --direct_running_mode=multi_processing
 
 Flags that begin with --config are those of `inf_jax.train`, which then uses the tokenised train
-split; --runner and all others are Beam's. A run after a kill writes the missing shards
-only. data.dir must be on a file system that every worker mounts under the same path.
+split; --runner and all others are Beam's. After a kill, run it again: it writes the missing shards.
+data.dir must be on a file system that every worker mounts under the same path.
 """
 
 import argparse

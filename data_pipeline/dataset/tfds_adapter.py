@@ -1,7 +1,7 @@
 """The private parts of TensorFlow Datasets that the builder relies on, as of TFDS 4.9.10.
 
-TFDS writes TFRecords through TensorFlow and has no public hook for another writer, for files beside
-the records, or for constructor arguments of a builder that Beam pickles. Private names used here:
+TFDS writes TFRecords through TensorFlow and has no public hook for another writer, for more files
+of a dataset, or for constructor arguments of a builder that Beam pickles. Private names used here:
 `GeneratorBasedBuilder._example_writer`, `._download_and_prepare`, `._log_download_bytes`,
 `._log_download_done` and `._original_state`, `core.writer.ExampleWriter`, the prefix of partial
 directories, and the message about a split without examples. setup.py pins the version.
