@@ -29,13 +29,7 @@ def siblings(present: np.ndarray) -> np.ndarray:
 
 
 def sample_instructions(
-    hashes: np.ndarray,
-    usable: np.ndarray,
-    sibling: np.ndarray,
-    *,
-    count: int,
-    seed: int,
-    step: int,
+    hashes: np.ndarray, usable: np.ndarray, sibling: np.ndarray, *, count: int, seed: int, step: int
 ) -> np.ndarray:
     """Samples `count` instructions for each pair, uniformly from the different texts of the batch.
 

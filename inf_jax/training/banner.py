@@ -111,12 +111,7 @@ def _instruction_negatives(loader: Loader) -> list[tuple[str, str]]:
 
 
 def summary(
-    training: Training,
-    *,
-    steps: int,
-    seconds: float,
-    metrics: dict,
-    pace: dict[str, float],
+    training: Training, *, steps: int, seconds: float, metrics: dict, pace: dict[str, float]
 ) -> None:
     """Prints the speed of a finished run and the health of its last step.
 
