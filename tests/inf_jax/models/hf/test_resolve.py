@@ -1,4 +1,7 @@
-"""Names of models to local directories."""
+"""Names of models to local directories; the face of the package."""
+
+import subprocess
+import sys
 
 import pytest
 
@@ -15,3 +18,9 @@ def test_resolve_model():
         resolve_model("./not/here/at/all")
     with pytest.raises(UserError, match="not a local directory, and could not be downloaded"):
         resolve_model("nobody/nothing")  # the hub is offline in tests
+
+
+def test_resolving_imports_no_jax():
+    code = "import sys; from inf_jax.models import hf; hf.resolve_model"
+    code += "; assert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
