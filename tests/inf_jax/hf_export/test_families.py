@@ -70,7 +70,7 @@ def test_export(backbone, tmp_path, name, mask, pooling):
     fields = json.loads((tmp_path / "out" / "config.json").read_text())
     assert "auto_map" not in fields
     card = (tmp_path / "out" / "README.md").read_text()
-    assert ("A token sees those after it" in card) == (mask == "bidirectional")
+    assert ("Tokens also attend to later tokens" in card) == (mask == "bidirectional")
     assert fields["architectures"] == before["architectures"]
     assert fields.get("is_causal") == (False if mask == "bidirectional" else None)
     assert read_config(tmp_path / "out") == shape.with_mask(mask)
