@@ -1,4 +1,4 @@
-"""Plans a run before hardware is rented: memory, operations, predicted time, for a TPU topology.
+"""Plans a run before renting hardware: memory, operations and predicted time on a TPU topology.
 
     python -m inf_jax.plan --config=medquad_minilm --topology=v5e:16x16 [--slices=2]
     python -m inf_jax.plan --config=medquad_minilm --topology=v5e:16x16 --search=batch_size
@@ -7,9 +7,9 @@
 Compiles the step that training runs for the chips of a topology, on any machine with libtpu (the
 extra aot; --topology=cpu:8 tries the command without it). Needs neither data nor weights: the
 model's shape comes from its config.json or from plan_models.json; text lengths are measured on the
-dataset if it is built, else assumed. Seconds are a roofline's (inf_jax/planning/roofline.py), a
-lower bound and not a measurement. A run that does not fit gives exit code 1 and names the keys that
-would help.
+dataset if it is built, else assumed. Predicted seconds are those of a roofline model
+(inf_jax/planning/roofline.py), a lower bound and not a measurement. A run that does not fit exits
+with code 1 and lists the keys that may help.
 
 Options, besides --config and --config.KEY=VALUE:
   --topology=NAME         v4:AxBxC, v5e:AxB, v5p:AxBxC, v6e:AxB, tpu7x:AxBxC, or cpu:N
@@ -43,18 +43,16 @@ from inf_jax.core.errors import UserError, main_guard
 from inf_jax.data.from_config import batch_layout
 from inf_jax.data.step_shapes import batch_shapes, plan_inputs
 from inf_jax.distributed.mesh import batch_devices, batch_sharding, make_mesh
-from inf_jax.io import storage
-from inf_jax.models.config import EncoderConfig
+from inf_jax.io.storage import AnyPath, as_path, new_file
 from inf_jax.models.hf.backbone import configured_encoder, run_tokenizer
-from inf_jax.planning.advice import advice, largest, with_option
+from inf_jax.planning.advice import advice, largest_fitting, with_option
+from inf_jax.planning.chips import GIB
 from inf_jax.planning.compile import StepToPlan, make_plan
 from inf_jax.planning.flops import model_flops
 from inf_jax.planning.model_shapes import model_shape
 from inf_jax.planning.report import compare, show, unfit
 from inf_jax.planning.topology import Topology, topology
 from inf_jax.training.program import make_program
-
-GIB = 2**30
 
 
 def main(argv: list[str]) -> None:
@@ -77,8 +75,8 @@ def main(argv: list[str]) -> None:
         show(result)
         if args.try_options:
             _try(config, names[0], result, planned)
-    path = storage.as_path(args.json) if args.json else _default_path(config, names, args)
-    with storage.new_file(path) as file:
+    path = as_path(args.json) if args.json else _default_path(config, names, args)
+    with new_file(path) as file:
         file.write(json.dumps(result, indent=2).encode() + b"\n")
     print(f"wrote {path}")
     if isinstance(result, dict) and not result["hbm"]["fits"]:
@@ -86,41 +84,23 @@ def main(argv: list[str]) -> None:
 
 
 def plan_run(config: RunConfig, target: Topology, args: argparse.Namespace) -> dict[str, Any]:
-    """The plan of a run on a topology; see `planning.compile.make_plan`.
+    """The plan of a run on a topology, as of `planning.compile.make_plan`, with advice.
 
     Raises:
       UserError: the config does not suit the model or the devices.
     """
-    shape, source = model_shape(config.model.name, args.model_config)
     mesh = make_mesh(fsdp=config.mesh.fsdp, tensor=config.mesh.tensor, devices=target.devices)
-    step = step_to_plan(
-        config,
-        mesh,
-        shape=shape,
-        source=source,
-        query_tokens=args.query_tokens,
-        passage_tokens=args.passage_tokens,
-    )
-    plan = make_plan(step, target, mesh, hbm=args.hbm_gib * GIB if args.hbm_gib else None)
+    hbm = args.hbm_gib * GIB if args.hbm_gib else None
+    plan = make_plan(_step_to_plan(config, mesh, args), target, mesh, hbm=hbm)
     plan["advice"] = [] if plan["hbm"]["fits"] else advice(config, plan)
     return plan
 
 
-def step_to_plan(
-    config: RunConfig,
-    mesh: jax.sharding.Mesh,
-    *,
-    shape: EncoderConfig,
-    source: str,
-    query_tokens: float,
-    passage_tokens: float,
+def _step_to_plan(
+    config: RunConfig, mesh: jax.sharding.Mesh, args: argparse.Namespace
 ) -> StepToPlan:
-    """The step that training runs with this config, as shapes alone.
-
-    Args:
-      shape, source: of the encoder, and where that was read.
-      query_tokens, passage_tokens: see `data.step_shapes.plan_inputs`.
-    """
+    """The step that training runs with this config, from shapes alone."""
+    shape, source = model_shape(config.model.name, args.model_config)
     encoder = configured_encoder(config, shape, source=source, device=mesh.devices.flat[0])
     program = make_program(config, encoder, mesh, source=source)
     devices = batch_devices(mesh)
@@ -128,8 +108,8 @@ def step_to_plan(
         config,
         functools.partial(run_tokenizer, config),
         devices=devices,
-        query_tokens=query_tokens,
-        passage_tokens=passage_tokens,
+        query_tokens=args.query_tokens,
+        passage_tokens=args.passage_tokens,
     )
     flops = model_flops(
         shape,
@@ -142,12 +122,12 @@ def step_to_plan(
         adapter=program.partition.adapter_size,
     )
     facts = {
-        "tensor_divides": math.gcd(shape.heads, shape.ffn),  # mesh.tensor must
+        "tensor_divides": math.gcd(shape.heads, shape.ffn),  # a multiple of mesh.tensor
         "model": config.model.name,
         "model_shape_from": source,
         "attention": encoder.attention_in_training(config.data.row_tokens),
-        "parameters": _count(program.shapes.whole),
-        "trained_parameters": _count(program.shapes.params),
+        "parameters": _size(program.shapes.whole),
+        "trained_parameters": _size(program.shapes.params),
         "objective": str(program.objective),
         "steps": config.train.steps,
         "batch": {
@@ -161,7 +141,7 @@ def step_to_plan(
     return StepToPlan(program.step, program.shapes, batch, flops, facts)
 
 
-def _count(tree: dict) -> int:
+def _size(tree: dict) -> int:
     return sum(x.size for x in jax.tree.leaves(tree))
 
 
@@ -174,14 +154,11 @@ def _search(config: ConfigDict, name: str, slices: int, planned: Callable) -> di
     def fits(batch_size: int) -> bool:
         plans[batch_size] = planned(with_option(config, "train.batch_size", batch_size), name)
         memory = plans[batch_size]["hbm"]
-        print(
-            f"train.batch_size={batch_size:,}: {memory['needed'] / GIB:.2f} of "
-            f"{memory['limit'] / GIB:.2f} GiB",
-            flush=True,
-        )
+        gib = f"{memory['needed'] / GIB:.2f} of {memory['limit'] / GIB:.2f} GiB"
+        print(f"train.batch_size={batch_size:,}: {gib}", flush=True)
         return memory["fits"]
 
-    best = largest(fits, start=config.train.batch_size, unit=units)
+    best = largest_fitting(fits, start=config.train.batch_size, unit=units)
     if not best:
         raise UserError(unfit(plans[min(plans)]))
     show(plans[best])
@@ -191,22 +168,14 @@ def _search(config: ConfigDict, name: str, slices: int, planned: Callable) -> di
 
 def _try(config: ConfigDict, name: str, plan: dict[str, Any], planned: Callable) -> None:
     """Compiles each option of the advice."""
+    rows = []
     for option in plan["advice"]:
         memory = planned(with_option(config, option["key"], option["value"]), name)["hbm"]
         option |= {"needed": memory["needed"], "fits": memory["fits"]}
-    if plan["advice"]:
-        table(
-            "options, each alone",
-            [
-                (
-                    f"{o['key']}={o['value']}",
-                    f"{o['needed'] / GIB:.2f}",
-                    "yes" if o["fits"] else "no",
-                )
-                for o in plan["advice"]
-            ],
-            ("", "GiB", "fits"),
-        )
+        fits = "yes" if memory["fits"] else "no"
+        rows.append((f"{option['key']}={option['value']}", f"{memory['needed'] / GIB:.2f}", fits))
+    if rows:
+        table("options, each alone", rows, ("", "GiB", "fits"))
 
 
 def _arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -228,25 +197,23 @@ def _arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         args, rest = parser.parse_known_args(hyphenated(argv))
     except argparse.ArgumentError as error:
         raise UserError(f"command line: {error}; --help shows the options") from None
-    asks_help = {"-h", "--help"} & set(rest)
-    if not asks_help and bool(args.topology) == bool(args.compare):
+    help_only = {"-h", "--help"} & set(rest)
+    if not help_only and bool(args.topology) == bool(args.compare):
         raise UserError("name what to plan for: --topology=v5e:16x16, or --compare=NAME,NAME")
     if args.search and args.compare:
-        raise UserError("--search is for one --topology")
-    low = [f for f in ("slices", "query_tokens", "passage_tokens") if getattr(args, f) < 1]
-    if low or (args.hbm_gib is not None and args.hbm_gib <= 0):
-        name = (low or ["hbm_gib"])[0].replace("_", "-")
-        raise UserError(f"--{name}: must be above 0")
+        raise UserError("--search takes one --topology, not --compare")
+    for name in ("slices", "query_tokens", "passage_tokens", "hbm_gib"):
+        value, least = getattr(args, name), 0 if name == "hbm_gib" else 1
+        if value is not None and (value < least or value == 0):
+            raise UserError(f"--{name.replace('_', '-')}: must be above 0")
     return args, rest
 
 
-def _default_path(
-    config: ConfigDict, names: list[str], args: argparse.Namespace
-) -> storage.AnyPath:
+def _default_path(config: ConfigDict, names: list[str], args: argparse.Namespace) -> AnyPath:
     name = "_".join(n.replace(":", "-") for n in names)
     name += f"-{args.slices}slices" if args.slices > 1 else ""
     name += f"-{args.search}" if args.search else ""
-    return storage.as_path(config.out_dir) / "plan" / f"{name}.json"
+    return as_path(config.out_dir) / "plan" / f"{name}.json"
 
 
 if __name__ == "__main__":

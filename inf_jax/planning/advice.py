@@ -1,4 +1,4 @@
-"""What to change where a step does not fit: options that need less memory, the largest batch."""
+"""Suggests changes to a step that does not fit: options that save memory, the largest batch."""
 
 import math
 import re
@@ -11,20 +11,19 @@ from inf_jax.config.checks import check
 from inf_jax.config.sections import RunConfig
 from inf_jax.core.errors import UserError
 
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-_CROWDED = 0.3  # share of the memory above which the state at rest is worth splitting
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_LARGE = 0.3  # share of the memory above which the state at rest is worth sharding
 
 
 def advice(config: RunConfig, plan: dict[str, Any]) -> list[dict[str, Any]]:
-    """Options that need less memory, most likely first.
+    """Options that need less memory, the most promising first.
 
     Returns:
-      {"key", "value", "why"} each; setting the key to the value is a run with the same objective
-      on the same batch.
+      {"key", "value", "why"} each: a config key and a value that keep the objective and the batch.
     """
     memory, batch, mesh = plan["hbm"], plan["batch"], config.mesh
     limit, state = memory["limit"], memory["at_rest"]
-    rest = max(memory["needed"] - state, 0)
+    activations, room = max(memory["needed"] - state, 0), limit - state
     options = []
 
     def option(key: str, value: Any, why: str) -> None:
@@ -35,45 +34,35 @@ def advice(config: RunConfig, plan: dict[str, Any]) -> list[dict[str, Any]]:
     if config.model.remat != "full":
         option("model.remat", "full", "the backward pass then keeps no layer's activations")
     if config.model.dtype == "float32":
-        option("model.dtype", "bfloat16", "activations take half")
+        option("model.dtype", "bfloat16", "activations take half the memory")
     frozen = plan["parameters"] - plan["trained_parameters"]
     if frozen and config.model.frozen_dtype == "float32":
-        option("model.frozen_dtype", "bfloat16", "what is not trained takes half")
-    together = plan["devices"] // plan["slices"] // mesh.tensor  # that may share a copy
-    if state > _CROWDED * limit:
-        fsdp = _fsdp(mesh.fsdp, together, state / (_CROWDED * limit))
-        if fsdp:
-            option("mesh.fsdp", fsdp, f"the state takes {state / 2**30:.2f} GiB of each device")
+        option("model.frozen_dtype", "bfloat16", "frozen weights take half the memory")
+    data_devices = plan["devices"] // plan["slices"] // mesh.tensor
+    shards = mesh.fsdp * state / (_LARGE * limit)
+    if shards > mesh.fsdp and (fsdp := _larger_divisor(mesh.fsdp, data_devices, shards)):
+        option("mesh.fsdp", fsdp, f"the state takes {state / 2**30:.2f} GiB of each device")
     chunks = config.train.chunks_per_device
     gathered = mesh.gather == "step" or (mesh.gather == "auto" and chunks > 1)
-    whole = 4 * (plan["parameters"] + plan["trained_parameters"]) / mesh.tensor  # and gradients
-    if mesh.fsdp > 1 and gathered and whole > _CROWDED * limit:
-        option(
-            "mesh.gather",
-            "layer",
-            f"all weights at once and their gradients take {whole / 2**30:.2f} GiB of each device",
-        )
-    each = batch["pairs"] * mesh.tensor / plan["devices"]
-    room = limit - state
-    times = 2 ** max(1, math.ceil(math.log2(rest / room))) if 0 < room < rest else 2
-    if chunks * times <= each:
-        option(
-            "train.chunks_per_device",
-            chunks * times,
-            "chunks are encoded one after another (GradCache), for one more forward pass"
-            if chunks == 1
-            else "smaller chunks",
-        )
-    elif together % (2 * mesh.fsdp) == 0 and plan["tensor_divides"] % (2 * mesh.tensor) == 0:
-        option("mesh.tensor", 2 * mesh.tensor, "devices share a text's heads and ffn")
+    whole = 4 * (plan["parameters"] + plan["trained_parameters"]) / mesh.tensor
+    if mesh.fsdp > 1 and gathered and whole > _LARGE * limit:
+        why = f"all gathered weights and their gradients take {whole / 2**30:.2f} GiB per device"
+        option("mesh.gather", "layer", why)
+    times = 2 ** max(1, math.ceil(math.log2(activations / room))) if 0 < room < activations else 2
+    if chunks * times <= batch["pairs"] * mesh.tensor / plan["devices"]:
+        first = "chunks are encoded one after another (GradCache), for one more forward pass"
+        why = first if chunks == 1 else "smaller chunks"
+        option("train.chunks_per_device", chunks * times, why)
+    elif data_devices % (2 * mesh.fsdp) == 0 and plan["tensor_divides"] % (2 * mesh.tensor) == 0:
+        option("mesh.tensor", 2 * mesh.tensor, "devices share the heads and the ffn of each layer")
     longest = max(config.data.max_query_tokens, config.data.max_passage_tokens)
     if config.data.row_tokens > longest:
-        option("data.row_tokens", longest, "attention holds tokens x tokens scores of a row")
+        option("data.row_tokens", longest, "attention holds tokens x tokens scores per row")
     return options
 
 
 def with_option(config: ConfigDict, key: str, value: Any) -> ConfigDict:
-    """The config with one key changed, checked."""
+    """A checked copy of the config with one dotted key changed."""
     changed = config.copy_and_resolve_references()
     section, _, name = key.rpartition(".")
     (changed[section] if section else changed)[name] = value
@@ -81,19 +70,20 @@ def with_option(config: ConfigDict, key: str, value: Any) -> ConfigDict:
     return changed
 
 
-def largest(fits: Callable[[int], bool], *, start: int, unit: int, most: int = 2**24) -> int:
-    """The largest multiple of `unit` that fits, to a sixteenth; 0 where none does.
+def largest_fitting(
+    fits: Callable[[int], bool], *, start: int, unit: int, most: int = 2**24
+) -> int:
+    """The largest multiple of `unit` that fits, to a sixteenth; 0 if none does.
 
     Args:
-      fits: of a number; what fits, fits with less.
-      start: where to begin.
-      most: where to stop.
+      fits: number -> whether it fits; must be monotonic.
+      start, most: where the search begins and ends.
     """
 
     def rounded(number: float) -> int:
         return max(unit, int(number) // unit * unit)
 
-    low, high = 0, 0  # fits, does not
+    low, high = 0, 0  # fits, does not; 0: not known yet
     at = rounded(start)
     while not (low and high):
         if fits(at):
@@ -110,30 +100,26 @@ def largest(fits: Callable[[int], bool], *, start: int, unit: int, most: int = 2
         middle = rounded((low + high) / 2)
         if middle in (low, high):
             break
-        if fits(middle):
-            low = middle
-        else:
-            high = middle
+        low, high = (middle, high) if fits(middle) else (low, middle)
     return low
 
 
 def exhausted(message: str) -> tuple[float, float]:
-    """(bytes needed, bytes that there are) of the compiler's RESOURCE_EXHAUSTED.
+    """(bytes needed, bytes available) of a RESOURCE_EXHAUSTED message of the compiler.
 
     Raises:
       UserError: it is another error.
     """
     text = message.split("Program hbm requirement")[0]
-    sizes = re.findall(r"\b(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?\b", text)
-    sizes = [float(number) * _UNITS[unit] for number, unit in sizes if unit]
+    sizes = re.findall(r"\b(\d+(?:\.\d+)?)([KMGT])(?:i?B)?\b", text)
+    sizes = [float(number) * _UNITS[unit] for number, unit in sizes]
     if "RESOURCE_EXHAUSTED" not in message or len(sizes) < 2:
         raise UserError(f"the compiler failed: {message[:2000]}")
     return sizes[0], sizes[1]
 
 
-def _fsdp(now: int, devices: int, factor: float) -> int:
-    """The smallest larger divisor of the devices that splits the state `factor` further; else the
-    largest there is."""
-    larger = [n for n in range(now + 1, devices + 1) if devices % n == 0 and n % now == 0]
-    enough = [n for n in larger if n >= factor * now]
-    return (enough or larger or [0])[0 if enough else -1]
+def _larger_divisor(now: int, devices: int, wanted: float) -> int:
+    """The smallest multiple of `now` above it that divides `devices` and is at least `wanted`, else
+    the largest multiple that divides; 0 if there is none."""
+    larger = [n for n in range(2 * now, devices + 1, now) if devices % n == 0]
+    return next((n for n in larger if n >= wanted), larger[-1] if larger else 0)

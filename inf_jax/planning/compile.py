@@ -1,4 +1,4 @@
-"""Compiles a train step ahead of time and reads its memory, operations, traffic and seconds."""
+"""Compiles a train step ahead of time and predicts its memory, operations, traffic and time."""
 
 import math
 from typing import Any, NamedTuple
@@ -15,14 +15,13 @@ from inf_jax.planning.topology import Topology
 
 
 class StepToPlan(NamedTuple):
-    """A train step whose program is planned, and what is said of it.
+    """A train step to plan.
 
     Attributes:
       step: jitted (state, batch) -> (state, metrics).
       state, batch: pytrees of ShapeDtypeStructs with shardings.
       model_flops: operations per step over the whole mesh, by `flops.model_flops`.
-      facts: entries of the plan that are known beforehand, as plain values: "steps", "batch",
-        "model", ...
+      facts: entries of the plan known beforehand, as plain values: "steps", "batch", "model", ...
     """
 
     step: jax.stages.Wrapped
@@ -35,16 +34,16 @@ class StepToPlan(NamedTuple):
 def make_plan(
     planned: StepToPlan, target: Topology, mesh: jax.sharding.Mesh, *, hbm: float | None = None
 ) -> dict[str, Any]:
-    """Compiles a step for a topology; needs neither data nor weights nor the devices.
+    """Compiles a step for a topology, without data, weights or the devices.
 
     Args:
       mesh: of the target's devices.
-      hbm: bytes that a device's program may take, in place of the chip's.
+      hbm: bytes that a program may take per device, instead of the chip's.
 
     Returns:
-      Plain values for JSON. Bytes, operations and seconds are per device and step unless they say
-      otherwise; "flops", "kernels", "collectives", "seconds" and "rates" are missing where the
-      compiler refused the program for its memory.
+      Plain values for JSON. Bytes, operations and seconds are per device and step unless named
+      otherwise; without "flops", "kernels", "collectives", "seconds" and "rates" if the compiler
+      refused the program for its memory.
 
     Raises:
       UserError: the compiler failed for another reason.
@@ -68,7 +67,7 @@ def make_plan(
         plan["hbm"] = _memory(at_rest, needed=needed, limit=min(limit, available))
         return plan
     memory = compiled.memory_analysis()
-    sizes = {
+    parts = {
         "arguments": memory.argument_size_in_bytes,
         "outputs": memory.output_size_in_bytes,
         "reused": memory.alias_size_in_bytes,
@@ -76,11 +75,10 @@ def make_plan(
         "code": memory.generated_code_size_in_bytes,
         "peak": memory.peak_memory_in_bytes,
     }
-    needed = sum(sizes[k] for k in ("arguments", "outputs", "temp", "code")) - sizes["reused"]
-    plan["hbm"] = _memory(at_rest, needed=needed, limit=limit) | sizes
+    needed = sum(parts[k] for k in ("arguments", "outputs", "temp", "code")) - parts["reused"]
+    plan["hbm"] = _memory(at_rest, needed=needed, limit=limit) | parts
     text = compiled.as_text()
     costs, collectives = instruction_costs(text), hlo.collectives(text)
-    seconds = predict(costs, collectives, chip, shape=target.shape, slices=target.slices)
     once = compiled.cost_analysis() or {}
     plan["flops"] = {
         "model": planned.model_flops / mesh.size,
@@ -95,12 +93,13 @@ def make_plan(
         "cost_analysis_loops_once": once.get("bytes accessed", 0.0),
     }
     plan["collectives"] = _collectives(collectives, target, mesh)
+    seconds = predict(costs, collectives, chip, shape=target.shape, slices=target.slices)
     plan["seconds"] = seconds._asdict()
-    plan["rates"] = rates(plan)
+    plan["rates"] = _rates(plan)
     return plan
 
 
-def rates(plan: dict[str, Any]) -> dict[str, float]:
+def _rates(plan: dict[str, Any]) -> dict[str, float]:
     """MFU, throughput and hours of the run, from a plan's predicted seconds."""
     step, batch = plan["seconds"]["step"], plan["batch"]
     peak = plan["chip"]["flops"] * plan["chips"] / plan["devices"]
@@ -117,13 +116,8 @@ def rates(plan: dict[str, Any]) -> dict[str, float]:
 
 
 def _memory(at_rest: int, *, needed: float, limit: float) -> dict[str, Any]:
-    return {
-        "at_rest": at_rest,
-        "needed": needed,
-        "limit": limit,
-        "free": limit - needed,
-        "fits": bool(needed <= limit),
-    }
+    memory = {"at_rest": at_rest, "needed": needed, "limit": limit}
+    return memory | {"free": limit - needed, "fits": bool(needed <= limit)}
 
 
 def _shard_bytes(x: jax.ShapeDtypeStruct) -> int:
@@ -133,7 +127,7 @@ def _shard_bytes(x: jax.ShapeDtypeStruct) -> int:
 def _collectives(
     collectives: list[hlo.Collective], target: Topology, mesh: jax.sharding.Mesh
 ) -> list[dict[str, Any]]:
-    """Counts, runs, bytes and seconds of collectives by kind, group size and mesh axes."""
+    """Occurrences, runs, bytes and seconds by kind, group size and mesh axes."""
     kinds: dict[tuple[str, int, str], dict[str, Any]] = {}
     for c in collectives:
         entry = kinds.setdefault(
@@ -143,7 +137,7 @@ def _collectives(
         entry["count"] += 1
         entry["runs"] += c.times
         entry["bytes"] += c.times * c.size
-        entry["bytes_beside_work"] += c.times * c.size * c.beside
+        entry["bytes_beside_work"] += c.times * c.size * c.overlapped
         entry["seconds"] += c.times * collective_seconds(
             c, target.device, shape=target.shape, slices=target.slices
         )
@@ -153,7 +147,7 @@ def _collectives(
 
 
 def _kernels(costs: list[InstructionCost]) -> dict[str, dict[str, float]]:
-    """By name of an attention kernel: runs, operations and bytes."""
+    """Runs, operations and bytes by name of an attention kernel."""
     kernels: dict[str, dict[str, float]] = {}
     for cost in costs:
         if cost.kernel:
@@ -166,8 +160,8 @@ def _kernels(costs: list[InstructionCost]) -> dict[str, dict[str, float]]:
 
 def _axes(c: hlo.Collective, mesh: jax.sharding.Mesh) -> str:
     """The mesh axes that a collective's groups span, e.g. "data fsdp"; "" if unknown."""
-    apart = set()
+    spanned = set()
     for group in c.groups:
-        places = np.unravel_index(group, mesh.devices.shape)
-        apart |= {i for i, numbers in enumerate(places) if len(set(numbers.tolist())) > 1}
-    return " ".join(name for i, name in enumerate(mesh.axis_names) if i in apart)
+        indices = np.unravel_index(group, mesh.devices.shape)
+        spanned |= {name for name, i in zip(mesh.axis_names, indices, strict=True) if np.ptp(i)}
+    return " ".join(name for name in mesh.axis_names if name in spanned)

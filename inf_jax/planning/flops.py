@@ -1,19 +1,20 @@
-"""Operations of a training step: by formula (`model_flops`), and of a traced program's products.
+"""Counts the operations of a training step, by formula or in a traced program.
 
-The formula counts what any implementation has to compute, two a multiply-add, real tokens only:
+The formula (`model_flops`) counts what any implementation must compute, two per multiply-add, for
+real tokens only:
 
     encoder, forward = L (2 T (d k (2 h + 2 g) + n d f) + 4 h k S)
     loss, forward    = 2 b^2 e for each matrix of scores, 2 b c e for block I
     step             = 3 x forward (backward computes two products for each of forward's)
 
 with L layers, d width, h heads of width k, g heads of keys and values, f ffn, n = 2 (gated: 3)
-products of it, T tokens of a step, S the sum of the squares of the texts' lengths (attention inside
-a text, whatever a causal mask or a window leaves of it), b pairs, e width of the embeddings, c
+products of it, T tokens of a step, S the sum of the squares of the texts' lengths (attention within
+a text, ignoring what a causal mask or a window skips), b pairs, e width of the embeddings, c
 candidates of a row in block I. With adapters of P parameters the kernels have no gradient, which
-takes one product from backward's two, and forward has 2 T P more; what else is frozen counts as if
-it were trained. So padding, what remat computes again and the products of the optimiser's and the
-health metrics are not in it; nor are embeddings' look-ups, pooling, and the attention between query
-and instruction of query_encoder="attention". MFU is this over peak times seconds.
+saves one of backward's two products, and forward has 2 T P more; other frozen parameters count as
+if trained. Not counted: padding, rematerialisation, the products of the optimiser and of the health
+metrics, embedding look-ups, pooling, and the attention between query and instruction of
+query_encoder="attention". MFU is this over peak times seconds.
 """
 
 import math
@@ -24,12 +25,7 @@ from inf_jax.models.config import EncoderConfig
 
 
 def encoder_flops(shape: EncoderConfig, *, tokens: float, squares: float) -> float:
-    """Forward operations of the encoder.
-
-    Args:
-      tokens: T, of all texts.
-      squares: S, sum over the texts of tokens^2.
-    """
+    """Forward operations of the encoder: `tokens` is T, `squares` S of the module's formula."""
     d, hk, gk = shape.width, shape.heads * shape.head_width, shape.kv_heads * shape.head_width
     products = 3 if shape.gated else 2
     weights = 2 * d * (hk + gk) + products * d * shape.ffn
@@ -37,13 +33,7 @@ def encoder_flops(shape: EncoderConfig, *, tokens: float, squares: float) -> flo
 
 
 def loss_flops(objective: Objective, *, pairs: float, width: int, instructions: float) -> float:
-    """Forward operations of the scores of an objective's blocks.
-
-    Args:
-      pairs: b.
-      width: e.
-      instructions: c, candidates of a row in block I.
-    """
+    """Forward operations of an objective's scores: `pairs` is b, `width` e, `instructions` c."""
     blocks = [BLOCKS[name] for name in objective.blocks]
     matrices = {block.matrix for block in blocks if not block.per_row}
     own = any(block.per_row for block in blocks)
@@ -61,8 +51,13 @@ def model_flops(
     dims: tuple[int, ...] = (),
     adapter: float = 0,
 ) -> float:
-    """Operations of a step over the whole mesh, see the module; `dims` are Matryoshka's, `adapter`
-    the parameters of a tower's adapters (0: the encoder is trained itself)."""
+    """Operations of a step over the whole mesh, by the module's formula.
+
+    Args:
+      tokens, squares, pairs, instructions: T, S, b and c.
+      dims: Matryoshka widths; empty: the embedding's.
+      adapter: parameters of a tower's LoRA adapters; 0: the encoder itself is trained.
+    """
     forward = encoder_flops(shape, tokens=tokens, squares=squares) + 2 * tokens * adapter
     frozen = encoder_flops(shape, tokens=tokens, squares=0) if adapter else 0
     for width in dims or (shape.width,):
@@ -71,14 +66,13 @@ def model_flops(
 
 
 def product_flops(jaxpr, *, devices: int = 1) -> float:
-    """Floating-point operations a device of a traced program's matrix products.
+    """Floating-point operations per device of a traced program's matrix products.
 
-    Loops are counted out, which the compiler's own cost analysis does not do, and so are all blocks
-    of a kernel's grid. Of branches the dearest counts; a while loop without a static number of
-    turns counts once.
+    Unlike in the compiler's cost analysis, loops count as often as they run, and all blocks of a
+    kernel's grid count. Of a conditional, the branch with the most operations counts; a while loop
+    of unknown trip count counts once.
 
     Args:
-      jaxpr: what is traced.
       devices: over which the work outside shard_map is split evenly.
     """
     total = 0.0
@@ -93,9 +87,9 @@ def product_flops(jaxpr, *, devices: int = 1) -> float:
             total += max(product_flops(b.jaxpr, devices=devices) for b in params["branches"])
         else:
             times = params["length"] if name == "scan" else 1
-            if name == "pallas_call":  # its program is that of one block
+            if name == "pallas_call":  # its jaxpr computes one block
                 times = math.prod(params["grid_mapping"].grid)
-            inside = 1 if name == "shard_map" else devices  # shapes in there are a device's own
+            inside = 1 if name == "shard_map" else devices  # its shapes are those of a device
             for value in params.values():
                 inner = getattr(value, "jaxpr", value)
                 if hasattr(inner, "eqns"):

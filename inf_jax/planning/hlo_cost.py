@@ -1,8 +1,8 @@
 """Counts operations and memory traffic of a compiled program, instruction by instruction.
 
-The compiler counts the body of a loop once (`cost_analysis()`). Here the text of the scheduled
-program is read (`planning.hlo`), with loops multiplied out: operations of matrix products and
-attention kernels, bytes between memory and chip, and the compiler's own estimate of cycles.
+`cost_analysis()` counts the body of a loop once; here loops count as often as they run. Read from
+the scheduled HLO: operations of matrix products and attention kernels, bytes between HBM and chip,
+and the compiler's own estimate of cycles.
 """
 
 import math
@@ -10,36 +10,37 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from inf_jax.planning.hlo import KINDS, Instruction, Program, arrays, body_of, sizes
+import numpy as np
+
+from inf_jax.planning.hlo import Instruction, Program, array_bytes, arrays, body_of
 
 # Passes of the bfloat16 unit for a product of float32 arrays, by precision (jax.lax.Precision).
-PASSES = {"highest": 6, "high": 3}
-# Neither reads nor writes memory by itself.
-_NO_TRAFFIC = """after-all bitcast call conditional constant custom-call get-tuple-element
-    opt-barrier parameter partition-id replica-id tuple while""".split()
+_PASSES = {"highest": 6, "high": 3}
+# Neither reads nor writes memory itself.
+_NO_TRAFFIC = """after-all async-start bitcast call conditional constant custom-call
+    get-tuple-element opt-barrier parameter partition-id recv recv-start replica-id send send-start
+    tuple while""".split()
 
-
-# Splash attention goes over blocks of queries and keys. For block^2 pairs of tokens it makes 2
-# products in the forward pass (q k^T, p v), 4 in backward dkv (q k^T, dO v^T, p^T dO, dS^T q; with
-# dq in the same kernel 5) and 3 in backward dq (q k^T, dO v^T, dS k), of 2 k operations a pair, k
-# the head's width. All blocks of the grid count, also those of other texts in the row; the grid
-# leaves out what lies outside a window, but keeps the half that a causal mask skips.
+# Products of splash attention per block of queries x keys, each 2 k operations per pair of tokens
+# with heads of width k: forward q k^T, p v; backward dkv q k^T, dO v^T, p^T dO, dS^T q (and dS k if
+# the kernel also computes dq); backward dq q k^T, dO v^T, dS k. All blocks of the grid count,
+# also those of other texts of the row; the grid omits blocks outside a window, but not the half
+# that a causal mask skips.
 _SPLASH = re.compile(r"splash_m[hq]a_(fwd|dkv|dq)\w*")
 _PRODUCTS = {"fwd": 2, "dkv": 4, "dq": 3}
 
 
 class InstructionCost(NamedTuple):
-    """One instruction of the schedule.
+    """Cost of one instruction of the schedule; all but `times` are per run.
 
     Attributes:
-      times: how often it runs.
-      flops: operations of its products, once: two a multiply-add.
-      unit_flops: the same, each as often as the matrix unit makes it: six times for float32 of the
-        highest precision.
-      traffic: bytes it reads from memory and writes there, once.
-      cycles: the compiler's estimate, once; 0 where it gives none.
-      waits: what runs next waits for it; a copy that it starts and does not wait for does not.
-      kernel: the name of an attention kernel; "" for all else.
+      times: runs per step.
+      flops: operations of its matrix products, two per multiply-add.
+      unit_flops: the same times the passes of the matrix unit: 6 for float32 of highest precision.
+      traffic: bytes read from and written to HBM.
+      cycles: the compiler's estimate; 0 if it gives none.
+      blocking: the next instruction waits for it; False for the start of an asynchronous copy.
+      kernel: name of an attention kernel, else "".
     """
 
     times: int
@@ -47,14 +48,14 @@ class InstructionCost(NamedTuple):
     unit_flops: float
     traffic: int
     cycles: int
-    waits: bool
+    blocking: bool
     kernel: str = ""
 
 
 def instruction_costs(text: str) -> list[InstructionCost]:
-    """The costs of a compiled program (its `as_text()`) on one device.
+    """Costs of a compiled program (its `as_text()`) on one device.
 
-    Of branches the one with the most traffic counts.
+    Of a conditional, the branch with the most traffic counts.
     """
     return list(_Reader(Program(text)).walk())
 
@@ -81,33 +82,25 @@ class _Reader:
                 yield self._cost(x, name, times)
 
     def _cost(self, x: Instruction, computation: str, times: int) -> InstructionCost:
-        flops = unit = 0.0
-        for inner, owner in self._products(x, computation):
-            found = _product_flops(inner, self._shapes[owner])
-            precision = re.search(r"operand_precision=\{(\w+)", inner.rest)
-            wide = all(
-                dtype == "f32"
-                for name in inner.operands[:2]
-                for dtype, _, _ in arrays(self._shapes[owner].get(name, ""))
-            )
-            flops += found
-            unit += found * (PASSES.get(precision[1], 1) if precision and wide else 1)
-        kernel = kernel_name(x)
-        if kernel:
-            flops = unit = kernel_flops(x, self._shapes[computation])
+        shapes, kernel = self._shapes[computation], kernel_name(x)
+        flops = unit_flops = kernel_flops(x, shapes) if kernel else 0.0
+        for product, owner in self._products(x, computation):
+            once = _product_flops(product, self._shapes[owner])
+            flops += once
+            unit_flops += once * _passes(product, self._shapes[owner])
         cycles = re.search(r'"estimated_cycles":"(\d+)"', x.rest)
         return InstructionCost(
             times=times,
             flops=flops,
-            unit_flops=unit,
+            unit_flops=unit_flops,
             traffic=self._traffic(x, computation),
             cycles=int(cycles[1]) if cycles else 0,
-            waits=not x.opcode.endswith("-start"),
+            blocking=not x.opcode.endswith("-start"),
             kernel=kernel,
         )
 
     def _products(self, x: Instruction, computation: str) -> Iterator[tuple[Instruction, str]]:
-        """The matrix products of an instruction and of what it calls, each with its computation."""
+        """(matrix product, its computation) of an instruction and of what it calls."""
         if x.opcode in ("dot", "convolution"):
             yield x, computation
         for name in x.calls():
@@ -115,41 +108,38 @@ class _Reader:
                 yield from self._products(inner, name)
 
     def _traffic(self, x: Instruction, computation: str) -> int:
-        kind = x.opcode.removesuffix("-start").removesuffix("-done")
-        if (
-            (x.opcode in _NO_TRAFFIC and not kernel_name(x))
-            or x.opcode.endswith("-done")
-            or (kind not in KINDS and kind in ("async", "send", "recv"))
-        ):
+        if x.opcode.endswith("-done") or (x.opcode in _NO_TRAFFIC and not kernel_name(x)):
             return 0
         shapes = self._shapes[computation]
         operands = [shapes.get(name, "") for name in x.operands]
         if x.opcode in ("copy-start", "slice-start"):
-            # (to, from, ...): as much as arrives, on each side that is memory
-            ends = arrays(x.shape)[:2]
-            moved = sizes(x.shape)[: len(ends)]
-            return min(moved) * sum(space == 0 for _, _, space in ends)
+            # (to, from, ...): the bytes that arrive count once for each side that is HBM
+            in_hbm = sum(space == 0 for _, _, space in arrays(x.shape)[:2])
+            return min(array_bytes(x.shape)[:2]) * in_hbm
         if x.opcode.endswith("-start"):  # a collective
-            return sum(map(_in_memory, operands)) * 2
+            return sum(map(_hbm_bytes, operands)) * 2
         if x.opcode == "fusion":
             inner = x.calls()[0]
-            body = self._program.computations[inner]
-            parameters = {int(p.operands[0]): p for p in body if p.opcode == "parameter"}
+            root, parameters = self._program.computations[inner][-1], self._parameters(inner)
             read = sum(
-                min(_in_memory(shape), self._read(parameters[number], inner))
+                min(_hbm_bytes(shape), self._read(parameters[number], inner))
                 for number, shape in enumerate(operands)
                 if number in parameters
             )
-            return read + min(_in_memory(x.shape), self._written(body[-1], inner))
+            return read + min(_hbm_bytes(x.shape), self._written(root, inner))
         if x.opcode in ("dynamic-slice", "slice", "gather"):
-            return 2 * _in_memory(x.shape)
+            return 2 * _hbm_bytes(x.shape)
         if x.opcode == "dynamic-update-slice":
-            return 2 * _in_memory(operands[1])
-        return sum(map(_in_memory, operands)) + _in_memory(x.shape)
+            return 2 * _hbm_bytes(operands[1])
+        return sum(map(_hbm_bytes, operands)) + _hbm_bytes(x.shape)
+
+    def _parameters(self, computation: str) -> dict[int, Instruction]:
+        body = self._program.computations[computation]
+        return {int(x.operands[0]): x for x in body if x.opcode == "parameter"}
 
     def _read(self, parameter: Instruction, computation: str) -> int:
-        """Bytes that a fusion reads of a parameter: of one that is sliced, the slices."""
-        total, whole = 0, sum(sizes(parameter.shape))
+        """Bytes that a fusion reads of a parameter: only the slices, if it is sliced."""
+        total, whole = 0, sum(array_bytes(parameter.shape))
         for user in self._program.computations[computation]:
             for place, name in enumerate(user.operands):
                 if name != parameter.name or user.opcode in ("constant", "parameter"):
@@ -157,27 +147,24 @@ class _Reader:
                 if user.opcode in ("dynamic-slice", "slice") or (
                     user.opcode == "gather" and place == 0
                 ):
-                    total += sum(sizes(user.shape))
+                    total += sum(array_bytes(user.shape))
                 elif user.opcode == "dynamic-update-slice" and place == 0:
                     pass  # in place
                 elif user.opcode == "bitcast":
                     total += self._read(user, computation)
                 elif user.opcode == "fusion":
                     inner = user.calls()[0]
-                    body = self._program.computations[inner]
-                    inside = [
-                        p for p in body if p.opcode == "parameter" and int(p.operands[0]) == place
-                    ]
-                    total += self._read(inside[0], inner) if inside else whole
+                    inside = self._parameters(inner).get(place)
+                    total += self._read(inside, inner) if inside else whole
                 else:
                     return whole
         return min(total, whole)
 
     def _written(self, root: Instruction, computation: str) -> int:
-        """Bytes that a fusion writes: of an update in place, the update."""
+        """Bytes that a fusion writes: only the update, if it updates in place."""
         body = {x.name: x for x in self._program.computations[computation]}
         if root.opcode == "dynamic-update-slice":
-            return sum(sizes(self._shapes[computation].get(root.operands[1], "")))
+            return sum(array_bytes(self._shapes[computation].get(root.operands[1], "")))
         if root.opcode == "bitcast" and root.operands[0] in body:
             return self._written(body[root.operands[0]], computation)
         if root.opcode == "tuple":
@@ -185,44 +172,47 @@ class _Reader:
         if root.opcode == "fusion":
             inner = root.calls()[0]
             return self._written(self._program.computations[inner][-1], inner)
-        return sum(sizes(root.shape))
+        return sum(array_bytes(root.shape))
 
 
 def kernel_name(x: Instruction) -> str:
-    """The name of an attention kernel that an instruction calls; "" where it calls none."""
+    """The name of the attention kernel that an instruction calls, else ""."""
     if x.opcode != "custom-call" or '"tpu_custom_call"' not in x.rest:
         return ""
-    found = _SPLASH.search(f"{x.name} {x.rest}")
-    return found[0] if found else ""
+    kernel = _SPLASH.search(f"{x.name} {x.rest}")
+    return kernel[0] if kernel else ""
 
 
 def kernel_flops(x: Instruction, shapes: dict[str, str]) -> float:
-    """Operations of an attention kernel, two a multiply-add.
-
-    Args:
-      x: with a `kernel_name`.
-      shapes: of its operands.
-    """
+    """Operations of an attention kernel, two per multiply-add; `shapes` by name of operand."""
     kind = _SPLASH.search(kernel_name(x))[1]
     operands = [arrays(shapes[name])[0] for name in x.operands]
-    blocks = operands[0][1]  # which block comes next, [masks, blocks, blocks]
+    blocks = operands[0][1]  # index of the next block, [masks, blocks, blocks]
     queries = next(dims for dtype, dims, _ in operands if dtype in ("bf16", "f16", "f32"))
     block = int(re.search(r'block_q\w*\\*": (\d+)', x.rest)[1])
     products = _PRODUCTS[kind]
-    # the gradient of q from the same kernel has an axis for the blocks of keys
+    # dq of the same kernel has an additional axis, for the blocks of keys
     products += kind == "dkv" and any(len(d) > len(queries) for _, d, _ in arrays(x.shape))
     pairs = math.prod(blocks[1:]) * block * block
     return 2.0 * products * math.prod(queries[:-2]) * pairs * queries[-1]
 
 
-def _in_memory(shape: str) -> int:
-    """Bytes of the arrays that are not in one of the chip's own memories."""
-    found = zip(arrays(shape), sizes(shape), strict=True)
-    return sum(size for (_, _, space), size in found if space == 0)
+def _hbm_bytes(shape: str) -> int:
+    """Bytes of the arrays that are in HBM."""
+    sized = zip(arrays(shape), array_bytes(shape), strict=True)
+    return sum(size for (_, _, space), size in sized if space == 0)
+
+
+def _passes(product: Instruction, shapes: dict[str, str]) -> int:
+    precision = re.search(r"operand_precision=\{(\w+)", product.rest)
+    operands = [part for name in product.operands[:2] for part in arrays(shapes.get(name, ""))]
+    if precision and all(dtype == "f32" for dtype, _, _ in operands):
+        return _PASSES.get(precision[1], 1)
+    return 1
 
 
 def _product_flops(x: Instruction, shapes: dict[str, str]) -> float:
-    """Two a multiply-add of a dot or a convolution; what falls on padding is not done."""
+    """Operations of a dot or a convolution, two per multiply-add; padding does not count."""
     left, right = (arrays(shapes.get(name, "")) for name in x.operands[:2])
     out = arrays(x.shape)[0][1]
     if not left or not right:
@@ -230,56 +220,34 @@ def _product_flops(x: Instruction, shapes: dict[str, str]) -> float:
     left, right = left[0][1], right[0][1]
     if x.opcode == "dot":
         contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", x.rest)
-        flops = 2.0
-        for size in out:
-            flops *= size
-        for axis in filter(None, contracted[1].split(",")) if contracted else ():
-            flops *= left[int(axis)]
-        return flops
+        axes = filter(None, contracted[1].split(",")) if contracted else ()
+        return 2.0 * math.prod(out) * math.prod(left[int(axis)] for axis in axes)
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", x.rest)
-    axes = [{letter: i for i, letter in enumerate(part)} for part in labels.groups()]
-    flops = 2.0 * out[axes[2]["b"]] * out[axes[2]["f"]] * right[axes[1]["i"]]
+    lhs, rhs, result = ({letter: i for i, letter in enumerate(part)} for part in labels.groups())
+    flops = 2.0 * out[result["b"]] * out[result["f"]] * right[rhs["i"]]
     groups = re.search(r"\bbatch_group_count=(\d+)", x.rest)
     flops /= int(groups[1]) if groups else 1
-    window = _window(x.rest)
+    window = re.search(r"window=\{([^}]*)\}", x.rest)
     for axis in range(len(out) - 2):
-        name = str(axis)
-        flops *= _meetings(
-            left[axes[0][name]],
-            right[axes[1][name]],
-            out[axes[2][name]],
-            stride=window["stride"][axis] if window["stride"] else 1,
-            before=window["pad"][axis] if window["pad"] else 0,
-            left_dilation=window["lhs_dilate"][axis] if window["lhs_dilate"] else 1,
-            right_dilation=window["rhs_dilate"][axis] if window["rhs_dilate"] else 1,
-        )
+        lengths = left[lhs[str(axis)]], right[rhs[str(axis)]], out[result[str(axis)]]
+        flops *= _window_hits(*lengths, window[1] if window else "", axis)
     return flops
 
 
-def _window(rest: str) -> dict[str, list[int]]:
-    """window={...} of a convolution, a number an axis; of pad the one before."""
-    text = re.search(r"window=\{([^}]*)\}", rest)
-    found: dict[str, list[int]] = {}
-    for name in ("stride", "pad", "lhs_dilate", "rhs_dilate"):
-        value = re.search(rf"\b{name}=([\d_x-]+)", text[1]) if text else None
-        found[name] = [int(v.split("_")[0]) for v in value[1].split("x")] if value else []
-    return found
+def _window_hits(left: int, right: int, out: int, window: str, axis: int) -> int:
+    """Pairs (output index, window index) along an axis that read an entry of the left operand.
 
+    Args:
+      left, right, out: lengths of the axis in the operands and the result.
+      window: attributes of the convolution, such as "size=16x12 pad=0_1x0_1".
+    """
 
-def _meetings(
-    left: int,
-    right: int,
-    out: int,
-    *,
-    stride: int,
-    before: int,
-    left_dilation: int,
-    right_dilation: int,
-) -> int:
-    """Pairs of places of the result and the window along an axis that meet an entry of the left."""
-    count = 0
-    for place in range(out):
-        for step in range(right):
-            at = place * stride + step * right_dilation - before
-            count += 0 <= at <= (left - 1) * left_dilation and at % left_dilation == 0
-    return count
+    def attribute(name: str, default: int) -> int:
+        values = re.search(rf"\b{name}=([\d_x-]+)", window)
+        # of pad=LOW_HIGH, the low one
+        return int(values[1].split("x")[axis].split("_")[0]) if values else default
+
+    dilation = attribute("lhs_dilate", 1)
+    starts = np.arange(out)[:, None] * attribute("stride", 1) - attribute("pad", 0)
+    at = starts + np.arange(right)[None] * attribute("rhs_dilate", 1)
+    return int(((at >= 0) & (at <= (left - 1) * dilation) & (at % dilation == 0)).sum())

@@ -12,14 +12,14 @@ PUBLIC = Path(__file__).with_name("plan_models.json")
 
 
 def model_shape(name: str, override: str | None = None) -> tuple[EncoderConfig, str]:
-    """A model's shape without its weights, and where it was read from.
+    """(shape, source) of a model, without its weights.
 
     Args:
       name: `model.name` of a config.
       override: a config.json, or a directory with one, in place of the model's own.
 
     Raises:
-      UserError: no config.json can be found or read.
+      UserError: no config.json was found, or it cannot be read.
     """
     if override:
         path = Path(override)

@@ -1,10 +1,9 @@
-"""Prints plans as tables, and says in one line why a plan does not fit."""
+"""Prints plans as tables, and explains in one line why a plan does not fit."""
 
 from typing import Any
 
 from inf_jax.core.console import table
-
-GIB = 2**30
+from inf_jax.planning.chips import GIB
 
 
 def show(plan: dict[str, Any]) -> None:
@@ -12,6 +11,7 @@ def show(plan: dict[str, Any]) -> None:
     batch, memory = plan["batch"], plan["hbm"]
     slices = f"{plan['slices']} x " if plan["slices"] > 1 else ""
     made_up = "" if plan["chip"]["source"].startswith("http") else "; INVENTED chip figures"
+    rows = " + ".join(f"{batch['chunks']}x{r}x{batch['row_tokens']}" for r in batch["rows"])
     table(
         f"plan: {plan['objective']} on {slices}{plan['topology']}",
         [
@@ -21,47 +21,33 @@ def show(plan: dict[str, Any]) -> None:
             ("chip figures from", plan["chip"]["source"]),
             ("mesh", " ".join(f"{k}={v}" for k, v in plan["mesh"].items())),
             ("step", f"{batch['examples']:,} examples, {batch['pairs']:,.0f} pairs"),
-            (
-                "grid (chunks x rows x tokens)",
-                " + ".join(f"{batch['chunks']}x{r}x{batch['row_tokens']}" for r in batch["rows"]),
-            ),
+            ("grid (chunks x rows x tokens)", rows),
             ("tokens per step", f"{batch['tokens']:,.0f}, fill {batch['fill']:.1%}"),
             ("attention", plan["attention"]),
         ],
     )
     print(f"lengths {batch['note']}\n")
-    gib = lambda key: f"{memory[key] / GIB:.2f}"  # noqa: E731
-    keys = [k for k in ("arguments", "outputs", "reused", "temp", "code", "peak") if k in memory]
-    table(
-        "memory per device, GiB",
-        [
-            *((key, gib(key)) for key in keys),
-            ("needed", gib("needed")),
-            ("available", gib("limit")),
-            (
-                "fits" if memory["fits"] else "DOES NOT FIT, over by",
-                f"{abs(memory['free']) / GIB:.2f}",
-            ),
-        ],
-    )
+    keys = ("arguments", "outputs", "reused", "temp", "code", "peak", "needed")
+    rows = [(key, f"{memory[key] / GIB:.2f}") for key in keys if key in memory]
+    rows.append(("available", f"{memory['limit'] / GIB:.2f}"))
+    verdict = "fits, free" if memory["fits"] else "DOES NOT FIT, over by"
+    table("memory per device, GiB", [*rows, (verdict, f"{abs(memory['free']) / GIB:.2f}")])
     if "seconds" not in plan:
         return
-    flops, seconds = plan["flops"], plan["seconds"]
+    seconds, tera = plan["seconds"], {k: f"{v / 1e12:.3f}" for k, v in plan["flops"].items()}
+    kernels = [
+        (f"of which {name}", f"{kernel['flops'] / 1e12:.3f} in {kernel['runs']:,} runs")
+        for name, kernel in sorted(plan["kernels"].items())
+    ]
     table(
         "per step and device",
         [
-            ("model TFLOP (formula, real tokens)", f"{flops['model'] / 1e12:.3f}"),
-            ("products as traced, TFLOP", f"{flops['traced'] / 1e12:.3f}"),
-            ("products as compiled, TFLOP", f"{flops['compiled'] / 1e12:.3f}"),
-            *(
-                (f"of which {name}", f"{k['flops'] / 1e12:.3f} in {k['runs']:,} runs")
-                for name, k in sorted(plan["kernels"].items())
-            ),
-            ("the same in matrix unit passes", f"{flops['compiled_unit'] / 1e12:.3f}"),
-            (
-                "cost_analysis (loops once), TFLOP",
-                f"{flops['cost_analysis_loops_once'] / 1e12:.3f}",
-            ),
+            ("model TFLOP (formula, real tokens)", tera["model"]),
+            ("products as traced, TFLOP", tera["traced"]),
+            ("products as compiled, TFLOP", tera["compiled"]),
+            *kernels,
+            ("the same in matrix unit passes", tera["compiled_unit"]),
+            ("cost_analysis (loops once), TFLOP", tera["cost_analysis_loops_once"]),
             ("memory traffic, GB", f"{plan['bytes']['memory'] / 1e9:.2f}"),
         ],
     )
@@ -108,28 +94,27 @@ def compare(plans: list[dict[str, Any]]) -> None:
     """Prints plans side by side."""
     rows = []
     for plan in plans:
-        memory, ran = plan["hbm"], "seconds" in plan
-        name = f"{plan['slices']} x {plan['topology']}" if plan["slices"] > 1 else plan["topology"]
-        rows.append(
-            (
-                name,
-                plan["chips"],
-                f"{memory['needed'] / GIB:.2f} of {memory['limit'] / GIB:.2f}",
-                "yes" if memory["fits"] else "NO",
-                f"{plan['seconds']['step']:.4f}" if ran else "",
-                f"{plan['rates']['mfu']:.1%}" if ran else "",
-                f"{plan['rates']['examples_per_second']:,.0f}" if ran else "",
-                f"{plan['rates']['run_hours']:.2f}" if ran else "",
-                f"{plan['rates']['run_chip_hours']:.1f}" if ran else "",
+        memory, predicted = plan["hbm"], ("",) * 5
+        if "seconds" in plan:
+            rates = plan["rates"]
+            predicted = (
+                f"{plan['seconds']['step']:.4f}",
+                f"{rates['mfu']:.1%}",
+                f"{rates['examples_per_second']:,.0f}",
+                f"{rates['run_hours']:.2f}",
+                f"{rates['run_chip_hours']:.1f}",
             )
-        )
+        name = f"{plan['slices']} x {plan['topology']}" if plan["slices"] > 1 else plan["topology"]
+        gib = f"{memory['needed'] / GIB:.2f} of {memory['limit'] / GIB:.2f}"
+        fits = "yes" if memory["fits"] else "NO"
+        rows.append((name, plan["chips"], gib, fits, *predicted))
     print(f"lengths {plans[0]['batch']['note']}\n")
     header = ("chips", "number", "GiB", "fits", "s per step", "MFU", "examples/s", "h", "chip h")
     table(f"{plans[0]['model']}, {plans[0]['batch']['examples']:,} examples per step", rows, header)
 
 
 def unfit(plan: dict[str, Any]) -> str:
-    """One line: by how much it does not fit, and what may help."""
+    """One line on a plan that does not fit: by how much, and what may help."""
     memory = plan["hbm"]
     helps = "; ".join(f"--config.{o['key']}={o['value']} ({o['why']})" for o in plan["advice"])
     return (

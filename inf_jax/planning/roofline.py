@@ -2,8 +2,8 @@
 
 An instruction takes the longer of its products at peak and its bytes at the memory's rate, and
 instructions run one after another. Work on the vector unit is not counted, so the result is a lower
-bound. A collective that overlaps with nothing adds its time; overlapped ones share one bound with
-the computation. A collective of n devices whose result has S bytes takes
+bound. An exposed collective adds its time; overlapped ones share one bound with the computation. A
+collective of n devices whose result has S bytes takes
 
     all-gather             S (n - 1) / n  / R
     all-reduce           2 S (n - 1) / n  / R
@@ -13,8 +13,8 @@ the computation. A collective of n devices whose result has S bytes takes
     dcn                    S / N, for all-reduce of s slices 2 S (s - 1) / s / N
 
 plus a microsecond a hop (Austin et al., How to Scale Your Model, jax-ml.github.io/scaling-book).
-R is one way over all links of the slice in use, or over one ring where a group is a part of the
-slice; N is the chip's share of the network between slices.
+R is the one-way rate over all links in use, or over one ring if a group is part of a slice; N is
+the chip's share of the network between slices.
 """
 
 import math
@@ -25,7 +25,7 @@ from inf_jax.planning.chips import Chip
 from inf_jax.planning.hlo import Collective
 from inf_jax.planning.hlo_cost import InstructionCost
 
-HOP = 1e-6
+_HOP = 1e-6
 
 
 class Seconds(NamedTuple):
@@ -33,12 +33,12 @@ class Seconds(NamedTuple):
 
     Attributes:
       compute: all products at peak.
-      memory: all bytes at the memory's rate.
-      work: instruction by instruction the longer of the two.
-      hidden, exposed: of collectives with and without work beside them.
+      memory: all traffic at the memory's rate.
+      work: sum over instructions of the longer of the two.
+      hidden, exposed: collectives that are and are not overlapped.
       step: max(work, compute, memory, hidden) + exposed.
-      compiler: the same with the compiler's own cycles in place of `work`, but for kernels, of
-        which it knows none; None where it gives none or the chip's clock is not known.
+      compiler: the same from the compiler's cycle estimates, which lack attention kernels (these
+        keep their bound); None if it gives no cycles or the chip's clock is unknown.
     """
 
     compute: float
@@ -51,13 +51,12 @@ class Seconds(NamedTuple):
 
 
 def collective_seconds(c: Collective, chip: Chip, *, shape: tuple[int, ...], slices: int) -> float:
-    """Seconds of one run of a collective.
+    """Seconds of one run of a collective; a group that is unknown counts as the whole slice.
 
     Args:
-      c: whose group, where the program does not say it, is the whole slice.
-      chip: what a device can do.
-      shape: chips of a slice.
-      slices: how many of them.
+      chip: figures of one device.
+      shape: chips of a slice along each dimension.
+      slices: their number.
     """
     chips = math.prod(shape)
     n = c.group or chips
@@ -65,7 +64,7 @@ def collective_seconds(c: Collective, chip: Chip, *, shape: tuple[int, ...], sli
         factor = 2 * (slices - 1) / max(slices, 1) if c.kind == "dcn all-reduce" else 1
         return c.size * factor / chip.dcn_rate
     if c.kind == "collective-permute":
-        return c.size / chip.link_rate + HOP
+        return c.size / chip.link_rate + _HOP
     if n == 1:
         return 0.0
     whole = n >= chips
@@ -73,7 +72,7 @@ def collective_seconds(c: Collective, chip: Chip, *, shape: tuple[int, ...], sli
     hops = sum(size // 2 for size in shape) if whole else n // 2
     sent = c.size * (n - 1) / n
     factor = {"all-reduce": 2, "reduce-scatter": n}.get(c.kind, 1)
-    return factor * sent / rate + HOP * hops
+    return factor * sent / rate + _HOP * hops
 
 
 def predict(
@@ -84,32 +83,22 @@ def predict(
     shape: tuple[int, ...] = (1,),
     slices: int = 1,
 ) -> Seconds:
-    """The seconds of a program on a device; arguments as above."""
+    """Seconds of a step on a device; for `shape` and `slices` see `collective_seconds`."""
     compute = sum(w.times * w.unit_flops for w in costs) / chip.flops
     memory = sum(w.times * w.traffic for w in costs) / chip.hbm_rate
 
     def bound(w: InstructionCost) -> float:
         return w.times * max(w.unit_flops / chip.flops, w.traffic / chip.hbm_rate)
 
-    work = sum(bound(w) for w in costs if w.waits)
+    work = sum(bound(w) for w in costs if w.blocking)
     hidden = exposed = 0.0
     for c in collectives:
         seconds = c.times * collective_seconds(c, chip, shape=shape, slices=slices)
-        if c.beside:
-            hidden += seconds
-        else:
-            exposed += seconds
-    cycles = sum(w.times * w.cycles for w in costs)
-    compiler = None
+        hidden += seconds * c.overlapped
+        exposed += seconds * (not c.overlapped)
+    step = max(work, compute, memory, hidden) + exposed
+    cycles, compiler = sum(w.times * w.cycles for w in costs), None
     if cycles and chip.clock:
         kernels = sum(bound(w) for w in costs if w.kernel)
         compiler = max(cycles / chip.clock + kernels, hidden) + exposed
-    return Seconds(
-        compute=compute,
-        memory=memory,
-        work=work,
-        hidden=hidden,
-        exposed=exposed,
-        step=max(work, compute, memory, hidden) + exposed,
-        compiler=compiler,
-    )
+    return Seconds(compute, memory, work, hidden, exposed, step, compiler)

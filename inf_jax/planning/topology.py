@@ -12,10 +12,10 @@ import jax
 from inf_jax.core.errors import UserError
 from inf_jax.planning.chips import CHIPS, Chip
 
-# Else libtpu looks for the machine that it thinks it is on, and says so at length.
-ENVIRONMENT = {
+# Without these libtpu looks for TPUs on this machine and logs each failure.
+_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # else one process a machine, by a lock file in /tmp
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # else one process per machine, by a lock file in /tmp
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
@@ -29,12 +29,11 @@ class Topology(NamedTuple):
     """Devices that a program is compiled for.
 
     Attributes:
-      name: as given, "v5e:16x16".
-      slices: how many of them, joined by the data-centre network.
-      shape: chips of a slice, (16, 16).
-      chip: what one chip can do.
-      devices: of jax, in the order of the slices; a chip is one device or, with two cores that jax
-        sees apart, two.
+      name: as given, e.g. "v5e:16x16".
+      slices: number of slices, joined by the data-centre network.
+      shape: chips of a slice along each dimension, e.g. (16, 16).
+      chip: figures of one chip.
+      devices: of JAX, slice by slice; one per chip, or two if JAX sees two cores in it.
     """
 
     name: str
@@ -50,31 +49,31 @@ class Topology(NamedTuple):
 
     @property
     def device(self) -> Chip:
-        """What one device can do: a chip, or its share of one."""
+        """Figures of one device: a chip, or its share of one."""
         return self.chip.share(len(self.devices) // self.chips)
 
 
-def parse(name: str) -> tuple[str, tuple[int, ...]]:
+def parse_topology(name: str) -> tuple[str, tuple[int, ...]]:
     """("v5e", (16, 16)) of "v5e:16x16"; raises UserError."""
-    found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
-    if not found or found[1] not in CHIPS:
+    match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
+    if not match or match[1] not in CHIPS:
         raise UserError(
             f"topology {name!r}: write CHIP:AxB or CHIP:AxBxC, e.g. v5e:16x16 or v5p:8x8x8; chips: "
             f"{', '.join(CHIPS)} (cpu:8 is eight virtual devices of this machine, to try things)"
         )
-    return found[1], tuple(map(int, found[2].split("x")))
+    return match[1], tuple(map(int, match[2].split("x")))
 
 
 def topology(name: str, *, slices: int = 1) -> Topology:
     """The devices of a topology.
 
     Raises:
-      UserError: no such topology, libtpu is not installed, or too few devices of a CPU.
+      UserError: the topology is unknown, libtpu is not installed, or the CPU has too few devices.
     """
-    kind, shape = parse(name)
+    kind, shape = parse_topology(name)
     chips = slices * math.prod(shape)
     if kind == "cpu":
-        with contextlib.suppress(RuntimeError):  # a backend is up already
+        with contextlib.suppress(RuntimeError):  # the backend is initialised already
             jax.config.update("jax_num_cpu_devices", chips)
         devices = jax.devices("cpu")[:chips]
         if len(devices) < chips:
@@ -92,16 +91,15 @@ def _tpu(kind: str, name: str, shape: tuple[int, ...], slices: int) -> list[jax.
         )
     from jax.experimental import topologies
 
-    os.environ |= {key: os.environ.get(key, value) for key, value in ENVIRONMENT.items()}
+    os.environ |= _ENVIRONMENT | os.environ
     options: dict = {"num_slices": slices} if slices > 1 else {}
     if math.prod(shape) == 1:
         options["chips_per_host_bounds"] = (1, 1, 1)
     if kind == "v4":
-        options["chip_config_name"] = "megacore"  # one device a chip, as a Cloud TPU VM has it
-    real = f"{CHIPS[kind].libtpu}:{name.partition(':')[2]}"
+        options["chip_config_name"] = "megacore"  # one device per chip, as on a Cloud TPU VM
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=real, **options)
-    except Exception as error:  # JaxRuntimeError, ValueError, ...: it depends on what is wrong
+        known = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+    except Exception as error:  # JaxRuntimeError, ValueError, ...
         reason = str(error).splitlines()[0]
-        raise UserError(f"topology {name!r}: the compiler has no such one ({reason})") from None
-    return list(found.devices)
+        raise UserError(f"topology {name!r}: unknown to the compiler ({reason})") from None
+    return list(known.devices)

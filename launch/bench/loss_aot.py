@@ -110,7 +110,7 @@ def compiler(args: argparse.Namespace) -> Callable[[dict | None], Any]:
         for c in collectives(compiled.as_text()):
             sums = kinds.setdefault(c.kind, [0, 0, 0, 0])
             moved = c.times * c.size
-            for i, n in enumerate((1, c.times, moved, moved * c.beside)):
+            for i, n in enumerate((1, c.times, moved, moved * c.overlapped)):
                 sums[i] += n
         return {
             "seconds": time.perf_counter() - started,

@@ -4,25 +4,25 @@ import pytest
 
 from inf_jax.config.defaults import defaults
 from inf_jax.core.errors import UserError
-from inf_jax.planning.advice import advice, exhausted, largest
+from inf_jax.planning.advice import advice, exhausted, largest_fitting
 
 
 @pytest.mark.parametrize("bound", [7, 8, 100, 4096, 5000])
 def test_largest(bound):
-    asked = []
+    tried = []
 
     def fits(n):
-        asked.append(n)
+        tried.append(n)
         return n <= bound
 
-    found = largest(fits, start=64, unit=8)
+    found = largest_fitting(fits, start=64, unit=8)
     assert found % 8 == 0 and found <= bound
     assert found + max(8, found // 16 + 8) > bound
-    assert len(asked) == len(set(asked)) < 20
+    assert len(tried) == len(set(tried)) < 20
 
 
 def test_largest_stops():
-    assert largest(lambda n: True, start=8, unit=8, most=64) == 64
+    assert largest_fitting(lambda n: True, start=8, unit=8, most=64) == 64
 
 
 def test_refusals_of_the_compiler():

@@ -72,24 +72,24 @@ ENTRY %main (q: f32[8,4], p: bf16[4,4]) -> f32[8,8] {
 
 def test_schedule():
     expected = [
-        Collective("all-gather", 1, 128, waits=False, beside=True),
-        Collective("collective-permute", 256, 128, waits=False, beside=True),
-        Collective("collective-permute", 256, 32, waits=True, beside=False),
-        Collective("all-reduce", 1, 256, waits=False, beside=False),  # nothing in between
-        Collective("all-reduce", 1, 256, waits=True, beside=False),
+        Collective("all-gather", 1, 128, blocking=False, overlapped=True),
+        Collective("collective-permute", 256, 128, blocking=False, overlapped=True),
+        Collective("collective-permute", 256, 32, blocking=True, overlapped=False),
+        Collective("all-reduce", 1, 256, blocking=False, overlapped=False),  # nothing in between
+        Collective("all-reduce", 1, 256, blocking=True, overlapped=False),
     ]
     assert collectives(SCHEDULE) == expected
     # any work on larger arrays will do, on smaller ones not
     vectors = SCHEDULE.replace("convolution(", "add(")
     assert collectives(vectors) == expected
     small = collectives(vectors.replace("f32[8,8]", "f32[4,4]"))
-    assert [c.beside for c in small] == [False] * 5
+    assert [c.overlapped for c in small] == [False] * 5
     # the product moved past the end of the permute: nothing runs beside it any more
     lines = SCHEDULE.splitlines(keepends=True)
     tile = next(line for line in lines if line.startswith("  %tile"))
     lines.remove(tile)
     lines.insert(next(i for i, line in enumerate(lines) if "%ppermute.2" in line), tile)
-    expected[1] = Collective("collective-permute", 256, 128, waits=False, beside=False)
+    expected[1] = Collective("collective-permute", 256, 128, blocking=False, overlapped=False)
     assert collectives("".join(lines)) == expected
     with pytest.raises(ValueError, match="no ENTRY"):
         collectives("HloModule nothing")

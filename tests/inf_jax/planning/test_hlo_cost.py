@@ -12,7 +12,6 @@ from inf_jax.planning.hlo_cost import InstructionCost, instruction_costs
 from inf_jax.planning.roofline import predict
 
 CHIP = Chip(
-    libtpu="",
     flops=1e12,
     hbm=1e9,
     usable=1e9,
@@ -99,7 +98,7 @@ def test_work_of_a_tpu_program():
     assert batched.flops == batched.unit_flops == 2 * 16 * 12 * 512 * 512 * 64
     assert batched.cycles == 1500
     # one side of the copy is memory, and nothing waits for it
-    assert copied.traffic == 96 * 768 * 4 and not copied.waits
+    assert copied.traffic == 96 * 768 * 4 and not copied.blocking
     assert last.flops == 2 * 96 * 1536 * 768 and last.unit_flops == 6 * last.flops
     assert last.traffic == 4 * (96 * 768 + 96 * 1536)  # y is on the chip
     reduced, part, sent = collectives(TPU_TEXT)
@@ -108,7 +107,7 @@ def test_work_of_a_tpu_program():
         (tuple(range(8)), tuple(range(8, 16))),
     )
     assert part.groups == ((0, 2, 4, 6), (1, 3, 5, 7))
-    assert sent == Collective("dcn all-reduce", 1, 8192, waits=False, beside=True)
+    assert sent == Collective("dcn all-reduce", 1, 8192, blocking=False, overlapped=True)
 
 
 KERNEL = """\
@@ -154,13 +153,15 @@ def test_work_of_attention_kernels():
     # 3 rows, 8 heads, a grid of 4 x 2 blocks of 128 x 128 pairs
     product = 2 * 3 * 8 * 4 * 2 * 128 * 128 * 64
     assert [w.flops / product for w in found] == [2, 4, 5, 3]
-    assert all(w.unit_flops == w.flops and w.waits for w in found)
+    assert all(w.unit_flops == w.flops and w.blocking for w in found)
     assert [w.kernel for w in found[:2]] == ["splash_mha_fwd_segmented", "splash_mha_dkv_segmented"]
     q = 3 * 8 * 512 * 64 * 2  # k and v are on the chip
     assert found[0].traffic == 2 * 8 + q + q
     assert found[1].traffic == 2 * 8 + q + 4 * 3 * 128 * 64 + 2 * (q // 4)
     # the compiler has no cycles of them
     clocked = dataclasses.replace(CHIP, clock=1e9)
-    other = InstructionCost(times=1, flops=1.0, unit_flops=1.0, traffic=0, cycles=10**9, waits=True)
+    other = InstructionCost(
+        times=1, flops=1.0, unit_flops=1.0, traffic=0, cycles=10**9, blocking=True
+    )
     ran = predict([*found, other], [], clocked)
     assert ran.compiler == pytest.approx(1 + predict(found, [], clocked).work)

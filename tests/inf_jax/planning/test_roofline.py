@@ -8,7 +8,6 @@ from inf_jax.planning.hlo_cost import InstructionCost
 from inf_jax.planning.roofline import collective_seconds, predict
 
 CHIP = Chip(
-    libtpu="",
     flops=1e12,
     hbm=1e9,
     usable=1e9,
@@ -24,7 +23,7 @@ CHIP = Chip(
 
 def test_seconds_of_collectives():
     def seconds(kind: str, size: int, n: int, shape=(4, 4), slices=1) -> float:
-        c = Collective(kind, 1, size, waits=True, beside=False, groups=(tuple(range(n)),))
+        c = Collective(kind, 1, size, blocking=True, overlapped=False, groups=(tuple(range(n)),))
         return collective_seconds(c, CHIP, shape=shape, slices=slices)
 
     whole = 4 * 1e10  # two rings of a 4 x 4 torus, both ways
@@ -36,7 +35,7 @@ def test_seconds_of_collectives():
     assert seconds("all-gather", 16_000, 1) == 0
     assert seconds("collective-permute", 16_000, 2) == pytest.approx(16_000 / 1e10 + 1e-6)
     assert seconds("dcn all-reduce", 16_000, 2, slices=2) == 16_000 / 1e9
-    unknown = Collective("all-gather", 1, 16_000, waits=True, beside=False)
+    unknown = Collective("all-gather", 1, 16_000, blocking=True, overlapped=False)
     assert collective_seconds(unknown, CHIP, shape=(4, 4), slices=1) == seconds(
         "all-gather", 16_000, 16
     )
@@ -44,13 +43,15 @@ def test_seconds_of_collectives():
 
 def test_roofline():
     work = [
-        InstructionCost(times=3, flops=1e12, unit_flops=2e12, traffic=10**9, cycles=5, waits=True),
-        InstructionCost(times=2, flops=0, unit_flops=0, traffic=10**11, cycles=0, waits=True),
-        InstructionCost(times=1, flops=0, unit_flops=0, traffic=10**11, cycles=0, waits=False),
+        InstructionCost(
+            times=3, flops=1e12, unit_flops=2e12, traffic=10**9, cycles=5, blocking=True
+        ),
+        InstructionCost(times=2, flops=0, unit_flops=0, traffic=10**11, cycles=0, blocking=True),
+        InstructionCost(times=1, flops=0, unit_flops=0, traffic=10**11, cycles=0, blocking=False),
     ]
     moved = [
-        Collective("collective-permute", 10, 10**10, waits=False, beside=True),
-        Collective("collective-permute", 1, 10**10, waits=True, beside=False),
+        Collective("collective-permute", 10, 10**10, blocking=False, overlapped=True),
+        Collective("collective-permute", 1, 10**10, blocking=True, overlapped=False),
     ]
     found = predict(work, moved, CHIP)
     assert found.compute == pytest.approx(6)

@@ -8,7 +8,7 @@ import pytest
 
 from inf_jax.config.checks import check
 from inf_jax.planning.model_shapes import model_shape
-from inf_jax.planning.topology import parse
+from inf_jax.planning.topology import parse_topology
 from launch.bench import plan as bench_plan
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -28,7 +28,7 @@ def test_scaling_configs():
         config = module.get_config(name)
         check(config)
         pairs, (target, chips) = int(name.split("-")[1]), module.TOPOLOGIES[name.split("-")[0]]
-        assert math.prod(parse(target)[1]) == chips
+        assert math.prod(parse_topology(target)[1]) == chips
         assert 0 <= pairs - 3 * config.train.batch_size < 3
         assert pairs % (chips * config.train.chunks_per_device) == 0
         assert config.train.steps * pairs == module.RUN_PAIRS
@@ -43,7 +43,7 @@ def test_backbones_configs():
         check(config)
         shape, _ = model_shape(config.model.name)
         assert config.data.row_tokens % 128 == 0  # splash attention wants it
-        assert math.prod(parse(module.TOPOLOGY)[1]) % config.mesh.fsdp == 0
+        assert math.prod(parse_topology(module.TOPOLOGY)[1]) % config.mesh.fsdp == 0
         assert shape.width % config.mesh.fsdp == 0
     with pytest.raises(ValueError, match="one of e5-large"):
         module.get_config("gpt")

@@ -4,7 +4,7 @@ import pytest
 
 from inf_jax.core.errors import UserError
 from inf_jax.planning.chips import CHIPS
-from inf_jax.planning.topology import parse, topology
+from inf_jax.planning.topology import parse_topology, topology
 
 
 def test_chips_are_plausible():
@@ -30,10 +30,10 @@ def test_links_in_use():
 
 
 def test_topologies():
-    assert parse("v5p:8x8x8") == ("v5p", (8, 8, 8))
+    assert parse_topology("v5p:8x8x8") == ("v5p", (8, 8, 8))
     for wrong in ("v5e", "v5e:", "h100:8", "v5e:16x"):
         with pytest.raises(UserError, match="write CHIP:AxB"):
-            parse(wrong)
+            parse_topology(wrong)
     target = topology("cpu:2x2", slices=2)
     assert (target.chips, len(target.devices), target.device) == (8, 8, CHIPS["cpu"])
     with pytest.raises(UserError, match="8 virtual devices"):
