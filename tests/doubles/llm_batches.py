@@ -144,7 +144,7 @@ class Batches:
         while done < most and batch["status"] == "in_progress":
             done = min(most, done + 100)
             batch["request_counts"]["completed"] = done
-            await asyncio.sleep(100 / self._server.options.batch_rows_per_s)
+            await self._work(batch, 100 / self._server.options.batch_rows_per_s)
         cancelled = batch["status"] == "cancelling"
         if not cancelled and not expiring:
             self._set_status(batch, "finalizing")
@@ -152,6 +152,12 @@ class Batches:
         self._finish(batch, rows, done if cancelled or expiring else len(rows))
         end = "cancelled" if cancelled else "expired" if expiring else "completed"
         self._set_status(batch, end)
+
+    async def _work(self, batch: dict[str, Any], seconds: float) -> None:
+        """Waits, as long as the batch is in progress."""
+        until = time.monotonic() + seconds
+        while batch["status"] == "in_progress" and (left := until - time.monotonic()) > 0:
+            await asyncio.sleep(min(left, 0.05))
 
     def _finish(self, batch: dict[str, Any], rows: list[dict[str, Any]], done: int) -> None:
         """Writes the result files of a batch of which the first `done` rows were processed."""
