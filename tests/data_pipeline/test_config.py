@@ -3,6 +3,7 @@
 import contextlib
 import json
 
+import numpy as np
 import pytest
 
 from data_pipeline import config as factory_config
@@ -53,9 +54,20 @@ def test_invalid_values_are_named(key, value, message):
     assert message in str(error.value)
 
 
+class ConstantRetriever:
+    """Stands for the encoder of the stage score: all cosines are 1."""
+
+    def encode_queries(self, queries, instructions):
+        return np.ones((len(queries), 2))
+
+    def encode_passages(self, passages):
+        return np.ones((len(passages), 2))
+
+
 def test_every_key_of_the_config_is_read(tmp_path, calm_server, monkeypatch):
     """A key that nothing reads would be a setting without effect."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setattr("data_pipeline.stages.score._load", lambda model: ConstantRetriever())
     config = factory_config.defaults()
     config.out_dir, config.source.path = str(tmp_path), str(ROOT / "data_pipeline/samples/pubmedqa")
     config.source.count, config.llm.base_url = 3, calm_server.base_url
