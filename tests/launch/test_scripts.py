@@ -105,7 +105,7 @@ def test_wheel_has_every_data_file_and_the_two_packages(metadata):
         folder, patterns = ROOT / package, metadata["package_data"][package]
         shipped = {p for pattern in patterns for p in folder.glob(pattern) if p.is_file()}
         files = (p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
-        assert {p for p in files if p.suffix != ".py"} - {folder / "README.md"} == shipped
+        assert {p for p in files if p.suffix != ".py"} == shipped
     assert {"inf_jax", "inf_jax.models", "data_pipeline.sources"} <= set(metadata["packages"])
     assert {p.split(".")[0] for p in metadata["packages"]} == {"inf_jax", "data_pipeline"}
 

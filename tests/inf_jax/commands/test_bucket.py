@@ -87,8 +87,8 @@ def test_a_run_in_a_bucket(gcs, killed, tmp_path, capsys, no_torch, monkeypatch)
 
     start = Saver.start
 
-    def another_saves(self, training):
-        began = start(self, training)
+    def another_saves(self, data, **options):
+        began = start(self, data, **options)
         for name in [name for name in objects if "/checkpoints/2/" in name]:
             objects[name.replace("/checkpoints/2/", "/checkpoints/3/")] = objects[name]
         return began
