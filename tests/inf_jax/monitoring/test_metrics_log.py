@@ -73,7 +73,7 @@ PACE = {
 }
 
 
-def test_pace_is_drawn_but_not_among_the_metrics(tmp_path, capsys):
+def test_timing_is_logged_but_not_among_the_metrics(tmp_path, capsys):
     sent = []
 
     class More:
