@@ -19,13 +19,7 @@ from inf_jax.distributed.sharding import rule, state_shardings
 
 
 def encode_in_chunks(
-    encode: Callable,
-    tree: dict,
-    packed,
-    *,
-    groups: int,
-    mesh: Mesh | None,
-    gather: str = "auto",
+    encode: Callable, tree: dict, packed, *, groups: int, mesh: Mesh | None, gather: str = "auto"
 ) -> jax.Array | tuple:
     """encode(tree, packed), with the `groups` chunks of each device one after another.
 

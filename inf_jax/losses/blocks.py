@@ -25,8 +25,7 @@ class LogitBlock:
 
     Attributes:
       left, right: fields of `RowTexts`, [b, e] or [b, k, e]. Of k texts the first one counts.
-      count: (pairs, hard_negatives, instruction_negatives) -> negatives of a row before identity
-        masks.
+      count: (b pairs, h, m) -> negatives of a row before identity masks.
       all_texts: all k texts of the right are candidates, not only the first.
       by_column: the row's own text is on the right, its candidates are all on the left.
       per_row: the candidates come from the row itself, not from other rows.
@@ -45,24 +44,12 @@ class LogitBlock:
         return self.left, self.right
 
 
-def _other_pairs(pairs: int, hard: int, instructions: int) -> int:
-    return pairs - 1
-
-
-def _other_passages(pairs: int, hard: int, instructions: int) -> int:
-    return pairs - 1 + pairs * hard
-
-
-def _own_instructions(pairs: int, hard: int, instructions: int) -> int:
-    return instructions
-
-
 BLOCKS: dict[str, LogitBlock] = {
-    "P": LogitBlock("queries", "passages", _other_passages, all_texts=True),
+    "P": LogitBlock("queries", "passages", lambda b, h, m: b - 1 + b * h, all_texts=True),
     "I": LogitBlock(
-        "passages", "instruction_negatives", _own_instructions, all_texts=True, per_row=True
+        "passages", "instruction_negatives", lambda b, h, m: m, all_texts=True, per_row=True
     ),
-    "IQ": LogitBlock("queries", "passages", _other_pairs, by_column=True),
-    "QQ": LogitBlock("queries", "queries", _other_pairs),
-    "PP": LogitBlock("passages", "passages", _other_pairs),
+    "IQ": LogitBlock("queries", "passages", lambda b, h, m: b - 1, by_column=True),
+    "QQ": LogitBlock("queries", "queries", lambda b, h, m: b - 1),
+    "PP": LogitBlock("passages", "passages", lambda b, h, m: b - 1),
 }

@@ -43,8 +43,7 @@ class Candidates(NamedTuple):
     Attributes:
       scores: [r, n], inner products, not scaled; float32, or float64 if the embeddings are.
       eligible: bool[r, n], by index: in a filled slot and not the row's own positive.
-      known_positive: bool[r, n], by identity: the text is a positive of the row; None where ids are
-        not given.
+      known_positive: bool[r, n], by identity: the text is a positive of the row; None without ids.
     """
 
     scores: jax.Array
@@ -67,16 +66,16 @@ def candidates(block: LogitBlock, rows: RowTexts, columns: RowTexts) -> Candidat
         eligible = jnp.broadcast_to(rows.valid[:, None], scores.shape)
         if rows.instruction_negative_valid is not None:
             eligible = eligible & rows.instruction_negative_valid
-        known = None
-        if rows.ids is not None:
-            known = _equal(rows.ids.instruction[:, None], rows.instruction_negative_ids)
+        if rows.ids is None:
+            return Candidates(scores, eligible, None)
+        known = _equal(rows.ids.instruction[:, None], rows.instruction_negative_ids)
         return Candidates(scores, eligible, known)
     own, other = (block.right, block.left) if block.by_column else (block.left, block.right)
     texts = texts_of(columns, other, all_texts=block.all_texts)
     scores, k = dots("re,cke->rck", texts_of(rows, own)[:, 0], texts), texts.shape[1]
     known = None if rows.ids is None else known_positives(rows.ids, columns.ids, k)
-    eligible = eligible_texts(rows, columns, k)
-    return Candidates(*(None if x is None else _flat(x) for x in (scores, eligible, known)))
+    flat = (scores, eligible_texts(rows, columns, k), known)
+    return Candidates(*(None if x is None else x.reshape(x.shape[0], -1) for x in flat))
 
 
 def eligible_texts(
@@ -84,7 +83,7 @@ def eligible_texts(
 ) -> jax.Array:
     """bool[r, c, k]: text k of the column is in a filled slot and not the row's own positive.
 
-    by_column: the row is the candidate of the column's text, and it is the row that must be filled.
+    by_column: the row is the candidate of the column, so it is the row that must be filled.
     """
     other = (rows.index[:, None] != columns.index[None])[:, :, None]
     hard = jnp.arange(k)[None, None] > 0
@@ -95,9 +94,8 @@ def eligible_texts(
 def known_positives(rows: TextIds, columns: TextIds, k: int) -> jax.Array:
     """bool[r, c, k]: the text is a positive of the row, whatever the block.
 
-    The pairs share instructed query or passage: each then has a positive of the other. A hard
-    negative (text 1 and on) of a pair with the same query stays one, unless it is the row's
-    positive passage.
+    The pairs share instructed query or passage. A hard negative (text 1 and on) of a pair with the
+    same query stays one, unless it is the row's positive passage.
     """
     passage = _equal(rows.passage[:, None, :1], columns.passage[None, :, :k])
     twin = same_query(rows, columns)[:, :, None]
@@ -113,8 +111,8 @@ def same_query(rows: TextIds, columns: TextIds) -> jax.Array:
 def dots(spec: str, left: jax.Array, right: jax.Array) -> jax.Array:
     """Inner products accumulated in float32 (float64 for float64 inputs), bf16 inputs included.
 
-    Highest precision, since TPUs and GPUs otherwise round float32 inputs: with a scale of 20 to 100
-    that shows in the loss. For fast products, pass bf16 embeddings.
+    Highest precision: TPUs and GPUs otherwise round float32 inputs, which a scale of 20 to 100
+    shows in the loss. For fast products, pass bf16 embeddings.
     """
     dtype = jnp.promote_types(jnp.result_type(left, right), jnp.float32)
     return jnp.einsum(
@@ -125,8 +123,3 @@ def dots(spec: str, left: jax.Array, right: jax.Array) -> jax.Array:
 def _equal(left: jax.Array, right: jax.Array) -> jax.Array:
     """bool[...]: 64-bit hashes uint32[..., 2] are equal, both halves."""
     return (left[..., 0] == right[..., 0]) & (left[..., 1] == right[..., 1])
-
-
-def _flat(array: jax.Array) -> jax.Array:
-    """[r, c, k] -> [r, c * k]."""
-    return array.reshape(array.shape[0], -1)

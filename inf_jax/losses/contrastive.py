@@ -1,8 +1,7 @@
 """The contrastive loss of any objective: one entry point, `contrastive_loss`.
 
-An engine computes each block's sums over the negatives of each row; the loss and the metrics follow
-from those by plain autodiff. `dense` holds all scores and is the reference; the others
-(`inf_jax.losses.blockwise`) use memory linear in the batch.
+An engine sums each block over the negatives of each row; loss and metrics follow by autodiff.
+`dense` holds all scores and is the reference; `losses.blockwise` uses memory linear in the batch.
 """
 
 import dataclasses
@@ -56,9 +55,8 @@ def contrastive_loss(
       distil(P)  = mean_i KL( softmax_h(teacher_scores_ih) || softmax_h(s <q_i, p_ih>) )
 
     The positive is counted once (InF-IR, arXiv 2505.21439; the sigmoid loss is SigLIP's, arXiv
-    2303.15343). An objective is a weighted sum of such terms. One global-view computation: under
-    jit the rows may be sharded over any axes of a mesh; the mean is over the global batch and
-    nothing is rescaled by a number of devices.
+    2303.15343). An objective is a weighted sum of such terms. Under jit the rows may be sharded
+    over any axes of a mesh: the mean is over the global batch.
 
     >>> import jax.numpy as jnp
     >>> queries = jnp.eye(2, 4)  # [b, e], unit norm
@@ -74,27 +72,22 @@ def contrastive_loss(
         Scores are accumulated in float32, or float64 for float64 inputs.
       passages: [b, e], or [b, 1 + h, e] with the positive first and h hard negatives.
       instruction_negatives: [b, m, e], n_ik, the row's query under other instructions; for block I.
-        A row with fewer than m is padded with the hash of its own instruction, which the identity
-        mask removes.
+        Pad a row of fewer with the hash of its own instruction: the identity mask removes it.
       objective: the notation, "multi(P,IQ)", or the parsed object. Static.
-      scale: inverse temperature, above 0; a number or a traced scalar (learnable).
-      bias: of the sigmoid's logits; a number or a traced scalar.
-      ids: hashes of the pairs' texts, for mask="identity"; passage [b, 2], or [b, 1 + h, 2] with
-        hard negatives.
-      mask: which candidates are not negatives. "identity": those whose text hashes make them a
-        positive of the row: for P, QQ, PP and IQ a pair with the row's passage or the row's
-        instructed query; for P a hard negative equal to the row's passage; for I an instruction
-        equal to the row's. "faithful": only the row's own positive, by index, as in the paper's
-        code; ids are ignored. Static.
-      valid: bool[b], False for an empty slot: neither a row nor a candidate, whatever it holds (NaN
-        included).
-      instruction_negative_ids: uint32[b, m, 2], hashes of the instructions of n_ik, for block I
-        under "identity".
+      scale, bias: of the logits, numbers or traced scalars; scale is the inverse temperature, above
+        0, bias is for the sigmoid.
+      ids: hashes of the pairs' texts, for mask="identity"; passage [b, 2] or [b, 1 + h, 2].
+      mask: which candidates are not negatives. "identity": those that by their hashes are a
+        positive of the row: for P, QQ, PP and IQ a pair with the row's passage or instructed query;
+        for P a hard negative equal to the row's passage; for I an instruction equal to the row's.
+        "faithful": the row's own positive only, by index, as in the paper's code. Static.
+      valid: bool[b], False for an empty slot: neither row nor candidate, even if it holds NaN.
+      instruction_negative_ids: uint32[b, m, 2], hashes of the instructions of n_ik, for "identity".
       instruction_negative_valid: bool[b, m], False where there is no n_ik; None: all are there.
       teacher_scores: [b, 1 + h], logits of a teacher for the row's own passages, for distil.
-      dims: Matryoshka (arXiv 2205.13147): the loss is summed over prefixes of the embeddings of
-        these lengths, at unit norm each. () is the whole embedding, as it is. Static.
-      dim_weights: factors of `dims`; () is 1 for all. Static.
+      dims, dim_weights: Matryoshka (arXiv 2205.13147): the weighted sum of the losses of prefixes
+        of the embeddings, of these lengths and at unit norm; () is the whole embedding as it is,
+        and weights of 1. Static.
       engine: "dense" holds every score; "blockwise" (one device), "ring" and "gather" (all devices
         of `mesh`) go tile by tile; "auto" is dense for small batches, else ring on a mesh of
         several devices, else blockwise. Static.
@@ -104,19 +97,17 @@ def contrastive_loss(
 
     Returns:
       (loss, metrics): a scalar (float32, or float64 for float64 inputs), for uni and multi 0 where
-      no row has a negative; and float32 scalars without gradient, means over the valid rows:
-      "loss"; "positive" and "hardest_negative" (cosines; the latter over rows with a negative, 0 if
-      there is none); and by block t "loss/t" (uni(t), or its part of the sigmoid loss),
-      "negatives/t" (negatives of a row), "masked/t" (share of the candidates that the identity mask
-      removed), "accuracy/t" (share of rows whose positive beats every negative),
-      "false_negatives/t" (negatives of a row that score above its positive: suspects). A copy of a
-      positive ties with it up to rounding: under "faithful" the last two depend on the engine where
-      texts repeat. With `dims`, these are of the longest, and "loss/dim<d>" is the loss of a
-      prefix.
+      no row has a negative; and float32 means over the valid rows, without gradient: "loss";
+      "positive" and "hardest_negative" (cosines; the latter over rows with a negative, else 0); by
+      block t "loss/t" (uni(t), or its part of the sigmoid loss), "negatives/t" (of a row),
+      "masked/t" (share of candidates that the identity mask removed), "accuracy/t" (share of rows
+      whose positive beats every negative), "false_negatives/t" (negatives of a row that score above
+      its positive: suspects). A copy of a positive ties with it up to rounding: under "faithful"
+      the last two depend on the engine. With `dims` these are of the longest prefix, and
+      "loss/dim<d>" is the loss of each.
 
     Raises:
-      UserError: shapes, dtypes or options that do not fit, ids missing under "identity", block I
-        without instruction negatives.
+      UserError: shapes, dtypes or options that do not fit, or missing arguments.
     """
     objective = parse_objective(objective)
     queries, passages = jnp.asarray(queries), jnp.asarray(passages)
@@ -259,8 +250,8 @@ def _positive_scores(rows: RowTexts) -> jax.Array:
 
 def _map_embeddings(rows: RowTexts, change) -> RowTexts:
     names = ("queries", "passages", "instruction_negatives")
-    values = {name: getattr(rows, name) for name in names}
-    return rows._replace(**{n: change(x) for n, x in values.items() if x is not None})
+    present = [name for name in names if getattr(rows, name) is not None]
+    return rows._replace(**{name: change(getattr(rows, name)) for name in present})
 
 
 def _prefix(rows: RowTexts, dim: int) -> RowTexts:
@@ -277,9 +268,9 @@ def _prefix(rows: RowTexts, dim: int) -> RowTexts:
 
 def _zero_empty_slots(rows: RowTexts) -> RowTexts:
     """Zeros in empty slots: a NaN there would reach real rows through the products' gradients."""
-    valid = rows.valid
-    keep = lambda x: jnp.where(valid.reshape(valid.shape + (1,) * (x.ndim - 1)), x, 0)  # noqa: E731
-    rows = _map_embeddings(rows, keep)
+    rows = _map_embeddings(
+        rows, lambda x: jnp.where(jnp.expand_dims(rows.valid, tuple(range(1, x.ndim))), x, 0)
+    )
     filled = rows.instruction_negative_valid
     if filled is not None:
         kept = jnp.where(filled[:, :, None], rows.instruction_negatives, 0)

@@ -113,15 +113,9 @@ def parse_objective(text: str | Objective) -> Objective:
         blocks = [re.fullmatch(rf"\s*{_NUMBER}([^*]*?)\s*", name) for name in names.split(",")]
         if not all(blocks):
             raise UserError(f"objective {text!r}: blocks are written like P or 0.5*IQ")
-        listed = [] if not names.strip() else blocks
-        terms.append(
-            Term(
-                kind,
-                tuple(b[2] for b in listed),
-                tuple(float(b[1] or 1) for b in listed),
-                float(weight or 1),
-            )
-        )
+        listed = blocks if names.strip() else []
+        weights = tuple(float(b[1] or 1) for b in listed)
+        terms.append(Term(kind, tuple(b[2] for b in listed), weights, float(weight or 1)))
     return Objective(tuple(terms))
 
 
@@ -135,10 +129,9 @@ def count_negatives(
     """Negatives of a row by block, before identity masks, for the start banner.
 
     Args:
-      objective: the notation or the parsed object.
       pairs: filled rows of the global batch.
-      hard_negatives: passages of a pair beyond its positive.
-      instruction_negatives: m, instruction negatives of a row.
+      hard_negatives: h, passages of a pair beyond its positive.
+      instruction_negatives: m, of a row.
 
     Raises:
       UserError: pairs below 1, a negative count, or block I without instruction negatives.
@@ -151,12 +144,10 @@ def count_negatives(
         )
     if "I" in objective.blocks and not instruction_negatives:
         raise UserError(
-            f"objective {objective} has block I; set instruction_negatives to 1 or more"
+            f"objective {objective} has block I: set instruction_negatives to 1 or more"
         )
-    return {
-        name: BLOCKS[name].count(pairs, hard_negatives, instruction_negatives)
-        for name in objective.blocks
-    }
+    sizes = pairs, hard_negatives, instruction_negatives
+    return {name: BLOCKS[name].count(*sizes) for name in objective.blocks}
 
 
 def _factor(weight: float) -> str:

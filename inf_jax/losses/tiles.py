@@ -1,6 +1,7 @@
 """One tile of scores, some rows against some columns: its sums, and its part of the gradients."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,8 +20,8 @@ class BlockwisePlan:
     """Which sums an engine computes, and in which tiles; static.
 
     Attributes:
-      lse: blocks whose logsumexp(scale x) over the negatives x is wanted.
-      softplus: blocks whose sum of softplus(scale x + bias) over the negatives x is wanted.
+      lse: blocks that need logsumexp(scale x) over their negatives x.
+      softplus: blocks that need the sum of softplus(scale x + bias) over their negatives x.
       engine: dense, blockwise, ring or gather.
       tile: (rows, columns) of a tile on a device, at most.
       mesh: all its axes split the batch; dense and blockwise need none.
@@ -74,17 +75,11 @@ class Counts(NamedTuple):
 
 
 class Partial(NamedTuple):
-    """Counts and sums of a block over some of its candidates; None where not wanted.
-
-    Attributes:
-      counts: see Counts.
-      exponentials: [b], sum of exp(scale * (x - hardest)).
-      softplus: [b], sum of softplus(scale * x + bias).
-    """
+    """Counts and sums of a block over some of its candidates; None where not needed."""
 
     counts: Counts
-    exponentials: jax.Array | None
-    softplus: jax.Array | None
+    exponentials: jax.Array | None  # [b], sum of exp(scale * (x - hardest))
+    softplus: jax.Array | None  # [b], sum of softplus(scale * x + bias)
 
 
 class Side(NamedTuple):
@@ -93,14 +88,27 @@ class Side(NamedTuple):
     Attributes:
       rows: texts and ids; a field that this side does not need is None.
       positive: [b], <q_i, p_i>; None in the backward pass.
-      sums: in the backward pass, the sums of this side's blocks over the whole batch; else empty.
-      slopes: in the backward pass, the loss's derivatives by `sums`; else empty.
+      sums, slopes: in the backward pass, the sums of this side's blocks over the whole batch and
+        the loss's derivatives by them; else empty.
     """
 
     rows: RowTexts
     positive: jax.Array | None
     sums: Values
     slopes: Values
+
+
+def count_scores(
+    scores: jax.Array, eligible: jax.Array, negative: jax.Array, positive: jax.Array, *, axis: int
+) -> Counts:
+    """Counts along an axis of scores [r, n], with bool masks of the same shape."""
+    count = functools.partial(jnp.sum, axis=axis, dtype=jnp.int32)
+    return Counts(
+        hardest=jnp.max(jnp.where(negative, scores, -jnp.inf), axis),
+        above=count(negative & (scores > jnp.expand_dims(positive, axis))),
+        negatives=count(negative),
+        masked=count(eligible & ~negative),
+    )
 
 
 def empty_partial(plan: BlockwisePlan, name: str, shape: Sequence[int], dtype) -> Partial:
@@ -124,11 +132,7 @@ def merge(old: Partial, new: Partial, scale: jax.Array) -> Partial:
         difference = jnp.where(same, 0, part.counts.hardest - jnp.where(same, 0, hardest))
         return part.exponentials * jnp.exp(scale * difference)
 
-    added = jax.tree.map(
-        jnp.add,
-        old._replace(exponentials=None),
-        new._replace(exponentials=None),
-    )
+    added = jax.tree.map(jnp.add, old._replace(exponentials=None), new._replace(exponentials=None))
     return added._replace(
         counts=added.counts._replace(hardest=hardest),
         exponentials=None if old.exponentials is None else rebased(old) + rebased(new),
@@ -153,38 +157,27 @@ def tile_partials(
         tile = _Tile(plan, matrix, rows, columns)
         for name in names:
             block = BLOCKS[name]
-            x, (eligible, known) = tile.scores_of(block), tile.masks_of(block)
-            negative = eligible & ~known
+            x, (eligible, negative) = tile.scores_of(block), tile.masks_of(block)
             axis, owner = (0, columns) if block.by_column else (1, rows)
-            positive = jnp.expand_dims(owner.positive, axis)
-            hardest = jnp.max(jnp.where(negative, x, -jnp.inf), axis)
+            counts = count_scores(x, eligible, negative, owner.positive, axis=axis)
             exponentials = softplus = None
             if name in plan.lse:
-                shift = jnp.expand_dims(jnp.where(hardest == -jnp.inf, 0, hardest), axis)
-                shifted = jnp.exp(coefficients.scale * (x - shift))
+                shift = jnp.where(counts.hardest == -jnp.inf, 0, counts.hardest)
+                shifted = jnp.exp(coefficients.scale * (x - jnp.expand_dims(shift, axis)))
                 exponentials = jnp.sum(jnp.where(negative, shifted, 0), axis)
             if name in plan.softplus:
                 logits = coefficients.scale * x + coefficients.bias
                 softplus = jnp.sum(jnp.where(negative, jax.nn.softplus(logits), 0), axis)
-            count = lambda which, axis=axis: jnp.sum(which, axis, dtype=jnp.int32)  # noqa: E731
-            above = count(negative & (x > positive))
-            counts = Counts(hardest, above, count(negative), count(eligible & known))
             partials[name] = Partial(counts, exponentials, softplus)
     return partials
 
 
 class TileGradients(NamedTuple):
-    """A tile's part of the derivatives.
+    """A tile's part of the derivatives."""
 
-    Attributes:
-      left: field -> [r, e], by the rows' texts on the left of a matrix.
-      right: field -> [c, k, e], by the columns' texts on the right.
-      bias: scalar.
-    """
-
-    left: dict[str, jax.Array]
-    right: dict[str, jax.Array]
-    bias: jax.Array
+    left: dict[str, jax.Array]  # field -> [r, e], by the rows' texts on the left of a matrix
+    right: dict[str, jax.Array]  # field -> [c, k, e], by the columns' texts on the right
+    bias: jax.Array  # scalar
 
 
 def tile_gradients(
@@ -198,17 +191,16 @@ def tile_gradients(
         tile, slopes = _Tile(plan, matrix, rows, columns), 0
         for name in names:
             block = BLOCKS[name]
-            x, (eligible, known) = tile.scores_of(block), tile.masks_of(block)
-            negative = eligible & ~known
+            x, (_, negative) = tile.scores_of(block), tile.masks_of(block)
             logits, slope = coefficients.scale * x, jnp.zeros_like(x)
             owner, axis = (columns, 0) if block.by_column else (rows, 1)
-            own = lambda values, axis=axis: jnp.expand_dims(values, axis)  # noqa: E731
+            own = functools.partial(jnp.expand_dims, axis=axis)
             if name in plan.lse:
                 lse, by_lse = owner.sums[f"lse/{name}"], owner.slopes[f"lse/{name}"]
                 slope += jnp.exp(logits - own(lse)) * own(by_lse)
             if name in plan.softplus:
-                sigmoid = jax.nn.sigmoid(logits + coefficients.bias)
-                part = sigmoid * own(owner.slopes[f"softplus/{name}"])
+                part = jax.nn.sigmoid(logits + coefficients.bias)
+                part *= own(owner.slopes[f"softplus/{name}"])
                 slope += part
                 bias += jnp.sum(jnp.where(negative, part, 0))
             slopes += tile.spread(jnp.where(negative, slope, 0), block)
@@ -240,14 +232,12 @@ class _Tile:
         return self._scores.reshape(-1, len(self._columns.index), self._k)[:, :, 0]
 
     def masks_of(self, block: LogitBlock) -> tuple[jax.Array, jax.Array]:
-        """(eligible, known_positive) in the shape of `scores_of`, see Candidates."""
+        """(eligible, negative) in the shape of `scores_of`: before and after the identity mask."""
         rows, columns, k = self._rows, self._columns, self._k if block.all_texts else 1
-        eligible = eligible_texts(rows, columns, k, by_column=block.by_column)
-        if rows.ids is None:
-            known = jnp.zeros_like(eligible)
-        else:
-            known = known_positives(rows.ids, columns.ids, k)
-        return tuple(x.reshape(x.shape[0], -1) for x in (eligible, known))
+        eligible = negative = eligible_texts(rows, columns, k, by_column=block.by_column)
+        if rows.ids is not None:
+            negative = eligible & ~known_positives(rows.ids, columns.ids, k)
+        return tuple(x.reshape(x.shape[0], -1) for x in (eligible, negative))
 
     def spread(self, values: jax.Array, block: LogitBlock) -> jax.Array:
         """The inverse of `scores_of`: zeros for the texts that are not in the block."""

@@ -25,29 +25,18 @@ def robustness(
 ) -> Score:
     """Robustness@k (InstructIR, arXiv 2402.14334): a query's worst nDCG@k over its instructions.
 
-    Mean over queries. A document with the query's own id is ignored, as in mteb for this task.
-
-    Args:
-      results: the run; its query ids are `<query>_<instruction>`, as in InstructIR.
-      qrels: graded relevance.
-      k: the cut-off of nDCG.
-      groups: query id to group; None takes the part of the id before its last "_".
-
-    Returns:
-      Score, whose `per_query` holds the groups' minima.
-
-    Raises:
-      UserError: as `ndcg` and `worst_of_groups`.
+    A document with the query's own id is ignored, as in mteb for this task. Arguments, result and
+    errors as in `ndcg` and `worst_of_groups`.
     """
     return worst_of_groups(ndcg(without_identical_ids(results), qrels, k), groups=groups)
 
 
 def worst_of_groups(score: Score, *, groups: Mapping[str, str] | None = None) -> Score:
-    """The smallest value of each group of queries, then the mean over groups.
+    """The smallest value of each group of queries (in `per_query`), then the mean over groups.
 
     Args:
-      score: the result of any metric.
-      groups: query id to group; None takes the part of the id before its last "_".
+      groups: query id to group; None takes the part of an id `<query>_<instruction>` before its
+        last "_", as in InstructIR.
 
     Raises:
       UserError: an id without "_", or one missing in `groups`.
@@ -61,9 +50,7 @@ def worst_of_groups(score: Score, *, groups: Mapping[str, str] | None = None) ->
                     f"query id {qid!r} is not <query>_<instruction>; rename it or pass groups="
                 )
         elif qid not in groups:
-            raise UserError(
-                f"query {qid!r} has no entry in groups; give every query of the run one"
-            )
+            raise UserError(f"query {qid!r} has no entry in groups; give each query one")
         else:
             group = groups[qid]
         worst[group] = min(value, worst.get(group, math.inf))
@@ -79,10 +66,10 @@ def p_mrr(results: Run, changed_qrels: Mapping[str, Sequence[str]], *, ties: str
 
     Args:
       results: the run with ids `<query>-og` and `<query>-changed`.
-      changed_qrels: query to the documents that are no longer relevant under the changed
-        instruction. A query with neither id in the run is skipped, as in mteb.
-      ties: "id", the larger document id first (mteb 2), or "order", as in the run, with scores as
-        Python floats (mteb 1.7, InfoSearch).
+      changed_qrels: query to the documents that the changed instruction excludes. A query with
+        neither id in the run is skipped, as in mteb.
+      ties: "id", the larger document id first (mteb 2), or "order", that of the run, with scores
+        as Python floats (mteb 1.7, InfoSearch).
 
     Returns:
       Score in (-1, 1) (papers print it times 100); positive follows the instruction.
@@ -95,9 +82,7 @@ def p_mrr(results: Run, changed_qrels: Mapping[str, Sequence[str]], *, ties: str
     check_run(results)
     for qid in results:
         if not qid.endswith(("-og", "-changed")):
-            raise UserError(
-                f"query id {qid!r} is neither <query>-og nor <query>-changed; rename it"
-            )
+            raise UserError(f"query {qid!r} is neither <query>-og nor <query>-changed; rename it")
     per_query = {}
     for qid, documents in changed_qrels.items():
         runs = [results.get(f"{qid}-{mode}") for mode in ("og", "changed")]
@@ -107,12 +92,11 @@ def p_mrr(results: Run, changed_qrels: Mapping[str, Sequence[str]], *, ties: str
             mode = ("og", "changed")[runs.index(None)]
             raise UserError(f"query {qid!r}: '{qid}-{mode}' is not in the run; search it as well")
         old, new = ({d: r for r, d in enumerate(RANKINGS[ties](run), 1)} for run in runs)
-        per_query[qid] = _mean(
-            [
-                _rank_change(old.get(d, len(old) + 1), new.get(d, len(new) + 1))
-                for d in _documents(documents, qid=qid)
-            ]
+        ranks = (
+            (old.get(d, len(old) + 1), new.get(d, len(new) + 1))
+            for d in _documents(documents, qid=qid)
         )
+        per_query[qid] = _mean([n / o - 1 if o >= n else 1 - o / n for o, n in ranks])
     if not per_query:
         raise UserError("no query of changed_qrels is in the run; compare the ids of the two")
     return Score(per_query)
@@ -127,11 +111,11 @@ def wise(
 ) -> Score:
     """WISE (InfoSearch, arXiv 2410.23841): reward for following an instruction and its reverse.
 
-    As in the benchmark's code. o, i and r are the ranks of a positive document with the query
-    alone, with the instruction and with the reversed instruction. If i <= o < r: 1 if i = 1 and o
-    is below the number of the query's positives and negatives, else (1 - sqrt(o - i) / 20) /
-    sqrt(i) if o <= 20, else 0.01. Otherwise: -1 if r < o < i, else (o - i) / i if o <= i, else
-    (r - o) / o. Mean over a query's positives, then over queries.
+    As in the benchmark's code, with o, i and r the ranks of a positive document with the query
+    alone, the instruction and the reversed instruction. If i <= o < r: 1 if i = 1 and o is below
+    the number of the query's positives and negatives, else (1 - sqrt(o - i) / 20) / sqrt(i) if o <=
+    20, else 0.01. Otherwise: -1 if r < o < i, else (o - i) / i if o <= i, else (r - o) / o. Mean
+    over a query's positives, then over queries.
 
     Args:
       runs: {"ori": run, "ins": run, "rev": run}, the same query ids in each.
@@ -165,13 +149,9 @@ def sicr(
     stay at rank 1 and its score may be equal.
 
     Args:
-      runs: {"ori": run, "ins": run, "rev": run}.
-      positive_qrels: query to the documents that fit the instruction.
+      runs, positive_qrels: as in `wise`, and the same errors.
       all_positives: count every positive. The benchmark's code resets its counter at each document,
         so that only a query's last positive counts (over their number); False reproduces that.
-
-    Raises:
-      UserError: a run or a query is missing, or a query has no positive.
     """
     per_query = {}
     for qid, rows in _infosearch_ranks(runs, positive_qrels).items():
@@ -188,10 +168,6 @@ def _documents(documents: Sequence[str], *, qid: str) -> Sequence[str]:
     if isinstance(documents, str):  # would be iterated letter by letter
         raise UserError(f"query {qid!r}: expected a list of document ids, got {documents!r}")
     return documents
-
-
-def _rank_change(old: int, new: int) -> float:
-    return new / old - 1 if old >= new else 1 - old / new
 
 
 def _infosearch_ranks(

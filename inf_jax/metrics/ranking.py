@@ -21,7 +21,6 @@ def ndcg(results: Run, qrels: Qrels, k: int | None = None) -> Score:
     """nDCG@k with linear gain: sum over ranks r <= k of rel_r / log2(r + 1), over the ideal's.
 
     Args:
-      results: the run.
       qrels: graded relevance; below 0 counts as 0.
       k: the cut-off, 1 or more; None takes the whole run.
 
@@ -30,18 +29,14 @@ def ndcg(results: Run, qrels: Qrels, k: int | None = None) -> Score:
     """
 
     def value(gains: np.ndarray, judged: np.ndarray) -> float:
-        ideal = np.sort(judged)[::-1][:k]
-        best = _dcg(ideal)
+        best = _dcg(np.sort(judged)[::-1][:k])
         return _dcg(gains[:k]) / best if best > 0 else 0.0
 
     return _over_queries(results, qrels, k=k, value=value)
 
 
 def mrr(results: Run, qrels: Qrels, k: int | None = None) -> Score:
-    """MRR@k: 1 / rank of the first relevant document within the first k, 0 if there is none.
-
-    Arguments and errors as in `ndcg`.
-    """
+    """MRR@k: 1 / rank of the first relevant document in the first k, else 0. Like `ndcg`."""
 
     def value(gains: np.ndarray, judged: np.ndarray) -> float:
         hits = np.flatnonzero(gains[:k] > 0)
@@ -53,8 +48,8 @@ def mrr(results: Run, qrels: Qrels, k: int | None = None) -> Score:
 def average_precision(results: Run, qrels: Qrels, k: int | None = None) -> Score:
     """MAP@k: the sum of the precisions at each relevant document of the first k, over their number.
 
-    The divisor is the number of all relevant documents, even if it exceeds k (trec_eval's map_cut).
-    Arguments and errors as in `ndcg`.
+    The divisor counts all relevant documents, even if more than k (trec_eval's map_cut). Arguments
+    and errors as in `ndcg`.
     """
 
     def value(gains: np.ndarray, judged: np.ndarray) -> float:
@@ -66,10 +61,7 @@ def average_precision(results: Run, qrels: Qrels, k: int | None = None) -> Score
 
 
 def recall(results: Run, qrels: Qrels, k: int | None = None) -> Score:
-    """Recall@k: the share of a query's relevant documents among the first k.
-
-    Arguments and errors as in `ndcg`.
-    """
+    """Recall@k: the share of a query's relevant documents among the first k. Like `ndcg`."""
 
     def value(gains: np.ndarray, judged: np.ndarray) -> float:
         relevant = np.count_nonzero(judged)

@@ -1,8 +1,4 @@
-"""Retrieval runs: their types, checks and ranking rules, and the mean of a metric over queries.
-
-A run is {query id: {document id: score}}, qrels are {query id: {document id: relevance}}, as for
-pytrec_eval. Pure numpy.
-"""
+"""Retrieval runs: their types, checks and ranking rules, and the mean of a metric over queries."""
 
 import math
 from collections.abc import Mapping
@@ -13,18 +9,14 @@ import numpy as np
 
 from inf_jax.core.errors import UserError
 
-Run = Mapping[str, Mapping[str, float]]
-Qrels = Mapping[str, Mapping[str, int]]
+Run = Mapping[str, Mapping[str, float]]  # query id -> document id -> score
+Qrels = Mapping[str, Mapping[str, int]]  # query id -> document id -> relevance
 
 
 class Score(float):
-    """The mean of a metric over queries, as a float that also keeps the single values.
+    """The mean of a metric over queries, as a float that also keeps the single values."""
 
-    Attributes:
-      per_query: query id (or group id) to its value, in the order of the run.
-    """
-
-    per_query: dict[str, float]
+    per_query: dict[str, float]  # by query id or group id, in the order of the run
 
     def __new__(cls, per_query: Mapping[str, float]) -> Self:
         values = dict(per_query)
