@@ -7,6 +7,7 @@ exactly one outcome.
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ from inf_jax.data.records import FIELDS, Example
 # relevant: (I+Q+, P+), (I-Q+, P-1), (I+Q-, P-2).
 INSTRUCTED_QUERIES = ("I+Q+", "I-Q+", "I+Q-")
 PASSAGES = ("P+", "P-1", "P-2")
+RELEVANT = dict(zip(INSTRUCTED_QUERIES, PASSAGES, strict=True))
+COMBINATIONS = tuple(itertools.product(INSTRUCTED_QUERIES, PASSAGES))
 # The two kinds of hard negative, and the field of each one's passage.
 NEGATIVES = {
     "poisoned_instruction": "hard_negative_document_1",
@@ -47,7 +50,7 @@ class Judgement:
     @property
     def expected(self) -> bool:
         """The answer with which the example is kept."""
-        return INSTRUCTED_QUERIES.index(self.query) == PASSAGES.index(self.passage)
+        return RELEVANT[self.query] == self.passage
 
 
 @dataclasses.dataclass(slots=True)

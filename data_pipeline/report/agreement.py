@@ -4,13 +4,15 @@ J. Cohen, "A coefficient of agreement for nominal scales", Educational and Psych
 Measurement 20:37-46, 1960.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from data_pipeline.items import INSTRUCTED_QUERIES, PASSAGES, Item
+from data_pipeline.items import COMBINATIONS, Item
 
 JUDGES = ("judge", "judge_2")
+_COUNTS = ("both", *JUDGES, "neither")  # answers True True, True False, False True, False False
 
 
 def cohen_kappa(both: int, first: int, second: int, neither: int) -> float | None:
@@ -60,19 +62,16 @@ class Agreement:
         """
         if not self._counts:
             return None
-        rows = []
-        for query in INSTRUCTED_QUERIES:
-            for passage in PASSAGES:
-                both, first, second, neither = (
-                    self._counts[query, passage, a, b]
-                    for a, b in ((True, True), (True, False), (False, True), (False, False))
-                )
-                if both + first + second + neither:
-                    counts = {"both": both, "judge": first, "judge_2": second, "neither": neither}
-                    rows.append({"query": query, "passage": passage, **_row(**counts), **counts})
-        totals = Counter()
-        for row in rows:
-            totals.update({name: row[name] for name in ("both", *JUDGES, "neither")})
+        rows, totals = [], Counter()
+        for query, passage in COMBINATIONS:
+            answers = itertools.product((True, False), repeat=2)
+            counts = {
+                name: self._counts[query, passage, *both]
+                for name, both in zip(_COUNTS, answers, strict=True)
+            }
+            if any(counts.values()):
+                totals.update(counts)
+                rows.append({"query": query, "passage": passage, **_row(**counts), **counts})
         return {**_row(**totals), "combinations": rows}
 
 

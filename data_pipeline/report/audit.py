@@ -1,27 +1,40 @@
 """Writes the audit page: a sample of the corpus for human review, in one self-contained HTML file.
 
-Model output is never parsed as markup: it is embedded as JSON without any `<`, and the page's
-script inserts it as text. The content security policy allows that one script, by its hash.
+Its second view is the corpus's report. Model output is never parsed as markup: the sample is
+embedded as JSON without any `<`, and the page's script inserts it as text. The content security
+policy allows that one script, by its hash.
 """
 
 import base64
+import dataclasses
 import difflib
 import hashlib
+import html
 import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator
-from html import escape
 from pathlib import Path
 from typing import Any
 
+import jinja2
+from markupsafe import Markup
+
 from data_pipeline.items import INSTRUCTED_QUERIES, NEGATIVES, PASSAGES, Item, example_hash
-from data_pipeline.report.audit_report import report_html
+from data_pipeline.report.charts import bars, histogram
+from data_pipeline.report.tables import kappa, percentage, report_tables
 from inf_jax.data.records import Pair, pairs
 from inf_jax.io.atomic import atomic_write
 
 _PAGE = Path(__file__).parent / "audit_page"
 SCRIPTS = ("example.js", "audit.js")  # one script, in this order
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(_PAGE),
+    autoescape=True,
+    keep_trailing_newline=True,
+    finalize=lambda v: v if isinstance(v, Markup) else Markup(html.escape(str(v))),
+)
+_MOST_REASONS = 24  # in the chart; the table of pairs has all
 _WORD = re.compile(r"\s*\S+\s*|\s+")
 _EDGES = re.compile(r"^\W+|\W+$")
 _ALIKE = 0.3  # least share of common words at which differences are shown
@@ -38,8 +51,7 @@ def write_audit(path: Path, report: dict[str, Any], items: Iterable[Item], *, ti
       items: the sample in the order to show; each has an example.
       title: name of the corpus.
     """
-    page = audit_page(report, items, title=title)
-    atomic_write(path, page)
+    atomic_write(path, audit_page(report, items, title=title))
 
 
 def audit_page(report: dict[str, Any], items: Iterable[Item], *, title: str) -> str:
@@ -47,24 +59,56 @@ def audit_page(report: dict[str, Any], items: Iterable[Item], *, title: str) -> 
     shown = [_payload(item) for item in items]
     style = (_PAGE / "audit.css").read_text()
     script = "".join((_PAGE / name).read_text() for name in SCRIPTS)
-    csp = (
-        f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; "
-        "img-src data:; "
-        "base-uri 'none'; form-action 'none'"
+    return TEMPLATES.get_template("audit.html").render(
+        title=title,
+        shown=len(shown),
+        report=report,
+        numbers=_numbers(report),
+        charts=_charts(report),
+        tables=report_tables(report).values(),
+        data=_script_safe({"corpus": report["corpus"], "items": shown}),
+        style=style,
+        style_hash=_hash(style),
+        script=script,
+        script_hash=_hash(script),
     )
-    parts = {
-        "csp": csp,
-        "title": escape(title),
-        "subtitle": f"{report['pairs']:,} pairs, {report['kept']:,} kept, {report['dropped']:,} "
-        f"dropped; {len(shown)} shown here. Corpus {escape(report['corpus'])}",
-        "style": style,
-        "script": script,
-        "report": report_html(report),
-        "data": _script_safe({"corpus": report["corpus"], "items": shown}),
+
+
+def _numbers(report: dict[str, Any]) -> dict[str, str]:
+    """The figures at the top of the report, by name."""
+    usage, made, usd = report["usage"], report["rewritten"], report["usd_per_kept"]
+    numbers = {
+        "pairs": f"{report['pairs']:,}",
+        "kept": f"{report['kept']:,} ({percentage(report['kept'], report['pairs'])})",
+        "dropped": f"{report['dropped']:,}",
+        "passages rewritten": percentage(made["kept"], report["kept"]),
+        "cost": f"${usage['usd']:.2f}",
+        "cost per kept example": "none" if usd is None else f"${usd:.5f}",
+        "in flight at kills": f"{usage['in_flight_at_kills']:,}",
     }
-    template = (_PAGE / "audit.html").read_text()
-    # in one pass, so that inserted text is not taken for a placeholder
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
+    if report["agreement"]:
+        numbers["kappa of two judges"] = kappa(report["agreement"])
+    return numbers
+
+
+def _charts(report: dict[str, Any]) -> Iterator[str]:
+    types = [(name, (c["made"], c["kept"])) for name, c in report["types"].items()]
+    yield bars("Instruction types", types, ("made", "kept"))
+    reasons = [
+        (f"{stage}:{reason}", (n,))
+        for stage, counts in report["reasons"].items()
+        for reason, n in counts.items()
+    ]
+    reasons.sort(key=lambda row: -row[1][0])
+    yield bars("Reasons for dropping pairs", reasons[:_MOST_REASONS], ("pairs",))
+    lengths, scores = report["lengths"], report["scores"]
+    for kind, kinds in (("instruction", "instructions"), ("query", "queries")):
+        yield histogram(f"Length of {kinds}, kept", [(kind, lengths[kind])], unit="words")
+    passages = [(name, lengths[f"{name} passage"]) for name in ("positive", "negative")]
+    yield histogram("Length of passages, kept", passages, unit="words")
+    if margins := [(n, scores[f"margin_{n}"]) for n in NEGATIVES if f"margin_{n}" in scores]:
+        title = "Margin of the positive passage over the hard negative, all scored examples"
+        yield histogram(title, margins, unit="cosine")
 
 
 def _hash(text: str) -> str:
@@ -96,10 +140,7 @@ def _payload(item: Item) -> dict[str, Any]:
             for name, pair in zip(INSTRUCTED_QUERIES, triple, strict=True)
         ],
         "passages": _passages(item, texts),
-        "judgements": [
-            {name: getattr(j, name) for name in ("judge", "query", "passage", "relevant", "reason")}
-            for j in item.judgements
-        ],
+        "judgements": [dataclasses.asdict(judgement) for judgement in item.judgements],
         "made": "; ".join(
             f"{stage}: {', '.join(f'{name} {value}' for name, value in made.items() if value)}"
             for stage, made in item.provenance.items()
@@ -159,6 +200,6 @@ def _words(text: str) -> list[str]:
 
 def _segments(words: list[str], marks: list[bool]) -> Segments:
     """Merges neighbouring words with equal marks; without marks the text is one segment."""
-    pairs_ = zip(marks or [False] * len(words), words, strict=True)
-    runs = itertools.groupby(pairs_, key=lambda pair: pair[0])
+    marked_words = zip(marks or [False] * len(words), words, strict=True)
+    runs = itertools.groupby(marked_words, key=lambda pair: pair[0])
     return [("".join(word for _, word in run), marked) for marked, run in runs]

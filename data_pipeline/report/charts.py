@@ -38,7 +38,6 @@ def bars(title: str, rows: Sequence[tuple[str, Sequence[int]]], series: Sequence
     """Horizontal bars as an HTML `<figure>`.
 
     Args:
-      title: of the figure.
       rows: a label, and a number for each series.
       series: their names, two at most.
     """
@@ -70,7 +69,6 @@ def histogram(title: str, numbers: Sequence[tuple[str, dict[str, Any]]], *, unit
     Each series is drawn as shares of its own count. The first and the last bin are open.
 
     Args:
-      title: of the figure.
       numbers: name and numbers (see `summary.summarise`) of each series, two at most.
       unit: of the horizontal axis.
     """

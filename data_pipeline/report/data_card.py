@@ -44,12 +44,7 @@ def write_data_card(path: Path, report: dict[str, Any], info: CardInfo) -> None:
 
 
 def data_card(report: dict[str, Any], info: CardInfo) -> str:
-    """Markdown with YAML front matter.
-
-    Args:
-      report: from `summary.summarise`.
-      info: the rest.
-    """
+    """The card as Markdown with YAML front matter; `report` is that of `summary.summarise`."""
     from huggingface_hub import DatasetCard, DatasetCardData
 
     files = [{"split": split, "path": path} for split, path in info.files.items()]

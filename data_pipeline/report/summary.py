@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.items import INSTRUCTED_QUERIES, PASSAGES, Fingerprint, Item
+from data_pipeline.items import COMBINATIONS, RELEVANT, Fingerprint, Item
 from data_pipeline.report.agreement import Agreement
 from inf_jax.core.errors import UserError
 from inf_jax.data.records import pairs
@@ -16,12 +16,8 @@ from inf_jax.io.json_files import write_json
 
 REPORT_FORMAT = 1
 STAGES = ("query", "generate", "filter", "judge", "judge_2", "score", "review")  # in their order
-TEXTS = {  # kind of text -> words per histogram bin
-    "instruction": 2,
-    "query": 1,
-    "positive passage": 20,
-    "negative passage": 20,
-}
+# kind of text -> words per histogram bin
+TEXTS = {"instruction": 2, "query": 1, "positive passage": 20, "negative passage": 20}
 _TEXT_BINS = 24
 _SCORES = {"start": -1.0, "width": 0.1, "bins": 20}
 
@@ -131,7 +127,8 @@ class _Counts:
         self.fingerprint.add(item)
         if item.reasons:
             self.dropped_at[item.reasons[0].partition(":")[0]] += 1
-        for stage, reason in {tuple(reason.split(":", 1)) for reason in item.reasons}:
+        for each in dict.fromkeys(item.reasons):  # unique, in the same order in every run
+            stage, reason = each.split(":", 1)
             self.reasons[stage][reason] += 1
         for stage, made in item.provenance.items():
             if "verdict" in made:
@@ -194,14 +191,9 @@ class _Counts:
     def _stages(self) -> Iterator[dict[str, Any]]:
         arrived = self.pairs
         for stage in _in_order(self.reasons):
-            dropped = self.dropped_at[stage]
-            yield {
-                "stage": stage,
-                "arrived": arrived,
-                "dropped": dropped,
-                "left": arrived - dropped,
-            }
-            arrived -= dropped
+            left = arrived - (dropped := self.dropped_at[stage])
+            yield {"stage": stage, "arrived": arrived, "dropped": dropped, "left": left}
+            arrived = left
 
 
 def _in_order(stages: Iterable[str]) -> list[str]:
@@ -210,18 +202,17 @@ def _in_order(stages: Iterable[str]) -> list[str]:
 
 
 def _relevance(counts: Counter) -> Iterator[dict[str, Any]]:
-    for row, query in enumerate(INSTRUCTED_QUERIES):
-        for column, passage in enumerate(PASSAGES):
-            yes, no = counts[query, passage, True], counts[query, passage, False]
-            if yes + no:
-                yield {
-                    "query": query,
-                    "passage": passage,
-                    "judged": yes + no,
-                    "relevant": yes,
-                    "share": yes / (yes + no),
-                    "expected": row == column,
-                }
+    for query, passage in COMBINATIONS:
+        yes, no = counts[query, passage, True], counts[query, passage, False]
+        if yes + no:
+            yield {
+                "query": query,
+                "passage": passage,
+                "judged": yes + no,
+                "relevant": yes,
+                "share": yes / (yes + no),
+                "expected": RELEVANT[query] == passage,
+            }
 
 
 class _Numbers:
@@ -241,13 +232,8 @@ class _Numbers:
         self.counts[max(0, min(len(self.counts) - 1, n))] += 1
 
     def to_json(self) -> dict[str, Any]:
-        some = self.n > 0
-        return {
-            "count": self.n,
-            "mean": self.sum / self.n if some else None,
-            "least": self.least if some else None,
-            "most": self.most if some else None,
-            "start": self.start,
-            "width": self.width,
-            "counts": self.counts,
-        }
+        mean, least, most = self.sum / max(1, self.n), self.least, self.most
+        if not self.n:
+            mean = least = most = None
+        numbers = {"count": self.n, "mean": mean, "least": least, "most": most}
+        return numbers | {"start": self.start, "width": self.width, "counts": self.counts}

@@ -1,10 +1,9 @@
 """The tables of a corpus's report, for the terminal, the audit page and the data card."""
 
 import dataclasses
-from html import escape
 from typing import TYPE_CHECKING, Any
 
-from data_pipeline.items import INSTRUCTED_QUERIES, PASSAGES
+from data_pipeline.items import COMBINATIONS, RELEVANT
 
 if TYPE_CHECKING:
     from rich.table import Table as TerminalTable
@@ -15,8 +14,6 @@ class Table:
     """A table of strings.
 
     Attributes:
-      title: above the table.
-      header: a name for each column.
       rows: kind ("": plain, "sub": detail of the row before, "sum": total) and cells of each row.
       texts: the first so many columns are left-aligned, the others right-aligned.
     """
@@ -38,24 +35,6 @@ class Table:
             indent = "  " if kind == "sub" else ""
             table.add_row(indent + first, *cells, style={"sub": "dim", "sum": "bold"}.get(kind))
         return table
-
-    def html(self) -> str:
-        """A `<table>` in which all text is escaped; the rows' kinds are their classes."""
-        classes = [' class="number"' if n >= self.texts else "" for n in range(len(self.header))]
-        head = "".join(
-            f'<th scope="col"{of}>{escape(name)}</th>' if name else "<td></td>"
-            for name, of in zip(self.header, classes, strict=True)
-        )
-        body = "".join(
-            f'<tr class="{kind}"><th scope="row">{escape(first)}</th>'
-            + "".join(f"<td{of}>{escape(c)}</td>" for c, of in zip(cells, classes[1:], strict=True))
-            + "</tr>"
-            for kind, first, *cells in self.rows
-        )
-        return (
-            f'<div class="scroll"><table><caption>{escape(self.title)}</caption>'
-            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-        )
 
     def markdown(self) -> str:
         """Without the title; details are shown as code, totals in bold."""
@@ -112,23 +91,17 @@ def _types(report: dict[str, Any]) -> Table:
 
 
 def _relevance(report: dict[str, Any]) -> Table:
+    judges = report["relevance"]
     shares = {
         (judge, row["query"], row["passage"]): f"{row['share']:.1%} of {row['judged']:,}"
-        for judge, rows in report["relevance"].items()
+        for judge, rows in judges.items()
         for row in rows
     }
-    judges = list(report["relevance"])
-    rows = [
-        (
-            "",
-            f"{query} | {passage}",
-            *(shares.get((judge, query, passage), "") for judge in judges),
-            "100%" if n == m else "0%",
-        )
-        for n, query in enumerate(INSTRUCTED_QUERIES)
-        for m, passage in enumerate(PASSAGES)
-        if judges
-    ]
+    rows = []
+    for query, passage in COMBINATIONS if judges else ():
+        cells = [shares.get((judge, query, passage), "") for judge in judges]
+        expected = "100%" if RELEVANT[query] == passage else "0%"
+        rows.append(("", f"{query} | {passage}", *cells, expected))
     return Table("Judged relevant", ("", *judges, "expected"), rows)
 
 
@@ -154,16 +127,11 @@ def _lengths(report: dict[str, Any]) -> Table:
 
 def _cost(report: dict[str, Any]) -> Table:
     usage = report["usage"]
-    counts = ("requests", "answers", "prompt_tokens", "completion_tokens")
-    rows = [
-        (
-            "",
-            f"{stage}: {one['model']}, {one['mode']}",
-            *(f"{one[name]:,}" for name in counts),
-            f"{one['usd']:.4f}",
-        )
-        for stage, one in usage["stages"].items()
-    ]
+    names = ("requests", "answers", "prompt_tokens", "completion_tokens")
+    rows = []
+    for stage, one in usage["stages"].items():
+        counts = (f"{one[name]:,}" for name in names)
+        rows.append(("", f"{stage}: {one['model']}, {one['mode']}", *counts, f"{one['usd']:.4f}"))
     rows.append(("sum", f"total of {usage['runs']} runs", *[""] * 4, f"{usage['usd']:.4f}"))
     if report["usd_per_kept"] is not None:
         rows.append(("", "per kept example", *[""] * 4, f"{report['usd_per_kept']:.6f}"))
@@ -174,17 +142,10 @@ def _cost(report: dict[str, Any]) -> Table:
 
 
 def _provenance(report: dict[str, Any]) -> Table:
-    rows = [
-        (
-            "",
-            stage,
-            made["model"],
-            made.get("prompt", ""),
-            made.get("prompt_hash", ""),
-            f"{made['items']:,}",
-        )
-        for stage, all_made in report["provenance"].items()
-        for made in all_made
-    ]
+    rows = []
+    for stage, all_made in report["provenance"].items():
+        for made in all_made:
+            prompt, digest = made.get("prompt", ""), made.get("prompt_hash", "")
+            rows.append(("", stage, made["model"], prompt, digest, f"{made['items']:,}"))
     header = ("stage", "model", "prompt", "hash", "items")
     return Table("Models and prompts", header, rows, texts=4)

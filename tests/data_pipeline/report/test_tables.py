@@ -4,6 +4,7 @@ import io
 
 from rich.console import Console
 
+from data_pipeline.report.audit import TEMPLATES
 from data_pipeline.report.summary import summarise
 from data_pipeline.report.tables import Table, report_tables
 from tests.data_pipeline.factory_items import USAGE, corpus
@@ -40,6 +41,6 @@ def test_kinds_of_rows():
         "| `b\\|c` |  |",
         "| **d** | **3** |",
     ]
-    html = table.html()
+    html = TEMPLATES.get_template("table.html").module.table(table)
     assert '<tr class="sub"><th scope="row">b|c</th><td class="number"></td></tr>' in html
     assert '<td class="number">&lt;1&gt;</td>' in html
