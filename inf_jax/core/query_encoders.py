@@ -69,7 +69,7 @@ class Joint:
     def text(self, texts: Any, pair: int, column: int) -> np.ndarray:
         """int32[tokens] of a text other than a passage; `texts` is `data.layout.StepTexts`."""
         if column == QUERY:
-            return texts.instructed_query(pair)
+            return texts.stored(pair, QUERY)
         return texts.under_sampled_instruction(pair, column - FIRST_EXTRA)
 
     def splicing(self, sampled: int) -> str | None:

@@ -20,22 +20,17 @@ from inf_jax.text.tokenizer import TextTokenizer
 
 def text_config(config: RunConfig) -> TextConfig:
     """Templates and limits of the `data` section."""
-    return TextConfig(
-        query_template=config.data.query_template,
-        passage_template=config.data.passage_template,
-        max_query_tokens=config.data.max_query_tokens,
-        max_passage_tokens=config.data.max_passage_tokens,
-    )
+    names = (field.name for field in dataclasses.fields(TextConfig))
+    return TextConfig(**{name: getattr(config.data, name) for name in names})
 
 
 def dataset_dir(config: RunConfig) -> Path:
     """`<data.dir>/inf_ir/<source>/<version>`; raises UserError where nothing was built."""
     directory = Path(config.data.dir) / "inf_ir" / config.data.source / config.data.version
     if not (directory / "dataset_info.json").exists():
+        options = f"--source={config.data.source} --data-dir={config.data.dir}"
         raise UserError(
-            f"{directory}: no dataset here; build it with "
-            f"`python -m data_pipeline.build --source={config.data.source} "
-            f"--data-dir={config.data.dir}`"
+            f"{directory}: no dataset here; build it with `python -m data_pipeline.build {options}`"
         )
     return directory
 
@@ -43,8 +38,7 @@ def dataset_dir(config: RunConfig) -> Path:
 def tokenised_split(
     config: RunConfig, tokenizer: TextTokenizer, split: str, *, expected: str | None = None
 ) -> TokenisedDataset:
-    """The split's tokenised records; they are written now if the cache has none for these texts and
-    this tokenizer. `expected` as for `tokenise`."""
+    """The split's tokenised records, written now if there are none; `expected` as of `tokenise`."""
     directory = tokenise(
         dataset_dir(config),
         split,
@@ -86,7 +80,6 @@ def make_loader(
       devices: that a batch is split over.
       parts: this process's parts of a batch, see `mesh.local_parts`; None is all.
       split: of another split than the training split, a batch is at most all of it.
-      steps: that the shape of the grids is planned for.
       expected: the tokenised split must have this fingerprint.
 
     Raises:
@@ -102,8 +95,8 @@ def make_loader(
                 f"eval.split={name}: its {dataset.num_examples} examples do not give each of "
                 f"{layout.chunks} chunks a pair; set train.dev_every=0, or name a larger split"
             )
-        batch_size = min(layout.batch_size, dataset.num_examples)
-        layout = dataclasses.replace(layout, batch_size=batch_size)
+        size = min(layout.batch_size, dataset.num_examples)
+        layout = dataclasses.replace(layout, batch_size=size)
     each = config.train.chunks_per_device
     return Loader(
         dataset,

@@ -1,7 +1,7 @@
 """Which texts the pairs of a step have, and where they lie in the packed grids.
 
-A text is named by its pair (the pair's number among those of the step's examples, whatever the
-mesh) and its column, see `core.query_encoders`.
+A text is named by its pair (its number among those of the step's examples, whatever the mesh) and
+its column (`core.query_encoders`).
 """
 
 import dataclasses
@@ -10,8 +10,8 @@ import functools
 import numpy as np
 
 from inf_jax.core.errors import UserError
-from inf_jax.core.query_encoders import FIRST_EXTRA, PASSAGE, QUERY, Joint, QueryEncoder
-from inf_jax.data.records import PAIRS_PER_EXAMPLE, TokenisedRecord
+from inf_jax.core.query_encoders import FIRST_EXTRA, PASSAGE, Joint, QueryEncoder
+from inf_jax.data.records import PAIRS_PER_EXAMPLE
 from inf_jax.data.tokenised import TokenisedDataset
 from inf_jax.text.query_parts import QueryParts, as_own_text, truncate, with_instruction
 
@@ -31,8 +31,7 @@ class BatchLayout:
         instruction; None where the objective has no block I.
 
     Raises:
-      UserError: there are more chunks than pairs, or negatives that the query encoder cannot
-        sample.
+      UserError: more chunks than pairs, or negatives that the query encoder cannot sample.
     """
 
     batch_size: int
@@ -91,8 +90,7 @@ class BatchLayout:
         return sum(len(group) for grid in self.grids for group in grid)
 
     def grid_texts(self, chunk: np.ndarray, grid: int) -> tuple[np.ndarray, np.ndarray]:
-        """(pairs, columns), int64[k] each: the texts of a chunk's pairs int64[n] in one grid, in
-        order; pair -1 in an empty slot."""
+        """(pairs, columns), int64[k] each: the texts of a chunk's pairs int64[n] in one grid."""
         groups = [np.array(group, np.int64) for group in self.grids[grid]]
         pairs = np.concatenate([np.repeat(chunk, len(group)) for group in groups])
         return pairs, np.concatenate([np.tile(group, len(chunk)) for group in groups])
@@ -107,9 +105,7 @@ class BatchLayout:
     ) -> np.ndarray:
         """int64[p, columns], tokens of each text of a step; 0 where it is absent.
 
-        Args:
-          examples: int64[p / 3], the examples of the step.
-          drawn: int64[p, m], the pair whose instruction is sampled, see `data.negatives`.
+        `examples` are those of the step, int64[p / 3]; `drawn` as of `sample_instructions`.
         """
         return self.query_encoder.text_lengths(
             dataset.text_lengths[examples].reshape(-1, 2).astype(np.int64),
@@ -124,11 +120,9 @@ class StepTexts:
     """Texts and hashes of some pairs of a step, read from the dataset.
 
     Args:
-      dataset: holds the records.
       query_encoder: what a column holds.
-      examples: int64[p / 3], the examples of the step.
+      examples, drawn: see `BatchLayout.text_lengths`.
       needed: int64[...], the pairs that are read, with those whose instructions they sample.
-      drawn: int64[p, m], see `BatchLayout.text_lengths`.
 
     Raises:
       CorruptRecordError: a record is damaged; names file and record.
@@ -146,11 +140,8 @@ class StepTexts:
         sources = drawn[needed]
         pairs = np.concatenate([needed.ravel(), sources[sources >= 0]])
         numbers = np.unique(pairs // PAIRS_PER_EXAMPLE)
-        records = dataset.read(examples[numbers])
-        self._records: dict[int, TokenisedRecord] = dict(
-            zip(numbers.tolist(), records, strict=True)
-        )
-        self._stored_texts = {number: record.texts() for number, record in self._records.items()}
+        self._records = dict(zip(numbers.tolist(), dataset.read(examples[numbers]), strict=True))
+        self._stored = {number: record.texts() for number, record in self._records.items()}
         self._query_encoder, self._drawn = query_encoder, drawn
         self._limits = {"special": dataset.special, "limit": dataset.max_query_tokens}
 
@@ -159,12 +150,13 @@ class StepTexts:
         if pair < 0:
             return np.empty(0, np.int32)
         if column == PASSAGE:
-            return self._stored(pair, PASSAGE)
+            return self.stored(pair, PASSAGE)
         return self._query_encoder.text(self, pair, column)
 
-    def instructed_query(self, pair: int) -> np.ndarray:
-        """The query with its own instruction."""
-        return self._stored(pair, QUERY)
+    def stored(self, pair: int, column: int) -> np.ndarray:
+        """The instructed query (QUERY) or the passage (PASSAGE) as it was tokenised."""
+        number, place = divmod(pair, PAIRS_PER_EXAMPLE)
+        return self._stored[number][2 * place + column]
 
     def under_sampled_instruction(self, pair: int, number: int) -> np.ndarray:
         """The query with the instruction that was sampled as its n-th; empty where none was."""
@@ -184,10 +176,6 @@ class StepTexts:
             return np.zeros(3, np.uint64)
         number, place = divmod(pair, PAIRS_PER_EXAMPLE)
         return self._records[number].hashes[place]
-
-    def _stored(self, pair: int, column: int) -> np.ndarray:
-        number, place = divmod(pair, PAIRS_PER_EXAMPLE)
-        return self._stored_texts[number][2 * place + column]
 
     def _parts(self, pair: int) -> QueryParts:
         number, place = divmod(pair, PAIRS_PER_EXAMPLE)

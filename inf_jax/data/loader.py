@@ -1,8 +1,8 @@
 """Makes the global batch of a step: a pure function of (seed, step), with no state to save.
 
-A step's examples and their assignment to chunks (data.sampler) follow from the index of the
-dataset; each chunk is packed into one grid shape that is known before step 0 (data.packing_plan). A
-host reads only the records of its own chunks and of the instructions sampled for them.
+The index of the dataset gives a step's examples and chunks (data.sampler); each chunk is packed
+into one grid shape known before step 0 (data.packing_plan). A host reads only the records of its
+own chunks and of the instructions sampled for them.
 """
 
 import functools
@@ -28,8 +28,6 @@ class Loader:
     """Batches of a tokenised dataset by step number; threads may share it.
 
     Args:
-      dataset: the tokenised examples.
-      layout: the shapes of a global batch.
       seed: of the order and the samples.
       steps: steps of the run, for the plan.
       mine: numbers of this host's chunks, ascending; None is all.
@@ -38,8 +36,7 @@ class Loader:
       plan: the shape of the grids and what fills it.
 
     Raises:
-      UserError: a text is longer than a row, the dataset is empty, or its tokenizer does not let
-        texts be spliced from tokens.
+      UserError: a text is longer than a row, the dataset is empty, or texts cannot be spliced.
     """
 
     def __init__(
@@ -53,8 +50,7 @@ class Loader:
     ):
         if not dataset.num_examples:
             raise UserError(f"{dataset.directory} holds no example")
-        splicing = layout.query_encoder.splicing(layout.sampled)
-        if splicing:
+        if splicing := layout.query_encoder.splicing(layout.sampled):
             dataset.check_composition(splicing)
         self.dataset, self.layout, self.seed, self.steps = dataset, layout, seed, steps
         self._mine = np.arange(layout.chunks) if mine is None else np.asarray(mine)
@@ -63,7 +59,7 @@ class Loader:
         self.plan = plan_packing(self._assign, layout, steps=steps)
 
     def example_indices(self, step: int) -> np.ndarray:
-        """int64[batch_size], the examples of a step, in the order of `ExampleOrder`."""
+        """int64[batch_size], the examples of a step."""
         return self._order.examples(step)
 
     def host_batch(self, step: int) -> Batch:
@@ -82,26 +78,26 @@ class Loader:
             needed=mine[present],
             drawn=assignment.drawn,
         )
-        grids = []
-        for number, rows in enumerate(self.plan.rows_for(assignment, layout)):
-            chunks = []
-            for chunk in mine:
-                pairs, columns = layout.grid_texts(chunk, number)
-                chunks.append(
-                    packing.pack_chunk(
-                        list(map(texts.text, pairs.tolist(), columns.tolist())),
-                        layout.text_ids(pairs, columns, count=len(assignment.lengths)),
-                        rows=rows,
-                        row_tokens=layout.row_tokens,
-                        texts_per_row=layout.texts_per_row,
-                    )
-                )
-            grids.append(packing.stack_chunks(chunks))
+
+        def pack(chunk: np.ndarray, grid: int, rows: int) -> packing.Packed:
+            pairs, columns = layout.grid_texts(chunk, grid)
+            return packing.pack_chunk(
+                list(map(texts.text, pairs.tolist(), columns.tolist())),
+                layout.text_ids(pairs, columns, count=len(assignment.lengths)),
+                rows=rows,
+                row_tokens=layout.row_tokens,
+                texts_per_row=layout.texts_per_row,
+            )
+
+        grids = [
+            packing.stack_chunks([pack(chunk, grid, rows) for chunk in mine])
+            for grid, rows in enumerate(self.plan.rows_for(assignment, layout))
+        ]
         return Batch(
-            texts=grids[0] if len(grids) == 1 else (grids[0], grids[1]),
+            texts=grids[0] if len(grids) == 1 else tuple(grids),
             ids=text_ids(np.stack([texts.hashes(p) for p in mine.ravel().tolist()])),
             valid=present.reshape(-1),
-            negatives=self._instruction_negatives(assignment, texts) if layout.block_i else None,
+            negatives=self._negatives(assignment, texts) if layout.block_i else None,
         )
 
     def batches(
@@ -124,22 +120,19 @@ class Loader:
         examples = self.example_indices(step)
         return assign_step(self.dataset, self.layout, examples, seed=self.seed, step=step)
 
-    def _instruction_negatives(
-        self, assignment: StepAssignment, texts: StepTexts
-    ) -> InstructionNegatives:
+    def _negatives(self, assignment: StepAssignment, texts: StepTexts) -> InstructionNegatives:
         mine = assignment.chunks[self._mine]
         rows = mine.ravel()
         if self.layout.query_encoder.samples_instructions:
             poison = sibling_slots(mine, assignment.sibling).ravel()
             sources, valid = of_rows(rows, assignment.sibling, assignment.drawn)
         else:
-            poison = None
-            sources, valid = of_chunk(mine, assignment.usable)
+            poison, (sources, valid) = None, of_chunk(mine, assignment.usable)
         hashes = np.zeros((len(assignment.lengths), 3), np.uint64)
         for pair in np.unique(sources[sources >= 0]).tolist():
             hashes[pair] = texts.hashes(pair)
-        ids = instruction_ids(rows, sources, hashes)
-        return InstructionNegatives(split_hashes(ids), poison, valid)
+        ids = split_hashes(instruction_ids(rows, sources, hashes))
+        return InstructionNegatives(ids, poison, valid)
 
 
 def to_mesh(mesh: jax.sharding.Mesh) -> Callable[[Batch], Batch]:

@@ -1,9 +1,8 @@
 """Chooses the instruction negatives of block I: other instructions under which a query is encoded.
 
-Block I (losses.objective) needs n_ik, the query of row i under the instruction of row k. One of
-them costs nothing: the example's poisoned instruction belongs to the same query, so that instructed
-query is in the batch anyway. The others are sampled here. Pure numpy, on the whole global batch: a
-host samples for all rows, so that neither mesh nor chunks nor hosts change a sample.
+Block I (losses.objective) needs n_ik, the query of row i under the instruction of row k. The one
+under the example's poisoned instruction is in the batch anyway; the others are sampled here. Pure
+numpy on the whole global batch: neither mesh nor chunks nor hosts change a sample.
 """
 
 import numpy as np
@@ -11,20 +10,15 @@ import numpy as np
 from inf_jax.data.records import PAIRS_PER_EXAMPLE
 
 _STREAM = 1 << 32  # added to the seed (below 2**32): another random stream than the epochs' order
+# (the pairs whose instructions rows are encoded with, which exist); the row's own pair where not
+Sources = tuple[np.ndarray, np.ndarray]
 
 
 def siblings(present: np.ndarray) -> np.ndarray:
-    """The pair with the same query and the other instruction: pair 0 and pair 1 of an example.
-
-    Args:
-      present: bool[p], the pairs of whole examples in their order.
-
-    Returns:
-      int64[p], a pair's own number where there is none.
-    """
+    """int64[p], the pair with the same query and the other instruction (pairs 0 and 1 of an
+    example), or its own number; `present` is bool[p], the pairs of whole examples in order."""
     own = np.arange(len(present))
-    step = np.array([1, -1, 0])[own % PAIRS_PER_EXAMPLE]
-    other = own + step
+    other = own + np.array([1, -1, 0])[own % PAIRS_PER_EXAMPLE]
     return np.where(present & present[other], other, own)
 
 
@@ -39,7 +33,7 @@ def sample_instructions(
     Args:
       hashes: uint64[p], hash of each pair's instruction.
       usable: bool[p], pairs that have an instruction.
-      sibling: int64[p], as `siblings` gives it.
+      sibling: int64[p], see `siblings`.
       seed, step: with a pair's number they decide its samples.
 
     Returns:
@@ -74,10 +68,7 @@ def sample_instructions(
 def sibling_slots(chunks: np.ndarray, sibling: np.ndarray) -> np.ndarray:
     """int32[c, n], the slot of each row's sibling in its chunk; its own slot where it has none.
 
-    Args:
-      chunks: int64[c, n], the pairs of each chunk, all pairs of an example in one chunk; -1 in an
-        empty slot.
-      sibling: int64[p], as `siblings` gives it.
+    `chunks` is int64[c, n], the pairs of each chunk (whole examples); -1 in an empty slot.
     """
     slots = np.broadcast_to(np.arange(chunks.shape[1], dtype=np.int32), chunks.shape)
     filled = chunks >= 0
@@ -86,30 +77,20 @@ def sibling_slots(chunks: np.ndarray, sibling: np.ndarray) -> np.ndarray:
     return np.where(filled, slot_of[sibling[chunks]], slots)
 
 
-def of_rows(
-    pairs: np.ndarray, sibling: np.ndarray, drawn: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The pairs whose instructions some rows are encoded with: the sibling, then the sampled ones.
+def of_rows(pairs: np.ndarray, sibling: np.ndarray, drawn: np.ndarray) -> Sources:
+    """int64 and bool[b, 1 + m]: each row's sibling, then the pairs with its sampled instructions.
 
     Args:
       pairs: int64[b], the pair in each row; -1 in an empty slot.
-      sibling, drawn: as in `sample_instructions`.
-
-    Returns:
-      (sources, valid), int64 and bool[b, 1 + m]; the row's own pair, and False, where there is no
-      negative.
+      sibling, drawn: see `sample_instructions`.
     """
     sources = np.hstack([sibling[pairs, None], drawn[pairs]])
     return _existing(pairs, sources, sources >= 0)
 
 
-def of_chunk(chunks: np.ndarray, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """As `of_rows`, where a row takes all instructions of its chunk: [c * n, n] each.
-
-    Args:
-      chunks: int64[c, n], the pairs of each chunk; -1 in an empty slot.
-      usable: bool[p], pairs that have an instruction.
-    """
+def of_chunk(chunks: np.ndarray, usable: np.ndarray) -> Sources:
+    """As `of_rows` where a row takes all instructions of its chunk: [c * n, n] each, of the pairs
+    of the chunks, int64[c, n], that have an instruction, bool[p]."""
     sources = np.repeat(chunks, chunks.shape[1], axis=0)
     return _existing(chunks.ravel(), sources, (sources >= 0) & usable[sources])
 
@@ -117,8 +98,8 @@ def of_chunk(chunks: np.ndarray, usable: np.ndarray) -> tuple[np.ndarray, np.nda
 def instruction_ids(pairs: np.ndarray, sources: np.ndarray, hashes: np.ndarray) -> np.ndarray:
     """uint64[b, k], hashes that the identity mask compares with the row's own instruction.
 
-    The instruction's hash; the row's own hash where the pair that it comes from has the row's query
-    and passage: the row's passage is known to be relevant under it, so it is no negative.
+    The row's own hash stands where the instruction's pair has the row's query and passage: the
+    passage is known to be relevant under that instruction, so it is no negative.
 
     Args:
       pairs, sources: as `of_rows` takes and gives them.
@@ -129,9 +110,7 @@ def instruction_ids(pairs: np.ndarray, sources: np.ndarray, hashes: np.ndarray) 
     return np.where(pairs[:, None] < 0, 0, np.where(known, own[..., 0], theirs[..., 0]))
 
 
-def _existing(
-    pairs: np.ndarray, sources: np.ndarray, exists: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _existing(pairs: np.ndarray, sources: np.ndarray, exists: np.ndarray) -> Sources:
     own = pairs[:, None]
     valid = (own >= 0) & exists & (sources != own)
     return np.where(valid, sources, own), valid

@@ -20,8 +20,7 @@ class PackingPlan(NamedTuple):
     """The shape of all steps, and what fills it.
 
     Attributes:
-      rows: rows of a chunk's grid, one number a grid (one grid for shared towers, two for
-        separate).
+      rows: of a chunk's grid, one number a grid (one for shared towers, two for separate).
       exact: all steps were assigned; otherwise a sample, and a rare step may need a larger shape.
       fill: mean share of token slots that hold a token.
       tokens: mean real tokens of a step, over the whole mesh.
@@ -55,32 +54,25 @@ class PackingPlan(NamedTuple):
 def plan_packing(
     assign: Callable[[int], StepAssignment], layout: BatchLayout, *, steps: int
 ) -> PackingPlan:
-    """The plan of a run of `steps` steps; `assign` gives the assignment of a step.
-
-    Raises:
-      UserError: a text is longer than a row.
-    """
+    """The plan of a run; `assign` gives the assignment of a step. UserError: a text is longer than
+    a row."""
     texts_a_step = layout.columns * PAIRS_PER_EXAMPLE * layout.batch_size
     exact = steps * texts_a_step <= PLANNED_TEXTS
-    sample = (
-        np.arange(steps)
-        if exact
-        else np.unique(np.linspace(0, steps - 1, SAMPLED_STEPS).astype(int))
-    )
+    spread = np.linspace(0, steps - 1, SAMPLED_STEPS).astype(int)
+    sample = np.arange(steps) if exact else np.unique(spread)
     rows, counts = [], []
     for step in sample.tolist():
         assignment = assign(step)
-        lengths, drawn, hashes = assignment.lengths, assignment.drawn, assignment.hashes
+        lengths, hashes = assignment.lengths, assignment.hashes
         rows.append(_rows_needed(assignment, layout))
-        counts.append(
-            (
-                lengths.sum(),
-                np.count_nonzero(lengths[:, 0]),
-                lengths[:, FIRST_EXTRA : FIRST_EXTRA + layout.sampled].sum(),
-                np.count_nonzero(drawn >= 0),
-                np.count_nonzero(hashes[assignment.sibling] != hashes),
-            )
+        sums = (
+            lengths.sum(),
+            np.count_nonzero(lengths[:, 0]),
+            lengths[:, FIRST_EXTRA : FIRST_EXTRA + layout.sampled].sum(),
+            np.count_nonzero(assignment.drawn >= 0),
+            np.count_nonzero(hashes[assignment.sibling] != hashes),
         )
+        counts.append(sums)
     most = np.max(rows, axis=0)
     if not exact:
         most = np.ceil(most * MARGIN).astype(int)

@@ -16,15 +16,6 @@ from tensorflow_datasets.proto import tf_example_pb2
 from inf_jax.core.errors import UserError
 from inf_jax.text.query_parts import QueryParts, TokenSpan
 
-FIELDS = (
-    "query_positive",
-    "instruction_positive",
-    "document_positive",
-    "instruction_negative",
-    "hard_negative_document_1",
-    "query_negative",
-    "hard_negative_document_2",
-)
 PAIRS_PER_EXAMPLE = 3
 TOKENISED_SCHEMA = 2  # bump when the meaning of a tokenised record changes: caches are rebuilt
 
@@ -41,6 +32,9 @@ class Example:
     hard_negative_document_1: str = ""
     query_negative: str = ""
     hard_negative_document_2: str = ""
+
+
+FIELDS = tuple(field.name for field in dataclasses.fields(Example) if field.name != "id")
 
 
 class Pair(NamedTuple):
@@ -66,10 +60,8 @@ def pairs(example: Example) -> tuple[Pair | None, ...]:
 
 
 def text_hash(text: str) -> int:
-    """64-bit identity of a text (blake2b of its UTF-8), as an unsigned int.
-
-    White space is collapsed first: copies of a passage that differ by a line break are equal.
-    """
+    """64-bit identity of a text (blake2b of its UTF-8), as an unsigned int; white space is
+    collapsed first: copies of a passage that differ by a line break are equal."""
     collapsed = " ".join(text.split())
     return int.from_bytes(hashlib.blake2b(collapsed.encode(), digest_size=8).digest(), "little")
 
@@ -84,10 +76,8 @@ class TokenisedRecord(NamedTuple):
       lengths: int32[2 * PAIRS_PER_EXAMPLE], tokens of each text; 0 for an absent pair.
       hashes: uint64[PAIRS_PER_EXAMPLE, 3], `text_hash` of instruction, query, passage of each pair.
       spans: int32[PAIRS_PER_EXAMPLE, 5], of each instructed query before truncation: number of
-        tokens, then first token and number of tokens of the query and of the instruction
-        (`QueryParts`).
-      uncut: int32[...], concatenated token ids, before truncation, of the instructed queries that
-        were truncated.
+        tokens, then first token and count of the query and of the instruction (`QueryParts`).
+      uncut: int32[...], concatenated token ids of the truncated queries before truncation.
     """
 
     id: str
@@ -109,10 +99,12 @@ class TokenisedRecord(NamedTuple):
             source, first = self.uncut, whole[:pair][was_cut[:pair]].sum()
         else:
             source, first = self.tokens, self.lengths[: 2 * pair].sum()
-        _, q, q_count, i, i_count = self.spans[pair].tolist()
-        return QueryParts(
-            source[first : first + whole[pair]], TokenSpan(q, q_count), TokenSpan(i, i_count)
-        )
+        count, *spans = self.spans[pair].tolist()
+        ids = source[first : first + count]
+        return QueryParts(ids, TokenSpan(*spans[:2]), TokenSpan(*spans[2:]))
+
+
+_ARRAYS = TokenisedRecord._fields[1:]
 
 
 def part_lengths(spans: np.ndarray) -> np.ndarray:
@@ -144,26 +136,20 @@ def decode_example(data: bytes) -> Example:
 
 
 def encode_tokenised(record: TokenisedRecord) -> bytes:
-    """The bytes of a tokenised record; hashes are stored as int64 of the same bits, since protos
-    have no uint64 list."""
+    """The bytes of a tokenised record; hashes as int64 of the same bits: protos have no uint64."""
     proto = tf_example_pb2.Example()
     feature = proto.features.feature
     feature["id"].bytes_list.value.append(record.id.encode())
-    feature["tokens"].int64_list.value.extend(record.tokens.tolist())
-    feature["lengths"].int64_list.value.extend(record.lengths.tolist())
-    feature["hashes"].int64_list.value.extend(record.hashes.view(np.int64).ravel().tolist())
-    feature["spans"].int64_list.value.extend(record.spans.ravel().tolist())
-    feature["uncut"].int64_list.value.extend(record.uncut.tolist())
+    arrays = record._replace(hashes=record.hashes.view(np.int64))
+    for name in _ARRAYS:
+        feature[name].int64_list.value.extend(getattr(arrays, name).ravel().tolist())
     return proto.SerializeToString(deterministic=True)
 
 
 def decode_tokenised(data: bytes) -> TokenisedRecord:
     """Inverse of `encode_tokenised`; raises UserError where array sizes do not match."""
     feature = _parse(data)
-    arrays = {
-        name: np.array(feature[name].int64_list.value, np.int64)
-        for name in ("tokens", "lengths", "hashes", "spans", "uncut")
-    }
+    arrays = {name: np.array(feature[name].int64_list.value, np.int64) for name in _ARRAYS}
     sizes = {name: array.size for name, array in arrays.items()}
     expected = {
         "lengths": 2 * PAIRS_PER_EXAMPLE,

@@ -20,14 +20,9 @@ WINDOW_STEPS = 16  # steps that share their examples' lengths evenly
 class ExampleOrder:
     """The order of n examples; threads may share it.
 
-    A permutation of the examples per epoch, drawn from (seed, epoch), is cut into windows of
+    The stream of the epochs' permutations, drawn from (seed, epoch), is cut into windows of
     WINDOW_STEPS steps; the examples of a window are assigned to its steps by length, so that all
-    steps hold nearly as many tokens.
-
-    Args:
-      tokens: int[n], tokens of each example.
-      seed: of the permutations.
-      batch_size: examples of a step.
+    steps hold nearly as many tokens. `tokens` is int[n], tokens of each example.
     """
 
     def __init__(self, tokens: np.ndarray, *, seed: int, batch_size: int):
@@ -36,20 +31,15 @@ class ExampleOrder:
         self._window = functools.lru_cache(maxsize=4)(self._window_steps)
 
     def examples(self, step: int) -> np.ndarray:
-        """int64[batch_size], the examples of a step; epochs follow each other without a gap.
-
-        Each window of WINDOW_STEPS * batch_size examples of the permuted stream is used once,
-        whole.
-        """
+        """int64[batch_size], the examples of a step; epochs follow each other without a gap."""
         window, inside = divmod(step, WINDOW_STEPS)
         return self._window(window)[inside]
 
     def _window_steps(self, window: int) -> np.ndarray:
         size = WINDOW_STEPS * self._batch_size
         epochs, inside = np.divmod(np.arange(window * size, (window + 1) * size), len(self._tokens))
-        examples = np.concatenate(
-            [self._permutation(int(e))[inside[epochs == e]] for e in np.unique(epochs)]
-        )
+        parts = [self._permutation(int(e))[inside[epochs == e]] for e in np.unique(epochs)]
+        examples = np.concatenate(parts)
         return examples[assign_to_chunks(self._tokens[examples], WINDOW_STEPS)]
 
     def _epoch_order(self, epoch: int) -> np.ndarray:

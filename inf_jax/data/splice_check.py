@@ -1,8 +1,7 @@
 """Checks that texts spliced from tokens of other texts equal what the tokenizer gives for them.
 
-With a WordPiece tokenizer and white space between the template's fields they always do; a tokenizer
-that merges across the border of instruction and query gives other ids. Tokenising checks a sample
-and stores the result; the loader refuses a dataset whose texts it would have to splice wrongly.
+A tokenizer that merges across the border of instruction and query gives other ids. Tokenising
+checks a sample and stores the result; the loader refuses a dataset whose texts do not splice.
 """
 
 import dataclasses
@@ -23,7 +22,7 @@ class Composition(NamedTuple):
     """Counts of spliced texts that differ from the tokenizer's own ids.
 
     Attributes:
-      checked: pairs of the sample; each gives a text of either kind.
+      checked: pairs of the sample.
       crossed: pairs whose query with another pair's instruction differs.
       alone: pairs whose query or instruction as a text of its own differs.
     """
@@ -53,9 +52,8 @@ def check_composition(
     others = parts[half:] + parts[:half]
     limits = {"special": tokenizer.special, "limit": text.max_query_tokens}
 
-    expected = tokenizer.queries(
-        [(p.query, i) for p, i in zip(present, instructions, strict=True)], text
-    )
+    others_queries = [(p.query, i) for p, i in zip(present, instructions, strict=True)]
+    expected = tokenizer.queries(others_queries, text)
     crossed = [
         np.array_equal(truncate(with_instruction(mine, other.ids_of("instruction")), **limits), ids)
         for mine, other, ids in zip(parts, others, expected, strict=True)
@@ -71,8 +69,5 @@ def check_composition(
             np.array_equal(as_own_text(mine.ids_of(part), **limits), ids)
             for mine, ids in zip(parts, expected, strict=True)
         ]
-    return Composition(
-        checked=len(present),
-        crossed=len(present) - sum(crossed),
-        alone=int(len(present) - by_itself.sum()),
-    )
+    checked = len(present)
+    return Composition(checked, checked - sum(crossed), int(checked - by_itself.sum()))

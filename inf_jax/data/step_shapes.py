@@ -1,7 +1,6 @@
 """Gives the shapes and mean sizes of a step's batch without making one.
 
-Where the dataset exists they are measured on it (`Loader.plan`), otherwise text lengths are
-assumed.
+They are measured on the dataset where it exists (`Loader.plan`); otherwise lengths are assumed.
 """
 
 from collections.abc import Callable
@@ -28,12 +27,8 @@ class StepInputs(NamedTuple):
     """A step's input, over the whole mesh.
 
     Attributes:
-      chunks: c.
-      rows: of a chunk's grid, one number a grid.
-      pairs: mean pairs of a step.
-      tokens: mean real tokens of a step.
+      chunks, rows, pairs, tokens, fill: see `BatchLayout` and `PackingPlan`.
       squares: mean sum over the texts of a step of tokens^2.
-      fill: share of the grids' slots that hold a token.
       instructions: candidates of a row in block I.
       note: where lengths and fill are from, for people.
       measured: whether they are the dataset's own.
@@ -63,9 +58,6 @@ def plan_inputs(
     Args:
       tokenizer: loads the tokenizer; called where there is a dataset to measure.
       query_tokens, passage_tokens: mean lengths, assumed where dataset or tokenizer are missing.
-
-    Raises:
-      UserError: the batch has fewer pairs than the devices have chunks.
     """
     try:
         dataset_dir(config)
@@ -136,11 +128,7 @@ def _spread(mean: float, longest: int, count: int) -> np.ndarray:
 def batch_shapes(
     layout: BatchLayout, rows: tuple[int, ...], *, sharding: jax.sharding.Sharding | None
 ) -> Batch:
-    """The batch that `Loader` and `to_mesh` give, as ShapeDtypeStructs.
-
-    Args:
-      rows: of a chunk's grid, one number a grid.
-    """
+    """The batch of `Loader` and `to_mesh` as ShapeDtypeStructs; `rows` as of a `PackingPlan`."""
     c, n = layout.chunks, layout.pairs_per_chunk
 
     def array(*shape: int, dtype=jnp.int32) -> jax.ShapeDtypeStruct:
@@ -161,7 +149,7 @@ def batch_shapes(
             valid=array(c * n, columns, dtype=jnp.bool_),
         )
     return Batch(
-        texts=packed[0] if len(packed) == 1 else (packed[0], packed[1]),
+        texts=packed[0] if len(packed) == 1 else tuple(packed),
         ids=TextIds(*(array(c * n, 2, dtype=jnp.uint32) for _ in TextIds._fields)),
         valid=array(c * n, dtype=jnp.bool_),
         negatives=negatives,

@@ -1,7 +1,7 @@
 """Plans and writes the shards of a tokenised split.
 
-Each shard depends on its slice of the split alone, so shards can be written one after another
-(`data.tokenise`) or by many workers (`data_pipeline.beam_tokenise`); the manifest is written last.
+Each depends on its slice of the split alone: `data.tokenise` writes one after another, the workers
+of `data_pipeline.beam_tokenise` many at once. The manifest is written last.
 """
 
 import dataclasses
@@ -59,24 +59,19 @@ class TokenisingPlan:
 
     @property
     def num_examples(self) -> int:
-        """Examples of the split."""
         return sum(count for _, count in self.sources)
 
     @property
     def manifest(self) -> Path:
-        """Path of the manifest, which is written last."""
         return self.directory / MANIFEST
 
     def todo(self) -> set[int] | None:
-        """Numbers of the shards still to write; None where the split is finished. Prints what is
-        reused."""
+        """Shards still to write, None where the split is finished; prints what is reused."""
         split, total = self.recipe["split"], len(self.shards)
         missing = {n for n, shard in enumerate(self.shards) if not _is_finished(*shard)}
         if not missing and self.manifest.exists():
-            print(
-                f"{split}: {self.num_examples} examples are tokenised already, reusing "
-                f"{self.directory}"
-            )
+            found = f"{self.num_examples} examples are tokenised already"
+            print(f"{split}: {found}, reusing {self.directory}")
             return None
         if len(missing) < total:
             print(f"{split}: reusing {total - len(missing)} of {total} shards in {self.directory}")
@@ -108,8 +103,7 @@ def plan_shards(
     }
     fingerprint = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
     directory = Path(out_dir) / f"{split}-{fingerprint[:16]}"
-    num_examples = sum(count for _, count in sources)
-    shards = _shards(directory, num_examples, examples_per_shard)
+    shards = _shards(directory, sum(count for _, count in sources), examples_per_shard)
     return TokenisingPlan(sources, directory, shards, recipe, fingerprint)
 
 
@@ -125,19 +119,14 @@ def source_files(directory: Path, split: str) -> list[tuple[Path, int]]:
         file_format = info.get("fileFormat", "tfrecord")
         if file_format != "tfrecord":
             raise UserError(f"{info_path}: file format {file_format!r}, only tfrecord can be read")
-        template = splits[split].get(
-            "filepathTemplate", "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-        )
+        default = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+        template, total = splits[split].get("filepathTemplate", default), f"{len(counts):05d}"
+        whole = {"DATASET": info["name"], "SPLIT": split, "FILEFORMAT": file_format}
         names = [
             template.format(
-                DATASET=info["name"],
-                SPLIT=split,
-                FILEFORMAT=file_format,
-                SHARD_INDEX=f"{n:05d}",
-                NUM_SHARDS=f"{len(counts):05d}",
-                SHARD_X_OF_Y=f"{n:05d}-of-{len(counts):05d}",
+                **whole, SHARD_INDEX=n, NUM_SHARDS=total, SHARD_X_OF_Y=f"{n}-of-{total}"
             )
-            for n in range(len(counts))
+            for n in (f"{number:05d}" for number in range(len(counts)))
         ]
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
@@ -156,11 +145,8 @@ def _checksum(path: Path) -> str:
 
 
 def read_source(path: Path, *, count: int) -> Iterator[Example]:
-    """The examples of one text TFRecord file that must have `count`.
-
-    Raises:
-      CorruptRecordError: at the first damaged, missing or surplus record.
-    """
+    """The examples of one text TFRecord file that must have `count`; CorruptRecordError at the
+    first damaged, missing or surplus record."""
     for number, data in enumerate(read_records(path, count=count)):
         yield decode_at(path, number, data)
 
@@ -177,13 +163,9 @@ def _shards(directory: Path, num_examples: int, per_shard: int) -> list[tuple[Pa
     if per_shard < 1:
         raise UserError(f"examples_per_shard={per_shard} must be 1 or more")
     starts = range(0, num_examples, per_shard)
-    return [
-        (
-            directory / f"tokens-{n:05d}-of-{len(starts):05d}.tfrecord",
-            min(per_shard, num_examples - start),
-        )
-        for n, start in enumerate(starts)
-    ]
+    names = (f"tokens-{n:05d}-of-{len(starts):05d}.tfrecord" for n in range(len(starts)))
+    sizes = (min(per_shard, num_examples - start) for start in starts)
+    return [(directory / name, size) for name, size in zip(names, sizes, strict=True)]
 
 
 def _is_finished(path: Path, count: int) -> bool:
@@ -204,14 +186,8 @@ def write_shard(
     text: TextConfig,
     progress: Callable[[int], object] = lambda count: None,
 ) -> None:
-    """Writes a shard of these examples, then its index.
-
-    Args:
-      progress: called with the number of examples written since the last call.
-
-    Raises:
-      UserError: a text has no tokens, or a file cannot be written.
-    """
+    """Writes a shard of these examples, then its index; `progress` is called with the number of
+    examples since the last call. UserError: a text has no tokens, or a file cannot be written."""
     lengths, parts, instructions = [], [], []
     with Writer(path) as writer:
         while batch := list(itertools.islice(examples, _BATCH)):
@@ -221,13 +197,8 @@ def write_shard(
                 parts.append(part_lengths(record.spans))
                 instructions.append(record.hashes[:, 0])
             progress(len(batch))
-    sidecar = Sidecar(
-        writer.index,
-        text_lengths=np.array(lengths, np.int32),
-        part_lengths=np.array(parts, np.int32),
-        instruction_hashes=np.array(instructions, np.uint64),
-    )
-    write_sidecar(path, sidecar)
+    counts = np.array(lengths, np.int32), np.array(parts, np.int32)
+    write_sidecar(path, Sidecar(writer.index, *counts, np.array(instructions, np.uint64)))
 
 
 def tokenise_batch(
@@ -265,20 +236,16 @@ def tokenise_batch(
 def write_manifest(
     plan: TokenisingPlan, sample: list[Example], *, tokenizer: TextTokenizer, text: TextConfig
 ) -> None:
-    """Finishes a directory whose shards all exist; `sample` as `splice_check.sampled` takes it.
-
-    Raises:
-      UserError: an index is missing, or the file cannot be written.
-    """
-    shards = plan.shards
-    lengths = np.concatenate([load_sidecar(shard).text_lengths for shard, _ in shards])
+    """Finishes a directory whose shards all exist; `sample` are the examples of `sampled`.
+    UserError: an index is missing, or the file cannot be written."""
+    lengths = np.concatenate([load_sidecar(shard).text_lengths for shard, _ in plan.shards])
     at_limit = lengths.reshape(-1, 2) == (text.max_query_tokens, text.max_passage_tokens)
     manifest = {
         "fingerprint": plan.fingerprint,
         "recipe": plan.recipe,
         "special_tokens": [ids.tolist() for ids in tokenizer.special],
         "composition": check_composition(sample, tokenizer, text)._asdict(),
-        "shards": [{"file": shard.name, "examples": count} for shard, count in shards],
+        "shards": [{"file": shard.name, "examples": count} for shard, count in plan.shards],
         "texts": int(np.count_nonzero(lengths)),
         "tokens": int(lengths.sum()),
         # as long as the limit allows: most of these were truncated

@@ -1,9 +1,8 @@
 """Tokenises a split of a text dataset into indexed TFRecords, once per tokenizer and templates.
 
-The result is a directory `<split>-<hash>`: shards `tokens-XXXXX-of-NNNNN.tfrecord`, an index for
-each, and `manifest.json`, written last. Files are written atomically and depend on the inputs
-alone, so a killed run continues where it stopped and produces the same bytes. `TokenisedDataset`
-reads the directory.
+`TokenisedDataset` reads the result, `<split>-<hash>/` with shards `tokens-XXXXX-of-NNNNN.tfrecord`,
+an index for each, and `manifest.json`, written last. Files are written atomically and depend on the
+inputs alone: a killed run continues where it stopped and produces the same bytes.
 """
 
 import itertools
@@ -43,7 +42,6 @@ def tokenise(
 
     Args:
       dataset_dir: the directory with `dataset_info.json`, as `data_pipeline.build` writes it.
-      split: a split's name, "train" or "dev".
       examples_per_shard: a killed run repeats at most this many examples.
       expected: the fingerprint that the result must have (when a run is resumed).
 
@@ -51,9 +49,8 @@ def tokenise(
       `<out_dir>/<split>-<hash16>`, for `TokenisedDataset`. The hash covers the schema, the source
       files' contents, the tokenizer, the templates, the limits and `examples_per_shard`.
     Raises:
-      UserError: the split is missing, damaged or empty, a text has no tokens, or a file cannot be
-        written; names file and record. Or, before any text is tokenised, the fingerprint is not the
-        expected one.
+      UserError: the split is missing, damaged or empty, a text has no tokens, a file cannot be
+        written; or, before any text is tokenised, the fingerprint is not the expected one.
     """
     plan = plan_shards(
         dataset_dir,
@@ -88,14 +85,8 @@ def tokenise(
 
 
 def read_examples(dataset_dir: str | os.PathLike, split: str) -> Iterator[Example]:
-    """The examples of one split of a TFDS directory, in the order of its files.
-
-    Args:
-      dataset_dir, split: as for `tokenise`.
-
-    Raises:
-      UserError: the split is missing, damaged or empty; names file and record.
-    """
+    """The examples of one split of a TFDS directory, in the order of its files; UserError where it
+    is missing, damaged or empty, names file and record."""
     yield from _examples(source_files(Path(dataset_dir), split))
 
 

@@ -24,6 +24,8 @@ from inf_jax.io.tfrecord import CorruptRecordError, Index, Reader
 
 MANIFEST = "manifest.json"
 _TEXTS = 2 * PAIRS_PER_EXAMPLE
+# RuntimeError: a flipped bit can also name a compression method that zipfile lacks
+_DAMAGE = (OSError, EOFError, KeyError, ValueError, TypeError, RuntimeError, zipfile.BadZipFile)
 
 
 class Sidecar(NamedTuple):
@@ -48,10 +50,7 @@ class TokenisedDataset:
 
     Attributes:
       directory: Path, as `tokenise` returned it.
-      num_examples: int.
-      text_lengths: int32[num_examples, 6], as in `Sidecar`.
-      part_lengths: int32[num_examples, 3, 3], as in `Sidecar`.
-      instruction_hashes: uint64[num_examples, 3], as in `Sidecar`.
+      text_lengths, part_lengths, instruction_hashes: as in `Sidecar`, of all examples.
       special: int32[...] twice, the special tokens before and after every text.
       max_query_tokens: int, the limit of an instructed query.
       fingerprint: str, hash of everything that the contents depend on.
@@ -62,26 +61,25 @@ class TokenisedDataset:
 
     def __init__(self, directory: str | os.PathLike):
         self.directory = Path(directory)
-        manifest = read_json(
-            self.directory / MANIFEST, remedy="tokenise the split again, it was not finished"
-        )
+        path = self.directory / MANIFEST
+        manifest = read_json(path, remedy="tokenise the split again, it was not finished")
         try:
-            if manifest["recipe"]["schema"] != TOKENISED_SCHEMA:
+            recipe = manifest["recipe"]
+            if recipe["schema"] != TOKENISED_SCHEMA:
                 raise UserError(
-                    f"{self.directory} has schema {manifest['recipe']['schema']}, this version "
-                    f"reads {TOKENISED_SCHEMA}; tokenise the split again"
+                    f"{self.directory} has schema {recipe['schema']}, this version reads "
+                    f"{TOKENISED_SCHEMA}; tokenise the split again"
                 )
             self.fingerprint: str = manifest["fingerprint"]
-            self.max_query_tokens: int = manifest["recipe"]["text"]["max_query_tokens"]
+            self.max_query_tokens: int = recipe["text"]["max_query_tokens"]
             before, after = (np.array(ids, np.int32) for ids in manifest["special_tokens"])
             self.special: tuple[np.ndarray, np.ndarray] = before, after
             self._composition = Composition(**manifest["composition"])
-            self._template: str = manifest["recipe"]["text"]["query_template"]
+            self._template: str = recipe["text"]["query_template"]
             shards = [(s["file"], s["examples"]) for s in manifest["shards"]]
         except (KeyError, TypeError) as error:
             raise UserError(
-                f"{self.directory / MANIFEST} is not a manifest ({error!r}); delete it and "
-                "tokenise the split again"
+                f"{path} is not a manifest ({error!r}); delete it and tokenise the split again"
             ) from error
         self._readers, sidecars = [], []
         for name, count in shards:
@@ -125,31 +123,24 @@ class TokenisedDataset:
                 raise
             except UserError as error:
                 raise CorruptRecordError(reader.path, number, str(error)) from error
-        for name, of_record in (
-            ("text_lengths", lambda r: r.lengths),
-            ("part_lengths", lambda r: part_lengths(r.spans)),
-            ("instruction_hashes", lambda r: r.hashes[:, 0]),
+        for name, values in (
+            ("text_lengths", [record.lengths for record in records]),
+            ("part_lengths", [part_lengths(record.spans) for record in records]),
+            ("instruction_hashes", [record.hashes[:, 0] for record in records]),
         ):
             indexed = getattr(self, name)[wanted]
-            read = np.array([of_record(record) for record in records]).reshape(indexed.shape)
+            read = np.array(values).reshape(indexed.shape)
             differs = (read != indexed).any(axis=tuple(range(1, read.ndim)))
             if differs.any():
                 first = int(differs.argmax())
-                raise CorruptRecordError(
-                    self._readers[shards[first]].path,
-                    int(in_shard[first]),
-                    f"its {name.replace('_', ' ')} are {read[first].tolist()}, the index says "
-                    f"{indexed[first].tolist()}",
-                )
+                values, in_index = read[first].tolist(), indexed[first].tolist()
+                problem = f"its {name.replace('_', ' ')} are {values}, the index says {in_index}"
+                path = self._readers[shards[first]].path
+                raise CorruptRecordError(path, int(in_shard[first]), problem)
         return records
 
     def check_composition(self, kind: str) -> None:
-        """Raises UserError where texts cannot be spliced from the parts of instructed queries.
-
-        Args:
-          kind: a field of `Composition`: "crossed", a query with another pair's instruction, or
-            "alone", query and instruction as texts of their own.
-        """
+        """Raises UserError where texts of a kind (a field of `Composition`) cannot be spliced."""
         wrong, checked = getattr(self._composition, kind), self._composition.checked
         if not wrong:
             return
@@ -172,7 +163,6 @@ class TokenisedDataset:
 
 
 def index_path(shard: Path) -> Path:
-    """Path of the index of a shard."""
     return shard.with_name(shard.name + ".index.npz")
 
 
@@ -185,7 +175,7 @@ def write_sidecar(shard: Path, sidecar: Sidecar) -> None:
 
 
 def load_sidecar(shard: Path) -> Sidecar:
-    """Reads the index file of a shard; UserError if it is damaged or missing."""
+    """Reads the index file of a shard; UserError where it is damaged or missing."""
     path = index_path(shard)
     try:
         with open(path, "rb") as file, np.load(file) as arrays:
@@ -197,11 +187,7 @@ def load_sidecar(shard: Path) -> Sidecar:
             raise ValueError("the sizes of its arrays disagree")
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; tokenise the split again") from error
-    except (  # a flipped bit can also name a compression method that zipfile lacks
-        *(OSError, EOFError, KeyError, ValueError, TypeError, RuntimeError),
-        zipfile.BadZipFile,
-    ) as error:
-        raise UserError(
-            f"{path} is damaged ({error}); delete it and tokenise the split again"
-        ) from error
+    except _DAMAGE as error:
+        remedy = "delete it and tokenise the split again"
+        raise UserError(f"{path} is damaged ({error}); {remedy}") from error
     return sidecar
