@@ -4,10 +4,10 @@
 
 Reads the text TFRecords of `python -m data_pipeline.build` (tokenises them on first use) and writes
 to `config.out_dir`: config.json, command.txt, metrics.jsonl, timing.jsonl, tensorboard/,
-checkpoints/. Started again, it resumes from the newest checkpoint, bit for bit; a finished run
-trains nothing. SIGTERM makes it save and exit with code 143, SIGUSR1 traces a few steps, and a
-process that hangs exits with code 75 (`monitoring.watch`). Several processes form one run
-(`distributed.cluster`): the primary process writes all files but the checkpoints.
+checkpoints/. Started again, it resumes from the newest checkpoint, bit for bit. SIGTERM makes it
+save and exit with code 143, SIGUSR1 traces a few steps, a process that hangs exits with code 75
+(`monitoring.watch`). Several processes form one run (`distributed.cluster`); the primary one writes
+all files but the checkpoints.
 
 Options, besides --config and --config.KEY=VALUE:
   --resume      require a checkpoint to resume from
@@ -39,10 +39,7 @@ from inf_jax.training.setup import Training, make_training
 
 
 def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
-    """Trains one run.
-
-    Args:
-      resume: whether a checkpoint must exist; None takes either.
+    """Trains one run; `resume`: whether a checkpoint must exist, None takes either.
 
     Raises:
       UserError: see `make_training`, `Saver`, `StepResults`.
@@ -106,24 +103,15 @@ def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
             _say(f"{out_dir}: asked to stop, saved after {done} of {steps} steps")
             raise SystemExit(STOPPED)
         if coordination.is_primary():
-            summary(
-                training,
-                steps=steps - first,
-                seconds=seconds,
-                metrics=log.last,
-                pace=watch.timer.run(),
-            )
+            pace = watch.timer.run()
+            summary(training, steps=steps - first, seconds=seconds, metrics=log.last, pace=pace)
 
 
 def start_log(
     resolved: ConfigDict, training: Training, saver: Saver, work_dir: storage.WorkDir
 ) -> MetricsLog | NoLog:
-    """Claims the out_dir, writes its first files, prints the banner and opens the log; only the
-    primary process writes anything.
-
-    Raises:
-      UserError: another run has written to the out_dir.
-    """
+    """Claims the out_dir, writes its first files, prints the banner and opens the log, all on the
+    primary process alone. UserError: another run has written to the out_dir."""
     if not coordination.is_primary():
         return NoLog()
     config, out_dir = run_config(resolved), storage.as_path(resolved.out_dir)
@@ -135,28 +123,22 @@ def start_log(
     banner(config, training, first_step=saver.first_step)
     for name in GROWING:
         work_dir.pull(name)
-    wandb = None
-    if config.train.wandb_project:
-        wandb = WandbLog(
-            work_dir.path,
-            project=config.train.wandb_project,
-            name=out_dir.name,
-            config=resolved.to_dict(),
-        )
+    wandb, train = None, config.train
+    if train.wandb_project:
+        project, name = train.wandb_project, out_dir.name
+        wandb = WandbLog(work_dir.path, project=project, name=name, config=resolved.to_dict())
     return MetricsLog(
         work_dir.path,
         first_step=saver.first_step,
-        steps=config.train.steps,
-        every=config.train.log_every,
+        steps=train.steps,
+        every=train.log_every,
         more=wandb,
     )
 
 
 class StepResults:
-    """Fetches a step's metrics from the devices one step late, logs and checks them.
-
-    Args:
-      max_nonfinite: steps in a row with non-finite gradients after which the run ends.
+    """Fetches a step's metrics from the devices one step late, logs and checks them; the run ends
+    after `max_nonfinite` steps in a row with non-finite gradients.
 
     Attributes:
       pending: (step, metrics on the devices) not yet fetched; None if there are none.

@@ -1,8 +1,8 @@
 """Checks that a checkpoint's arrays have the expected names and shapes and hold what was saved.
 
-TensorStore notices a missing or short file but not changed bytes. Sums of an array's bits, weighted
-by their place, are whole numbers that add up to the same in any order: the same on any mesh and any
-number of processes, and any one changed entry changes them.
+TensorStore notices a missing or short file but not changed bytes. Sums of an array's bits weighted
+by their place are the same on any mesh and any number of processes (whole numbers, added in any
+order), and any one changed entry changes them.
 """
 
 import functools
@@ -43,8 +43,8 @@ def fingerprint(tree: Mapping[str, Any]) -> str:
 
 
 def check_tree(checkpoint: epath.Path, abstract: Mapping[str, Any]) -> None:
-    """Raises ValueError naming names and shapes in which the checkpoint differs from these parts of
-    the state.
+    """Raises ValueError naming the arrays in whose name or shape the checkpoint differs from these
+    parts of the state.
 
     Runs before Orbax reads: Orbax leaves an absent array as it was passed in, ignores surplus ones,
     and stops at the first other shape with its other reads under way.

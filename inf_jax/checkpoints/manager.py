@@ -1,8 +1,8 @@
 """Writes and reads Orbax checkpoints: train state, resume information and config in one directory.
 
-Saves are asynchronous and atomic (a directory gets its name when it is complete). All random
-numbers of a run are pure functions of its seed, the step and a text's number, so no generator state
-is saved. In a checkpoint the resume information is called "position".
+Saves are asynchronous and atomic (a directory gets its name when it is complete). Random numbers
+are pure functions of seed, step and a text's number, so no generator state is saved. In a
+checkpoint the resume information is called "position".
 """
 
 import contextlib
@@ -32,7 +32,7 @@ class Saved(NamedTuple):
 
 
 class Best(NamedTuple):
-    """How checkpoints are compared: by a metric that they were saved with; mode "min" or "max"."""
+    """The metric by which checkpoints are compared; mode "min" or "max"."""
 
     metric: str
     mode: str
@@ -49,10 +49,9 @@ def make_manager(
     directory: str | Path, *, keep: int, keep_best: int = 0, best: Best = Best("loss", "min")
 ) -> ocp.CheckpointManager:
     """A manager of `<directory>/<step>/` that keeps the newest `keep` checkpoints and the
-    `keep_best` best ones.
+    `keep_best` best ones, and deletes incomplete ones of a killed process.
 
-    `directory` may be a local path or a bucket (gs://...), whatever etils.epath opens. Incomplete
-    checkpoints of a killed process are deleted.
+    `directory` may be a local path or a bucket (gs://...), whatever etils.epath opens.
     """
     path = _path(directory)
     if path.exists() and not path.is_dir():
@@ -62,13 +61,8 @@ def make_manager(
         logging.getLogger(name).setLevel(logging.CRITICAL)
     kept = [policies.LatestN(keep)]
     if keep_best:
-        policy = policies.BestN(
-            get_metric_fn=best.sort_key,
-            reverse=True,
-            n=keep_best,
-            keep_checkpoints_without_metrics=False,
-        )
-        kept.append(policy)
+        rule = {"reverse": True, "n": keep_best, "keep_checkpoints_without_metrics": False}
+        kept.append(policies.BestN(get_metric_fn=best.sort_key, **rule))
     options = ocp.CheckpointManagerOptions(
         best_fn=best.sort_key if keep_best else None,
         best_mode="min",
@@ -86,17 +80,14 @@ def save(
     config: Mapping[str, Any],
     metrics: Mapping[str, float] | None = None,
 ) -> None:
-    """Starts an asynchronous save at `info.step`.
+    """Starts an asynchronous save at `info.step`; UserError where it or the one before fails.
 
     Args:
       state: {"params": tree, ...} of arrays.
       config: all keys of the run as plain values, with which a resumed run is compared.
       metrics: by which the best checkpoints are chosen.
-
-    Raises:
-      UserError: this save or the one before it cannot be written.
     """
-    with _writing(manager):
+    with writing(manager):
         manager.save(
             info.step,
             args=ocp.args.Composite(
@@ -107,24 +98,6 @@ def save(
             ),
             metrics=None if metrics is None else dict(metrics),
         )
-
-
-def check_saves(manager: ocp.CheckpointManager) -> None:
-    """Raises UserError where a background save has failed."""
-    with _writing(manager):
-        manager.check_for_errors()
-
-
-def wait(manager: ocp.CheckpointManager) -> None:
-    """Returns once all saves are complete; raises UserError where one cannot be written."""
-    with _writing(manager):
-        manager.wait_until_finished()
-
-
-def close(manager: ocp.CheckpointManager) -> None:
-    """Waits for all saves and closes the manager."""
-    with _writing(manager):
-        manager.close()
 
 
 def restore(
@@ -153,18 +126,15 @@ def restore_params(directory: str | Path, abstract: dict, *, step: int) -> dict:
     """A checkpoint's parameters alone; the optimiser state is neither read nor needed.
 
     Args:
-      directory: of the checkpoints, as for `make_manager`; nothing is created or deleted in it.
+      directory: of the checkpoints, as of `make_manager`; nothing is created or deleted in it.
       abstract: ShapeDtypeStructs with shardings, {tower: tree}.
 
     Raises:
       UserError: the checkpoint does not fit the model or its towers, or is damaged.
     """
     path, item = _path(directory) / str(step), {"params": abstract}
-    args = ocp.args.PyTreeRestore(
-        item=item,
-        restore_args=ocp.checkpoint_utils.construct_restore_args(item),
-        partial_restore=True,
-    )
+    restore_args = ocp.checkpoint_utils.construct_restore_args(item)
+    args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
     with _reading(path):
         check_tree(path, item)
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
@@ -188,11 +158,12 @@ def read_saved(directory: str | Path, which: str = "newest") -> Saved | None:
         return None
     step = _choose(path, steps, which)
     with _reading(path / str(step)):
-        info, config = (
-            json.loads((path / str(step) / name / "metadata").read_text())
-            for name in ("position", "config")
-        )
+        info, config = (_metadata(path / str(step), name) for name in ("position", "config"))
         return Saved(step, ResumeInfo(**info), config)
+
+
+def _metadata(checkpoint: epath.Path, name: str) -> dict[str, Any]:
+    return json.loads((checkpoint / name / "metadata").read_text())
 
 
 def _choose(path: epath.Path, steps: list[int], which: str) -> int:
@@ -209,7 +180,7 @@ def _choose(path: epath.Path, steps: list[int], which: str) -> int:
     for step in sorted(steps):
         metrics = path / str(step) / "metrics" / "metrics"
         if metrics.exists():
-            train = json.loads((path / str(step) / "config" / "metadata").read_text())["train"]
+            train = _metadata(path / str(step), "config")["train"]
             best = Best(train["best_metric"], train["best_mode"])
             sort_key[step] = best.sort_key(json.loads(metrics.read_text()))
     if not sort_key:
@@ -223,8 +194,8 @@ def _path(directory: str | Path) -> epath.Path:
 
 
 @contextlib.contextmanager
-def _writing(manager: ocp.CheckpointManager) -> Iterator[None]:
-    """Turns errors of Orbax and TensorStore about unwritable files into UserErrors."""
+def writing(manager: ocp.CheckpointManager) -> Iterator[None]:
+    """Around calls of the manager: its errors, of background saves too, become UserErrors."""
     try:
         yield
     except UserError:

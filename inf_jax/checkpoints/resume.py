@@ -15,8 +15,7 @@ class ResumeInfo(NamedTuple):
       dataset: fingerprint of the tokenised dataset.
       groups: chunks of a step where a chunk's rows are each other's negatives (block I with the
         query encoder "attention"), else 0.
-      frozen: `integrity.fingerprint` of the frozen parameters, which are not saved; "" where all
-        parameters are trained.
+      frozen: `integrity.fingerprint` of the frozen parameters, which are not saved; "" for none.
     """
 
     step: int

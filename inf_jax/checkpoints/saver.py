@@ -33,20 +33,21 @@ class Saver:
       first_step: the step that the run begins or continues with.
 
     Raises:
-      UserError: there is no checkpoint, or there is one, against `resume`; or the run of the
-        newest checkpoint had another config.
+      UserError: `resume` is not met, or the run of the newest checkpoint had another config.
     """
 
     def __init__(self, config: RunConfig, resolved: ConfigDict, *, resume: bool | None = None):
         train = config.train
         self._directory = f"{config.out_dir}/checkpoints"
         self._steps, self._every = train.steps, train.checkpoint_every
-        best = checkpoint.Best(train.best_metric, train.best_mode)
-        self._metric, self._keep_best = best.metric, train.keep_best
+        self._metric, self._keep_best = train.best_metric, train.keep_best
         self._sum, self._count = 0.0, 0
         self._resolved = resolved
         self._manager = checkpoint.make_manager(
-            self._directory, keep=train.keep_checkpoints, keep_best=self._keep_best, best=best
+            self._directory,
+            keep=train.keep_checkpoints,
+            keep_best=train.keep_best,
+            best=checkpoint.Best(train.best_metric, train.best_mode),
         )
         self._info: ResumeInfo | None = None
         newest = self._manager.latest_step()
@@ -95,8 +96,7 @@ class Saver:
           frozen: gives the frozen parameters alone, for a run that is resumed.
 
         Raises:
-          UserError: the checkpoint does not fit, its data was other data, or there is no disk space
-            for another checkpoint.
+          UserError: the checkpoint does not fit or was of other data, or the disk is too full.
         """
         keys = {key: value_of(self._resolved, key) for key in keys_of(self._resolved)}
         facts = data._asdict() | keys | {"jax": jax.__version__}
@@ -124,7 +124,8 @@ class Saver:
 
     def due(self, done: int, action: str) -> bool:
         """Whether to save after `done` steps; raises UserError where an earlier save has failed."""
-        checkpoint.check_saves(self._manager)
+        with checkpoint.writing(self._manager):
+            self._manager.check_for_errors()
         return action != CONTINUE or done % self._every == 0 or done == self._steps
 
     def count(self, metrics: dict) -> None:
@@ -151,12 +152,14 @@ class Saver:
         checkpoint.save(self._manager, state, info, config=config, metrics=mean)
 
     def wait(self) -> None:
-        """Returns once all saves are complete."""
-        checkpoint.wait(self._manager)
+        """Returns once all saves are complete; UserError where one has failed."""
+        with checkpoint.writing(self._manager):
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits for all saves and closes the manager."""
-        checkpoint.close(self._manager)
+        with checkpoint.writing(self._manager):
+            self._manager.close()
 
     def _check_room(self, shapes: Mapping[str, Any]) -> None:
         if storage.is_bucket(self._directory):

@@ -19,7 +19,7 @@ def small_state(step):
 def save(manager, step, **options):
     info = ResumeInfo(step, 0, 8, "dataset")
     checkpoint.save(manager, small_state(step), info, config={"seed": 0}, **options)
-    checkpoint.wait(manager)
+    manager.wait_until_finished()
 
 
 def steps_in(directory):
@@ -58,7 +58,7 @@ def test_changed_bytes_are_detected(tmp_path):
     big = {"step": jnp.int32(3), "params": params}
     with checkpoint.make_manager(tmp_path, keep=1) as manager:
         checkpoint.save(manager, big, ResumeInfo(3, 0, 8, "dataset"), config={})
-        checkpoint.wait(manager)
+        manager.wait_until_finished()
         restored, _ = checkpoint.restore(manager, big)
         assert checksums(restored) == checksums(big)
         file = max((tmp_path / "3" / "state").rglob("*"), key=lambda path: path.stat().st_size)
