@@ -9,6 +9,7 @@ answer is sent again. Corpus, report, audit page and journal are in `config.out_
 """
 
 import contextlib
+import importlib.util
 import math
 import sys
 
@@ -16,13 +17,19 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from data_pipeline.config import FactoryConfig, check, factory_config
-from data_pipeline.report.tables import report_tables
-from data_pipeline.stages.factory import STAGES, Factory
 from inf_jax.config.command_line import command_line, parse_flags
 from inf_jax.config.resume import save_resolved
 from inf_jax.core.errors import UserError, main_guard
 from inf_jax.io.atomic import atomic_write
+
+# The extra `pipeline` of setup.py; some of it is first imported in the middle of a run.
+_EXTRA = ("datasketch", "httpx2", "ijson", "jinja2", "openai", "py3langid", "pydantic")
+if missing := [name for name in _EXTRA if importlib.util.find_spec(name) is None]:
+    sys.exit(f"error: not installed: {', '.join(missing)}; run pip install 'inf_jax[pipeline]'")
+
+from data_pipeline.config import FactoryConfig, check, factory_config  # noqa: E402
+from data_pipeline.report.tables import report_tables  # noqa: E402
+from data_pipeline.stages.factory import STAGES, Factory  # noqa: E402
 
 
 def main(argv: list[str]) -> None:
@@ -40,10 +47,9 @@ def _run(argv: list[str]) -> None:
     if unknown := sorted(set(stages) - set(STAGES)):
         raise UserError(f"--stages={','.join(unknown)}: choose from {','.join(STAGES)}")
     stages = [stage for stage in STAGES if stage in stages]
-    max_usd = values["max-usd"].value
+    max_usd, forget = values["max-usd"].value, values["forget-batches"].value
     if max_usd is not None and not math.isfinite(max_usd):
         raise UserError(f"--max-usd={max_usd}: must be a finite number")
-    forget = values["forget-batches"].value
     factory = Factory(factory_config(resolved), max_usd=max_usd, forget_batches=forget)
     with contextlib.closing(factory):
         if values["dry-run"].value:
@@ -59,26 +65,14 @@ def _run(argv: list[str]) -> None:
 
 
 def _define(values: flags.FlagValues) -> None:
-    flags.DEFINE_boolean(
-        "dry-run",
-        False,
-        "estimate the cost of the requests left, and send nothing",
-        flag_values=values,
-    )
-    flags.DEFINE_float(
-        "max-usd",
-        None,
-        "cap on the cost of the corpus over all its runs, active requests included",
-        lower_bound=0.0,
-        flag_values=values,
-    )
-    flags.DEFINE_boolean(
-        "forget-batches",
-        False,
-        "give up the batches of earlier runs; their possible cost stays counted",
-        flag_values=values,
-    )
-    flags.DEFINE_list("stages", [], f"run only these, of {','.join(STAGES)}", flag_values=values)
+    own = {"flag_values": values}
+    text = "estimate the cost of the requests left, and send nothing"
+    flags.DEFINE_boolean("dry-run", False, text, **own)
+    text = "cap on the cost of the corpus over all its runs, active requests included"
+    flags.DEFINE_float("max-usd", None, text, lower_bound=0.0, **own)
+    text = "give up the batches of earlier runs; their possible cost stays counted"
+    flags.DEFINE_boolean("forget-batches", False, text, **own)
+    flags.DEFINE_list("stages", [], f"run only these, of {','.join(STAGES)}", **own)
 
 
 def _show_end(factory: Factory) -> None:

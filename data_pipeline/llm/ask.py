@@ -1,6 +1,6 @@
 """Shared by both askers: the AskFn protocol, its Result, and final results from the journal."""
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from data_pipeline.llm.journal import ANSWER, REJECTED, UNUSABLE, Journal
 from data_pipeline.llm.request import Request
@@ -8,13 +8,11 @@ from data_pipeline.llm.request import Request
 MAX_UNANSWERED = 5  # failed attempts of a request while others are answered; then it has failed
 
 
-class Result:
+class Result(NamedTuple):
     """The final result of a request: the answer's JSON, or the reason for having none."""
 
-    __slots__ = ("failure", "text")
-
-    def __init__(self, text: str = "", failure: str = ""):
-        self.text, self.failure = text, failure
+    text: str = ""
+    failure: str = ""
 
 
 class AskFn(Protocol):

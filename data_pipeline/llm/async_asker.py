@@ -43,9 +43,9 @@ class JournalWriter:
         while self._waiting:
             rows, self._waiting = self._waiting, []
             began = time.monotonic()
+            error = None
             try:
                 self._journal.write(row for row, _ in rows)
-                error = None
             except Exception as raised:  # raised again in each waiting task
                 error = raised
             for _, done in rows:
@@ -59,12 +59,9 @@ class AsyncAsker:
     """An `AskFn` that sends single requests.
 
     Args:
-      endpoint: where requests go.
-      journal: records them.
-      budget: holds the cap.
-      prices: model -> price.
+      prices: by model.
       concurrency: maximum of concurrent requests.
-      max_attempts: paid attempts of a request; after as many unusable answers it has failed.
+      max_attempts: unusable answers after which a request has failed.
       give_up_s: seconds without any success after which the run stops.
 
     Calls raise:
@@ -97,8 +94,7 @@ class AsyncAsker:
         self._active: dict[str, asyncio.Task] = {}
 
     async def __call__(self, request: Request) -> Result:
-        result = recorded_result(self._journal, request.key, self._max_attempts)
-        if result:
+        if result := recorded_result(self._journal, request.key, self._max_attempts):
             return result
         # equal requests of two records are sent once
         task = self._active.get(request.key)
@@ -132,16 +128,14 @@ class AsyncAsker:
         while True:
             async with self.limiter.slot(_RANK[request.stage]):
                 reply = await self._attempt(request)
-            result = recorded_result(self._journal, request.key, self._max_attempts)
-            if result:
+            if result := recorded_result(self._journal, request.key, self._max_attempts):
                 return result
             attempt += 1
             # being told to wait or not reaching the endpoint has nothing to do with this request
             unanswered += not reply.paid and reply.wait_s is None and reply.reached
-            # if no other request is answered either, the run stops instead
-            others_answered = self._success > began
             overdue = time.monotonic() - began > self._give_up_s
-            if unanswered >= MAX_UNANSWERED and overdue and others_answered:
+            # if no other request is answered either, the run stops instead
+            if unanswered >= MAX_UNANSWERED and overdue and self._success > began:
                 return Result(failure="unanswered")
             if not reply.paid and reply.wait_s is None:
                 await self._sleep(min(MAX_BACKOFF_S, 0.25 * 2**attempt) * random.uniform(0.5, 1))
@@ -177,13 +171,9 @@ class AsyncAsker:
                 cost = usd
         finally:
             self._budget.settle(reserved, cost or 0.0, unknown=cost is None)
-        if self._stop:
-            self._raise_unless_recorded(request)
-        return reply
-
-    def _raise_unless_recorded(self, request: Request) -> None:
         if self._stop and not recorded_result(self._journal, request.key, self._max_attempts):
             raise self._stop
+        return reply
 
     async def _write(self, row: Sent | Received) -> None:
         try:
@@ -221,10 +211,11 @@ class AsyncAsker:
             )
         if now - self._success > self._give_up_s:
             return f"{name}: no answer for {self._give_up_s:.0f} s, last: {reply.text}; {kept}"
-        in_stage, of_request = self._rejections[request.stage], self._rejections[request.key]
-        if (
-            in_stage >= MAX_REJECTED_IN_STAGE or of_request >= MAX_REJECTED_OF_REQUEST
-        ) and not self._accepted.has(request.stage, request.model):
+        rejected = (
+            self._rejections[request.stage] >= MAX_REJECTED_IN_STAGE
+            or self._rejections[request.key] >= MAX_REJECTED_OF_REQUEST
+        )
+        if rejected and not self._accepted.has(request.stage, request.model):
             return (
                 f"{name} accepts no request of the stage {request.stage}: {reply.text}; check the "
                 f"model {request.model!r} and the stage's options"

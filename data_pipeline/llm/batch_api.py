@@ -20,23 +20,15 @@ _TRANSIENT = (openai.APIConnectionError, openai.InternalServerError, openai.Rate
 
 @dataclasses.dataclass(frozen=True)
 class BatchState:
-    """The state of a batch at the endpoint.
+    """The state of a batch at the endpoint."""
 
-    Attributes:
-      id: the endpoint's id.
-      status: the endpoint's status; final if in ENDED.
-      done, total: numbers of requests.
-      output, errors: ids of the result files, "" for none.
-      problem: why it failed.
-    """
-
-    id: str
-    status: str
-    done: int
-    total: int
-    output: str
-    errors: str
-    problem: str
+    id: str  # the endpoint's
+    status: str  # final if in ENDED
+    done: int = 0  # requests, of `total`
+    total: int = 0
+    output: str = ""  # id of the file of results, "" for none
+    errors: str = ""  # the same, of failed requests
+    problem: str = ""  # why the batch failed
 
 
 class Unreachable(UserError):
@@ -58,8 +50,7 @@ class BatchApi:
         """Uploads a file of requests; returns its id."""
         with self._errors(f"upload {path.name}"):
             data = path.read_bytes()
-            file = await self._client.files.create(file=(path.name, data), purpose="batch")
-            return file.id
+            return (await self._client.files.create(file=(path.name, data), purpose="batch")).id
 
     async def create(self, file: str, name: str) -> str:
         """Submits a batch once and returns its id; after a lost reply use `find`.
@@ -75,10 +66,10 @@ class BatchApi:
                 metadata={_LABEL: name},
                 extra_headers={"Idempotency-Key": name},
             )
-        except (openai.APIConnectionError, openai.InternalServerError):
-            raise
-        except openai.APIError as error:  # the endpoint has not created the batch
-            raise self._refused(f"submit the batch {name}", error) from None
+        except openai.APIError as error:
+            if isinstance(error, openai.APIConnectionError | openai.InternalServerError):
+                raise
+            raise self._refused(f"submit the batch {name}", error) from None  # it does not exist
         return batch.id
 
     async def find(self, name: str) -> str:

@@ -10,7 +10,7 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_pipeline.llm.ask import MAX_UNANSWERED, AcceptedStages, Result, recorded_result
 from data_pipeline.llm.batch_api import BatchState
@@ -30,8 +30,7 @@ _MAX_FAILED_LATER = 10  # if the endpoint has given answers before
 _MAX_QUOTA_EXCEEDED = 30  # if they exceed the quota of enqueued tokens beside other batches
 
 
-@dataclasses.dataclass
-class _Pending:
+class _Pending(NamedTuple):
     request: Request
     future: asyncio.Future
 
@@ -40,11 +39,7 @@ class BatchAsker:
     """An `AskFn` that sends batches.
 
     Args:
-      endpoint: where batches run.
-      journal: records requests and batches.
-      budget: holds the cap.
-      prices: model -> price.
-      lifecycle: takes batches to their end.
+      prices: by model.
       batch_requests: maximum number of requests in a batch.
       max_attempts: unusable answers after which a request has failed.
 
@@ -84,8 +79,7 @@ class BatchAsker:
             self._start(self._follow, name, events, earlier=True)
 
     async def __call__(self, request: Request) -> Result:
-        result = recorded_result(self._journal, request.key, self._max_attempts)
-        if result:
+        if result := recorded_result(self._journal, request.key, self._max_attempts):
             return result
         if self._stop:
             raise self._stop
@@ -132,16 +126,16 @@ class BatchAsker:
         self._new.clear()
 
     def _start(self, work: Callable[..., Awaitable[None]], *args, **options) -> asyncio.Task:
-        task = asyncio.create_task(self._guarded(work, *args, **options))
+        async def guarded() -> None:
+            try:
+                await work(*args, **options)
+            except Exception as error:  # bugs too, or callers would wait for ever
+                self.stop(error)
+
+        task = asyncio.create_task(guarded())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-    async def _guarded(self, work: Callable[..., Awaitable[None]], *args, **options) -> None:
-        try:
-            await work(*args, **options)
-        except Exception as error:  # bugs too, or callers would wait for ever
-            self.stop(error)
 
     def _queue(self, pending: _Pending) -> None:
         self._new[pending.request.key] = pending
@@ -205,9 +199,8 @@ class BatchAsker:
             self.states[name] = state
             self.on_change()
 
-        state, rows = await self._lifecycle.results(
-            name, events, earlier=earlier, on_state=on_state
-        )
+        results = self._lifecycle.results(name, events, earlier=earlier, on_state=on_state)
+        state, rows = await results
         sent, received = self._receive(name, state, rows, earlier=earlier)
         self._lifecycle.end(name, state, received)
         self.states.pop(name, None)
@@ -228,10 +221,9 @@ class BatchAsker:
             key = row.get("custom_id")
             if key in sent and (key not in replies or replies[key].outcome == UNPAID):
                 replies[key] = self._reply(sent[key], row)
-        for reply in replies.values():
+        for key, reply in replies.items():
             if reply.fatal:
                 self.stop(UserError(f"{reply.fatal}; all answers are kept: run again to continue"))
-        for key, reply in replies.items():
             if reply.paid:
                 self._accepted.add(sent[key].stage)
         # a row missing from a batch that ran may have been computed and billed all the same
@@ -239,24 +231,22 @@ class BatchAsker:
             UNPAID if state.status in ("failed", UNSUBMITTED) else UNKNOWN,
             f"not in the results of a batch that {_ended(state)}",
         )
-        settle = self._budget.settle_earlier if earlier else self._budget.settle
         for key, one in sent.items():
             reply = replies.get(key, missing)
             if reply.outcome == REJECTED and not self._accepted.has(one.stage, one.model):
                 reply = dataclasses.replace(reply, outcome=UNPAID)
             if state.status == "completed" and reply.outcome in (UNPAID, UNKNOWN):
                 self._unanswered[key] += 1
-            price = self._prices.get(one.model)  # None if no longer in the config
-            usd = price.paid(reply.usage, one.reserved, batch=True) if price else one.reserved
-            usd = usd if reply.paid else 0.0
+            usd = one.reserved if reply.paid else 0.0
+            if reply.paid and (price := self._prices.get(one.model)):  # it is still in the config
+                usd = price.paid(reply.usage, one.reserved, batch=True)
             tokens = reply.usage.prompt_tokens, reply.usage.completion_tokens
             received.append(Received(one.id, reply.outcome, reply.text, *tokens, usd))
-            settle(one.reserved, usd, unknown=reply.outcome == UNKNOWN)
+            unknown = reply.outcome == UNKNOWN
+            self._budget.settle(one.reserved, usd, unknown=unknown, earlier=earlier)
         return list(sent.values()), received
 
-    def _count_failures(
-        self, state: BatchState, sent: list[Sent], received: list[Received]
-    ) -> None:
+    def _count_failures(self, state: BatchState, sent: list[Sent], received: list[Received]):
         """Stops the run after too many batches in a row without any answer."""
         quota_exceeded = state.status == "failed" and "limit" in state.problem
         if quota_exceeded:  # of enqueued tokens
@@ -274,21 +264,16 @@ class BatchAsker:
         limit = _MAX_QUOTA_EXCEEDED if quota_exceeded and self.active > 1 else limit
         # failing batches end before successful ones of the same age: wait for the active ones
         if self._failed_in_a_row >= limit + self.active - 1:
-            reason = state.problem or received[0].text
-            self.stop(
-                UserError(
-                    f"{self._failed_in_a_row} batches in a row gave no answer, the last "
-                    f"{_ended(state)}: {reason}; all answers are kept"
-                )
-            )
+            last = f"{_ended(state)}: {state.problem or received[0].text}"
+            count = f"{self._failed_in_a_row} batches in a row"
+            self.stop(UserError(f"{count} gave no answer, the last {last}; all answers are kept"))
 
     def _deliver(self, key: str) -> None:
         """Resolves a request that has a final result; others go into the next batch."""
         pending = self._submitted.pop(key, None)
         if pending is None or pending.future.done():
             return
-        result = recorded_result(self._journal, key, self._max_attempts)
-        if result:
+        if result := recorded_result(self._journal, key, self._max_attempts):
             pending.future.set_result(result)
         elif self._stop:
             pending.future.set_exception(self._stop)

@@ -38,8 +38,6 @@ class BatchLifecycle:
     """Takes batches through their steps.
 
     Args:
-      endpoint: where batches run.
-      journal: records their events.
       directory: holds the files of requests until their batch has ended.
       poll_s: seconds between two polls of a batch.
       give_up_s: seconds without a reply from the endpoint after which UserError is raised.
@@ -71,9 +69,8 @@ class BatchLifecycle:
         """Gives up all unfinished batches, which stay possibly billed; returns their number."""
         batches = self.unfinished()
         for name in batches:
-            text = "given up by --forget-batches"
             rows = self._journal.pending_in_batch(name).values()
-            lost = [Received(sent.id, UNKNOWN, text) for sent in rows]
+            lost = [Received(sent.id, UNKNOWN, "given up by --forget-batches") for sent in rows]
             self._journal.write(lost, event=(name, "ended", "forgotten"))
         return len(batches)
 
@@ -108,8 +105,8 @@ class BatchLifecycle:
           on_state: called with each polled state.
 
         Returns:
-          The final state and the rows of its result files; status "unsubmitted" and no rows if an
-          earlier run was killed before it submitted the batch.
+          Final state, rows of the result files; UNSUBMITTED and no rows if an earlier run was
+          killed before it submitted the batch.
         """
         file, batch = events.get("uploaded", ""), events.get("submitted", "")
         if earlier and file and not batch:  # perhaps killed while submitting
@@ -117,7 +114,7 @@ class BatchLifecycle:
             if batch:
                 self._journal.batch_event(name, "submitted", batch)
         if earlier and not batch:
-            return BatchState("", UNSUBMITTED, 0, 0, "", "", ""), []
+            return BatchState("", UNSUBMITTED), []
         if not batch:
             file = events["uploaded"] = await self._upload(name)
             batch = await self._submit(name, file)
@@ -127,10 +124,8 @@ class BatchLifecycle:
             if state.status in ENDED:
                 break
             await asyncio.sleep(self._poll_s)
-        rows = []
-        for results in (state.output, state.errors):
-            rows += await self._with_retries(lambda results=results: self._api.rows(results))
-        return state, rows
+        rows = await self._with_retries(lambda: self._api.rows(state.output))
+        return state, rows + await self._with_retries(lambda: self._api.rows(state.errors))
 
     def end(self, name: str, state: BatchState, received: list[Received]) -> None:
         """Records the replies to a batch's requests."""
@@ -151,8 +146,7 @@ class BatchLifecycle:
         return self._directory / f"{name}.jsonl"
 
     async def _upload(self, name: str) -> str:
-        path = self._path(name)
-        file = await self._with_retries(lambda: self._api.upload(path))
+        file = await self._with_retries(lambda: self._api.upload(self._path(name)))
         self._journal.batch_event(name, "uploaded", file)
         return file
 
@@ -176,10 +170,8 @@ class BatchLifecycle:
                     continue
             self._journal.batch_event(name, "submitted", batch)
             return batch
-        raise UserError(
-            f"a batch could not be submitted in {_SUBMIT_TRIES} tries ({reason}); run again to "
-            "continue"
-        )
+        tries = f"{_SUBMIT_TRIES} tries ({reason})"
+        raise UserError(f"a batch could not be submitted in {tries}; run again to continue")
 
     async def _with_retries(self, call: Callable[[], Awaitable[T]]) -> T:
         """Repeats a call while the endpoint does not answer, for up to give_up_s."""

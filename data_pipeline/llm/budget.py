@@ -5,7 +5,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,9 @@ class Price:
 
     def usd(self, usage: "Usage", *, batch: bool) -> float:
         """USD for this number of tokens."""
-        fresh = usage.prompt_tokens - usage.cached_tokens
-        usd = (
-            fresh * self.input
-            + usage.cached_tokens * self.cached_input
-            + usage.completion_tokens * self.output
-        ) / _MILLION
+        prompt, cached = usage.prompt_tokens, usage.cached_tokens
+        usd = (prompt - cached) * self.input + cached * self.cached_input
+        usd = (usd + usage.completion_tokens * self.output) / _MILLION
         return usd * (BATCH_FACTOR if batch else 1.0)
 
     def upper_bound(self, request: Request, *, batch: bool) -> float:
@@ -72,12 +69,8 @@ class Usage:
         """
         usage = usage or {}
         details = usage.get("prompt_tokens_details") or {}
-        prompt = _tokens(usage.get("prompt_tokens"))
-        return cls(
-            prompt,
-            min(prompt, _tokens(details.get("cached_tokens"))),
-            _tokens(usage.get("completion_tokens")),
-        )
+        prompt, cached = _tokens(usage.get("prompt_tokens")), _tokens(details.get("cached_tokens"))
+        return cls(prompt, min(prompt, cached), _tokens(usage.get("completion_tokens")))
 
 
 def _tokens(value: Any) -> int:
@@ -102,9 +95,7 @@ def price_of(model: str, own: tuple[float, ...] = ()) -> Price:
             )
         return Price(own[0], own[1] if len(own) == 3 else own[0], own[-1])
     table = json.loads(PRICES_FILE.read_text())["models"]
-    name = model
-    if name not in table:
-        name = re.sub(r"-20\d\d-\d\d-\d\d$", "", model)
+    name = model if model in table else re.sub(r"-20\d\d-\d\d-\d\d$", "", model)
     if name not in table:
         raise UserError(
             f"no price of model {model!r} in {PRICES_FILE.name}; give it as the stage's `price`: "
@@ -126,25 +117,19 @@ class Budget:
       max_usd: cap on the whole cost of the corpus; None for no cap.
 
     Attributes:
-      on_change: called after every settlement.
+      usd: USD spent.
     """
 
     def __init__(self, journal: Journal, max_usd: float | None):
         self.max_usd = max_usd
-        self._spent, self._unknown = journal.spent()
+        self.usd, self._unknown = journal.spent()
         self._reserved = 0.0
         self._settled = asyncio.Event()
-        self.on_change: Callable[[], None] = lambda: None
-
-    @property
-    def usd(self) -> float:
-        """USD spent."""
-        return self._spent
 
     @property
     def worst_case(self) -> float:
         """USD spent, reserved, or possibly billed without an answer."""
-        return self._spent + self._unknown + self._reserved
+        return self.usd + self._unknown + self._reserved
 
     def fits(self, usd: float) -> bool:
         """Whether this amount can be reserved now."""
@@ -159,7 +144,7 @@ class Budget:
         while not self.fits(usd):
             if self._reserved <= _ROUNDING_USD:
                 raise BudgetReached(
-                    f"the cap of {self.max_usd:g} USD is reached: {self._spent:.4f} spent, "
+                    f"the cap of {self.max_usd:g} USD is reached: {self.usd:.4f} spent, "
                     f"{self._unknown:.4f} possibly billed for requests without an answer, "
                     f"and the next request may cost {usd:.4f}; all answers are kept: raise "
                     "--max-usd and run again to continue"
@@ -168,20 +153,20 @@ class Budget:
             await self._settled.wait()
         self._reserved += usd
 
-    def settle(self, reserved: float, usd: float, *, unknown: bool = False) -> None:
-        """Replaces a reservation by its cost, or counts all of it as possibly billed (unknown)."""
-        self._reserved = max(0.0, self._reserved - reserved)
-        self._spent += usd
-        self._unknown += reserved if unknown else 0.0
-        self._settled.set()
-        self.on_change()
+    def settle(
+        self, reserved: float, usd: float, *, unknown: bool = False, earlier: bool = False
+    ) -> None:
+        """Replaces a reservation by its cost, or counts all of it as possibly billed (unknown).
 
-    def settle_earlier(self, reserved: float, usd: float, *, unknown: bool = False) -> None:
-        """As `settle`, for a request of an earlier run, which is counted as unknown so far."""
-        self._unknown = max(0.0, self._unknown - (0.0 if unknown else reserved))
-        self._spent += usd
+        An `earlier` run's request is no reservation: it is counted as possibly billed so far.
+        """
+        if earlier:
+            self._unknown = max(0.0, self._unknown - (0.0 if unknown else reserved))
+        else:
+            self._reserved = max(0.0, self._reserved - reserved)
+            self._unknown += reserved if unknown else 0.0
+        self.usd += usd
         self._settled.set()
-        self.on_change()
 
 
 class BudgetReached(UserError):

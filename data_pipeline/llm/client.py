@@ -24,15 +24,12 @@ from data_pipeline.llm.request import Request
 from data_pipeline.llm.schemas import SCHEMAS
 from inf_jax.core.errors import UserError
 
-_RATE_HEADERS = ("requests", "tokens")
 _KEY_LIKE = re.compile(r"\b(?:sk|key|hf|gsk)[-_][\w*.\-]{4,}|\S*\*{3,}\S*")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _EPOCH = 1e9  # a larger number of seconds is a time since 1970, not a duration
 _NO_USAGE = Usage(0, 0, 0)
 _QUOTA_CODES = ("insufficient_quota", "billing_hard_limit_reached")
-# Statuses that every further request would get too: the run stops.
-_FATAL_STATUSES = (401, 402, 403, 404)
 # Behind a gateway that timed out the model may go on, and what it computes is billed.
 GATEWAY_TIMEOUTS = (504, 524)
 # A connection pool scans all its connections for each request: several small pools are faster.
@@ -41,25 +38,15 @@ _POOL_SIZE = 16
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """The result of one attempt, or of one row of a batch.
+    """The result of one attempt, or of one row of a batch."""
 
-    Attributes:
-      outcome: one of the outcomes of `data_pipeline.llm.journal`.
-      text: the answer's content, or what went wrong, without secrets.
-      usage: tokens of the answer.
-      wait_s: seconds to wait before the next request, from the headers; None if they ask for none.
-      slow_down: whether the number of concurrent requests should shrink.
-      fatal: error that would meet every further request too; "" for none.
-      reached: False if no connection was made.
-    """
-
-    outcome: str
-    text: str
+    outcome: str  # one of `data_pipeline.llm.journal`
+    text: str  # the answer's content, or what went wrong, without secrets
     usage: Usage = _NO_USAGE
-    wait_s: float | None = None
-    slow_down: bool = False
-    fatal: str = ""
-    reached: bool = True
+    wait_s: float | None = None  # seconds before the next request, if the headers ask to wait
+    slow_down: bool = False  # whether the number of concurrent requests should shrink
+    fatal: str = ""  # error that would meet every further request too
+    reached: bool = True  # False if no connection was made
 
     @property
     def paid(self) -> bool:
@@ -80,10 +67,8 @@ class Endpoint:
     """
 
     def __init__(self, *, base_url: str, key_env: str, timeout_s: float):
-        self.base_url = base_url
-        self._key_env = key_env
+        self.base_url, self._key_env, self._timeout_s = base_url, key_env, timeout_s
         self._key = os.environ.get(key_env, "").strip()
-        self._timeout_s = timeout_s
         if not self._key and not base_url:
             raise UserError(
                 f"the environment variable {key_env} is not set; export it with your API key, or "
@@ -164,8 +149,8 @@ class Endpoint:
             pool[1] -= 1
 
     def _refused(self, request: Request, error: openai.APIStatusError) -> Reply:
-        body = error.body if isinstance(error.body, dict) else {}
-        body = {"message": error.message} | {k: v for k, v in body.items() if v}
+        given = error.body if isinstance(error.body, dict) else {}
+        body = {"message": error.message} | {k: v for k, v in given.items() if v}
         headers = error.response.headers
         wait = _retry_after(headers)
         wait = _rate_limit_wait(headers) if wait is None else wait
@@ -177,27 +162,25 @@ class Endpoint:
         """The reply for an error response to a request, or to a row of a batch.
 
         Args:
-          status: HTTP status.
           body: the `error` object of the response.
-          model: the request's model, for the message.
-          wait_s: see Reply.
+          model: for the message.
         """
-        code, wait = str(body.get("code") or ""), wait_s
+        code = str(body.get("code") or "")
         text = self.clean(f"{status} {code}: {body.get('message') or ''}")
         if code in _QUOTA_CODES or body.get("type") in _QUOTA_CODES:
             return Reply(UNPAID, text, fatal=f"{self.name} refuses: {text}; check the account")
         if status in GATEWAY_TIMEOUTS:
-            return Reply(UNKNOWN, text, wait_s=wait, slow_down=True)
+            return Reply(UNKNOWN, text, wait_s=wait_s, slow_down=True)
         if status in (408, 409, 429) or status >= 500:
-            return Reply(UNPAID, text, wait_s=wait, slow_down=status in (429, 503))
-        if status in _FATAL_STATUSES:
-            remedy = {
-                401: f"check the key in {self._key_env}",
-                402: "check the account",
-                403: f"check what the key in {self._key_env} may use",
-                404: f"check the model {model!r} and llm.base_url",
-            }[status]
-            return Reply(UNPAID, text, fatal=f"{self.name} answers {text}; {remedy}")
+            return Reply(UNPAID, text, wait_s=wait_s, slow_down=status in (429, 503))
+        remedies = {  # of statuses that every further request would get too: the run stops
+            401: f"check the key in {self._key_env}",
+            402: "check the account",
+            403: f"check what the key in {self._key_env} may use",
+            404: f"check the model {model!r} and llm.base_url",
+        }
+        if status in remedies:
+            return Reply(UNPAID, text, fatal=f"{self.name} answers {text}; {remedies[status]}")
         return Reply(REJECTED, text)
 
     def clean(self, text: str) -> str:
@@ -242,9 +225,7 @@ def _one_line(text: str) -> str:
 def _retry_after(headers: Any) -> float | None:
     """Seconds from retry-after-ms or retry-after (number or date); None without a valid one."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        value = headers.get(name)
-        if value is None:
-            continue
+        value = headers.get(name, "")
         try:
             seconds = float(value) * unit
         except ValueError:
@@ -259,17 +240,17 @@ def _retry_after(headers: Any) -> float | None:
 
 def _rate_limit_wait(headers: Any) -> float | None:
     """Seconds until exhausted rate limits are reset; None if none is exhausted."""
-    waits = []
-    for kind in _RATE_HEADERS:
-        if headers.get(f"x-ratelimit-remaining-{kind}", "").strip() == "0":
-            waits.append(_parse_seconds(headers.get(f"x-ratelimit-reset-{kind}", "")))
+    waits = (
+        _parse_seconds(headers.get(f"x-ratelimit-reset-{kind}", ""))
+        for kind in ("requests", "tokens")
+        if headers.get(f"x-ratelimit-remaining-{kind}", "").strip() == "0"
+    )
     return max(waits, default=None)
 
 
 def _parse_seconds(text: str) -> float:
     """Parses "6m0s", "120ms", "1.5" or seconds since 1970; 1 second for anything else."""
-    parts = _DURATION.findall(text)
-    if parts:
+    if parts := _DURATION.findall(text):
         return sum(float(number) * _SECONDS[unit] for number, unit in parts)
     try:
         seconds = float(text)

@@ -158,12 +158,9 @@ class Journal:
 
     def outcomes(self, key: str) -> list[tuple[str, str]]:
         """(outcome, text) of all replies to a request, oldest first."""
-        query = (
-            "SELECT outcome, text, crc FROM sent JOIN received ON sent = id WHERE key = ? "
-            "ORDER BY id"
-        )
+        query = "SELECT outcome, text, crc FROM sent JOIN received ON sent = id WHERE key = ?"
         with self._errors():
-            rows = self._db.execute(query, (key,)).fetchall()
+            rows = self._db.execute(f"{query} ORDER BY id", (key,)).fetchall()
             if any(_crc(outcome, text) != crc for outcome, text, crc in rows):
                 raise sqlite3.DatabaseError("the checksum of an answer is wrong")
         return [row[:2] for row in rows]
@@ -176,10 +173,9 @@ class Journal:
     def batches(self) -> dict[str, dict[str, Any]]:
         """Batch -> event -> value; batches in the order of their first event."""
         batches: dict[str, dict[str, Any]] = {}
+        query = "SELECT batch, event, value FROM batch_events ORDER BY rowid"
         with self._errors():
-            for batch, event, value in self._db.execute(
-                "SELECT batch, event, value FROM batch_events ORDER BY rowid"
-            ):
+            for batch, event, value in self._db.execute(query):
                 batches.setdefault(batch, {})[event] = json.loads(value)
         return batches
 
@@ -190,8 +186,7 @@ class Journal:
             "ON sent = id WHERE batch = ? AND outcome IS NULL"
         )
         with self._errors():
-            rows = self._db.execute(query, (batch,))
-            return {row[1]: Sent(*row) for row in rows}
+            return {row[1]: Sent(*row) for row in self._db.execute(query, (batch,))}
 
     def spent(self) -> tuple[float, float]:
         """(USD paid, upper bound in USD for requests without a reply), over all runs."""

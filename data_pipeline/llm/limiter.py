@@ -21,18 +21,13 @@ class Limiter:
 
     Args:
       maximum: upper bound of the limit.
-
-    Attributes:
-      limit: current limit.
-      active: requests admitted now.
-      highest: highest value of `active` so far.
     """
 
     def __init__(self, maximum: int):
         self._maximum = maximum
         self.limit = float(min(FIRST_CONCURRENCY, maximum))
-        self.active = 0
-        self.highest = 0
+        self.active = 0  # requests admitted now
+        self.highest = 0  # highest value of `active` so far
         self._resume_at, self._slowed_at = 0.0, -1.0
         self._waiting: list[tuple[int, int, asyncio.Future]] = []
         self._number = itertools.count()

@@ -17,19 +17,12 @@ _PAYLOAD = "{{payload}}"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Request:
-    """One chat completion request.
+    """One chat completion request."""
 
-    Attributes:
-      key: hex hash of stage and body; equal requests have equal keys in every run.
-      stage: names the answer's schema: query, generate or judge.
-      body: JSON of POST /chat/completions.
-      bytes: UTF-8 bytes of its texts, an upper bound of its prompt tokens.
-    """
-
-    key: str
-    stage: str
-    body: dict[str, Any]
-    bytes: int
+    key: str  # hex hash of stage and body; equal requests have equal keys in every run
+    stage: str  # names the answer's schema: query, generate or judge
+    body: dict[str, Any]  # JSON of POST /chat/completions
+    bytes: int  # UTF-8 bytes of its texts, an upper bound of its prompt tokens
 
     @property
     def model(self) -> str:
@@ -44,16 +37,10 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """A prompt file: a `# system` and a `# user` section, the latter with one {{payload}}.
+    """A prompt file: a `# system` and a `# user` section, the latter with one {{payload}}."""
 
-    Attributes:
-      name: the file's name without its suffix, e.g. generate_v1.
-      hash: first 12 hex digits of the file's SHA-256.
-      system, user: the sections.
-    """
-
-    name: str
-    hash: str
+    name: str  # the file's name without its suffix, e.g. generate_v1
+    hash: str  # first 12 hex digits of the file's SHA-256
     system: str
     user: str
 
@@ -64,9 +51,7 @@ class Prompt:
         Raises:
           UserError: the file cannot be read or lacks a section.
         """
-        path = PROMPTS / f"{name}.md"
-        if "/" in name or name.endswith(".md"):
-            path = Path(name)
+        path = Path(name) if "/" in name or name.endswith(".md") else PROMPTS / f"{name}.md"
         try:
             data = path.read_bytes()
             text = data.decode()
@@ -93,20 +78,13 @@ class Prompt:
 
 @dataclasses.dataclass(frozen=True)
 class RequestTemplate:
-    """Model, prompt and parameters of one stage's requests.
+    """Model, prompt and parameters of one stage's requests."""
 
-    Attributes:
-      stage: query, generate or judge.
-      model: the model's name at the endpoint.
-      prompt: the prompt file.
-      max_completion_tokens: limit of an answer's tokens, reasoning included.
-      options: further fields of the body, e.g. temperature, reasoning_effort.
-    """
-
-    stage: str
-    model: str
+    stage: str  # query, generate or judge
+    model: str  # the model's name at the endpoint
     prompt: Prompt
-    max_completion_tokens: int
+    max_completion_tokens: int  # limit of an answer's tokens, reasoning included
+    # further fields of the body, e.g. temperature, reasoning_effort
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def request(self, payload: dict[str, Any]) -> Request:
@@ -119,9 +97,8 @@ class RequestTemplate:
             **self.options,
         }
         data = json.dumps([self.stage, body], sort_keys=True, ensure_ascii=False).encode()
-        return Request(
-            hashlib.blake2b(data, digest_size=16).hexdigest(), self.stage, body, len(data)
-        )
+        key = hashlib.blake2b(data, digest_size=16).hexdigest()
+        return Request(key, self.stage, body, len(data))
 
     def settings(self) -> list[Any]:
         """Everything that determines the answers except the payload, as JSON."""
@@ -129,11 +106,7 @@ class RequestTemplate:
 
     def provenance(self) -> dict[str, str]:
         """The provenance entry of records made by this template."""
-        return {
-            "model": self.model,
-            "prompt": self.prompt.name,
-            "prompt_hash": self.prompt.hash,
-        }
+        return {"model": self.model, "prompt": self.prompt.name, "prompt_hash": self.prompt.hash}
 
 
 _response_format = functools.cache(response_format)

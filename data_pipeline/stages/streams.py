@@ -8,10 +8,7 @@ from data_pipeline.items import Item
 
 
 async def ordered(
-    items: AsyncIterator[Item],
-    process: Callable[[Item], Awaitable[Item]],
-    *,
-    window: int,
+    items: AsyncIterator[Item], process: Callable[[Item], Awaitable[Item]], *, window: int
 ) -> AsyncIterator[Item]:
     """Processes items concurrently and yields them in input order; dropped items pass through.
 

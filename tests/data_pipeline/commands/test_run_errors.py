@@ -77,6 +77,16 @@ def test_errors_are_one_line_and_leave_no_partial_files(
     assert not list(tmp_path.glob("*.partial-*"))
 
 
+def test_a_missing_extra_is_named():
+    code = (
+        "import runpy, sys; sys.modules['openai'] = None; "
+        "runpy.run_module('data_pipeline.run', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    error = refused(Done(done.returncode, done.stdout, done.stderr))
+    assert "openai" in error and "pip install 'inf_jax[pipeline]'" in error
+
+
 def test_a_full_disk_is_reported_and_nothing_is_lost(tmp_path, calm_server, finished):
     """A limit on file sizes, in a process of its own, stands for the full disk."""
     stages = "--stages=pairs,generate,filter,judge,corpus"

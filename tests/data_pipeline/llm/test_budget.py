@@ -180,8 +180,8 @@ def test_spending_of_earlier_runs_counts(tmp_path):
     journal.write([Received(lost.id, UNKNOWN, "timeout")])
     budget = Budget(journal, 1.0)
     assert budget.usd == 0.1 and budget.worst_case == pytest.approx(0.9)
-    budget.settle_earlier(0.4, 0.05)  # a batch of an earlier run has ended
+    budget.settle(0.4, 0.05, earlier=True)  # a batch of an earlier run has ended
     assert budget.usd == pytest.approx(0.15) and budget.worst_case == pytest.approx(0.55)
-    budget.settle_earlier(0.4, 0.0, unknown=True)
+    budget.settle(0.4, 0.0, unknown=True, earlier=True)
     assert budget.worst_case == pytest.approx(0.55)
     journal.close()
