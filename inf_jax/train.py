@@ -79,7 +79,7 @@ def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
         )
         started, action = time.monotonic(), CONTINUE
         with log, watch, contextlib.closing(batches):
-            for step, batch in enumerate(watch.batches(batches), first):
+            for step, batch in enumerate(watch.timer.batches(batches), first):
                 with watch.step(step, in_flight=results.pending):
                     state, metrics = training.program.step(state, batch)
                 results.finish()  # of the step before; the devices already work on this one

@@ -9,6 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from inf_jax.core.errors import UserError
+from inf_jax.io.atomic import atomic_write
 from inf_jax.io.storage import AnyPath
 from inf_jax.monitoring.wandb_log import WandbLog
 
@@ -20,7 +21,7 @@ class MetricsLog(contextlib.AbstractContextManager):
     """Appends a line per step to `metrics.jsonl`, writes to TensorBoard, updates the progress bar.
 
     A metric is a number, or a list: the shares of a histogram in equal bins over [-1, 1].
-    Lines at or after `first_step` were written after the last checkpoint of a killed run: they are
+    Lines at or after `first_step` come from a killed run, after its last checkpoint. They are
     dropped, so that a resumed run leaves the same file as an uninterrupted one.
 
     Args:
@@ -43,16 +44,13 @@ class MetricsLog(contextlib.AbstractContextManager):
         every: int,
         more: WandbLog | None = None,
     ):
-        # it imports Google's client if installed, which warns of old Python versions
+        # imports Google's client if installed, which warns of old Python versions
         with warnings.catch_warnings(action="ignore", category=FutureWarning):
             from tensorboardX import SummaryWriter
 
-        directory.mkdir(parents=True, exist_ok=True)
         path = directory / "metrics.jsonl"
         kept = [line for line in read_metrics(path) if line["step"] < first_step]
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        partial.replace(path)
+        atomic_write(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a", buffering=1)
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step)
         self._bar = tqdm(total=steps, initial=first_step, unit="step", desc="train", smoothing=0.1)
@@ -134,30 +132,17 @@ class MetricsLog(contextlib.AbstractContextManager):
 class NoLog(contextlib.AbstractContextManager):
     """The log of processes other than the primary one: writes nothing."""
 
-    def __init__(self):
-        self.last: dict[str, float | list[float]] = {}
+    def _discard(self, *_: object, **__: object) -> None:
+        pass
 
-    def write(self, step: int, metrics: dict[str, float | list[float]]) -> None:
-        """Nothing."""
-
-    def timing(self, step: int, figures: dict[str, float]) -> None:
-        """Nothing."""
-
-    def flush(self) -> None:
-        """Nothing."""
-
-    def __exit__(self, *_: object) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
+    write = timing = flush = close = __exit__ = _discard
 
 
 def read_metrics(path: AnyPath) -> list[dict]:
     """The lines of a metrics.jsonl or timing.jsonl, without a last line cut short by a kill.
 
     Raises:
-      UserError: names a line that is not valid.
+      UserError: a line is invalid; names it.
     """
     if not path.exists():
         return []

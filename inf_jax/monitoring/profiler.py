@@ -5,7 +5,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -15,22 +15,22 @@ from tqdm import tqdm
 from inf_jax.core.errors import UserError
 from inf_jax.io.atomic import atomic_file
 
-_KINDS = (".xplane.pb", ".trace.json.gz")  # what JAX writes, after the host's name
+_SUFFIXES = (".xplane.pb", ".trace.json.gz")  # of JAX's files, after the host's name
 
 
 class Profiler(contextlib.AbstractContextManager):
     """While open, traces the next `steps` steps of this process at each SIGUSR1.
 
     A trace becomes `<directory>/plugins/profile/step-<first>/process-<process>.xplane.pb` (and
-    `.trace.json.gz`, for ui.perfetto.dev): processes that traced from the same step are one run of
-    the plugin, each a host of it. A failed trace is reported and does not end the run.
+    `.trace.json.gz`, for ui.perfetto.dev): traces from the same step show as one run of the plugin,
+    each process as a host of it. A failed trace is reported and does not end the run.
 
     Args:
       directory: TensorBoard's.
       steps: of a trace.
       at: step from which to trace without a signal; 0 for none.
       first: first step of this start; not traced on a signal, since it compiles.
-      process: this one's number.
+      process: index of this process.
       excluded: context that is open while a trace is started or written.
     """
 
@@ -45,11 +45,9 @@ class Profiler(contextlib.AbstractContextManager):
         excluded: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
     ):
         self._directory, self._count, self._at = directory, steps, at
-        self._excluded = excluded
-        self._first, self._process = first, process
-        self._requested = False
+        self._first, self._process, self._excluded = first, process, excluded
+        self._requested, self._newest = False, first
         self._from: int | None = None  # first step of the running trace
-        self._newest = first
 
     def __enter__(self) -> "Profiler":
         self._before = signal.signal(signal.SIGUSR1, self._on_signal)
@@ -94,15 +92,15 @@ class Profiler(contextlib.AbstractContextManager):
 
     def _stop(self, end: int) -> None:
         first, self._from = self._from, None
-        name = f"step-{first:08d}"
-        target = self._directory / "plugins" / "profile" / name
+        target = self._directory / "plugins" / "profile" / f"step-{first:08d}"
         with self._folder as folder:
             try:
                 jax.profiler.stop_trace()
-                for path in Path(folder).glob("plugins/profile/*/*"):
-                    for kind in _KINDS:
-                        if path.name.endswith(kind):
-                            _copy(path, target / f"process-{self._process}{kind}")
+                for suffix in _SUFFIXES:
+                    for path in Path(folder).glob(f"plugins/profile/*/*{suffix}"):
+                        copy = target / f"process-{self._process}{suffix}"
+                        with path.open("rb") as trace, atomic_file(copy) as file:
+                            shutil.copyfileobj(trace, file)
             except (RuntimeError, OSError, UserError) as error:
                 self._say(f"the trace from step {first} on could not be written: {error}")
                 return
@@ -113,15 +111,3 @@ class Profiler(contextlib.AbstractContextManager):
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         self._requested = True
-
-
-@contextlib.contextmanager
-def traced_step(step: int) -> Iterator[None]:
-    """Marks the body as one step in a profiler trace."""
-    with jax.profiler.StepTraceAnnotation("train", step_num=step):
-        yield
-
-
-def _copy(source: Path, target: Path) -> None:
-    with source.open("rb") as read, atomic_file(target) as written:
-        shutil.copyfileobj(read, written)

@@ -1,19 +1,18 @@
 """Measures step time, input wait, throughput, MFU and goodput of a train loop.
 
-    step time   from the arrival of a step's result on the host to that of the next: dispatch is
-                asynchronous, so the duration of a call says nothing. Compilation and what is
-                `excluded` (checkpoints, traces) are subtracted; a wait for input is not.
+    step time   from the arrival of one step's result on the host to the next: dispatch is
+                asynchronous, so the duration of a call means nothing. Includes the wait for input;
+                excludes compilation, checkpoints and traces (`excluded`).
     input wait  how long the loop waits for the next batch; not counted for a start's first one.
-    rates       from the plan's mean examples, pairs and real tokens per step.
+    rates       mean examples, pairs and real tokens of a step / mean step time.
     MFU         planning.flops.model_flops of a step / (devices x peak x step time); the peak is
-                that of bfloat16 whatever model.dtype is. Left out where the peak is not known.
+                that of bfloat16 whatever model.dtype is. Left out if the peak is unknown.
     goodput     sum of the step times of the steps that the run kept / wall time since its first
                 start. A step repeated after a kill counts once; compilation, restoring, waits for
                 checkpoints, lost steps and the time between two starts do not count.
 
-The primary process appends to `timing.jsonl`: for each start of the run {"start": first step, "at":
-seconds since the epoch}, and a line for each window, which ends every `log_every` steps and at
-checkpoints.
+The primary process appends to `timing.jsonl`: for each start {"start": first step, "at": seconds
+since the epoch}, and a line per window, which ends every `log_every` steps and at checkpoints.
 """
 
 import contextlib
@@ -33,7 +32,6 @@ import numpy as np
 
 from inf_jax.monitoring.metrics_log import read_metrics
 
-_PERCENTILES = (50, 90, 99)
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 _T = TypeVar("_T")
 
@@ -58,8 +56,8 @@ class History(NamedTuple):
     """Timings of earlier starts of a run.
 
     Attributes:
-      begun: of the first start, seconds since the epoch; None before it.
-      steps, waits: float64[n], seconds of the steps that were kept; NaN for a wait not counted.
+      begun: time of the first start, seconds since the epoch; None if there is none.
+      steps, waits: float64[n], seconds per step that was kept; NaN for a wait not counted.
     """
 
     begun: float | None
@@ -68,7 +66,7 @@ class History(NamedTuple):
 
 
 def read_history(path: Path, *, first: int) -> History:
-    """Reads the timings of the steps before `first`; of a repeated step, the later one."""
+    """Reads the timings of the steps before `first`; of a repeated step, the last one."""
     begun, steps, waits = None, np.full(first, np.nan), np.full(first, np.nan)
     for line in read_metrics(path):
         if "start" in line:
@@ -110,7 +108,7 @@ class StepTimer(contextlib.AbstractContextManager):
         self._begun = begun if history.begun is None else history.begun
         self._steps, self._waits = array("d", history.steps), array("d", history.waits)
         self._written, self._useful = len(self._steps), sum(self._steps)
-        self._coming: deque[float] = deque()  # waits of steps still in flight
+        self._in_flight: deque[float] = deque()  # waits of the steps in flight
         self._mark, self._excluded = 0.0, 0.0
         self._compiled, self._thread = False, 0
         self._step = first - 1
@@ -118,8 +116,7 @@ class StepTimer(contextlib.AbstractContextManager):
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("ab", buffering=0)
-            whole = path.read_bytes().rfind(b"\n") + 1
-            os.truncate(path, whole)  # drops a line cut short by a kill
+            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)  # drops a line cut by a kill
             self._append({"start": first, "at": begun})
 
     def __enter__(self) -> "StepTimer":
@@ -136,22 +133,19 @@ class StepTimer(contextlib.AbstractContextManager):
         """Yields the batches and measures how long the loop waits for them."""
         batches = iter(batches)
         while True:
-            asked = time.perf_counter()
+            began = time.perf_counter()
             try:
                 batch = next(batches)
             except StopIteration:
                 return
             now = time.perf_counter()
-            if self._mark:
-                self._coming.append(now - asked)
-            else:
-                self._mark = now
-                self._coming.append(np.nan)
+            self._in_flight.append(now - began if self._mark else np.nan)
+            self._mark = self._mark or now
             yield batch
 
     @contextlib.contextmanager
     def dispatch(self) -> Iterator[None]:
-        """Wraps the call of the step, whose time does not count if it compiles."""
+        """Wraps the call of the step; its time does not count if it compiles."""
         self._compiled, began = False, time.perf_counter()
         self._thread = threading.get_ident()
         yield
@@ -172,7 +166,7 @@ class StepTimer(contextlib.AbstractContextManager):
         now = time.perf_counter()
         self._steps.append(max(0.0, now - self._mark - self._excluded))
         self._useful += self._steps[-1]
-        self._waits.append(self._coming.popleft())
+        self._waits.append(self._in_flight.popleft())
         self._mark, self._excluded, self._step = now, 0.0, step
         if step % self._every == 0:
             self.end_window()
@@ -201,9 +195,8 @@ class StepTimer(contextlib.AbstractContextManager):
         for name, values in (("step", steps), ("wait", waits)):
             counted = np.asarray(values)[~np.isnan(values)]
             if len(counted):
-                percentiles = np.percentile(counted, _PERCENTILES).tolist()
-                for q, value in zip(_PERCENTILES, percentiles, strict=True):
-                    figures[f"{name}_p{q}_s"] = value
+                for q in (50, 90, 99):
+                    figures[f"{name}_p{q}_s"] = np.percentile(counted, q)
         mean = max(sum(steps) / len(steps), 1e-9)
         work = self._work
         figures["examples_per_s"] = work.examples / mean
@@ -224,13 +217,12 @@ class StepTimer(contextlib.AbstractContextManager):
 
 
 def memory() -> dict[str, float]:
-    """Bytes in use and their peak on the fullest local device, where it reports them, and the peak
-    resident memory of this process."""
+    """Bytes in use and their peak on the fullest local device, if reported, and the peak resident
+    memory of this process."""
     stats = [stat for device in jax.local_devices() if (stat := device.memory_stats())]
     figures = {}
     for name, key in (("device_bytes", "bytes_in_use"), ("device_peak_bytes", "peak_bytes_in_use")):
-        known = [stat[key] for stat in stats if key in stat]
-        if known:
+        if known := [stat[key] for stat in stats if key in stat]:
             figures[name] = max(known)
     figures["host_peak_bytes"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return figures

@@ -14,7 +14,7 @@ from inf_jax.io.atomic import atomic_write
 
 
 def import_wandb(project: str) -> ModuleType:
-    """The package; raises UserError where it is not installed."""
+    """The package wandb; raises UserError if it is not installed."""
     try:
         return importlib.import_module("wandb")
     except ImportError as error:
@@ -31,9 +31,8 @@ class WandbLog:
     written here. Of a step repeated after a kill, the server keeps the first.
 
     Args:
-      directory: of the run; wandb writes its own files to `wandb/` in it.
-      project: of Weights & Biases.
-      name: of the run there.
+      directory: of the run; wandb's own files go to `wandb/` in it.
+      project, name: of the run at Weights & Biases.
       config: all keys, as plain values.
 
     Raises:
@@ -42,7 +41,6 @@ class WandbLog:
 
     def __init__(self, directory: Path, *, project: str, name: str, config: dict[str, Any]):
         wandb = import_wandb(project)
-        directory.mkdir(parents=True, exist_ok=True)
         path = directory / "wandb_id.txt"
         if not path.exists():
             atomic_write(path, secrets.token_hex(4) + "\n")
@@ -66,17 +64,15 @@ class WandbLog:
 
     def write(self, step: int, values: dict[str, float | list[float]]) -> None:
         """Sends the values of a step; a list holds the shares of a histogram over [-1, 1]."""
-        histogram = self._wandb.Histogram
-        sent = {
-            name: value
-            if not isinstance(value, list)
-            else histogram(np_histogram=(np.array(value), np.linspace(-1, 1, len(value) + 1)))
-            for name, value in values.items()
-        }
+        sent: dict[str, Any] = dict(values)
+        for name, value in values.items():
+            if isinstance(value, list):
+                bins = np.array(value), np.linspace(-1, 1, len(value) + 1)
+                sent[name] = self._wandb.Histogram(np_histogram=bins)
         with contextlib.suppress(self._wandb.Error):  # training does not depend on it
             self._run.log(sent, step=step)
 
     def close(self, *, failed: bool = False) -> None:
-        """Ends the run there; it can be resumed."""
+        """Ends the run at Weights & Biases; a later start resumes it."""
         with contextlib.suppress(self._wandb.Error):
             self._run.finish(exit_code=int(failed))

@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import jax
 
@@ -12,15 +11,13 @@ from inf_jax.distributed.coordination import is_primary
 from inf_jax.io.storage import AnyPath
 from inf_jax.monitoring.loss_guard import LossGuard
 from inf_jax.monitoring.metrics_log import MetricsLog, NoLog, read_metrics
-from inf_jax.monitoring.profiler import Profiler, traced_step
+from inf_jax.monitoring.profiler import Profiler
 from inf_jax.monitoring.step_timer import StepTimer, StepWork
 from inf_jax.monitoring.watchdog import Watchdog
 
-_T = TypeVar("_T")
-
 
 def watching_start(options: TrainConfig, work_dir: Path) -> Watchdog:
-    """A watchdog for what precedes the loop and needs all processes, above all restoring."""
+    """A watchdog for the collective work before the loop, mainly restoring."""
     process = jax.process_index()
     return Watchdog(work_dir, minutes=options.hang_minutes, process=process, first=0)
 
@@ -37,6 +34,9 @@ class Watch(contextlib.ExitStack):
       begun: beginning of this start, seconds since the epoch.
       log: receives the timing figures.
       checkpoints: () -> steps that have a checkpoint.
+
+    Attributes:
+      timer: wraps the batches, and has the timing figures.
     """
 
     def __init__(
@@ -61,16 +61,14 @@ class Watch(contextlib.ExitStack):
             begun=begun,
             show=log.timing,
         )
-        before: list[float] = []
+        earlier: list[float] = []
         if options.max_spike and first:
             lines = read_metrics(out_dir / "metrics.jsonl")
-            before = [line["loss"] for line in lines if line["step"] < first]
-        self._loss_guard = LossGuard(
-            max_spike=options.max_spike, steps=options.spike_steps, losses=before
-        )
-        self._watchdog = Watchdog(
-            work_dir, minutes=options.hang_minutes, process=process, first=first
-        )
+            earlier = [line["loss"] for line in lines if line["step"] < first]
+        spike, steps = options.max_spike, options.spike_steps
+        self._loss_guard = LossGuard(max_spike=spike, steps=steps, losses=earlier)
+        minutes = options.hang_minutes
+        self._watchdog = Watchdog(work_dir, minutes=minutes, process=process, first=first)
         self._profiler = Profiler(
             work_dir / "tensorboard",
             steps=options.profile_steps,
@@ -86,15 +84,11 @@ class Watch(contextlib.ExitStack):
             self.enter_context(part)
         return self
 
-    def batches(self, batches: Iterable[_T]) -> Iterator[_T]:
-        """Yields the batches and measures the waits for them."""
-        return self.timer.batches(batches)
-
     @contextlib.contextmanager
     def step(self, step: int, *, in_flight: object) -> Iterator[None]:
         """Wraps the call of a step; `in_flight` are the results of the step before, if any."""
         self._profiler.before(step, in_flight)
-        with self.timer.dispatch(), traced_step(step):
+        with self.timer.dispatch(), jax.profiler.StepTraceAnnotation("train", step_num=step):
             yield
 
     def finished(self, step: int, loss: float) -> None:

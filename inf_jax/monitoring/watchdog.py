@@ -1,7 +1,7 @@
 """Ends a process whose steps stop finishing, and dumps the stacks of its threads.
 
-A collective that waits for a process that died or is stuck cannot be cancelled and would go on
-waiting while the machines are paid for.
+A collective that waits for a dead or stuck process cannot be cancelled: without this the machines
+would wait, and be paid for, indefinitely.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ HUNG = 75  # exit code: EX_TEMPFAIL of sysexits.h, "try again"
 
 _FIRST = 4  # factor for a start's first step, which compiles
 _BEATS = 20  # checks within the time limit
-_GRACE_S = 5.0  # for the other processes to notice too: the end of this one may end them
+_GRACE_S = 5.0  # for the other processes to notice too: the end of this one may kill them
 _STDERR = 2
 
 
@@ -94,8 +94,6 @@ class Watchdog(contextlib.AbstractContextManager):
 
 
 def _end_later(seconds: float) -> None:
-    """Dumps stacks and exits with 1 after that time, even if no Python can run.
-
-    A later call replaces this one.
-    """
+    """Dumps stacks and exits with 1 after that time, even if no Python code can run; a later call
+    replaces it."""
     faulthandler.dump_traceback_later(seconds, exit=True, file=_STDERR)

@@ -239,7 +239,7 @@ def test_spikes_are_judged_by_the_losses_before_a_resume(tiny_config, tmp_path):
         checkpoints=lambda: [30, 60],
     )
     with watch:
-        for step, _ in zip(range(60, 62), watch.batches("ab"), strict=False):
+        for step, _ in zip(range(60, 62), watch.timer.batches("ab"), strict=False):
             with watch.step(step, in_flight=None):
                 pass
             if step == 60:
