@@ -1,6 +1,6 @@
-"""The triplet factory's configuration: typed sections with defaults, and checks.
+"""All configuration keys of the triplet factory, with defaults and checks.
 
-A file in configs/ starts from `defaults()`; the command line changes single keys
+A config file starts from `defaults()`; the command line changes single keys
 (`--config.llm.base_url=http://127.0.0.1:8000/v1`).
 """
 
@@ -12,15 +12,8 @@ from ml_collections import ConfigDict
 from data_pipeline.llm.schemas import INSTRUCTION_TYPES
 from data_pipeline.quality.minhash import THRESHOLDS
 from data_pipeline.sources.pair_readers import PAIR_SOURCES
-from inf_jax.config.schema import (
-    config_dict,
-    from_config_dict,
-    key,
-    type_problems,
-    value_of,
-    value_problems,
-)
-from inf_jax.core.errors import UserError
+from inf_jax.config import schema
+from inf_jax.config.schema import key
 
 MAX_BATCH_REQUESTS = 50_000  # the Batch API's own limit for a file
 _EFFORTS = ("", "minimal", "low", "medium", "high")
@@ -40,16 +33,14 @@ class FieldsConfig:
 class SourceConfig:
     """Where <query, passage> pairs come from."""
 
-    kind: str = key("beir", "format of the source", choices=tuple(PAIR_SOURCES))
+    kind: str = key("beir", "format of the source", tuple(PAIR_SOURCES))
     path: str = key("", "file or directory of the source")
     split: str = key("train", "split (beir, msmarco)")
     min_score: int = key(1, "lowest relevance in the qrels (beir)")
     passages_only: bool = key(False, "use every passage and generate its query (beir)")
-    fields: FieldsConfig = dataclasses.field(default_factory=FieldsConfig)
+    fields: FieldsConfig = FieldsConfig()
     license: str = key("unknown", "licence named on the data card")
-    count: int = key(
-        1000, "pairs drawn by seed; a larger number later adds to them; 0: all", rule="not negative"
-    )
+    count: int = key(1000, "sampled pairs; more later adds to them; 0: all", rule="not negative")
     query_words: tuple = key((1, 64), "minimum and maximum of words of a query")
     passage_words: tuple = key((10, 600), "minimum and maximum of words of a passage")
 
@@ -68,19 +59,11 @@ class LlmConfig:
 
     base_url: str = key("", "empty: OpenAI; else e.g. http://127.0.0.1:8000/v1")
     key_env: str = key("OPENAI_API_KEY", "environment variable that holds the key")
-    mode: str = key(
-        "async", "single requests, or the Batch API at half the price", choices=("async", "batch")
-    )
+    mode: str = key("async", "batch: the Batch API, at half the price", ("async", "batch"))
     concurrency: int = key(64, "maximum of concurrent requests (async)", rule="positive")
     timeout_s: float = key(120.0, "time limit of a request in seconds", rule="positive")
-    max_attempts: int = key(
-        3,
-        "unusable answers (refused, cut, malformed) until a request fails",
-        rule="positive",
-    )
-    give_up_s: float = key(
-        600.0, "seconds without any success after which the run stops", rule="positive"
-    )
+    max_attempts: int = key(3, "refused, cut or malformed answers per request", rule="positive")
+    give_up_s: float = key(600.0, "stop after seconds without any success", rule="positive")
     batch_requests: int = key(10_000, "maximum of requests in a batch", rule="positive")
     batch_poll_s: float = key(30.0, "seconds between two polls of a batch", rule="positive")
 
@@ -91,11 +74,9 @@ class StageConfig:
 
     model: str = key("", "the model's name at the endpoint; empty: no such stage")
     prompt: str = key("", "name of a file in data_pipeline/prompts, or a path")
-    max_completion_tokens: int = key(
-        2000, "maximum of an answer's tokens, reasoning included", rule="positive"
-    )
+    max_completion_tokens: int = key(2000, "of an answer, with its reasoning", rule="positive")
     temperature: float = key(-1.0, "below 0: not sent, the endpoint's default")
-    reasoning_effort: str = key("", "of reasoning models; empty: not sent", choices=_EFFORTS)
+    reasoning_effort: str = key("", "of reasoning models; empty: not sent", _EFFORTS)
     seed: int = key(-1, "below 0: not sent")
     price: tuple = key((), "USD per million tokens: (input, output) or (input, cached, output)")
 
@@ -112,9 +93,7 @@ class GenerateConfig(StageConfig):
 class JudgeConfig(StageConfig):
     """The stage that judges whether passages are relevant."""
 
-    full_table: bool = key(
-        False, "judge all nine combinations; False: six crossed ones only where the three hold"
-    )
+    full_table: bool = key(False, "judge 9 combinations; False: the other 6 only if 3 are right")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,9 +112,7 @@ class FilterConfig:
     languages: tuple = key((), "allowed languages; (): that of the pair's own passage")
     near_duplicate: float = key(0.8, "Jaccard similarity of duplicates; 1: exact ones only")
     near_same: float = key(0.9, "Jaccard similarity of two passages of an example")
-    leak_words: int = key(
-        6, "consecutive words of a passage that an instruction must not contain", rule="positive"
-    )
+    leak_words: int = key(6, "words in a row that an instruction must not copy", rule="positive")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,74 +154,63 @@ class FactoryConfig:
 
     out_dir: str = key("out/factory", "directory of journal, stages, corpus and report")
     seed: int = key(0, "seed of sample, instruction types and audit", rule="not negative")
-    source: SourceConfig = dataclasses.field(default_factory=SourceConfig)
-    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
-    llm: LlmConfig = dataclasses.field(default_factory=LlmConfig)
-    query: StageConfig = dataclasses.field(
-        default_factory=lambda: StageConfig("gpt-4o-mini", "query_v1", max_completion_tokens=100)
-    )
-    generate: GenerateConfig = dataclasses.field(
-        default_factory=lambda: GenerateConfig(
-            "gpt-4o-mini", "generate_v1", max_completion_tokens=3000
-        )
-    )
-    judge: JudgeConfig = dataclasses.field(
-        default_factory=lambda: JudgeConfig("o3-mini", "judge_v1")
-    )
-    judge_2: SecondJudgeConfig = dataclasses.field(
-        default_factory=lambda: SecondJudgeConfig(prompt="judge_v1")
-    )
-    filter: FilterConfig = dataclasses.field(default_factory=FilterConfig)
-    score: ScoreConfig = dataclasses.field(default_factory=ScoreConfig)
-    review: ReviewConfig = dataclasses.field(default_factory=ReviewConfig)
-    audit: AuditConfig = dataclasses.field(default_factory=AuditConfig)
-    corpus: CorpusConfig = dataclasses.field(default_factory=CorpusConfig)
+    source: SourceConfig = SourceConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    llm: LlmConfig = LlmConfig()
+    query: StageConfig = StageConfig("gpt-4o-mini", "query_v1", 100)
+    generate: GenerateConfig = GenerateConfig("gpt-4o-mini", "generate_v1", 3000)
+    judge: JudgeConfig = JudgeConfig("o3-mini", "judge_v1")
+    judge_2: SecondJudgeConfig = SecondJudgeConfig(prompt="judge_v1")
+    filter: FilterConfig = FilterConfig()
+    score: ScoreConfig = ScoreConfig()
+    review: ReviewConfig = ReviewConfig()
+    audit: AuditConfig = AuditConfig()
+    corpus: CorpusConfig = CorpusConfig()
 
 
 def defaults() -> ConfigDict:
     """All keys with their defaults; locked, so that a new key raises."""
-    return config_dict(FactoryConfig())
+    return schema.config_dict(FactoryConfig())
 
 
 def factory_config(config: ConfigDict) -> FactoryConfig:
     """The typed, immutable form of a checked config."""
-    return from_config_dict(FactoryConfig(), config)
+    return schema.from_config_dict(FactoryConfig(), config)
 
 
 def check(config: ConfigDict) -> None:
     """Raises UserError that lists all invalid values."""
-    if problems := type_problems(FactoryConfig(), config):  # what follows expects the right types
-        raise UserError("config: " + "; ".join(problems))
-    problems = value_problems(FactoryConfig(), config)
-    limits = ("filter.instruction_words", "filter.document_words")
-    for name in ("source.query_words", "source.passage_words", *limits):
-        value = value_of(config, name)
+    problems = schema.key_problems(FactoryConfig(), config)
+    source, limits, llm = config.source, config.filter, config.llm
+    for name, value in (
+        ("source.query_words", source.query_words),
+        ("source.passage_words", source.passage_words),
+        ("filter.instruction_words", limits.instruction_words),
+        ("filter.document_words", limits.document_words),
+    ):
         if len(value) != 2 or not 0 < value[0] <= value[1]:
             problems.append(f"{name}={tuple(value)}: give least and most words, e.g. (1, 64)")
+    least, most = THRESHOLDS
     for name in ("evaluation.threshold", "filter.near_duplicate", "filter.near_same"):
-        value, (least, most) = value_of(config, name), THRESHOLDS
+        value = schema.value_of(config, name)
         if value != 1 and not least <= value <= most:
             problems.append(f"{name}={value}: from {least} to {most}, or 1 for equal texts only")
-    problems += [
-        f"{name} is empty: {what}"
-        for name, what in (
-            ("out_dir", "name a directory"),
-            ("source.path", "name the source's file or directory"),
-            ("generate.model", "name the endpoint's model"),
-            ("judge.model", "name the endpoint's model"),
-        )
-        if not value_of(config, name)
-    ]
-    if config.llm.batch_requests > MAX_BATCH_REQUESTS:
-        problems.append(
-            f"llm.batch_requests={config.llm.batch_requests}: at most {MAX_BATCH_REQUESTS}"
-        )
-    if set("@?#") & set(config.llm.base_url):  # not repeated here: it may be a secret
+    for name, remedy in (
+        ("out_dir", "name a directory"),
+        ("source.path", "name the source's file or directory"),
+        ("generate.model", "name the endpoint's model"),
+        ("judge.model", "name the endpoint's model"),
+    ):
+        if not schema.value_of(config, name):
+            problems.append(f"{name} is empty: {remedy}")
+    if llm.batch_requests > MAX_BATCH_REQUESTS:
+        problems.append(f"llm.batch_requests={llm.batch_requests}: at most {MAX_BATCH_REQUESTS}")
+    if set("@?#") & set(llm.base_url):  # not repeated here: it may be a secret
         problems.append(
             "llm.base_url holds a name, a password or a query, which would be saved with the run: "
             "give the key in the environment variable of llm.key_env"
         )
-    if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", config.llm.key_env):
+    if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", llm.key_env):
         problems.append(
             "llm.key_env is not the name of an environment variable, in capitals: if it is the key "
             "itself, export it as OPENAI_API_KEY"
@@ -252,12 +218,9 @@ def check(config: ConfigDict) -> None:
     if not config.score.low < config.score.high:
         problems.append(f"score.low={config.score.low} must be below score.high")
     types, weights = config.generate.types, config.generate.type_weights
-    unknown = sorted(set(types) - set(INSTRUCTION_TYPES))
-    if unknown or not types or len(set(types)) < len(types):
-        problems.append(
-            f"generate.types={tuple(types)}: distinct ones of {', '.join(INSTRUCTION_TYPES)}"
-        )
+    if not types or set(types) - set(INSTRUCTION_TYPES) or len(set(types)) < len(types):
+        known = ", ".join(INSTRUCTION_TYPES)
+        problems.append(f"generate.types={tuple(types)}: distinct ones of {known}")
     if weights and (len(weights) != len(types) or not min(weights) > 0):
         problems.append(f"generate.type_weights={tuple(weights)}: one above 0 for each type")
-    if problems:
-        raise UserError("config: " + "; ".join(problems))
+    schema.raise_problems(problems)

@@ -25,6 +25,7 @@ from inf_jax.checkpoints.saver import Saver
 from inf_jax.config.command_line import command_line, run
 from inf_jax.config.defaults import run_config
 from inf_jax.config.resume import save_resolved
+from inf_jax.config.sections import RunConfig
 from inf_jax.core.errors import UserError
 from inf_jax.data.loader import to_mesh
 from inf_jax.distributed import coordination
@@ -62,7 +63,7 @@ def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
         if first >= steps:
             _say(f"{out_dir}: all {steps} steps are done, nothing to train after {first}")
             return
-        log = start_log(resolved, training, saver, work_dir)
+        log = start_log(config, resolved, training, saver, work_dir)
         watch = Watch(
             config.train,
             work_of(training, dims=config.loss.dims),
@@ -108,13 +109,17 @@ def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
 
 
 def start_log(
-    resolved: ConfigDict, training: Training, saver: Saver, work_dir: storage.WorkDir
+    config: RunConfig,
+    resolved: ConfigDict,
+    training: Training,
+    saver: Saver,
+    work_dir: storage.WorkDir,
 ) -> MetricsLog | NoLog:
     """Claims the out_dir, writes its first files, prints the banner and opens the log, all on the
     primary process alone. UserError: another run has written to the out_dir."""
     if not coordination.is_primary():
         return NoLog()
-    config, out_dir = run_config(resolved), storage.as_path(resolved.out_dir)
+    out_dir = storage.as_path(config.out_dir)
     work_dir.claim()
     saver.check_alone()
     save_resolved(resolved, out_dir / "config.json")

@@ -1,11 +1,11 @@
-"""Finds impossible values of a run's config."""
+"""Checks a run's config for impossible values and combinations."""
 
 import re
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from inf_jax.config.schema import type_problems, value_of, value_problems
+from inf_jax.config.schema import key_problems, raise_problems, value_of
 from inf_jax.config.sections import RunConfig
 from inf_jax.core.errors import UserError
 from inf_jax.losses.objective import parse_objective
@@ -13,66 +13,56 @@ from inf_jax.losses.objective import parse_objective
 
 def check(config: ConfigDict) -> None:
     """Raises UserError that lists every impossible value."""
-    if problems := type_problems(RunConfig(), config):  # what follows expects the right types
-        raise UserError("config: " + "; ".join(problems))
-    problems = value_problems(RunConfig(), config)
-    longest = max(config.data.max_query_tokens, config.data.max_passage_tokens)
-    if config.data.row_tokens < longest:
-        problems.append(
-            f"data.row_tokens={config.data.row_tokens}: a row must hold the longest "
-            f"text, {longest} tokens"
-        )
-    if config.optim.warmup_steps > config.train.steps:
-        problems.append(
-            f"optim.warmup_steps={config.optim.warmup_steps} exceeds train.steps="
-            f"{config.train.steps}"
-        )
+    problems = key_problems(RunConfig(), config)
+    data, train, name, out_dir = config.data, config.train, config.model.name, config.out_dir
+    longest, warmup = max(data.max_query_tokens, data.max_passage_tokens), config.optim.warmup_steps
+    if data.row_tokens < longest:
+        row = f"data.row_tokens={data.row_tokens}"
+        problems.append(f"{row}: a row must hold the longest text, {longest} tokens")
+    if warmup > train.steps:
+        problems.append(f"optim.warmup_steps={warmup} exceeds train.steps={train.steps}")
     if config.seed >= 2**32:
         problems.append(f"seed={config.seed}: must be below 2**32")
-    if not config.out_dir:
+    if not out_dir:
         problems.append("out_dir is empty: name a directory")
     problems += [
-        f"{key}={value_of(config, key)!r}: a local directory, or gs://BUCKET/DIRECTORY"
-        for key in ("out_dir", "export.dir")
-        if re.match(r"\w+:/", value_of(config, key))
-        and not re.fullmatch(r"gs://[a-z0-9][\w.-]+(/[^/]+)+/?", value_of(config, key))
+        f"{key}={path!r}: a local directory, or gs://BUCKET/DIRECTORY"
+        for key, path in (("out_dir", out_dir), ("export.dir", config.export.dir))
+        if _is_url(path) and not re.fullmatch(r"gs://[a-z0-9][\w.-]+(/[^/]+)+/?", path)
     ]
-    if re.match(r"\w+:/", config.data.dir):
+    if _is_url(data.dir):
         problems.append(
-            f"data.dir={config.data.dir!r}: records are read from a local disk; copy them to each "
-            "host, `gcloud storage cp -r`"
+            f"data.dir={data.dir!r}: records are read from a local disk; copy them to each host, "
+            "`gcloud storage cp -r`"
         )
-    train = config.train
     if train.keep_best and train.best_metric.startswith("dev/") and not train.dev_every:
         problems.append(f"train.best_metric={train.best_metric!r}: needs train.dev_every")
     if train.hang_minutes and not 1e-3 <= train.hang_minutes <= 1e5:
         problems.append(f"train.hang_minutes={train.hang_minutes!r}: 0, or from 0.001 to 100,000")
-    name = config.model.name
-    if config.out_dir and name and Path(config.out_dir).resolve() == Path(name).resolve():
+    if out_dir and name and Path(out_dir).resolve() == Path(name).resolve():
         problems.append(
-            f"out_dir={config.out_dir!r}: is model.name's directory, whose config.json "
-            "training would overwrite; give another"
+            f"out_dir={out_dir!r}: is model.name's directory, whose config.json training would "
+            "overwrite; give another"
         )
-    problems += _pattern_problems(config)
-    problems += _head_problems(config)
-    problems += _loss_problems(config)
-    if problems:
-        raise UserError("config: " + "; ".join(problems))
+    problems += _freezing_problems(config) + _head_problems(config) + _loss_problems(config)
+    raise_problems(problems)
 
 
-def _pattern_problems(config: ConfigDict) -> list[str]:
-    problems = []
+def _is_url(path: str) -> bool:
+    return bool(re.match(r"\w+:/", path))
+
+
+def _freezing_problems(config: ConfigDict) -> list[str]:
+    model, problems = config.model, []
     for key in ("model.freeze", "model.lora_targets"):
         try:
             re.compile(value_of(config, key))
         except re.error as error:
-            problems.append(f"{key}={value_of(config, key)!r}: no regular expression ({error})")
-    model = config.model
+            problems.append(f"{key}={value_of(config, key)!r}: not a regular expression ({error})")
     if config.export.adapter and not model.lora_rank:
         problems.append("export.adapter: a run without model.lora_rank has no adapter to export")
-    if model.frozen_dtype != "float32" and not (
-        model.lora_rank or model.freeze or model.freeze_layers
-    ):
+    freezes = model.lora_rank or model.freeze or model.freeze_layers
+    if model.frozen_dtype != "float32" and not freezes:
         problems.append("model.frozen_dtype: nothing is frozen without lora_rank or freeze")
     return problems
 
@@ -115,13 +105,13 @@ def _loss_problems(config: ConfigDict) -> list[str]:
         )
     if objective.has("distil"):
         problems.append(
-            f"loss.objective={loss.objective}: the records hold no teacher's scores; distil is for "
+            f"loss.objective={loss.objective}: records have no teacher scores; distil is for "
             "callers of inf_jax.losses.contrastive_loss"
         )
     if attention and config.data.query_template != "{query} {instruction}":
         problems.append(
             f"data.query_template={config.data.query_template!r}: model.query_encoder='attention' "
-            "reads query and instruction apart, without a template; leave the default"
+            "encodes query and instruction separately, without a template; leave the default"
         )
     if loss.learn_scale and loss.scale > loss.max_scale:
         problems.append(f"loss.scale={loss.scale} exceeds loss.max_scale={loss.max_scale}")

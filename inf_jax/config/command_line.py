@@ -1,4 +1,4 @@
-"""The command line of all commands: `--config=FILE`, `--config.KEY=VALUE`, own flags, --help."""
+"""Parses the command line of a command: `--config`, `--config.KEY=VALUE`, own flags, --help."""
 
 import shlex
 import shutil
@@ -18,44 +18,41 @@ from inf_jax.config.sections import RunConfig
 from inf_jax.core.cli_flags import hyphenated
 from inf_jax.core.errors import UserError, main_guard
 
+_EXAMPLE = "medquad_minilm"
 
-def no_flags(values: flags.FlagValues) -> None:
-    """Defines nothing: for commands without flags of their own."""
+
+def _no_flags(values: flags.FlagValues) -> None:
+    """For commands without flags of their own."""
 
 
 def run(
     main: Callable[..., None],
     doc: str,
     *,
-    define: Callable[[flags.FlagValues], None] = no_flags,
+    define: Callable[[flags.FlagValues], None] = _no_flags,
 ) -> None:
     """Runs a command: parses and checks its command line, and reports errors in one line.
 
     Args:
-      main: called with the checked ConfigDict, and the command's own flags by keyword.
+      main: called with the checked ConfigDict, and the command's own flags as keywords.
       doc: the command's docstring, shown by --help.
-      define: adds those flags.
+      define: adds the command's own flags.
     """
     with main_guard():
-        names = flags.FlagValues()
-        define(names)
-        config, values = _parse(sys.argv, doc, define)
-        main(config, **{name.replace("-", "_"): values[name].value for name in names})
+        own = flags.FlagValues()
+        define(own)
+        config, values = parse_flags(
+            sys.argv, doc, sections=RunConfig(), example=_EXAMPLE, define=define
+        )
+        check(config)
+        main(config, **{name.replace("-", "_"): values[name].value for name in own})
 
 
 def parse(argv: Iterable[str], doc: str = "") -> ConfigDict:
     """The checked config of a command line; raises UserError, or SystemExit for --help."""
-    return _parse(argv, doc, no_flags)[0]
-
-
-def _parse(
-    argv: Iterable[str], doc: str, define: Callable[[flags.FlagValues], None]
-) -> tuple[ConfigDict, flags.FlagValues]:
-    config, values = parse_flags(
-        argv, doc, sections=RunConfig(), example="medquad_minilm", define=define
-    )
+    config, _ = parse_flags(argv, doc, sections=RunConfig(), example=_EXAMPLE)
     check(config)
-    return config, values
+    return config
 
 
 def parse_flags(
@@ -64,7 +61,7 @@ def parse_flags(
     *,
     sections: Any,
     example: str,
-    define: Callable[[flags.FlagValues], None] = no_flags,
+    define: Callable[[flags.FlagValues], None] = _no_flags,
 ) -> tuple[ConfigDict, flags.FlagValues]:
     """Parses `--config=FILE --config.a.b=value` and a command's own flags.
 
@@ -72,10 +69,10 @@ def parse_flags(
       doc: the command's docstring, shown by --help.
       sections: an instance of the section (`config.schema`) whose keys a config must have.
       example: a config's name, for messages.
-      define: adds the command's own flags, their names with hyphens.
+      define: adds the command's own flags, with hyphens in their names.
 
     Returns:
-      The config, of which only the keys are checked, and the flags.
+      The config, its values not yet checked, and the flags.
 
     Raises:
       UserError: an unknown flag or key, or a config file that is missing or fails.
@@ -87,17 +84,15 @@ def parse_flags(
     if {"-h", "--help", "--helpshort"} & set(arguments):
         print(help_text(doc, sections, values))
         raise SystemExit(0)
-    specs = [a.partition("=")[2] for a in arguments if a.startswith("--config=")]
-    if not specs or not specs[-1]:
+    specs = ["", *(a.partition("=")[2] for a in arguments if a.startswith("--config="))]
+    spec = specs[-1]
+    if not spec:
         raise UserError(f"name a config file, e.g. --config={example}")
     arguments = [a for a in arguments if not a.startswith("--config=")]
     known = {each.name: each for each in keys(sections)}
-    config = load_config(specs[-1])
-    if strange := sorted(set(known) ^ set(keys_of(config))):
-        raise UserError(
-            f"--config={specs[-1]}: keys that differ from the defaults of this command: "
-            f"{', '.join(strange)}"
-        )
+    config = load_config(spec)
+    if other := ", ".join(sorted(set(known) ^ set(keys_of(config)))):
+        raise UserError(f"--config={spec}: keys that differ from this command's defaults: {other}")
     for argument in arguments:
         if argument.startswith("--config."):
             _check_key(argument, known)
@@ -118,9 +113,8 @@ def parse_flags(
 
 def _check_key(argument: str, known: dict[str, Key]) -> None:
     name = argument.removeprefix("--config.").partition("=")[0]
-    if name in known:
-        return
-    if name.startswith("no") and isinstance(getattr(known.get(name[2:]), "default", None), bool):
+    negated = known.get(name.removeprefix("no"))
+    if name in known or (negated and isinstance(negated.default, bool)):
         return
     if any(each.startswith(f"{name}.") for each in known):
         raise UserError(f"--config.{name}: is a section; name one of its keys, see --help")
@@ -138,7 +132,7 @@ def _unknown_flag(name: str, values: flags.FlagValues) -> str:
 
 
 def _wrong_value(error: Exception, arguments: list[str], known: dict[str, Key]) -> str:
-    """Names the argument whose value has another type than its key."""
+    """A message that names the argument whose value has the wrong type."""
     for argument in arguments:
         name, _, value = argument.removeprefix("--config.").partition("=")
         if name in known and f"config.{name}" in str(error):
@@ -157,18 +151,16 @@ def help_text(doc: str, sections: Any, values: flags.FlagValues) -> str:
         "Keys: --config.KEY=VALUE changes one. In brackets its default, then its choices.",
         "",
     ]
-    group = None
+    section = ""
     for each in keys(sections):
-        title, _, _ = each.name.rpartition(".")
-        if title != group:
-            group, lines = title, lines + ([""] if group is not None else [])
-            lines += [f"{title}:"] if title else []
-        shown = f"  {each.name:<28} "
-        choices = f" {' | '.join(map(_shown, each.choices))}" if each.choices else ""
-        text = f"{each.doc} [{_shown(each.default)}]{choices}"
-        indent = " " * len(f"  {'':<28} ")
+        title = each.name.rpartition(".")[0]
+        if title != section:
+            section, lines = title, [*lines, "", f"{title}:"]
+        choices = " | ".join(map(_shown, each.choices))
+        text = f"{each.doc} [{_shown(each.default)}] {choices}"
+        name, indent = f"  {each.name:<28} ", " " * 31
         lines += textwrap.wrap(
-            text, width, initial_indent=shown, subsequent_indent=indent, break_on_hyphens=False
+            text, width, initial_indent=name, subsequent_indent=indent, break_on_hyphens=False
         )
     return "\n".join(lines)
 

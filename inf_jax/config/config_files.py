@@ -1,6 +1,7 @@
-"""Finds and loads config files: by path, or by the name of one that ships with the package."""
+"""Finds and loads config files, by path or by the name of a shipped config."""
 
 import importlib.util
+import traceback
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -12,7 +13,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def shipped_directory() -> Path:
-    """The directory of the shipped configs: in an installed package, or beside it in a clone."""
+    """The directory of the shipped configs: inside an installed package, next to it in a clone."""
     installed = _PACKAGE / "configs"
     return installed if installed.is_dir() else _PACKAGE.parent / "configs"
 
@@ -20,11 +21,8 @@ def shipped_directory() -> Path:
 def shipped_names() -> list[str]:
     """Names under which `load_config` finds the shipped configs, e.g. "scaling/e5_large"."""
     root = shipped_directory()
-    return sorted(
-        str(path.relative_to(root).with_suffix(""))
-        for path in root.rglob("*.py")
-        if path.name != "__init__.py"
-    )
+    paths = (path for path in root.rglob("*.py") if path.name != "__init__.py")
+    return sorted(str(path.relative_to(root).with_suffix("")) for path in paths)
 
 
 def load_config(spec: str) -> ConfigDict:
@@ -33,7 +31,7 @@ def load_config(spec: str) -> ConfigDict:
     The file defines `get_config() -> ConfigDict`, or `get_config(argument: str)`.
 
     Raises:
-      UserError: there is no such file, it fails, or gives no ConfigDict.
+      UserError: the file is missing, fails, or returns something else.
     """
     name, colon, argument = spec.partition(":")
     path = _find(name)
@@ -52,9 +50,8 @@ def load_config(spec: str) -> ConfigDict:
         line = _line_of(error, path)
         raise UserError(f"{path}{line}: {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(config, ConfigDict):
-        raise UserError(
-            f"{path}: get_config() must return a ConfigDict, not {type(config).__name__}"
-        )
+        kind = type(config).__name__
+        raise UserError(f"{path}: get_config() must return a ConfigDict, not {kind}")
     return config
 
 
@@ -77,10 +74,7 @@ def _find(name: str) -> Path:
 
 
 def _line_of(error: BaseException, path: Path) -> str:
-    """ ", line N" of the config file where the error came from."""
-    number, traceback = None, error.__traceback__
-    while traceback is not None:
-        if traceback.tb_frame.f_code.co_filename == str(path):
-            number = traceback.tb_lineno
-        traceback = traceback.tb_next
-    return "" if number is None else f", line {number}"
+    """ ", line N" of the last call in the config file that led to the error."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    return f", line {lines[-1]}" if lines else ""

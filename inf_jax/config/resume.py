@@ -12,11 +12,10 @@ from inf_jax.config.schema import keys_of, value_of
 from inf_jax.core.errors import UserError
 from inf_jax.io.storage import AnyPath, new_file
 
-# What may change between the starts of one run: where it runs, how far, and how it is watched.
-_MAY_CHANGE = ("out_dir", "data.dir", "data.prefetch", "model.scan_layers", "model.remat")
-_MAY_CHANGE += ("model.attention", "optim.max_nonfinite", "loss.engine", "mesh", "eval")
-_MAY_CHANGE += ("export", "train")
-_MAY_NOT_CHANGE = ("train.batch_size",)  # of the sections above
+# Keys and sections that may change between the starts of a run, and exceptions from them.
+_MAY_CHANGE = """out_dir data.dir data.prefetch model.scan_layers model.remat model.attention
+    optim.max_nonfinite loss.engine mesh eval export train""".split()
+_MAY_NOT_CHANGE = ("train.batch_size",)
 
 _ABSENT = object()
 
@@ -26,11 +25,9 @@ def check_same_run(
 ) -> list[str]:
     """Compares a config with that of the run that it resumes.
 
-    Mesh, chunks and number of steps may change, and so may evaluation and export.
-
     Args:
-      saved: all keys as plain values, as a checkpoint has them.
-      source: where they are from, for messages.
+      saved: the run's config as plain values, from a checkpoint.
+      source: where it is from, for messages.
 
     Returns:
       Allowed differences, as text.
@@ -45,7 +42,7 @@ def check_same_run(
         was = saved
         for name in key.split("."):
             was = was.get(name, _ABSENT) if isinstance(was, dict) else _ABSENT
-        if was is _ABSENT:  # a key that was added later: the run had its default
+        if was is _ABSENT:  # the key is newer than the run, which had its default
             was = _as_json(value_of(defaults(), key))
         now = _as_json(value_of(config, key))
         if was != now:
@@ -63,6 +60,6 @@ def _as_json(value: Any) -> Any:
 
 
 def save_resolved(config: ConfigDict, path: AnyPath) -> None:
-    """Writes the config as JSON, all defaults resolved, atomically."""
+    """Writes the config with all defaults as JSON, atomically."""
     with new_file(path) as file:
         file.write(json.dumps(config.to_dict(), indent=2, sort_keys=True).encode() + b"\n")

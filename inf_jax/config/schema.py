@@ -7,10 +7,12 @@ once, so that the rest of the code reads checked, immutable attributes.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
+
+from inf_jax.core.errors import UserError
 
 _T = TypeVar("_T")
 
@@ -21,7 +23,6 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "below one": (lambda x: 0 <= x < 1, "must be in [0, 1)"),
     "up to one": (lambda x: 0 < x <= 1, "must be in (0, 1]"),
 }
-
 
 TYPE_NAMES = {
     bool: "True or False",
@@ -38,9 +39,9 @@ class Key:
 
     Attributes:
       name: dotted, e.g. "train.steps".
-      default: its value where a config does not set it.
+      default: its value unless a config sets another.
       doc: one line for --help.
-      choices: the allowed values; empty where any is.
+      choices: the allowed values; empty: any.
       rule: a name in `RULES`, or "".
     """
 
@@ -51,11 +52,10 @@ class Key:
     rule: str
 
 
-def key(default: Any, doc: str, *, choices: tuple = (), rule: str = "") -> Any:
+def key(default: Any, doc: str, choices: tuple = (), *, rule: str = "") -> Any:
     """A field of a section; see `Key`."""
-    return dataclasses.field(
-        default=default, metadata={"doc": doc, "choices": choices, "rule": rule}
-    )
+    metadata = {"doc": doc, "choices": choices, "rule": rule}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def keys(sections: Any, prefix: str = "") -> Iterator[Key]:
@@ -70,54 +70,50 @@ def keys(sections: Any, prefix: str = "") -> Iterator[Key]:
 
 def config_dict(sections: Any) -> ConfigDict:
     """A locked ConfigDict with the values of an instance of a section."""
-    config = ConfigDict(
-        {
-            field.name: config_dict(value) if dataclasses.is_dataclass(value) else value
-            for field in dataclasses.fields(sections)
-            for value in [getattr(sections, field.name)]
-        }
-    )
-    config.lock()
-    return config
+    config = ConfigDict()
+    for field in dataclasses.fields(sections):
+        value = getattr(sections, field.name)
+        config[field.name] = config_dict(value) if dataclasses.is_dataclass(value) else value
+    return config.lock()
 
 
 def from_config_dict(sections: _T, config: ConfigDict) -> _T:
     """The section with the values of a checked config; lists become tuples.
 
     Args:
-      sections: an instance with the defaults; it says which section is where.
-      config: must have the same keys, as `problems` makes sure.
+      sections: an instance of the section with the defaults.
+      config: must have the same keys.
     """
-
-    def convert(default: Any, value: Any) -> Any:
+    values = {}
+    for field in dataclasses.fields(sections):
+        default, value = getattr(sections, field.name), config[field.name]
         if dataclasses.is_dataclass(default):
-            return from_config_dict(default, value)
-        if isinstance(default, tuple):
-            return tuple(value)
-        return float(value) if isinstance(default, float) else value
-
-    return type(sections)(
-        **{
-            field.name: convert(getattr(sections, field.name), config[field.name])
-            for field in dataclasses.fields(sections)
-        }
-    )
+            value = from_config_dict(default, value)
+        elif isinstance(default, tuple | float):
+            value = type(default)(value)
+        values[field.name] = value
+    return type(sections)(**values)
 
 
-def type_problems(sections: Any, config: ConfigDict) -> list[str]:
-    """Keys whose value has another type than their default."""
-    return [
+def key_problems(sections: Any, config: ConfigDict) -> list[str]:
+    """Keys whose value is not among their choices or not in their range.
+
+    Raises:
+      UserError: values have another type than their defaults; lists them.
+    """
+    values = [(each, value_of(config, each.name)) for each in keys(sections)]
+    raise_problems(
         f"{each.name}={value!r}: must be {TYPE_NAMES[type(each.default)]}"
-        for each in keys(sections)
-        if not _has_type(value := value_of(config, each.name), each.default)
-    ]
+        for each, value in values
+        if not _has_type(value, each.default)
+    )
+    return [text for each, value in values if (text := _problem(each, value))]
 
 
-def value_problems(sections: Any, config: ConfigDict) -> list[str]:
-    """Keys whose value, of the right type, is not among their choices or in their range."""
-    return [
-        text for each in keys(sections) if (text := _problem(each, value_of(config, each.name)))
-    ]
+def raise_problems(problems: Iterable[str]) -> None:
+    """Raises a UserError that lists the problems of a config, if there are any."""
+    if text := "; ".join(problems):
+        raise UserError(f"config: {text}")
 
 
 def _problem(each: Key, value: Any) -> str | None:
@@ -142,8 +138,8 @@ def keys_of(config: ConfigDict, prefix: str = "") -> list[str]:
     """All keys of a ConfigDict, dotted: `section.key`."""
     names = []
     for name, value in config.items():
-        whole = f"{prefix}{name}"
-        names += keys_of(value, f"{whole}.") if isinstance(value, ConfigDict) else [whole]
+        path = f"{prefix}{name}"
+        names += keys_of(value, f"{path}.") if isinstance(value, ConfigDict) else [path]
     return names
 
 

