@@ -38,20 +38,16 @@ def text_ids(hashes: np.ndarray) -> TextIds:
 
 
 class InstructionNegatives(NamedTuple):
-    """Block I of a global batch: the other instructions under which each row's query is encoded.
-
-    n_ik is the query of row i under instruction k.
+    """Block I of a global batch: n_ik, the query of row i under instruction k.
 
     Attributes:
-      ids: uint32[b, 1 + m, 2], hashes of the instructions of n_ik. Column 0 costs nothing: it is
-        the row of the same query under the example's other instruction, encoded anyway. The other
-        columns are sampled and have texts of their own. Where n_ik is known to fit the row's
-        passage, the hash of the row's own instruction stands in its place, so that the identity
-        mask drops it. With the query encoder "attention" uint32[b, n, 2], the instructions of the
-        chunk.
-      poison: int32[b], for column 0: the place in its chunk of the row of that other instruction;
-        the row's own place where there is none. A permutation in each chunk. None with
-        "attention".
+      ids: uint32[b, 1 + m, 2], hashes of the instructions of n_ik. Column 0 is the row of the same
+        query under the example's other instruction, encoded anyway; the other columns are sampled
+        and have texts of their own. Where n_ik is known to fit the row's passage, the hash is that
+        of the row's own instruction, so that the identity mask drops it. With the query encoder
+        "attention" uint32[b, n, 2], the instructions of the chunk.
+      poison: int32[b], for column 0: the place in its chunk of the row of that other instruction,
+        or the row's own place. A permutation in each chunk. None with "attention".
       valid: bool[b, 1 + m] or bool[b, n], whether n_ik exists and comes from another row.
     """
 

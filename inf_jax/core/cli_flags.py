@@ -4,11 +4,8 @@ from collections.abc import Sequence
 
 
 def hyphenated(argv: Sequence[str]) -> list[str]:
-    """Spells flags with hyphens: `--data_dir=a_b` becomes `--data-dir=a_b`.
-
-    Values stay as they are, as do config keys (`--config.data.train_split=...`) and everything
-    after `--`.
-    """
+    """`--data_dir=a_b` becomes `--data-dir=a_b`; not config keys (`--config.data.train_split=...`),
+    nor anything after `--`."""
     end = argv.index("--") if "--" in argv else len(argv)
     return [*map(_hyphenated, argv[:end]), *argv[end:]]
 

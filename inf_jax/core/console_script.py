@@ -9,11 +9,9 @@ from difflib import get_close_matches
 def dispatch(
     argv: Sequence[str], *, program: str, package: str, commands: Mapping[str, str]
 ) -> None:
-    """Runs `package.COMMAND` as `python -m` would; argv[1] names the command.
+    """Runs `package.COMMAND` as `python -m` would; argv[1] names the command, as in `sys.argv`.
 
     Args:
-      argv: the console script's arguments, `sys.argv`.
-      program: the console script's name, for messages.
       commands: name, with hyphens where the module has underscores -> what it does.
 
     Raises:

@@ -33,9 +33,9 @@ def first_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def main_guard() -> Iterator[None]:
-    """Reports a UserError, a full disk or Ctrl-C inside a main as one line on stderr.
+    """Reports a UserError or a full disk (exit code 1) or Ctrl-C (130) as one line on stderr.
 
-    The exit code is 1, or 130 for Ctrl-C. Anything else is a bug and keeps its traceback.
+    Anything else is a bug and keeps its traceback.
     """
     try:
         yield

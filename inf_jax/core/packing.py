@@ -1,9 +1,8 @@
 """Packs texts of many lengths into a fixed grid of rows, so that few token slots are wasted.
 
 The unit is the chunk: a fixed number of texts in a fixed grid of rows. A row holds several texts,
-separated by segment ids; attention stays inside a segment and pooling is per segment. Pure numpy;
-nothing here depends on the order of examples or on the model. One text a row is the special case
-`texts_per_row=1`.
+separated by segment ids; attention and pooling stay inside a segment. Pure numpy; nothing here
+depends on the order of examples or on the model.
 """
 
 from collections.abc import Sequence
@@ -41,8 +40,6 @@ def best_fit(
 
     Args:
       lengths: int[k], tokens of each text; 0 marks an absent text, which is not placed.
-      row_tokens: tokens of a row, t.
-      texts_per_row: the most texts of a row, s.
 
     Returns:
       (row, place, offset), int32[k] each: the row, the place in the row and the first token; -1
@@ -57,9 +54,7 @@ def best_fit(
             f"a text of {lengths.max()} tokens does not fit a row of {row_tokens}: raise "
             "data.row_tokens or lower the maximum text lengths"
         )
-    row = np.full(lengths.size, -1, np.int32)
-    place_in_row = np.full(lengths.size, -1, np.int32)
-    offset = np.full(lengths.size, -1, np.int32)
+    row, place_in_row, offset = np.full((3, lengths.size), -1, np.int32)
     # Open rows by free tokens, and a bit set of the non-empty entries: the smallest free space that
     # is large enough is one shift and one lowest set bit away.
     open_rows: list[list[int]] = [[] for _ in range(row_tokens + 1)]
@@ -93,11 +88,10 @@ def assign_to_chunks(lengths: np.ndarray, chunks: int) -> np.ndarray:
     Sorted by length, each run of `chunks` pairs is assigned forwards and the next one backwards.
 
     Args:
-      lengths: int[b], tokens of each pair.
-      chunks: c; must divide b.
+      lengths: int[b], tokens of each pair; b a multiple of `chunks`.
 
     Returns:
-      int64[c, b // c], the pairs of each chunk, in rising order.
+      int64[chunks, b // chunks], the pairs of each chunk, in rising order.
     """
     order = np.argsort(-np.asarray(lengths), kind="stable")
     runs = order.reshape(-1, chunks).copy()
@@ -119,15 +113,11 @@ def pack_chunk(
     row_tokens: int,
     texts_per_row: int,
 ) -> Packed:
-    """Packs one chunk.
+    """Packs one chunk: Packed without the leading chunk axis.
 
     Args:
       texts: k arrays int32[length] of token ids; an empty one is an absent text.
       text_ids: uint32[k], global id of each text.
-      rows, row_tokens, texts_per_row: the grid, r, t and s.
-
-    Returns:
-      Packed without the leading chunk axis.
 
     Raises:
       UserError: the texts need more rows than the grid has.
@@ -139,9 +129,7 @@ def pack_chunk(
         raise UserError(
             f"the texts of a chunk need {needed} rows of {row_tokens}, the grid has {rows}"
         )
-    tokens = np.zeros((rows, row_tokens), np.int32)
-    segments = np.zeros((rows, row_tokens), np.int32)
-    positions = np.zeros((rows, row_tokens), np.int32)
+    tokens, segments, positions = (np.zeros((rows, row_tokens), np.int32) for _ in range(3))
     ids = np.zeros((rows, texts_per_row), np.uint32)
     present = lengths > 0
     if present.any():

@@ -1,15 +1,9 @@
 """The query encoders: query and instruction as one text ("joint") or as two ("attention").
 
-`query_encoder(name)` is the only place that compares the values of `model.query_encoder`; whatever
-differs is an attribute or a method of `Joint` and `Attention`:
-
-- the retriever and evaluation: `tokens, instructions = q.tokenise(tokenizer, pairs, text)`, then
-  `encode_texts(q.encode(encoder), tree, tokens, instructions, ...)`; a row holds
-  `q.texts_per_query` texts of a query;
-- the loader: `grids`, `text_lengths`, `text`, `splicing`, `candidates`;
-- the train step: `instructed`.
-
-Both work on objects of higher packages (tokenizer, encoder, records) that are handed in.
+Only `query_encoder(name)` compares the values of `model.query_encoder`; whatever differs is an
+attribute or a method of `Joint` and `Attention`: `tokenise` and `encode` for the retriever and
+evaluation, `instructed` for the train step, the others for the loader. Tokenizer, encoder and
+records are objects of higher packages that are handed in.
 """
 
 import dataclasses
@@ -31,8 +25,6 @@ class Joint:
     Columns: 0 instructed query, 1 passage, 2... the query under each sampled instruction (block I).
 
     Attributes:
-      name: as in `model.query_encoder`.
-      texts_per_query: texts that are encoded for one instructed query.
       samples_instructions: block I takes the poisoned instruction and sampled ones, each a text of
         its own; otherwise it takes all instructions of the chunk, which cost no text.
       pooled: queries are pooled like passages, so that other libraries can encode them too.
@@ -59,8 +51,7 @@ class Joint:
           parts: int[p, 3], tokens of the instructed query before truncation, of its query and of
             its instruction.
           drawn: int64[p, m], the pair whose instruction is sampled; -1 for none.
-          special: special tokens around a text.
-          limit: most tokens of a text.
+          special, limit: special tokens around a text, and the most tokens of one.
         """
         whole, _, instruction = parts.T
         crossed = (whole - instruction)[:, None] + instruction[drawn]
@@ -122,9 +113,7 @@ class Attention:
     def candidates(self, pairs: int, sampled: int) -> int:
         return pairs - 1
 
-    def tokenise(
-        self, tokenizer: Any, queries: Any, text: Any
-    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    def tokenise(self, tokenizer: Any, queries: Any, text: Any) -> tuple[list, list]:
         instructions, texts = tokenizer.separate_texts(queries, text)
         return texts, instructions
 
@@ -140,11 +129,7 @@ _BY_NAME = {each.name: each for each in (Joint, Attention)}
 
 
 def query_encoder(name: str) -> QueryEncoder:
-    """The query encoder of a value of `model.query_encoder`.
-
-    Raises:
-      UserError: there is none of that name.
-    """
+    """The query encoder of a value of `model.query_encoder`. UserError if there is no such."""
     if name not in _BY_NAME:
         raise UserError(f"query_encoder={name!r}: choose one of {', '.join(_BY_NAME)}")
     return _BY_NAME[name]()

@@ -1,16 +1,14 @@
 """Joins the processes of a run: finds this process's place, waits for the others, starts JAX.
 
-Without any of the following a run is one process, and nothing here does anything. A process learns
-its place from, in this order:
+A process learns its place from, in this order (a run is one process without either):
 
 - JAX_COORDINATOR_ADDRESS=HOST:PORT (of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID;
 - Slurm, a TPU pod or any other cluster that JAX detects. JAX_NUM_PROCESSES=1 turns that off.
 
-INF_JAX_START_TIMEOUT is how many seconds a process waits at the start for the others (300).
-
-`jax.distributed.initialize` alone ends a process with a stack trace and does not say who was
-missing (jax 0.10). So a rendezvous comes first, on the port that JAX's coordination service takes
-over afterwards: each process reports its number to process 0, which answers all of them at once.
+At the start it waits INF_JAX_START_TIMEOUT seconds (300) for the others. As
+`jax.distributed.initialize` does not say who is missing (jax 0.10), a rendezvous comes first, on
+the port that JAX's coordination service takes over afterwards: each process reports its number to
+process 0, which answers all of them at once.
 """
 
 import contextlib
@@ -32,19 +30,12 @@ _ANSWER = "inf_jax: "  # followed by what is wrong, or nothing
 
 
 class Place(NamedTuple):
-    """This process among those of the run.
+    """This process among those of the run."""
 
-    Attributes:
-      address: "host:port" of process 0.
-      count: number of processes.
-      process: this one's number; 0 is the primary process.
-      devices: ids of the local devices to use; None uses all.
-    """
-
-    address: str
-    count: int
-    process: int
-    devices: list[int] | None
+    address: str  # "host:port" of process 0
+    count: int  # of processes
+    process: int  # this one's number; 0 is the primary process
+    devices: list[int] | None  # ids of the local devices to use; None uses all
 
 
 def find_place() -> Place | None:
@@ -104,8 +95,7 @@ def start_timeout() -> float:
 def initialise() -> bool:
     """Joins the run's other processes, before any device is used; False where there are none.
 
-    Raises:
-      UserError: some are missing after the timeout (lists them), or they do not agree.
+    Raises UserError: as `find_place` and `rendezvous`.
     """
     place = find_place()
     if place is None:
@@ -128,16 +118,11 @@ def initialise() -> bool:
 
 
 def rendezvous(address: str, count: int, process: int, *, timeout_s: float) -> None:
-    """Returns in all processes once all are there.
-
-    Args:
-      address: "host:port" of process 0; free again at the return.
-      count: number of processes.
-      process: this one's number.
-      timeout_s: seconds to wait for the others.
+    """Returns in all processes once all are there; then the port of `address` is free again.
 
     Raises:
-      UserError: in every process that is there: which are missing, or what they do not agree on.
+      UserError: in every process that is there: which are missing after the timeout, or what they
+        do not agree on.
     """
     host, _, port = address.rpartition(":")
     if process == 0:

@@ -1,7 +1,7 @@
 """What the processes of a run tell each other, over JAX's coordination service and not the devices.
 
 In a run of one process nothing here waits. All processes must make the same calls in the same
-order; each call has keys of its own, so that all of this may be used any number of times.
+order; each call has keys of its own.
 """
 
 import collections
@@ -30,10 +30,7 @@ def is_primary() -> bool:
 
 
 def barrier(name: str, *, timeout_s: float) -> None:
-    """Waits until all processes are here; returns at once where there is one.
-
-    Args:
-      name: of the place in the program, for the message.
+    """Waits until all processes are here, at the place in the program called `name`.
 
     Raises:
       UserError: some are missing after the timeout (lists them), or one has ended.
@@ -56,8 +53,7 @@ def barrier(name: str, *, timeout_s: float) -> None:
 def primary_first(name: str) -> Iterator[None]:
     """Runs the body in the primary process first, then in all others; all leave it together.
 
-    On a shared disk the others find what the primary process made; where each host has its own
-    disk they make it themselves, at the same time.
+    On a shared disk the others find what the primary process made; otherwise they make it too.
     """
     primary = is_primary()
     if not primary:
@@ -69,14 +65,14 @@ def primary_first(name: str) -> Iterator[None]:
 
 
 def check_shared(directory: Path, check: Callable[[Path], None]) -> None:
-    """Makes a directory and checks that every process can use it; `Path` or `epath.Path`.
+    """Makes a directory (`Path` or `epath.Path`) and checks that every process can use it.
 
     Args:
       check: raises UserError where this process cannot write in a directory.
 
     Raises:
-      UserError: in all processes, where some cannot write in it, or do not see what the primary
-        process writes there.
+      UserError: in all processes, where some do not see what the primary process writes there, or
+        cannot write there.
     """
     if coordination_client() is None:
         check(directory)
@@ -124,12 +120,10 @@ def on_primary(context: contextlib.AbstractContextManager) -> Iterator[None]:
 
 
 def check_same(facts: Mapping[str, str]) -> None:
-    """Raises UserError, in all processes, where one differs from the primary process; says in what.
+    """Raises UserError, in all processes, where one's facts differ from the primary process's.
 
-    A process that goes its own way would hang the others at the next collective.
-
-    Args:
-      facts: what all must have alike, by name, such as versions and fingerprints.
+    `facts` are by name, such as versions and fingerprints. A process that goes its own way would
+    hang the others at the next collective.
     """
     if coordination_client() is None:
         return

@@ -2,8 +2,7 @@
 
 GradCache (Gao et al. 2021, arXiv 2101.06983) encodes without gradients, takes the loss's
 derivatives by the embeddings, and encodes again with them. Here that is a scan over chunks with
-`jax.checkpoint`: forward keeps only the embeddings, the loss sees the whole batch, backward encodes
-chunk by chunk once more. The gradients are exact, by plain autodiff.
+`jax.checkpoint`: forward keeps only the embeddings, backward encodes each chunk again.
 """
 
 from collections.abc import Callable
@@ -84,9 +83,7 @@ def _one_by_one(encode: Callable) -> Callable:
 def _gathered(tree, dtype: jnp.dtype | None = None):
     """The whole arrays from their shards over "fsdp"; those that are split come in `dtype`.
 
-    Args:
-      tree: shards by `distributed.sharding`: stacked layers, one layer without the leading axis, or
-        other parameters.
+    tree: stacked layers, one layer without the leading axis, or other parameters.
     """
 
     def leaf(path, x: jax.Array) -> jax.Array:

@@ -2,7 +2,6 @@
 
 There a layer sees one device's part of everything: its rows, its share of the heads and of the ffn
 (mesh axis "tensor") and shards of its matrices ("fsdp"), which `gather` joins.
-`distributed.gradcache` makes the `Shards`.
 """
 
 import dataclasses
@@ -48,9 +47,7 @@ class Shards:
         Args:
           x: [r, g, t, k], this device's key or value heads: its share, or all `kv_heads` where the
             axis does not divide them.
-          local_heads: query heads of this device.
-          heads: query heads of all devices.
-          kv_heads: key or value heads of all devices.
+          local_heads: query heads of this device; `heads` are those of all.
 
         Returns:
           [r, g', t, k]; each of the g' heads serves `local_heads` / g' neighbouring query heads.

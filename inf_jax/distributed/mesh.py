@@ -47,9 +47,7 @@ def make_mesh(
 def local_mesh(split: int = 1) -> Mesh:
     """A mesh of this process's devices, to evaluate on.
 
-    Args:
-      split: over how many devices training splits a copy of the model; here it is split over as
-        many as divide that number.
+    A copy of the model is split over as many of them as divide `split`, the number in training.
     """
     devices = jax.local_devices()
     return make_mesh(fsdp=math.gcd(split, len(devices)), devices=devices)
@@ -87,8 +85,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def local_parts(mesh: Mesh) -> list[int]:
     """Which of the `batch_devices` equal parts of a batch are on this process's devices, ascending.
 
-    True for any order of the mesh's devices. Where "tensor" spans processes, several of them have
-    the same parts.
+    Where "tensor" spans processes, several of them have the same parts.
     """
     count = batch_devices(mesh)
     indices = batch_sharding(mesh).addressable_devices_indices_map((count,)).values()
@@ -101,11 +98,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def compiler_options(mesh: Mesh) -> dict[str, bool]:
-    """XLA options of the training step for the platform of the mesh's devices.
-
-    By default XLA's CPU scheduler trades memory for concurrency: the step takes 30 % more memory
-    and is slower.
-    """
-    if mesh.devices.flat[0].platform == "cpu":
+    """XLA options of the training step for the platform of the mesh's devices."""
+    if mesh.devices.flat[0].platform == "cpu":  # concurrency takes 30 % more memory, and is slower
         return {"xla_cpu_enable_concurrency_optimized_scheduler": False}
     return {}

@@ -1,8 +1,8 @@
 """Decides after each step whether all processes continue, save a checkpoint, or save and stop.
 
 SIGTERM to any process (a preempted machine, `launch/tpu.sh stop`, Slurm) asks for the stop, the
-primary process's clock for a checkpoint now and then. The primary process announces the action
-after every step and the others wait for it: about a millisecond, and no device takes part.
+primary process's clock for checkpoints. The primary process announces the action after every step
+and the others wait for it: about a millisecond, without the devices.
 """
 
 import contextlib
@@ -29,8 +29,7 @@ class PreemptionGuard(contextlib.AbstractContextManager):
     some signals twice. SIGUSR1, which asks for a trace (`monitoring.profiler`), is ignored.
 
     Args:
-      save_every_s: seconds of the primary process's clock between two checkpoints; 0 turns the
-        clock off.
+      save_every_s: seconds between two checkpoints; 0 turns the clock off.
     """
 
     def __init__(self, *, save_every_s: float = 0.0):
@@ -49,21 +48,15 @@ class PreemptionGuard(contextlib.AbstractContextManager):
         signal.signal(signal.SIGUSR1, self._before_usr1)
 
     def action(self, done: int) -> str:
-        """CONTINUE, CHECKPOINT or STOP; all processes call this after each step.
-
-        Args:
-          done: steps done, the same in all processes.
-        """
+        """CONTINUE, CHECKPOINT or STOP; all processes call this after each step."""
         self._started = True
         if self._client is None:
             return self._decide(self._signalled is not None)
         import jax
 
         if jax.process_index() == 0:
-            stop = self._signalled is not None or bool(
-                self._client.key_value_dir_get("inf_jax/stop/")
-            )
-            action = self._decide(stop)
+            others = self._client.key_value_dir_get("inf_jax/stop/")
+            action = self._decide(self._signalled is not None or bool(others))
             self._client.key_value_set(_key(done), action)
             self._client.key_value_delete(_key(done - _KEPT))
             return action

@@ -28,10 +28,7 @@ def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """A binary file open for writing that becomes `path` when the block ends without an error.
 
     Missing parent directories are made. After any error, the block's own included, `path` is as it
-    was before and the partial is gone.
-
-    Raises:
-      UserError: the file cannot be written (disk full, no permission); names file and remedy.
+    was before. Raises UserError where the file cannot be written (disk full, no permission).
     """
     path = Path(path)
     try:
@@ -73,15 +70,14 @@ def atomic_write(path: str | os.PathLike, data: bytes | str) -> None:
 def atomic_directory(path: str | os.PathLike, *, marker: str) -> Iterator[Path]:
     """A new directory to fill, which becomes `path` when the block ends without an error.
 
-    After any error, the block's own included, `path` is as it was before and the partial is gone.
-    A directory that was at `path` is replaced as a whole.
+    After any error, the block's own included, `path` is as it was before. A directory that was at
+    `path` is replaced as a whole.
 
     Args:
-      marker: a file that every directory made here holds; one without it is never replaced.
+      marker: a file that every directory made here holds.
 
     Raises:
-      UserError: `path` is something else than a directory of this kind (or an empty one), or it
-        cannot be written.
+      UserError: `path` exists, without a marker and not empty, or it cannot be written.
     """
     path = Path(os.path.realpath(path))
     try:

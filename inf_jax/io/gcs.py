@@ -1,9 +1,9 @@
 """Reads and writes Google Cloud Storage, explains its errors, and checks access before long work.
 
-Three clients take part: gcsfs (our files, and through etils.epath Orbax's small ones), TensorStore
-(the arrays of a checkpoint) and google-cloud-storage (with which Orbax looks up the kind of the
-bucket). They find credentials as Google's libraries do: GOOGLE_APPLICATION_CREDENTIALS, those of
-`gcloud auth application-default login`, or a Google VM's service account.
+There are three clients: gcsfs (our files, and through etils.epath Orbax's small ones), TensorStore
+(arrays of a checkpoint) and google-cloud-storage (Orbax looks up the kind of the bucket). All find
+credentials as Google's libraries do: GOOGLE_APPLICATION_CREDENTIALS, those of `gcloud auth
+application-default login`, or a Google VM's service account.
 
 For an emulator: STORAGE_EMULATOR_HOST and TENSORSTORE_GCS_HTTP_URL, FSSPEC_GCS='{"token": "anon"}',
 GOOGLE_AUTH_TOKEN_FOR_TESTING.
@@ -29,11 +29,7 @@ _ROLES = ("roles/storage.objectUser", "roles/storage.legacyBucketReader")  # the
 
 
 def open_path(url: str | os.PathLike) -> epath.Path:
-    """The path of gs://BUCKET/DIRECTORY, with its clients configured.
-
-    Raises:
-      UserError: gcsfs is not installed.
-    """
+    """The path of gs://..., with its clients configured. UserError if gcsfs is not installed."""
     _connect()
     return epath.Path(url)
 
@@ -60,8 +56,7 @@ def _connect() -> None:
 
 def download(path: epath.Path, target: Path) -> bool:
     """Downloads an object to a local file; False where there is none. Raises UserError."""
-    with explained(path, "read it"):
-        client, name = _client(path)
+    with _client(path, "read it") as (client, name):
         try:
             client.get_file(name, str(target))
         except FileNotFoundError:
@@ -71,8 +66,7 @@ def download(path: epath.Path, target: Path) -> bool:
 
 def upload(path: epath.Path, source: bytes | Path) -> None:
     """Uploads bytes or a local file as one object. Raises UserError."""
-    with explained(path, "write it"):
-        client, name = _client(path)
+    with _client(path, "write it") as (client, name):
         if isinstance(source, bytes):
             client.pipe_file(name, source)
         else:
@@ -81,29 +75,28 @@ def upload(path: epath.Path, source: bytes | Path) -> None:
 
 def delete_object(path: epath.Path) -> None:
     """Deletes an object. Raises UserError."""
-    with explained(path, "delete it"):
-        client, name = _client(path)
+    with _client(path, "delete it") as (client, name):
         client.rm_file(name)
 
 
 def files_below(directory: epath.Path) -> list[str]:
     """Names of the objects below a directory, relative to it. Raises UserError."""
-    with explained(directory, "list it"):
-        client, name = _client(directory)
+    with _client(directory, "list it") as (client, name):
         return [path.removeprefix(f"{name}/") for path in client.find(name) if path != name]
 
 
-def _client(path: epath.Path):
+@contextlib.contextmanager
+def _client(path: epath.Path, doing: str) -> Iterator[tuple]:
     import fsspec
 
-    return fsspec.core.url_to_fs(str(path))
+    with explained(path, doing):
+        yield fsspec.core.url_to_fs(str(path))
 
 
 def check_access(directory: epath.Path, *, timeout_s: float = _TIMEOUT_S) -> None:
     """Tries, with each client, what a run does: look up the bucket, write, list, read, delete.
 
-    Raises:
-      UserError: one of these fails or does not answer in time; with the remedy.
+    Raises UserError, with the remedy, if one of these fails or does not answer in time.
     """
     state: dict[str, UserError | str] = {"doing": ""}
 
@@ -230,12 +223,8 @@ def _status(error: Exception) -> int | None:
 @contextlib.contextmanager
 def _quiet(*names: str) -> Iterator[None]:
     """Silences these loggers: they print a traceback of what is reported in one line."""
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
+    with contextlib.ExitStack() as stack:
+        for logger in map(logging.getLogger, names):
+            stack.callback(logger.setLevel, logger.level)
             logger.setLevel(logging.CRITICAL + 1)
         yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

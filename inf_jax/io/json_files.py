@@ -14,16 +14,10 @@ _REQUIRED = object()
 def read_json(
     path: AnyPath, default: Any = _REQUIRED, *, kind: type = object, remedy: str = "make it again"
 ) -> Any:
-    """The value of a JSON file.
-
-    Args:
-      default: returned where there is no such file.
-      kind: the type that the value must have.
-      remedy: end of the error messages, what to do.
+    """The value of a JSON file, or the default where there is no such file.
 
     Raises:
-      UserError: the file is missing (and no default is given), unreadable, not JSON, or not a
-        `kind`.
+      UserError: no file and no default, unreadable, not JSON, or not a `kind`; ends in `remedy`.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))

@@ -31,30 +31,18 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class Stored(NamedTuple):
-    """A tensor in a file, not yet read.
-
-    Attributes:
-      file: path.
-      dtype: the format's name, see `DTYPES`.
-      shape: the tensor's.
-      offset: bytes from the file's start.
-    """
+    """A tensor in a file, not yet read."""
 
     file: Path
-    dtype: str
+    dtype: str  # the format's name, see `DTYPES`
     shape: tuple[int, ...]
-    offset: int
+    offset: int  # bytes from the file's start
 
     def read(self) -> np.ndarray:
-        """A view into the memory-mapped file: bytes are read when they are used.
-
-        Raises:
-          UserError: a dtype that is not in `DTYPES`.
-        """
+        """A view into the memory-mapped file; UserError for a dtype that is not in `DTYPES`."""
         if self.dtype not in DTYPES:
-            raise UserError(
-                f"{self.file}: a tensor of {self.dtype}; supported: {', '.join(DTYPES)}"
-            )
+            supported = ", ".join(DTYPES)
+            raise UserError(f"{self.file}: a tensor of {self.dtype}; supported: {supported}")
         dtype = DTYPES[self.dtype]
         if 0 in self.shape:
             return np.empty(self.shape, dtype)
@@ -62,11 +50,7 @@ class Stored(NamedTuple):
 
 
 def stored_tensors(directory: Path) -> dict[str, Stored]:
-    """All tensors of a model's directory, by name.
-
-    Raises:
-      UserError: a file is missing or damaged, or lacks a tensor of the index.
-    """
+    """All tensors of a model's directory, by name; UserError if a file or tensor is missing."""
     index = directory / INDEX
     if not index.exists():
         return _header(directory / SINGLE)
@@ -74,18 +58,15 @@ def stored_tensors(directory: Path) -> dict[str, Stored]:
         weight_map = json.loads(index.read_text())["weight_map"]
         files = sorted(set(map(os.fspath, weight_map.values())))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{index}: not an index of weights ({error!r}); download it again"
-        ) from None
+        raise UserError(f"{index}: not an index of weights ({error!r}); download again") from None
     tensors = {}
     for file in files:
         if not (directory / file).is_file():
             raise UserError(f"{index} names {file!r}, which is missing; download it again")
         tensors |= _header(directory / file)
-    missing = sorted(weight_map.keys() - tensors.keys())
+    missing = ", ".join(by_layer(sorted(weight_map.keys() - tensors.keys())))
     if missing:
-        lacking = ", ".join(by_layer(missing))
-        raise UserError(f"{index} names tensors that the files lack: {lacking}")
+        raise UserError(f"{index} names tensors that the files lack: {missing}")
     return tensors
 
 
@@ -145,12 +126,11 @@ def write_tensors(
     """Writes a model's tensors into one file, or into several and an index.
 
     An older model in the directory is replaced: its index is deleted first, the new one is written
-    last.
+    last. A tensor larger than `max_file_bytes` gets a file of its own.
 
     Args:
       planned: the tensors in the order of writing.
       tensors: their values, produced one after another.
-      max_file_bytes: most bytes of a file's tensors; a larger tensor gets a file of its own.
 
     Returns:
       The files written.
@@ -182,13 +162,9 @@ def _write(path: Path, planned: Sequence[Planned], tensors: Iterator[np.ndarray]
     header: dict[str, Mapping] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for one in planned:
-        end = offset + one.nbytes
-        header[one.name] = {
-            "dtype": _NAMES[one.dtype],
-            "shape": list(one.shape),
-            "data_offsets": [offset, end],
-        }
-        offset = end
+        span = [offset, offset + one.nbytes]
+        header[one.name] = {"dtype": _NAMES[one.dtype], "shape": one.shape, "data_offsets": span}
+        offset += one.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # aligns the tensors
     with atomic_file(path) as file:

@@ -1,9 +1,8 @@
 """Writes a run's out_dir, whether it is on a local disk or in a bucket (gs://BUCKET/DIRECTORY).
 
-An object in a bucket is whole or absent, and can be neither appended to nor renamed. So a small
-file is one upload, a directory is built locally and uploaded with its marker last, and files that
-grow live in a `WorkDir`. Orbax writes the checkpoints itself; in a bucket it marks those that are
-complete by a file commit_success.txt.
+An object in a bucket can be neither appended to nor renamed. So a small file is one upload, a
+directory is built locally and uploaded with its marker last, and files that grow live in a
+`WorkDir`. Orbax writes the checkpoints itself; in a bucket commit_success.txt marks complete ones.
 """
 
 import contextlib
@@ -36,19 +35,15 @@ def is_bucket(path: str | os.PathLike) -> bool:
 
 
 def as_path(path: str | os.PathLike) -> AnyPath:
-    """A path object, local or in a bucket.
-
-    Raises:
-      UserError: it is in a bucket, and gcsfs is not installed.
-    """
+    """A path object, local or in a bucket; UserError if it needs gcsfs, which is not installed."""
     return gcs.open_path(path) if is_bucket(path) else Path(path)
 
 
 def check_access(directory: AnyPath) -> None:
     """Raises UserError where this process cannot write and read in a directory.
 
-    To be called before any long work: finds missing permissions and credentials, network failures,
-    read-only and full disks. Leaves nothing behind.
+    Finds missing permissions and credentials, network failures, read-only and full disks before any
+    long work; leaves nothing behind.
     """
     if is_bucket(directory):
         gcs.check_access(directory)
@@ -68,13 +63,8 @@ def check_access(directory: AnyPath) -> None:
 def locked(out_dir: AnyPath, *, timeout_s: float = 10.0) -> Iterator[None]:
     """Makes a local directory and locks it, against other processes of this machine at least.
 
-    A bucket has no locks, see `WorkDir.claim`.
-
-    Args:
-      timeout_s: time for a process that holds the lock to end.
-
-    Raises:
-      UserError: another process holds the lock.
+    A bucket has no locks, see `WorkDir.claim`. Raises UserError where another process holds the
+    lock for `timeout_s` more.
     """
     if is_bucket(out_dir):
         yield
@@ -99,11 +89,7 @@ def locked(out_dir: AnyPath, *, timeout_s: float = 10.0) -> Iterator[None]:
 
 @contextlib.contextmanager
 def new_file(path: AnyPath) -> Iterator[BinaryIO]:
-    """A binary file open for writing that becomes `path` when the block ends without an error.
-
-    Raises:
-      UserError: it cannot be written.
-    """
+    """A binary file open for writing that becomes `path` when the block ends: `atomic_file`."""
     if not is_bucket(path):
         with atomic_file(path) as file:
             yield file
@@ -120,9 +106,6 @@ def new_directory(path: AnyPath, *, marker: str) -> Iterator[Path]:
     In a bucket the old `marker` is deleted first and the new one uploaded last: a directory without
     it is incomplete. After a kill during the upload there is neither the old directory nor the new
     one, and the next call may replace what is left.
-
-    Raises:
-      UserError: as in `atomic_directory`.
     """
     if not is_bucket(path):
         with atomic_directory(path, marker=marker) as partial:
@@ -149,14 +132,10 @@ def new_directory(path: AnyPath, *, marker: str) -> Iterator[Path]:
 class WorkDir(contextlib.AbstractContextManager):
     """A local directory for the files of out_dir that grow: metrics, TensorBoard's events.
 
-    On a local disk it is out_dir itself. For a bucket it is a temporary directory, from which
-    `push` uploads whole files: before each checkpoint, and at the end, also after an error. So a
-    kill loses only lines of steps that the newest checkpoint does not cover either and that the
-    resumed run repeats; it leaves the directory in TMPDIR. Each process of a run has one; their
-    files must have different names.
-
-    Attributes:
-      path: the local directory.
+    On a local disk its `path` is out_dir itself. For a bucket it is a temporary directory, from
+    which `push` uploads whole files: before each checkpoint, and at the end, also after an error.
+    So a kill, which leaves the directory in TMPDIR, loses only lines of steps that the resumed run
+    repeats. Each process of a run has one; their files must have different names.
     """
 
     def __init__(self, out_dir: AnyPath):

@@ -10,12 +10,11 @@ compression: it would rule out random access.
 
 import contextlib
 import dataclasses
-import itertools
 import mmap
 import os
 import struct
 from collections.abc import Iterator
-from typing import BinaryIO, Self
+from typing import Self
 
 import google_crc32c
 import numpy as np
@@ -29,13 +28,7 @@ _BUFFER = 1 << 20
 
 
 class CorruptRecordError(UserError):
-    """A record is damaged or missing.
-
-    Attributes:
-      path: the file, as given.
-      record: number of the damaged record in the file, from 0.
-      reason: what is wrong with it.
-    """
+    """A record is damaged or missing; `record` is its number in the file, from 0."""
 
     def __init__(self, path: str | os.PathLike, record: int, reason: str):
         super().__init__(
@@ -79,18 +72,14 @@ class Writer:
         writer.write(data)
     writer.index  # Index of what was written
 
-    The records go to a partial file beside `path`, which is synced and renamed when the block ends
-    without an error and deleted otherwise (`inf_jax.io.atomic`). Missing directories are made.
-
     Raises:
-      UserError: from `with` and `write`, when the disk is full or the directory is not writable.
+      UserError: as `inf_jax.io.atomic.atomic_file`, from `with` and `write`.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = path
         self._stack = contextlib.ExitStack()
-        self._lengths: list[int] = []
-        self._crcs: list[int] = []
+        self._lengths, self._crcs = [], []
 
     def __enter__(self) -> Self:
         self._file = self._stack.enter_context(atomic_file(self.path))
@@ -123,56 +112,45 @@ def read_records(path: str | os.PathLike, *, count: int | None = None) -> Iterat
       CorruptRecordError: at the first damaged, missing or surplus record.
       UserError: the file cannot be opened.
     """
-    with _open(path) as file:
-        read = 0
-        for data in _frames(path, file, first=0, most=count):
-            read += 1
-            yield data
-    if count is not None and read < count:
-        raise _truncated(path, read, count)
+    return _frames(path, stop=count, whole=True)
 
 
 def read_range(path: str | os.PathLike, *, offset: int, first: int, count: int) -> Iterator[bytes]:
-    """The data of `count` records from the one whose frame starts at byte `offset`.
+    """The data of `count` records from number `first`, whose frame starts at byte `offset`.
 
-    Args:
-      first: that record's number in the file, for errors.
-
-    Raises:
-      CorruptRecordError, UserError: as `read_records`.
+    Errors as `read_records`, but for surplus records.
     """
-    with _open(path) as file:
-        file.seek(offset)
-        read = 0
-        for data in itertools.islice(_frames(path, file, first=first), count):
-            read += 1
-            yield data
-    if read < count:
-        raise _truncated(path, first + read, first + count)
+    return _frames(path, offset=offset, first=first, stop=first + count)
 
 
 def _frames(
-    path: str | os.PathLike, file: BinaryIO, *, first: int, most: int | None = None
+    path: str | os.PathLike,
+    *,
+    offset: int = 0,
+    first: int = 0,
+    stop: int | None = None,
+    whole: bool = False,
 ) -> Iterator[bytes]:
-    """The data of the records from the file's position to its end; an error past `most`."""
-    size, end, record = os.fstat(file.fileno()).st_size, file.tell(), first
-    while header := file.read(_HEADER.size):
-        if record == most:
-            raise CorruptRecordError(path, record, f"the file must end after {most} records")
-        length = _check_header(path, record, header)
-        end += FRAME_BYTES + length
-        if end > size:
-            raise CorruptRecordError(
-                path, record, f"the file is truncated: {size} bytes, the record ends at {end}"
-            )
-        data = file.read(length)
-        _check_data(path, record, data, file.read(_CRC.size))
-        yield data
-        record += 1
-
-
-def _truncated(path: str | os.PathLike, record: int, count: int) -> CorruptRecordError:
-    return CorruptRecordError(path, record, f"the file is truncated: it must hold {count} records")
+    """The data of the records from `first` to `stop`, where a `whole` file must end."""
+    with _open(path) as file:
+        size, end, record = os.fstat(file.fileno()).st_size, file.seek(offset), first
+        while (whole or record != stop) and (header := file.read(_HEADER.size)):
+            if record == stop:
+                raise CorruptRecordError(path, record, f"the file must end after {stop} records")
+            length = _check_header(path, record, header)
+            end += FRAME_BYTES + length
+            if end > size:
+                raise CorruptRecordError(
+                    path, record, f"the file is truncated: {size} bytes, the record ends at {end}"
+                )
+            data = file.read(length)
+            _check_data(path, record, data, file.read(_CRC.size))
+            yield data
+            record += 1
+    if stop is not None and record < stop:
+        raise CorruptRecordError(
+            path, record, f"the file is truncated: it must hold {stop} records"
+        )
 
 
 def build_index(path: str | os.PathLike, *, count: int | None = None) -> Index:
@@ -215,12 +193,7 @@ class Reader:
         return Reader, (self.path, self.index)
 
     def read(self, record: int) -> bytes:
-        """The data of one record.
-
-        Raises:
-          CorruptRecordError: its length or a checksum is wrong, or it is another record.
-          IndexError: no such record.
-        """
+        """The data of one record. Raises CorruptRecordError, or IndexError for no such record."""
         if not 0 <= record < len(self._offsets):
             raise IndexError(f"{self.path} has {len(self)} records, no number {record}")
         start, length = self._offsets[record], self._lengths[record]

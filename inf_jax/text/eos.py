@@ -22,7 +22,6 @@ def needs_eos(choice: str, *, eos_id: int | None, ends: int | None, source: str)
       choice: "auto": if there is an EOS and no special token ends a text yet (Qwen3-Embedding's
         tokenizer ends texts with a token other than its EOS); "always": unless the EOS ends texts
         already; or "never".
-      eos_id: the tokenizer's EOS, if it has one.
       ends: the special token that ends each text, if one does.
       source: the tokenizer's name, for messages.
 
@@ -51,10 +50,8 @@ def with_eos(
       UserError: a post-processor without a template (BERT's and RoBERTa's own kinds).
     """
     state = json.loads(backend.to_str())
-    present = state["post_processor"]
-    steps = [present] if present else []
-    if present and present["type"] == "Sequence":
-        steps = present["processors"]
+    present = state["post_processor"] or {"type": "Sequence", "processors": []}
+    steps = present["processors"] if present["type"] == "Sequence" else [present]
     template = next((x for x in steps if x["type"] == "TemplateProcessing"), None)
     if template is None:
         odd = [x["type"] for x in steps if x["type"] != "ByteLevel"]
@@ -63,8 +60,7 @@ def with_eos(
                 f"no EOS can be appended: the tokenizer's post-processor is {', '.join(odd)}, not "
                 "a template; set model.append_eos='never'"
             )
-        one = {"Sequence": {"id": "A", "type_id": 0}}
-        other = {"Sequence": {"id": "B", "type_id": 1}}
+        one, other = ({"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB"))
         template = {"type": "TemplateProcessing", "single": [one], "pair": [one, other]}
         template["special_tokens"] = {}
         steps = [*steps, template]

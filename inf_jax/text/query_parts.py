@@ -1,8 +1,7 @@
 """Splits the tokens of an instructed query into its parts, to truncate them or swap an instruction.
 
 n_ik, the query of row i under the instruction of row k, is assembled from the tokens of both rows,
-so that the loader needs no tokenizer. Tokenising checks on a sample that this gives the same ids as
-tokenising the text. Pure numpy.
+so that the loader needs no tokenizer; a sample is compared with the tokenised text. Pure numpy.
 """
 
 from typing import NamedTuple
@@ -29,8 +28,8 @@ class QueryParts(NamedTuple):
 
     Attributes:
       ids: int32[tokens], special tokens included.
-      query, instruction: their spans in `ids`; `instruction.count` is 0 where there is none, and
-        then no other instruction can take its place.
+      query, instruction: their spans in `ids`; where `instruction.count` is 0, no other instruction
+        can take its place.
     """
 
     ids: np.ndarray
@@ -46,8 +45,7 @@ class QueryParts(NamedTuple):
 def kept_tokens(kinds: np.ndarray, limit: int) -> np.ndarray:
     """Which tokens of an overlong instructed query stay.
 
-    The query loses its end but keeps `limit // 4` tokens; beyond that the instruction loses its
-    end.
+    The query loses its end but for `limit // 4` tokens; beyond that the instruction loses its end.
 
     Args:
       kinds: int[tokens], the kind of each token; more than `limit` of them.
@@ -58,10 +56,8 @@ def kept_tokens(kinds: np.ndarray, limit: int) -> np.ndarray:
     query, instruction, other = (np.flatnonzero(kinds == k) for k in (QUERY, INSTRUCTION, OTHER))
     least = limit // 4
     # in order of removal; a sensible template never reaches the tail of this list
-    order = np.concatenate(
-        (query[least:][::-1], instruction[::-1], other[::-1], query[:least][::-1])
-    )
-    return np.setdiff1d(np.arange(len(kinds)), order[: len(kinds) - limit])
+    order = [x[::-1] for x in (query[least:], instruction, other, query[:least])]
+    return np.setdiff1d(np.arange(len(kinds)), np.concatenate(order)[: len(kinds) - limit])
 
 
 def split_parts(ids: np.ndarray, kinds: np.ndarray, limit: int) -> QueryParts:
@@ -97,11 +93,7 @@ def with_instruction(parts: QueryParts, instruction: np.ndarray) -> QueryParts:
 def truncate(
     parts: QueryParts, *, special: tuple[np.ndarray, np.ndarray], limit: int
 ) -> np.ndarray:
-    """int32[tokens], the ids truncated to `limit` by the rule of `kept_tokens`.
-
-    Args:
-      special: the special tokens before and after every text.
-    """
+    """int32[tokens], the ids truncated to `limit` by `kept_tokens`; special: `TextTokenizer`'s."""
     if len(parts.ids) <= limit:
         return parts.ids
     kinds = np.full(len(parts.ids), OTHER, np.int8)

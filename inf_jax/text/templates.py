@@ -38,9 +38,8 @@ class TextConfig:
             try:
                 fields = sorted(field for _, field in pieces(template) if field is not None)
             except ValueError as error:  # also an unbalanced brace
-                raise UserError(
-                    f"{name}={template!r}: {error}; literal braces are {{{{ }}}}"
-                ) from error
+                text = f"{name}={template!r}: {error}; literal braces are {{{{ }}}}"
+                raise UserError(text) from error
             if fields != expected:
                 wanted = " and ".join(f"{{{field}}}" for field in expected)
                 raise UserError(f"{name}={template!r} must hold {wanted}, each once, nothing else")
@@ -51,11 +50,7 @@ class TextConfig:
 
 
 def instructed_query(query: str, instruction: str, template: str) -> str:
-    """The text of an instructed query.
-
-    With an empty instruction the field and the white space around it are dropped, so that
-    "{query} {instruction}" gives the query alone.
-    """
+    """The text of an instructed query, without field and white space of an empty instruction."""
     return render_query(query, instruction, template)[0]
 
 
@@ -73,11 +68,7 @@ class QuerySpans(NamedTuple):
 
 @functools.lru_cache(maxsize=64)
 def pieces(template: str) -> tuple[tuple[str, str | None], ...]:
-    """The (literal, field or None) pieces of a template.
-
-    Raises:
-      ValueError: unbalanced braces, or a field with a format or conversion.
-    """
+    """The (literal, field or None) pieces; ValueError: unbalanced braces, format or conversion."""
     parts = []
     for literal, field, spec, conversion in string.Formatter().parse(template):
         if spec or conversion:
@@ -104,10 +95,9 @@ def _uninstructed(template: str) -> tuple[tuple[str, str | None], ...]:
 def render(
     parts: tuple[tuple[str, str | None], ...], values: dict[str, str]
 ) -> tuple[str, dict[str, Span]]:
-    """The text and the span of each field in it.
+    """The text and the span of each field, with the white space before it.
 
-    White space before a field belongs to its span: many tokenizers keep it in the first token of
-    the word.
+    Many tokenizers keep that in the first token of the word.
     """
     text, spans = "", {}
     for literal, field in parts:

@@ -39,16 +39,14 @@ class TextTokenizer:
 
     Args:
       hf_tokenizer: not changed.
-      append_eos: whether its EOS ends every text: "auto", "always" or "never", see
-        `eos.needs_eos`.
+      append_eos: "auto", "always" or "never", see `eos.needs_eos`.
       rows: of the model's embedding table. An added token beyond them, as Gemma 3 has for images,
         is treated as ordinary text.
 
     Attributes:
       fingerprint: str, a hash of everything that decides which ids a text gets.
       special: (int32[...], int32[...]), the special tokens before and after every text.
-      appended_eos: str, the token that ends every text in addition to what the tokenizer's own
-        files add; "" for none.
+      appended_eos: str, the EOS added to what the tokenizer's own files add; "" for none.
 
     Raises:
       UserError: there is no EOS to append; or the vocabulary, or a special token around texts, is
@@ -60,9 +58,8 @@ class TextTokenizer:
         self._backend = tokenizers.Tokenizer.from_str(hf_tokenizer.backend_tokenizer.to_str())
         self._backend.no_truncation()
         self._backend.no_padding()
-        self._backend.encode_special_tokens = bool(
-            getattr(hf_tokenizer, "split_special_tokens", False)
-        )
+        keep = getattr(hf_tokenizer, "split_special_tokens", False)
+        self._backend.encode_special_tokens = bool(keep)
         source = hf_tokenizer.name_or_path
         if rows is not None:
             self._backend = _within(self._backend, rows, source)
@@ -93,15 +90,13 @@ class TextTokenizer:
         the query keeps `max_query_tokens // 4` tokens, beyond that the instruction loses its end.
 
         Returns:
-          int32[tokens], one array a pair, each at most `max_query_tokens` long.
+          int32[tokens] for each pair, at most `max_query_tokens`.
 
         Raises:
           UserError: the limit is too small for the special tokens and the template's own words.
         """
-        self._check_limit("query", config.query_template, config.max_query_tokens)
-        rendered = [render_query(q, i, config.query_template) for q, i in queries]
+        rendered, limit = self._rendered(queries, config), config.max_query_tokens
         ids = _ids(self._backend.encode_batch_fast([text for text, _ in rendered]))
-        limit = config.max_query_tokens
         overlong = [n for n, row in enumerate(ids) if len(row) > limit]
         # offsets are slow to compute: only for these
         encodings = self._backend.encode_batch([rendered[n][0] for n in overlong])
@@ -116,9 +111,8 @@ class TextTokenizer:
 
         Slower than `queries`; same arguments and errors.
         """
-        self._check_limit("query", config.query_template, config.max_query_tokens)
-        rendered = [render_query(q, i, config.query_template) for q, i in queries]
-        limit, result = config.max_query_tokens, []
+        rendered, limit = self._rendered(queries, config), config.max_query_tokens
+        result = []
         encodings = self._backend.encode_batch([text for text, _ in rendered])
         for encoding, (_, spans) in zip(encodings, rendered, strict=True):
             ids, kinds = np.array(encoding.ids, np.int32), _kinds(encoding, spans)
@@ -127,13 +121,9 @@ class TextTokenizer:
         return result
 
     def passages(self, passages: Sequence[str], config: TextConfig) -> list[np.ndarray]:
-        """Token ids of passages, special tokens included; a passage over the limit loses its end.
+        """int32[tokens] of each passage, special tokens included; one over the limit loses its end.
 
-        Returns:
-          int32[tokens], one array a passage, each at most `max_passage_tokens` long.
-
-        Raises:
-          UserError: the limit is too small for the special tokens and the template's own words.
+        Raises UserError as `queries`.
         """
         limit = config.max_passage_tokens
         self._check_limit("passage", config.passage_template, limit)
@@ -148,16 +138,16 @@ class TextTokenizer:
         `max_query_tokens` loses its end. An empty text is only its special tokens.
 
         Returns:
-          (instructions, queries), int32[tokens] each, one array a pair, each at most
-          `max_query_tokens` long.
-
-        Raises:
-          UserError: the limit is too small for the special tokens.
+          (instructions, queries), int32[tokens] for each pair. Raises UserError as `queries`.
         """
         self._check_limit("query", "{query}{instruction}", config.max_query_tokens)
         texts = [i for _, i in queries] + [q for q, _ in queries]
         ids = self._encode(texts, config.max_query_tokens)
         return ids[: len(queries)], ids[len(queries) :]
+
+    def _rendered(self, queries: Sequence[tuple[str, str]], config: TextConfig) -> list[tuple]:
+        self._check_limit("query", config.query_template, config.max_query_tokens)
+        return [render_query(q, i, config.query_template) for q, i in queries]
 
     def _encode(self, texts: Sequence[str], limit: int) -> list[np.ndarray]:
         """Token ids; a text over the limit loses its end, but not its last special tokens."""
@@ -185,14 +175,10 @@ class TextTokenizer:
 def load_tokenizer(
     name_or_dir: str | os.PathLike, *, append_eos: str = "never", rows: int | None = None
 ) -> TextTokenizer:
-    """The tokenizer of a local Hugging Face directory or of a hub id.
-
-    Args:
-      append_eos, rows: see TextTokenizer.
+    """The tokenizer of a local Hugging Face directory or of a hub id; arguments: TextTokenizer.
 
     Raises:
-      UserError: there is no tokenizer or no fast one, or the hub cannot be reached; or as
-        TextTokenizer.
+      UserError: no tokenizer or no fast one, the hub cannot be reached, or as TextTokenizer.
     """
     from transformers import AutoTokenizer  # slow to import
 
@@ -208,9 +194,8 @@ def load_tokenizer(
         where = "directory" if local else "no such directory, and not a hub id that can be loaded"
         raise UserError(f"no tokenizer in {name!r} ({where}): {reason}; {remedy}") from error
     if not tokenizer.is_fast:
-        raise UserError(
-            f"the tokenizer of {name!r} ({type(tokenizer).__name__}) has no fast version; {remedy}"
-        )
+        kind = type(tokenizer).__name__
+        raise UserError(f"the tokenizer of {name!r} ({kind}) has no fast version; {remedy}")
     # without vocabulary files transformers returns a tokenizer of the special tokens only
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise UserError(f"the tokenizer of {name!r} has no vocabulary; {remedy}")
