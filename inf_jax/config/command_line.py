@@ -159,9 +159,8 @@ def help_text(doc: str, sections: Any, values: flags.FlagValues) -> str:
         choices = " | ".join(map(_shown, each.choices))
         text = f"{each.doc} [{_shown(each.default)}] {choices}"
         name, indent = f"  {each.name:<28} ", " " * 31
-        lines += textwrap.wrap(
-            text, width, initial_indent=name, subsequent_indent=indent, break_on_hyphens=False
-        )
+        indents = {"initial_indent": name, "subsequent_indent": indent}
+        lines += textwrap.wrap(text, width, **indents, break_on_hyphens=False)
     return "\n".join(lines)
 
 

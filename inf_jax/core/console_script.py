@@ -1,4 +1,4 @@
-"""Starts a command of a package by its name: the shared part of the console scripts."""
+"""Starts a command of a package by its name, for the console scripts."""
 
 import runpy
 import sys
@@ -19,8 +19,8 @@ def dispatch(
     """
     name = argv[1].replace("_", "-") if len(argv) > 1 else ""
     if name in commands:
-        module = f"{package}.{name.replace('-', '_')}"
         sys.argv = [f"{program} {name}", *argv[2:]]
+        module = f"{package}.{name.replace('-', '_')}"
         runpy.run_module(module, run_name="__main__", alter_sys=True)
         return
     width = max(map(len, commands))

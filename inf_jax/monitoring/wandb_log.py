@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from inf_jax.core.errors import UserError
+from inf_jax.core.errors import UserError, first_line
 from inf_jax.io.atomic import atomic_write
 
 
@@ -56,10 +56,9 @@ class WandbLog:
                 settings=wandb.Settings(console="off"),  # the launcher keeps the log
             )
         except Exception as error:  # wandb and its HTTP client raise many kinds
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(
                 f"train.wandb_project={project!r}: Weights & Biases could not open the run "
-                f"({reason}); `wandb login`, WANDB_MODE=offline, or leave the key empty"
+                f"({first_line(error)}); `wandb login`, WANDB_MODE=offline, or leave the key empty"
             ) from None
 
     def write(self, step: int, values: dict[str, float | list[float]]) -> None:

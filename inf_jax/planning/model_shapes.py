@@ -1,4 +1,4 @@
-"""Encoder shapes for planning: from a model's config.json, or from a list of public models."""
+"""Reads encoder shapes for planning, from a config.json or a list of public models."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ def model_shape(name: str, override: str | None = None) -> tuple[EncoderConfig, 
       override: a config.json, or a directory with one, in place of the model's own.
 
     Raises:
-      UserError: no config.json was found, or it cannot be read.
+      UserError: the config.json is missing or cannot be read.
     """
     if override:
         path = Path(override)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax
 
-from inf_jax.core.errors import UserError
+from inf_jax.core.errors import UserError, first_line
 from inf_jax.planning.chips import CHIPS, Chip
 
 # Without these libtpu looks for TPUs on this machine and logs each failure.
@@ -100,6 +100,6 @@ def _tpu(kind: str, name: str, shape: tuple[int, ...], slices: int) -> list[jax.
     try:
         known = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
     except Exception as error:  # JaxRuntimeError, ValueError, ...
-        reason = str(error).splitlines()[0]
-        raise UserError(f"topology {name!r}: unknown to the compiler ({reason})") from None
+        why = first_line(error)
+        raise UserError(f"topology {name!r}: unknown to the compiler ({why})") from None
     return list(known.devices)
