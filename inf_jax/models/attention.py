@@ -10,18 +10,17 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array
 
 from inf_jax.core.errors import UserError
 from inf_jax.models.cudnn_attention import cudnn_attention, cudnn_limitation
-from inf_jax.models.dropout import AttentionDropout
 from inf_jax.models.splash_attention import splash_attention, splash_limitation
-from inf_jax.models.xla_attention import ScoreOptions, xla_attention
+from inf_jax.models.xla_attention import Keys, Queries, Rows, ScoreOptions, xla_attention
 
 
 class Implementation(NamedTuple):
-    """Attributes: `attend`, with the arguments of `attention`; `limitation`, with those of `choose`
-    but `names` -> why it cannot compute it, or ""."""
+    """`attend` has the arguments of `attention`, `limitation` those of `choose` except `names`, and
+    gives why it cannot compute it, or ""."""
 
     attend: Callable[..., Array]
     limitation: Callable[..., str]
@@ -35,14 +34,8 @@ IMPLEMENTATIONS = {
 
 
 def implementations_for(name: str, device: jax.Device) -> tuple[str, ...]:
-    """The implementations to try in order on a device.
-
-    Args:
-      name: `model.attention`: "auto" or a name in IMPLEMENTATIONS.
-
-    Raises:
-      UserError: the device does not run it.
-    """
+    """The implementations to try in order on a device, for `model.attention`: "auto" or a name in
+    IMPLEMENTATIONS. Raises UserError if the device does not run it."""
     fastest = {"tpu": "splash", "gpu": "cudnn"}.get(device.platform)
     if fastest == "cudnn" and not _is_ampere_or_newer(device):
         fastest = None
@@ -76,7 +69,6 @@ def choose(
       names: in IMPLEMENTATIONS, in order of preference.
       q: of `attention`, or its shape and dtype.
       bias, dropout: whether there is a bias, and whether weights are dropped.
-      softcap: see `ScoreOptions`.
 
     Raises:
       UserError: none does; gives the reasons.
@@ -91,34 +83,28 @@ def choose(
 
 
 def attention(
-    q: Float[Array, "r h t k"],
-    k: Float[Array, "r g t k"],
-    v: Float[Array, "r g t k"],
+    q: Queries,
+    k: Keys,
+    v: Keys,
     *,
-    segments: Int[Array, "r t"],
-    positions: Int[Array, "r t"],
+    segments: Rows,
+    positions: Rows,
     scores: ScoreOptions,
-    dropout: AttentionDropout | None = None,
     implementations: tuple[str, ...] = ("xla",),
-) -> Float[Array, "r h t k"]:
-    """softmax(scale q k^T + bias) v over the tokens that `visible` allows.
-
-    Each of the g key and value heads serves h / g consecutive query heads.
+) -> Queries:
+    """softmax(scale q k^T + bias) v over the tokens that `visible` allows; each of the g key and
+    value heads serves h / g consecutive query heads.
 
     Args:
       segments, positions: see `packing.Packed`; no chunk axis.
-      implementations: names in IMPLEMENTATIONS, see `choose`.
-
-    Raises:
-      UserError: as `choose`.
+      implementations: names in IMPLEMENTATIONS, see `choose`, which may raise UserError.
     """
     name, _ = choose(
         implementations,
         q,
         bias=scores.bias is not None,
-        dropout=dropout is not None,
+        dropout=scores.dropout is not None,
         softcap=scores.softcap,
     )
-    return IMPLEMENTATIONS[name].attend(
-        q, k, v, segments=segments, positions=positions, scores=scores, dropout=dropout
-    )
+    attend = IMPLEMENTATIONS[name].attend
+    return attend(q, k, v, segments=segments, positions=positions, scores=scores)

@@ -14,11 +14,10 @@ class Rope(NamedTuple):
 
     Attributes:
       base: theta; the wavelengths are 2 pi base^(2i/k).
-      factor: wavelengths are multiplied by it; 1 leaves them unchanged.
-      original: context length of the pretraining, in tokens, for Llama 3's scaling: wavelengths
-        over `original / low` are scaled, those under `original / high` are not, and those between
-        are interpolated. None scales all.
-      low, high: see `original`.
+      factor: wavelengths are multiplied by it.
+      original: tokens of a pretraining text, for Llama 3's scaling: wavelengths over
+        `original / low` are scaled, those under `original / high` are not, and those between are
+        interpolated. None scales all.
     """
 
     base: float
@@ -39,16 +38,15 @@ class EncoderConfig:
       norm: "layer" or "rms"; norm_bias is for "layer", norm_offset adds 1 to a stored scale.
       norm_place: "post" (after each residual sum), "pre" (before attention and feed-forward) or
         "both" (before each and on its output).
-      embedding_norm, final_norm: a norm after the embeddings, and after the last layer.
-      first_norm: whether the first layer has a norm before its attention.
+      embedding_norm, first_norm, final_norm: whether there is a norm after the embeddings, before
+        the first layer's attention, and after the last layer.
       positions: "learned", "rope" or "relative" (T5's bias by distance, shared by all layers).
       position_offset: rows of the position table before that of a text's first token.
       type_vocab_size: rows of the token type table; 0 for none.
       ropes: one per layer, or empty.
       windows: one per layer. A causal layer attends to that many tokens including its own, a
         bidirectional one to that many on each side. None attends to the whole text.
-      relative_buckets, relative_distance: of relative positions; all distances of at least
-        `relative_distance` share a bucket.
+      relative_distance: relative positions of at least this distance share a bucket.
       gated: the feed-forward layer is act(x G) * (x U) instead of act(x U).
       qkv_bias, out_bias, ffn_bias: which linear layers have a bias.
       qk_norm: a norm over each head's queries and keys.
@@ -101,11 +99,8 @@ class EncoderConfig:
     init_std: float = 0.02
 
     def with_mask(self, mask: str) -> "EncoderConfig":
-        """A copy with the attention mask `mask`, one of `ATTENTION_MASKS`.
-
-        Raises:
-          UserError: causal attention in an encoder model, which transformers could not load.
-        """
+        """A copy with this attention mask, one of `ATTENTION_MASKS`. Raises UserError for causal
+        attention in an encoder model, which transformers could not load."""
         if mask not in ATTENTION_MASKS:
             raise ValueError(f"unknown mask {mask!r}; choose one of {', '.join(ATTENTION_MASKS)}")
         if mask == "causal" and not self.decoder:

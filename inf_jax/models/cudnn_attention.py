@@ -2,25 +2,21 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
 
-from inf_jax.models.dropout import AttentionDropout
-from inf_jax.models.xla_attention import ScoreOptions, visible
+from inf_jax.models.xla_attention import Keys, Queries, Rows, ScoreOptions, visible
 
 
 def cudnn_attention(
-    q: Float[Array, "r h t k"],
-    k: Float[Array, "r g t k"],
-    v: Float[Array, "r g t k"],
+    q: Queries,
+    k: Keys,
+    v: Keys,
     *,
-    segments: Int[Array, "r t"],
-    positions: Int[Array, "r t"],
+    segments: Rows,
+    positions: Rows,
     scores: ScoreOptions,
-    dropout: AttentionDropout | None = None,
     implementation: str = "cudnn",
-) -> Float[Array, "r h t k"]:
+) -> Queries:
     """See `attention.attention`; without softcap, bias and dropout."""
-    del dropout
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
     mask = visible(segments, positions, causal=scores.causal, window=scores.window)
     mixed = jax.nn.dot_product_attention(

@@ -1,9 +1,8 @@
 """Dropout whose mask is a pure function of (key, site, text id, position in the text).
 
-The mask does not depend on a text's row, chunk or device, so packing, GradCache chunks and the mesh
-do not change the gradients. The random bits are a counter hash (32-bit finaliser of C. Wellons'
-`lowbias32` family) of those ids: it is elementwise, so XLA fuses it into its consumer and no mask
-is stored.
+Packing, GradCache chunks and the mesh therefore do not change the gradients. The random bits are a
+counter hash of those ids (32-bit finaliser of C. Wellons' `lowbias32` family): it is elementwise,
+so XLA fuses it into its consumer and no mask is stored.
 """
 
 from typing import NamedTuple
@@ -19,9 +18,9 @@ class DropoutKey(NamedTuple):
     """Identifies the tokens of packed rows independently of where they are packed.
 
     Attributes:
-      seed: uint32[2], bits of the step's key.
-      text: uint32[r, t], global id of each token's text.
-      position: uint32[r, t], each token's position in its text.
+      seed: bits of the step's key.
+      text: global id of each token's text.
+      position: of each token in its text.
     """
 
     seed: UInt32[Array, "2"]
@@ -34,7 +33,6 @@ class AttentionDropout(NamedTuple):
 
     Attributes:
       rate: probability of dropping a weight.
-      key: of the rows.
       site: number of the dropout site, unique in the model.
       first_head: index, among all heads of the model, of the first head of the array.
     """
@@ -71,8 +69,8 @@ def dropout(
 def attention_dropout(
     weights: Float[Array, "r h t t"], options: AttentionDropout | None
 ) -> Float[Array, "r h t t"]:
-    """Inverted dropout on attention weights; the mask depends on the head and on both positions in
-    the text. The identity if `options` is None."""
+    """Inverted dropout on attention weights, by head and both positions in the text; the identity
+    if `options` is None."""
     if options is None:
         return weights
     query = token_bits(options.key, options.site)[:, None, :, None]
@@ -89,17 +87,9 @@ def _drop(x: Array, bits: Array, rate: float) -> Array:
 
 
 def dropout_key(
-    key: jax.Array,
-    text_ids: UInt32[Array, "r s"],
-    segments: Array,
-    positions: Array,
+    key: jax.Array, text_ids: UInt32[Array, "r s"], segments: Array, positions: Array
 ) -> DropoutKey:
-    """The DropoutKey of packed rows.
-
-    Args:
-      key: typed JAX key of the step.
-      text_ids, segments, positions: see `packing.Packed`; no chunk axis.
-    """
+    """The DropoutKey of packed rows (see `packing.Packed`; no chunk axis) and a step's JAX key."""
     texts = jnp.take_along_axis(text_ids, jnp.maximum(segments - 1, 0), axis=1)
     bits = jax.random.key_data(key).reshape(-1)
     return DropoutKey(jnp.stack([bits[0], bits[-1]]), texts, positions.astype(jnp.uint32))

@@ -1,9 +1,7 @@
 """The text encoder as pure functions on parameters that are a plain dict of arrays.
 
-`make_encoder(config)` gives `init(key) -> params`, `encode(params, packed) -> embeddings` and, for
-queries whose instruction is encoded separately, `encode_instructed`. flax.nnx is not used outside
-this package. Letters of shapes: c chunks, k texts of a chunk, b pairs of a chunk, d model width,
-e embedding width.
+flax.nnx is not used outside this package. Letters of shapes: c chunks, k texts of a chunk, b pairs
+of a chunk, d model width, e embedding width.
 """
 
 import dataclasses
@@ -35,14 +33,12 @@ class EncoderOptions:
     Attributes:
       pooling: name in `pooling.POOLINGS`.
       projection: e, width of a linear layer after pooling; 0 for none, then e = d.
-      projection_bias: whether that layer has a bias.
       normalise: scale embeddings to unit length.
       dtype: compute dtype, a name in DTYPES.
       scan_layers, remat: see `transformer.Execution`.
-      lora: the adapters among the parameters, see `models.lora`.
+      lora: the adapters among the parameters.
       attention: "auto" or a name in `attention.IMPLEMENTATIONS`.
-      device: a device that programs are compiled for, which decides what "auto" means; None for
-        this process's first.
+      device: that programs are compiled for ("auto" depends on it); None for this process's first.
     """
 
     pooling: str = "mean"
@@ -61,10 +57,10 @@ class Instructed(NamedTuple):
     """Embeddings of chunks whose instructions and queries are encoded separately, float32.
 
     Attributes:
-      queries: [c, b, e], query a under its own instruction.
-      negatives: [c, b, b, e]; [c, a, i] is query a under instruction i, so the diagonal is
-        `queries`. None if not requested.
-      passages: [c, b, e]; None if the chunks hold none.
+      queries: each under its own instruction.
+      negatives: [c, a, i] is query a under instruction i; the diagonal is `queries`. None if not
+        requested.
+      passages: None if the chunks hold none.
     """
 
     queries: Float[Array, "c b e"]
@@ -74,23 +70,21 @@ class Instructed(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """Pure functions of one encoder; `params` is a nested dict of float32 arrays (frozen ones may
-    be bfloat16).
+    """Pure functions of one encoder; `params` is a nested dict of float32 arrays, frozen ones
+    float32 or bfloat16.
 
     Attributes:
       init: (key) -> params, random weights; `jax.eval_shape` of it gives their shapes.
       hidden: (params, tokens, segments, positions, **options of Transformer) -> token states.
-      encode: (params, packed, key=None, *, shards=WHOLE) -> Float[c, k, e], one float32 embedding
-        per text. A key turns dropout on; `shards` says how params are split, see
-        `distributed.layer_shards`.
+      encode: (params, packed, key=None, *, shards=WHOLE) -> one float32 embedding per text. A key
+        turns dropout on; `shards` says how params are split, see `distributed.layer_shards`.
       encode_instructed: (params, packed, key=None, *, max_tokens, all_pairs=True, passages=True,
-        shards=WHOLE) -> Instructed, see `instruction_attention`, in one pass. The k = 3b texts of
-        a chunk are b instructions, their b queries and their b passages (shared towers); with
-        passages=False k = 2b, without the passages (the query tower of separate ones; `encode` is
-        for the other tower). `max_tokens` bounds the length of instructions and queries.
-        all_pairs=False computes no `negatives`.
-      encode_queries: (params, packed, *, shards=WHOLE) -> Float[c, b, e], the `queries` of chunks
-        of k = 2b texts of at most half a row each, as `retriever.encode` packs them.
+        shards=WHOLE) -> Instructed, in one pass, see `instruction_attention`. The k = 3b texts of
+        a chunk are b instructions, their b queries and their b passages; with passages=False
+        k = 2b, without the passages (the query tower of separate ones). `max_tokens` bounds the
+        length of instructions and queries. all_pairs=False computes no `negatives`.
+      encode_queries: (params, packed, *, shards=WHOLE) -> the `queries` of chunks of k = 2b texts
+        of at most half a row each, as `retriever.encode` packs them.
     """
 
     config: EncoderConfig
@@ -108,11 +102,7 @@ class Encoder:
 
     def attention_in_training(self, tokens: int) -> str:
         """The attention implementation for rows of `tokens` tokens; if it is not the device's
-        fastest one, also the reason.
-
-        Raises:
-          UserError: as `attention.implementations_for` and `attention.choose`.
-        """
+        fastest one, also the reason. Raises UserError as `choose` and `implementations_for`."""
         config = self.config
         shape = (1, config.heads, tokens, config.head_width)
         name, reason = choose(
@@ -152,9 +142,8 @@ def make_encoder(config: EncoderConfig, options: EncoderOptions = EncoderOptions
     def init(key: jax.Array) -> dict:
         params = nnx.to_pure_dict(nnx.state(build(key), nnx.Param))
         if options.projection:
-            params[PROJECTION] = init_projection(
-                key, config.width, options.projection, bias=options.projection_bias
-            )
+            sizes, bias = (config.width, options.projection), options.projection_bias
+            params[PROJECTION] = init_projection(key, *sizes, bias=bias)
         return params
 
     def hidden(params: dict, *rows: Array, **kwargs) -> Array:
@@ -168,19 +157,12 @@ def make_encoder(config: EncoderConfig, options: EncoderOptions = EncoderOptions
         c, r, t = packed.tokens.shape
         rows = [x.reshape(c * r, t) for x in (packed.tokens, packed.segments, packed.positions)]
         text_ids = packed.text_ids.reshape(c * r, -1)
+        execution = Execution(
+            DTYPES[options.dtype], options.scan_layers, options.remat, _implementations(options)
+        )
         with jax.named_scope("encoder"):
-            states = hidden(
-                params,
-                *rows,
-                execution=Execution(
-                    DTYPES[options.dtype],
-                    options.scan_layers,
-                    options.remat,
-                    _implementations(options),
-                ),
-                key=None if key is None else dropout_key(key, text_ids, rows[1], rows[2]),
-                shards=shards,
-            )
+            dropped = None if key is None else dropout_key(key, text_ids, *rows[1:])
+            states = hidden(params, *rows, execution=execution, key=dropped, shards=shards)
         return states.reshape(c, r, t, -1)
 
     def finish(vectors: Array) -> Array:
@@ -239,21 +221,8 @@ def make_encoder(config: EncoderConfig, options: EncoderOptions = EncoderOptions
         return Instructed(queries, negatives, pooled(states, passages_only, None))
 
     def encode_queries(params: dict, packed: Packed, *, shards: Shards = WHOLE) -> Array:
-        return encode_instructed(
-            params,
-            packed,
-            max_tokens=packed.tokens.shape[-1] // 2,
-            all_pairs=False,
-            passages=False,
-            shards=shards,
-        ).queries
+        wanted = {"all_pairs": False, "passages": False}
+        half = packed.tokens.shape[-1] // 2
+        return encode_instructed(params, packed, max_tokens=half, shards=shards, **wanted).queries
 
-    return Encoder(
-        config=config,
-        options=options,
-        init=init,
-        hidden=hidden,
-        encode=encode,
-        encode_instructed=encode_instructed,
-        encode_queries=encode_queries,
-    )
+    return Encoder(config, options, init, hidden, encode, encode_instructed, encode_queries)

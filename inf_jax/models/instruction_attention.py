@@ -1,12 +1,9 @@
-"""Embeds instructed queries whose instruction and query are encoded apart.
+"""Embeds queries whose instruction is encoded apart: the second encoder of arXiv 2505.21439.
 
-This is the second encoder of arXiv 2505.21439.
-
-Given the token states I [i, d] of an instruction and Q [q, d] of a query, encoded separately,
-A = softmax over the query's tokens of I Q^T / sqrt(d), and the embedding is the mean over the
-instruction's tokens of A Q. Special tokens count like all others, so an empty instruction consists
-of special tokens alone. Any instruction combines with any query: b + b encodings give the b * b
-embeddings of all combinations.
+Given the token states I [i, d] of an instruction and Q [q, d] of a query, A = softmax over the
+query's tokens of I Q^T / sqrt(d), and the embedding is the mean over the instruction's tokens of
+A Q. Special tokens count like all others; an empty instruction consists of them alone. Any
+instruction combines with any query: b + b encodings give the b * b embeddings of all combinations.
 Einsum letters: r rows, t tokens, d model width, b pairs, i instruction tokens, q query tokens.
 """
 
@@ -23,12 +20,8 @@ def attend(
     instruction_mask: Bool[Array, "i"],
     query_mask: Bool[Array, "q"],
 ) -> Float[Array, "d"]:
-    """The embedding of one instructed query, float32, not normalised.
-
-    Args:
-      instruction, query: token states of the two texts, padded anywhere.
-      instruction_mask, query_mask: True at real tokens; all False gives the zero vector.
-    """
+    """The embedding of one instructed query, float32, not normalised. The masks are True at real
+    tokens, anywhere; one that is all False gives the zero vector."""
     scores = jnp.einsum("id,qd->iq", instruction, query, preferred_element_type=jnp.float32)
     scores = jnp.where(query_mask[None, :], scores * query.shape[-1] ** -0.5, -1e30)
     mean = instruction_mask / jnp.maximum(instruction_mask.sum(), 1).astype(jnp.float32)
@@ -52,9 +45,8 @@ def attend_all(
         vectors = under_each(instructions, query[0], instruction_mask, query[1])
         return unit_length(vectors) if normalise else vectors
 
-    # One query at a time, recomputed in the backward pass: the scores of all combinations are
-    # b * b * i * q numbers, i * q / d times the result; this way only b * i * q are live. The
-    # matrix product of a row, [b * i, d] by [d, q], is large enough to keep a device busy.
+    # One query at a time, recomputed in the backward pass: b * i * q scores are live instead of
+    # b * b * i * q, and the product of a row, [b * i, d] by [d, q], still keeps a device busy.
     return jax.lax.map(jax.checkpoint(row, prevent_cse=False), (queries, query_mask))
 
 
@@ -69,13 +61,12 @@ def text_states(
     """Gathers the token states of texts from packed rows, each starting at its first token.
 
     Args:
-      states, segments, slots: of one chunk, see `packing.Packed`.
-      texts_per_row: s, the unit of `slots`.
+      segments, slots: of one chunk, see `packing.Packed`; `texts_per_row` is the unit of `slots`.
       max_tokens: q, at least the longest of these texts; longer ones are cut.
 
     Returns:
       (states, mask): the mask is True at the text's own tokens; other states belong to its
-      neighbours. An absent text gets those of slot 0, as in `packing.Packed`.
+      neighbours. An absent text gets those of slot 0.
     """
     row, place = slots // texts_per_row, slots % texts_per_row
     own = segments[row] == (place + 1)[:, None]

@@ -46,10 +46,8 @@ def add(x: Array, bias: Array) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _standardise(x: Array, eps: float, centre: bool) -> Array:
-    """Unit mean square over the last axis, after subtracting the mean if `centre`.
-
-    The backward pass keeps the result and one scalar per token.
-    """
+    """Unit mean square over the last axis, after subtracting the mean if `centre`; keeps the result
+    and one scalar per token for the backward pass."""
     return _standardise_forward(x, eps, centre)[0]
 
 
@@ -84,7 +82,6 @@ class Norm(nnx.Module):
             self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
 
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
-        """Same shape and dtype as x."""
         config = self.config
         y = _standardise(x.astype(jnp.float32), config.norm_eps, config.norm == "layer")
         scale = self.scale[...] + 1.0 if config.norm_offset else self.scale[...]
@@ -93,11 +90,8 @@ class Norm(nnx.Module):
 
 
 def rope_frequencies(rope: Rope, head_width: int) -> np.ndarray:
-    """Radians per token for each pair of a head's entries, float32[k/2].
-
-    Llama 3's scaling by wavelength (Llama team 2024, arXiv 2407.21783) as in transformers, see
-    `Rope`.
-    """
+    """Radians per token for each pair of a head's entries, float32[k/2]; see `Rope` for scaling by
+    wavelength (Llama team 2024, arXiv 2407.21783)."""
     exponents = np.arange(0, head_width, 2, dtype=np.float32) / np.float32(head_width)
     plain = np.float32(1.0) / np.float32(rope.base) ** exponents
     if rope.original is None:
@@ -130,8 +124,7 @@ def relative_bucket(distance: np.ndarray, *, buckets: int, limit: int) -> np.nda
     Half of the buckets are for each sign. Within a sign, the first half are one distance each; the
     others widen logarithmically up to `limit`, beyond which all distances share one.
     """
-    half = buckets // 2
-    exact = half // 2
+    half, exact = buckets // 2, buckets // 4
     size = np.abs(distance)
     # float32 as in T5: the distances at which a bucket starts depend on the rounding.
     steps = np.log(np.maximum(size, 1).astype(np.float32) / np.float32(exact))
@@ -143,11 +136,8 @@ def relative_bucket(distance: np.ndarray, *, buckets: int, limit: int) -> np.nda
 def relative_bias(
     table: Float[Array, "buckets h"], tokens: int, *, limit: int
 ) -> Float[Array, "1 h t t"]:
-    """T5's bias of the attention scores, the same for all rows.
-
-    The tokens of a text are contiguous, so their distance is that of their columns; pairs of
-    tokens of different texts are masked anyway.
-    """
+    """T5's bias of the attention scores, for all rows: a text's tokens are contiguous, so their
+    distance is that of their columns, and pairs of different texts are masked."""
     column = np.arange(tokens)
     distance = column[None, :] - column[:, None]
     bucket = relative_bucket(distance, buckets=table.shape[0], limit=limit)
@@ -155,13 +145,8 @@ def relative_bias(
 
 
 class LayerContext(NamedTuple):
-    """What differs between layers, apart from their parameters.
-
-    Attributes:
-      number: of the layer, uint32; it numbers the layer's dropout sites.
-      window: its attention window.
-      tables: its rotary cosines and sines, or None.
-    """
+    """What differs between layers, apart from their parameters: the number, uint32, which numbers
+    the dropout sites; the attention window; rotary cosines and sines, if any."""
 
     number: Array
     window: Window
@@ -169,11 +154,8 @@ class LayerContext(NamedTuple):
 
 
 class LayerContexts:
-    """The layers' windows and rotary tables; each distinct (window, rope) pair is computed once.
-
-    Attributes:
-      of_layer: int32[layers], the index of each layer's pair.
-    """
+    """The layers' windows and rotary tables, one per distinct (window, rope) pair; `of_layer`,
+    int32[layers], is the index of each layer's pair."""
 
     def __init__(self, config: EncoderConfig, positions: Int[Array, "r t"]):
         ropes = config.ropes or (None,) * config.layers

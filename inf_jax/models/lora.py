@@ -1,9 +1,9 @@
 """Low-rank adapters (LoRA, Hu et al. 2021, arXiv 2106.09685) of the blocks' linear layers.
 
-A layer's product with a kernel W [*in, *out] becomes x W + (alpha / rank) (x A) B, with A
-[*in, rank] and B [rank, *out]. W is frozen, so no gradient of its size is computed. Adapters are
-ordinary parameters, `blocks/query_lora_a` next to `blocks/query_kernel`, with the blocks' leading
-layer axis. Einsum letters: l layers, r rows, t tokens, z rank.
+A product with a frozen kernel W [*in, *out] becomes x W + (alpha / rank) (x A) B, with A
+[*in, rank] and B [rank, *out]. Adapters are ordinary parameters, `blocks/query_lora_a` next to
+`blocks/query_kernel`, with the blocks' leading layer axis l. Einsum letters: r rows, t tokens,
+z rank.
 """
 
 import math
@@ -23,13 +23,8 @@ _INPUTS = {"out": 2}  # input axes of a kernel (heads and head width); all other
 
 
 class Lora(NamedTuple):
-    """The adapters of an encoder.
-
-    Attributes:
-      rank: inner dimension of A B.
-      alpha: A B is scaled by alpha / rank.
-      targets: linear layers of a block: query, key, value, out, up, gate, down.
-    """
+    """The adapters of an encoder; `targets` names linear layers of a block: query, key, value, out,
+    up, gate, down."""
 
     rank: int
     alpha: float
@@ -37,7 +32,6 @@ class Lora(NamedTuple):
 
     @property
     def scale(self) -> float:
-        """alpha / rank."""
         return self.alpha / self.rank
 
 
@@ -46,7 +40,7 @@ def make_lora(paths: Sequence[str], *, rank: int, alpha: float, targets: str) ->
 
     Args:
       paths: of one encoder's parameters, such as "blocks/query_kernel".
-      targets: regular expression, searched in the paths (`model.lora_targets`).
+      targets: searched in the paths (`model.lora_targets`).
 
     Raises:
       UserError: it matches nothing, or a parameter that is not a kernel of a linear layer.
@@ -70,22 +64,16 @@ def is_adapter(path: str) -> bool:
     return path.endswith((A, B))
 
 
-def adapter_shapes(name: str, kernel: tuple[int, ...], rank: int) -> tuple[tuple[int, ...], ...]:
-    """Shapes of A and B for a kernel without its layer axis."""
-    n = _INPUTS.get(name, 1)
-    return (*kernel[:n], rank), (rank, *kernel[n:])
-
-
 def initial_adapter(key: Array, name: str, kernel: tuple[int, ...], rank: int) -> dict[str, Array]:
-    """Initial {A, B} of one layer, float32.
+    """Initial {A, B} of one layer, float32; `kernel` is the shape without the layer axis.
 
     B is 0, so the model is unchanged; A is drawn from U(-1/sqrt(n), 1/sqrt(n)) for n inputs, as in
     PEFT (Kaiming-uniform with a = sqrt(5)).
     """
-    a, b = adapter_shapes(name, kernel, rank)
-    bound = 1 / math.sqrt(math.prod(a[:-1]))
-    random = jax.random.uniform(key, a, jnp.float32, -bound, bound)
-    return {name + A: random, name + B: jnp.zeros(b, jnp.float32)}
+    inputs, outputs = kernel[: _INPUTS.get(name, 1)], kernel[_INPUTS.get(name, 1) :]
+    bound = 1 / math.sqrt(math.prod(inputs))
+    random = jax.random.uniform(key, (*inputs, rank), jnp.float32, -bound, bound)
+    return {name + A: random, name + B: jnp.zeros((rank, *outputs), jnp.float32)}
 
 
 def initial_adapters(key: Array, blocks: Mapping[str, Array], lora: Lora) -> dict[str, Array]:

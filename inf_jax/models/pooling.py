@@ -1,7 +1,4 @@
-"""Token states of packed rows to one embedding per text: pooling, projection, unit length.
-
-Training, evaluation and export all use these functions.
-"""
+"""Token states of packed rows to one embedding per text: pooling, projection, unit length."""
 
 from collections.abc import Mapping
 
@@ -40,14 +37,13 @@ def pooling_weights(
 ) -> Float[Array, "r s t"]:
     """Weight of each token in the embedding of each text of its row.
 
-    mean: 1 / length on each token of the text; cls: 1 on its first token; last: 1 on its last
-    token; weighted_mean: 1 to n along a text of n tokens, divided by their sum (Muennighoff 2022,
-    arXiv 2202.08904). A place without a text has weight 0 everywhere.
+    mean: 1 / length on each token; cls, last: 1 on the first or last; weighted_mean: 1 to n along a
+    text of n tokens, divided by their sum (Muennighoff 2022, arXiv 2202.08904). A place without a
+    text has weight 0 everywhere.
     """
     if pooling not in POOLINGS:
         raise ValueError(f"unknown pooling {pooling!r}; choose one of {', '.join(POOLINGS)}")
-    places = jnp.arange(1, texts_per_row + 1)
-    own = segments[:, None, :] == places[None, :, None]
+    own = segments[:, None, :] == jnp.arange(1, texts_per_row + 1)[None, :, None]
     return POOLINGS[pooling](own, positions[:, None, :])
 
 
@@ -67,13 +63,9 @@ def pool(
 
 
 def init_projection(key: jax.Array, width: int, out: int, *, bias: bool) -> dict[str, jax.Array]:
-    """A random linear layer after pooling (sentence-transformers' Dense without activation).
-
-    Returns:
-      {"kernel": float32[d, e], and with `bias` "bias": float32[e], zeros}. The kernel is
-      semi-orthogonal (Saxe et al. 2013, arXiv 1312.6120): with e = d it changes no angle, with
-      e < d it changes angles as little as possible.
-    """
+    """A random linear layer after pooling: {"kernel": float32[d, e]}, with `bias` also "bias",
+    float32[e], zeros. The kernel is semi-orthogonal (Saxe et al. 2013, arXiv 1312.6120): with e = d
+    it changes no angle, with e < d it changes angles as little as possible."""
     layer = {"kernel": jax.nn.initializers.orthogonal()(key, (width, out), jnp.float32)}
     return layer | ({"bias": jnp.zeros((out,), jnp.float32)} if bias else {})
 
@@ -86,7 +78,6 @@ def project(x: Float[Array, "... d"], layer: Mapping[str, Array]) -> Float[Array
 
 
 def normalise(x: Float[Array, "... e"]) -> Float[Array, "... e"]:
-    """Scales vectors to unit length; a zero vector (an absent text) stays zero, with a finite
-    gradient."""
+    """Scales to unit length; a zero vector (an absent text) stays zero, with a finite gradient."""
     square = jnp.sum(x * x, axis=-1, keepdims=True)
     return x * jnp.where(square > 0, 1.0, 0.0) / jnp.sqrt(jnp.where(square > 0, square, 1.0))

@@ -12,32 +12,27 @@ from collections.abc import Callable
 
 import jax
 from jax.experimental.pallas.ops.tpu import splash_attention as kernels
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array
 
-from inf_jax.models.dropout import AttentionDropout
-from inf_jax.models.xla_attention import ScoreOptions
+from inf_jax.models.xla_attention import Keys, Queries, Rows, ScoreOptions
 
 LANES = 128
 MAX_BLOCK = 512  # tokens; a kernel holds the scores of block x block at once
 
 
 def splash_attention(
-    q: Float[Array, "r h t k"],
-    k: Float[Array, "r g t k"],
-    v: Float[Array, "r g t k"],
+    q: Queries,
+    k: Keys,
+    v: Keys,
     *,
-    segments: Int[Array, "r t"],
-    positions: Int[Array, "r t"],
+    segments: Rows,
+    positions: Rows,
     scores: ScoreOptions,
-    dropout: AttentionDropout | None = None,
     interpret: bool = False,
-) -> Float[Array, "r h t k"]:
-    """See `attention.attention`; without bias and dropout, t a multiple of 128.
-
-    Args:
-      interpret: run the kernels in Pallas's interpreter, on any device, slowly.
-    """
-    del positions, dropout
+) -> Queries:
+    """See `attention.attention`; without bias and dropout, t a multiple of 128. `interpret` runs
+    Pallas's interpreter, on any device, slowly."""
+    del positions
     heads, tokens = q.shape[1:3]
     branches = [
         _kernel(size, scores, heads=heads, tokens=tokens, interpret=interpret)

@@ -1,10 +1,11 @@
 """One transformer over packed rows for all model families, composed by its config, in flax.nnx.
 
-All layers are one stacked block: parameters have a leading layer axis whether the layers are
-scanned or unrolled, and what differs between layers (window, rotary base) is passed separately.
+All layers are one stacked block: parameters have a leading layer axis, and what differs between
+layers (window, rotary base) is passed separately.
 Einsum letters: r rows, t tokens, d model width, h heads, g key/value heads, k head width, f ffn.
 """
 
+import functools
 import operator
 from typing import NamedTuple
 
@@ -42,8 +43,8 @@ class Execution(NamedTuple):
 
     Attributes:
       dtype: compute dtype, whatever the parameters'; norms and softmax run in float32.
-      scan_layers: compile one layer and loop over it; else unroll the layers, which is
-        faster on a CPU, and on a GPU by a fifth (launch/benchmarks.md).
+      scan_layers: compile one layer and loop over it; else unroll the layers, which is faster on
+        a CPU, and on a GPU by a fifth (launch/benchmarks.md).
       remat: name in REMAT_POLICIES: what the backward pass recomputes.
       attention: names in `attention.IMPLEMENTATIONS`, to try in order.
     """
@@ -55,22 +56,19 @@ class Execution(NamedTuple):
 
 
 class PackedInputs(NamedTuple):
-    """What all layers share: the layout of the packed rows and how to run on them.
-
-    Attributes:
-      segments, positions: see `packing.Packed`.
-      bias: of the attention scores, float32[1, h, t, t], or None.
-      key: of dropout, or None.
-      shards: how a layer's parameters are split; h, g and f are those of this device.
-      attention: see `Execution`.
-    """
+    """What all layers share; `bias` is that of the attention scores, float32, and `shards` says how
+    a layer's parameters are split (h, g and f are those of this device)."""
 
     segments: Int[Array, "r t"]
     positions: Int[Array, "r t"]
-    bias: Array | None
+    bias: Float[Array, "1 h t t"] | None
     key: DropoutKey | None
     shards: Shards
     attention: tuple[str, ...]
+
+
+def _random(config: EncoderConfig, rngs: nnx.Rngs, *shape: int) -> nnx.Param:
+    return nnx.Param(config.init_std * jax.random.normal(rngs.params(), shape, jnp.float32))
 
 
 class Block(nnx.Module):
@@ -78,11 +76,9 @@ class Block(nnx.Module):
 
     def __init__(self, config: EncoderConfig, rngs: nnx.Rngs, lora: Lora | None = None):
         d, h, g, k = config.width, config.heads, config.kv_heads, config.head_width
-        f = config.ffn
-        self.config, self.lora = config, lora
+        self.config, self.lora, f = config, lora, config.ffn
 
-        def weight(*shape: int) -> nnx.Param:
-            return nnx.Param(config.init_std * jax.random.normal(rngs.params(), shape, jnp.float32))
+        weight = functools.partial(_random, config, rngs)
 
         def zeros(*shape: int) -> nnx.Param:
             return nnx.Param(jnp.zeros(shape, jnp.float32))
@@ -111,14 +107,12 @@ class Block(nnx.Module):
             self.attention_post_norm, self.ffn_post_norm = Norm(d, config), Norm(d, config)
         for name in lora.targets if lora else ():
             kernel = getattr(self, name + KERNEL).shape
-            adapter = initial_adapter(rngs.params(), name, kernel, lora.rank)
-            for attribute, x in adapter.items():
-                setattr(self, attribute, nnx.Param(x))
+            for part, x in initial_adapter(rngs.params(), name, kernel, lora.rank).items():
+                setattr(self, part, nnx.Param(x))
 
     def __call__(
         self, x: Float[Array, "r t d"], inputs: PackedInputs, context: LayerContext
     ) -> Float[Array, "r t d"]:
-        """Token states after this layer."""
         config, pre_norm = self.config, self.config.norm_place != "post"
         site = 3 * context.number
         with jax.named_scope("attention"):
@@ -158,26 +152,15 @@ class Block(nnx.Module):
             q, k = rotate(q, context.tables), rotate(k, context.tables)
         all_heads = {"heads": config.heads, "kv_heads": config.kv_heads}
         k, v = (shards.serving(x, q.shape[1], **all_heads) for x in (k, v))
-        weight_dropout = None
+        drop = None
         if inputs.key is not None and config.attention_dropout > 0:
-            weight_dropout = AttentionDropout(
-                config.attention_dropout,
-                inputs.key,
-                site=3 * context.number + 1,
-                first_head=shards.first(q.shape[1]),
-            )
-        mixed = attention(
-            q,
-            k,
-            v,
-            segments=inputs.segments,
-            positions=inputs.positions,
-            scores=ScoreOptions(
-                config.scale, config.causal, context.window, config.softcap, inputs.bias
-            ),
-            dropout=weight_dropout,
-            implementations=inputs.attention,
+            site, first = 3 * context.number + 1, shards.first(q.shape[1])
+            drop = AttentionDropout(config.attention_dropout, inputs.key, site, first)
+        layout = {"segments": inputs.segments, "positions": inputs.positions}
+        scores = ScoreOptions(
+            config.scale, config.causal, context.window, config.softcap, inputs.bias, drop
         )
+        mixed = attention(q, k, v, **layout, scores=scores, implementations=inputs.attention)
         y = shards.total(self._product("out", "rhtk,hkd->rtd", mixed))
         return add(y, self.out_bias[...]) if config.out_bias else y
 
@@ -194,8 +177,7 @@ class Block(nnx.Module):
         return add(y, self.down_bias[...]) if config.ffn_bias else y
 
     def _product(self, name: str, equation: str, x: Array) -> Array:
-        """x times a kernel, plus its adapter's term if there is one. Both are linear, so a sum over
-        devices may follow."""
+        """x times a kernel, plus its adapter's term; both are linear, so devices may sum them."""
         y = jnp.einsum(equation, x, getattr(self, name + KERNEL)[...].astype(x.dtype))
         if self.lora is None or name not in self.lora.targets:
             return y
@@ -209,9 +191,7 @@ class Transformer(nnx.Module):
     def __init__(self, config: EncoderConfig, rngs: nnx.Rngs, lora: Lora | None = None):
         self.config = config
 
-        def table(*shape: int) -> nnx.Param:
-            return nnx.Param(config.init_std * jax.random.normal(rngs.params(), shape, jnp.float32))
-
+        table = functools.partial(_random, config, rngs)
         self.word = table(config.vocab_size, config.width)
         if config.positions == "learned":
             self.position = table(config.max_positions + config.position_offset, config.width)
@@ -237,18 +217,16 @@ class Transformer(nnx.Module):
         shards: Shards = WHOLE,
         all_layers: bool = False,
     ) -> Float[Array, "r t d"] | list[Array]:
-        """The last layer's token states, in the compute dtype.
+        """The last layer's token states of packed rows, in the compute dtype.
 
         Args:
-          tokens, segments, positions: packed rows, see `packing.Packed`.
-          key: of dropout; None turns dropout off.
+          key: None turns dropout off.
           shards: how the blocks' parameters are split; all others are whole.
-          all_layers: return the states after the embeddings and after each layer instead (for
-            parity checks).
+          all_layers: return the states after the embeddings and each layer instead (parity checks).
         """
         config = self.config
-        x = self._embed(tokens, positions)
-        x = dropout(x.astype(execution.dtype), config.dropout, key, 0)
+        x = self._embed(tokens, positions).astype(execution.dtype)
+        x = dropout(x, config.dropout, key, 0)
         bias = None
         if config.positions == "relative":
             heads = self.blocks.query_kernel.shape[-2]
@@ -295,9 +273,9 @@ class Transformer(nnx.Module):
 
 
 def _key_bias_cancels(config: EncoderConfig) -> bool:
-    """Whether a key's bias adds the same constant to all scores of a query, which softmax removes.
+    """Whether a key's bias adds one constant to all scores of a query, so that its gradient is 0.
 
-    Its gradient is then 0. The rounding errors that autodiff would compute instead differ between
-    meshes, and Adam, which divides by their size, would take full steps along them.
+    Autodiff would give rounding errors that differ between meshes, and Adam, which divides by their
+    size, would take full steps along them.
     """
     return config.positions != "rope" and config.softcap is None and not config.qk_norm

@@ -1,6 +1,7 @@
 """Attention as matrix products and a softmax: runs on any device, holds all scores of a row.
 
-`Window`, `ScoreOptions` and `visible`, which all implementations share, are defined here.
+What all implementations share is defined here too. Letters: r rows, t tokens, k head width, h query
+heads, g key and value heads.
 """
 
 import dataclasses
@@ -13,6 +14,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from inf_jax.models.dropout import AttentionDropout, attention_dropout
 
+Queries = Float[Array, "r h t k"]
+Keys = Float[Array, "r g t k"]  # and values
+Rows = Int[Array, "r t"]
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -20,9 +25,8 @@ class Window:
     """The attention window of a layer, see `EncoderConfig.windows`.
 
     Attributes:
-      sizes: the distinct windows, in tokens, of the layers that share a program; None attends to
-        the whole text.
-      which: index in `sizes` of this layer's window, an int32 scalar; None if there is only one.
+      sizes: the distinct windows in tokens of the layers that share a program, None for the text.
+      which: int32 scalar, the index of this layer's window; None if there is only one.
     """
 
     sizes: tuple[int | None, ...] = dataclasses.field(default=(None,), metadata={"static": True})
@@ -38,14 +42,13 @@ class Window:
 
 
 class ScoreOptions(NamedTuple):
-    """How attention scores are computed and masked.
+    """How attention scores are computed and masked, see also `EncoderConfig`.
 
     Attributes:
       scale: factor of q k^T.
-      causal: no token attends to a later one.
-      window: how far a token attends.
       softcap: scores become softcap * tanh(scores / softcap), before the bias; None leaves them.
-      bias: float32[1, h, t, t], added to the scores, or None.
+      bias: added to the scores, float32.
+      dropout: of the weights.
     """
 
     scale: float
@@ -53,16 +56,16 @@ class ScoreOptions(NamedTuple):
     window: Window = Window()
     softcap: float | None = None
     bias: Float[Array, "1 h t t"] | None = None
+    dropout: AttentionDropout | None = None
 
 
 def visible(
-    segments: Int[Array, "r t"], positions: Int[Array, "r t"], *, causal: bool, window: Window
+    segments: Rows, positions: Rows, *, causal: bool, window: Window
 ) -> Bool[Array, "r 1 t t"]:
     """The attention mask of packed rows: True where a query (axis 2) sees a key (axis 3).
 
-    A token sees the tokens of its own segment, none later than itself if `causal`, none outside
-    the window. Each token sees itself, so no row of the mask is empty; empty slots (segment 0) see
-    each other.
+    A token sees its own segment, nothing later than itself if `causal`, nothing outside the window.
+    No row of the mask is empty: each token sees itself, and empty slots (segment 0) each other.
     """
     mask = segments[:, None, :, None] == segments[:, None, None, :]
     size = window.size()
@@ -80,10 +83,8 @@ def visible(
 def masked_softmax(
     scores: Float[Array, "r h t t"], mask: Bool[Array, "r 1 t t"]
 ) -> Float[Array, "r h t t"]:
-    """softmax over the last axis where `mask` is True.
-
-    The backward pass keeps the result only; autodiff would keep four arrays.
-    """
+    """softmax over the last axis where `mask` is True; keeps the result only for the backward pass,
+    for which autodiff would keep four arrays."""
     return jax.nn.softmax(jnp.where(mask, scores, -1e30), axis=-1)
 
 
@@ -101,20 +102,10 @@ masked_softmax.defvjp(_masked_softmax_forward, _masked_softmax_backward)
 
 
 def xla_attention(
-    q: Float[Array, "r h t k"],
-    k: Float[Array, "r g t k"],
-    v: Float[Array, "r g t k"],
-    *,
-    segments: Int[Array, "r t"],
-    positions: Int[Array, "r t"],
-    scores: ScoreOptions,
-    dropout: AttentionDropout | None = None,
-) -> Float[Array, "r h t k"]:
-    """See `attention.attention`; the weights are float32.
-
-    Heads come before tokens: XLA on CPU then runs plain batched matmuls, twice as fast as with
-    the layout "rthk".
-    """
+    q: Queries, k: Keys, v: Keys, *, segments: Rows, positions: Rows, scores: ScoreOptions
+) -> Queries:
+    """See `attention.attention`; the weights are float32. Heads come before tokens: XLA on CPU then
+    runs plain batched matmuls, twice as fast as with the layout "rthk"."""
     r, h, t, width = q.shape
     g = k.shape[1]
     # The queries of a group side by side: one product per group, no copies of k and v.
@@ -126,6 +117,6 @@ def xla_attention(
     if scores.bias is not None:
         x = x + scores.bias
     mask = visible(segments, positions, causal=scores.causal, window=scores.window)
-    weights = attention_dropout(masked_softmax(x, mask), dropout)
+    weights = attention_dropout(masked_softmax(x, mask), scores.dropout)
     weights = weights.astype(v.dtype).reshape(r, g, h // g * t, t)
     return jnp.einsum("rgqs,rgsk->rgqk", weights, v).reshape(r, h, t, width)

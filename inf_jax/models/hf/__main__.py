@@ -14,12 +14,10 @@ from inf_jax.models.hf.resolve import resolve_model
 
 def main() -> None:
     """Checks the models that the command line names."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--check", nargs="+", metavar="DIR", required=True, help="model directories or hub ids"
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    about = "model directories or hub ids"
+    parser.add_argument("--check", nargs="+", metavar="DIR", required=True, help=about)
     names = parser.parse_args().check
     with main_guard():
         results, errors = [], []

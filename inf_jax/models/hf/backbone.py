@@ -25,35 +25,24 @@ from inf_jax.text.tokenizer import TextTokenizer, load_tokenizer
 
 
 class Backbone(NamedTuple):
-    """A pretrained model, with the options of a run.
+    """A pretrained model, with the options of a run."""
 
-    Attributes:
-      directory: its Hugging Face directory (config.json, tokenizer, weights).
-      encoder: its pure functions, with the run's dropout and options.
-      tokenizer: its tokenizer.
-      seed: of a random projection, if the directory has none.
-    """
-
-    directory: Path
-    encoder: Encoder
+    directory: Path  # config.json, tokenizer, weights
+    encoder: Encoder  # with the run's dropout and options
     tokenizer: TextTokenizer
-    seed: int = 0
+    seed: int = 0  # of a random projection, if the directory has none
 
     def load(self, shardings: Mapping | None = None) -> Weights:
         """The backbone's weights, float32, see `load_weights`, with its projection or a random one.
-
-        Raises:
-          UserError: its projection differs from the one in the config.
-        """
+        Raises UserError if its projection differs from the config's."""
         head = self._projection()
         loaded = load_weights(self.directory, self.encoder.config, shardings=shardings)
         if head is None:
             return loaded
         if shardings is not None:
+            places = shardings[PROJECTION]
             head = {
-                name: jax.make_array_from_callback(
-                    x.shape, shardings[PROJECTION][name], x.__getitem__
-                )
+                name: jax.make_array_from_callback(x.shape, places[name], x.__getitem__)
                 for name, x in head.items()
             }
         return loaded._replace(params=loaded.params | {PROJECTION: head})
@@ -102,8 +91,7 @@ def configured_encoder(
     """An encoder with the dropout and the options of the `model` section.
 
     Args:
-      shape: the hyperparameters.
-      source: where they are from, for messages.
+      source: where `shape` is from, for messages.
       device: see `EncoderOptions`.
 
     Raises:
@@ -121,22 +109,10 @@ def configured_encoder(
         )
     lora = None
     if section.lora_rank:
-        lora = make_lora(
-            leaf_paths(jax.eval_shape(make_encoder(shape).init, jax.random.key(0))),
-            rank=section.lora_rank,
-            alpha=section.lora_alpha,
-            targets=section.lora_targets,
-        )
-    options = EncoderOptions(
-        pooling=section.pooling,
-        projection=section.projection,
-        projection_bias=section.projection_bias,
-        normalise=section.normalise,
-        dtype=section.dtype,
-        scan_layers=section.scan_layers,
-        remat=section.remat,
-        lora=lora,
-        attention=section.attention,
-        device=device,
-    )
-    return make_encoder(shape, options)
+        paths = leaf_paths(jax.eval_shape(make_encoder(shape).init, jax.random.key(0)))
+        rank, alpha, targets = section.lora_rank, section.lora_alpha, section.lora_targets
+        lora = make_lora(paths, rank=rank, alpha=alpha, targets=targets)
+    # The other options are keys of the section.
+    names = {field.name for field in dataclasses.fields(EncoderOptions)} - {"lora", "device"}
+    options = {name: getattr(section, name) for name in names}
+    return make_encoder(shape, EncoderOptions(**options, lora=lora, device=device))

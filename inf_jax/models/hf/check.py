@@ -22,32 +22,21 @@ TOLERANCE = 1e-4  # of the largest state: above the float32 rounding of deep mod
 MIN_COSINE = 0.9999
 _TEXTS = 6
 _TEXTS_PER_ROW = 8
-_WINDOW = 64  # tokens; larger sliding windows are replaced by this in both libraries
+_WINDOW = 64  # tokens; it replaces larger sliding windows in both libraries
 
 
 class Check(NamedTuple):
-    """The result for one model.
-
-    Attributes:
-      name: of its directory.
-      family: its model_type.
-      tensors, parameters: their numbers.
-      difference: largest absolute difference of two entries of token states.
-      largest: largest absolute entry.
-      cosine: smallest cosine of two token states.
-      tokens: length of the longest text.
-      windows: the largest sliding window, and the config's own if that is larger.
-    """
+    """The result for one model."""
 
     name: str
-    family: str
-    tensors: int
+    family: str  # model_type
+    tensors: int  # number of them
     parameters: int
-    difference: float
-    largest: float
-    cosine: float
-    tokens: int
-    windows: str
+    difference: float  # largest absolute one between two entries of token states
+    largest: float  # absolute entry
+    cosine: float  # smallest one of two token states
+    tokens: int  # of the longest text
+    windows: str  # the largest sliding window, and the config's own if that is larger
 
     @property
     def ok(self) -> bool:
@@ -66,8 +55,8 @@ def check_all(directory: Path, name: str) -> list[Check]:
 def check(directory: Path, *, seed: int = 0) -> Check:
     """Compares random texts of several lengths, packed here and padded right in transformers.
 
-    Texts are twice as long as the window, so that it matters. A window of thousands of tokens,
-    whose scores would fill the memory, is made small in both libraries through the config's field.
+    Texts are twice as long as the window, so that it matters. A window whose scores would fill the
+    memory is made small in both libraries through the config's field.
 
     Raises:
       UserError: PyTorch or transformers is not installed, a file is missing, or transformers
@@ -125,11 +114,8 @@ def packed_states(params: dict, shape: EncoderConfig, texts: list[np.ndarray]) -
 def torch_states(
     directory: Path, shape: EncoderConfig, texts: list[np.ndarray], *, fields: dict | None = None
 ) -> list[np.ndarray]:
-    """The token states of transformers' model without a head, float32[tokens, d] each.
-
-    Args:
-      fields: of a config to use instead of the directory's config.json.
-    """
+    """The token states of transformers' model without a head, float32[tokens, d] each; `fields` are
+    used instead of the directory's config.json."""
     try:
         import torch
         import transformers
@@ -138,40 +124,26 @@ def torch_states(
     model_class = getattr(transformers, table_of(shape).architecture)
     try:
         config = model_class.config_class.from_dict(fields) if fields else None
-        model = model_class.from_pretrained(
-            directory,
-            config=config,
-            dtype=torch.float32,
-            attn_implementation="eager",
-            local_files_only=True,
-        ).eval()
+        options = {"dtype": torch.float32, "attn_implementation": "eager", "local_files_only": True}
+        model = model_class.from_pretrained(directory, config=config, **options).eval()
     except Exception as error:  # its validation raises many kinds of errors
         message = " ".join(str(error).split())
         raise UserError(f"{directory}: transformers cannot load it: {message}") from None
     mask = np.arange(max(map(len, texts))) < np.array([[len(text)] for text in texts])
     ids = np.full(mask.shape, model.config.pad_token_id or 0, np.int64)
     ids[mask] = np.concatenate(texts)
+    batch = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask, dtype=torch.long)}
     with torch.no_grad():
-        states = model(
-            input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask, dtype=torch.long)
-        ).last_hidden_state.numpy()
+        states = model(**batch).last_hidden_state.numpy()
     return [state[real] for state, real in zip(states, mask, strict=True)]
 
 
 def show(results: list[Check]) -> None:
     """Prints the results as a table, and what was compared."""
-    rows = [
-        (
-            r.name,
-            r.family,
-            f"{r.tensors}",
-            f"{r.parameters:,}",
-            f"{r.difference:.1e}",
-            f"{r.cosine:.7f}",
-            "yes" if r.ok else "NO",
-        )
-        for r in results
-    ]
+    rows = []
+    for r in results:
+        numbers = r.tensors, f"{r.parameters:,}", f"{r.difference:.1e}", f"{r.cosine:.7f}"
+        rows.append((r.name, r.family, *numbers, "yes" if r.ok else "NO"))
     header = "model family tensors parameters difference cosine agrees".split()
     table("token states against transformers", rows, header=tuple(header))
     for r in results:

@@ -6,19 +6,12 @@ from pathlib import Path
 from inf_jax.core.errors import UserError
 from inf_jax.io.json_files import read_json
 from inf_jax.models.config import EncoderConfig
-from inf_jax.models.hf.decoder_families import DECODER_FAMILIES
-from inf_jax.models.hf.encoder_families import ENCODER_FAMILIES
-from inf_jax.models.hf.fields import IGNORED, Family, Fields
-
-FAMILIES: dict[str, Family] = ENCODER_FAMILIES | DECODER_FAMILIES  # by model_type
+from inf_jax.models.hf.families import FAMILIES
+from inf_jax.models.hf.fields import IGNORED, Fields
 
 
 def config_from_hf(fields: Mapping, source: str = "config.json") -> EncoderConfig:
-    """The EncoderConfig of the fields of a config.json.
-
-    Args:
-      fields: as transformers 4 or 5 writes them.
-      source: path of the file, for messages.
+    """The EncoderConfig of a config.json as transformers 4 or 5 writes it; `source` is its path.
 
     Raises:
       UserError: lists every field that is missing, has a value that is not covered, or is neither
@@ -40,17 +33,13 @@ def config_from_hf(fields: Mapping, source: str = "config.json") -> EncoderConfi
     ]
     known = read.seen | family.required.keys() | family.ignored | IGNORED | {"model_type"}
     problems += [f"unknown field {name!r}" for name in sorted(fields.keys() - known)]
-    problems += read.problems
-    if problems:
+    if problems := problems + read.problems:
         raise UserError(f"{source}: not a supported model: {'; '.join(problems)}")
     return EncoderConfig(family=model_type, **options)
 
 
 def mask_fields(fields: Mapping, shape: EncoderConfig) -> dict:
-    """The fields of a config.json, changed to have the attention mask of `shape`.
-
-    `is_causal` is the switch of a decoder's attention in transformers 5.
-    """
+    """The fields with the attention mask of `shape`; transformers 5 switches by `is_causal`."""
     fields = dict(fields)
     if config_from_hf(fields).causal == shape.causal:
         return fields

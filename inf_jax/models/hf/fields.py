@@ -27,12 +27,8 @@ IGNORED = frozenset(
 
 
 class Fields:
-    """The fields of a config.json; records which were read, and what is wrong with them.
-
-    Attributes:
-      seen: names of the fields read so far.
-      problems: one message for each that is missing or has a wrong value.
-    """
+    """The fields of a config.json; `seen` names those read so far, `problems` has a message for
+    each that is missing or wrong."""
 
     def __init__(self, fields: Mapping[str, Any]):
         self._fields = fields
@@ -54,7 +50,6 @@ class Fields:
           default: value of a field that is absent or null; without one it is required, and an int
             must be above 0.
           absent: value of an absent field, if transformers' differs from that of a null one.
-          kind: the type of the value.
           positive: whether the value must be above 0.
         """
         self.seen.add(name)
@@ -77,7 +72,7 @@ class Fields:
     def activation(self, *names: str) -> str:
         """The activation that the first non-empty of these fields names."""
         values = [self.get(name, None, kind=str) for name in names]
-        activation = next((value for value in values if value), None)
+        activation = next(filter(None, values), None)
         if activation is None:
             self.problems.append(f"missing field {names[0]!r}")
         elif activation not in ACTIVATIONS:
@@ -87,17 +82,11 @@ class Fields:
 
 
 class Family(NamedTuple):
-    """How the config.json of a model family is read.
+    """How the config.json of a model family is read."""
 
-    Attributes:
-      read: Fields -> keyword arguments of EncoderConfig.
-      required: field -> the values that it may have if present.
-      ignored: fields without effect on the token states.
-    """
-
-    read: Callable[[Fields], dict[str, Any]]
-    required: Mapping[str, tuple] = {}
-    ignored: frozenset[str] = frozenset()
+    read: Callable[[Fields], dict[str, Any]]  # gives keyword arguments of EncoderConfig
+    required: Mapping[str, tuple] = {}  # the values that a field may have if present
+    ignored: frozenset[str] = frozenset()  # fields without effect on the token states
 
 
 def transformer_options(fields: Fields, *, head_width: int | None = None) -> dict[str, Any]:

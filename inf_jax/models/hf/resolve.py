@@ -1,4 +1,4 @@
-"""Resolves a model's name (directory, `package:NAME/SUB` or hub id) to a local directory."""
+"""Resolves a model's name (directory, `package:NAME/SUB` of an installed package or hub id)."""
 
 import importlib.util
 import re
@@ -9,9 +9,6 @@ from inf_jax.core.errors import UserError
 
 def resolve_model(name: str) -> Path:
     """The directory of a model; downloads it if `name` is a hub id.
-
-    Args:
-      name: a local directory, `package:NAME/SUB` inside an installed Python package, or a hub id.
 
     Raises:
       UserError: the package is not installed, there is no such directory, or the download failed.

@@ -30,24 +30,15 @@ _DENSE = {  # field of a Dense module's config.json -> covered values (None for 
 
 
 class StModel(NamedTuple):
-    """A sentence-transformers model: Transformer, Pooling, any Dense, optionally Normalize.
+    """A sentence-transformers model: Transformer, Pooling, any Dense, optionally Normalize."""
 
-    Attributes:
-      pooling: name in POOLINGS.
-      normalise: whether there is a Normalize module.
-      max_length: tokens at which a text is cut; None if not given.
-      query_prompt, passage_prompt: prefixes of queries and passages.
-      path: folder of the weights inside the directory.
-      dense: folders of the linear layers after pooling, in order.
-    """
-
-    pooling: str
+    pooling: str  # name in POOLINGS
     normalise: bool
-    max_length: int | None
-    query_prompt: str = ""
+    max_length: int | None  # tokens at which a text is cut, if given
+    query_prompt: str = ""  # a prefix
     passage_prompt: str = ""
-    path: str = ""
-    dense: tuple[str, ...] = ()
+    path: str = ""  # folder of the weights inside the directory
+    dense: tuple[str, ...] = ()  # folders of the linear layers after pooling, in order
 
 
 def prompt_of(template: str) -> str:
@@ -56,45 +47,33 @@ def prompt_of(template: str) -> str:
 
 
 def write(
-    directory: Path,
-    model: StModel,
-    *,
-    width: int,
-    projection: Mapping[str, np.ndarray] | None = None,
+    directory: Path, model: StModel, *, width: int, projection: Mapping | None = None
 ) -> None:
-    """Writes the files of a model, without the Transformer's own.
+    """Writes the files of a model, without the Transformer's own; `width` is that of token states.
 
-    Args:
-      width: d, of the token states.
-      projection: {"kernel": float32[d, e], optionally "bias": float32[e]}, for a Dense module;
-        None for none.
+    `projection`, {"kernel": float32[d, e], optionally "bias": float32[e]}, makes a Dense module.
     """
-    kinds = ["Transformer", "Pooling"]
-    kinds += ["Dense"] * (projection is not None) + ["Normalize"] * model.normalise
+    dense, normalise = ["Dense"] * (projection is not None), ["Normalize"] * model.normalise
     modules, folders = [], {}
-    for n, kind in enumerate(kinds):
+    for n, kind in enumerate(["Transformer", "Pooling", *dense, *normalise]):
         folders[kind] = f"{n}_{kind}" if n else ""
         (directory / folders[kind]).mkdir(exist_ok=True)
         kind, path = f"sentence_transformers.models.{kind}", folders[kind]
         modules.append({"idx": n, "name": str(n), "path": path, "type": kind})
-    if projection is not None:
+    if dense:
         _write_dense(directory / folders["Dense"], projection)
     switches = {switch: name == model.pooling for name, (_, switch) in POOLINGS.items()}
+    prompts = {"query": model.query_prompt, "document": model.passage_prompt}
+    usage = {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"}
     files = {
         "modules.json": modules,
         "sentence_bert_config.json": {"max_seq_length": model.max_length, "do_lower_case": False},
-        "config_sentence_transformers.json": {
-            "prompts": {"query": model.query_prompt, "document": model.passage_prompt},
-            "default_prompt_name": None,
-            "similarity_fn_name": "cosine",
-        },
-        "1_Pooling/config.json": {
-            "word_embedding_dimension": width,
-            **switches,
-            "include_prompt": True,
-        },
+        "config_sentence_transformers.json": usage,
+        "1_Pooling/config.json": {"word_embedding_dimension": width}
+        | switches
+        | {"include_prompt": True},
     }
-    if model.normalise:
+    if normalise:
         files[f"{folders['Normalize']}/config.json"] = {}
     for name, value in files.items():
         write_json(directory / name, value)
@@ -149,14 +128,10 @@ def projection_of(directory: Path, *, width: int) -> dict[str, np.ndarray] | Non
 def read_projection(
     directory: Path, dense: Sequence[str], *, width: int
 ) -> dict[str, np.ndarray] | None:
-    """The product of the linear layers in these folders as one layer; None for no folder.
-
-    Args:
-      dense: the folders, in order; nothing lies between the layers.
-      width: d, the input width of the first.
+    """The product of the linear layers in these folders, in order, as one layer; None if none.
 
     Returns:
-      {"kernel": float32[d, e], "bias": float32[e]}; no "bias" if no layer has one.
+      {"kernel": float32[d, e], "bias": float32[e]} with d = `width`; no "bias" if no layer has one.
 
     Raises:
       UserError: a layer has an activation or a residual connection, or is damaged.
@@ -172,10 +147,8 @@ def read_projection(
         # float64, so that the product is rounded once
         bias = own_bias if bias is None else bias @ matrix + (0 if own_bias is None else own_bias)
         kernel = matrix if kernel is None else kernel @ matrix
-    if kernel is None:
-        return None
-    layer = {"kernel": kernel.astype(np.float32)}
-    return layer if bias is None else layer | {"bias": bias.astype(np.float32)}
+    layer = {"kernel": kernel, "bias": bias}
+    return {name: x.astype(np.float32) for name, x in layer.items() if x is not None} or None
 
 
 def _modules(path: Path) -> list[dict[str, Any]]:
@@ -228,15 +201,10 @@ def _write_dense(folder: Path, projection: Mapping[str, np.ndarray]) -> None:
     tensors = {"linear.weight": np.ascontiguousarray(kernel.T)}
     if bias is not None:
         tensors["linear.bias"] = np.asarray(bias)
-    write_json(
-        folder / "config.json",
-        {
-            "in_features": kernel.shape[0],
-            "out_features": kernel.shape[1],
-            "bias": bias is not None,
-            "activation_function": "torch.nn.modules.linear.Identity",
-        },
-    )
+    d, e = kernel.shape
+    fields = {"in_features": d, "out_features": e, "bias": bias is not None}
+    fields["activation_function"] = "torch.nn.modules.linear.Identity"
+    write_json(folder / "config.json", fields)
     planned = [Planned(name, x.shape, DTYPES["F32"]) for name, x in tensors.items()]
     write_tensors(folder, planned, iter(tensors.values()), max_file_bytes=1 << 40)
 

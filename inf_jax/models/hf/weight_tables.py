@@ -1,9 +1,8 @@
 """Maps parameters to tensors of Hugging Face files: one two-way table of names per model family.
 
-A rule pairs a tensor with one of our parameters, or with several that it concatenates. `{layer}`
-runs over the layers; our arrays have a leading layer axis. Loading and saving use the same table,
-so they cannot diverge. Rules for parameters that a model lacks (a bias, a norm of queries) are
-skipped; the others must cover each of its parameters exactly once.
+A rule pairs a tensor, or one per `{layer}`, with one of our parameters or with several that it
+concatenates. Rules for parameters that a model lacks (a bias, a norm of queries) are skipped; the
+others must cover each of its parameters exactly once.
 """
 
 import re
@@ -38,9 +37,8 @@ class Rule(NamedTuple):
 
     def names(self, layers: int) -> list[str]:
         """Names of its tensors, in the order of the layers."""
-        if not self.stacked:
-            return [self.name]
-        return [self.name.format(layer=i) for i in range(self.first, layers)]
+        numbers = range(self.first, layers) if self.stacked else (None,)
+        return [self.name.format(layer=i) for i in numbers]
 
     def shape_of(self, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
         """The tensor's shape, given those of our arrays (no layer axis)."""
@@ -49,7 +47,7 @@ class Rule(NamedTuple):
 
     def to_hf(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """The tensor of one layer's arrays (no layer axis)."""
-        parts = [self._transposed(x).reshape(self._hf_shape(x.shape)) for x in arrays]
+        parts = [self._hf_array(x) for x in arrays]
         return np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts))
 
     def from_hf(self, tensor: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
@@ -65,10 +63,9 @@ class Rule(NamedTuple):
         n = self.inputs
         return int(np.prod(shape[n:])), int(np.prod(shape[:n]))
 
-    def _transposed(self, x: np.ndarray) -> np.ndarray:
-        if self.inputs is None:
-            return x
-        return x.reshape(int(np.prod(x.shape[: self.inputs])), -1).T
+    def _hf_array(self, x: np.ndarray) -> np.ndarray:
+        shape = self._hf_shape(x.shape)
+        return x.reshape(shape) if self.inputs is None else x.reshape(shape[::-1]).T
 
 
 class Table(NamedTuple):
@@ -99,8 +96,7 @@ class Table(NamedTuple):
 
 
 def _rules(names: Mapping[str, Any], *, layer: str) -> tuple[Rule, ...]:
-    """Rules from {our paths: HF name or (HF name, inputs)}; `layer` is the prefix of the blocks'
-    names."""
+    """Rules from {our paths: HF name or (HF name, inputs)}; `layer` prefixes the blocks' names."""
     rules = []
     for paths, name in names.items():
         name, inputs = name if isinstance(name, tuple) else (name, None)
@@ -250,23 +246,19 @@ TABLES: dict[str, Table] = {
 def table_of(config: EncoderConfig) -> Table:
     """The table of the config's family; T5's depends on whether the ffn is gated."""
     table = TABLES[config.family]
-    if config.family == "t5":
-        ffn = _rules(_T5_FFN[config.gated], layer="encoder.block.{layer}.")
-        table = table._replace(rules=table.rules + ffn)
-    return table
+    if config.family != "t5":
+        return table
+    ffn = _rules(_T5_FFN[config.gated], layer="encoder.block.{layer}.")
+    return table._replace(rules=table.rules + ffn)
 
 
 def rules_of(config: EncoderConfig, paths: Sequence[str]) -> list[Rule]:
-    """The rules that cover a model with these parameters.
-
-    Raises:
-      ValueError: a parameter has no rule or several (a mistake in the table).
-    """
+    """The rules that cover a model with these parameters; ValueError if one has no rule or several,
+    which is a mistake in the table."""
     rules = [rule for rule in table_of(config).rules if set(rule.paths) <= set(paths)]
     covered = [path for rule in rules for path in rule.paths]
     if sorted(covered) != sorted(paths):
-        wrong = sorted(set(paths) ^ set(covered)) or sorted(
-            {path for path in covered if covered.count(path) > 1}
-        )
+        repeated = {path for path in covered if covered.count(path) > 1}
+        wrong = sorted(set(paths) ^ set(covered) or repeated)
         raise ValueError(f"{config.family}: parameters without exactly one rule: {wrong}")
     return rules

@@ -18,8 +18,7 @@ _SAVE_DTYPES = {"float32": DTYPES["F32"], "bfloat16": DTYPES["BF16"]}
 
 
 class Weights(NamedTuple):
-    """Attributes: `params`, nested dicts of float32 arrays; `carried`, HF tensors that are saved
-    unchanged."""
+    """Nested dicts of float32 arrays, and HF tensors that are saved unchanged."""
 
     params: dict
     carried: dict[str, np.ndarray]
@@ -30,16 +29,13 @@ def load_weights(
 ) -> Weights:
     """Reads `model.safetensors` (or its shards) of a HF directory as float32.
 
-    Parameters are read one after another; host memory holds all of them, or with `shardings` only
-    this process's shards of one.
-
     Args:
-      shardings: jax shardings, a tree like the parameters; each array is placed on its devices.
-        None returns numpy arrays.
+      shardings: a tree like the parameters: places each array on its devices, so that host memory
+        holds only this process's shards of one parameter. None returns numpy arrays.
 
     Raises:
-      UserError: lists every missing tensor, wrong shape and tensor without a rule, with layers
-        that differ only in number grouped; or a file is missing or damaged.
+      UserError: lists every missing tensor, wrong shape and tensor without a rule, layers grouped;
+        or a file is missing or damaged.
     """
     directory = Path(directory)
     shapes = _shapes(config)
@@ -85,12 +81,10 @@ def save_weights(
     dtype: str = "float32",
     max_file_bytes: int = 5_000_000_000,
 ) -> None:
-    """Writes parameters and `carried` tensors as the weights of a HF directory.
-
-    Each file is written atomically. Parameters are copied to the host one after another.
+    """Writes parameters and `carried` tensors as the weights of a HF directory, atomically by file.
 
     Args:
-      params: nested dicts of numpy or jax arrays, sharded over devices of this process or not.
+      params: nested dicts of numpy or jax arrays, copied to the host one after another.
       dtype: of the file, float32 or bfloat16; carried tensors keep theirs.
       max_file_bytes: larger models are written as several files and an index.
     """
@@ -102,8 +96,7 @@ def save_weights(
         planned += [Planned(name, shape, _SAVE_DTYPES[dtype]) for name in rule.names(config.layers)]
     extra = [Planned(name, x.shape, x.dtype) for name, x in carried.items()]
     # Wider dtypes first: each tensor is then aligned to its own dtype.
-    widest = max((x.dtype.itemsize for x in extra), default=0)
-    carried_first = widest > _SAVE_DTYPES[dtype].itemsize
+    carried_first = any(x.dtype.itemsize > _SAVE_DTYPES[dtype].itemsize for x in extra)
 
     def tensors() -> Iterator[np.ndarray]:
         if carried_first:
@@ -183,15 +176,12 @@ def _named(stored: Mapping[str, Stored], table: Table) -> tuple[dict[str, Stored
     tensors, problems = {}, []
     for name, tensor in stored.items():
         plain = table.plain_name(name)
-        # Tied tensors may be stored twice.
-        if plain in tensors and not _equal(tensor, tensors[plain]):
-            problems.append(f"{name} differs from another tensor for {plain}")
+        if plain in tensors:  # tied tensors may be stored twice
+            other = tensors[plain]
+            if tensor.shape != other.shape or not np.array_equal(tensor.read(), other.read()):
+                problems.append(f"{name} differs from another tensor for {plain}")
         tensors[plain] = tensor
     return tensors, problems
-
-
-def _equal(a: Stored, b: Stored) -> bool:
-    return a.shape == b.shape and np.array_equal(a.read(), b.read())
 
 
 def _shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:

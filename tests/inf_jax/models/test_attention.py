@@ -137,18 +137,17 @@ LIMITATIONS = {
 def test_limitations(name, used, sizes, message):
     sizes = {"heads": 2, "groups": 2, "tokens": 128, "dtype": jnp.bfloat16} | sizes
     operands, layout = inputs(**sizes)
-    scores, dropout = ScoreOptions(1.0, softcap=used.get("softcap")), None
+    scores = ScoreOptions(1.0, softcap=used.get("softcap"))
     if "bias" in used:
         shape = (1, 2, sizes["tokens"], sizes["tokens"])
         scores = scores._replace(bias=jnp.ones(shape, jnp.float32))
     if "dropout" in used:
         texts = layout["segments"].astype(jnp.uint32)
         key = DropoutKey(jnp.ones(2, jnp.uint32), texts, layout["positions"].astype(jnp.uint32))
-        dropout = AttentionDropout(0.5, key)
+        scores = scores._replace(dropout=AttentionDropout(0.5, key))
 
     def attend(*names):
-        options = {"scores": scores, "dropout": dropout, "implementations": names}
-        return attention(*operands, **layout, **options)
+        return attention(*operands, **layout, scores=scores, implementations=names)
 
     with pytest.raises(UserError, match=f"model.attention='{name}': .*{message}.*; 'auto' chooses"):
         attend(name)
