@@ -9,8 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from data_pipeline.sources.files import Row, input_files, json_object, parquet_rows, read_rows
-from inf_jax.core.errors import UserError
+from data_pipeline.sources.files import (
+    Row,
+    input_files,
+    json_object,
+    parquet_rows,
+    read_rows,
+    unreadable,
+)
 
 _BYTES = 64 << 20  # a few seconds of work, little memory
 
@@ -34,7 +40,6 @@ def slices(path: str | os.PathLike, *, size: int = _BYTES) -> list[Slice]:
     """The slices of a file, or of all files of a directory, in order.
 
     Args:
-      path: as for `read_rows`.
       size: minimal number of bytes of a slice of a jsonl file.
 
     Raises:
@@ -78,7 +83,7 @@ def _jsonl_slices(file: Path, size: int) -> Iterator[Slice]:
                 yield Slice(str(file), start, stop, first)
                 start, first = stop, first + block.count(b"\n")
     except OSError as error:
-        raise _unreadable(file, f"line {first}", error) from error
+        raise unreadable(file, f"line {first}", error) from error
 
 
 def _jsonl_rows(part: Slice) -> Iterator[Row]:
@@ -95,7 +100,7 @@ def _jsonl_rows(part: Slice) -> Iterator[Row]:
                     where = f"{part.file}:{number}"
                     yield Row(where, json_object(data, where))
     except (OSError, EOFError) as error:
-        raise _unreadable(part.file, f"line {number}", error) from error
+        raise unreadable(part.file, f"line {number}", error) from error
 
 
 def _parquet_slices(file: Path) -> Iterator[Slice]:
@@ -106,12 +111,8 @@ def _parquet_slices(file: Path) -> Iterator[Slice]:
         metadata = pyarrow.parquet.read_metadata(file)
         counts = [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)]
     except (OSError, pyarrow.ArrowException) as error:
-        raise _unreadable(f"{file} as parquet", "row 0", error) from error
+        raise unreadable(f"{file} as parquet", "row 0", error) from error
     first = 0
     for n, count in enumerate(counts):
         yield Slice(str(file), n, n + 1, first)
         first += count
-
-
-def _unreadable(file: str | Path, after: str, error: Exception) -> UserError:
-    return UserError(f"cannot read {file} after {after}: {error}; download or copy it again")

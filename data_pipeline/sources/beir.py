@@ -25,7 +25,6 @@ def read(
     """Yields one pair per relevance judgement, in corpus order, with id `<query id>:<passage id>`.
 
     Args:
-      path: the directory.
       dropped: incremented, by reason, for each judgement that yields no pair.
       split: which qrels file.
       min_score: judgements with a lower score yield no pair.
@@ -41,14 +40,9 @@ def read(
         yield from (SourcePair(passage.id, "", passage.text) for passage in passages)
         return
     qrels = find_file(path, f"qrels/{split}.tsv")
-    yield from join(
-        read_table(qrels, COLUMNS, header=True, quoted=True),
-        file=qrels,
-        queries=_texts(find_file(path, "queries.jsonl")),
-        passages=passages,
-        min_score=min_score,
-        dropped=Counter() if dropped is None else dropped,
-    )
+    rows = read_table(qrels, COLUMNS, header=True, quoted=True)
+    queries = _texts(find_file(path, "queries.jsonl"))
+    yield from join(qrels, rows, queries, passages, min_score=min_score, dropped=dropped)
 
 
 def _texts(file: Path) -> Iterator[Text]:

@@ -28,11 +28,9 @@ def input_files(path: str | Path) -> list[Path]:
     path = Path(path)
     if path.is_dir():
         files = sorted(f for f in path.iterdir() if f.is_file() and f.name.endswith(_IN_DIRECTORY))
-        if not files:
-            raise UserError(
-                f"{path} holds no {', '.join(_IN_DIRECTORY)} file; name the file itself"
-            )
-        return files
+        if files:
+            return files
+        raise UserError(f"{path} holds no {', '.join(_IN_DIRECTORY)} file; name the file itself")
     if not path.exists():
         raise UserError(f"{path} does not exist; check the path")
     if not _reader(path):
@@ -51,32 +49,27 @@ def read_rows(path: str | Path) -> Iterator[Row]:
 
 
 def id_field(row: Row, *names: str) -> str:
-    """As `text_field`, but for ids: an integer becomes text, and an empty value is an error.
-
-    Raises:
-      UserError: as `text_field`, or the value is empty.
-    """
-    name = next((name for name in names if name in row.values), names[0])
-    value = row.values.get(name)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if text := text_field(row, *names):
+    """As `text_field` with integers; raises UserError also for an empty value."""
+    if text := text_field(row, *names, integers=True):
         return text
+    name = next(name for name in names if name in row.values)
     raise UserError(f"{row.where}: field {name!r} is empty; give each row a unique id")
 
 
-def text_field(row: Row, *names: str) -> str:
+def text_field(row: Row, *names: str, integers: bool = False) -> str:
     """The stripped text of the first of the fields `names` that the row has; "" for null.
 
     Raises:
-      UserError: the row has none of the fields, or the field holds no text; names row, field and
-        what there is instead.
+      UserError: the row has none of the fields, or the field holds no text (nor an integer, if
+        `integers`); names row, field and what there is instead.
     """
     for name in names:
         if name in row.values:
             value = row.values[name]
             if value is None:
                 return ""
+            if integers and type(value) is int:  # not a bool
+                return str(value)
             if isinstance(value, str):
                 return _encodable(value.strip(), row.where, name)
             raise UserError(
@@ -113,9 +106,12 @@ def lines_of(path: Path) -> Iterator[tuple[str, bytes]]:
                 if not data.isspace():
                     yield f"{path}:{line}", data
     except (OSError, EOFError, zlib.error) as error:  # gzip raises all three on damage
-        raise UserError(
-            f"cannot read {path} after line {line}: {error}; download or copy it again"
-        ) from error
+        raise unreadable(path, f"line {line}", error) from error
+
+
+def unreadable(path: str | Path, after: str, error: Exception) -> UserError:
+    """The error for a damaged file; `after` is the last good line or row."""
+    return UserError(f"cannot read {path} after {after}: {error}; download or copy it again")
 
 
 def decoded(data: bytes, where: str) -> str:
@@ -145,11 +141,9 @@ def json_object(data: bytes, where: str) -> dict[str, Any]:
 
 
 def _check_object(row: Any, where: str) -> dict[str, Any]:
-    if not isinstance(row, dict):
-        raise UserError(
-            f"{where}: a JSON {type(row).__name__}, expected an object with named fields"
-        )
-    return row
+    if isinstance(row, dict):
+        return row
+    raise UserError(f"{where}: a JSON {type(row).__name__}, expected an object with named fields")
 
 
 def _json(path: Path) -> Iterator[Row]:
@@ -189,7 +183,6 @@ def parquet_rows(
     """Streams the rows of a parquet file.
 
     Args:
-      path: the file.
       row_groups: numbers of those to read; None for all.
       first: number of rows before them.
 
@@ -207,9 +200,7 @@ def parquet_rows(
                     number += 1
                     yield Row(f"{path}:{number}", values)
     except (OSError, pyarrow.ArrowException) as error:
-        raise UserError(
-            f"cannot read {path} as parquet after row {number}: {error}; download or copy it again"
-        ) from error
+        raise unreadable(f"{path} as parquet", f"row {number}", error) from error
 
 
 _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {

@@ -47,17 +47,13 @@ def example(row: Row) -> Example:
       UserError: a field is missing or holds no text.
     """
     texts = {name: text_field(row, name, *_ALIASES.get(name, ())) for name in FIELDS}
-    own = row.values.get("id")
-    if isinstance(own, int) and not isinstance(own, bool):
-        own = str(own)
-    elif own is not None:
-        own = text_field(row, "id")
+    own = text_field(row, "id", integers=True) if "id" in row.values else ""
     return Example(id=own or Path(row.where).name, **texts)
 
 
 def repeated_id(where: str, name: str) -> UserError:
     """The error for a row whose id an earlier row has."""
     return UserError(
-        f"{where}: an earlier row has the id {name!r} too; make ids unique, or remove the field "
-        "'id'"
+        f"{where}: an earlier row has the id {name!r} too; make ids unique, or remove the "
+        "field 'id'"
     )

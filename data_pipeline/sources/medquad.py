@@ -9,6 +9,7 @@ MedQuAD: Ben Abacha and Demner-Fushman, "A question-entailment approach to quest
 Bioinformatics 20:511, 2019.
 """
 
+import itertools
 import math
 import re
 from collections import Counter, defaultdict
@@ -24,8 +25,7 @@ from inf_jax.data.records import Example, text_hash
 MIN_ANSWER_WORDS = 8
 MIN_TYPES = 2  # question types per focus
 
-# Instructions for questions that do not name their focus. Distinct, so that they tell passages
-# apart.
+# Instructions for questions that do not name their focus; all distinct, to tell passages apart.
 _FALLBACK = {
     "causes": "What causes it?",
     "complications": "What complications can it have?",
@@ -51,16 +51,7 @@ _MIN_LIMIT = 50  # foci
 # Words by which two names of one disease may differ.
 _GENERIC_WORDS = frozenset(["and", "disease", "disorder", "of", "syndrome", "the", "type", "with"])
 _MIN_SPELT = 5  # least letters of a word that may have lost one
-_NUMERALS = {
-    "i": "1",
-    "ii": "2",
-    "iii": "3",
-    "iv": "4",
-    "v": "5",
-    "vi": "6",
-    "vii": "7",
-    "viii": "8",
-}
+_NUMERALS = {name: str(n) for n, name in enumerate("i ii iii iv v vi vii viii".split(), 1)}
 
 
 class _Row(NamedTuple):
@@ -90,9 +81,8 @@ def read(path: str | Path, *, dropped: Counter[str] | None = None) -> Iterator[E
     similar = _SimilarFoci(groups)
     # one spelling per focus, since training identifies texts by their hash
     queries = {k: min(group.values(), key=lambda row: row.id).focus for k, group in groups.items()}
-    answers = {
-        row.id: f" {_key(row.answer)} " for group in groups.values() for row in group.values()
-    }
+    rows = itertools.chain.from_iterable(group.values() for group in groups.values())
+    answers = {row.id: f" {_key(row.answer)} " for row in rows}
     for key, group in groups.items():
         instructions = _instructions(group)
         candidates = [groups[other] for other in similar.to(key)]

@@ -28,16 +28,10 @@ def read(
         yield from (SourcePair(passage.id, "", passage.text) for passage in passages)
         return
     qrels = find_file(path, f"qrels.{split}.tsv")
-    query, passage, score = COLUMNS
-    yield from join(
-        # tabs in MS MARCO's own qrels, spaces in TREC's
-        read_table(qrels, (query, "iteration", passage, score), separator=None),
-        file=qrels,
-        queries=_texts(find_file(path, f"queries.{split}.tsv")),
-        passages=passages,
-        min_score=min_score,
-        dropped=Counter() if dropped is None else dropped,
-    )
+    columns = (COLUMNS[0], "iteration", *COLUMNS[1:])
+    rows = read_table(qrels, columns, separator=None)  # MS MARCO has tabs, TREC spaces
+    queries = _texts(find_file(path, f"queries.{split}.tsv"))
+    yield from join(qrels, rows, queries, passages, min_score=min_score, dropped=dropped)
 
 
 def _texts(file: Path) -> Iterator[Text]:

@@ -22,13 +22,7 @@ PAIR_SOURCES: dict[str, Callable[..., Iterator[SourcePair]]] = {
 def read_pairs(
     source: str, path: str | Path, *, dropped: Counter[str], **options: Any
 ) -> Iterator[SourcePair]:
-    """Reads the pairs of a source.
-
-    Args:
-      source: a name in PAIR_SOURCES.
-      path: as for the source's reader.
-      dropped: as for the source's reader.
-      **options: of the source's reader.
+    """Reads the pairs of a source in PAIR_SOURCES; the other arguments are those of its reader.
 
     Raises:
       UserError: the source or an option is unknown, an option is missing, or as the reader.

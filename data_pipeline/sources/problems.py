@@ -15,26 +15,8 @@ read_metamath = functools.partial(fields.read, fields={"query": "query", "passag
 # versions 0.1 and 0.2 have the texts under "meta"), and collections with the site's own "content"
 # and a solution per language. A plain statement is preferred to a whole prompt, an explained
 # solution to bare code.
+_STATEMENTS = "problem_description content description statement question query meta.query"
+_SOLUTIONS = "response meta.response solution answer python code completion"
 read_leetcode = functools.partial(
-    fields.read,
-    fields={
-        "query": (
-            "problem_description",
-            "content",
-            "description",
-            "statement",
-            "question",
-            "query",
-            "meta.query",
-        ),
-        "passage": (
-            "response",
-            "meta.response",
-            "solution",
-            "answer",
-            "python",
-            "code",
-            "completion",
-        ),
-    },
+    fields.read, fields={"query": _STATEMENTS.split(), "passage": _SOLUTIONS.split()}
 )

@@ -5,7 +5,7 @@ streamed.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,26 +26,26 @@ class Text(NamedTuple):
 
 
 def join(
-    qrels: Iterable[Row],
-    *,
     file: Path,
+    qrels: Iterable[Row],
     queries: Iterable[Text],
     passages: Iterable[Text],
+    *,
     min_score: int,
-    dropped: Counter[str],
+    dropped: Counter[str] | None,
 ) -> Iterator[SourcePair]:
     """Yields one pair per judgement, in the order of the passages, then of the judgements.
 
     Args:
-      qrels: rows with the COLUMNS.
       file: the file of the judgements, for the error message.
+      qrels: its rows, with the COLUMNS.
       queries, passages: read once each, queries first.
-      min_score: judgements with a lower score yield no pair.
-      dropped: incremented, by reason, for each judgement that yields no pair.
+      min_score, dropped: as for `beir.read`.
 
     Raises:
       UserError: a score is not an integer, a judged id occurs twice, or there is no pair.
     """
+    dropped = Counter() if dropped is None else dropped
     wanted: dict[str, list[str]] = {}  # passage id -> query ids; emptied when the passage is read
     needed: dict[str, str] = {}  # interned query ids: one string each, however often it is judged
     count = 0
@@ -53,9 +53,14 @@ def join(
         if int_field(row, "score") < min_score:
             dropped[f"score under {min_score}"] += 1
             continue
-        query = needed.setdefault(row.values["query-id"], row.values["query-id"])
-        wanted.setdefault(row.values["corpus-id"], []).append(query)
-    texts = _by_id(queries, needed)
+        query_id = needed.setdefault(row.values["query-id"], row.values["query-id"])
+        wanted.setdefault(row.values["corpus-id"], []).append(query_id)
+    texts: dict[str, str] = {}
+    for query in queries:
+        if query.id in texts:
+            raise _repeated(query)
+        if query.id in needed:
+            texts[query.id] = query.text
     matched = False
     for passage in passages:
         query_ids = wanted.get(passage.id)
@@ -64,33 +69,20 @@ def join(
         if not query_ids:
             raise _repeated(passage)
         wanted[passage.id] = []
-        for query in _unique(query_ids, dropped):
-            if query not in texts:
-                dropped["no such query"] += 1
-            elif not texts[query]:
-                dropped["empty query"] += 1
-            else:
+        for id in _unique(query_ids, dropped):
+            if texts.get(id):
                 matched = True
-                yield SourcePair(f"{query}:{passage.id}", texts[query], passage.text)
-    for query_ids in wanted.values():
-        if query_ids:
-            dropped["no such passage"] += len(_unique(query_ids, dropped))
+                yield SourcePair(f"{id}:{passage.id}", texts[id], passage.text)
+            else:
+                dropped["empty query" if id in texts else "no such query"] += 1
+    for query_ids in filter(None, wanted.values()):
+        dropped["no such passage"] += len(_unique(query_ids, dropped))
     if not matched:
         why = ", ".join(f"{number} for {reason!r}" for reason, number in dropped.most_common(3))
         raise UserError(
             f"{file}: none of its {count} rows yields a pair"
             f"{'; dropped: ' + why if why else ''}; give the queries and passages that it refers to"
         )
-
-
-def _by_id(queries: Iterable[Text], needed: Collection[str]) -> dict[str, str]:
-    texts: dict[str, str] = {}
-    for query in queries:
-        if query.id in texts:
-            raise _repeated(query)
-        if query.id in needed:
-            texts[query.id] = query.text
-    return texts
 
 
 def _repeated(text: Text) -> UserError:

@@ -39,8 +39,7 @@ def read_table(
     """Yields the rows of a plain or .gz table, without blank lines; all values are strings.
 
     Args:
-      path: the file.
-      columns: names of all its columns.
+      columns: names of all columns.
       separator: None for any white space.
       header: whether the first line holds the names of the columns.
       quoted: whether values may be in double quotes, as Python's csv module writes them.
