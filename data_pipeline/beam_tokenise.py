@@ -37,11 +37,8 @@ def tokenise(
 ) -> Path:
     """Tokenises the train split of a training run, unless it is tokenised already.
 
-    Returns:
-      The directory that `inf_jax.data.tokenise.tokenise` returns, with byte-identical files.
-
-    Raises:
-      UserError: as `inf_jax.data.tokenise.tokenise`.
+    Returns the directory that `inf_jax.data.tokenise.tokenise` returns, with byte-identical files,
+    and raises UserError as it does.
     """
     import apache_beam as beam
 
@@ -60,7 +57,8 @@ def tokenise(
         return plan.directory
     append_eos = eos.choice_for(config.model.append_eos, config.model.pooling)
     job = ShardJob(plan, text, model, append_eos, tokenizer.fingerprint, todo)
-    files = list(zip(_starts(plan.sources), plan.sources, strict=True))
+    starts = itertools.accumulate([count for _, count in plan.sources[:-1]], initial=0)
+    files = list(zip(starts, plan.sources, strict=True))
     with (
         worker_errors(),
         beam.Pipeline(beam_config.beam_runner, options=beam_config.beam_options) as pipeline,
@@ -75,10 +73,6 @@ def tokenise(
             | "Manifest" >> beam.Map(job.finish)
         )
     return plan.directory
-
-
-def _starts(sources: list[tuple[Path, int]]) -> list[int]:
-    return list(itertools.accumulate([count for _, count in sources[:-1]], initial=0))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -23,9 +23,8 @@ def make_config(runner: str, options: Sequence[str]) -> tfds.download.DownloadCo
     made = _make_runner(runner)
     from apache_beam.options.pipeline_options import PipelineOptions
 
-    return tfds.download.DownloadConfig(
-        beam_runner=made, beam_options=PipelineOptions([f"--runner={runner}", *options])
-    )
+    options = PipelineOptions([f"--runner={runner}", *options])
+    return tfds.download.DownloadConfig(beam_runner=made, beam_options=options)
 
 
 def _make_runner(name: str):
@@ -33,9 +32,8 @@ def _make_runner(name: str):
         from apache_beam.runners.portability.fn_api_runner import FnApiRunner
         from apache_beam.runners.runner import create_runner
     except ImportError as error:
-        raise UserError(
-            f"Apache Beam cannot be imported ({error}); pip install -e '.[beam]'"
-        ) from error
+        message = f"Apache Beam cannot be imported ({error}); pip install -e '.[beam]'"
+        raise UserError(message) from error
     if name.lower() in ("direct", "directrunner"):
         # Beam's own choice for this name may be a runner in Go, which it downloads.
         return FnApiRunner()

@@ -35,9 +35,7 @@ _DROPPED = "dropped"  # tag of the readers' second output
 def split_examples(inputs: Inputs, directory: Path) -> dict[str, "SplitExamples"]:
     """The PTransforms from a pipeline's begin to (id, record as a dict), by split, dev first.
 
-    Args:
-      inputs: of the build.
-      directory: where the pipeline writes its reports, for `take_reports`.
+    The pipeline writes its reports to `directory`, for `take_reports`.
 
     Raises:
       UserError: a source file is missing or cannot be split into slices.
@@ -107,7 +105,8 @@ class SplitExamples(beam.PTransform):
         if self._dev:
             hashes = beam.pvalue.AsSingleton(
                 self._dev.kept
-                | "HashesOfEval" >> beam.FlatMap(_hashes_of)
+                | "TextsOfEval" >> beam.Values()
+                | "HashesOfEval" >> beam.FlatMap(evaluation_hashes)
                 | "SetOfEval" >> beam.combiners.ToSet()
             )
         judged = examples | "Judge" >> beam.Map(_judge, hashes, limits=limits)
@@ -143,20 +142,15 @@ class SplitExamples(beam.PTransform):
         """PCollections of (Position, Example), and of Counters of rows that the reader dropped."""
         config = self._inputs.config
         if config.example:
-            rows = (
-                pipeline
-                | "Slices" >> beam.Create(self._slices, reshuffle=True)
-                | "Read" >> beam.FlatMap(_read, config=config, files=files)
-            )
-            dropped = pipeline | "NoneDropped" >> beam.Create([])
-        else:
-            both = (
-                pipeline
-                | "Source" >> beam.Create([self._path])
-                | "ReadAll" >> beam.FlatMap(_read_all, config=config).with_outputs(_DROPPED)
-            )
-            rows, dropped = both[None] | "Spread" >> beam.Reshuffle(), both[_DROPPED]
-        return rows, dropped
+            parts = pipeline | "Slices" >> beam.Create(self._slices, reshuffle=True)
+            rows = parts | "Read" >> beam.FlatMap(_read, config=config, files=files)
+            return rows, pipeline | "NoneDropped" >> beam.Create([])
+        both = (
+            pipeline
+            | "Source" >> beam.Create([self._path])
+            | "ReadAll" >> beam.FlatMap(_read_all, config=config).with_outputs(_DROPPED)
+        )
+        return both[None] | "Spread" >> beam.Reshuffle(), both[_DROPPED]
 
 
 # The functions of elements that run on workers.
@@ -177,10 +171,6 @@ def _read_all(path: str, config: InfIrConfig) -> Iterator:
 
 def _belongs(element: tuple[Position, Example], inputs: Inputs, split: str) -> bool:
     return inputs.belongs(element[1], split)
-
-
-def _hashes_of(element: tuple[str, Example]) -> set[int]:
-    return evaluation_hashes(element[1])
 
 
 def _judge(element: tuple[Position, Example], hashes: Iterable[int], *, limits: Limits) -> Judged:

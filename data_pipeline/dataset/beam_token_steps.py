@@ -3,6 +3,7 @@
 They are not in the command's module, because workers cannot unpickle what `__main__` defines.
 """
 
+import collections
 import functools
 import itertools
 from collections.abc import Iterable, Iterator
@@ -64,14 +65,8 @@ class ShardJob(NamedTuple):
     todo: set[int]
 
     def pieces(self, file: tuple[int, tuple[Path, int]]) -> Iterator[tuple[int, Piece]]:
-        """Splits a TFRecord into pieces.
-
-        Args:
-          file: number of its first example, and (path, number of records).
-
-        Yields:
-          shard, piece.
-        """
+        """Splits a TFRecord, (number of its first example, (path, number of records)), into pieces;
+        yields (shard, piece)."""
         start, (path, count) = file
         offsets = build_index(path, count=count).offsets
         size = self.plan.recipe["examples_per_shard"]
@@ -98,8 +93,7 @@ class ShardJob(NamedTuple):
             path, _ = self.plan.shards[shard]
             write_shard(path, examples(), tokenizer=self._tokenizer(), text=self.text)
         else:
-            for _ in examples():
-                pass
+            collections.deque(examples(), maxlen=0)  # only for the sample
         return sample
 
     def finish(self, sample: list[tuple[int, Example]]) -> None:

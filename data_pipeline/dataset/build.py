@@ -13,7 +13,7 @@ import filelock
 import tensorflow_datasets as tfds
 
 from data_pipeline.dataset.builder import REPORT_FILE, InfIr
-from data_pipeline.dataset.inputs import DEV_FRACTION, InfIrConfig, Inputs
+from data_pipeline.dataset.inputs import InfIrConfig, Inputs
 from data_pipeline.dataset.tfds_adapter import PARTIAL_PREFIX
 from inf_jax.core.errors import UserError
 from inf_jax.io.tfrecord import FRAME_BYTES
@@ -25,12 +25,9 @@ def build(
     source: str | InfIrConfig,
     data_dir: str | Path,
     *,
-    path_train: str | Path = "",
-    path_dev: str | Path = "",
-    dev_fraction: float = DEV_FRACTION,
-    near_duplicates: float = 0.0,
     overwrite: bool = False,
     beam: tfds.download.DownloadConfig | None = None,
+    **inputs: Any,
 ) -> tuple[Path, bool]:
     """Writes the dataset of a source unless a complete one from the same files exists.
 
@@ -40,9 +37,9 @@ def build(
     Args:
       source: a config, or the name of one of `InfIr`'s.
       data_dir: root of all datasets; missing directories are created.
-      path_train, path_dev, dev_fraction, near_duplicates: as for `InfIr`.
       overwrite: replace an existing dataset; it stays if the new build fails.
       beam: runner and options of Apache Beam; None to build in this process.
+      **inputs: path_train, path_dev, dev_fraction, near_duplicates, as for `Inputs`.
 
     Returns:
       The dataset's directory, and whether it was written (False: reused).
@@ -53,13 +50,7 @@ def build(
     """
     config = InfIr.builder_configs[source] if isinstance(source, str) else source
     final = Path(data_dir, InfIr.name, config.name, str(InfIr.VERSION))
-    own = {
-        "path_train": str(path_train),
-        "path_dev": str(path_dev),
-        "dev_fraction": dev_fraction,
-        "near_duplicates": near_duplicates,
-    }
-    recipe = Inputs.resolve(config, **own).recipe()
+    recipe = Inputs(config, **inputs).recipe()
     with _exclusive(final):
         for partial in final.parent.glob(f"{PARTIAL_PREFIX}*_{final.name}"):
             shutil.rmtree(partial)
@@ -70,7 +61,7 @@ def build(
                 return final, False
             old = final.rename(final.with_name(f"{PARTIAL_PREFIX}OLD_{final.name}"))
         try:
-            _prepare(InfIr(config=config, data_dir=data_dir, beam=bool(beam), **own), beam)
+            _prepare(InfIr(config=config, data_dir=data_dir, beam=bool(beam), **inputs), beam)
         except BaseException:
             if old:
                 old.rename(final)
@@ -103,8 +94,7 @@ def _check_reusable(final: Path, recipe: dict) -> None:
             )
     for split in info.splits.values():
         files = [Path(file) for file in split.filepaths]
-        missing = [file.name for file in files if not file.exists()]
-        if missing:
+        if missing := [file.name for file in files if not file.exists()]:
             raise UserError(f"{final} lacks {', '.join(missing)}; {remedy}")
         size = sum(file.stat().st_size for file in files)
         expected = split.num_bytes + FRAME_BYTES * split.num_examples

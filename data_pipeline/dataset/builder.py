@@ -13,7 +13,7 @@ from typing import ClassVar
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from data_pipeline.dataset.inputs import DEV_FRACTION, FACTORY, INF_IR, MEDQUAD, Inputs
+from data_pipeline.dataset.inputs import FACTORY, INF_IR, MEDQUAD, Inputs
 from data_pipeline.dataset.tfds_adapter import Builder
 from data_pipeline.quality.near_duplicates import is_near
 from data_pipeline.quality.rules import Report, evaluation_hashes, kept
@@ -26,14 +26,10 @@ class InfIr(Builder):
     """Examples with InF-IR's field names; split "train" and, unless nothing is held out, "dev".
 
     Args:
-      path_train, path_dev: source files; default: the shipped ones. Without a dev file,
-        `dev_fraction` of the queries (by hash) is held out of the train file.
-      dev_fraction: in [0, 1); 0 for no dev split.
-      near_duplicates: in [0, 1): Jaccard similarity from which an example is dropped as a near
-        duplicate of an earlier one (`data_pipeline.quality.near_duplicates`); 0 keeps all.
       beam: prepare with Apache Beam, on the runner and options of the `DownloadConfig`; all workers
         must see the same source files and `data_dir`.
-      **kwargs: TFDS's own: `config` (a source's name), `data_dir`.
+      **kwargs: path_train, path_dev, dev_fraction, near_duplicates, as for `Inputs`; and TFDS's
+        own: `config` (a source's name), `data_dir`.
 
     Raises:
       UserError: a source file is missing or damaged, or yields no example.
@@ -43,24 +39,11 @@ class InfIr(Builder):
     RELEASE_NOTES: ClassVar = {"1.0.0": "First release."}
     BUILDER_CONFIGS: ClassVar = [MEDQUAD, INF_IR, FACTORY]
 
-    def __init__(
-        self,
-        *,
-        path_train: str = "",
-        path_dev: str = "",
-        dev_fraction: float = DEV_FRACTION,
-        near_duplicates: float = 0.0,
-        beam: bool = False,
-        **kwargs,
-    ):
-        own = {
-            "path_train": path_train,
-            "path_dev": path_dev,
-            "dev_fraction": dev_fraction,
-            "near_duplicates": near_duplicates,
-        }
-        super().__init__(arguments=own | {"beam": beam}, **kwargs)
-        self._own, self._beam = own, beam
+    def __init__(self, *, beam: bool = False, **kwargs):
+        own = [field.name for field in dataclasses.fields(Inputs)[1:]]
+        self._own = {name: kwargs.pop(name) for name in own if name in kwargs}
+        self._beam = beam
+        super().__init__(arguments=self._own | {"beam": beam}, **kwargs)
         self.reports: dict[str, Report] = {}
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -80,7 +63,7 @@ class InfIr(Builder):
     def _split_generators(self, dl_manager):
         del dl_manager  # nothing is downloaded
         # not in __init__: reading an existing dataset needs no source files
-        inputs = Inputs.resolve(self.builder_config, **self._own)
+        inputs = Inputs(self.builder_config, **self._own)
         self.info.metadata.clear()
         self.info.metadata.update(inputs.recipe())
         if self._beam:
@@ -124,7 +107,7 @@ class InfIr(Builder):
         if self._beam:
             from data_pipeline.dataset import beam_steps
 
-            inputs = Inputs.resolve(self.builder_config, **self._own)
+            inputs = Inputs(self.builder_config, **self._own)
             with beam_steps.user_errors(inputs, directory):
                 yield
             self.reports = beam_steps.take_reports(inputs, directory)

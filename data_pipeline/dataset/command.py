@@ -20,12 +20,8 @@ def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add(
-        "--source",
-        required=True,
-        choices=list(InfIr.builder_configs),
-        help="where the examples come from",
-    )
+    names = list(InfIr.builder_configs)
+    add("--source", required=True, choices=names, help="where the examples come from")
     add(
         "--data-dir",
         required=True,

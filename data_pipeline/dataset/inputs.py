@@ -83,61 +83,54 @@ FACTORY = InfIrConfig(
 )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Inputs:
     """The inputs of one build.
 
     Attributes:
       config: the source.
-      train, dev: paths; dev is "" if evaluation queries are held out of train.
-      dev_fraction: share of train's queries that is held out; 0 for none.
-      near_duplicates: Jaccard similarity from which an example is dropped; 0 keeps all.
+      path_train, path_dev: source files; default: the shipped ones. Without a dev file,
+        `dev_fraction` of the queries (by hash) is held out of the train file.
+      dev_fraction: in [0, 1); 0 for no dev split, and with a dev file.
+      near_duplicates: in [0, 1): Jaccard similarity from which an example is dropped as a near
+        duplicate of an earlier one (`data_pipeline.quality.near_duplicates`); 0 keeps all.
+
+    Raises:
+      UserError: there is no train file, or a fraction is out of range.
     """
 
     config: InfIrConfig
-    train: str
-    dev: str
-    dev_fraction: float
+    path_train: str | Path = ""
+    path_dev: str | Path = ""
+    dev_fraction: float = DEV_FRACTION
     near_duplicates: float = 0.0
 
-    @classmethod
-    def resolve(
-        cls,
-        config: InfIrConfig,
-        *,
-        path_train: str,
-        path_dev: str,
-        dev_fraction: float,
-        near_duplicates: float = 0.0,
-    ) -> "Inputs":
-        """Uses the given paths, else the shipped files.
-
-        Raises:
-          UserError: there is no train file, or a fraction is out of range.
-        """
-        for name, value in (("dev_fraction", dev_fraction), ("near_duplicates", near_duplicates)):
-            if not 0 <= value < 1:
+    def __post_init__(self):
+        for name in ("dev_fraction", "near_duplicates"):
+            if not 0 <= (value := getattr(self, name)) < 1:
                 flag = name.replace("_", "-")
                 raise UserError(f"--{flag}={value}: must be at least 0 and less than 1")
-        if near_duplicates:
-            is_near(near_duplicates)  # raises UserError if out of range
-        train = path_train or config.path_train
-        if not train:
+        if self.near_duplicates:
+            is_near(self.near_duplicates)  # raises UserError if out of range
+        if not self.path_train:  # the shipped dev file is not used with another train file
+            self.path_train = self.config.path_train
+            self.path_dev = self.path_dev or self.config.path_dev
+        if not self.path_train:
             raise UserError(
-                f"source {config.name!r} ships no data; give your file by --path-train=FILE"
+                f"source {self.config.name!r} ships no data; give your file by --path-train=FILE"
             )
-        # the shipped dev file is not used with another train file
-        dev = path_dev or ("" if path_train else config.path_dev)
-        return cls(config, train, dev, 0.0 if dev else dev_fraction, near_duplicates)
+        self.path_train, self.path_dev = str(self.path_train), str(self.path_dev)
+        if self.path_dev:
+            self.dev_fraction = 0.0
 
     @property
     def splits(self) -> tuple[str, ...]:
         """Names of the splits; dev first, since its texts are dropped from train."""
-        return ("dev", "train") if self.dev or self.dev_fraction else ("train",)
+        return ("dev", "train") if self.path_dev or self.dev_fraction else ("train",)
 
     def path(self, split: str) -> str:
         """The file of a split."""
-        return self.dev if split == "dev" and self.dev else self.train
+        return self.path_dev if split == "dev" and self.path_dev else self.path_train
 
     def belongs(self, example: Example, split: str) -> bool:
         """Whether an example of the split's file belongs to the split."""
@@ -163,9 +156,9 @@ class Inputs:
         Raises:
           UserError: a file is missing.
         """
-        sources = {"train": _checksums(self.train)}
-        if self.dev:
-            sources["dev"] = _checksums(self.dev)
+        sources = {"train": _checksums(self.path_train)}
+        if self.path_dev:
+            sources["dev"] = _checksums(self.path_dev)
         recipe = {
             "sources": sources,
             "dev_fraction": self.dev_fraction,

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from data_pipeline.quality.minhash import NearDuplicates
+from data_pipeline.quality.rules import DOCUMENT_FIELDS, QUERY_FIELDS
 from data_pipeline.sources import beir
 from data_pipeline.sources.files import Row, read_rows, text_field
 from data_pipeline.sources.folding import fold
@@ -14,33 +15,19 @@ from data_pipeline.sources.pairs import titled
 from inf_jax.core.errors import UserError
 from inf_jax.data.records import text_hash
 
-QUERY_FIELDS = ("query", "question", "query_positive", "query_negative")
-PASSAGE_FIELDS = (
-    "passage",
-    "document",
-    "answer",
-    "contents",
-    "document_positive",
-    "hard_negative_document_1",
-    "hard_negative_document_2",
-)
-EITHER_FIELD = "text"  # of BEIR's queries and passages
+_QUERY_NAMES = ("query", "question", *QUERY_FIELDS)
+_PASSAGE_NAMES = ("passage", "document", "answer", "contents", *DOCUMENT_FIELDS)
+_EITHER_NAME = "text"  # of BEIR's queries and passages
 
 
 class BenchmarkTexts:
     """Hashes of a benchmark's queries and passages, and a near-duplicate index of the passages.
 
-    Takes about 0.7 kB per passage and 0.1 kB per query.
+    Takes about 0.7 kB per passage and 0.1 kB per query. `threshold` is that of `NearDuplicates`,
+    or 1 for equal passages only.
     """
 
     def __init__(self, threshold: float):
-        """
-        Args:
-          threshold: as for `NearDuplicates`; 1 for equal passages only.
-
-        Raises:
-          UserError: the threshold is out of range.
-        """
         self._queries: set[int] = set()
         self._passages: set[int] = set()
         self._near = NearDuplicates[bool](threshold) if threshold != 1 else None
@@ -54,8 +41,8 @@ class BenchmarkTexts:
             - a directory in BEIR's layout: queries and relevant passages of all qrels except
               train's (training and evaluation may share the corpus);
             - a TFDS directory of inf_ir: its split dev;
-            - a jsonl, jsonl.gz, parquet or JSON file, or a directory of such files, with
-              QUERY_FIELDS, PASSAGE_FIELDS or EITHER_FIELD, which counts as both.
+            - a jsonl, jsonl.gz, parquet or JSON file, or a directory of such files, with fields
+              of _QUERY_NAMES, _PASSAGE_NAMES or _EITHER_NAME, which counts as both.
           threshold: as for the class.
 
         Raises:
@@ -128,11 +115,11 @@ def _evaluation_splits(path: Path) -> list[str]:
 def _row_texts(row: Row) -> Iterator[tuple[str, str]]:
     known = False
     for name in row.values:
-        if name in QUERY_FIELDS:
+        if name in _QUERY_NAMES:
             yield text_field(row, name), ""
-        elif name in PASSAGE_FIELDS:
+        elif name in _PASSAGE_NAMES:
             yield "", text_field(row, name)
-        elif name == EITHER_FIELD:
+        elif name == _EITHER_NAME:
             text = text_field(row, name)
             yield text, text
             if "title" in row.values:
@@ -141,7 +128,7 @@ def _row_texts(row: Row) -> Iterator[tuple[str, str]]:
             continue
         known = True
     if not known:
-        names = ", ".join((*QUERY_FIELDS, *PASSAGE_FIELDS, EITHER_FIELD))
+        names = ", ".join((*_QUERY_NAMES, *_PASSAGE_NAMES, _EITHER_NAME))
         raise UserError(
             f"{row.where}: none of the fields {names}; the row has: "
             f"{', '.join(row.values) or 'no fields'}; rename the field that holds the text"

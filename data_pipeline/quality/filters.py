@@ -11,16 +11,15 @@ from collections.abc import Iterator
 
 from data_pipeline.items import Item
 from data_pipeline.quality.contamination import BenchmarkTexts
-from data_pipeline.quality.minhash import NearDuplicates, compact, signature, similarity, tokens
+from data_pipeline.quality.minhash import signature, similarity, tokens
+from data_pipeline.quality.near_duplicates import NearExamples
 from data_pipeline.quality.phrases import phrases
-from data_pipeline.quality.rules import Limits, validate
+from data_pipeline.quality.rules import DOCUMENT_FIELDS, QUERY_FIELDS, Limits, validate
 from data_pipeline.sources.folding import fold
 from inf_jax.core.errors import UserError
 from inf_jax.data.records import FIELDS, Example, pairs
 
 RULES = ("language", "phrases", "leaks", "near_same", "duplicates", "contamination")
-PASSAGES = ("document_positive", "hard_negative_document_1", "hard_negative_document_2")
-QUERIES = ("query_positive", "query_negative")
 
 # py3langid on 13,000 pieces of English text (MedQuAD, PubMedQA): of pieces of 100 bytes 0.01% have
 # a probability under 0.01 for English, of pieces of 40 bytes 1%, of whole texts none. German and
@@ -68,21 +67,12 @@ class ItemFilter:
     """
 
     def __init__(self, settings: FilterSettings, benchmarks: BenchmarkTexts | None = None):
-        """
-        Args:
-          settings: what to drop.
-          benchmarks: texts that must not occur; None for none.
-
-        Raises:
-          UserError: an unknown language, or a threshold out of range.
-        """
-        self._settings = settings
-        self._benchmarks = benchmarks
+        """Raises UserError for an unknown language, or a threshold out of range."""
+        self._settings, self._benchmarks = settings, benchmarks
         self._seen: set[int] = set()
-        self._near: NearDuplicates | None = None
+        self._near: NearExamples | None = None
         if "duplicates" in settings.rules and settings.near_duplicate != 1:
-            # texts: instructed queries; keys: signatures of their passages
-            self._near = NearDuplicates(settings.near_duplicate)
+            self._near = NearExamples(settings.near_duplicate)
         if "language" in settings.rules and settings.languages:
             _check_languages(settings.languages)
 
@@ -98,13 +88,10 @@ class ItemFilter:
         verdict = validate(example, limits=self._settings.limits, seen=self._seen)
         reasons = [*verdict.reasons, *item_reasons(item, self._settings, self._benchmarks)]
         if self._near is not None and "duplicate_query" not in reasons:
-            query = instructed_query(example)
-            passage = compact(signature(example.document_positive))
-            threshold = self._settings.near_duplicate
-            if any(similarity(passage, p) >= threshold for p in self._near.matches(query)):
+            if example in self._near:
                 reasons.append("near_duplicate")
             elif not reasons:
-                self._near.add(passage, query)
+                self._near.add(example)
         if not reasons:
             self._seen.update(verdict.identity)
         return item.drop("filter", *reasons)
@@ -130,11 +117,6 @@ def item_reasons(
     return tuple(itertools.chain.from_iterable(reasons))
 
 
-def instructed_query(example: Example) -> str:
-    """The text that is compared, besides the positive passage, to find near duplicates."""
-    return f"{example.query_positive} {example.instruction_positive}"
-
-
 def wrong_language(item: Item, languages: tuple[str, ...] = ()) -> Iterator[str]:
     """`language:<field>` of each generated text that is in none of the languages.
 
@@ -158,7 +140,7 @@ def boilerplate(item: Item) -> Iterator[str]:
     source = f"{item.passage}\n{item.query}"
     for field in FIELDS:
         text = getattr(item.example, field)
-        for name in phrases(text, passage=field in PASSAGES, source=source):
+        for name in phrases(text, passage=field in DOCUMENT_FIELDS, source=source):
             yield f"{name}:{field}"
 
 
@@ -171,9 +153,7 @@ def leaks(example: Example, leak_words: int) -> Iterator[str]:
     reasons = {}
     fields = ("instruction_positive", "instruction_negative", "instruction_positive")
     for pair, field in zip(pairs(example), fields, strict=True):
-        if pair and _leaks(
-            tokens(pair.instruction), tokens(pair.query), tokens(pair.passage), leak_words
-        ):
+        if pair and _leaks(*map(tokens, pair), leak_words):
             reasons[f"leaks_answer:{field}"] = None
     yield from reasons
 
@@ -182,7 +162,7 @@ def near_same(example: Example, threshold: float) -> Iterator[str]:
     """`near_same:<field>` of a poisoned passage that nearly equals another passage of the example;
     equal passages are reported by `validate` as `same_text`."""
     reasons = {}
-    texts = {field: text for field in PASSAGES if (text := getattr(example, field))}
+    texts = {field: text for field in DOCUMENT_FIELDS if (text := getattr(example, field))}
     for a, b in itertools.combinations(texts, 2):
         near = similarity(signature(texts[a]), signature(texts[b])) >= threshold
         if near and fold(texts[a]) != fold(texts[b]):
@@ -193,10 +173,12 @@ def near_same(example: Example, threshold: float) -> Iterator[str]:
 def contamination(example: Example, benchmarks: BenchmarkTexts) -> Iterator[str]:
     """`evaluation_query:<field>`, `evaluation_passage:<field>` or
     `near_evaluation_passage:<field>` of each text that a benchmark has."""
-    for field in (*QUERIES, *PASSAGES):
-        if text := getattr(example, field):
-            shares = benchmarks.shares_query if field in QUERIES else benchmarks.shares_passage
-            if reason := shares(text):
+    for fields, shares in (
+        (QUERY_FIELDS, benchmarks.shares_query),
+        (DOCUMENT_FIELDS, benchmarks.shares_passage),
+    ):
+        for field in fields:
+            if (text := getattr(example, field)) and (reason := shares(text)):
                 yield f"{reason}:{field}"
 
 
@@ -235,9 +217,7 @@ def _check_languages(languages: tuple[str, ...]) -> None:
 def _probabilities(text: str) -> dict[str, float]:
     """Probability by language; {} for a text that is too short."""
     text = text[:_LANGUAGE_CHARACTERS]
-    if len(text.encode()) < LANGUAGE_BYTES:
-        return {}
-    return dict(_identifier().rank(text))
+    return dict(_identifier().rank(text)) if len(text.encode()) >= LANGUAGE_BYTES else {}
 
 
 @functools.lru_cache(maxsize=1)

@@ -9,15 +9,12 @@ import functools
 import hashlib
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from data_pipeline.sources.folding import fold
 from inf_jax.core.errors import UserError
-
-if TYPE_CHECKING:  # slow to import (scipy)
-    from datasketch import MinHash
 
 NUM_PERM = 128  # the estimate's standard deviation is sqrt(s (1 - s) / 128): 0.035 at s = 0.8
 THRESHOLDS = (0.3, 0.95)  # the range in which 128 permutations are reliable
@@ -25,9 +22,7 @@ THRESHOLDS = (0.3, 0.95)  # the range in which 128 permutations are reliable
 _WORDS = 3  # of a shingle
 _FEW_WORDS = 8  # in shorter texts one changed word would change most shingles
 _CHARACTERS = 5  # of a shingle of a text with few words
-# (false positives, false negatives): candidates are compared again, so a false positive costs
-# little.
-_WEIGHTS = (0.05, 0.95)
+_WEIGHTS = (0.05, 0.95)  # of false positives, which cost one comparison, and false negatives
 # Thai, Lao, Myanmar, Khmer; kana; Han and extensions: scripts without spaces between words.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff"
 _TOKEN = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
@@ -56,10 +51,7 @@ def shingles(text: str) -> set[bytes]:
 @functools.lru_cache(maxsize=32)  # several rules in a row use the same text
 def signature(text: str) -> np.ndarray:
     """uint32[NUM_PERM], read-only: the MinHash of the text's `shingles`."""
-    start = _empty()
-    from datasketch import MinHash
-
-    sketch = MinHash(permutations=start.permutations, scheme=start.scheme)
+    sketch = _empty().copy()
     sketch.update_batch(shingles(text))
     values = sketch.hashvalues
     values.flags.writeable = False
@@ -93,17 +85,12 @@ def bands(values: np.ndarray, *, threshold: float) -> tuple[int, ...]:
     """
     count, rows = _bands_and_rows(threshold)
     data = np.ascontiguousarray(values, "<u4").tobytes()
-    size = 4 * rows
-    return tuple(
-        int.from_bytes(
-            hashlib.blake2b(
-                data[band * size : (band + 1) * size], digest_size=8, salt=band.to_bytes(2)
-            ).digest(),
-            "little",
-            signed=True,
-        )
-        for band in range(count)
-    )
+    keys = []
+    for band in range(count):
+        part = data[4 * rows * band : 4 * rows * (band + 1)]
+        digest = hashlib.blake2b(part, digest_size=8, salt=band.to_bytes(2)).digest()
+        keys.append(int.from_bytes(digest, "little", signed=True))
+    return tuple(keys)
 
 
 class NearDuplicates(Generic[Key]):
@@ -199,8 +186,8 @@ class _Postings:
 
 
 @functools.cache
-def _empty() -> "MinHash":
-    from datasketch import MinHash
+def _empty():
+    from datasketch import MinHash  # slow to import (scipy)
 
     return MinHash(num_perm=NUM_PERM, seed=1, scheme="affine32")
 

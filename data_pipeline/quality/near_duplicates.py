@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-from data_pipeline.quality.filters import instructed_query
 from data_pipeline.quality.minhash import NearDuplicates, bands, compact, signature, similarity
 from inf_jax.data.records import Example
 
@@ -22,22 +21,51 @@ def is_near(threshold: float) -> Callable[[Example], bool]:
     Raises:
       UserError: a threshold outside `minhash.THRESHOLDS`.
     """
-    queries: NearDuplicates[np.ndarray] = NearDuplicates(threshold)  # key: the passage's signature
+    examples = NearExamples(threshold)
 
     def near(example: Example) -> bool:
-        query, passage = instructed_query(example), compact(signature(example.document_positive))
-        repeated = any(similarity(passage, p) >= threshold for p in queries.matches(query))
-        queries.add(passage, query)
+        repeated = example in examples
+        examples.add(example)
         return repeated
 
     return near
+
+
+class NearExamples:
+    """An index of examples; `example in index` says whether it has a near duplicate there.
+
+    Raises:
+      UserError: a threshold outside `minhash.THRESHOLDS`.
+    """
+
+    def __init__(self, threshold: float):
+        # texts: instructed queries; keys: signatures of their passages
+        self._queries: NearDuplicates[np.ndarray] = NearDuplicates(threshold)
+
+    def __contains__(self, example: Example) -> bool:
+        passage, threshold = _passage(example), self._queries.threshold
+        passages = self._queries.matches(instructed_query(example))
+        return any(similarity(passage, other) >= threshold for other in passages)
+
+    def add(self, example: Example) -> None:
+        """Adds an example, whether or not it has near duplicates."""
+        self._queries.add(_passage(example), instructed_query(example))
+
+
+def instructed_query(example: Example) -> str:
+    """The text that is compared besides the positive passage."""
+    return f"{example.query_positive} {example.instruction_positive}"
+
+
+def _passage(example: Example) -> np.ndarray:
+    return compact(signature(example.document_positive))
 
 
 def sketch(example: Example, threshold: float) -> tuple[tuple[int, ...], bytes]:
     """The band keys of an example's instructed query, and the bytes that `repeats` compares: the
     compact signatures of instructed query and passage."""
     query = signature(instructed_query(example))
-    both = np.stack([compact(query), compact(signature(example.document_positive))])
+    both = np.stack([compact(query), _passage(example)])
     return bands(query, threshold=threshold), both.tobytes()
 
 

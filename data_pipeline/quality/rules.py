@@ -16,7 +16,8 @@ from rich.table import Table
 from data_pipeline.sources.folding import fold
 from inf_jax.data.records import FIELDS, Example, pairs, text_hash
 
-POSITIVE_FIELDS = FIELDS[:3]
+QUERY_FIELDS = tuple(field for field in FIELDS if field.startswith("query"))
+DOCUMENT_FIELDS = tuple(field for field in FIELDS if "document" in field)
 _POISONS = (FIELDS[3:5], FIELDS[5:7])
 _OPPOSITES = (
     ("query_positive", "query_negative"),
@@ -55,15 +56,18 @@ class Verdict:
     """Whether to keep an example, and why not.
 
     Attributes:
-      keep: whether no rule is violated.
       reasons: each violated rule, as `rule` or `rule:field`.
       identity: hashes of the positive instructed query and the positive passage; those of sound
         examples belong to the `seen` of later ones.
     """
 
-    keep: bool
     reasons: tuple[str, ...]
     identity: tuple[int, int]
+
+    @property
+    def keep(self) -> bool:
+        """Whether the example violates no rule."""
+        return not self.reasons
 
     @property
     def sound(self) -> bool:
@@ -72,8 +76,7 @@ class Verdict:
 
     def also(self, *reasons: str) -> "Verdict":
         """The verdict with more violated rules."""
-        reasons = (*self.reasons, *reasons)
-        return Verdict(not reasons, reasons, self.identity)
+        return Verdict((*self.reasons, *reasons), self.identity)
 
 
 def validate(
@@ -94,8 +97,6 @@ def validate(
     shared_with_eval:<field> the evaluation split has the passage or the instructed query too
 
     Args:
-      example: the record.
-      limits: lengths, and whether passages may repeat.
       seen: `identity` of the verdicts on all earlier sound examples.
       eval_hashes: `evaluation_hashes` of every example of the evaluation split.
     """
@@ -108,7 +109,7 @@ def validate(
     if identity[1] in seen and not limits.repeated_documents:
         reasons.append("duplicate_document")
     reasons += [f"shared_with_eval:{f}" for f, number in hashes.items() if number in eval_hashes]
-    return Verdict(not reasons, tuple(reasons), identity)
+    return Verdict(tuple(reasons), identity)
 
 
 def evaluation_hashes(example: Example) -> set[int]:
@@ -119,6 +120,9 @@ def evaluation_hashes(example: Example) -> set[int]:
 def held_out(example: Example, fraction: float) -> bool:
     """Whether the example belongs to the evaluation split; all examples of a query do or do not."""
     return text_hash("held out\x1f" + fold(example.query_positive)) < fraction * 2.0**64
+
+
+_COUNTERS = ("dropped_by_source", "reasons", "absent")
 
 
 @dataclasses.dataclass
@@ -146,39 +150,27 @@ class Report:
 
     def add(self, example: Example, verdict: Verdict) -> None:
         """Counts an example."""
-        if not verdict.keep:
+        self.reasons.update(verdict.reasons)
+        if verdict.keep:
+            self.kept += 1
+            self.absent.update(first for first, _ in _POISONS if not getattr(example, first))
+        else:
             self.dropped += 1
-            self.reasons.update(verdict.reasons)
-            return
-        self.kept += 1
-        self.absent.update(first for first, _ in _POISONS if not getattr(example, first))
 
     def __add__(self, other: "Report") -> "Report":
         """The sum of both reports' counts."""
-        return Report(
-            **{
-                f.name: getattr(self, f.name) + getattr(other, f.name)
-                for f in dataclasses.fields(self)
-            }
-        )
+        return Report(**{name: own + getattr(other, name) for name, own in vars(self).items()})
 
     def to_json(self) -> dict[str, Any]:
         """A dict of plain numbers, in a fixed order; `from_json` reads it back."""
-        counters = {
-            name: dict(sorted(getattr(self, name).items()))
-            for name in ("dropped_by_source", "reasons", "absent")
-        }
+        counters = {name: dict(sorted(getattr(self, name).items())) for name in _COUNTERS}
         return {"rows": self.rows, "kept": self.kept, "dropped": self.dropped, **counters}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Report":
         """Inverse of `to_json`."""
-        counters = ("dropped_by_source", "reasons", "absent")
-        return cls(
-            dropped=values["dropped"],
-            kept=values["kept"],
-            **{name: Counter(values[name]) for name in counters},
-        )
+        counters = {name: Counter(values[name]) for name in _COUNTERS}
+        return cls(dropped=values["dropped"], kept=values["kept"], **counters)
 
 
 def kept(
@@ -194,10 +186,8 @@ def kept(
     An example is a duplicate of any earlier sound one, even of one that is a duplicate itself. So
     verdicts do not depend on what else was kept, and groups of records can be judged separately.
 
-    Args:
-      report: counts all examples.
-      is_near: called for each sound example in order; whether it is a near duplicate of an earlier
-        one.
+    `report` counts all examples. `is_near` is called for each sound example in order: whether it is
+    a near duplicate of an earlier one.
     """
     seen: set[int] = set()
     for example in examples:
@@ -240,7 +230,7 @@ def report_table(reports: dict[str, Report]) -> Table:
 
 
 def _empty(folded: Example) -> Iterator[str]:
-    yield from (f"empty:{field}" for field in POSITIVE_FIELDS if not getattr(folded, field))
+    yield from (f"empty:{field}" for field in FIELDS[:3] if not getattr(folded, field))
     for poison in _POISONS:
         empty = [field for field in poison if not getattr(folded, field)]
         if len(empty) == 1:  # if both are empty, the poison is absent, which is allowed
@@ -274,10 +264,7 @@ def _repeats(folded: Example) -> Iterator[str]:
 
 
 def _pair_hashes(example: Example) -> dict[str, int]:
-    """Hashes of each pair's instructed query and passage, by field.
-
-    Folding the example first makes no difference, since `fold` is idempotent.
-    """
+    """Hashes of each pair's folded instructed query and passage, by field."""
     hashes = {}
     names = (("query_positive", "document_positive"), *_POISONS)
     for pair, (query, document) in zip(pairs(example), names, strict=True):
