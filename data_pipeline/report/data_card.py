@@ -66,24 +66,5 @@ def data_card(report: dict[str, Any], info: CardInfo) -> str:
         tables={name: table.markdown() for name, table in report_tables(report).items()},
         rewritten=percentage(report["rewritten"]["kept"], report["kept"]),
         kappa=kappa(report["agreement"]),
-        reviewed=_reviewed(report["review"]),
-        length_ratio=_length_ratio(report),
     )
     return f"{card.content}\n"
-
-
-def _reviewed(review: dict[str, int]) -> dict[str, str]:
-    accepted, rejected, over = (review.get(v, 0) for v in ("accept", "reject", "accept_over_drop"))
-    return {
-        "all": f"{accepted + over + rejected:,}",
-        "accepted": f"{accepted + over:,}",
-        "overridden": f", {over:,} of them against a judge or the score" if over else "",
-        "rejected": f"{rejected:,}",
-    }
-
-
-def _length_ratio(report: dict[str, Any]) -> str:
-    positive, negative = (report["lengths"][f"{name} passage"] for name in ("positive", "negative"))
-    if not (positive["count"] and negative["count"]):
-        return ""
-    return f"{negative['mean'] / positive['mean']:.2f}"

@@ -5,14 +5,12 @@ import math
 import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 from data_pipeline.items import COMBINATIONS, RELEVANT, Fingerprint, Item
 from data_pipeline.report.agreement import Agreement
 from inf_jax.core.errors import UserError
 from inf_jax.data.records import pairs
-from inf_jax.io.json_files import write_json
 
 REPORT_FORMAT = 1
 STAGES = ("query", "generate", "filter", "judge", "judge_2", "score", "review")  # in their order
@@ -71,11 +69,6 @@ def summarise(
             if tap:
                 tap(item)
     return counts.to_json(usage, pairs_report)
-
-
-def write_report(path: Path, report: dict[str, Any]) -> None:
-    """Writes `report.json` atomically; raises UserError if it cannot be written."""
-    write_json(path, report)
 
 
 class _UniqueIds:

@@ -31,7 +31,7 @@ from data_pipeline.quality.rules import Limits
 from data_pipeline.report.audit import write_audit
 from data_pipeline.report.data_card import CardInfo, write_data_card
 from data_pipeline.report.sample import AuditSample
-from data_pipeline.report.summary import summarise, write_report
+from data_pipeline.report.summary import summarise
 from data_pipeline.sources.pair_readers import read_pairs
 from data_pipeline.stages.estimate import Estimator, StageEstimate
 from data_pipeline.stages.model_stages import ModelSettings, ModelStages
@@ -42,7 +42,7 @@ from data_pipeline.stages.stage_files import StageFile, stage_files
 from inf_jax.config.command_line import command_line
 from inf_jax.core.errors import UserError
 from inf_jax.io.atomic import atomic_file
-from inf_jax.io.json_files import sha256_of_file
+from inf_jax.io.json_files import sha256_of_file, write_json
 
 STAGES = ("pairs", "generate", "filter", "judge", "score", "corpus", "report", "build")
 _MODEL_STAGES = ("generate", "filter", "judge")
@@ -246,7 +246,7 @@ class Factory:
             outcomes.read(), self.journal.usage(), pairs_report=pairs_report, tap=sample.add
         )
         name = config.corpus.name or self.out_dir.name
-        write_report(self.out_dir / "report.json", report)
+        write_json(self.out_dir / "report.json", report)
         write_audit(self.out_dir / "audit.html", report, sample.items(), title=name)
         info = CardInfo(
             name=name,

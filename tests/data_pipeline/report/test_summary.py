@@ -7,8 +7,9 @@ import pytest
 
 from data_pipeline.items import Fingerprint, Item, example_hash
 from data_pipeline.report.sample import AuditSample
-from data_pipeline.report.summary import summarise, write_report
+from data_pipeline.report.summary import summarise
 from inf_jax.core.errors import UserError
+from inf_jax.io.json_files import write_json
 from tests.data_pipeline.factory_items import USAGE, corpus, judged, made
 
 
@@ -132,7 +133,7 @@ def test_fingerprint_is_of_the_texts_not_of_the_outcomes(report):
 
 
 def test_report_is_written(report, tmp_path):
-    write_report(tmp_path / "report.json", report)
+    write_json(tmp_path / "report.json", report)
     assert json.loads((tmp_path / "report.json").read_text()) == report
 
 
