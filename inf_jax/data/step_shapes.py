@@ -53,7 +53,7 @@ def plan_inputs(
     query_tokens: float,
     passage_tokens: float,
 ) -> StepInputs:
-    """The input of a step on this many devices.
+    """The input of a step on this many devices; UserError as of `BatchLayout`.
 
     Args:
       tokenizer: loads the tokenizer; called where there is a dataset to measure.

@@ -70,8 +70,8 @@ class TokenisingPlan:
         split, total = self.recipe["split"], len(self.shards)
         missing = {n for n, shard in enumerate(self.shards) if not _is_finished(*shard)}
         if not missing and self.manifest.exists():
-            found = f"{self.num_examples} examples are tokenised already"
-            print(f"{split}: {found}, reusing {self.directory}")
+            count = self.num_examples
+            print(f"{split}: {count} examples are tokenised already, reusing {self.directory}")
             return None
         if len(missing) < total:
             print(f"{split}: reusing {total - len(missing)} of {total} shards in {self.directory}")
@@ -144,11 +144,12 @@ def _checksum(path: Path) -> str:
         raise UserError(f"cannot read {path}: {error.strerror}; build the dataset again") from error
 
 
-def read_source(path: Path, *, count: int) -> Iterator[Example]:
-    """The examples of one text TFRecord file that must have `count`; CorruptRecordError at the
-    first damaged, missing or surplus record."""
-    for number, data in enumerate(read_records(path, count=count)):
-        yield decode_at(path, number, data)
+def read_sources(sources: list[tuple[Path, int]]) -> Iterator[Example]:
+    """The examples of text TFRecord files, each with its number of records; CorruptRecordError at
+    the first damaged, missing or surplus record."""
+    for path, count in sources:
+        for number, data in enumerate(read_records(path, count=count)):
+            yield decode_at(path, number, data)
 
 
 def decode_at(path: Path, number: int, data: bytes) -> Example:

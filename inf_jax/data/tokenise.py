@@ -18,7 +18,7 @@ from inf_jax.data.splice_check import sampled
 from inf_jax.data.token_shards import (
     EXAMPLES_PER_SHARD,
     plan_shards,
-    read_source,
+    read_sources,
     source_files,
     write_manifest,
     write_shard,
@@ -69,7 +69,7 @@ def tokenise(
     if todo is None:
         return plan.directory
     sample: list[Example] = []
-    examples = sampled(_examples(plan.sources), count=plan.num_examples, into=sample)
+    examples = sampled(read_sources(plan.sources), count=plan.num_examples, into=sample)
     with tqdm.tqdm(
         total=plan.num_examples, desc=f"tokenise {split}", unit="ex", disable=not progress
     ) as bar:
@@ -87,9 +87,4 @@ def tokenise(
 def read_examples(dataset_dir: str | os.PathLike, split: str) -> Iterator[Example]:
     """The examples of one split of a TFDS directory, in the order of its files; UserError where it
     is missing, damaged or empty, names file and record."""
-    yield from _examples(source_files(Path(dataset_dir), split))
-
-
-def _examples(sources: list[tuple[Path, int]]) -> Iterator[Example]:
-    for path, count in sources:
-        yield from read_source(path, count=count)
+    yield from read_sources(source_files(Path(dataset_dir), split))

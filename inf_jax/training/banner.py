@@ -120,28 +120,21 @@ def summary(
       metrics: of the last step.
       pace: timing figures of all steps of all starts (`inf_jax.monitoring.step_timer`).
     """
-    table(
-        "trained",
-        [
-            ("steps", steps),
-            ("seconds", f"{seconds:.0f}"),
-            ("fill", f"{training.loader.plan.fill:.1%}"),
-        ],
-    )
+    fill = f"{training.loader.plan.fill:.1%}"
+    table("trained", [("steps", steps), ("seconds", f"{seconds:.0f}"), ("fill", fill)])
     table("pace of all steps, compilation not included", pace_rows(pace))
-    rows = health_rows(metrics)
-    if rows:
+    if rows := health_rows(metrics):
         table("health of the last step", rows)
 
 
 def health_rows(metrics: dict) -> list[tuple[str, str]]:
     """(label, value) of the health figures among these metrics, in the order of `_HEALTH`."""
-    rows = []
-    for key, (label, form) in _HEALTH.items():
-        for name, value in metrics.items():
-            if name == key or (key.endswith("/") and name.startswith(key)):
-                rows.append((label + name.removeprefix(key), format(value, form)))
-    return rows
+    return [
+        (label + name.removeprefix(key), format(value, form))
+        for key, (label, form) in _HEALTH.items()
+        for name, value in metrics.items()
+        if name == key or (key.endswith("/") and name.startswith(key))
+    ]
 
 
 def pace_rows(pace: dict[str, float]) -> list[tuple[str, str]]:

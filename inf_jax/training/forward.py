@@ -25,10 +25,7 @@ class EncodingPlan:
         parameters.
       instructed: for the query encoder "attention", `Encoder.encode_instructed` with its
         max_tokens; None for "joint".
-      groups: chunks of each device, encoded one after another and again in the backward pass
-        (GradCache); 1 encodes all at once and keeps the activations.
-      mesh: over which batch and parameters are split; None is one device.
-      gather: when parameters are gathered from their shards, see `gradcache.encode_in_chunks`.
+      groups, mesh, gather: as of `gradcache.encode_in_chunks`.
     """
 
     encode: Encode
@@ -37,20 +34,13 @@ class EncodingPlan:
     mesh: Mesh | None = None
     gather: str = "auto"
 
-    def run(self, encode: Callable, tree: dict, texts: Packed):
-        """encode(tree, texts) in chunks."""
-        return encode_in_chunks(
-            encode, tree, texts, groups=self.groups, mesh=self.mesh, gather=self.gather
-        )
-
 
 class Embeddings(NamedTuple):
     """Vectors of the b pairs of a batch.
 
     Attributes:
       queries, passages: float32[b, e].
-      instruction_negatives: float32[b, 1 + m, e] in the order of `InstructionNegatives.ids`, or
-        None.
+      instruction_negatives: float32[b, 1 + m, e] as `InstructionNegatives.ids`, or None.
     """
 
     queries: jax.Array
@@ -61,19 +51,17 @@ class Embeddings(NamedTuple):
 def encode_pairs(
     plan: EncodingPlan, params: dict, batch: Batch, *, key: jax.Array | None = None
 ) -> Embeddings:
-    """The embeddings of a batch.
-
-    Args:
-      params: {tower: tree}.
-      key: turns dropout on; its bits depend on text and position alone, so chunks and mesh change
-        nothing.
-    """
+    """The embeddings of a batch under the parameters {tower: tree}; a key turns dropout on, whose
+    bits depend on text and position alone, so chunks and mesh change nothing."""
 
     def run(encode: Callable, role: str, texts: Packed, **options):
-        return plan.run(
+        return encode_in_chunks(
             lambda tree, p, **split: encode(tree, p, key, **options, **split),
             tower(params, role),
             texts,
+            groups=plan.groups,
+            mesh=plan.mesh,
+            gather=plan.gather,
         )
 
     shared = isinstance(batch.texts, Packed)

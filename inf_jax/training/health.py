@@ -9,12 +9,10 @@ batch stays sharded: only sums, [e, e] products and the sampled rows cross the m
   effective rank  (tr C)^2 / ||C||_F^2, C the covariance        the participation ratio, Gao et al.
                   of a tower's embeddings                       2017, bioRxiv 214262
 
-With l_k the eigenvalues of C the participation ratio is (sum l)^2 / sum l^2: the exponential of the
-Renyi entropy of order 2 of l / sum l. The effective rank of Roy & Vetterli 2007 takes Shannon's
-entropy, which needs the eigenvalues, O(e^3) per step on one device; this one needs only the entries
-of C. It lies between 1 and min(e, rows - 1) and grows with the number of rows, so compare runs of
-the same batch size. It uses the covariance instead of the second moment because encoders have a
-mean direction common to all texts, which would hide the rest; uniformity shows that direction.
+The participation ratio is the exponential of the Renyi entropy of order 2 of C's normalised
+eigenvalues; the effective rank of Roy & Vetterli 2007, of Shannon's, would need the eigenvalues,
+O(e^3) per step. It lies between 1 and min(e, rows - 1) and grows with the rows: compare runs of one
+batch size. Covariance, not second moment: the mean direction of all texts would hide the rest.
 """
 
 import jax
@@ -52,16 +50,13 @@ def health(
       mask: "identity" or "faithful", which candidates of block P are negatives, see
         `contrastive_loss`. Static.
       bins: of the histograms. Static.
-      sample: most rows for the metrics that are quadratic in rows; empty slots among them do not
-        count. Static.
+      sample: most rows for the metrics that are quadratic in rows. Static.
 
     Returns:
-      float32 without gradient, finite for finite embeddings: "health/alignment",
-      "health/uniformity_query", "health/uniformity_passage", "health/rank_query",
-      "health/rank_passage", scalars, 0 where there are too few rows; and "health/positive_scores"
-      (all rows), "health/negative_scores" (sampled rows against sampled rows), [bins]: shares of
-      the cosines in equal bins over [-1, 1], values outside in the outer bins; they sum to 1, or to
-      0 where there are no scores.
+      float32 without gradient, finite for finite embeddings: scalars, 0 where there are too few
+      rows; and "health/positive_scores" (all rows) and "health/negative_scores" (sampled rows),
+      [bins]: shares of the cosines in equal bins over [-1, 1], values outside in the outer bins;
+      they sum to 1, or to 0 where there are no scores.
 
     Raises:
       UserError: wrong shapes or options, or ids missing with mask="identity".
@@ -74,16 +69,17 @@ def health(
 
     queries, passages = clean(queries), clean(passages)
     chosen = sample_rows(valid.shape[0], sample)
+    picked = None
+    if mask == "identity":
+        picked = TextIds(*(hashes[chosen] for hashes in ids))
+        picked = picked._replace(passage=picked.passage[:, None])
     rows = RowTexts(
         index=jnp.asarray(chosen),
         queries=queries[chosen],
         passages=passages[chosen][:, None],
         valid=valid[chosen],
-        ids=None,
+        ids=picked,
     )
-    if mask == "identity":
-        picked = TextIds(*(hashes[chosen] for hashes in ids))
-        rows = rows._replace(ids=picked._replace(passage=picked.passage[:, None]))
     negatives = candidates(BLOCKS["P"], rows, rows)
     counted = rows.valid[:, None] & negatives.eligible
     if negatives.known_positive is not None:
@@ -100,11 +96,8 @@ def health(
 
 
 def sample_rows(rows: int, sample: int) -> np.ndarray:
-    """int32[min(rows, sample)]: one row of each of as many equal strides, in order.
-
-    The place in the stride follows the golden ratio: the first of each stride would always be the
-    same one of an example's three pairs where 3 divides the stride.
-    """
+    """int32[min(rows, sample)]: one row of each of as many equal strides, in order; its place
+    follows the golden ratio, as the first could always be the same of an example's three pairs."""
     places = np.arange(min(rows, sample))
     return np.floor((places + places * _GOLDEN % 1) * (rows / len(places))).astype(np.int32)
 
@@ -136,9 +129,8 @@ def _shares(scores: jax.Array, counted: jax.Array, bins: int) -> jax.Array:
     edges = np.linspace(-1, 1, bins + 1, dtype=np.float32)[1:-1]
     total = jnp.sum(counted, dtype=jnp.int32)
     # counts of scores at or above each inner edge: sums over the mesh, no scatter
-    axes = tuple(range(scores.ndim))
     above = (scores[..., None] >= edges.reshape((1,) * scores.ndim + (-1,))) & counted[..., None]
-    above = jnp.sum(above, axis=axes, dtype=jnp.int32)
+    above = jnp.sum(above, axis=tuple(range(scores.ndim)), dtype=jnp.int32)
     steps = jnp.concatenate([total[None], above, jnp.zeros(1, jnp.int32)])
     return (steps[:-1] - steps[1:]).astype(jnp.float32) / jnp.maximum(total, 1)
 

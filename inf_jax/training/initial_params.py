@@ -14,7 +14,7 @@ from inf_jax.config.defaults import defaults, run_config
 from inf_jax.config.sections import RunConfig
 from inf_jax.core.errors import UserError
 from inf_jax.distributed.sharding import state_shardings
-from inf_jax.io import storage
+from inf_jax.io.storage import AnyPath, as_path
 from inf_jax.models.config import EncoderConfig
 from inf_jax.models.hf.backbone import Backbone, load_model
 from inf_jax.models.lora import is_adapter
@@ -39,12 +39,8 @@ def start_params(
     model: Backbone, partition: ParameterPartition, mesh: Mesh, *, start_from: str
 ) -> dict:
     """{tower: tree} on the mesh, float32, without adapters: the backbone's own weights, or those of
-    the run that `start_from` names.
-
-    Raises:
-      UserError: there is no such run, or its model or tokenizer is another one.
-    """
-    shardings = partition.base_shardings(mesh)
+    the run `start_from`; UserError where it is missing or has another model or tokenizer."""
+    shardings = state_shardings(mesh, partition.base)
     if not start_from:
         tree = model.load(next(iter(shardings.values()))).params
         return dict.fromkeys(partition.base, tree)
@@ -78,21 +74,10 @@ def start_params(
 
 
 def trained_params(
-    directory: storage.AnyPath,
-    config: RunConfig,
-    model: Backbone,
-    mesh: Mesh,
-    *,
-    which: str = "newest",
+    directory: AnyPath, config: RunConfig, model: Backbone, mesh: Mesh, *, which: str = "newest"
 ) -> Trained | None:
-    """The parameters of a checkpoint of the run that `config` describes, on the mesh.
-
-    Args:
-      directory: of the checkpoints.
-      which: see `checkpoint.read_saved`.
-
-    Returns:
-      None where there is no checkpoint.
+    """The parameters of a checkpoint of the run that `config` describes, on the mesh; None where
+    there is none. `directory` and `which` as of `checkpoint.read_saved`.
 
     Raises:
       UserError: there is no such checkpoint, it is damaged, or it does not fit the model or the
@@ -100,10 +85,9 @@ def trained_params(
     """
     partition = make_partition(config, model.encoder)
     shapes = jax.eval_shape(partition.trained, partition.base)
+    shardings = state_shardings(mesh, shapes)
     abstract = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        shapes,
-        state_shardings(mesh, shapes),
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
     )
     saved = checkpoint.read_saved(directory, which)
     if saved is None:
@@ -132,9 +116,9 @@ def _adapters(*trees: Mapping) -> dict:
     return adapters
 
 
-def _directory(start_from: str) -> tuple[storage.AnyPath, str]:
+def _directory(start_from: str) -> tuple[AnyPath, str]:
     """(directory of checkpoints, which) of a run's out_dir or one of its checkpoints."""
-    path = storage.as_path(start_from)
+    path = as_path(start_from)
     if path.name.isdecimal() and (path / "state").exists():
         return path.parent, path.name
     return path / "checkpoints", "newest"
@@ -174,16 +158,13 @@ def _check_same_tokens(theirs: Backbone, model: Backbone, start_from: str, name:
         )
 
 
-def _check_same_adapters(
-    config: RunConfig, saved: checkpoint.Saved, directory: storage.AnyPath
-) -> None:
+def _check_same_adapters(config: RunConfig, saved: checkpoint.Saved, directory: AnyPath) -> None:
     """Raises UserError where the run's frozen parameters or adapters were other ones."""
     was, now = _config_of(saved.config).model, config.model
-    names = """lora_rank lora_alpha lora_targets frozen_dtype freeze projection
-        projection_bias""".split()
+    names = "lora_rank lora_alpha lora_targets frozen_dtype freeze projection projection_bias"
     differ = [
         f"model.{name} was {getattr(was, name)!r}, is now {getattr(now, name)!r}"
-        for name in names
+        for name in names.split()
         if getattr(was, name) != getattr(now, name)
     ]
     if differ:

@@ -31,11 +31,8 @@ def decay_mask(params) -> dict:
 
 
 def without_layers(tree, count: int):
-    """Gradients or updates with 0 in the first `count` layers.
-
-    All layers are one array, so gradients and (zero) moments of the first ones exist nevertheless:
-    this freezes weights without saving memory or time.
-    """
+    """Gradients or updates with 0 in the first `count` layers. All layers are one array, so this
+    freezes weights without saving memory or time."""
 
     def leaf(path, x: jax.Array) -> jax.Array:
         return x.at[:count].set(0) if "/blocks/" in path_name(path) else x
@@ -46,27 +43,10 @@ def without_layers(tree, count: int):
 def make_optimizer(optim: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
     """AdamW (Loshchilov & Hutter 2017) after clipping by global norm.
 
-    A step whose gradients are not finite changes nothing and is counted (`nonfinite_counts`). How
-    many in a row are too many is for the train loop to decide, which can stop the run; so the limit
-    here is never reached.
+    A step whose gradients are not finite changes nothing and is counted. How many in a row are too
+    many the train loop decides, so the limit here is never reached.
     """
-    chain = optax.chain(
-        optax.clip_by_global_norm(optim.clip_norm),
-        optax.adamw(
-            schedule,
-            b1=optim.b1,
-            b2=optim.b2,
-            eps=optim.eps,
-            weight_decay=optim.weight_decay,
-            mask=decay_mask,
-        ),
-    )
+    numbers = {"b1": optim.b1, "b2": optim.b2, "eps": optim.eps, "weight_decay": optim.weight_decay}
+    adamw = optax.adamw(schedule, **numbers, mask=decay_mask)
+    chain = optax.chain(optax.clip_by_global_norm(optim.clip_norm), adamw)
     return optax.apply_if_finite(chain, max_consecutive_errors=jnp.iinfo(jnp.int32).max)
-
-
-def nonfinite_counts(opt_state: optax.ApplyIfFiniteState) -> dict[str, jax.Array]:
-    """Steps skipped for non-finite gradients: `skipped_in_a_row` and `skipped_total`."""
-    return {
-        "skipped_in_a_row": opt_state.notfinite_count,
-        "skipped_total": opt_state.total_notfinite,
-    }

@@ -1,8 +1,7 @@
 """Partitions a run's parameters into trained and frozen ones.
 
-Both are trees {tower: tree} with different leaves: trained parameters have gradients and optimiser
-moments and are saved, frozen ones are read again from their source. With adapters the whole
-backbone is frozen.
+Both are trees {tower: tree} with different leaves: trained ones have gradients and moments and are
+saved, frozen ones are read again from their source. With adapters the whole backbone is frozen.
 """
 
 import re
@@ -14,7 +13,6 @@ import jax.numpy as jnp
 from inf_jax.config.sections import RunConfig
 from inf_jax.core.errors import UserError
 from inf_jax.core.trees import join_trees, leaf_paths, path_name, select
-from inf_jax.distributed.sharding import state_shardings
 from inf_jax.models.encoder import DTYPES, Encoder, make_encoder, plain_encoder
 from inf_jax.models.lora import Lora, initial_adapters, is_adapter, merged
 
@@ -23,9 +21,7 @@ class ParameterPartition(NamedTuple):
     """Which parameters are trained.
 
     Attributes:
-      base: {tower: tree} of ShapeDtypeStructs, float32: the parameters at the start, without
-        adapters.
-      lora: the adapters, or None.
+      base: {tower: tree} of ShapeDtypeStructs, float32: the parameters at the start, no adapters.
       frozen: paths of frozen parameters, "shared/blocks/up_kernel".
       dtype: of frozen matrices and embedding tables; biases and norms stay float32.
       seed: of the adapters.
@@ -61,12 +57,7 @@ class ParameterPartition(NamedTuple):
     def adapter_size(self) -> int:
         """Parameters of a tower's adapters."""
         shapes = next(iter(jax.eval_shape(self._with_adapters, self.base).values()))
-        mine = [x.size for name, x in shapes["blocks"].items() if is_adapter(name)]
-        return sum(mine)
-
-    def base_shardings(self, mesh: jax.sharding.Mesh) -> dict:
-        """The shardings of `base` on a mesh."""
-        return state_shardings(mesh, self.base)
+        return sum(x.size for name, x in shapes["blocks"].items() if is_adapter(name))
 
     def _with_adapters(self, base: dict) -> dict:
         if self.lora is None:
@@ -74,28 +65,22 @@ class ParameterPartition(NamedTuple):
         key = jax.random.fold_in(jax.random.key(self.seed), 0x10A)
 
         def tower(tree: dict) -> dict:
-            return tree | {
-                "blocks": tree["blocks"] | initial_adapters(key, tree["blocks"], self.lora)
-            }
+            blocks = tree["blocks"]
+            return tree | {"blocks": blocks | initial_adapters(key, blocks, self.lora)}
 
         return {name: tower(tree) for name, tree in base.items()}
 
 
 def make_partition(config: RunConfig, encoder: Encoder) -> ParameterPartition:
-    """The partition that the `model` section asks for.
-
-    Raises:
-      UserError: model.freeze matches nothing or leaves nothing to train; model.freeze_layers is
-        all layers.
-    """
+    """The partition that the `model` section asks for; UserError where model.freeze matches nothing
+    or leaves nothing to train, or model.freeze_layers is all layers."""
     section, lora, layers = config.model, encoder.options.lora, encoder.config.layers
     pattern, count = section.freeze, section.freeze_layers
     towers = ("shared",) if section.towers == "shared" else ("query", "passage")
     shapes = jax.eval_shape(plain_encoder(encoder).init, jax.random.key(0))
     base = dict.fromkeys(towers, shapes)
-    partition = ParameterPartition(
-        base, lora, frozenset(), DTYPES[section.frozen_dtype], config.seed
-    )
+    dtype = DTYPES[section.frozen_dtype]
+    partition = ParameterPartition(base, lora, frozenset(), dtype, config.seed)
     paths = leaf_paths(jax.eval_shape(partition.trained, base))
     chosen = {path for path in paths if pattern and re.search(pattern, path)}
     if pattern and not chosen:

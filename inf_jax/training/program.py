@@ -30,9 +30,7 @@ class TrainingProgram(NamedTuple):
       step: jitted (state, batch) -> (state, metrics); the state is donated.
       measure: jitted (params, frozen, batch) -> the loss's metrics, without dropout.
       shapes: TrainState of ShapeDtypeStructs with shardings.
-      init: jitted, {tower: tree} of `initial_params.start_params` -> TrainState at step 0 on its
-        shards.
-      partition: which parameters are trained.
+      init: jitted, {tower: tree} of `start_params` -> TrainState at step 0 on its shards.
       frozen: jitted, {tower: tree} -> the frozen parameters alone.
     """
 
@@ -57,14 +55,13 @@ def make_program(
       source: where the encoder's shape is from, for messages.
 
     Raises:
-      UserError: the loss does not suit the encoder or the mesh, or the mesh does not divide the
-        parameters.
+      UserError: loss or parameters do not suit the encoder or the mesh.
     """
     _check(config, encoder, mesh, source)
     train, loss = config.train, config.loss
     partition = make_partition(config, encoder)
     objective = parse_objective(loss.objective)
-    encoding = encoding_plan(config, encoder, mesh)
+    encoding = _encoding(config, encoder, mesh)
     schedule = make_schedule(config.optim, steps=train.steps)
     tx = make_optimizer(config.optim, schedule)
     step = make_train_step(
@@ -84,9 +81,8 @@ def make_program(
     def init(base: dict) -> TrainState:
         params = partition.trained(base)
         if loss.learn_scale:
-            params["loss"] = init_coefficients(
-                loss.scale, loss.bias, sigmoid=objective.has("sigmoid")
-            )
+            sigmoid = objective.has("sigmoid")
+            params["loss"] = init_coefficients(loss.scale, loss.bias, sigmoid=sigmoid)
         return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), partition.fixed(base))
 
     # Shapes first: the state is created on its shards, from a checkpoint or from the backbone.
@@ -112,8 +108,7 @@ def make_program(
     )
 
 
-def encoding_plan(config: RunConfig, encoder: Encoder, mesh: jax.sharding.Mesh) -> EncodingPlan:
-    """How the step of a run encodes its batches."""
+def _encoding(config: RunConfig, encoder: Encoder, mesh: jax.sharding.Mesh) -> EncodingPlan:
     instructed = query_encoder(config.model.query_encoder).instructed(encoder)
     if instructed is not None:
         instructed = functools.partial(instructed, max_tokens=config.data.max_query_tokens)

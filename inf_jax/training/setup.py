@@ -23,7 +23,6 @@ class Training(NamedTuple):
 
     Attributes:
       model: the backbone, without its weights.
-      program: the jitted programs and the shapes of the state.
       loader: of the training split.
       dev: loader of the dev split, for the batches that are measured; None without train.dev_every.
       base: () -> {tower: tree}, the parameters at the start: the backbone's or another run's.
@@ -44,11 +43,7 @@ class Training(NamedTuple):
         return self.program.frozen(self.base()) if self.program.partition.frozen else {}
 
     def start(self, saver: Saver) -> tuple[TrainState, int]:
-        """The state that a run begins with or continues from, and its first step.
-
-        Raises:
-          UserError: see `Saver.start`.
-        """
+        """The state, fresh or restored by `Saver.start`, and the first step of a run."""
         layout = self.loader.layout
         chunk_negatives = layout.block_i and not layout.query_encoder.samples_instructions
         data = ResumeInfo(
@@ -58,12 +53,8 @@ class Training(NamedTuple):
             dataset=self.loader.dataset.fingerprint,
             groups=layout.chunks if chunk_negatives else 0,
         )
-        state = saver.start(
-            data,
-            shapes=self.program.shapes.saved,
-            fresh=lambda: self.fresh()._asdict(),
-            frozen=self.frozen,
-        )
+        shapes, fresh = self.program.shapes.saved, lambda: self.fresh()._asdict()
+        state = saver.start(data, shapes=shapes, fresh=fresh, frozen=self.frozen)
         return TrainState(**state), saver.first_step
 
     def dev_metrics(self, state: TrainState) -> dict[str, jax.Array]:
@@ -84,16 +75,15 @@ def make_training(config: RunConfig, *, expected: str | None = None) -> Training
     Raises:
       UserError: the model or the data are missing, or they do not suit the config or the mesh.
     """
-    model, train = load_model(config), config.train
+    model = load_model(config)
     mesh = make_mesh(fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
     program = make_program(config, model.encoder, mesh, source=model.directory)
     share = {"devices": batch_devices(mesh), "parts": local_parts(mesh)}
     loader = make_loader(config, model.tokenizer, expected=expected, **share)
     dev = None
-    if train.dev_every:
-        dev = make_loader(
-            config, model.tokenizer, split=config.eval.split, steps=train.dev_batches, **share
-        )
+    if config.train.dev_every:
+        share |= {"split": config.eval.split, "steps": config.train.dev_batches}
+        dev = make_loader(config, model.tokenizer, **share)
 
     def base() -> dict:
         return start_params(model, program.partition, mesh, start_from=config.model.start_from)

@@ -15,7 +15,7 @@ from inf_jax.losses import contrastive_loss
 from inf_jax.losses.objective import parse_objective
 from inf_jax.training.forward import EncodingPlan, encode_pairs
 from inf_jax.training.health import health
-from inf_jax.training.optim import nonfinite_counts, without_layers
+from inf_jax.training.optim import without_layers
 
 
 class TrainState(NamedTuple):
@@ -44,13 +44,6 @@ class TrainState(NamedTuple):
         return {name: part for name, part in self._asdict().items() if name != "frozen"}
 
 
-def init_params(tree: dict, towers: str) -> dict:
-    """One encoder's tree as the parameters of shared towers; two copies of it for separate ones."""
-    if towers == "shared":
-        return {"shared": tree}
-    return {"query": tree, "passage": jax.tree.map(lambda x: x.copy(), tree)}
-
-
 def init_coefficients(scale: float, bias: float, *, sigmoid: bool) -> dict[str, jax.Array]:
     """`params["loss"]` where the scale is learned: its logarithm (CLIP, arXiv 2103.00020), and the
     bias where the objective has a sigmoid."""
@@ -66,9 +59,7 @@ def make_loss(
     with_health: bool = False,
 ) -> Callable[[dict, Batch, jax.Array | None], tuple[jax.Array, dict[str, jax.Array]]]:
     """A pure (params, batch, key) -> (loss, metrics) of a global batch; a key turns dropout on.
-
-    Args: as for `make_train_step`.
-    """
+    Arguments as of `make_train_step`."""
     objective = parse_objective(loss.objective)
 
     def loss_fn(params: dict, batch: Batch, key: jax.Array | None):
@@ -102,13 +93,8 @@ def make_loss(
             metrics["bias"] = coefficients["bias"]
         if with_health:
             with jax.named_scope("health"):
-                metrics |= health(
-                    embeddings.queries,
-                    embeddings.passages,
-                    valid=batch.valid,
-                    ids=batch.ids,
-                    mask=loss.mask,
-                )
+                pairs = embeddings.queries, embeddings.passages
+                metrics |= health(*pairs, valid=batch.valid, ids=batch.ids, mask=loss.mask)
         return value, metrics
 
     return loss_fn
@@ -128,7 +114,6 @@ def make_train_step(
     """A pure `step(state, batch) -> (state, metrics)`; jit it with donated state.
 
     Args:
-      encoding: how a batch is encoded.
       loss: the objective and its engine; where the state has `params["loss"]`, that gives scale and
         bias, and the scale stays at most `max_scale`.
       schedule: only to report the learning rate.
@@ -137,10 +122,8 @@ def make_train_step(
       tile: rows and columns of a tile of the engines, see `contrastive_loss`.
       with_health: `inf_jax.training.health` among the metrics.
 
-    Returns:
-      The step; its metrics are float32: those of `contrastive_loss`, `grad_norm`, `lr`,
-      `skipped_*`, `scale` and `bias` where learned, `health/*`; scalars but for two histograms of
-      the last.
+    The metrics are float32: those of `contrastive_loss`, `grad_norm`, `lr`, `skipped_*`, `scale`
+    and `bias` where learned, `health/*`; scalars but for two histograms of the last.
     """
     loss_fn = make_loss(encoding, loss, tile=tile, with_health=with_health)
     max_log_scale = math.log(loss.max_scale)
@@ -160,7 +143,11 @@ def make_train_step(
         if "loss" in params:
             at_most = jnp.minimum(params["loss"]["log_scale"], max_log_scale)
             params = params | {"loss": params["loss"] | {"log_scale": at_most}}
-        metrics = dict(metrics, grad_norm=optax.tree.norm(grads), **nonfinite_counts(opt_state))
+        metrics |= {
+            "grad_norm": optax.tree.norm(grads),
+            "skipped_in_a_row": opt_state.notfinite_count,
+            "skipped_total": opt_state.total_notfinite,
+        }
         if schedule is not None:
             # of AdamW's own count: a skipped step does not advance it
             metrics["lr"] = schedule(state.step - state.opt_state.total_notfinite)

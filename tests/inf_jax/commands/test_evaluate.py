@@ -22,7 +22,8 @@ from inf_jax.evaluation.task import task_from_examples
 from inf_jax.models.encoder import tower
 from inf_jax.models.hf.backbone import load_model
 from inf_jax.retriever.encode import Grid, encode_texts
-from inf_jax.training.step import TrainState, init_params
+from inf_jax.training.step import TrainState
+from tests.inf_jax.training.steps import init_params
 
 
 def save(config, params, step):

@@ -12,7 +12,7 @@ from inf_jax.models.hf.config import read_config
 from inf_jax.retriever import RetrieverConfig
 from inf_jax.text.templates import TextConfig
 from inf_jax.text.tokenizer import load_tokenizer
-from inf_jax.training.step import init_params
+from tests.inf_jax.training.steps import init_params
 
 TEXT = TextConfig(max_query_tokens=32, max_passage_tokens=32)  # one shape to compile
 E5 = dataclasses.replace(

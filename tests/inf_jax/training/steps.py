@@ -17,7 +17,7 @@ from inf_jax.distributed.sharding import state_shardings
 from inf_jax.models.encoder import EncoderOptions, make_encoder
 from inf_jax.models.hf.config import read_config
 from inf_jax.training.forward import EncodingPlan
-from inf_jax.training.step import TrainState, init_params, make_train_step
+from inf_jax.training.step import TrainState, make_train_step
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "models" / "bert"
 
@@ -76,6 +76,13 @@ def make_batch(pairs, *, chunks, towers="shared"):
         ids=TextIds(hashes, hashes, hashes),
         valid=flat >= 0,
     )
+
+
+def init_params(tree, towers):
+    """One encoder's tree as the parameters of shared towers; two copies of it for separate ones."""
+    if towers == "shared":
+        return {"shared": tree}
+    return {"query": tree, "passage": jax.tree.map(lambda x: x.copy(), tree)}
 
 
 def make_step(*, mesh, groups=1, dropout=0.0, engine="auto", gather="auto", **options):

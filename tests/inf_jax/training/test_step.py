@@ -11,10 +11,11 @@ from inf_jax.distributed.mesh import make_mesh
 from inf_jax.losses import contrastive_loss
 from inf_jax.losses.objective import parse_objective
 from inf_jax.training.forward import EncodingPlan, encode_pairs
-from inf_jax.training.step import TrainState, init_coefficients, init_params, make_train_step
+from inf_jax.training.step import TrainState, init_coefficients, make_train_step
 from tests.inf_jax.training.steps import (
     assert_same,
     encoder,
+    init_params,
     loss_and_grads,
     make_batch,
     make_pairs,

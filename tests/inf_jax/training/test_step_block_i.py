@@ -21,7 +21,8 @@ from inf_jax.distributed.sharding import state_shardings
 from inf_jax.models.hf.backbone import load_model
 from inf_jax.text.templates import TextConfig
 from inf_jax.training.forward import EncodingPlan, encode_pairs
-from inf_jax.training.step import TrainState, init_params, make_train_step
+from inf_jax.training.step import TrainState, make_train_step
+from tests.inf_jax.training.steps import init_params
 
 TEXT = TextConfig(max_query_tokens=16, max_passage_tokens=32)
 

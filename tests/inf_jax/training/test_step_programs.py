@@ -11,8 +11,8 @@ from inf_jax.data.loader import to_mesh
 from inf_jax.distributed.mesh import make_mesh
 from inf_jax.distributed.sharding import state_shardings
 from inf_jax.training.forward import EncodingPlan, encode_pairs
-from inf_jax.training.step import TrainState, init_params
-from tests.inf_jax.training.steps import encoder, make_batch, make_pairs, make_step
+from inf_jax.training.step import TrainState
+from tests.inf_jax.training.steps import encoder, init_params, make_batch, make_pairs, make_step
 
 
 def collectives(hlo):
