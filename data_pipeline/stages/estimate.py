@@ -23,20 +23,12 @@ _QUERY = "x" * 50  # placeholder for a query, and twice for an instruction, not 
 
 @dataclasses.dataclass
 class StageEstimate:
-    """The requests of one stage.
-
-    Attributes:
-      stage, model: names.
-      known: number of requests with a result in the journal.
-      requests: expected number of requests left to send.
-      prompt_tokens, completion_tokens: expected tokens of these.
-      usd: their expected cost.
-    """
+    """The requests of one stage."""
 
     stage: str
     model: str
-    known: int = 0
-    requests: float = 0.0
+    known: int = 0  # requests with a result in the journal
+    requests: float = 0.0  # expected number left to send; the rest is about these
     prompt_tokens: float = 0.0
     completion_tokens: float = 0.0
     usd: float = 0.0
@@ -47,9 +39,8 @@ class Estimator:
 
     Args:
       journal: holds the results so far, and the mean length of answers.
-      prices: model -> price.
+      prices: by model.
       batch: whether to use the Batch API's price.
-      max_attempts: see `ask.recorded_result`.
     """
 
     def __init__(
@@ -117,8 +108,7 @@ class Estimator:
 
     def _add(self, stage: StageEstimate, request: Request, *, count: float = 1.0) -> Result:
         """Counts a request; returns its result from the journal, or an empty one."""
-        result = recorded_result(self._journal, request.key, self._max_attempts)
-        if result:
+        if result := recorded_result(self._journal, request.key, self._max_attempts):
             stage.known += 1
             return result
         prompt, completion = self._tokens(request)

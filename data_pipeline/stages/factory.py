@@ -13,6 +13,7 @@
 Everything but journal.sqlite can be made again from the stage before, at any time.
 """
 
+import asyncio
 import dataclasses
 import json
 from collections import Counter
@@ -24,6 +25,7 @@ from tqdm import tqdm
 
 from data_pipeline.config import FactoryConfig
 from data_pipeline.items import Item
+from data_pipeline.llm.budget import Budget
 from data_pipeline.llm.journal import Journal
 from data_pipeline.quality.contamination import BenchmarkTexts
 from data_pipeline.quality.filters import FilterSettings, ItemFilter
@@ -57,10 +59,9 @@ class Factory:
       forget_batches: give up the batches of earlier runs.
 
     Attributes:
-      out_dir: directory of all files.
       files: stage -> its output file.
-      report: the report, after the stage report.
-      dataset: directory of the dataset, after the stage build.
+      report: None before the stage report.
+      dataset: the dataset's directory; None before the stage build.
 
     Raises:
       UserError: a prompt or a price is missing, two stages give a model different prices, the
@@ -77,12 +78,9 @@ class Factory:
         self._settings = ModelSettings(config)
         self.files = stage_files(config, self._settings.fingerprint_settings())
         self.journal = Journal(self.out_dir / "journal.sqlite")
+        budget = Budget(self.journal, max_usd)
         self._model_stages = ModelStages(
-            config,
-            journal=self.journal,
-            settings=self._settings,
-            max_usd=max_usd,
-            forget_batches=forget_batches,
+            config, self._settings, self.journal, budget, forget_batches=forget_batches
         )
 
     def run(self, stages: Sequence[str]) -> None:
@@ -138,8 +136,7 @@ class Factory:
 
     def _done(self, stage: str) -> bool:
         metadata = self.files[stage].metadata()
-        done = bool(metadata and metadata["complete"])
-        if done:
+        if done := bool(metadata and metadata["complete"]):
             print(f"{stage}: reusing {self.files[stage].path} ({metadata['items']:,} pairs)")
         return done
 
@@ -149,18 +146,14 @@ class Factory:
         config, source, dropped = self._config, self._config.source, Counter()
         options: dict[str, Any] = {}
         if source.kind in ("beir", "msmarco"):
-            options = {
-                name: getattr(source, name) for name in ("split", "min_score", "passages_only")
-            }
+            options = {n: getattr(source, n) for n in ("split", "min_score", "passages_only")}
         elif source.kind == "fields":
             options = {"fields": {k: v for k, v in dataclasses.asdict(source.fields).items() if v}}
         types, weights = config.generate.types, config.generate.type_weights
         items = make_items(
             read_pairs(source.kind, source.path, dropped=dropped, **options),
             dropped=dropped,
-            limits=Limits(
-                query_words=tuple(source.query_words), document_words=tuple(source.passage_words)
-            ),
+            limits=Limits(query_words=source.query_words, document_words=source.passage_words),
             evaluation=self._evaluation(),
             count=source.count or None,
             seed=config.seed,
@@ -171,10 +164,8 @@ class Factory:
                 write(item)
 
     def _evaluation(self) -> BenchmarkTexts | None:
-        evaluation = self._config.evaluation
-        if not evaluation.paths:
-            return None
-        return BenchmarkTexts.read(evaluation.paths, threshold=evaluation.threshold)
+        paths, threshold = self._config.evaluation.paths, self._config.evaluation.threshold
+        return BenchmarkTexts.read(paths, threshold=threshold) if paths else None
 
     def _run_model_stages(self, stages: list[str]) -> None:
         while stages and self._done(stages[0]):
@@ -184,17 +175,18 @@ class Factory:
         before = self._before(stages[0])
         check = self._item_filter() if "filter" in stages else None
         files = {stage: self.files[stage] for stage in stages}
-        self._model_stages.run(before.read(), before.metadata()["items"], files, check=check)
+        total = before.metadata()["items"]
+        asyncio.run(self._model_stages.run(before.read(), total, files, check=check))
 
     def _item_filter(self) -> ItemFilter:
         own, source = self._config.filter, self._config.source
         settings = FilterSettings(
             limits=Limits(
-                query_words=tuple(source.query_words),
-                instruction_words=tuple(own.instruction_words),
-                document_words=tuple(own.document_words),
+                query_words=source.query_words,
+                instruction_words=own.instruction_words,
+                document_words=own.document_words,
             ),
-            languages=tuple(own.languages),
+            languages=own.languages,
             near_duplicate=own.near_duplicate,
             near_same=own.near_same,
             leak_words=own.leak_words,
@@ -204,30 +196,23 @@ class Factory:
     def _score(self) -> None:
         if "score" not in self.files or self._done("score"):
             return
-        score = self._config.score
-        items = self._before("score").read()
+        config, items = self._config.score, self._before("score").read()
+        scored = score_items(items, model=config.model, band=(config.low, config.high), batch=32)
         with self.files["score"].writing() as write:
-            for item in tqdm(
-                score_items(items, model=score.model, band=(score.low, score.high), batch=32),
-                desc="score",
-                unit=" pairs",
-                disable=None,
-            ):
+            for item in tqdm(scored, desc="score", unit=" pairs", disable=None):
                 write(item)
 
     def _corpus(self) -> None:
         path = self.out_dir / "corpus" / "train.jsonl"
         metadata = self.files["corpus"].metadata()
         recorded = metadata["extra"].get("corpus") if metadata else None
-        whole = recorded and path.exists() and recorded == sha256_of_file(path)
-        if whole and self._done("corpus"):
+        if path.exists() and recorded == sha256_of_file(path) and self._done("corpus"):
             return
         items = self._before("corpus").read()
         review = self._config.review
         if review.path:
-            items = apply_review(
-                items, read_review(review.path), accept_overrides=review.accept_overrides
-            )
+            decisions = read_review(review.path)
+            items = apply_review(items, decisions, accept_overrides=review.accept_overrides)
         # the metadata of the outcomes, which says that both are complete, is written last
         with (
             self.files["corpus"].writing(lambda: {"corpus": sha256_of_file(path)}) as write,
@@ -252,7 +237,7 @@ class Factory:
             name=name,
             source=f"`{config.source.kind}`: {Path(config.source.path).name}",
             licence=config.source.license,
-            languages=tuple(config.filter.languages),
+            languages=config.filter.languages,
             config=dataclasses.asdict(config),
             command=command_line(),
         )
@@ -267,10 +252,8 @@ class Factory:
             most = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common(3))
             raise UserError(f"none of {outcomes['items']:,} pairs was kept: {most}")
         data_dir = corpus.data_dir or self.out_dir / "data"
-        options = {
-            "path_train": self.out_dir / "corpus" / "train.jsonl",
-            "dev_fraction": corpus.dev_fraction,
-        }
+        path = self.out_dir / "corpus" / "train.jsonl"
+        options = {"path_train": path, "dev_fraction": corpus.dev_fraction}
         try:
             self.dataset, _ = build("factory", data_dir, **options)
         except UserError:
@@ -285,12 +268,7 @@ def _groups(stages: Sequence[str]) -> list[list[str]]:
     groups: list[list[str]] = []
     for stage in stages:
         before = STAGES[STAGES.index(stage) - 1]
-        if (
-            groups
-            and stage in _MODEL_STAGES
-            and before in _MODEL_STAGES
-            and groups[-1][-1] == before
-        ):
+        if stage in _MODEL_STAGES[1:] and groups and groups[-1][-1] == before:
             groups[-1].append(stage)
         else:
             groups.append([stage])

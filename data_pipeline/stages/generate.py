@@ -15,11 +15,6 @@ async def generate(
 ) -> Item:
     """Generates a query if the pair has none, then the triplets.
 
-    Args:
-      item: with an instruction type.
-      ask: sends the requests.
-      query, triplet: templates of the stages query and generate.
-
     Returns:
       The item with its example; or dropped, `generate:<failure>` or `generate:query_<failure>`.
     """
@@ -41,16 +36,8 @@ async def generate(
 def example_of(item: Item, query: str, answer_json: str) -> Example:
     """The example of a pair and the answer of the stage generate to it."""
     answer = TripletAnswer.model_validate_json(answer_json)
-    return Example(
-        id=item.id,
-        query_positive=query,
-        instruction_positive=answer.instruction_positive,
-        document_positive=answer.document_positive or item.passage,
-        instruction_negative=answer.instruction_negative,
-        hard_negative_document_1=answer.hard_negative_document_1,
-        query_negative=answer.query_negative,
-        hard_negative_document_2=answer.hard_negative_document_2,
-    )
+    answer.document_positive = answer.document_positive or item.passage
+    return Example(id=item.id, query_positive=query, **answer.model_dump())
 
 
 def triplet_payload(item: Item, query: str) -> dict[str, str]:

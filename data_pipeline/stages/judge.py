@@ -13,7 +13,7 @@ from data_pipeline.items import INSTRUCTED_QUERIES, PASSAGES, Item, Judgement
 from data_pipeline.llm.ask import AskFn
 from data_pipeline.llm.request import RequestTemplate
 from data_pipeline.llm.schemas import JudgeAnswer
-from inf_jax.data.records import Example, text_hash
+from inf_jax.data.records import Example, pairs, text_hash
 
 Combination = tuple[str, str]  # of INSTRUCTED_QUERIES and PASSAGES
 DIAGONAL: tuple[Combination, ...] = tuple(zip(INSTRUCTED_QUERIES, PASSAGES, strict=True))
@@ -24,18 +24,12 @@ CROSSED: tuple[Combination, ...] = tuple(
 
 @dataclasses.dataclass(frozen=True)
 class Judges:
-    """Templates of the judges, and how much they judge.
-
-    Attributes:
-      first, second: request templates; no second judge if None.
-      share: share of the examples that the second judge sees, chosen by their ids.
-      full_table: judge the crossed combinations even if the diagonal has failed.
-    """
+    """Templates of the judges, and how much they judge."""
 
     first: RequestTemplate
-    second: RequestTemplate | None = None
-    share: float = 1.0
-    full_table: bool = False
+    second: RequestTemplate | None = None  # no second judge if None
+    share: float = 1.0  # of the examples that the second judge sees, chosen by their ids
+    full_table: bool = False  # judge the crossed combinations even if the diagonal has failed
 
     def of(self, item: Item) -> dict[str, RequestTemplate]:
         """Name -> template of the item's judges."""
@@ -84,19 +78,7 @@ async def _judge_all(
 
 def judge_payload(example: Example, query: str, passage: str) -> dict[str, str]:
     """The payload of the stage judge's prompt for one combination."""
-    e = example
-    instructed = {
-        "I+Q+": (e.instruction_positive, e.query_positive),
-        "I-Q+": (e.instruction_negative, e.query_positive),
-        "I+Q-": (e.instruction_positive, e.query_negative),
-    }
-    passages = {
-        "P+": e.document_positive,
-        "P-1": e.hard_negative_document_1,
-        "P-2": e.hard_negative_document_2,
-    }
-    return {
-        "instruction": instructed[query][0],
-        "query": instructed[query][1],
-        "passage": passages[passage],
-    }
+    diagonal = pairs(example)
+    instruction, text, _ = diagonal[INSTRUCTED_QUERIES.index(query)]
+    judged = diagonal[PASSAGES.index(passage)].passage
+    return {"instruction": instruction, "query": text, "passage": judged}

@@ -46,8 +46,7 @@ class ModelSettings:
         first, second = self._template("judge", "judge", config.judge), None
         if config.judge_2.model:
             second = self._template("judge_2", "judge", config.judge_2)
-        share, full_table = config.judge_2.share, config.judge.full_table
-        self.judges = Judges(first, second, share=share, full_table=full_table)
+        self.judges = Judges(first, second, config.judge_2.share, config.judge.full_table)
 
     def fingerprint_settings(self) -> dict[str, list]:
         """Stage -> everything that its answers depend on, as JSON."""
@@ -58,15 +57,13 @@ class ModelSettings:
         }
 
     def _template(self, name: str, stage: str, section: StageConfig) -> RequestTemplate:
-        options = {
-            key: value
-            for key, value, is_set in (
-                ("temperature", section.temperature, section.temperature >= 0),
-                ("reasoning_effort", section.reasoning_effort, section.reasoning_effort),
-                ("seed", section.seed, section.seed >= 0),
-            )
-            if is_set
-        }
+        options = {}
+        if section.temperature >= 0:
+            options["temperature"] = section.temperature
+        if section.reasoning_effort:
+            options["reasoning_effort"] = section.reasoning_effort
+        if section.seed >= 0:
+            options["seed"] = section.seed
         price = price_of(section.model, tuple(section.price))
         if self.prices.setdefault(section.model, price) != price:
             raise UserError(
@@ -81,30 +78,22 @@ class ModelStages:
     """Runs the stages that ask models against one endpoint, journal and budget.
 
     Args:
-      config: the factory's.
-      journal: of the corpus.
-      settings: templates and prices.
-      max_usd: cap on the whole cost of the corpus; None for no cap.
       forget_batches: give up the batches of earlier runs, which stay possibly billed.
-
-    Attributes:
-      cap: the error that says the cap was reached; None before that.
     """
 
     def __init__(
         self,
         config: FactoryConfig,
-        *,
-        journal: Journal,
         settings: ModelSettings,
-        max_usd: float | None,
+        journal: Journal,
+        budget: Budget,
+        *,
         forget_batches: bool,
     ):
         self._llm, self._batches_dir = config.llm, Path(config.out_dir) / "batches"
-        self._journal, self._settings = journal, settings
+        self._settings, self._journal, self._budget = settings, journal, budget
         self._forget_batches = forget_batches
-        self.budget = Budget(journal, max_usd)
-        self.cap: BudgetReached | None = None
+        self.cap: BudgetReached | None = None  # the error that says the cap was reached
         self._endpoint: Endpoint | None = None
         self._asker: AsyncAsker | BatchAsker | None = None
 
@@ -115,13 +104,13 @@ class ModelStages:
             base_url=llm.base_url, key_env=llm.key_env, timeout_s=llm.timeout_s
         )
 
-    def run(
+    async def run(
         self,
         items: Iterator[Item],
         total: int,
         files: dict[str, StageFile],
         *,
-        check: Callable[[Item], Item],
+        check: Callable[[Item], Item] | None,
     ) -> None:
         """Takes items through consecutive stages of generate, filter and judge.
 
@@ -129,21 +118,12 @@ class ModelStages:
           items: output of the stage before.
           total: number of items.
           files: stage -> its output file, for the stages to run.
-          check: the stage filter.
+          check: the stage filter, if it is one of them.
 
         Raises:
           UserError: what stops a run; all answers are in the journal, and no file is written.
         """
         self.connect()
-        asyncio.run(self._run(items, total, files, check))
-
-    async def _run(
-        self,
-        items: Iterator[Item],
-        total: int,
-        files: dict[str, StageFile],
-        check: Callable[[Item], Item],
-    ) -> None:
         try:
             asker = self._asker = await self._make_asker()
             steps = {
@@ -180,7 +160,7 @@ class ModelStages:
         )
         if self._forget_batches and (count := lifecycle.forget()):
             print(f"gave up {count} batches of earlier runs")
-        shared = self._endpoint, self._journal, self.budget, self._settings.prices
+        shared = self._endpoint, self._journal, self._budget, self._settings.prices
         batches = BatchAsker(
             *shared,
             lifecycle=lifecycle,
@@ -237,5 +217,5 @@ class ModelStages:
             return item.drop(stage, "budget")
 
     def _status(self) -> str:
-        cap = "" if self.budget.max_usd is None else f" of {self.budget.max_usd:g}"
-        return f"${self.budget.usd:.4f}{cap}, {self._asker.status()}"
+        cap = "" if self._budget.max_usd is None else f" of {self._budget.max_usd:g}"
+        return f"${self._budget.usd:.4f}{cap}, {self._asker.status()}"

@@ -9,10 +9,10 @@ import heapq
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Protocol
 
 from data_pipeline.items import Item
 from data_pipeline.llm.schemas import INSTRUCTION_TYPES
+from data_pipeline.quality.contamination import BenchmarkTexts
 from data_pipeline.quality.rules import Limits
 from data_pipeline.sources.folding import fold
 from data_pipeline.sources.pairs import SourcePair
@@ -22,22 +22,12 @@ from inf_jax.data.records import text_hash
 EVEN_TYPES: Mapping[str, float] = dict.fromkeys(INSTRUCTION_TYPES, 1.0)
 
 
-class SharedTexts(Protocol):
-    """Recognises benchmark texts, which must not be in training data."""
-
-    def shares_query(self, text: str) -> str:
-        """Why the query counts as one of the benchmark's; "" if it does not."""
-
-    def shares_passage(self, text: str) -> str:
-        """Why the passage counts as one of the benchmark's; "" if it does not."""
-
-
 def make_items(
     pairs: Iterable[SourcePair],
     *,
     dropped: Counter[str],
     limits: Limits = Limits(),
-    evaluation: SharedTexts | None = None,
+    evaluation: BenchmarkTexts | None = None,
     count: int | None = None,
     seed: int = 0,
     types: Mapping[str, float] = EVEN_TYPES,
@@ -83,10 +73,8 @@ def make_items(
         yield Item(pair.id, pair.query, pair.passage, draw_type(pair.id, types=types, seed=seed))
     if not valid:
         why = ", ".join(f"{number} for {reason!r}" for reason, number in dropped.most_common(3))
-        raise UserError(
-            f"the source has no valid pair{': ' + why if why else ''}; choose another source or "
-            "other limits"
-        )
+        none = f"the source has no valid pair{': ' + why if why else ''}"
+        raise UserError(f"{none}; choose another source or other limits")
     if valid > sampled:
         dropped["not_sampled"] += valid - sampled
 
@@ -103,10 +91,10 @@ def sample(pairs: Iterable[SourcePair], *, count: int | None, seed: int) -> Iter
     if count is None:
         seen: set[int] = set()
         for pair in pairs:
-            before = len(seen)
-            seen.add(text_hash(f"id {pair.id}"))
-            if len(seen) == before:
+            identity = text_hash(f"id {pair.id}")
+            if identity in seen:
                 raise _repeated(pair.id)
+            seen.add(identity)
             yield pair
         return
     if count < 1:
@@ -116,8 +104,7 @@ def sample(pairs: Iterable[SourcePair], *, count: int | None, seed: int) -> Iter
     repeated: set[str] = set()
     for pair in pairs:
         if pair.id in held:
-            # an error only if the pair stays, whatever the order of the source
-            repeated.add(pair.id)
+            repeated.add(pair.id)  # an error only if the pair stays, in any order of the source
             continue
         key = (-text_hash(f"sample {seed} {pair.id}"), pair.id)
         if len(heap) < count:
@@ -155,16 +142,15 @@ def check_types(types: Mapping[str, float]) -> None:
     """Raises UserError unless all types are known and the weights are valid, one above zero."""
     for name, weight in types.items():
         if name not in INSTRUCTION_TYPES:
-            raise UserError(
-                f"types: no instruction type {name!r}; choose from {', '.join(INSTRUCTION_TYPES)}"
-            )
+            known = ", ".join(INSTRUCTION_TYPES)
+            raise UserError(f"types: no instruction type {name!r}; choose from {known}")
         if not 0 <= weight < math.inf:
             raise UserError(f"types: {name} has weight {weight}; give a number of 0 or more")
     if not any(types.values()):
         raise UserError("types: no instruction type has a weight above 0; give at least one")
 
 
-def _invalid(pair: SourcePair, limits: Limits, evaluation: SharedTexts | None) -> str:
+def _invalid(pair: SourcePair, limits: Limits, evaluation: BenchmarkTexts | None) -> str:
     """The first reason to drop a pair; "" for a valid one."""
     if not pair.passage:
         return "empty:passage"
@@ -176,9 +162,7 @@ def _invalid(pair: SourcePair, limits: Limits, evaluation: SharedTexts | None) -
             return f"too_short:{name}"
         if words > most:
             return f"too_long:{name}"
-    if not evaluation:
+    if evaluation is None:
         return ""
-    shared = (pair.query and evaluation.shares_query(pair.query)) or evaluation.shares_passage(
-        pair.passage
-    )
+    shared = evaluation.shares_query(pair.query) or evaluation.shares_passage(pair.passage)
     return f"shared_with_eval:{shared}" if shared else ""

@@ -11,36 +11,25 @@ from data_pipeline.items import Fingerprint, Item, example_hash
 from inf_jax.core.errors import UserError
 
 STAGE = "review"
-OVERRIDDEN = ("judge", "judge_2", "score")  # stages whose reasons a human may override
+OVERRIDDEN = {"judge", "judge_2", "score"}  # stages whose reasons a human may override
 _SHOWN = 5
 
 
 class Decision(BaseModel):
-    """The decision on one example.
-
-    Attributes:
-      verdict: None for a note without a decision.
-      note: free text.
-      example: `items.example_hash` of the example seen; "" if not written by the audit page.
-    """
+    """The decision on one example."""
 
     model_config = ConfigDict(extra="forbid")
-    verdict: Literal["accept", "reject"] | None
+    verdict: Literal["accept", "reject"] | None  # None for a note without a decision
     note: str = ""
-    example: str = ""
+    example: str = ""  # `items.example_hash` of the one seen; "" if not from the audit page
 
 
 class Review(BaseModel):
-    """The contents of `review.json`.
-
-    Attributes:
-      corpus: `items.Fingerprint` of the reviewed corpus.
-      decisions: by the item's id.
-    """
+    """The contents of `review.json`."""
 
     model_config = ConfigDict(extra="forbid")
-    corpus: str
-    decisions: dict[str, Decision]
+    corpus: str  # `items.Fingerprint`
+    decisions: dict[str, Decision]  # by the item's id
 
 
 def read_review(path: str | Path) -> Review:
@@ -49,23 +38,17 @@ def read_review(path: str | Path) -> Review:
     Raises:
       UserError: the file cannot be read or is not a review; names the entry.
     """
+    remedy = "export the decisions from the audit page again"
     try:
-        values = json.loads(Path(path).read_bytes())
+        return Review.model_validate(json.loads(Path(path).read_bytes()))
     except OSError as error:
         raise UserError(f"cannot read the review {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(
-            f"{path} is not valid JSON ({error}); export the decisions from the audit page again"
-        ) from error
-    try:
-        return Review.model_validate(values)
-    except ValidationError as error:
+    except ValidationError as error:  # a kind of ValueError
         first = error.errors()[0]
         where = " / ".join(map(str, first["loc"])) or "top level"
-        raise UserError(
-            f"{path}: {where}: {first['msg']}; correct it, or export the decisions from the audit "
-            "page again"
-        ) from error
+        raise UserError(f"{path}: {where}: {first['msg']}; correct it, or {remedy}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); {remedy}") from error
 
 
 def apply_review(
@@ -90,8 +73,7 @@ def apply_review(
     pending, changed, corpus = dict(review.decisions), [], Fingerprint()
     for item in items:
         corpus.add(item)
-        decision = pending.pop(item.id, None)
-        if decision:
+        if decision := pending.pop(item.id, None):
             if decision.example and decision.example != example_hash(item):
                 changed.append(item.id)
             elif decision.verdict:
@@ -102,24 +84,19 @@ def apply_review(
 
 def _decide(item: Item, decision: Decision, accept_overrides: bool) -> None:
     made = {"verdict": decision.verdict, "note": decision.note}
+    dropped_by = {reason.partition(":")[0] for reason in item.reasons}
     if decision.verdict == "reject":
         item.drop(STAGE, "rejected")
-    elif accept_overrides and item.example and item.reasons and _can_be_overridden(item.reasons):
+    elif accept_overrides and item.example and dropped_by and dropped_by <= OVERRIDDEN:
         made["overrides"] = ", ".join(item.reasons)
         item.reasons = []
     item.provenance[STAGE] = made
 
 
-def _can_be_overridden(reasons: list[str]) -> bool:
-    return all(reason.partition(":")[0] in OVERRIDDEN for reason in reasons)
-
-
 def _check(review: Review, corpus: str, changed: list[str], unknown: list[str]) -> None:
     if changed:
-        raise UserError(
-            f"the review is outdated: {_some(changed)} have changed since; "
-            "review the new audit page"
-        )
+        outdated = f"the review is outdated: {_some(changed)} have changed since"
+        raise UserError(f"{outdated}; review the new audit page")
     unverified = any(not decision.example for decision in review.decisions.values())
     if review.corpus != corpus and (unverified or len(unknown) == len(review.decisions)):
         raise UserError(

@@ -14,7 +14,7 @@ import numpy as np
 
 from data_pipeline.items import NEGATIVES, Item
 from inf_jax.core.errors import UserError
-from inf_jax.data.records import Example, pairs
+from inf_jax.data.records import pairs
 
 STAGE = "score"
 _DIGITS = 5  # batching changes later digits only
@@ -42,37 +42,30 @@ def score_items(
       band: lowest and highest hardness allowed, within [-2, 2].
       batch: examples encoded together, which bounds memory.
 
-    Returns:
+    Yields:
       All items, in order; dropped ones untouched.
 
     Raises:
       UserError: an invalid band or batch, a missing model, or an item without example that is not
         dropped.
     """
-    low, high = band
-    if not low < high:
-        raise UserError(f"score: the band ({low}, {high}) is empty; give the lower bound first")
+    if not band[0] < band[1]:
+        raise UserError(f"score: the band {band} is empty; give the lower bound first")
     if batch < 1:
         raise UserError(f"score: batch={batch}, must be at least 1")
-    return _score(iter(items), os.fspath(model), (low, high), batch)
-
-
-def _score(
-    items: Iterator[Item], model: str, band: tuple[float, float], batch: int
-) -> Iterator[Item]:
     retriever = None
     for window, alive in _windows(items, batch):
         if alive:
             if retriever is None:
-                retriever = _load(model)  # only if there is something to score
+                retriever = _load(os.fspath(model))  # only if there is something to score
             for item, scores in zip(alive, _cosines(retriever, alive), strict=True):
                 item.scores.update(scores)
-                item.provenance[STAGE] = {"model": model}
+                item.provenance[STAGE] = {"model": os.fspath(model)}
                 item.drop(STAGE, *_outside(scores, band))
         yield from window
 
 
-def _windows(items: Iterator[Item], batch: int) -> Iterator[tuple[list[Item], list[Item]]]:
+def _windows(items: Iterable[Item], batch: int) -> Iterator[tuple[list[Item], list[Item]]]:
     """Yields (all items, those not dropped) of windows with up to `batch` of the latter."""
     window, alive = [], []
     for item in items:
@@ -96,34 +89,22 @@ def _load(model: str):
 
 def _cosines(retriever, items: list[Item]) -> list[dict[str, float]]:
     """The scores of each item, see `score_items`."""
-    triples = [_complete(item.example) for item in items]
-    present = [[pair is not None for pair in pairs(item.example)] for item in items]
-    queries = _unit(
-        retriever.encode_queries(
-            [pair.query for triple in triples for pair in triple],
-            [pair.instruction for triple in triples for pair in triple],
-        )
-    ).reshape(len(items), 3, -1)
-    passages = _unit(
-        retriever.encode_passages([pair.passage for triple in triples for pair in triple])
-    ).reshape(queries.shape)
-    table = np.einsum("nqe,npe->nqp", queries, passages)
+    triples = [pairs(item.example) for item in items]
+    # the positive pair stands in for a missing poison
+    complete = [pair or triple[0] for triple in triples for pair in triple]
+    instructions, queries, passages = map(list, zip(*complete, strict=True))
+    q = _unit(retriever.encode_queries(queries, instructions)).reshape(len(items), 3, -1)
+    p = _unit(retriever.encode_passages(passages)).reshape(q.shape)
     scores = []
-    for cosines, there in zip(table, present, strict=True):
+    for triple, cosines in zip(triples, np.einsum("nqe,npe->nqp", q, p), strict=True):
         values = {"positive": cosines[0, 0]}
         for column, name in enumerate(NEGATIVES, 1):
-            if there[column]:
+            if triple[column]:
                 values[name] = cosines[0, column]
                 values[f"margin_{name}"] = cosines[0, 0] - cosines[0, column]
                 values[f"own_{name}"] = cosines[column, column]
         scores.append({name: round(float(value), _DIGITS) for name, value in values.items()})
     return scores
-
-
-def _complete(example: Example) -> list:
-    """The three pairs; the positive one stands in for a missing poison."""
-    positive, *poisoned = pairs(example)
-    return [positive, *(pair or positive for pair in poisoned)]
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

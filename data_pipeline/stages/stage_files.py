@@ -83,9 +83,7 @@ class StageFile:
 def stage_files(config: FactoryConfig, model_settings: dict[str, list]) -> dict[str, StageFile]:
     """Stage -> its output file, in order; each depends on its settings and on the file before.
 
-    Args:
-      config: of the factory.
-      model_settings: stage -> what the answers of its models depend on.
+    `model_settings` is what the answers of a stage's models depend on.
     """
     source, evaluation = map(dataclasses.asdict, (config.source, config.evaluation))
     score, review = map(dataclasses.asdict, (config.score, config.review))
