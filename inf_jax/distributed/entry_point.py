@@ -25,10 +25,7 @@ def run_distributed(main: Callable[..., None]) -> Callable[..., None]:
     """
 
     def distributed_main(*args: Any, **options: Any) -> None:
-        if initialise():
-            with _end_all_on_error():
-                main(*args, **options)
-        else:
+        with _end_all_on_error() if initialise() else contextlib.nullcontext():
             main(*args, **options)
 
     return distributed_main

@@ -7,7 +7,6 @@ tensors. A model is one file or several with an index, as in transformers.
 import json
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -72,12 +71,10 @@ def stored_tensors(directory: Path) -> dict[str, Stored]:
 
 def by_layer(texts: Iterable[str]) -> list[str]:
     """Groups texts that differ only in layer numbers into one, with their count."""
-    counts, example = Counter(), {}
+    groups: dict[str, list[str]] = {}
     for text in texts:
-        pattern = re.sub(r"\.\d+\.", ".*.", text)
-        counts[pattern] += 1
-        example[pattern] = text
-    return [f"{p} ({n} times)" if n > 1 else example[p] for p, n in counts.items()]
+        groups.setdefault(re.sub(r"\.\d+\.", ".*.", text), []).append(text)
+    return [f"{p} ({len(g)} times)" if len(g) > 1 else g[0] for p, g in groups.items()]
 
 
 def _header(file: Path) -> dict[str, Stored]:

@@ -4,16 +4,9 @@ Each device keeps its rows and processes every column of the batch, a tile at a 
 scores is computed once and summed along its rows (block P) and along its columns (block IQ). The
 forward pass keeps only the sums; the backward pass recomputes the tiles and takes their exact
 derivatives from the sums. So memory is linear in the batch, at four products of b x b x e where a
-loss that holds the matrix takes three.
-
-| engine    | the columns                                                    |
-|-----------|----------------------------------------------------------------|
-| blockwise | are on the one device                                          |
-| ring      | rotate around the devices, tile by tile, with their sums       |
-| gather    | come from all devices at once, tile by tile                    |
-
-In the ring neither the permutes nor the current tile wait for each other: a tile's sums are merged
-with the arriving ones once both are there.
+loss that holds the matrix takes three. The columns are on the one device ("blockwise"), rotate
+around the devices tile by tile with their sums ("ring"; neither the permutes nor the current tile
+wait for each other), or come from all devices at once, tile by tile ("gather").
 """
 
 import functools
@@ -51,7 +44,6 @@ def blockwise_sums(
       plan: static.
       rows: [b], split over the mesh's axes; b a multiple of its size. Empty slots hold no NaN.
       positive: [b], <q_i, p_i>; used for the counts only, it gets no gradient.
-      coefficients: scale above 0, and bias.
 
     Returns:
       ({"lse/P": [b], ...}, {"P": Counts, ...}) in the dtype of the scores; lse is -inf where a row
@@ -93,7 +85,7 @@ def _on_mesh(plan: BlockwisePlan, run: Callable, split, coefficients: Coefficien
 def _forward(plan: BlockwisePlan, rows: RowTexts, positive: jax.Array, coefficients: Coefficients):
     """This device's part of `blockwise_sums`."""
     size, scale = rows.index.shape[0], coefficients.scale
-    left, right = _sides(plan, rows, positive=positive)
+    left, right = _sides(plan, rows, positive, {}, {})
     row_acc, col_acc = (
         {
             t: empty_partial(plan, t, side.rows.index.shape, positive.dtype)
@@ -116,9 +108,7 @@ def _forward(plan: BlockwisePlan, rows: RowTexts, positive: jax.Array, coefficie
         col_part, row_acc = jax.lax.scan(one_row_tile, start, (left, row_acc))
         return row_acc, col_part
 
-    row_acc, col_acc = _rotate_columns(
-        plan, process_tile, row_acc, right, col_acc, merge_parts=merge_all
-    )
+    row_acc, col_acc = _rotate_columns(plan, process_tile, row_acc, right, col_acc, merge_all)
     partials = jax.tree.map(lambda x: _join(x)[:size], row_acc | col_acc)
     return sums_of(plan, partials, scale), {t: partials[t].counts for t in plan.blocks}
 
@@ -128,14 +118,12 @@ def _backward(
 ):
     """({field: derivative by this device's texts}, derivatives by the coefficients, [1] each)."""
     size, width, dtype = *rows.queries.shape, coefficients.scale.dtype
-    left, right = _sides(plan, rows, sums=sums, slopes=slopes)
+    left, right = _sides(plan, rows, None, sums, slopes)
     lefts, rights = (tuple(dict.fromkeys(m[i] for m in plan.matrices)) for i in (0, 1))
 
     def zeros(shape: tuple[int, ...]) -> dict[str, jax.Array]:
-        return {
-            name: jnp.zeros((*shape, _texts_a_pair(plan, rows, name), width), dtype)
-            for name in rights
-        }
+        texts = {name: _texts_a_pair(plan, rows, name) for name in rights}
+        return {name: jnp.zeros((*shape, k, width), dtype) for name, k in texts.items()}
 
     def add_all(old: dict, new: dict) -> dict:
         return jax.tree.map(jnp.add, old, new)
@@ -155,9 +143,8 @@ def _backward(
 
     by_left = {t: jnp.zeros((*left.rows.index.shape, width), dtype) for t in lefts}
     row_acc, col_acc = (by_left, jnp.zeros((), dtype)), zeros(right.rows.index.shape)
-    (by_left, bias), by_right = _rotate_columns(
-        plan, process_tile, row_acc, right, col_acc, merge_parts=add_all
-    )
+    row_acc, by_right = _rotate_columns(plan, process_tile, row_acc, right, col_acc, add_all)
+    by_left, bias = row_acc
     by_left, by_right = ({t: _join(x)[:size] for t, x in d.items()} for d in (by_left, by_right))
     # a score is linear in its left text: the scale's derivative needs no further pass
     scale = sum(jnp.sum(x * texts_of(rows, t)[:, 0]) for t, x in by_left.items())
@@ -168,9 +155,8 @@ def _backward(
 def _by_field(rows: RowTexts, by_left: Values, by_right: Values) -> dict[str, jax.Array]:
     """Derivatives by each field of the rows, in its shape and dtype.
 
-    Args:
-      by_left: field -> [b, e], by the first texts as the left of a matrix.
-      by_right: field -> [b, k, e], by the first k texts as the right of one.
+    Sums `by_left` [b, e], by the first texts as the left of a matrix, and `by_right` [b, k, e], by
+    the first k texts as the right of one.
     """
     gradients = {}
     for name in dict.fromkeys((*by_left, *by_right)):
@@ -191,7 +177,6 @@ def _rotate_columns(
     row_acc,
     columns: Side,
     col_acc: dict,
-    *,
     merge_parts: Callable[[dict, dict], dict],
 ):
     """Processes all columns of the batch, those of this device first.
@@ -199,8 +184,7 @@ def _rotate_columns(
     Args:
       process_tile: (row_acc, a tile of columns) -> (row_acc, that tile's part of col_acc).
       row_acc: accumulates what belongs to this device's rows.
-      columns: this device's own columns, [tiles, size].
-      col_acc: accumulates what belongs to the columns, [tiles, size]; starts empty.
+      columns, col_acc: this device's own columns and what belongs to them, [tiles, size].
       merge_parts: merges the parts of two devices for the same columns.
 
     Returns:
@@ -209,7 +193,7 @@ def _rotate_columns(
     if plan.engine == "blockwise" or (plan.engine == "ring" and plan.mesh.size == 1):
         return jax.lax.scan(process_tile, row_acc, columns)
     if plan.engine == "gather":
-        return _gather(plan, process_tile, row_acc, columns, merge_parts=merge_parts)
+        return _gather(plan, process_tile, row_acc, columns, merge_parts)
     tiles, devices = columns.rows.index.shape[0], plan.mesh.size
 
     def pass_on(tree):
@@ -231,9 +215,7 @@ def _rotate_columns(
     return row_acc, pass_on(col_acc)
 
 
-def _gather(
-    plan: BlockwisePlan, process_tile: Callable, row_acc, columns: Side, *, merge_parts: Callable
-):
+def _gather(plan: BlockwisePlan, process_tile: Callable, row_acc, columns: Side, merge_parts):
     """`_rotate_columns` where a tile holds the columns of all devices."""
     axes, devices = plan.mesh.axis_names, plan.mesh.size
 
@@ -250,12 +232,7 @@ def _gather(
 
 
 def _sides(
-    plan: BlockwisePlan,
-    rows: RowTexts,
-    *,
-    positive: jax.Array | None = None,
-    sums: Values | None = None,
-    slopes: Values | None = None,
+    plan: BlockwisePlan, rows: RowTexts, positive: jax.Array | None, sums: Values, slopes: Values
 ) -> tuple[Side, Side]:
     """This device's rows as [row tiles, size] and as columns [column tiles, size]."""
     lefts, rights = ({m[i] for m in plan.matrices} for i in (0, 1))
@@ -266,9 +243,7 @@ def _sides(
         if ids is not None:
             ids = TextIds(ids.instruction, ids.query, ids.passage[:, :k])
         own = lambda values: {  # noqa: E731
-            name: x
-            for name, x in (values or {}).items()
-            if BLOCKS[name.split("/")[1]].by_column == by_column
+            t: x for t, x in values.items() if BLOCKS[t.split("/")[1]].by_column == by_column
         }
         needed = rows._replace(
             queries=rows.queries if "queries" in fields else None,
@@ -278,11 +253,11 @@ def _sides(
         return Side(needed, positive, own(sums), own(slopes))
 
     both = side(lefts, 1, by_column=False), side(rights, texts, by_column=True)
-    left, right = (
+    sizes = _tile_sizes(plan, rows.index.shape[0])
+    return tuple(
         jax.tree.map(functools.partial(_split, count=count, size=size), tree)
-        for tree, (count, size) in zip(both, _tile_sizes(plan, rows.index.shape[0]), strict=True)
+        for tree, (count, size) in zip(both, sizes, strict=True)
     )
-    return left, right
 
 
 def _texts_a_pair(plan: BlockwisePlan, rows: RowTexts, name: str) -> int:

@@ -38,17 +38,11 @@ class RowTexts(NamedTuple):
 
 
 class Candidates(NamedTuple):
-    """The candidates of r rows among n texts of the columns.
+    """The candidates of r rows among n texts of the columns, [r, n] each."""
 
-    Attributes:
-      scores: [r, n], inner products, not scaled; float32, or float64 if the embeddings are.
-      eligible: bool[r, n], by index: in a filled slot and not the row's own positive.
-      known_positive: bool[r, n], by identity: the text is a positive of the row; None without ids.
-    """
-
-    scores: jax.Array
-    eligible: jax.Array
-    known_positive: jax.Array | None
+    scores: jax.Array  # inner products, not scaled; float32, or float64 if the embeddings are
+    eligible: jax.Array  # bool, by index: in a filled slot and not the row's own positive
+    known_positive: jax.Array | None  # bool, by identity; None without ids
 
 
 def texts_of(rows: RowTexts, name: str, *, all_texts: bool = False) -> jax.Array:

@@ -87,11 +87,11 @@ def check_teacher(
             f"objective {objective}: one passage a row leaves a teacher nothing to teach; give "
             "passages [b, 1 + h, e] with hard negatives"
         )
-    shape = None if teacher_scores is None else teacher_scores.shape
-    if shape != passages.shape[:2]:
+    shape, expected = getattr(teacher_scores, "shape", None), passages.shape[:2]
+    if shape != expected:
         raise UserError(
-            f"objective {objective}: teacher_scores are {shape}, expected {passages.shape[:2]},"
-            " a score for each passage of a row"
+            f"objective {objective}: teacher_scores are {shape}, expected {expected}, a score for "
+            "each passage of a row"
         )
 
 
@@ -100,9 +100,8 @@ def check_dims(width: int, dims: Sequence[int], weights: Sequence[float]) -> Non
     if any(d != int(d) or not 0 < d <= width for d in dims) or len(set(dims)) < len(dims):
         raise UserError(f"dims={tuple(dims)}: expected different numbers from 1 to {width}")
     if weights and (len(weights) != len(dims) or not all(w > 0 for w in weights)):
-        raise UserError(
-            f"dim_weights={tuple(weights)}: expected a number above 0 for each of dims={dims}"
-        )
+        given = f"dim_weights={tuple(weights)}"
+        raise UserError(f"{given}: expected a number above 0 for each of dims={dims}")
 
 
 def check_engine(

@@ -203,16 +203,14 @@ def _loss(
     teacher: jax.Array | None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Loss and metrics of checked rows."""
-    positive = _positive_scores(rows)
+    dtype = coefficients.scale.dtype
+    positive = jnp.sum(rows.queries.astype(dtype) * rows.passages[:, 0].astype(dtype), axis=1)
     weights = rows.valid / jnp.maximum(jnp.sum(rows.valid, dtype=positive.dtype), 1)
     fixed = jax.lax.stop_gradient(positive)
     dense = [t for t in plan.blocks if plan.engine == "dense" or BLOCKS[t].per_row]
     sums, counts = dense_sums(plan, dense, rows, fixed, coefficients)
-    rest = dataclasses.replace(
-        plan,
-        lse=tuple(t for t in plan.lse if t not in dense),
-        softplus=tuple(t for t in plan.softplus if t not in dense),
-    )
+    lse, softplus = (tuple(t for t in ts if t not in dense) for ts in (plan.lse, plan.softplus))
+    rest = dataclasses.replace(plan, lse=lse, softplus=softplus)
     with jax.named_scope(f"loss_{plan.engine}"):
         if rest.blocks:
             kept = _without_instruction_negatives(rows)
@@ -240,12 +238,6 @@ def _padded_sums(
 
 def _metric(value: jax.Array) -> jax.Array:
     return jax.lax.stop_gradient(value).astype(jnp.float32)
-
-
-def _positive_scores(rows: RowTexts) -> jax.Array:
-    """<q_i, p_i>, [b]."""
-    dtype = jnp.promote_types(jnp.result_type(rows.queries, rows.passages), jnp.float32)
-    return jnp.sum(rows.queries.astype(dtype) * rows.passages[:, 0].astype(dtype), axis=1)
 
 
 def _map_embeddings(rows: RowTexts, change) -> RowTexts:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from inf_jax.text.templates import QuerySpans
+
 SPECIAL, QUERY, INSTRUCTION, OTHER = range(4)  # kinds of tokens; OTHER: the template's own words
 
 
@@ -40,6 +42,17 @@ class QueryParts(NamedTuple):
         """Token ids of "query" or "instruction"."""
         span = getattr(self, part)
         return self.ids[span.first : span.end]
+
+
+def token_kinds(encoding, spans: QuerySpans) -> np.ndarray:
+    """int8[tokens]: the kind of each token of an instructed query, a `tokenizers.Encoding`."""
+    starts, ends = np.array(encoding.offsets, np.int64).reshape(-1, 2).T
+    kinds = np.full(len(starts), OTHER, np.int8)
+    kinds[(starts >= spans.query[0]) & (ends <= spans.query[1])] = QUERY
+    # a token across the border of query and instruction counts as instruction, to be kept
+    kinds[(ends > spans.instruction[0]) & (starts < spans.instruction[1])] = INSTRUCTION
+    kinds[np.array(encoding.special_tokens_mask, bool)] = SPECIAL
+    return kinds
 
 
 def kept_tokens(kinds: np.ndarray, limit: int) -> np.ndarray:

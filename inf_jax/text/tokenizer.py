@@ -13,23 +13,8 @@ import tokenizers
 
 from inf_jax.core.errors import UserError
 from inf_jax.text import eos
-from inf_jax.text.query_parts import (
-    INSTRUCTION,
-    OTHER,
-    QUERY,
-    SPECIAL,
-    QueryParts,
-    kept_tokens,
-    split_parts,
-)
-from inf_jax.text.templates import (
-    QuerySpans,
-    TextConfig,
-    passage_text,
-    pieces,
-    render,
-    render_query,
-)
+from inf_jax.text.query_parts import QueryParts, kept_tokens, split_parts, token_kinds
+from inf_jax.text.templates import TextConfig, passage_text, pieces, render, render_query
 
 _TOKENIZER_FILES = ("*token*", "vocab*", "*.model", "tekken*")
 
@@ -101,7 +86,7 @@ class TextTokenizer:
         # offsets are slow to compute: only for these
         encodings = self._backend.encode_batch([rendered[n][0] for n in overlong])
         for n, encoding in zip(overlong, encodings, strict=True):
-            ids[n] = ids[n][kept_tokens(_kinds(encoding, rendered[n][1]), limit)]
+            ids[n] = ids[n][kept_tokens(token_kinds(encoding, rendered[n][1]), limit)]
         return ids
 
     def query_parts(
@@ -115,7 +100,7 @@ class TextTokenizer:
         result = []
         encodings = self._backend.encode_batch([text for text, _ in rendered])
         for encoding, (_, spans) in zip(encodings, rendered, strict=True):
-            ids, kinds = np.array(encoding.ids, np.int32), _kinds(encoding, spans)
+            ids, kinds = np.array(encoding.ids, np.int32), token_kinds(encoding, spans)
             within = ids[kept_tokens(kinds, limit)] if len(ids) > limit else ids
             result.append((within, split_parts(ids, kinds, limit)))
         return result
@@ -227,26 +212,11 @@ def _beyond_rows(token: str, number: int, rows: int, source: str) -> str:
 def _around(backend: tokenizers.Tokenizer) -> tuple[np.ndarray, np.ndarray]:
     """(int32[...], int32[...]), the special tokens before and after a text."""
     probe = backend.encode("a")
-    ids, text = np.array(probe.ids, np.int32), np.flatnonzero(_special(probe) == 0)
+    ids = np.array(probe.ids, np.int32)
+    text = np.flatnonzero(np.array(probe.special_tokens_mask, int) == 0)
     first, end = (text[0], text[-1] + 1) if text.size else (len(ids), len(ids))
     return ids[:first], ids[end:]
 
 
 def _ids(encodings: list[tokenizers.Encoding]) -> list[np.ndarray]:
     return [np.array(encoding.ids, np.int32) for encoding in encodings]
-
-
-def _special(encoding: tokenizers.Encoding) -> np.ndarray:
-    """int64[tokens]: 1 for the special tokens that the tokenizer adds around a text."""
-    return np.array(encoding.special_tokens_mask, np.int64)
-
-
-def _kinds(encoding: tokenizers.Encoding, spans: QuerySpans) -> np.ndarray:
-    """int8[tokens]: the kind of each token of an instructed query."""
-    starts, ends = np.array(encoding.offsets, np.int64).reshape(-1, 2).T
-    kinds = np.full(len(starts), OTHER, np.int8)
-    kinds[(starts >= spans.query[0]) & (ends <= spans.query[1])] = QUERY
-    # a token across the border of query and instruction counts as instruction, to be kept
-    kinds[(ends > spans.instruction[0]) & (starts < spans.instruction[1])] = INSTRUCTION
-    kinds[_special(encoding) == 1] = SPECIAL
-    return kinds
