@@ -17,7 +17,6 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from data_pipeline.dataset import beam_runner
-from data_pipeline.dataset.beam_errors import worker_errors
 from data_pipeline.dataset.beam_token_steps import ShardJob
 from inf_jax.config.command_line import parse
 from inf_jax.config.defaults import run_config
@@ -60,7 +59,7 @@ def tokenise(
     starts = itertools.accumulate([count for _, count in plan.sources[:-1]], initial=0)
     files = list(zip(starts, plan.sources, strict=True))
     with (
-        worker_errors(),
+        beam_runner.worker_errors(),
         beam.Pipeline(beam_config.beam_runner, options=beam_config.beam_options) as pipeline,
     ):
         _ = (

@@ -1,13 +1,17 @@
-"""Apache Beam's runner and options for the Beam commands."""
+"""Apache Beam's runner, options and workers' errors, for the Beam commands."""
 
 import argparse
+import contextlib
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 
 import tensorflow_datasets as tfds
 
 from inf_jax.core.cli_flags import hyphenated
 from inf_jax.core.errors import UserError
+
+_SUFFIX = " [while running"  # appended by Beam
 
 
 def make_config(runner: str, options: Sequence[str]) -> tfds.download.DownloadConfig:
@@ -73,3 +77,20 @@ def parse(
     args, others = parser.parse_known_args(ours)
     as_given = dict(zip(ours, argv, strict=True))  # Beam's own flags have underscores
     return args, [as_given[flag] for flag in others]
+
+
+@contextlib.contextmanager
+def worker_errors() -> Iterator[None]:
+    """Turns a worker's UserError back into one; other errors propagate unchanged.
+
+    Runners report errors as text, usually in a RuntimeError with the worker's traceback. Messages
+    of UserErrors are one line each.
+    """
+    try:
+        yield
+    except Exception as error:
+        text = str(error)
+        messages = re.findall(r"\b(?:UserError|CorruptRecordError): (.+)", text)
+        if not messages and not isinstance(error, UserError):
+            raise
+        raise UserError((messages or [text])[-1].split(_SUFFIX)[0]) from error

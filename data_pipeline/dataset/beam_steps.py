@@ -16,7 +16,7 @@ from pathlib import Path
 
 import apache_beam as beam
 
-from data_pipeline.dataset.beam_errors import worker_errors
+from data_pipeline.dataset.beam_runner import worker_errors
 from data_pipeline.dataset.inputs import InfIrConfig, Inputs
 from data_pipeline.dataset.slices import Slice, read_slice, slices
 from data_pipeline.dataset.tfds_adapter import empty_split
