@@ -8,6 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 WITHOUT_TORCH = ROOT / "tests" / "doubles" / "without_torch"
+LIMIT_S = 1800  # only ends what hangs
 TRAIN = ("-m", "inf_jax.train")
 
 
@@ -28,7 +29,7 @@ def free_port():
         return server.getsockname()[1]
 
 
-def place(count, process, port, *, timeout_s=120):
+def place(count, process, port, *, timeout_s=LIMIT_S):
     """The environment of one process of several."""
     return {
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
@@ -39,7 +40,7 @@ def place(count, process, port, *, timeout_s=120):
 
 
 def start(
-    file, *overrides, count=1, only=None, devices=1, program=TRAIN, timeout_s=120, cache=None
+    file, *overrides, count=1, only=None, devices=1, program=TRAIN, timeout_s=LIMIT_S, cache=None
 ):
     """The processes of a run that share `devices`, or those in `only`, with pipes to read.
 
@@ -74,7 +75,7 @@ def start(
 def finish(processes):
     """Their outputs and exit codes, once all have ended."""
     try:
-        outs = [process.communicate(timeout=300)[0] for process in processes]
+        outs = [process.communicate(timeout=LIMIT_S)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -97,7 +97,7 @@ def test_a_full_disk_is_reported_and_nothing_is_lost(tmp_path, calm_server, fini
         env=os.environ | {"OPENAI_API_KEY": KEY},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=1800,
         check=False,
     )
     error = refused(Done(done.returncode, done.stdout, done.stderr))

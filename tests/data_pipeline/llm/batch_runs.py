@@ -29,7 +29,7 @@ def questions(count: int) -> list[Request]:
 class Run:
     """What one process does; another one on the same directory is the next run."""
 
-    def __init__(self, directory: Path, base_url: str, *, size=10, max_usd=None, give_up_s=60.0):
+    def __init__(self, directory: Path, base_url: str, *, size=10, max_usd=None, give_up_s=600.0):
         self.directory, self._base_url = directory, base_url
         self._size, self._max_usd, self._give_up_s = size, max_usd, give_up_s
 

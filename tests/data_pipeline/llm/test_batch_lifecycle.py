@@ -61,9 +61,17 @@ def test_a_run_killed_before_it_knows_of_its_batch(llm_server, tmp_path):
     assert len(names(server)) == len(set(names(server))) == 2
 
 
-def test_an_outage_of_the_server(llm_server, tmp_path):
+def test_an_outage_of_the_server(llm_server, tmp_path, monkeypatch):
     server = llm_server(STUCK, state=tmp_path / "server")
     run = Run(tmp_path / "run", server.base_url)
+    noticed = asyncio.Event()
+
+    class Unreachable(batch_api.Unreachable):
+        def __init__(self, *args):
+            super().__init__(*args)
+            noticed.set()
+
+    monkeypatch.setattr(batch_api, "Unreachable", Unreachable)
 
     async def asked():
         async with run.asker() as asker:
@@ -71,7 +79,7 @@ def test_an_outage_of_the_server(llm_server, tmp_path):
             while not await asyncio.to_thread(lambda: batches(server)):
                 await asyncio.sleep(0.01)
             server.kill()
-            await asyncio.sleep(0.2)
+            await noticed.wait()
             await asyncio.to_thread(server.restart)
             server.set_faults("")
             return await asyncio.gather(*tasks)

@@ -20,7 +20,7 @@ from inf_jax.core.trees import path_name
 from inf_jax.distributed.preemption import STOPPED
 from inf_jax.monitoring.metrics_log import read_metrics
 from inf_jax.training.setup import make_training
-from tests.inf_jax.processes import finish, start, write_config
+from tests.inf_jax.processes import LIMIT_S, finish, start, write_config
 
 STEPS, KILLS = map(int, os.environ.get("INF_JAX_POD_CHAOS", "48,3").split(","))
 DEVICES = 4
@@ -67,7 +67,7 @@ def checkpoints(out_dir):
 
 def disturb(processes, out_dir, rng, *, first, kills):
     """Lets a run continue for a while, then kills one process or all of it, or sends SIGTERM."""
-    patience, starting = time.monotonic() + 240, rng.random() < 0.15
+    patience, starting = time.monotonic() + LIMIT_S, rng.random() < 0.15
     if starting:
         time.sleep(rng.uniform(0, 4))
     else:
@@ -82,7 +82,6 @@ def disturb(processes, out_dir, rng, *, first, kills):
     for process in chosen:
         process.send_signal(number)
     if starting:  # the others would wait for it: launchers end them
-        time.sleep(1)
         for process in processes:
             process.kill()
     outs, codes = finish(processes)

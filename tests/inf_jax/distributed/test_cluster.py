@@ -3,17 +3,20 @@
 import os
 import re
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
 from inf_jax.core.errors import UserError
+from inf_jax.distributed import cluster
 from inf_jax.distributed.cluster import Place, find_place, initialise, rendezvous
 from inf_jax.distributed.entry_point import single_process_only
 from tests.inf_jax.processes import free_port, place
 
 
-def meet(*callers, timeout_s=30):
+def meet(*callers, timeout_s=600):
     """The error of each (count, process), "" where all is well; and the address."""
     address = f"127.0.0.1:{free_port()}"
 
@@ -28,16 +31,32 @@ def meet(*callers, timeout_s=30):
         return list(pool.map(one, *zip(*callers, strict=True))), address
 
 
-def test_rendezvous():
+def time_runs_out_after_a_report(monkeypatch):
+    """The clock stands still until process 0 has read one report, and is then at its end."""
+    now, hello = [0.0], cluster._hello
+
+    def heard(caller):
+        report = hello(caller)
+        now[0] = 1e6
+        return report
+
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=time.sleep)
+    monkeypatch.setattr(cluster, "time", clock)
+    monkeypatch.setattr(cluster, "_hello", heard)
+
+
+def test_rendezvous(monkeypatch):
     said, address = meet((3, 2), (3, 1), (3, 0))
     assert said == ["", "", ""]
     socket.create_server(("127.0.0.1", int(address.rpartition(":")[2]))).close()  # free again
 
-    said, address = meet((4, 0), (4, 2), timeout_s=1)
+    time_runs_out_after_a_report(monkeypatch)
+    said, address = meet((4, 0), (4, 2))
     assert said[0] == said[1]
     assert said[0].startswith(
-        f"2 of 4 processes did not reach {address} within 1 s: process 1, 3 missing;"
+        f"2 of 4 processes did not reach {address} within 600 s: process 1, 3 missing;"
     )
+    monkeypatch.undo()
 
     said, address = meet((2, 1), timeout_s=1)
     assert re.match(rf"process 1 of 2: process 0 did not answer at {address} within 1 s", said[0])
@@ -51,7 +70,7 @@ def test_rendezvous():
 def test_rendezvous_ignores_strangers():
     port = free_port()
     with ThreadPoolExecutor() as pool:
-        primary = pool.submit(rendezvous, f"127.0.0.1:{port}", 2, 0, timeout_s=30)
+        primary = pool.submit(rendezvous, f"127.0.0.1:{port}", 2, 0, timeout_s=600)
         while True:
             try:
                 with socket.create_connection(("127.0.0.1", port)) as stranger:
@@ -62,7 +81,7 @@ def test_rendezvous_ignores_strangers():
                 pass
             except ConnectionResetError:
                 break
-        rendezvous(f"127.0.0.1:{port}", 2, 1, timeout_s=30)
+        rendezvous(f"127.0.0.1:{port}", 2, 1, timeout_s=600)
         primary.result()
 
 

@@ -20,7 +20,7 @@ if is_primary():
     except UserError as error:
         print(error)
     client.key_value_set("told", "yes")
-client.blocking_key_value_get("told", 60_000)
+client.blocking_key_value_get("told", 600_000)
 directory = pathlib.Path(sys.argv[1].removeprefix("--config=")).parent / "out"
 try:
     check_shared(directory if is_primary() else directory / "elsewhere", check_access)
@@ -60,7 +60,7 @@ for wrong in (False, False, True):
     coordination.check_shared(directory, check_access)
     with coordination.primary_first("work"):
         print("work")
-    coordination.barrier("end", timeout_s=60)
+    coordination.barrier("end", timeout_s=600)
 """
 
 

@@ -2,6 +2,9 @@
 
 import os
 import sys
+import threading
+import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -47,17 +50,26 @@ def test_a_bucket_without_a_permission(gcs, permission, caplog):
     assert not left or permission == "storage.objects.delete"
 
 
-def test_no_bucket_no_credentials_no_answer(gcs):
+def test_no_bucket_no_credentials_no_answer(gcs, monkeypatch):
     with pytest.raises(UserError, match=r"no bucket absent .* storage buckets create gs://absent "):
         storage.check_access(storage.as_path("gs://absent/run"))
     gcs.make("private", needs_token=True)
     with pytest.raises(UserError, match=r"no valid Google credentials .*gcloud auth appl"):
         storage.check_access(storage.as_path("gs://private/run"))
     gcs.make("ill", failures=10**6)
+
+    class Thread(threading.Thread):
+        def join(self, timeout=None):  # the time starts with the first request
+            while gcs.buckets["ill"].failures == 10**6:
+                time.sleep(0.01)
+            super().join(timeout)
+
+    monkeypatch.setattr(bucket, "threading", SimpleNamespace(Thread=Thread))
     with pytest.raises(
         UserError, match=r"did not answer within 0\.5 s when asked to find the bucket"
     ):
         bucket.check_access(storage.as_path("gs://ill/run"), timeout_s=0.5)
+    monkeypatch.undo()
     gcs.make("well", failures=1)
     bucket.check_access(storage.as_path("gs://well/run"))
 
