@@ -99,12 +99,7 @@ def attention(
       segments, positions: see `packing.Packed`; no chunk axis.
       implementations: names in IMPLEMENTATIONS, see `choose`, which may raise UserError.
     """
-    name, _ = choose(
-        implementations,
-        q,
-        bias=scores.bias is not None,
-        dropout=scores.dropout is not None,
-        softcap=scores.softcap,
-    )
+    used = {"bias": scores.bias is not None, "dropout": scores.dropout is not None}
+    name, _ = choose(implementations, q, **used, softcap=scores.softcap)
     attend = IMPLEMENTATIONS[name].attend
     return attend(q, k, v, segments=segments, positions=positions, scores=scores)

@@ -161,8 +161,8 @@ def make_encoder(config: EncoderConfig, options: EncoderOptions = EncoderOptions
             DTYPES[options.dtype], options.scan_layers, options.remat, _implementations(options)
         )
         with jax.named_scope("encoder"):
-            dropped = None if key is None else dropout_key(key, text_ids, *rows[1:])
-            states = hidden(params, *rows, execution=execution, key=dropped, shards=shards)
+            row_key = None if key is None else dropout_key(key, text_ids, *rows[1:])
+            states = hidden(params, *rows, execution=execution, key=row_key, shards=shards)
         return states.reshape(c, r, t, -1)
 
     def finish(vectors: Array) -> Array:

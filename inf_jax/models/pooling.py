@@ -9,8 +9,7 @@ from jaxtyping import Array, Float, Int
 PROJECTION = "projection"  # key of the linear layer after pooling among a tower's parameters
 
 
-def _mean(own: Array, positions: Array) -> Array:
-    del positions
+def _mean(own: Array, _positions: Array) -> Array:
     return own / jnp.maximum(own.sum(-1, keepdims=True), 1).astype(jnp.float32)
 
 

@@ -63,22 +63,15 @@ def _kernel(
 ) -> Callable[..., Array]:
     """The kernel for one window size, over rows: (q, k, v, segments) -> mixed values."""
     square = tokens, tokens
+    mask = kernels.CausalMask(square) if scores.causal else kernels.FullMask(square)
     if size is not None:
-        sides = (size - 1, 0) if scores.causal else (size, size)
-        mask = kernels.LocalMask(square, sides, offset=0)
-    else:
-        mask = kernels.CausalMask(square) if scores.causal else kernels.FullMask(square)
+        mask = kernels.LocalMask(square, (size - 1, 0) if scores.causal else (size, size), offset=0)
     block = _block(tokens, size if size is None or scores.causal else 2 * size + 1)
     whole = block == tokens
-    sizes = kernels.BlockSizes(
-        block_q=block,
-        block_kv=block,
-        block_q_dkv=block,
-        block_kv_dkv=block,
-        block_q_dq=None if whole else block,
-        block_kv_dq=None if whole else block,
-        use_fused_bwd_kernel=whole,  # with several blocks it writes one gradient of q for each
-    )
+    names = ["block_q", "block_kv", "block_q_dkv", "block_kv_dkv"]
+    names += [] if whole else ["block_q_dq", "block_kv_dq"]
+    # With several blocks the fused backward kernel writes one gradient of q for each.
+    sizes = kernels.BlockSizes(**dict.fromkeys(names, block), use_fused_bwd_kernel=whole)
     kernel = kernels.make_splash_mha(
         kernels.MultiHeadMask([mask] * heads),
         block_sizes=sizes,

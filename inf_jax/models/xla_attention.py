@@ -25,7 +25,7 @@ class Window:
     """The attention window of a layer, see `EncoderConfig.windows`.
 
     Attributes:
-      sizes: the distinct windows in tokens of the layers that share a program, None for the text.
+      sizes: distinct windows, in tokens, of the layers that share a program; None: the whole text.
       which: int32 scalar, the index of this layer's window; None if there is only one.
     """
 

@@ -32,8 +32,7 @@ def _ropes(
 
 
 def _attention_bias(fields: Fields) -> dict[str, bool]:
-    bias = fields.get("attention_bias", False, kind=bool)
-    return {"qkv_bias": bias, "out_bias": bias}
+    return dict.fromkeys(("qkv_bias", "out_bias"), fields.get("attention_bias", False, kind=bool))
 
 
 def _bert(fields: Fields) -> dict[str, Any]:

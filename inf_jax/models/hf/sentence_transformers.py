@@ -63,15 +63,14 @@ def write(
     if dense:
         _write_dense(directory / folders["Dense"], projection)
     switches = {switch: name == model.pooling for name, (_, switch) in POOLINGS.items()}
+    pooling = {"word_embedding_dimension": width, **switches, "include_prompt": True}
     prompts = {"query": model.query_prompt, "document": model.passage_prompt}
     usage = {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"}
     files = {
         "modules.json": modules,
         "sentence_bert_config.json": {"max_seq_length": model.max_length, "do_lower_case": False},
         "config_sentence_transformers.json": usage,
-        "1_Pooling/config.json": {"word_embedding_dimension": width}
-        | switches
-        | {"include_prompt": True},
+        "1_Pooling/config.json": pooling,
     }
     if normalise:
         files[f"{folders['Normalize']}/config.json"] = {}

@@ -103,8 +103,7 @@ def save_weights(
             yield from carried.values()
         for rule in rules:
             arrays = [_on_host(flat[path]) for path in rule.paths]
-            layers = range(rule.first, config.layers) if rule.stacked else (...,)
-            for i in layers:
+            for i in range(rule.first, config.layers) if rule.stacked else (...,):
                 yield rule.to_hf([x[i] for x in arrays]).astype(_SAVE_DTYPES[dtype], copy=False)
             del arrays  # frees it before the next parameter is copied
         if not carried_first:
