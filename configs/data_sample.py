@@ -7,8 +7,11 @@ Time:      seconds with the stand-in
 Result:    out/sample/audit.html, and the dataset out/sample/data/inf_ir/factory
 """
 
+from pathlib import Path
+
 from ml_collections import ConfigDict
 
+import data_pipeline
 from data_pipeline.config import defaults
 
 
@@ -17,7 +20,7 @@ def get_config() -> ConfigDict:
     config = defaults()
     config.out_dir = "out/sample"
     config.source.kind = "beir"
-    config.source.path = "data_pipeline/samples/pubmedqa"
+    config.source.path = str(Path(data_pipeline.__file__).parent / "samples" / "pubmedqa")
     config.source.license = "mit"
     config.source.count = 20
 

@@ -43,6 +43,14 @@ def test_a_shipped_config_is_found_by_name_and_data_are_asked_for(installed, tmp
     assert done.returncode == 1, done.stdout
     assert "python -m data_pipeline.build --source=medquad --data-dir=out/data" in done.stderr
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+    assert not list(tmp_path.iterdir()), "a run that cannot start leaves nothing"
+
+
+def test_the_sample_of_the_factory_is_found(installed, tmp_path):
+    arguments = ("data_pipeline", "run", "--config=data_sample", "--dry-run")
+    done = run(installed, tmp_path, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "nothing was sent" in done.stdout
 
 
 def test_the_pipelines_files_are_inside(installed, tmp_path):

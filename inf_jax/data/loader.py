@@ -69,7 +69,7 @@ class Loader:
           CorruptRecordError: a record is damaged; names file and record.
         """
         layout, assignment = self.layout, self._assign(step)
-        mine = assignment.chunks[self._mine]
+        mine = assignment.of_host(self._mine)
         present = mine >= 0
         texts = StepTexts(
             self.dataset,
@@ -121,7 +121,7 @@ class Loader:
         return assign_step(self.dataset, self.layout, examples, seed=self.seed, step=step)
 
     def _negatives(self, assignment: StepAssignment, texts: StepTexts) -> InstructionNegatives:
-        mine = assignment.chunks[self._mine]
+        mine = assignment.of_host(self._mine)
         rows = mine.ravel()
         if self.layout.query_encoder.samples_instructions:
             poison = sibling_slots(mine, assignment.sibling).ravel()

@@ -1,6 +1,7 @@
-"""Assigns examples to steps and their pairs to chunks: pure functions of (seed, step).
+"""Assigns examples to steps, their pairs to chunks and chunks to hosts: functions of (seed, step).
 
-Every host computes the same from the index of the dataset, without reading a record.
+Every host computes the same from the index of the dataset, without reading a record, and then reads
+the records of its own chunks alone.
 """
 
 import functools
@@ -67,6 +68,10 @@ class StepAssignment(NamedTuple):
     usable: np.ndarray
     sibling: np.ndarray
     drawn: np.ndarray
+
+    def of_host(self, chunks: np.ndarray) -> np.ndarray:
+        """int64[h, n], the pairs whose records a host reads; `chunks` as of `mesh.local_parts`."""
+        return self.chunks[chunks]
 
 
 def assign_step(

@@ -7,7 +7,7 @@ from inf_jax.core.errors import UserError
 from inf_jax.io.json_files import read_json
 from inf_jax.models.config import EncoderConfig
 from inf_jax.models.hf.families import FAMILIES
-from inf_jax.models.hf.fields import IGNORED, Fields
+from inf_jax.models.hf.fields import Fields
 
 
 def config_from_hf(fields: Mapping, source: str = "config.json") -> EncoderConfig:
@@ -26,15 +26,7 @@ def config_from_hf(fields: Mapping, source: str = "config.json") -> EncoderConfi
         raise UserError(f"{source}: not a supported model: {problem} (covered: {covered})")
     family, read = FAMILIES[model_type], Fields(fields)
     options = family.read(read)
-    problems = [
-        f"{name}={fields[name]!r} (covered: {', '.join(map(repr, allowed))})"
-        for name, allowed in family.required.items()
-        if name in fields and fields[name] not in allowed
-    ]
-    known = read.seen | family.required.keys() | family.ignored | IGNORED | {"model_type"}
-    problems += [f"unknown field {name!r}" for name in sorted(fields.keys() - known)]
-    if problems := problems + read.problems:
-        raise UserError(f"{source}: not a supported model: {'; '.join(problems)}")
+    read.refuse_others(source, required=family.required, ignored=family.ignored)
     return EncoderConfig(family=model_type, **options)
 
 

@@ -1,8 +1,9 @@
-"""Reads a config.json field by field; the fields and options that model families share."""
+"""Reads the fields of a config.json, refuses those not covered; fields that families share."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from inf_jax.core.errors import UserError
 from inf_jax.models.config import Rope
 from inf_jax.models.layers import ACTIVATIONS
 
@@ -34,6 +35,25 @@ class Fields:
         self._fields = fields
         self.seen: set[str] = set()
         self.problems: list[str] = []
+
+    def refuse_others(
+        self, source: str, *, required: Mapping[str, tuple], ignored: frozenset[str]
+    ) -> None:
+        """Raises UserError listing every field that is missing, wrong or not covered.
+
+        Args:
+          required: fields that must have one of these values where they are present.
+          ignored: fields without effect on this family's token states, besides `IGNORED`.
+        """
+        problems = [
+            f"{name}={self._fields[name]!r} (covered: {', '.join(map(repr, allowed))})"
+            for name, allowed in required.items()
+            if name in self._fields and self._fields[name] not in allowed
+        ]
+        known = self.seen | required.keys() | ignored | IGNORED | {"model_type"}
+        problems += [f"unknown field {name!r}" for name in sorted(self._fields.keys() - known)]
+        if problems := problems + self.problems:
+            raise UserError(f"{source}: not a supported model: {'; '.join(problems)}")
 
     def get(
         self,
