@@ -3,7 +3,7 @@
 python -m data_pipeline.build --source=medquad --data-dir=out/data
 python -m data_pipeline.build --source=inf_ir --path-train=inf_ir.parquet --data-dir=out/data
 
-A second run reuses an existing dataset. A killed run leaves none; run the command again.
+A second run reuses an existing dataset. An interrupted run leaves no dataset; run it again.
 """
 
 import sys

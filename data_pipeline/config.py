@@ -72,7 +72,7 @@ class LlmConfig:
 class StageConfig:
     """A stage that asks a model."""
 
-    model: str = key("", "the model's name at the endpoint; empty: no such stage")
+    model: str = key("", "the model's name at the endpoint; empty disables the stage")
     prompt: str = key("", "name of a file in data_pipeline/prompts, or a path")
     max_completion_tokens: int = key(2000, "of an answer, with its reasoning", rule="positive")
     temperature: float = key(-1.0, "below 0: not sent, the endpoint's default")

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from inf_jax.core.errors import UserError
+from inf_jax.core.errors import UserError, first_line
 from inf_jax.data.records import FIELDS, Example
 
 # Rows and columns of an example's relevance table. Only the combinations on the diagonal are
@@ -116,9 +116,9 @@ def read_items(path: Path) -> Iterator[Item]:
                     yield Item.from_json(line)
                 except (ValueError, KeyError, TypeError) as error:
                     raise UserError(
-                        f"{path}:{number}: not an item of the triplet factory ({error!r}); delete "
-                        "the file and run its stage again: it is rebuilt from the previous stage "
-                        "and the journal"
+                        f"{path}:{number}: not an item of the factory ({first_line(error)}); "
+                        "delete the file and run its stage again: it is rebuilt from the previous "
+                        "stage and the journal"
                     ) from error
     except OSError as error:
         raise UserError(

@@ -18,7 +18,7 @@ from inf_jax.config.command_line import run
 from inf_jax.config.defaults import run_config
 from inf_jax.config.sections import RunConfig
 from inf_jax.core.console import table
-from inf_jax.core.errors import UserError
+from inf_jax.core.errors import UserError, first_line
 from inf_jax.data.from_config import dataset_dir
 from inf_jax.data.records import Example, encode_example
 from inf_jax.data.tokenise import read_examples
@@ -178,8 +178,8 @@ def _read_base(path: storage.AnyPath, dataset: dict, config: ConfigDict) -> Scor
         base |= {int(dim): scores["base"] for dim, scores in saved.get("dims", {}).items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"eval.base_from={path}: not a readable eval.json of inf_jax.evaluate ({error!r}); "
-            'set it to "" to measure the base here'
+            f"eval.base_from={path}: not a readable eval.json of inf_jax.evaluate "
+            f'({first_line(error)}); set it to "" to measure the base here'
         ) from None
     now = {"dataset": dataset, **json.loads(json.dumps(config.to_dict()))}
     differ = [

@@ -1,4 +1,4 @@
-"""Plans a run before renting hardware: memory, operations and predicted time on a TPU topology.
+"""Plans a run before renting hardware: memory, FLOPs and predicted time on a TPU topology.
 
     python -m inf_jax.plan --config=medquad_minilm --topology=v5e:16x16 [--slices=2]
     python -m inf_jax.plan --config=medquad_minilm --topology=v5e:16x16 --search=batch_size
@@ -15,7 +15,7 @@ Options, besides --config and --config.KEY=VALUE:
   --topology=NAME         v4:AxBxC, v5e:AxB, v5p:AxBxC, v6e:AxB, tpu7x:AxBxC, or cpu:N
   --slices=N              number of slices, joined by the data-centre network
   --compare=NAME,NAME     a table of several topologies
-  --search=batch_size     the largest train.batch_size that fits, to a sixteenth
+  --search=batch_size     the largest train.batch_size that fits, within 1/16
   --try                   if it does not fit: compile each option that may help
   --json=FILE             default OUT_DIR/plan/TOPOLOGY.json
   --query-tokens=40 --passage-tokens=120      mean lengths, if there is no dataset to measure

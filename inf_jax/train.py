@@ -182,7 +182,7 @@ def _say(text: str) -> None:
 
 
 def _flags(values: flags.FlagValues) -> None:
-    flags.DEFINE_boolean("resume", None, "Whether a checkpoint must exist.", flag_values=values)
+    flags.DEFINE_boolean("resume", None, "require a checkpoint to resume from", flag_values=values)
 
 
 if __name__ == "__main__":

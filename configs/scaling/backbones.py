@@ -45,7 +45,7 @@ NAMES = tuple(BACKBONES)
 def get_config(name: str = "modernbert-large") -> ConfigDict:
     """The config of a name of NAMES."""
     if name not in NAMES:
-        raise ValueError(f"{name!r}: one of {', '.join(NAMES)}")
+        raise ValueError(f"{name!r}: must be one of {', '.join(NAMES)}")
     backbone = BACKBONES[name]
 
     config = defaults()

@@ -26,7 +26,7 @@ CHUNK_PAIRS = {"v5e": 64, "v5p": 256}  # of a device at once; above that, GradCa
 def get_config(name: str = "v5e-65536") -> ConfigDict:
     """The config of "CHIP-PAIRS", a name of NAMES."""
     if name not in NAMES:
-        raise ValueError(f"{name!r}: one of {', '.join(NAMES)}")
+        raise ValueError(f"{name!r}: must be one of {', '.join(NAMES)}")
     chip, pairs = name.split("-")
     pairs, (_, chips) = int(pairs), TOPOLOGIES[chip]
 

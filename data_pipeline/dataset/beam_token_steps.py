@@ -105,7 +105,7 @@ class ShardJob(NamedTuple):
         tokenizer = _load(self.model, self.append_eos)
         if tokenizer.fingerprint != self.fingerprint:
             raise UserError(
-                f"model.name={self.model!r}: a worker loads another tokenizer for it; give "
+                f"model.name={self.model!r}: a worker loaded a different tokenizer; give "
                 "a directory that all workers mount"
             )
         return tokenizer

@@ -1,4 +1,4 @@
-"""Shared by both askers: the AskFn protocol, its Result, and final results from the journal."""
+"""The interface and result type of the async and batch clients."""
 
 from typing import NamedTuple, Protocol
 

@@ -1,4 +1,4 @@
-"""The stage filter: rules that drop generated examples without asking a model.
+"""The filter stage: rules that drop generated examples without asking a model.
 
 Each rule is a function of one item that yields reasons, `rule` or `rule:field`. Except for
 duplicates, rules do not depend on other items.
@@ -57,7 +57,7 @@ class FilterSettings:
 
     def __post_init__(self):
         if unknown := set(self.rules) - set(RULES):
-            raise UserError(f"unknown filter rules {sorted(unknown)}; choose of {', '.join(RULES)}")
+            raise UserError(f"unknown rules {sorted(unknown)}; choose from {', '.join(RULES)}")
 
 
 class ItemFilter:
@@ -211,7 +211,7 @@ def _identifier():
 def _check_languages(languages: tuple[str, ...]) -> None:
     known = _identifier().labels
     if unknown := [name for name in languages if name not in known]:
-        raise UserError(f"unknown languages {unknown}; choose of {', '.join(sorted(known))}")
+        raise UserError(f"unknown languages {unknown}; choose from {', '.join(sorted(known))}")
 
 
 def _probabilities(text: str) -> dict[str, float]:

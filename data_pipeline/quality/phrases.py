@@ -1,4 +1,4 @@
-"""Patterns of model output that is not a text of an example: refusals, remnants of the prompt.
+"""Patterns of unusable model output: refusals, prompt leftovers.
 
 The patterns match no passage, question or instruction of MedQuAD, PubMedQA, NevIR and CondaQA
 (tests/data_pipeline/quality/test_phrases.py checks MedQuAD).

@@ -86,8 +86,8 @@ def _encodable(text: str, where: str, name: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         raise UserError(
-            f"{where}: field {name!r} holds half a character, {text[error.start]!a}; correct the "
-            "row or remove it"
+            f"{where}: field {name!r} contains a lone surrogate, {text[error.start]!a}; correct "
+            "the row or remove it"
         ) from error
     return text
 

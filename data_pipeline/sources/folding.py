@@ -1,4 +1,4 @@
-"""Normalises texts for comparison: two texts that fold alike count as copies of each other."""
+"""Normalises texts to find duplicates."""
 
 import re
 

@@ -10,7 +10,7 @@
     report    report.json, audit.html, DATA_CARD.md
     build     the TFDS dataset data/inf_ir/factory, which training reads
 
-Everything but journal.sqlite can be made again from the stage before, at any time.
+Everything but journal.sqlite can be regenerated from the stage before, at any time.
 """
 
 import asyncio
@@ -129,7 +129,7 @@ class Factory:
         file = self.files[source]
         if not file.metadata():
             raise UserError(
-                f"{file.path} is missing, damaged or of other settings; run without --stages, or "
+                f"{file.path} is missing, damaged or made with other settings; run all stages, or "
                 f"run --stages={source} first"
             )
         return file

@@ -1,4 +1,4 @@
-"""The stage generate: a model turns a pair into an example (a positive and two poisoned triplets).
+"""The generate stage: a model turns a pair into an example (a positive and two poisoned triplets).
 
 "Towards Better Instruction Following Retrieval Models" (arXiv 2505.21439), section 3.
 """

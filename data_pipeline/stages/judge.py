@@ -1,4 +1,4 @@
-"""The stage judge: a model checks the relevance of each passage to each instructed query.
+"""The judge stage: a model checks the relevance of each passage to each instructed query.
 
 The relevance table has nine combinations of an instructed query and a passage: the three on the
 diagonal, (I+Q+, P+), (I-Q+, P-1), (I+Q-, P-2), must be relevant, the six crossed ones must not

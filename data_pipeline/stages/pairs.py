@@ -1,4 +1,4 @@
-"""The stage pairs: filters and samples a source's pairs and draws their instruction types.
+"""The pairs stage: filters and samples a source's pairs and draws their instruction types.
 
 Sample and types are functions of (seed, id) alone. The order of the source does not matter, a
 larger count contains the smaller ones, and another mix of types changes as few types as possible,

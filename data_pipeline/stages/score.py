@@ -1,4 +1,4 @@
-"""The stage score: how hard an example's negatives are for an embedding model.
+"""The score stage: how hard an example's negatives are for an embedding model.
 
 The hardness of a hard negative is its cosine with the positive instructed query less the positive
 passage's: cos(I+Q+, P-) - cos(I+Q+, P+). A difference, because the range of cosines differs from

@@ -1,4 +1,4 @@
-"""The record that a checkpoint keeps of its run's data, and its comparison on resuming."""
+"""The data record stored in a checkpoint, and its check on resume."""
 
 from pathlib import Path
 from typing import NamedTuple

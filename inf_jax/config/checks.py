@@ -77,7 +77,7 @@ def _head_problems(config: ConfigDict) -> list[str]:
     if model.projection_bias and not model.projection:
         problems.append("model.projection_bias=True: there is no model.projection")
     if not _are_dims(dims):
-        problems.append(f"eval.dims={dims}: different whole numbers above 0")
+        problems.append(f"eval.dims={dims}: must be distinct positive integers")
     return problems
 
 
@@ -96,7 +96,7 @@ def _loss_problems(config: ConfigDict) -> list[str]:
     if loss.instruction_negatives > 0 and attention:
         problems.append(
             f"{sampled}: with model.query_encoder='attention' a chunk's instructions are each "
-            "other's negatives and none is drawn; set it to 0"
+            "other's negatives and none is sampled; set it to 0"
         )
     if loss.instruction_negatives > 0 and "I" not in objective.blocks:
         problems.append(
@@ -116,7 +116,7 @@ def _loss_problems(config: ConfigDict) -> list[str]:
     if loss.learn_scale and loss.scale > loss.max_scale:
         problems.append(f"loss.scale={loss.scale} exceeds loss.max_scale={loss.max_scale}")
     if not _are_dims(loss.dims):
-        problems.append(f"loss.dims={loss.dims}: different whole numbers above 0")
+        problems.append(f"loss.dims={loss.dims}: must be distinct positive integers")
     numbers = all(isinstance(w, int | float) and w > 0 for w in loss.dim_weights)
     if loss.dim_weights and (len(loss.dim_weights) != len(loss.dims) or not numbers):
         problems.append(f"loss.dim_weights={loss.dim_weights}: one above 0 for each of loss.dims")

@@ -28,7 +28,7 @@ TYPE_NAMES = {
     bool: "True or False",
     int: "a whole number",
     float: "a number",
-    str: "a text",
+    str: "a string",
     tuple: "a tuple, such as (1, 2)",
 }
 
@@ -121,7 +121,7 @@ def _problem(each: Key, value: Any) -> str | None:
     if isinstance(value, float) and not math.isfinite(value):
         return f"{shown}: must be a finite number"
     if each.choices and value not in each.choices:
-        return f"{shown}: one of {', '.join(map(str, each.choices))}"
+        return f"{shown}: must be one of {', '.join(map(str, each.choices))}"
     if each.rule and not RULES[each.rule][0](value):
         return f"{shown}: {RULES[each.rule][1]}"
     return None

@@ -20,7 +20,7 @@ class DataConfig:
     max_query_tokens: int = key(64, "longer queries are cut", rule="positive")
     max_passage_tokens: int = key(128, "longer passages are cut in training", rule="positive")
     row_tokens: int = key(128, "tokens of a packed row", rule="positive")
-    texts_per_row: int = key(16, "most texts of a packed row", rule="positive")
+    texts_per_row: int = key(16, "maximum number of texts per packed row", rule="positive")
     prefetch: int = key(2, "steps whose batches are prepared ahead", rule="positive")
 
 
@@ -37,14 +37,14 @@ class ModelConfig:
     projection: int = key(0, "width of a linear layer after pooling; 0: none", rule="not negative")
     projection_bias: bool = key(False, "whether that layer has a bias")
     normalise: bool = key(True, "scale vectors to unit length")
-    dtype: str = key("float32", "dtype of computation; weights are float32", choices.DTYPES)
+    dtype: str = key("float32", "compute dtype; weights are float32", choices.DTYPES)
     dropout: float = key(0.0, "dropout rate", rule="below one")
     scan_layers: bool = key(True, "compile one layer and scan; False: faster on CPU and GPU")
-    remat: str = key("none", "activations recomputed in backward", choices.REMAT_POLICIES)
+    remat: str = key("none", "activations to rematerialise", choices.REMAT_POLICIES)
     start_from: str = key("", "out_dir (or its checkpoints/STEP) of a run to start from; keep it")
     freeze: str = key("", "regex on parameter paths that are not trained, e.g. ^passage/ or word$")
     freeze_layers: int = key(0, "first layers that are not trained", rule="not negative")
-    frozen_dtype: str = key("float32", "dtype of frozen matrices, not biases", choices.DTYPES)
+    frozen_dtype: str = key("float32", "dtype of frozen matrices", choices.DTYPES)
     lora_rank: int = key(0, "above 0: only LoRA adapters are trained", rule="not negative")
     lora_alpha: float = key(16.0, "adapters are scaled by alpha / rank", rule="positive")
     lora_targets: str = key("_kernel$", "regex on the linear layers that get adapters")
@@ -61,11 +61,11 @@ class LossConfig:
     max_scale: float = key(100.0, "upper limit of a learned scale", rule="positive")
     bias: float = key(-10.0, "bias of the sigmoid objective's logits")
     mask: str = key("identity", "positives: equal texts; faithful: by index, as the paper", MASKS)
-    dims: tuple = key((), "Matryoshka: width of the vectors in each loss; (): the full one")
+    dims: tuple = key((), "Matryoshka dimensions to train; (): the full one")
     dim_weights: tuple = key((), "weight of each of loss.dims; (): 1 each")
     engine: str = key("auto", "how to compute it; auto: by batch and mesh", ("auto", *ENGINES))
     tile_dtype: str = key("float32", "dtype of embeddings in score products", choices.DTYPES)
-    instruction_negatives: int = key(0, "sampled per pair, for block I", rule="not negative")
+    instruction_negatives: int = key(0, "negatives sampled per pair (block I)", rule="not negative")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,19 +90,19 @@ class TrainConfig:
 
     steps: int = key(100, "steps of the whole run", rule="positive")
     batch_size: int = key(64, "examples per step (3 pairs each), whole mesh", rule="positive")
-    chunks_per_device: int = key(1, "encoded one by one; above 1: GradCache", rule="positive")
+    chunks_per_device: int = key(1, "chunks per device, in turn; >1: GradCache", rule="positive")
     log_every: int = key(10, "steps between log lines", rule="positive")
     dev_every: int = key(0, "steps between losses of eval.split; 0: never", rule="not negative")
     dev_batches: int = key(4, "batches of each dev loss", rule="positive")
     checkpoint_every: int = key(100, "steps between checkpoints", rule="positive")
-    checkpoint_minutes: float = key(0.0, "the same in minutes; 0: off", rule="not negative")
+    checkpoint_minutes: float = key(0.0, "minutes between checkpoints; 0: off", rule="not negative")
     keep_checkpoints: int = key(2, "newest checkpoints that are kept", rule="positive")
     keep_best: int = key(0, "best checkpoints that are kept as well", rule="not negative")
     best_metric: str = key("loss", "metric of the best: loss, dev/loss, ... (its mean is taken)")
-    best_mode: str = key("min", "which value is best", ("min", "max"))
+    best_mode: str = key("min", "whether lower or higher is better", ("min", "max"))
     health: bool = key(True, "log alignment, uniformity, rank and histograms of the embeddings")
-    hang_minutes: float = key(30.0, "longest time of a step; 0: unlimited", rule="not negative")
-    max_spike: float = key(10.0, "sigmas of loss that stop a run; 0: off", rule="not negative")
+    hang_minutes: float = key(30.0, "minutes per step before abort; 0: never", rule="not negative")
+    max_spike: float = key(10.0, "stop if loss > median + this*sigma; 0: off", rule="not negative")
     spike_steps: int = key(20, "consecutive steps above max_spike that stop it", rule="positive")
     profile_at: int = key(0, "first traced step; 0: at SIGUSR1 only", rule="not negative")
     profile_steps: int = key(5, "steps of a trace", rule="positive")
@@ -115,7 +115,7 @@ class MeshConfig:
 
     fsdp: int = key(1, "devices that share one copy of the state", rule="positive")
     tensor: int = key(1, "devices that share the heads and the ffn of each layer", rule="positive")
-    gather: str = key("auto", "weights per step or layer; auto: step if GradCache", choices.GATHERS)
+    gather: str = key("auto", "gather weights per layer or per step", choices.GATHERS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +127,7 @@ class EvalConfig:
     batch_rows: int = key(64, "packed rows that are encoded at once", rule="positive")
     max_passage_tokens: int = key(256, "longer passages are cut in evaluation", rule="positive")
     top_k: int = key(1000, "passages retrieved per query", rule="positive")
-    dims: tuple = key((), "widths of truncated vectors to score as well (Matryoshka)")
+    dims: tuple = key((), "also score embeddings truncated to these sizes")
     base_from: str = key("", "eval.json whose base scores are reused; empty: measure them")
 
 
@@ -147,7 +147,7 @@ class RunConfig:
     """A run: what `train`, `evaluate`, `export`, `tokenise` and `plan` read."""
 
     out_dir: str = key("out/run", "directory or gs:// path of checkpoints, logs, figures, export")
-    seed: int = key(0, "seed of order, sampling and dropout", rule="not negative")
+    seed: int = key(0, "random seed of data order, sampling and dropout", rule="not negative")
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()

@@ -1,4 +1,4 @@
-"""Spelling of command-line flags: hyphens, with the underscores of earlier versions still taken."""
+"""Spelling of command-line flags: hyphens; earlier versions' underscores are still accepted."""
 
 from collections.abc import Sequence
 

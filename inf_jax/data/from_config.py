@@ -92,8 +92,8 @@ def make_loader(
     if name != config.data.train_split:
         if dataset.num_examples * PAIRS_PER_EXAMPLE < layout.chunks:
             raise UserError(
-                f"eval.split={name}: its {dataset.num_examples} examples do not give each of "
-                f"{layout.chunks} chunks a pair; set train.dev_every=0, or name a larger split"
+                f"eval.split={name}: {layout.chunks} chunks need at least {layout.chunks} pairs, "
+                f"has {dataset.num_examples} examples; set train.dev_every=0 or name a larger split"
             )
         size = min(layout.batch_size, dataset.num_examples)
         layout = dataclasses.replace(layout, batch_size=size)

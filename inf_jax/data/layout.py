@@ -1,7 +1,6 @@
-"""Which texts the pairs of a step have, and where they lie in the packed grids.
+"""Lays out the texts of a step's pairs in packed grids.
 
-A text is named by its pair (its number among those of the step's examples, whatever the mesh) and
-its column (`core.query_encoders`).
+A text is named by its pair's number in the step (on any mesh) and column (`core.query_encoders`).
 """
 
 import dataclasses

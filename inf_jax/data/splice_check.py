@@ -1,6 +1,6 @@
 """Checks that texts spliced from tokens of other texts equal what the tokenizer gives for them.
 
-A tokenizer that merges across the border of instruction and query gives other ids. Tokenising
+A tokenizer that merges across the boundary of instruction and query gives other ids. Tokenising
 checks a sample and stores the result; the loader refuses a dataset whose texts do not splice.
 """
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from inf_jax.core.errors import UserError
+from inf_jax.core.errors import UserError, first_line
 from inf_jax.data.records import (
     PAIRS_PER_EXAMPLE,
     TOKENISED_SCHEMA,
@@ -114,7 +114,7 @@ def source_files(directory: Path, split: str) -> list[tuple[Path, int]]:
     try:
         splits = {s["name"]: s for s in info["splits"]}
         if split not in splits:
-            raise UserError(f"{info_path} has no split {split!r}; it has {sorted(splits)}")
+            raise UserError(f"{info_path}: no split {split!r}; it has {', '.join(sorted(splits))}")
         counts = [int(n) for n in splits[split]["shardLengths"]]
         file_format = info.get("fileFormat", "tfrecord")
         if file_format != "tfrecord":
@@ -130,7 +130,7 @@ def source_files(directory: Path, split: str) -> list[tuple[Path, int]]:
         ]
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{info_path} is not a dataset_info.json of TFDS ({error!r}); build the dataset again"
+            f"{info_path}: not a dataset_info.json of TFDS ({first_line(error)}); build it again"
         ) from error
     if not sum(counts):
         raise UserError(f"{info_path}: split {split!r} has no examples")

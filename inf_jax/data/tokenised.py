@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from inf_jax.core.errors import UserError
+from inf_jax.core.errors import UserError, first_line
 from inf_jax.data.records import (
     PAIRS_PER_EXAMPLE,
     TOKENISED_SCHEMA,
@@ -79,7 +79,7 @@ class TokenisedDataset:
             shards = [(s["file"], s["examples"]) for s in manifest["shards"]]
         except (KeyError, TypeError) as error:
             raise UserError(
-                f"{path} is not a manifest ({error!r}); delete it and tokenise the split again"
+                f"{path} is not a manifest ({first_line(error)}); delete it and tokenise again"
             ) from error
         self._readers, sidecars = [], []
         for name, count in shards:
@@ -157,8 +157,8 @@ class TokenisedDataset:
         }[kind]
         raise UserError(
             f"{self.directory}: with data.query_template={self._template!r} this model's tokenizer "
-            f"merges across the border of query and instruction, so {what} cannot be spliced from "
-            f"tokens ({wrong} of {checked} checked differ); {remedy}"
+            f"merges across the boundary of query and instruction, so {what} cannot be spliced "
+            f"from tokens ({wrong} of {checked} checked differ); {remedy}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Joins the processes of a run: finds this process's place, waits for the others, starts JAX.
+"""Multi-process start-up: finds process id and count, waits for all, initialises jax.distributed.
 
 A process learns its place from, in this order (a run is one process without either):
 

@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other, over JAX's coordination service and not the devices.
+"""Barriers and small broadcasts between processes via JAX's coordination service.
 
 In a run of one process nothing here waits. All processes must make the same calls in the same
 order; each call has keys of its own.
@@ -136,8 +136,8 @@ def check_same(facts: Mapping[str, str]) -> None:
     ]
     if differ:
         raise UserError(
-            f"the processes are not of one run ({'; '.join(differ[:4])}): give all hosts the same "
-            "commit, packages, config and data"
+            f"the processes' configurations differ ({'; '.join(differ[:4])}): give all hosts "
+            "the same commit, packages, config and data"
         )
 
 

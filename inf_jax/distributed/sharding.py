@@ -59,15 +59,15 @@ def state_shardings(mesh: Mesh, abstract_state):
         if spec is None:
             problems.append(f"no sharding rule for {name}{x.shape}")
             return replicated(mesh)
-        few = re.search(_FEW_HEADS, name)
-        if few and x.shape[-2] % mesh.shape["tensor"]:
+        if re.search(_FEW_HEADS, name) and x.shape[-2] % mesh.shape["tensor"]:
             spec = PartitionSpec(*(None if axis == "tensor" else axis for axis in spec))
         for size, axis in zip(x.shape, spec, strict=False):
             if axis and size % mesh.shape[axis]:
-                problems.append(f"{name}{x.shape}: {size} is no multiple of {axis}")
+                problems.append(f"{name}{x.shape}: {size} is not divisible by mesh axis {axis}")
         return NamedSharding(mesh, spec)
 
     shardings = jax.tree_util.tree_map_with_path(leaf, abstract_state)
     if problems:
-        raise UserError(f"mesh {dict(mesh.shape)}: " + "; ".join(problems))
+        axes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+        raise UserError(f"mesh {axes}: " + "; ".join(problems))
     return shardings

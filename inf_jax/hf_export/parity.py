@@ -1,4 +1,4 @@
-"""Verifies that every installed library reads an export with the embeddings of the training.
+"""Checks that an export reproduces the trained model's embeddings in each library.
 
 Each loader opens the directory from its files alone and embeds the same texts; cosine and norm are
 compared with those of the parameters in memory.

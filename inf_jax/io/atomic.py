@@ -168,8 +168,8 @@ def _check_replaceable(path: Path, marker: str) -> None:
         return
     if not (path / marker).is_file():
         raise UserError(
-            f"{path} exists and holds no {marker}, so it was not written from here and is not "
-            "replaced: choose another directory"
+            f"{path} exists and holds no {marker}, so it was not created by inf_jax and "
+            "will not be overwritten: choose another directory"
         )
 
 

@@ -48,7 +48,7 @@ def _connect() -> None:
     except ImportError as error:
         raise UserError(
             f"files in gs:// need gcsfs, which is not installed ({error}): "
-            '`pip install "inf_jax[tpu]"`, or `pip install gcsfs`'
+            '`pip install "inf_jax[gcs]"`, or `pip install gcsfs`'
         ) from error
     # a cached listing would hide what other hosts write
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)

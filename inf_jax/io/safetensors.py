@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from inf_jax.core.errors import UserError
+from inf_jax.core.errors import UserError, first_line
 from inf_jax.io.atomic import atomic_file, atomic_write
 
 SINGLE = "model.safetensors"
@@ -57,7 +57,9 @@ def stored_tensors(directory: Path) -> dict[str, Stored]:
         weight_map = json.loads(index.read_text())["weight_map"]
         files = sorted(set(map(os.fspath, weight_map.values())))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{index}: not an index of weights ({error!r}); download again") from None
+        raise UserError(
+            f"{index}: not an index of weights ({first_line(error)}); download again"
+        ) from None
     tensors = {}
     for file in files:
         if not (directory / file).is_file():

@@ -72,7 +72,7 @@ def locked(out_dir: AnyPath, *, timeout_s: float = 10.0) -> Iterator[None]:
     try:
         Path(out_dir).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{out_dir}: cannot be made ({error}); choose another out_dir") from None
+        raise UserError(f"{out_dir}: cannot be created ({error}); choose another out_dir") from None
     deadline = time.monotonic() + timeout_s
     while (lock := lock_directory(Path(out_dir))) is None:
         if time.monotonic() > deadline:
@@ -114,8 +114,8 @@ def new_directory(path: AnyPath, *, marker: str) -> Iterator[Path]:
     old = set(gcs.files_below(path))
     if old and not old & {marker, _UPLOADING}:
         raise UserError(
-            f"{path} is not empty and holds no {marker}, so it was not written from here and is "
-            "not replaced: choose another directory"
+            f"{path} is not empty and holds no {marker}, so it was not created by inf_jax "
+            "and will not be overwritten: choose another directory"
         )
     with _local_directory() as partial:
         yield partial

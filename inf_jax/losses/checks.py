@@ -50,7 +50,7 @@ def check_mask(objective: Objective, rows: RowTexts, mask: str) -> None:
     if rows.ids is None:
         raise UserError(
             'mask="identity" needs the hashes of the texts: give ids=TextIds(...), or '
-            'mask="faithful" to tell negatives by index (a copy of a positive then is a negative)'
+            'mask="faithful" to use indices (duplicates of a positive then count as negatives)'
         )
     b, n = rows.passages.shape[:2]
     expected = {"instruction": (b, 2), "query": (b, 2), "passage": (b, n, 2)}
@@ -84,7 +84,7 @@ def check_teacher(
         return
     if passages.shape[1] < 2:
         raise UserError(
-            f"objective {objective}: one passage a row leaves a teacher nothing to teach; give "
+            f"objective {objective}: distillation needs at least two passages per row; give "
             "passages [b, 1 + h, e] with hard negatives"
         )
     shape, expected = getattr(teacher_scores, "shape", None), passages.shape[:2]
@@ -115,7 +115,7 @@ def check_engine(
     if engine == "blockwise" and mesh is not None and mesh.size > 1:
         raise UserError(f"engine='blockwise' is for one device, the mesh has {mesh.size}: use ring")
     if engine in ("ring", "gather") and AxisType.Explicit in mesh.axis_types:
-        raise UserError(f"engine={engine!r}: the mesh's axes are Explicit; give one of Auto axes")
+        raise UserError(f"engine={engine!r}: use a mesh whose axis_types are Auto, not Explicit")
     if tile is not None and not (len(tile) == 2 and all(n > 0 for n in tile)):
         raise UserError(f"tile={tile}: expected (rows, columns), both above 0")
     if tile_dtype not in (None, "bfloat16"):

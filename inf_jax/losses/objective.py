@@ -60,7 +60,7 @@ class Term:
         if not all(0 < w < math.inf for w in (*weights, self.weight)):
             raise UserError(f"{given}: weights {weights}, {self.weight} must be above 0")
         if self.kind == "distil" and self.blocks != ("P",):
-            raise UserError(f"{given}: a teacher scores a row's own passages: write distil(P)")
+            raise UserError(f"{given}: distil takes block P only: write distil(P)")
         by_name = dict(zip(self.blocks, weights, strict=True))
         ordered = tuple(name for name in BLOCKS if name in by_name)
         object.__setattr__(self, "blocks", ordered)

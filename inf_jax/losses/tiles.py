@@ -1,4 +1,4 @@
-"""One tile of scores, some rows against some columns: its sums, and its part of the gradients."""
+"""One tile of scores, a block of rows by a block of columns: its sums and gradient contribution."""
 
 import dataclasses
 import functools

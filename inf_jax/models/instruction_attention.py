@@ -1,4 +1,4 @@
-"""Embeds queries whose instruction is encoded apart: the second encoder of arXiv 2505.21439.
+"""Embeds queries whose instruction is encoded separately: the second encoder of arXiv 2505.21439.
 
 Given the token states I [i, d] of an instruction and Q [q, d] of a query, A = softmax over the
 query's tokens of I Q^T / sqrt(d), and the embedding is the mean over the instruction's tokens of

@@ -41,8 +41,8 @@ class StepWork(NamedTuple):
 
     Attributes:
       examples, pairs, tokens: per step.
-      flops: model operations per step.
-      peak: operations per second of all devices; None if unknown.
+      flops: model FLOPs per step.
+      peak: FLOPs per second of all devices; None if unknown.
     """
 
     examples: float

@@ -73,7 +73,7 @@ def with_option(config: ConfigDict, key: str, value: Any) -> ConfigDict:
 def largest_fitting(
     fits: Callable[[int], bool], *, start: int, unit: int, most: int = 2**24
 ) -> int:
-    """The largest multiple of `unit` that fits, to a sixteenth; 0 if none does.
+    """The largest multiple of `unit` that fits, within 1/16; 0 if none does.
 
     Args:
       fits: number -> whether it fits; must be monotonic.

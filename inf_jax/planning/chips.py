@@ -1,4 +1,4 @@
-"""Figures of TPU and GPU chips from public documents: peak, memory, interconnect and network.
+"""Published chip specs: peak FLOP/s, HBM, interconnect.
 
 | figure                    | source                                                            |
 |---------------------------|-------------------------------------------------------------------|
@@ -28,7 +28,7 @@ class Chip:
     """One chip. Rates are per second.
 
     Attributes:
-      flops: peak operations of bfloat16 matrix products.
+      flops: peak FLOPs of bfloat16 matrix products.
       hbm, usable: bytes of memory, as documented and as a program may take them.
       hbm_rate: bytes between memory and chip.
       links: of the interconnect, two per dimension.
@@ -102,7 +102,7 @@ _GPUS = {"NVIDIA A100": 312e12, "NVIDIA H100 80GB HBM3": 989.5e12, "NVIDIA H200"
 
 
 def peak_flops(kind: str) -> float | None:
-    """Peak bfloat16 operations per second of a `jax.Device.device_kind`; None if not listed."""
+    """Peak bfloat16 FLOPs per second of a `jax.Device.device_kind`; None if not listed."""
     if kind in _TPUS:
         name, devices = _TPUS[kind]
         return CHIPS[name].share(devices).flops

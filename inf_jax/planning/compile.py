@@ -1,4 +1,4 @@
-"""Compiles a train step ahead of time and predicts its memory, operations, traffic and time."""
+"""Compiles a train step ahead of time and predicts its memory, FLOPs, traffic and time."""
 
 import math
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ class StepToPlan(NamedTuple):
     Attributes:
       step: jitted (state, batch) -> (state, metrics).
       state, batch: pytrees of ShapeDtypeStructs with shardings.
-      model_flops: operations per step over the whole mesh, by `flops.model_flops`.
+      model_flops: FLOPs per step over the whole mesh, by `flops.model_flops`.
       facts: entries of the plan known beforehand, as plain values: "steps", "batch", "model", ...
     """
 
@@ -41,9 +41,8 @@ def make_plan(
       hbm: bytes that a program may take per device, instead of the chip's.
 
     Returns:
-      Plain values for JSON. Bytes, operations and seconds are per device and step unless named
-      otherwise; without "flops", "kernels", "collectives", "seconds" and "rates" if the compiler
-      refused the program for its memory.
+      Plain values for JSON; bytes, FLOPs and seconds per device and step unless named otherwise.
+      No "flops", "kernels", "collectives", "seconds", "rates" if it does not fit in memory.
 
     Raises:
       UserError: the compiler failed for another reason.
@@ -147,7 +146,7 @@ def _collectives(
 
 
 def _kernels(costs: list[InstructionCost]) -> dict[str, dict[str, float]]:
-    """Runs, operations and bytes by name of an attention kernel."""
+    """Runs, FLOPs and bytes by name of an attention kernel."""
     kernels: dict[str, dict[str, float]] = {}
     for cost in costs:
         if cost.kernel:

@@ -1,4 +1,4 @@
-"""Counts the operations of a training step, by formula or in a traced program.
+"""Counts the FLOPs of a training step, by formula or in a traced program.
 
 The formula (`model_flops`) counts what any implementation must compute, two per multiply-add, for
 real tokens only:
@@ -25,7 +25,7 @@ from inf_jax.models.config import EncoderConfig
 
 
 def encoder_flops(shape: EncoderConfig, *, tokens: float, squares: float) -> float:
-    """Forward operations of the encoder: `tokens` is T, `squares` S of the module's formula."""
+    """Forward FLOPs of the encoder: `tokens` is T, `squares` S of the module's formula."""
     d, hk, gk = shape.width, shape.heads * shape.head_width, shape.kv_heads * shape.head_width
     products = 3 if shape.gated else 2
     weights = 2 * d * (hk + gk) + products * d * shape.ffn
@@ -33,7 +33,7 @@ def encoder_flops(shape: EncoderConfig, *, tokens: float, squares: float) -> flo
 
 
 def loss_flops(objective: Objective, *, pairs: float, width: int, instructions: float) -> float:
-    """Forward operations of an objective's scores: `pairs` is b, `width` e, `instructions` c."""
+    """Forward FLOPs of an objective's scores: `pairs` is b, `width` e, `instructions` c."""
     blocks = [BLOCKS[name] for name in objective.blocks]
     matrices = {block.matrix for block in blocks if not block.per_row}
     own = any(block.per_row for block in blocks)
@@ -51,7 +51,7 @@ def model_flops(
     dims: tuple[int, ...] = (),
     adapter: float = 0,
 ) -> float:
-    """Operations of a step over the whole mesh, by the module's formula.
+    """FLOPs of a step over the whole mesh, by the module's formula.
 
     Args:
       tokens, squares, pairs, instructions: T, S, b and c.
@@ -66,10 +66,10 @@ def model_flops(
 
 
 def product_flops(jaxpr, *, devices: int = 1) -> float:
-    """Floating-point operations per device of a traced program's matrix products.
+    """FLOPs per device of a traced program's matrix products.
 
     Unlike in the compiler's cost analysis, loops count as often as they run, and all blocks of a
-    kernel's grid count. Of a conditional, the branch with the most operations counts; a while loop
+    kernel's grid count. Of a conditional, the branch with the most FLOPs counts; a while loop
     of unknown trip count counts once.
 
     Args:

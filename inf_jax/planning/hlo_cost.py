@@ -1,7 +1,7 @@
-"""Counts operations and memory traffic of a compiled program, instruction by instruction.
+"""Counts FLOPs and memory traffic of a compiled program, instruction by instruction.
 
 `cost_analysis()` counts the body of a loop once; here loops count as often as they run. Read from
-the scheduled HLO: operations of matrix products and attention kernels, bytes between HBM and chip,
+the scheduled HLO: FLOPs of matrix products and attention kernels, bytes between HBM and chip,
 and the compiler's own estimate of cycles.
 """
 
@@ -21,7 +21,7 @@ _NO_TRAFFIC = """after-all async-start bitcast call conditional constant custom-
     get-tuple-element opt-barrier parameter partition-id recv recv-start replica-id send send-start
     tuple while""".split()
 
-# Products of splash attention per block of queries x keys, each 2 k operations per pair of tokens
+# Products of splash attention per block of queries x keys, each 2 k FLOPs per pair of tokens
 # with heads of width k: forward q k^T, p v; backward dkv q k^T, dO v^T, p^T dO, dS^T q (and dS k if
 # the kernel also computes dq); backward dq q k^T, dO v^T, dS k. All blocks of the grid count,
 # also those of other texts of the row; the grid omits blocks outside a window, but not the half
@@ -35,7 +35,7 @@ class InstructionCost(NamedTuple):
 
     Attributes:
       times: runs per step.
-      flops: operations of its matrix products, two per multiply-add.
+      flops: FLOPs of its matrix products, two per multiply-add.
       unit_flops: the same times the passes of the matrix unit: 6 for float32 of highest precision.
       traffic: bytes read from and written to HBM.
       cycles: the compiler's estimate; 0 if it gives none.
@@ -184,7 +184,7 @@ def kernel_name(x: Instruction) -> str:
 
 
 def kernel_flops(x: Instruction, shapes: dict[str, str]) -> float:
-    """Operations of an attention kernel, two per multiply-add; `shapes` by name of operand."""
+    """FLOPs of an attention kernel, two per multiply-add; `shapes` by name of operand."""
     kind = _SPLASH.search(kernel_name(x))[1]
     operands = [arrays(shapes[name])[0] for name in x.operands]
     blocks = operands[0][1]  # index of the next block, [masks, blocks, blocks]
@@ -212,7 +212,7 @@ def _passes(product: Instruction, shapes: dict[str, str]) -> int:
 
 
 def _product_flops(x: Instruction, shapes: dict[str, str]) -> float:
-    """Operations of a dot or a convolution, two per multiply-add; padding does not count."""
+    """FLOPs of a dot or a convolution, two per multiply-add; padding does not count."""
     left, right = (arrays(shapes.get(name, "")) for name in x.operands[:2])
     out = arrays(x.shape)[0][1]
     if not left or not right:

@@ -60,7 +60,7 @@ def encode_texts(
       params: one encoder's parameters; sharded over the mesh by its rules (no copy if they already
         are), and gathered layer by layer.
       texts: n arrays int32[length] of token ids, 1 to `grid.row_tokens` each.
-      instructions: n arrays likewise, encoded apart from the texts; both of a pair have at most
+      instructions: n arrays likewise, encoded separately from them; both of a pair have at most
         `grid.row_tokens // 2` tokens and share a row. None: texts only.
       grid: rows of each device.
       mesh: one chunk per device; None: all devices of this process.

@@ -25,7 +25,7 @@ class RetrieverConfig:
       normalise: scale vectors to unit length.
       text: templates and token limits.
       query_encoder: "joint": query and instruction are one text. "attention": they are encoded
-        apart, up to `max_query_tokens` each, and combined by `models.instruction_attention`;
+        separately, up to `max_query_tokens` each, and combined by `models.instruction_attention`;
         `pooling` then applies to passages only, and an empty text is its special tokens.
       projection: width of the linear layer after pooling; 0: none.
       projection_bias: whether that layer has a bias.

@@ -49,7 +49,7 @@ def token_kinds(encoding, spans: QuerySpans) -> np.ndarray:
     starts, ends = np.array(encoding.offsets, np.int64).reshape(-1, 2).T
     kinds = np.full(len(starts), OTHER, np.int8)
     kinds[(starts >= spans.query[0]) & (ends <= spans.query[1])] = QUERY
-    # a token across the border of query and instruction counts as instruction, to be kept
+    # a token across the boundary of query and instruction counts as instruction, to be kept
     kinds[(ends > spans.instruction[0]) & (starts < spans.instruction[1])] = INSTRUCTION
     kinds[np.array(encoding.special_tokens_mask, bool)] = SPECIAL
     return kinds

@@ -1,4 +1,4 @@
-"""Builds the optimiser: an optax chain of clipping, AdamW with its schedule, non-finite guard."""
+"""The optimiser: an optax chain of clipping, AdamW with its schedule, and a non-finite guard."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Puts a training run together from its config: backbone, mesh, data and programs."""
+"""Assembles a training run from its config: backbone, mesh, data and programs."""
 
 import contextlib
 from collections.abc import Callable

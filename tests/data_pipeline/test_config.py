@@ -27,7 +27,7 @@ def test_every_shipped_config_is_valid():
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("source.kind", "sql", "source.kind='sql': one of beir"),
+        ("source.kind", "sql", "source.kind='sql': must be one of beir"),
         ("source.path", "", "source.path is empty"),
         ("llm.mode", "slow", "llm.mode='slow'"),
         ("llm.concurrency", 0, "llm.concurrency=0: must be above 0"),

@@ -39,7 +39,7 @@ def test_a_missing_or_damaged_corpus_is_made_again(tmp_path, calm_server, finish
         assert path.read_bytes() == whole
     stale = ["--stages=build", "--config.filter.leak_words=5"]
     error = refused(run(tmp_path, calm_server.base_url, *stale, check=False))
-    assert "outcomes.jsonl is missing, damaged or of other settings" in error
+    assert "outcomes.jsonl is missing, damaged or made with other settings" in error
 
 
 def test_nothing_kept_says_why(tmp_path, llm_server):

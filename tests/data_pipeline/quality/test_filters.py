@@ -115,7 +115,7 @@ def test_languages_by_name():
         "language:hard_negative_document_1",
         "language:hard_negative_document_2",
     ]
-    with pytest.raises(UserError, match=r"unknown languages \['klingon'\]; choose of .*en"):
+    with pytest.raises(UserError, match=r"unknown languages \['klingon'\]; choose from .*en"):
         ItemFilter(FilterSettings(languages=("en", "klingon")))
 
 
@@ -295,7 +295,7 @@ def test_rules_can_be_switched_off(rule):
 
 
 def test_unknown_rule():
-    with pytest.raises(UserError, match=r"unknown filter rules \['leak'\]; choose of language, "):
+    with pytest.raises(UserError, match=r"unknown rules \['leak'\]; choose from language, "):
         FilterSettings(rules=("leak", "language"))
 
 

@@ -94,7 +94,7 @@ def test_first_name_that_a_row_has_and_names_with_dots(tmp_path):
         ({"q": ["a"], "p": "a"}, r"a\.jsonl:1: field 'q' holds list \['a'\], expected text"),
         ({"q": "a", "p": ["x", 3]}, r"a\.jsonl:1: field 'p\[1\]' holds int 3, expected text"),
         ({"q": "a", "p": {"x": 1}}, r"a\.jsonl:1: field 'p' holds dict"),
-        ({"q": "a", "p": "\ud83d!"}, r"a\.jsonl:1: field 'p' holds half a character, '\\ud83d'"),
+        ({"q": "a", "p": "\ud83d!"}, r"a\.jsonl:1: field 'p' contains a lone surrogate, '\\ud83d'"),
     ],
 )
 def test_bad_row(tmp_path, row, message):
@@ -160,5 +160,5 @@ def test_json_array_keeps_half_characters_and_large_numbers(tmp_path):
     )
     pairs = fields.read(tmp_path / "a.json", fields={"id": "id", "passage": "p"})
     assert next(pairs).id == str(2**70)
-    with pytest.raises(UserError, match=r"a\.json:2: field 'p' holds half a character"):
+    with pytest.raises(UserError, match=r"a\.json:2: field 'p' contains a lone surrogate"):
         next(pairs)

@@ -11,5 +11,5 @@ from inf_jax.distributed.sharding import state_shardings
 def test_unknown_names_and_indivisible_sizes_are_refused():
     with pytest.raises(UserError, match="no sharding rule for mystery"):
         state_shardings(make_mesh(), {"mystery": jnp.zeros((3, 3))})
-    with pytest.raises(UserError, match="no multiple of fsdp"):
+    with pytest.raises(UserError, match="not divisible by mesh axis fsdp"):
         state_shardings(make_mesh(fsdp=8), {"word": jnp.zeros((16, 12))})

@@ -77,5 +77,5 @@ def test_no_bucket_no_credentials_no_answer(gcs, monkeypatch):
 def test_without_gcsfs(monkeypatch):
     bucket._connect.cache_clear()
     monkeypatch.setitem(sys.modules, "gcsfs", None)
-    with pytest.raises(UserError, match=r'gs:// need gcsfs.*pip install "inf_jax\[tpu\]"'):
+    with pytest.raises(UserError, match=r'gs:// need gcsfs.*pip install "inf_jax\[gcs\]"'):
         storage.as_path("gs://runs/run")

@@ -119,7 +119,7 @@ def test_a_directory_is_replaced_with_its_marker_last(gcs, run_dir, monkeypatch)
     assert objects.keys() == {"run/export/marker"}
 
     export = storage.new_directory(run_dir / "export", marker="other")
-    with pytest.raises(UserError, match="holds no other, so it was not written from here"), export:
+    with pytest.raises(UserError, match="holds no other, so it was not created by inf_jax"), export:
         pass
 
 

@@ -240,7 +240,7 @@ def test_auto_keeps_small_batches_dense_and_large_ones_in_tiles():
         ({"engine": "blockwise", "mesh": mesh_of(2)}, "for one device, the mesh has 2"),
         (
             {"engine": "ring", "mesh": jax.make_mesh((2,), ("data",), (AxisType.Explicit,))},
-            "axes are Explicit",
+            "use a mesh whose axis_types are Auto",
         ),
         ({"engine": "blockwise", "tile": (0, 8)}, "both above 0"),
         ({"engine": "dense", "tile_dtype": "int8"}, "tile_dtype='int8'"),
