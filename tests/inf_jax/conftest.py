@@ -146,7 +146,7 @@ def _row(query: str, topic: str) -> dict[str, str]:
 def gcs():
     """A stand-in for Google Cloud Storage, for the clients of this process and of its children."""
     if importlib.util.find_spec("gcsfs") is None:
-        pytest.skip("needs gcsfs, of the extra [tpu]")
+        pytest.skip("needs gcsfs, of the extra [gcs]")
     with GcsServer() as server, pytest.MonkeyPatch.context() as patch:
         for name, value in server.environment.items():
             patch.setenv(name, value)

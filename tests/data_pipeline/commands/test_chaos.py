@@ -128,7 +128,7 @@ def undisturbed(tmp_path, calm_server, monkeypatch):
 
 
 def test_async(tmp_path, llm_server, undisturbed):
-    """Faults and kills at any point: nothing is lost or paid twice, and the cap holds."""
+    """Faults and kills at any point: no reply is lost or paid for twice, and the cap holds."""
     pairs, rng = PAIRS, random.Random(1)
     server = llm_server("transient,lost,paid", latency_ms=20)
     runs = Runs(tmp_path / "out", server.base_url, pairs=pairs)
