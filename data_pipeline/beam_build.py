@@ -12,20 +12,20 @@ import sys
 from collections.abc import Sequence
 
 from data_pipeline.dataset import beam_runner
-from data_pipeline.dataset.command import make_parser, run
+from data_pipeline.dataset.command import make_parser, run_build
 from inf_jax.core.errors import main_guard
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command; `argv` is without the program's name."""
     parser = make_parser("data_pipeline.beam_build", __doc__)
-    args, options = beam_runner.parse(parser, sys.argv[1:] if argv is None else argv)
+    args, options = beam_runner.parse_arguments(parser, sys.argv[1:] if argv is None else argv)
     with main_guard():
         beam_runner.quiet()
         beam_runner.check_paths(
             data_dir=args.data_dir, path_train=args.path_train, path_dev=args.path_dev
         )
-        run(args, beam_runner.make_config(args.runner, options))
+        run_build(args, beam_runner.make_config(args.runner, options))
 
 
 if __name__ == "__main__":

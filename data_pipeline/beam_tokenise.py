@@ -28,7 +28,7 @@ from inf_jax.models.hf.backbone import load_model
 from inf_jax.text import eos
 
 
-def tokenise(
+def tokenise_on_beam(
     config: RunConfig,
     beam_config: tfds.download.DownloadConfig,
     *,
@@ -83,11 +83,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    args, options = beam_runner.parse(parser, [flag for flag in argv if flag not in ours])
+    args, options = beam_runner.parse_arguments(parser, [flag for flag in argv if flag not in ours])
     with main_guard():
         beam_runner.quiet()
         config = parse(["beam_tokenise", *ours])
-        directory = tokenise(run_config(config), beam_runner.make_config(args.runner, options))
+        directory = tokenise_on_beam(
+            run_config(config), beam_runner.make_config(args.runner, options)
+        )
         print(f"tokenised records: {directory}")
 
 

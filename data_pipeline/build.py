@@ -9,7 +9,7 @@ A second run reuses an existing dataset. An interrupted run leaves no dataset; r
 import sys
 from collections.abc import Sequence
 
-from data_pipeline.dataset.command import make_parser, run
+from data_pipeline.dataset.command import make_parser, run_build
 from inf_jax.core.cli_flags import hyphenated
 from inf_jax.core.errors import main_guard
 
@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser("data_pipeline.build", __doc__)
     args = parser.parse_args(hyphenated(sys.argv[1:] if argv is None else argv))
     with main_guard():
-        run(args)
+        run_build(args)
 
 
 if __name__ == "__main__":

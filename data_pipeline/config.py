@@ -178,7 +178,7 @@ def factory_config(config: ConfigDict) -> FactoryConfig:
     return schema.from_config_dict(FactoryConfig(), config)
 
 
-def check(config: ConfigDict) -> None:
+def check_factory(config: ConfigDict) -> None:
     """Raises UserError that lists all invalid values."""
     problems = schema.key_problems(FactoryConfig(), config)
     source, limits, llm = config.source, config.filter, config.llm

@@ -27,7 +27,7 @@ _EXTRA = ("datasketch", "httpx2", "ijson", "jinja2", "openai", "py3langid", "pyd
 if missing := [name for name in _EXTRA if importlib.util.find_spec(name) is None]:
     sys.exit(f"error: not installed: {', '.join(missing)}; run pip install 'inf_jax[pipeline]'")
 
-from data_pipeline.config import FactoryConfig, check, factory_config  # noqa: E402
+from data_pipeline.config import FactoryConfig, check_factory, factory_config  # noqa: E402
 from data_pipeline.report.tables import report_tables  # noqa: E402
 from data_pipeline.stages.factory import STAGES, Factory  # noqa: E402
 
@@ -42,7 +42,7 @@ def _run(argv: list[str]) -> None:
     resolved, values = parse_flags(
         argv, __doc__, sections=FactoryConfig(), example="data_msmarco", define=_define
     )
-    check(resolved)
+    check_factory(resolved)
     stages = values["stages"].value or list(STAGES)
     if unknown := sorted(set(stages) - set(STAGES)):
         raise UserError(f"--stages={','.join(unknown)}: choose from {','.join(STAGES)}")

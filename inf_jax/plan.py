@@ -50,7 +50,7 @@ from inf_jax.planning.chips import GIB
 from inf_jax.planning.compile import StepToPlan, make_plan
 from inf_jax.planning.flops import model_flops
 from inf_jax.planning.model_shapes import model_shape
-from inf_jax.planning.report import compare, show, unfit
+from inf_jax.planning.report import compare, print_plan, unfit
 from inf_jax.planning.topology import Topology, topology
 from inf_jax.training.program import make_program
 
@@ -72,7 +72,7 @@ def main(argv: list[str]) -> None:
         compare(result)
     else:
         result = planned(config, names[0])
-        show(result)
+        print_plan(result)
         if args.try_options:
             _try(config, names[0], result, planned)
     path = as_path(args.json) if args.json else _default_path(config, names, args)
@@ -161,7 +161,7 @@ def _search(config: ConfigDict, name: str, slices: int, planned: Callable) -> di
     best = largest_fitting(fits, start=config.train.batch_size, unit=units)
     if not best:
         raise UserError(unfit(plans[min(plans)]))
-    show(plans[best])
+    print_plan(plans[best])
     print(f"largest batch that fits: train.batch_size={best:,}\n")
     return plans[best] | {"searched": {n: p["hbm"]["needed"] for n, p in sorted(plans.items())}}
 

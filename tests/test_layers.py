@@ -123,3 +123,25 @@ def test_every_module_says_in_one_sentence_what_it_is_for():
         if not first.endswith((".", ":")) or len(first) <= 20:
             bad[str(path.relative_to(ROOT))] = first
     assert not bad
+
+
+# Names that several modules define on purpose.
+SHARED = {
+    "main": "the entry point of each command",
+    "read": "the one function of each source",
+    "defaults": "the default config of each package, which config files import",
+    "attend": "exports ship their own copy, which does not import inf_jax",
+}
+
+
+def test_public_names_have_one_owner():
+    """No two public top-level classes or functions of both packages have the same name."""
+    owners = {}
+    for path in modules(ROOT):
+        for node in ast.parse(path.read_text()).body:
+            named = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+            if named and not node.name.startswith("_"):
+                owners.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    shared = {name: paths for name, paths in owners.items() if len(paths) > 1}
+    assert not {name: paths for name, paths in shared.items() if name not in SHARED}
+    assert shared.keys() == SHARED.keys()

@@ -63,7 +63,7 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def parse(
+def parse_arguments(
     parser: argparse.ArgumentParser, argv: Sequence[str]
 ) -> tuple[argparse.Namespace, list[str]]:
     """Parses our flags, `--runner` among them, and returns them and the flags meant for Beam."""

@@ -58,7 +58,7 @@ def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def run(args: argparse.Namespace, beam: tfds.download.DownloadConfig | None = None) -> None:
+def run_build(args: argparse.Namespace, beam: tfds.download.DownloadConfig | None = None) -> None:
     """Builds the dataset and prints its report; raises UserError as `build`."""
     options = dict(vars(args))
     options.pop("runner", None)

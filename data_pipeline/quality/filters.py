@@ -19,7 +19,7 @@ from data_pipeline.sources.folding import fold
 from inf_jax.core.errors import UserError
 from inf_jax.data.records import FIELDS, Example, pairs
 
-RULES = ("language", "phrases", "leaks", "near_same", "duplicates", "contamination")
+FILTER_RULES = ("language", "phrases", "leaks", "near_same", "duplicates", "contamination")
 
 # py3langid on 13,000 pieces of English text (MedQuAD, PubMedQA): of pieces of 100 bytes 0.01% have
 # a probability under 0.01 for English, of pieces of 40 bytes 1%, of whole texts none. German and
@@ -45,7 +45,7 @@ class FilterSettings:
       near_same: Jaccard similarity from which two passages of one example count as the same.
       leak_words: an instruction leaks the answer if it repeats so many consecutive words of the
         passage that the query lacks.
-      rules: those of RULES to apply; `rules.validate` always is.
+      rules: those of FILTER_RULES to apply; `rules.validate` always is.
     """
 
     limits: Limits = dataclasses.field(default_factory=Limits)
@@ -53,11 +53,13 @@ class FilterSettings:
     near_duplicate: float = 0.8
     near_same: float = 0.9
     leak_words: int = 6
-    rules: tuple[str, ...] = RULES
+    rules: tuple[str, ...] = FILTER_RULES
 
     def __post_init__(self):
-        if unknown := set(self.rules) - set(RULES):
-            raise UserError(f"unknown rules {sorted(unknown)}; choose from {', '.join(RULES)}")
+        if unknown := set(self.rules) - set(FILTER_RULES):
+            raise UserError(
+                f"unknown rules {sorted(unknown)}; choose from {', '.join(FILTER_RULES)}"
+            )
 
 
 class ItemFilter:

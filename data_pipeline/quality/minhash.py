@@ -29,7 +29,7 @@ _TOKEN = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 _BLOCK = 4096  # signatures per array
 _RECENT = 1 << 16  # band keys collected in a dict before they are sorted into arrays
 
-Key = TypeVar("Key")
+K = TypeVar("K")
 
 
 def tokens(text: str) -> list[str]:
@@ -93,7 +93,7 @@ def bands(values: np.ndarray, *, threshold: float) -> tuple[int, ...]:
     return tuple(keys)
 
 
-class NearDuplicates(Generic[Key]):
+class NearDuplicates(Generic[K]):
     """An index of texts that finds the near duplicates of a text; each text has a key.
 
     Takes 0.6 kB per text at a threshold of 0.8, including a small key (measured over 100,000 texts;
@@ -110,18 +110,18 @@ class NearDuplicates(Generic[Key]):
         """
         _bands_and_rows(threshold)
         self.threshold = threshold
-        self._keys: list[Key] = []
+        self._keys: list[K] = []
         self._signatures: list[np.ndarray] = []  # blocks of uint16[_BLOCK, NUM_PERM]
         self._postings = _Postings()
 
     def __len__(self) -> int:
         return len(self._keys)
 
-    def find(self, text: str) -> Key | None:
+    def find(self, text: str) -> K | None:
         """The key of the earliest near duplicate of the text; None if there is none."""
         return next(self.matches(text), None)
 
-    def matches(self, text: str) -> Iterator[Key]:
+    def matches(self, text: str) -> Iterator[K]:
         """The keys of all near duplicates of the text, in the order of `add`."""
         values = signature(text)
         own = compact(values)
@@ -130,7 +130,7 @@ class NearDuplicates(Generic[Key]):
             if similarity(other, own) >= self.threshold:
                 yield self._keys[number]
 
-    def add(self, key: Key, text: str) -> None:
+    def add(self, key: K, text: str) -> None:
         """Adds a text, whether or not it has near duplicates."""
         values, number = signature(text), len(self._keys)
         if number % _BLOCK == 0:

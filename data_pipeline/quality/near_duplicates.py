@@ -44,15 +44,15 @@ class NearExamples:
 
     def __contains__(self, example: Example) -> bool:
         passage, threshold = _passage(example), self._queries.threshold
-        passages = self._queries.matches(instructed_query(example))
+        passages = self._queries.matches(item_query(example))
         return any(similarity(passage, other) >= threshold for other in passages)
 
     def add(self, example: Example) -> None:
         """Adds an example, whether or not it has near duplicates."""
-        self._queries.add(_passage(example), instructed_query(example))
+        self._queries.add(_passage(example), item_query(example))
 
 
-def instructed_query(example: Example) -> str:
+def item_query(example: Example) -> str:
     """The text that is compared besides the positive passage."""
     return f"{example.query_positive} {example.instruction_positive}"
 
@@ -64,7 +64,7 @@ def _passage(example: Example) -> np.ndarray:
 def sketch(example: Example, threshold: float) -> tuple[tuple[int, ...], bytes]:
     """The band keys of an example's instructed query, and the bytes that `repeats` compares: the
     compact signatures of instructed query and passage."""
-    query = signature(instructed_query(example))
+    query = signature(item_query(example))
     both = np.stack([compact(query), _passage(example)])
     return bands(query, threshold=threshold), both.tobytes()
 

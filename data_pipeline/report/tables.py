@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
+class ReportTable:
     """A table of strings.
 
     Attributes:
@@ -48,7 +48,7 @@ class Table:
         return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def report_tables(report: dict[str, Any]) -> dict[str, Table]:
+def report_tables(report: dict[str, Any]) -> dict[str, ReportTable]:
     """The tables of a report of `summary.summarise` by name, in order; empty ones are left out."""
     tables = {
         "pairs": _pairs(report),
@@ -73,7 +73,7 @@ def percentage(part: int, whole: int) -> str:
     return f"{part / whole:.1%}" if whole else "none"
 
 
-def _pairs(report: dict[str, Any]) -> Table:
+def _pairs(report: dict[str, Any]) -> ReportTable:
     def row(kind: str, name: str, n: int) -> tuple[str, ...]:
         return kind, name, f"{n:,}", percentage(n, report["pairs"])
 
@@ -82,15 +82,15 @@ def _pairs(report: dict[str, Any]) -> Table:
         rows.append(row("", f"dropped: {stage['stage']}", stage["dropped"]))
         rows += [row("sub", why, n) for why, n in report["reasons"][stage["stage"]].items()]
     rows.append(row("sum", "kept", report["kept"]))
-    return Table("Outcomes of the pairs", ("", "pairs", "share"), rows)
+    return ReportTable("Outcomes of the pairs", ("", "pairs", "share"), rows)
 
 
-def _types(report: dict[str, Any]) -> Table:
+def _types(report: dict[str, Any]) -> ReportTable:
     rows = [("", name, f"{n['made']:,}", f"{n['kept']:,}") for name, n in report["types"].items()]
-    return Table("Instruction types", ("", "made", "kept"), rows)
+    return ReportTable("Instruction types", ("", "made", "kept"), rows)
 
 
-def _relevance(report: dict[str, Any]) -> Table:
+def _relevance(report: dict[str, Any]) -> ReportTable:
     judges = report["relevance"]
     shares = {
         (judge, row["query"], row["passage"]): f"{row['share']:.1%} of {row['judged']:,}"
@@ -102,10 +102,10 @@ def _relevance(report: dict[str, Any]) -> Table:
         cells = [shares.get((judge, query, passage), "") for judge in judges]
         expected = "100%" if RELEVANT[query] == passage else "0%"
         rows.append(("", f"{query} | {passage}", *cells, expected))
-    return Table("Judged relevant", ("", *judges, "expected"), rows)
+    return ReportTable("Judged relevant", ("", *judges, "expected"), rows)
 
 
-def _agreement(agreement: dict[str, Any]) -> Table:
+def _agreement(agreement: dict[str, Any]) -> ReportTable:
     def row(kind: str, name: str, values: dict[str, Any]) -> tuple[str, ...]:
         return kind, name, f"{values['judged']:,}", f"{values['agreement']:.1%}", kappa(values)
 
@@ -113,19 +113,21 @@ def _agreement(agreement: dict[str, Any]) -> Table:
     rows = [row("", f"{one['query']} | {one['passage']}", one) for one in combinations]
     if rows:
         rows.append(row("sum", "all", agreement))
-    return Table("Agreement of two judges", ("", "judged by both", "agree", "Cohen's kappa"), rows)
+    return ReportTable(
+        "Agreement of two judges", ("", "judged by both", "agree", "Cohen's kappa"), rows
+    )
 
 
-def _lengths(report: dict[str, Any]) -> Table:
+def _lengths(report: dict[str, Any]) -> ReportTable:
     rows = [
         ("", kind, f"{n['count']:,}", f"{n['mean']:.1f}", f"{n['least']:,}", f"{n['most']:,}")
         for kind, n in report["lengths"].items()
         if n["count"]
     ]
-    return Table("Words, kept", ("", "texts", "mean", "least", "most"), rows)
+    return ReportTable("Words, kept", ("", "texts", "mean", "least", "most"), rows)
 
 
-def _cost(report: dict[str, Any]) -> Table:
+def _cost(report: dict[str, Any]) -> ReportTable:
     usage = report["usage"]
     names = ("requests", "answers", "prompt_tokens", "completion_tokens")
     rows = []
@@ -138,14 +140,14 @@ def _cost(report: dict[str, Any]) -> Table:
     if usage["usd_unknown"]:
         rows.append(("", "unanswered, at most", *[""] * 4, f"{usage['usd_unknown']:.4f}"))
     rows.append(("", "in flight at kills", f"{usage['in_flight_at_kills']:,}", *[""] * 4))
-    return Table("Cost", ("", "requests", "answers", "tokens in", "tokens out", "USD"), rows)
+    return ReportTable("Cost", ("", "requests", "answers", "tokens in", "tokens out", "USD"), rows)
 
 
-def _provenance(report: dict[str, Any]) -> Table:
+def _provenance(report: dict[str, Any]) -> ReportTable:
     rows = []
     for stage, all_made in report["provenance"].items():
         for made in all_made:
             prompt, digest = made.get("prompt", ""), made.get("prompt_hash", "")
             rows.append(("", stage, made["model"], prompt, digest, f"{made['items']:,}"))
     header = ("stage", "model", "prompt", "hash", "items")
-    return Table("Models and prompts", header, rows, texts=4)
+    return ReportTable("Models and prompts", header, rows, texts=4)

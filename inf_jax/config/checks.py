@@ -11,7 +11,7 @@ from inf_jax.core.errors import UserError
 from inf_jax.losses.objective import parse_objective
 
 
-def check(config: ConfigDict) -> None:
+def check_config(config: ConfigDict) -> None:
     """Raises UserError that lists every impossible value."""
     problems = key_problems(RunConfig(), config)
     data, train, name, out_dir = config.data, config.train, config.model.name, config.out_dir

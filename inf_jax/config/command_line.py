@@ -11,7 +11,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from inf_jax.config.checks import check
+from inf_jax.config.checks import check_config
 from inf_jax.config.config_files import load_config
 from inf_jax.config.schema import TYPE_NAMES, Key, keys, keys_of
 from inf_jax.config.sections import RunConfig
@@ -44,14 +44,14 @@ def run(
         config, values = parse_flags(
             sys.argv, doc, sections=RunConfig(), example=_EXAMPLE, define=define
         )
-        check(config)
+        check_config(config)
         main(config, **{name.replace("-", "_"): values[name].value for name in own})
 
 
 def parse(argv: Iterable[str], doc: str = "") -> ConfigDict:
     """The checked config of a command line; raises UserError, or SystemExit for --help."""
     config, _ = parse_flags(argv, doc, sections=RunConfig(), example=_EXAMPLE)
-    check(config)
+    check_config(config)
     return config
 
 

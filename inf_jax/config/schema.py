@@ -17,7 +17,7 @@ from inf_jax.core.errors import UserError
 _T = TypeVar("_T")
 
 # name of a rule -> (whether a value is allowed, what to tell the user)
-RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+VALUE_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "positive": (lambda x: x > 0, "must be above 0"),
     "not negative": (lambda x: x >= 0, "must not be negative"),
     "below one": (lambda x: 0 <= x < 1, "must be in [0, 1)"),
@@ -42,7 +42,7 @@ class Key:
       default: its value unless a config sets another.
       doc: one line for --help.
       choices: the allowed values; empty: any.
-      rule: a name in `RULES`, or "".
+      rule: a name in `VALUE_RULES`, or "".
     """
 
     name: str
@@ -122,8 +122,8 @@ def _problem(each: Key, value: Any) -> str | None:
         return f"{shown}: must be a finite number"
     if each.choices and value not in each.choices:
         return f"{shown}: must be one of {', '.join(map(str, each.choices))}"
-    if each.rule and not RULES[each.rule][0](value):
-        return f"{shown}: {RULES[each.rule][1]}"
+    if each.rule and not VALUE_RULES[each.rule][0](value):
+        return f"{shown}: {VALUE_RULES[each.rule][1]}"
     return None
 
 

@@ -15,7 +15,7 @@ from inf_jax.distributed.mesh import replicated
 # Layers are stacked along the first axis; the projection is not. "fsdp" splits the model width (d),
 # which every weight has and every mesh divides; "tensor" splits heads and ffn (Megatron, arXiv
 # 1909.08053).
-RULES: tuple[tuple[str, PartitionSpec], ...] = (
+PARTITION_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(word|position|token_type)$", PartitionSpec(None, "fsdp")),
     (r"(query|key|value)_kernel$", PartitionSpec(None, "fsdp", "tensor", None)),
     (r"(query|key|value)_bias$", PartitionSpec(None, "tensor", None)),
@@ -40,7 +40,7 @@ _FEW_HEADS = r"(key|value)_(kernel|bias|lora_b)$"
 
 def rule(name: str) -> PartitionSpec | None:
     """The PartitionSpec of the first pattern that matches a path, or None."""
-    return next((spec for pattern, spec in RULES if re.search(pattern, name)), None)
+    return next((spec for pattern, spec in PARTITION_RULES if re.search(pattern, name)), None)
 
 
 def state_shardings(mesh: Mesh, abstract_state):

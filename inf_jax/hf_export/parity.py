@@ -23,10 +23,10 @@ from inf_jax.retriever.settings import RetrieverConfig
 from inf_jax.text.templates import TextConfig, instructed_query, passage_text
 
 NORM_TOLERANCE = 1e-3  # relative; cosines alone do not show a missing normalisation
-UNLIMITED = 1 << 20  # tokens
+UNCUT = 1 << 20  # tokens
 
 _LONG = "the passage goes on and on, with one more clause about causes, signs and care, "
-QUERIES = (
+PARITY_QUERIES = (
     ("glaucoma", "What are the treatments for it?"),
     ("glaucoma", "What causes it?"),  # as a poisoned instruction
     ("cataract", "What are the treatments for it?"),  # as a poisoned query
@@ -36,7 +36,7 @@ QUERIES = (
     ("a", "b"),
     (_LONG * 10, "Exclude anything about treatment."),
 )
-PASSAGES = (
+PARITY_PASSAGES = (
     "Eye drops that lower the pressure in the eye are the first treatment.",
     "The pressure rises when fluid cannot drain from the front of the eye.",
     "A surgeon takes the clouded lens out and puts an artificial one in.",
@@ -91,7 +91,7 @@ def max_length(config: RetrieverConfig, role: str) -> int:
     return text.max_query_tokens if role == "query" else text.max_passage_tokens
 
 
-def check(
+def check_export(
     directory: Path, reference: Retriever, *, min_cosine: float, adapter_base: Path | None = None
 ) -> Parity:
     """Opens the directory with every installed loader and compares the embeddings.
@@ -183,15 +183,15 @@ def _ours(retriever: Retriever, probes: list[Probe]) -> np.ndarray:
 
 
 def _probes(reference: Retriever) -> list[Probe]:
-    """QUERIES, then PASSAGES; without texts of no tokens, which some tokenizers produce."""
+    """PARITY_QUERIES, then PARITY_PASSAGES, but for texts that have no tokens."""
     config, text = reference.config, reference.config.text
-    uncut = TextConfig(text.query_template, text.passage_template, UNLIMITED, UNLIMITED)
-    queries, instructions = config.queries.tokenise(reference.tokenizer, QUERIES, uncut)
+    uncut = TextConfig(text.query_template, text.passage_template, UNCUT, UNCUT)
+    queries, instructions = config.queries.tokenise(reference.tokenizer, PARITY_QUERIES, uncut)
     if instructions is not None:
         queries = [min(pair, key=len) for pair in zip(queries, instructions, strict=True)]
-    passages = reference.tokenizer.passages(PASSAGES, uncut)
+    passages = reference.tokenizer.passages(PARITY_PASSAGES, uncut)
     probes = []
-    for parts, tokens in zip(QUERIES, queries, strict=True):
+    for parts, tokens in zip(PARITY_QUERIES, queries, strict=True):
         loaders = (INSTRUCTED_FILE,)
         if config.queries.pooled:
             # A query that is too long loses the end of the query here, of the whole text elsewhere.
@@ -200,7 +200,7 @@ def _probes(reference: Retriever) -> list[Probe]:
         rendered = instructed_query(*parts, text.query_template)
         probes.append((len(tokens), Probe("query", rendered, loaders, parts)))
     same_limit = text.max_passage_tokens == max_length(config, "passage")
-    for passage, tokens in zip(PASSAGES, passages, strict=True):
+    for passage, tokens in zip(PARITY_PASSAGES, passages, strict=True):
         alike = same_limit or len(tokens) <= text.max_passage_tokens
         loaders = ("transformers", "sentence-transformers") if alike else ()
         rendered = passage_text(passage, text.passage_template)

@@ -119,7 +119,7 @@ def export_hf(
             source = Path(__file__).with_name("instructed_encoder.py")
             shutil.copyfile(source, partial / INSTRUCTED_FILE)
         write_json(partial / SETTINGS_FILE, _settings(config, info))
-        report = parity.check(
+        report = parity.check_export(
             partial,
             reference,
             min_cosine=options.min_cosine,

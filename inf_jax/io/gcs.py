@@ -93,7 +93,7 @@ def _client(path: epath.Path, doing: str) -> Iterator[tuple]:
         yield fsspec.core.url_to_fs(str(path))
 
 
-def check_access(directory: epath.Path, *, timeout_s: float = _TIMEOUT_S) -> None:
+def check_bucket_access(directory: epath.Path, *, timeout_s: float = _TIMEOUT_S) -> None:
     """Tries, with each client, what a run does: look up the bucket, write, list, read, delete.
 
     Raises UserError, with the remedy, if one of these fails or does not answer in time.

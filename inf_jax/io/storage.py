@@ -46,7 +46,7 @@ def check_access(directory: AnyPath) -> None:
     long work; leaves nothing behind.
     """
     if is_bucket(directory):
-        gcs.check_access(directory)
+        gcs.check_bucket_access(directory)
         return
     directory = directory.absolute()
     existing = next(path for path in (directory, *directory.parents) if path.exists())

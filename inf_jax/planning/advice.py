@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from inf_jax.config.checks import check
+from inf_jax.config.checks import check_config
 from inf_jax.config.sections import RunConfig
 from inf_jax.core.errors import UserError
 
@@ -66,7 +66,7 @@ def with_option(config: ConfigDict, key: str, value: Any) -> ConfigDict:
     changed = config.copy_and_resolve_references()
     section, _, name = key.rpartition(".")
     (changed[section] if section else changed)[name] = value
-    check(changed)
+    check_config(changed)
     return changed
 
 

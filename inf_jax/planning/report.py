@@ -6,7 +6,7 @@ from inf_jax.core.console import table
 from inf_jax.planning.chips import GIB
 
 
-def show(plan: dict[str, Any]) -> None:
+def print_plan(plan: dict[str, Any]) -> None:
     """Prints a plan."""
     batch, memory = plan["batch"], plan["hbm"]
     slices = f"{plan['slices']} x " if plan["slices"] > 1 else ""

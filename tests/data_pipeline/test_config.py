@@ -21,7 +21,7 @@ def test_every_shipped_config_is_valid():
     for name in names:
         argv = ["run", f"--config={ROOT / 'configs' / name}"]
         config, _ = parse_flags(argv, "", sections=factory_config.FactoryConfig(), example="")
-        factory_config.check(config)
+        factory_config.check_factory(config)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_invalid_values_are_named(key, value, message):
     config.source.path = "somewhere"
     config.update_from_flattened_dict({key: value})
     with pytest.raises(UserError) as error:
-        factory_config.check(config)
+        factory_config.check_factory(config)
     assert message in str(error.value)
 
 

@@ -29,7 +29,7 @@ def main() -> None:
                     errors.append(str(error))
         finally:  # print the results so far even if a later model fails
             if results:
-                check.show(results)
+                check.print_results(results)
         wrong = [result.name for result in results if not result.ok]
         if wrong:
             errors.append(f"{', '.join(wrong)}: token states differ from transformers'")

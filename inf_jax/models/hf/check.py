@@ -45,14 +45,14 @@ class Check(NamedTuple):
 
 
 def check_all(directory: Path, name: str) -> list[Check]:
-    """`check` of a model, or of both towers of an export with separate towers."""
+    """`check_model` of a model, or of both towers of an export with separate towers."""
     towers = [tower for tower in ("query", "passage") if (directory / tower).is_dir()]
     if towers and not (directory / "config.json").exists():
-        return [check(directory / tower)._replace(name=f"{name}/{tower}") for tower in towers]
-    return [check(directory)._replace(name=name)]
+        return [check_model(directory / tower)._replace(name=f"{name}/{tower}") for tower in towers]
+    return [check_model(directory)._replace(name=name)]
 
 
-def check(directory: Path, *, seed: int = 0) -> Check:
+def check_model(directory: Path, *, seed: int = 0) -> Check:
     """Compares random texts of several lengths, packed here and padded right in transformers.
 
     Texts are twice as long as the window, so that it matters. A window whose scores would fill the
@@ -138,7 +138,7 @@ def torch_states(
     return [state[real] for state, real in zip(states, mask, strict=True)]
 
 
-def show(results: list[Check]) -> None:
+def print_results(results: list[Check]) -> None:
     """Prints the results as a table, and what was compared."""
     rows = []
     for r in results:

@@ -68,7 +68,7 @@ class Rule(NamedTuple):
         return x.reshape(shape) if self.inputs is None else x.reshape(shape[::-1]).T
 
 
-class Table(NamedTuple):
+class WeightTable(NamedTuple):
     """The tensors of a model family.
 
     Attributes:
@@ -193,8 +193,8 @@ _FOUR_NORMS = {
 }
 
 
-def _decoder(architecture: str, norms: Mapping[str, str] = _TWO_NORMS) -> Table:
-    return Table(
+def _decoder(architecture: str, norms: Mapping[str, str] = _TWO_NORMS) -> WeightTable:
+    return WeightTable(
         _rules({**_DECODER, **norms}, layer="layers.{layer}."),
         architecture,
         prefix=re.compile(r"^model\."),
@@ -203,7 +203,7 @@ def _decoder(architecture: str, norms: Mapping[str, str] = _TWO_NORMS) -> Table:
 
 
 _POOLER = re.compile(r"pooler\.")
-_BERT_TABLE = Table(
+_BERT_TABLE = WeightTable(
     _BERT,
     "BertModel",
     prefix=re.compile(r"^bert\."),
@@ -216,17 +216,17 @@ _ROBERTA_TABLE = _BERT_TABLE._replace(
     prefix=re.compile(r"^roberta\."),
     ignored=re.compile(r"(lm_head|classifier|qa_outputs)\.|embeddings\.position_ids$"),
 )
-TABLES: dict[str, Table] = {
+TABLES: dict[str, WeightTable] = {
     "bert": _BERT_TABLE,
     "roberta": _ROBERTA_TABLE,
     "xlm-roberta": _ROBERTA_TABLE._replace(architecture="XLMRobertaModel"),
-    "modernbert": Table(
+    "modernbert": WeightTable(
         _MODERNBERT,
         "ModernBertModel",
         prefix=re.compile(r"^model\."),
         ignored=re.compile(r"(head|decoder|classifier)\."),
     ),
-    "t5": Table(
+    "t5": WeightTable(
         _T5,
         "T5EncoderModel",
         prefix=re.compile(r"^(transformer|model)\."),
@@ -243,7 +243,7 @@ TABLES: dict[str, Table] = {
 }
 
 
-def table_of(config: EncoderConfig) -> Table:
+def table_of(config: EncoderConfig) -> WeightTable:
     """The table of the config's family; T5's depends on whether the ffn is gated."""
     table = TABLES[config.family]
     if config.family != "t5":

@@ -12,7 +12,7 @@ from inf_jax.core.trees import flatten, unflatten
 from inf_jax.io.safetensors import DTYPES, Planned, Stored, by_layer, stored_tensors, write_tensors
 from inf_jax.models.config import EncoderConfig
 from inf_jax.models.encoder import make_encoder
-from inf_jax.models.hf.weight_tables import Rule, Table, rules_of, table_of
+from inf_jax.models.hf.weight_tables import Rule, WeightTable, rules_of, table_of
 
 _SAVE_DTYPES = {"float32": DTYPES["F32"], "bfloat16": DTYPES["BF16"]}
 
@@ -170,7 +170,7 @@ def _fill(rule: Rule, targets: list[_Target], tensors: Mapping[str, Stored], lay
             target.put(array, rule.first + n if rule.stacked else None)
 
 
-def _named(stored: Mapping[str, Stored], table: Table) -> tuple[dict[str, Stored], list[str]]:
+def _named(stored: Mapping[str, Stored], table: WeightTable) -> tuple[dict[str, Stored], list[str]]:
     """(the tensors by their names in the table, problems with names that coincide)."""
     tensors, problems = {}, []
     for name, tensor in stored.items():

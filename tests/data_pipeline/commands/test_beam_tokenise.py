@@ -64,7 +64,9 @@ def test_tokenised_bytes(run, tokens, tmp_path):
     run.data.dir = str(data)
 
     def call():
-        return beam_tokenise.tokenise(run_config(run), direct(*THREADS), examples_per_shard=7)
+        return beam_tokenise.tokenise_on_beam(
+            run_config(run), direct(*THREADS), examples_per_shard=7
+        )
 
     directory = call()
     assert directory.name == tokens.name
@@ -112,7 +114,7 @@ def test_damaged_text_shard(run, tmp_path):
     data[-10] ^= 1
     shard.write_bytes(data)
     with pytest.raises(UserError, match=rf"^{shard}: record \d+ .*checksum of its data is wrong"):
-        beam_tokenise.tokenise(run_config(run), direct())
+        beam_tokenise.tokenise_on_beam(run_config(run), direct())
     assert not list((tmp_path / "tokenised").rglob("manifest.json"))
 
 

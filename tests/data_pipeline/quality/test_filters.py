@@ -8,7 +8,7 @@ import pytest
 from data_pipeline.items import Item
 from data_pipeline.quality.contamination import BenchmarkTexts
 from data_pipeline.quality.filters import (
-    RULES,
+    FILTER_RULES,
     FilterSettings,
     ItemFilter,
     boilerplate,
@@ -275,7 +275,7 @@ ONE_RULE = {
 }
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", FILTER_RULES)
 def test_rules_can_be_switched_off(rule):
     evaluation = BenchmarkTexts(1)
     evaluation.add(query="how do antibiotics work")
@@ -285,8 +285,8 @@ def test_rules_can_be_switched_off(rule):
     if rule != "duplicates":
         first.drop("generate", "schema")
     for rules, reasons in (
-        (RULES, [f"filter:{reason}"]),
-        (tuple(r for r in RULES if r != rule), []),
+        (FILTER_RULES, [f"filter:{reason}"]),
+        (tuple(r for r in FILTER_RULES if r != rule), []),
     ):
         second.reasons.clear()
         settings = FilterSettings(rules=rules)

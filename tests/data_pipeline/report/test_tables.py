@@ -6,7 +6,7 @@ from rich.console import Console
 
 from data_pipeline.report.audit import TEMPLATES
 from data_pipeline.report.summary import summarise
-from data_pipeline.report.tables import Table, report_tables
+from data_pipeline.report.tables import ReportTable, report_tables
 from tests.data_pipeline.factory_items import USAGE, corpus
 
 
@@ -33,7 +33,7 @@ def test_tables_of_nothing():
 
 def test_kinds_of_rows():
     rows = [("", "a", "<1>"), ("sub", "b|c", ""), ("sum", "d", "3")]
-    table = Table("Title", ("", "n"), rows)
+    table = ReportTable("Title", ("", "n"), rows)
     assert table.markdown().splitlines() == [
         "|  | n |",
         "| --- | ---: |",

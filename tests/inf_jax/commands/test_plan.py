@@ -186,7 +186,7 @@ def fake_plan(per_example: float, limit: float):
 
 def test_search(config_file, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(plan, "plan_run", fake_plan(2**20, 1000 * 2**20))
-    monkeypatch.setattr(plan, "show", lambda found: None)
+    monkeypatch.setattr(plan, "print_plan", lambda found: None)
     file = tmp_path / "plan.json"
     options = [f"--config={config_file}", f"--json={file}", "--topology=cpu:8"]
     plan.main([*options, "--search=batch_size"])

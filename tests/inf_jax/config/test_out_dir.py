@@ -2,7 +2,7 @@
 
 import pytest
 
-from inf_jax.config.checks import check as check_config
+from inf_jax.config.checks import check_config
 from inf_jax.core.errors import UserError
 
 

@@ -68,10 +68,10 @@ def test_no_bucket_no_credentials_no_answer(gcs, monkeypatch):
     with pytest.raises(
         UserError, match=r"did not answer within 0\.5 s when asked to find the bucket"
     ):
-        bucket.check_access(storage.as_path("gs://ill/run"), timeout_s=0.5)
+        bucket.check_bucket_access(storage.as_path("gs://ill/run"), timeout_s=0.5)
     monkeypatch.undo()
     gcs.make("well", failures=1)
-    bucket.check_access(storage.as_path("gs://well/run"))
+    bucket.check_bucket_access(storage.as_path("gs://well/run"))
 
 
 def test_without_gcsfs(monkeypatch):

@@ -131,7 +131,7 @@ def test_bidirectional_attention_of_decoders(name, tmp_path):
     assert config_from_hf(again) == shape.with_mask("causal")
     hf.save_weights(params_of(model), tmp_path, shape)
     (tmp_path / "config.json").write_text(json.dumps(fields))
-    result = hf_check.check(tmp_path)
+    result = hf_check.check_model(tmp_path)
     assert result.ok and result.difference < 2e-5
     texts = [np.arange(4, 60, dtype=np.int32)]
     other = hf_check.torch_states(GOLDEN / model, causal, texts)[0]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from inf_jax.config.checks import check
+from inf_jax.config.checks import check_config
 from inf_jax.planning.model_shapes import model_shape
 from inf_jax.planning.topology import parse_topology
 from launch.bench import plan as bench_plan
@@ -26,7 +26,7 @@ def test_scaling_configs():
     assert len(module.NAMES) == 10
     for name in module.NAMES:
         config = module.get_config(name)
-        check(config)
+        check_config(config)
         pairs, (target, chips) = int(name.split("-")[1]), module.TOPOLOGIES[name.split("-")[0]]
         assert math.prod(parse_topology(target)[1]) == chips
         assert 0 <= pairs - 3 * config.train.batch_size < 3
@@ -40,7 +40,7 @@ def test_backbones_configs():
     module = scaling_module(ROOT / "configs" / "scaling" / "backbones.py")
     for name in module.NAMES:
         config = module.get_config(name)
-        check(config)
+        check_config(config)
         shape, _ = model_shape(config.model.name)
         assert config.data.row_tokens % 128 == 0  # splash attention wants it
         assert math.prod(parse_topology(module.TOPOLOGY)[1]) % config.mesh.fsdp == 0

@@ -85,7 +85,7 @@ def test_check_with_windows(tmp_path, name, change, windows):
         fields |= {"max_position_embeddings": 8192}
     (tmp_path / "config.json").write_text(json.dumps(fields))
     shutil.copy(GOLDEN / name / "model.safetensors", tmp_path)
-    result = check.check(tmp_path)
+    result = check.check_model(tmp_path)
     assert result.ok and result.windows == windows and result.tokens <= 128
     assert windows == "none" or result.tokens >= 2 * int(windows.split(",")[0])
 
