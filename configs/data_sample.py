@@ -1,9 +1,9 @@
 """The triplet factory on 20 pairs of the shipped PubMedQA sample, against a server of your own.
 
-Server:    anything that speaks OpenAI's wire format on port 8000: vLLM, llama.cpp, or the stand-in
+Server:    anything that speaks OpenAI's wire format on port 8000: vLLM, llama.cpp, or tests' fake
            of the tests, `python tests/doubles/llm_server.py --port 8000`
 Command:   python -m data_pipeline.run --config=configs/data_sample.py
-Time:      seconds with the stand-in
+Time:      seconds with the fake
 Result:    out/sample/audit.html, and the dataset out/sample/data/inf_ir/factory
 """
 

@@ -168,7 +168,7 @@ def environment(clone) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def server(clone, environment) -> str:
-    """The stand-in for a model, on a free port; its base URL."""
+    """The fake model, on a free port; its base URL."""
     command = [sys.executable, "tests/doubles/llm_server.py", "--port", "0"]
     process = subprocess.Popen(
         command,

@@ -78,7 +78,7 @@ def p_mrr(results: Run, changed_qrels: Mapping[str, Sequence[str]], *, ties: str
       UserError: empty run, an id of another form, only one id of a query, or nothing to average.
     """
     if ties not in RANKINGS:
-        raise UserError(f"ties={ties!r}; choose one of {sorted(RANKINGS)}")
+        raise UserError(f"ties={ties!r}; choose one of {', '.join(RANKINGS)}")
     check_run(results)
     for qid in results:
         if not qid.endswith(("-og", "-changed")):

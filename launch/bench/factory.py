@@ -2,7 +2,7 @@
 
     python launch/bench.py factory [--records=100000] [--concurrency=64] [--write]
 
-Runs the stage `generate` with client, journal and budget against the tests' stand-in LLM server,
+Runs the stage `generate` with client, journal and budget against the tests' fake LLM server,
 which runs in its own process on the same cores. A record is one request. Each tenth of the records
 gives one row of the table, so that memory which grows with the number of records shows.
 """

@@ -144,7 +144,7 @@ def _row(query: str, topic: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def gcs():
-    """A stand-in for Google Cloud Storage, for the clients of this process and of its children."""
+    """A fake of Google Cloud Storage, for the clients of this process and of its children."""
     if importlib.util.find_spec("gcsfs") is None:
         pytest.skip("needs gcsfs, of the extra [gcs]")
     with GcsServer() as server, pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""The commands with an out_dir in a bucket, against a stand-in for Google Cloud Storage."""
+"""The commands with an out_dir in a bucket, against a fake of Google Cloud Storage."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Google Cloud Storage: the real clients against a stand-in, and what they may answer."""
+"""Google Cloud Storage: the real clients against a fake, and what they may answer."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Files of an out_dir, on a local disk and in a bucket of the stand-in server, alike."""
+"""Files of an out_dir, on a local disk and in a bucket of the fake server, alike."""
 
 from pathlib import Path
 
