@@ -75,7 +75,7 @@ def load(name: str | os.PathLike, *, dtype: str = "float32", fsdp: int = 1) -> R
 
 def _foreign_config(directory: Path) -> tuple[RetrieverConfig, Path, EncoderConfig, dict | None]:
     """(config, folder of the weights, shape, projection) of a directory without `inf_jax.json`."""
-    model = st_files.read(directory)
+    model = st_files.read_model(directory)
     if model is None:
         logging.getLogger(__name__).warning(
             "%s has neither %s nor modules.json: mean pooling and unit length are assumed",

@@ -78,7 +78,7 @@ def write(
         write_json(directory / name, value)
 
 
-def read(directory: Path) -> StModel | None:
+def read_model(directory: Path) -> StModel | None:
     """Reads the files of a model; None if there is no modules.json.
 
     Raises:

@@ -58,7 +58,7 @@ def test_sentence_transformers_directory(tiny_model_dir, tmp_path):
     assert found.config == RetrieverConfig("shared", "cls", False, text)
     # the form that version 6 writes
     write_json(directory / "1_Pooling/config.json", {"pooling_mode": "lasttoken"})
-    assert st_files.read(directory).pooling == "last"
+    assert st_files.read_model(directory).pooling == "last"
 
 
 @pytest.mark.parametrize(
