@@ -87,12 +87,17 @@ def parse_flags(
     specs = ["", *(a.partition("=")[2] for a in arguments if a.startswith("--config="))]
     spec = specs[-1]
     if not spec:
-        raise UserError(f"name a config file, e.g. --config={example}")
+        write = "; write --config=NAME, with =" if "--config" in arguments else ""
+        raise UserError(f"name a config file, e.g. --config={example}{write}")
     arguments = [a for a in arguments if not a.startswith("--config=")]
     known = {each.name: each for each in keys(sections)}
     config = load_config(spec)
-    if other := ", ".join(sorted(set(known) ^ set(keys_of(config)))):
-        raise UserError(f"--config={spec}: keys that differ from this command's defaults: {other}")
+    if other := sorted(set(known) ^ set(keys_of(config))):
+        more = f" and {len(other) - 3} more: a config of another command?" if other[3:] else ""
+        raise UserError(
+            f"--config={spec}: keys that differ from this command's defaults: "
+            f"{', '.join(other[:3])}{more}"
+        )
     for argument in arguments:
         if argument.startswith("--config."):
             _check_key(argument, known)
@@ -126,6 +131,8 @@ def _check_key(argument: str, known: dict[str, Key]) -> None:
 
 
 def _unknown_flag(name: str, values: flags.FlagValues) -> str:
+    if name.startswith("no-") and name.removeprefix("no-") in values:
+        return f"command line: write --no{name.removeprefix('no-')}"
     close = get_close_matches(name, ["config", *values], n=1)
     nearest = f"; did you mean --{close[0]}?" if close else ""
     return f"command line: no such flag --{name}{nearest} (--help lists all)"

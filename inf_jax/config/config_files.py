@@ -1,6 +1,7 @@
 """Finds and loads config files, by path or by the name of a shipped config."""
 
 import importlib.util
+import re
 import traceback
 from difflib import get_close_matches
 from pathlib import Path
@@ -41,14 +42,16 @@ def load_config(spec: str) -> ConfigDict:
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
-        config = module.get_config(argument) if colon else module.get_config()
+        get_config = getattr(module, "get_config", None)
+        if not callable(get_config):
+            raise UserError(f"{path}: defines no function get_config()")
+        config = get_config(argument) if colon else get_config()
     except UserError:
         raise
     except SyntaxError as error:
         raise UserError(f"{path}, line {error.lineno}: {error.msg}") from error
-    except Exception as error:  # a user's file may raise anything
-        line = _line_of(error, path)
-        raise UserError(f"{path}{line}: {type(error).__name__}: {first_line(error)}") from error
+    except (Exception, SystemExit) as error:  # a user's file may raise anything
+        raise UserError(f"{path}{_line_of(error, path)}: {_reason(error)}") from error
     if not isinstance(config, ConfigDict):
         kind = type(config).__name__
         raise UserError(f"{path}: get_config() must return a ConfigDict, not {kind}")
@@ -56,11 +59,15 @@ def load_config(spec: str) -> ConfigDict:
 
 
 def _find(name: str) -> Path:
-    path = Path(name).expanduser()
+    path = Path(name).expanduser().absolute()
     if path.is_file():
         return path
     shipped = shipped_directory() / f"{name.removesuffix('.py')}.py"
-    if shipped.is_file() and shipped.is_relative_to(shipped_directory()):
+    if (
+        not name.startswith((".", "/", "~"))
+        and shipped.is_file()
+        and shipped.is_relative_to(shipped_directory())
+    ):
         return shipped
     if path.is_dir():
         raise UserError(f"--config={name}: is a directory, not a config file")
@@ -78,3 +85,14 @@ def _line_of(error: BaseException, path: Path) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == str(path)]
     return f", line {lines[-1]}" if lines else ""
+
+
+def _reason(error: BaseException) -> str:
+    """One line, also for ConfigDict's own errors, which hold a whole section or Python types."""
+    text = str(error)
+    if key := re.search(r'Key \W*"(\w+)\W*" does not exist', text):
+        close = re.search(r'Did you mean \W*"(\w+)', text)
+        return f"no such key {key[1]}" + (f"; did you mean {close[1]}?" if close else "")
+    if key := re.search(r"override field '([\w.]+)'.* to type <class '(\w+)'>", text):
+        return f"{key[1]}: must be of type {key[2]}"
+    return f"{type(error).__name__}: {first_line(error)}"

@@ -95,6 +95,7 @@ def test_block_i_needs_no_sampled_negatives():
         (["--config.loss.objective=foo(P)"], r"loss\.objective: objective kind 'foo'"),
         ([f"--config.seed={2**32}"], "must be below"),
         (["stray"], "unexpected stray"),
+        (["--no-resume"], "no such flag --no-resume"),
         (["--nonsense=1"], "no such flag --nonsense"),
         (["--confg.out_dir=x"], r"no such flag --confg"),
     ],
@@ -126,8 +127,21 @@ def test_config_file_problems(tmp_path):
     file = tmp_path / "c.py"
     head = "from inf_jax.config import defaults\ndef get_config():\n    c = defaults()\n"
     file.write_text(head + "    c.optim.learning_rate = 1\n    return c\n")
-    with pytest.raises(UserError, match="learning_rate"):
+    with pytest.raises(UserError, match=r"c\.py, line 4: no such key learning_rate"):
         parse(["main", f"--config={file}"])
+    file.write_text(head + "    c.train.step = 1\n    return c\n")
+    with pytest.raises(UserError, match=r"line 4: no such key step; did you mean steps\?$"):
+        parse(["main", f"--config={file}"])
+    file.write_text(head + "    c.train.steps = 'many'\n    return c\n")
+    with pytest.raises(UserError, match=r"line 4: steps: must be of type int$"):
+        parse(["main", f"--config={file}"])
+    for text, message in (
+        ("get_config = 3\n", r"c\.py: defines no function get_config\(\)"),
+        ("import sys\nsys.exit(3)\n", r"c\.py, line 2: SystemExit: 3"),
+    ):
+        file.write_text(text)
+        with pytest.raises(UserError, match=message):
+            parse(["main", f"--config={file}"])
     file.write_text(head + "    return c.train.nothing\n")
     with pytest.raises(UserError, match=r"c\.py, line 4: AttributeError: .*nothing"):
         parse(["main", f"--config={file}"])
@@ -163,6 +177,16 @@ def test_configs_are_found_by_name():
     assert large.out_dir == "out/scaling/e5_large-v5e-16384"
     with pytest.raises(UserError, match=r"no shipped config of that name; did you mean medquad"):
         parse(["main", "--config=medquad_minilmm"])
+
+
+def test_a_given_path_is_not_replaced_by_a_shipped_config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no such file"):
+        parse(["main", "--config=./medquad_minilm.py"])
+    with pytest.raises(UserError, match=r"write --config=NAME, with ="):
+        parse(["main", "--config", "medquad_minilm"])
+    with pytest.raises(UserError, match=r"audit\.count.* more: a config of another command\?"):
+        parse(["main", "--config=data_msmarco"])
 
 
 def test_typed_sections_hold_the_values():
