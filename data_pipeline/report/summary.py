@@ -13,15 +13,7 @@ from inf_jax.core.errors import UserError
 from inf_jax.data.records import pairs
 
 REPORT_FORMAT = 1
-MODEL_STAGES = (
-    "query",
-    "generate",
-    "filter",
-    "judge",
-    "judge_2",
-    "score",
-    "review",
-)  # in their order
+_STAGES = ("query", "generate", "filter", "judge", "judge_2", "score", "review")  # in order
 # kind of text -> words per histogram bin
 TEXTS = {"instruction": 2, "query": 1, "positive passage": 20, "negative passage": 20}
 _TEXT_BINS = 24
@@ -198,7 +190,7 @@ class _Counts:
 
 
 def _in_order(stages: Iterable[str]) -> list[str]:
-    order = {stage: n for n, stage in enumerate(MODEL_STAGES)}
+    order = {stage: n for n, stage in enumerate(_STAGES)}
     return sorted(stages, key=lambda stage: (order.get(stage, len(order)), stage))
 
 

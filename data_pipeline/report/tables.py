@@ -113,9 +113,8 @@ def _agreement(agreement: dict[str, Any]) -> ReportTable:
     rows = [row("", f"{one['query']} | {one['passage']}", one) for one in combinations]
     if rows:
         rows.append(row("sum", "all", agreement))
-    return ReportTable(
-        "Agreement of two judges", ("", "judged by both", "agree", "Cohen's kappa"), rows
-    )
+    header = ("", "judged by both", "agree", "Cohen's kappa")
+    return ReportTable("Agreement of two judges", header, rows)
 
 
 def _lengths(report: dict[str, Any]) -> ReportTable:
