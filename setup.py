@@ -50,7 +50,6 @@ EXTRAS = {
         "datasketch>=2.0,<3",
         "httpx2>=2.16,<3",  # openai's own client; data_pipeline tells its errors apart
         "ijson>=3.6,<4",
-        "Jinja2>=3.1,<4",
         "openai>=3.54,<4",
         "py3langid>=0.4,<0.5",
         "pydantic>=2.14,<3",
