@@ -38,7 +38,7 @@ def final_state(config):
     training = make_training(run_config(config))
     manager = checkpoint.make_manager(Path(config.out_dir) / "checkpoints", keep=9)
     state, _ = checkpoint.restore(manager, training.program.shapes.saved)
-    checkpoint.close(manager)
+    manager.close()
     state = TrainState(**state, frozen=training.frozen())
     return jax.tree.map(np.asarray, state), jax.tree.map(np.asarray, training.fresh())
 

@@ -49,7 +49,7 @@ def test_foreign_directories_are_never_replaced(tmp_path):
     (tmp_path / "c" / "thesis.tex").write_text("x")
     (tmp_path / "d").write_text("a file")
     for name in "cd":
-        with pytest.raises(UserError, match="not replaced: choose another directory"):
+        with pytest.raises(UserError, match="will not be overwritten: choose another directory"):
             fill(tmp_path / name, "one")
     assert sorted(os.listdir(tmp_path)) == ["b", "c", "d"]
 
