@@ -50,6 +50,7 @@ EXTRAS = {
         "datasketch>=2.0,<3",
         "httpx2>=2.16,<3",  # openai's own client; data_pipeline tells its errors apart
         "ijson>=3.6,<4",
+        "markupsafe>=3.0,<4",
         "openai>=3.54,<4",
         "py3langid>=0.4,<0.5",
         "pydantic>=2.14,<3",
