@@ -144,7 +144,10 @@ def clone(tmp_path_factory) -> Path:
         script = directory / "bin" / name
         script.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {module} "$@"\n')
         script.chmod(0o755)
-    (directory / "pod.env").write_text((ROOT / "launch" / "tpu.env.example").read_text())
+    (directory / "out" / "home").mkdir(parents=True)  # HOME: libraries write caches there
+    (directory / "out" / "home" / "pod.env").write_text(
+        (ROOT / "launch" / "tpu.env.example").read_text()
+    )
     (directory / ".gitignore").write_text("/out/\n__pycache__/\n")
     git = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost"]
     for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "Start"]):
@@ -158,7 +161,7 @@ def environment(clone) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
     return kept | {
         "PATH": f"{clone / 'bin'}:{os.environ['PATH']}",
-        "HOME": str(clone),
+        "HOME": str(clone / "out" / "home"),
         "PYTHONPATH": str(ROOT),
         "HF_HUB_OFFLINE": "1",
         "OPENAI_API_KEY": "sk-none",
