@@ -11,7 +11,7 @@ all files but the checkpoints.
 
 Options, besides --config and --config.KEY=VALUE:
   --resume      require a checkpoint to resume from
-  --noresume    require that there is none
+  --noresume    require that there is no checkpoint
 """
 
 import contextlib

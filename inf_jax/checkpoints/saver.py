@@ -27,7 +27,7 @@ class Saver:
     Args:
       config: of the run.
       resolved: the same as a ConfigDict, saved with the state.
-      resume: True requires a checkpoint, False requires that there is none; None takes either.
+      resume: True requires a checkpoint, False forbids one; None allows both.
 
     Attributes:
       first_step: the step that the run begins or continues with.
