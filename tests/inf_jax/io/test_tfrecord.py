@@ -24,7 +24,7 @@ from inf_jax.io.tfrecord import (
     read_records,
 )
 
-ROOT = Path(__file__).parents[2]  # where the children find inf_jax
+ROOT = Path(__file__).parents[3]  # where the children find inf_jax
 RECORDS = [b"", b"abc", bytes(range(20)), b"123456789"]
 # a frame each: length, its masked CRC, data, its masked CRC; worked out with a bit-by-bit CRC-32C
 # (polynomial 0x82F63B78) that gives RFC 3720's values
