@@ -95,7 +95,11 @@ class Item:
 
     @classmethod
     def from_json(cls, line: str | bytes) -> "Item":
-        """Inverse of `to_json`; raises ValueError, KeyError or TypeError for other input."""
+        """Inverse of `to_json`.
+
+        Raises:
+          ValueError, KeyError, TypeError, RecursionError: other input.
+        """
         values: dict[str, Any] = json.loads(line)
         if values["example"] is not None:
             values["example"] = Example(**values["example"])
@@ -114,7 +118,7 @@ def read_items(path: Path) -> Iterator[Item]:
             for number, line in enumerate(file, 1):
                 try:
                     yield Item.from_json(line)
-                except (ValueError, KeyError, TypeError) as error:
+                except (ValueError, KeyError, TypeError, RecursionError) as error:
                     raise UserError(
                         f"{path}:{number}: not an item of the factory ({first_line(error)}); "
                         "delete the file and run its stage again: it is rebuilt from the previous "

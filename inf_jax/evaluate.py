@@ -28,6 +28,7 @@ from inf_jax.evaluation import figure
 from inf_jax.evaluation.scores import METRICS, score_task
 from inf_jax.evaluation.task import Task, task_from_examples
 from inf_jax.io import storage
+from inf_jax.io.json_files import read_json
 from inf_jax.models.hf.backbone import Backbone, load_model
 from inf_jax.models.hf.config import read_config
 from inf_jax.monitoring.metrics_log import read_metrics
@@ -171,7 +172,7 @@ def _print_table(title: str, scores: dict[str, dict[str, float]]) -> None:
 def _read_base(path: storage.AnyPath, dataset: dict, config: ConfigDict) -> Scores:
     """The base scores of another run's eval.json: same backbone, data and settings."""
     try:
-        saved = json.loads(path.read_text())
+        saved = read_json(path, kind=dict)
         was = {"dataset": saved["dataset"]}
         was |= {name: saved["config"][name] for name in ("model", "data", "eval")}
         base: Scores = {None: saved["base"]}

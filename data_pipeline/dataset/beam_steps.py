@@ -26,6 +26,7 @@ from data_pipeline.sources import inf_ir
 from data_pipeline.sources.files import input_files
 from inf_jax.data.records import Example
 from inf_jax.io.atomic import atomic_write
+from inf_jax.io.json_files import read_json
 
 Position = tuple[int, int]  # of a row: number of its file, number of the row in it
 Judged = tuple[str, tuple[Position, Example, Verdict]]  # keyed by the example's id
@@ -51,7 +52,7 @@ def take_reports(inputs: Inputs, directory: Path) -> dict[str, Report]:
     reports = {}
     for split in inputs.splits:
         path = _report_path(directory, split)
-        reports[split] = Report.from_json(json.loads(path.read_text()))
+        reports[split] = Report.from_json(read_json(path, kind=dict))
         path.unlink()
     return reports
 
@@ -67,7 +68,7 @@ def user_errors(inputs: Inputs, directory: Path) -> Iterator[None]:
         if not split:
             raise
         path = _report_path(directory, split)
-        report = Report.from_json(json.loads(path.read_text())) if path.exists() else Report()
+        report = Report.from_json(read_json(path, kind=dict)) if path.exists() else Report()
         inputs.check_not_empty(report, split)
         raise
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,7 +14,9 @@ import tensorflow_datasets as tfds
 from data_pipeline.dataset.builder import REPORT_FILE, InfIr
 from data_pipeline.dataset.inputs import InfIrConfig, Inputs
 from data_pipeline.dataset.tfds_adapter import PARTIAL_PREFIX
+from data_pipeline.quality.rules import Report
 from inf_jax.core.errors import UserError
+from inf_jax.io.json_files import read_json
 from inf_jax.io.tfrecord import FRAME_BYTES
 
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # errors of a file system without locks
@@ -83,7 +84,8 @@ def _check_reusable(final: Path, recipe: dict) -> None:
     try:
         info = tfds.builder_from_directory(final).info
         stored = dict(info.metadata or {})
-        json.loads((final / REPORT_FILE).read_text())
+        for report in read_json(final / REPORT_FILE, kind=dict).values():
+            Report.from_json(report)
     except Exception as error:  # TFDS's and protobuf's parsers raise many kinds on a damaged file
         raise UserError(f"the dataset in {final} cannot be read ({error}); {remedy}") from error
     for name in [*recipe, *stored]:

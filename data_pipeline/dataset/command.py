@@ -1,7 +1,6 @@
 """Flags and output that `data_pipeline.build` and `data_pipeline.beam_build` share."""
 
 import argparse
-import json
 
 import tensorflow_datasets as tfds
 from rich.console import Console
@@ -10,6 +9,7 @@ from data_pipeline.dataset.build import build
 from data_pipeline.dataset.builder import REPORT_FILE, InfIr
 from data_pipeline.dataset.inputs import DEV_FRACTION
 from data_pipeline.quality.rules import Report, report_table
+from inf_jax.io.json_files import read_json
 
 
 def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
@@ -64,7 +64,7 @@ def run_build(args: argparse.Namespace, beam: tfds.download.DownloadConfig | Non
     options.pop("runner", None)
     final, written = build(**options, beam=beam)
     console = Console(soft_wrap=True, highlight=False)
-    reports = json.loads((final / REPORT_FILE).read_text())
+    reports = read_json(final / REPORT_FILE, kind=dict)
     console.print(report_table({split: Report.from_json(r) for split, r in reports.items()}))
     for split in tfds.builder_from_directory(final).info.splits.values():
         size = f"{split.num_bytes / 2**20:.1f} MiB"

@@ -1,6 +1,5 @@
 """Applies a human review, exported from the audit page, to the items of its corpus."""
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -9,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data_pipeline.items import Fingerprint, Item, example_hash
 from inf_jax.core.errors import UserError
+from inf_jax.io.json_files import read_json
 
 STAGE = "review"
 OVERRIDDEN = {"judge", "judge_2", "score"}  # stages whose reasons a human may override
@@ -40,15 +40,11 @@ def read_review(path: str | Path) -> Review:
     """
     remedy = "export the decisions from the audit page again"
     try:
-        return Review.model_validate(json.loads(Path(path).read_bytes()))
-    except OSError as error:
-        raise UserError(f"cannot read the review {path}: {error.strerror}") from error
+        return Review.model_validate(read_json(Path(path), remedy=remedy))
     except ValidationError as error:  # a kind of ValueError
         first = error.errors()[0]
         where = " / ".join(map(str, first["loc"])) or "top level"
         raise UserError(f"{path}: {where}: {first['msg']}; correct it, or {remedy}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); {remedy}") from error
 
 
 def apply_review(

@@ -12,7 +12,7 @@ from data_pipeline.config import FactoryConfig
 from data_pipeline.items import Item, read_items
 from inf_jax.core.errors import UserError
 from inf_jax.io.atomic import atomic_file, atomic_write
-from inf_jax.io.json_files import sha256_of_file
+from inf_jax.io.json_files import read_json, sha256_of_file
 
 # Reasons that another run may not have.
 _TRANSIENT_REASONS = ("budget", "unanswered")
@@ -41,7 +41,7 @@ class StageFile:
         extra.
         """
         with contextlib.suppress(OSError, ValueError, KeyError):
-            meta = json.loads(self._meta.read_bytes())
+            meta = read_json(self._meta, kind=dict)
             if meta["fingerprint"] != self.fingerprint:
                 return None
             if sha256_of_file(self.path) == meta["sha256"]:

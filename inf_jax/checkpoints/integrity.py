@@ -7,7 +7,6 @@ order), and any one changed entry changes them.
 
 import functools
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,6 +17,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from inf_jax.core.trees import leaf_paths, path_name
+from inf_jax.io.json_files import read_json
 
 _WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
@@ -73,7 +73,7 @@ def check_tree(checkpoint: epath.Path, abstract: Mapping[str, Any]) -> None:
 
 def check_contents(checkpoint: epath.Path, restored: Mapping[str, Any]) -> None:
     """Raises ValueError naming the arrays whose checksums differ from the saved ones."""
-    saved = json.loads((checkpoint / "checksums" / "metadata").read_text())
+    saved = read_json(checkpoint / "checksums" / "metadata", kind=dict, remedy="")
     damaged = [name for name, number in checksums(restored).items() if saved.get(name) != number]
     if damaged:
         raise ValueError(f"{_first_three(damaged, ', ')} is not what was saved")

@@ -6,7 +6,6 @@ checkpoint the resume information is called "position".
 """
 
 import contextlib
-import json
 import logging
 import math
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,7 @@ from inf_jax.checkpoints.integrity import check_contents, check_tree, checksums
 from inf_jax.checkpoints.resume import ResumeInfo
 from inf_jax.core.errors import UserError
 from inf_jax.io import storage
+from inf_jax.io.json_files import read_json
 
 
 class Saved(NamedTuple):
@@ -163,7 +163,7 @@ def read_saved(directory: str | Path, which: str = "newest") -> Saved | None:
 
 
 def _metadata(checkpoint: epath.Path, name: str) -> dict[str, Any]:
-    return json.loads((checkpoint / name / "metadata").read_text())
+    return read_json(checkpoint / name / "metadata", kind=dict, remedy="")
 
 
 def _choose(path: epath.Path, steps: list[int], which: str) -> int:
@@ -182,7 +182,7 @@ def _choose(path: epath.Path, steps: list[int], which: str) -> int:
         if metrics.exists():
             train = _metadata(path / str(step), "config")["train"]
             best = Best(train["best_metric"], train["best_mode"])
-            sort_key[step] = best.sort_key(json.loads(metrics.read_text()))
+            sort_key[step] = best.sort_key(read_json(metrics, kind=dict))
     if not sort_key:
         raise UserError(f"{path}: the run kept no best checkpoint; train with train.keep_best")
     return min(sort_key, key=sort_key.__getitem__)

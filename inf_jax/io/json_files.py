@@ -2,13 +2,22 @@
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
-from inf_jax.core.errors import UserError
+from inf_jax.core.errors import UserError, first_line
 from inf_jax.io.storage import AnyPath, new_file
 
 _REQUIRED = object()
+_NAMES = {
+    dict: "a JSON object",
+    list: "a list",
+    str: "a string",
+    int: "a number",
+    float: "a number",
+    bool: "true or false",
+}
 
 
 def read_json(
@@ -17,20 +26,55 @@ def read_json(
     """The value of a JSON file, or the default where there is no such file.
 
     Raises:
-      UserError: no file and no default, unreadable, not JSON, or not a `kind`; ends in `remedy`.
+      UserError: no file and no default, unreadable, or as `parse_json`; ends in `remedy`.
     """
+    end = f"; {remedy}" if remedy else ""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
     except FileNotFoundError:
         if default is not _REQUIRED:
             return default
-        raise UserError(f"{path}: no such file; {remedy}") from None
+        raise UserError(f"{path}: no such file{end}") from None
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; {remedy}") from error
+        raise UserError(f"cannot read {path}: {error.strerror}{end}") from error
+    return parse_json(data, path, kind=kind, remedy=remedy)
+
+
+def parse_json(
+    data: str | bytes,
+    where: object,
+    *,
+    kind: type = object,
+    remedy: str = "make it again",
+) -> Any:
+    """The value of a JSON text; a byte order mark is skipped. Every JSON that others wrote is read
+    by this function.
+
+    Args:
+      data: bytes are UTF-8.
+      where: file, or file and line, for messages.
+      kind: dict, list, str, ... that the value must be.
+
+    Raises:
+      UserError: not JSON, not UTF-8, nested too deeply for Python, a number of more digits than
+        Python converts, or not a `kind`; begins with `where`, ends in `remedy` if there is one.
+    """
+    end = f"; {remedy}" if remedy else ""
+    try:
+        text = data.decode("utf-8-sig") if isinstance(data, bytes) else data.removeprefix("\ufeff")
+        value = json.loads(text)
+    except RecursionError:
+        raise UserError(f"{where}: not readable JSON (nested too deeply){end}") from None
     except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); {remedy}") from None
+        limit = sys.get_int_max_str_digits()
+        decoding = isinstance(error, json.JSONDecodeError | UnicodeDecodeError)
+        reason = first_line(error) if decoding else f"a number of more than {limit} digits"
+        raise UserError(f"{where}: not JSON ({reason}){end}") from None
     if not isinstance(value, kind):
-        raise UserError(f"{path}: not a {kind.__name__}; {remedy}")
+        expected = _NAMES.get(kind, kind.__name__)
+        raise UserError(
+            f"{where}: {_NAMES.get(type(value), 'null')} where {expected} is expected{end}"
+        )
     return value
 
 

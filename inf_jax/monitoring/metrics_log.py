@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from inf_jax.core.errors import UserError
 from inf_jax.io.atomic import atomic_write
+from inf_jax.io.json_files import parse_json
 from inf_jax.io.storage import AnyPath
 from inf_jax.monitoring.wandb_log import WandbLog
 
@@ -150,13 +151,9 @@ def read_metrics(path: AnyPath) -> list[dict]:
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
         if not line.endswith(b"\n"):
             break
-        try:
-            value = json.loads(line)
-            if "step" not in value and "start" not in value:
-                raise ValueError("no step")
-        except (ValueError, TypeError) as error:
-            raise UserError(
-                f"{path}, line {number}: damaged ({error}); delete that line, then start again"
-            ) from None
+        where, remedy = f"{path}, line {number}", "delete that line, then start again"
+        value = parse_json(line, where, kind=dict, remedy=remedy)
+        if "step" not in value and "start" not in value:
+            raise UserError(f"{where}: damaged (no step); {remedy}")
         lines.append(value)
     return lines

@@ -1,9 +1,9 @@
 """Reads encoder shapes for planning, from a config.json or a list of public models."""
 
-import json
 from pathlib import Path
 
 from inf_jax.core.errors import UserError
+from inf_jax.io.json_files import read_json
 from inf_jax.models.config import EncoderConfig
 from inf_jax.models.hf.config import config_from_hf, read_config
 from inf_jax.models.hf.resolve import resolve_model
@@ -24,11 +24,9 @@ def model_shape(name: str, override: str | None = None) -> tuple[EncoderConfig, 
     if override:
         path = Path(override)
         path = path / "config.json" if path.is_dir() else path
-        try:
-            return config_from_hf(json.loads(path.read_text()), str(path)), str(path)
-        except (OSError, ValueError) as error:
-            raise UserError(f"--model-config={override}: {error}") from None
-    public = json.loads(PUBLIC.read_text())
+        fields = read_json(path, kind=dict, remedy="name a config.json with --model-config")
+        return config_from_hf(fields, str(path)), str(path)
+    public = read_json(PUBLIC)
     try:
         if name in public and not name.startswith("package:") and not Path(name).is_dir():
             return config_from_hf(public[name], name), f"{PUBLIC.name}, {name}"

@@ -67,7 +67,7 @@ class RetrieverConfig:
 def read_settings(directory: Path) -> RetrieverConfig:
     """Reads `<directory>/inf_jax.json`; raises UserError if it is damaged or of a newer format."""
     path = directory / SETTINGS_FILE
-    fields = read_json(path)
+    fields = read_json(path, kind=dict, remedy="export again")
     if fields.get("format") not in range(1, FORMAT + 1):
         raise UserError(
             f"{path}: format {fields.get('format')!r}, this version reads 1 to {FORMAT}: "

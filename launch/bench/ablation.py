@@ -28,6 +28,7 @@ from inf_jax.core import console
 from inf_jax.core.errors import UserError, main_guard
 from inf_jax.evaluation.scores import METRICS
 from inf_jax.io.atomic import atomic_file, atomic_write
+from inf_jax.io.json_files import read_json
 from inf_jax.io.storage import is_bucket
 from inf_jax.losses.objective import parse_objective
 
@@ -185,10 +186,7 @@ def check_unchanged(cell: Cell) -> None:
     path, now = cell.directory / "config.json", settings(cell.config.to_dict())
     if not path.exists():
         return
-    try:
-        was = settings(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); delete {path.parent}") from None
+    was = settings(read_json(path, kind=dict, remedy=f"delete {path.parent}"))
     keys = [k for k in was | now if was.get(k) != now.get(k)]
     if keys:
         differ = "; ".join(f"{k} was {was.get(k)!r}, is now {now.get(k)!r}" for k in keys)
@@ -201,11 +199,11 @@ def check_unchanged(cell: Cell) -> None:
 def finished(cell: Cell) -> dict | None:
     """The cell's eval.json if it is of the last step and of these settings, else None."""
     try:
-        scores = json.loads((cell.directory / "eval.json").read_text())
-    except (OSError, ValueError):
+        scores = read_json(cell.directory / "eval.json", kind=dict)
+        same = settings(scores["config"]) == settings(cell.config.to_dict())
+        return scores if same and scores["step"] == cell.config.train.steps else None
+    except (UserError, KeyError, AttributeError):  # absent, or not an eval.json
         return None
-    same = settings(scores["config"]) == settings(cell.config.to_dict())
-    return scores if same and scores["step"] == cell.config.train.steps else None
 
 
 def call(cell: Cell, command: str, *more: str) -> None:

@@ -63,7 +63,7 @@ def check_model(directory: Path, *, seed: int = 0) -> Check:
         rejects the model.
     """
     shape, path = read_config(directory), directory / "config.json"
-    fields = read_json(path)
+    fields = read_json(path, kind=dict)
     window = max(filter(None, shape.windows), default=0)
     windows = str(window or "none")
     if window > _WINDOW:

@@ -80,7 +80,7 @@ def test_an_item_without_example_cannot_be_accepted():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", r"review\.json is not valid JSON \(.*export the decisions"),
+        ("{", r"review\.json: not JSON \(.*export the decisions"),
         ("[]", r"review\.json: top level: Input should be a valid dictionary"),
         ({"decisions": {}}, r"corpus: Field required"),
         ({"corpus": "x", "decisions": {"a": {"verdict": "maybe"}}}, r"decisions / a / verdict: "),

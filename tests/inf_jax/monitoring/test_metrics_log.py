@@ -103,7 +103,7 @@ def test_a_damaged_log_is_named(tmp_path):
     path = tmp_path / "metrics.jsonl"
     for content in (b'{"step": 0}\nrubbish\n', b'{"step": 0}\n[1]\n', b'{"step": 0}\n\xff\0\n'):
         path.write_bytes(content)
-        with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: damaged .*delete that line"):
+        with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: .*delete that line"):
             read_metrics(path)
     path.write_bytes(b'{"step": 0}\n{"st')
     assert read_metrics(path) == [{"step": 0}]
