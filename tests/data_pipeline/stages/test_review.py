@@ -96,7 +96,7 @@ def test_bad_review(tmp_path, text, message):
 
 
 def test_read_review(tmp_path):
-    with pytest.raises(UserError, match=r"cannot read the review .*gone\.json"):
+    with pytest.raises(UserError, match=r"gone\.json: no such file; export the decisions"):
         read_review(tmp_path / "gone.json")
     path = tmp_path / "review.json"
     values = {"corpus": "c0", "decisions": {"a": {"verdict": "accept", "note": "é"}}}
