@@ -29,7 +29,7 @@ from inf_jax.data.records import (
 from inf_jax.data.splice_check import check_composition
 from inf_jax.data.tokenised import MANIFEST, Sidecar, load_sidecar, write_sidecar
 from inf_jax.io.atomic import atomic_write
-from inf_jax.io.json_files import read_json, sha256_of_file
+from inf_jax.io.json_files import path_inside, read_json, sha256_of_file
 from inf_jax.io.tfrecord import CorruptRecordError, Reader, Writer, read_records
 from inf_jax.text.templates import TextConfig
 from inf_jax.text.tokenizer import TextTokenizer
@@ -134,7 +134,8 @@ def source_files(directory: Path, split: str) -> list[tuple[Path, int]]:
         ) from error
     if not sum(counts):
         raise UserError(f"{info_path}: split {split!r} has no examples")
-    return [(directory / name, count) for name, count in zip(names, counts, strict=True)]
+    files = [path_inside(directory, name, info_path) for name in names]
+    return list(zip(files, counts, strict=True))
 
 
 def _checksum(path: Path) -> str:

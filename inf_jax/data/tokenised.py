@@ -19,7 +19,7 @@ from inf_jax.data.records import (
 )
 from inf_jax.data.splice_check import Composition
 from inf_jax.io.atomic import atomic_file
-from inf_jax.io.json_files import read_json
+from inf_jax.io.json_files import path_inside, read_json
 from inf_jax.io.tfrecord import CorruptRecordError, Index, Reader
 
 MANIFEST = "manifest.json"
@@ -83,7 +83,7 @@ class TokenisedDataset:
             ) from error
         self._readers, sidecars = [], []
         for name, count in shards:
-            path = self.directory / name
+            path = path_inside(self.directory, name, self.directory / MANIFEST)
             sidecar = load_sidecar(path)
             if len(sidecar.index) != count:
                 raise UserError(

@@ -78,6 +78,20 @@ def parse_json(
     return value
 
 
+def path_inside(directory: Path, name: str, source: object) -> Path:
+    """`directory / name` for a name in a file of others; a link may lead elsewhere (hub's cache).
+
+    Raises:
+      UserError: the name is absolute or climbs out of the directory; begins with `source`.
+    """
+    if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+        raise UserError(
+            f"{source} names {name!r}, which is outside of {directory}; move that file into the "
+            "directory and name it from there"
+        )
+    return directory / name
+
+
 def write_json(path: AnyPath, value: Any, *, sort_keys: bool = False) -> None:
     """Writes a value as indented JSON, whole or not at all. Raises UserError."""
     text = json.dumps(value, indent=2, ensure_ascii=False, sort_keys=sort_keys)

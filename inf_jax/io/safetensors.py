@@ -5,7 +5,6 @@ tensors. A model is one file or several with an index, as in transformers.
 """
 
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,8 +14,9 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from inf_jax.core.errors import UserError, first_line
+from inf_jax.core.errors import UserError
 from inf_jax.io.atomic import atomic_file, atomic_write
+from inf_jax.io.json_files import parse_json, path_inside, read_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -49,22 +49,28 @@ class Stored(NamedTuple):
 
 
 def stored_tensors(directory: Path) -> dict[str, Stored]:
-    """All tensors of a model's directory, by name; UserError if a file or tensor is missing."""
+    """All tensors of a model's directory, by name.
+
+    A whole file counts before an index, as in transformers: an index beside it is left over.
+
+    Raises:
+      UserError: a file or tensor is missing or damaged, or the index names a file elsewhere.
+    """
     index = directory / INDEX
-    if not index.exists():
+    if (directory / SINGLE).exists() or not index.exists():
         return _header(directory / SINGLE)
-    try:
-        weight_map = json.loads(index.read_text())["weight_map"]
-        files = sorted(set(map(os.fspath, weight_map.values())))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    weight_map = read_json(index, kind=dict, remedy="download it again").get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(x, str) for x in weight_map.values()):
         raise UserError(
-            f"{index}: not an index of weights ({first_line(error)}); download again"
-        ) from None
+            f"{index}: not an index of weights (its weight_map is not an object of file names); "
+            "download it again"
+        )
     tensors = {}
-    for file in files:
-        if not (directory / file).is_file():
-            raise UserError(f"{index} names {file!r}, which is missing; download it again")
-        tensors |= _header(directory / file)
+    for name in sorted(set(weight_map.values())):
+        file = path_inside(directory, name, index)
+        if not file.is_file():
+            raise UserError(f"{index} names {name!r}, which is missing; download it again")
+        tensors |= _header(file)
     missing = ", ".join(by_layer(sorted(weight_map.keys() - tensors.keys())))
     if missing:
         raise UserError(f"{index} names tensors that the files lack: {missing}")
@@ -92,7 +98,9 @@ def _header(file: Path) -> dict[str, Stored]:
             pass
         with open(file, "rb") as f:
             size = int.from_bytes(f.read(8), "little")
-            header = json.loads(f.read(size))
+            header = parse_json(f.read(size), file, kind=dict, remedy="download it again")
+    except UserError:
+        raise
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{file}: not a readable safetensors file ({error})") from None
     header.pop("__metadata__", None)

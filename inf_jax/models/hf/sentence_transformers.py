@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from inf_jax.core.errors import UserError
-from inf_jax.io.json_files import read_json, write_json
+from inf_jax.io.json_files import path_inside, read_json, write_json
 from inf_jax.io.safetensors import DTYPES, Planned, stored_tensors, write_tensors
 
 # Our poolings -> sentence-transformers' (name since version 6, switch that versions since 2 read).
@@ -162,6 +162,8 @@ def _modules(path: Path) -> list[dict[str, Any]]:
         for module in modules
     ):
         raise UserError(f"{path}: not a list of modules with a type and a path; download it again")
+    for module in modules:
+        path_inside(path.parent, module.get("path", ""), path)
     return [{"path": ""} | module for module in modules]
 
 

@@ -162,3 +162,11 @@ def test_consecutive_dense_modules_become_one_layer(tmp_path):
     assert st_files.read_projection(tmp_path, (), width=32) is None
     with pytest.raises(UserError, match=r"2: in_features=40, its input has 8"):
         st_files.read_projection(tmp_path, "02", width=32)
+
+
+@pytest.mark.parametrize("path", ["../1_Pooling", "/1_Pooling", "a/../../1_Pooling"])
+def test_a_module_elsewhere_is_refused(tmp_path, path):
+    modules = [{"type": "x.Transformer", "path": ""}, {"type": "x.Pooling", "path": path}]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(UserError, match=r"modules\.json names .* which is outside of"):
+        st_files.read_model(tmp_path)

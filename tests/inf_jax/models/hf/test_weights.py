@@ -115,9 +115,52 @@ def test_several_files_and_prefixes(tmp_path):
     index_file.write_text(json.dumps({"weight_map": weight_map | {"x": "a.safetensors"}}))
     with pytest.raises(UserError, match=r"names tensors that the files lack: x"):
         hf.load_weights(tmp_path / "theirs", shape)
-    index_file.write_text("{}")
-    with pytest.raises(UserError, match=r"index\.json: not an index of weights"):
-        hf.load_weights(tmp_path / "theirs", shape)
+
+
+def linked(directory, source=GOLDEN):
+    """A copy of a model as the hub's cache has it: links to files elsewhere."""
+    directory.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (directory / name).symlink_to(source / name)
+    return directory
+
+
+@pytest.mark.parametrize(
+    "index", ['{"weight_map": {"a": "model-00001-of-00002.safetensors"}}', "{}", "[", ""]
+)
+def test_a_whole_file_counts_before_an_index_beside_it(tmp_path, index):
+    directory = linked(tmp_path / "model")
+    (directory / "model.safetensors.index.json").write_text(index)
+    loaded = hf.load_weights(directory, shape_of("bert"))
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, params_of("bert"))
+
+
+@pytest.mark.parametrize(
+    ("index", "problem"),
+    [
+        ({"a": "../outside.safetensors"}, r"names '\.\./outside\.safetensors', .*outside of"),
+        ({"a": "x/../../outside.safetensors"}, r"outside\.safetensors', which is outside of"),
+        ({"a": "{tmp}/outside.safetensors"}, r"outside\.safetensors', which is outside of"),
+        ({"a": "a\0.safetensors"}, r"which is outside of"),
+        ({"a": "gone.safetensors"}, r"names 'gone\.safetensors', which is missing"),
+        ({"a": ""}, r"names '', which is missing"),
+        ({"a": 3}, r"not an index of weights"),
+        (["a.safetensors"], r"not an index of weights"),
+        (None, r"not an index of weights"),
+        (
+            {f"layers.{n}.x.weight": "part.safetensors" for n in range(9)},
+            r"that the files lack: layers\.\*\.x\.weight \(9 times\)",
+        ),
+    ],
+)
+def test_an_index_of_others(tmp_path, index, problem):
+    shutil.copy(GOLDEN / "model.safetensors", tmp_path / "outside.safetensors")
+    (tmp_path / "model").mkdir()
+    shutil.copy(GOLDEN / "model.safetensors", tmp_path / "model" / "part.safetensors")
+    file = tmp_path / "model" / "model.safetensors.index.json"
+    file.write_text(json.dumps({"weight_map": index}).replace("{tmp}", str(tmp_path)))
+    with pytest.raises(UserError, match=rf"index\.json.*{problem}"):
+        hf.load_weights(tmp_path / "model", shape_of("bert"))
 
 
 def test_heads_poolers_and_older_names(tmp_path):
@@ -207,29 +250,6 @@ def test_layers_of_another_shape_are_one_line(tmp_path):
     message = str(error.value)
     assert "layers.*.mlp.up_proj.weight has shape (64, 32), expected (7, 32) (2 times)" in message
     assert message.count("mlp.up_proj") == 1
-
-
-@pytest.mark.parametrize(
-    ("index", "message"),
-    [
-        ({"weight_map": {"norm.weight": 1}}, "not an index of weights"),
-        ({"weight_map": [1]}, "not an index of weights"),
-        ([], "not an index of weights"),
-        (
-            {"weight_map": {"norm.weight": "away.safetensors"}},
-            "'away.safetensors', which is missing",
-        ),
-        (
-            {"weight_map": {f"layers.{n}.x.weight": "model.safetensors" for n in range(9)}},
-            r"that the files lack: layers\.\*\.x\.weight \(9 times\)",
-        ),
-    ],
-)
-def test_indices_that_are_none(tmp_path, index, message):
-    shutil.copy(GOLDENS / "qwen2" / "model.safetensors", tmp_path)
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(UserError, match=message):
-        hf.load_weights(tmp_path, shape_of("qwen2"))
 
 
 def test_missing_layers_are_one_line(tmp_path):
