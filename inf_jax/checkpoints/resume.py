@@ -16,6 +16,8 @@ class ResumeInfo(NamedTuple):
       groups: chunks of a step where a chunk's rows are each other's negatives (block I with the
         query encoder "attention"), else 0.
       frozen: `integrity.fingerprint` of the frozen parameters, which are not saved; "" for none.
+      order: of the examples, a key of `data.sampler.ORDERS`; a checkpoint without it is of a run
+        that began with order 1.
     """
 
     step: int
@@ -24,13 +26,14 @@ class ResumeInfo(NamedTuple):
     dataset: str
     groups: int = 0
     frozen: str = ""
+    order: int = 1
 
 
 def check_same_data(saved: ResumeInfo, now: ResumeInfo, directory: str | Path) -> None:
     """Raises UserError where the checkpoint's run read other data, or in another order."""
     differ = [
         f"{name}: {getattr(saved, name)} in the checkpoint, {getattr(now, name)} now"
-        for name in ("seed", "batch_size", "dataset", "groups")
+        for name in ("seed", "batch_size", "dataset", "groups", "order")
         if getattr(saved, name) != getattr(now, name)
     ]
     if differ:

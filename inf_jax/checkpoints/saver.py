@@ -79,6 +79,11 @@ class Saver:
         """Fingerprint of the dataset of the run that is resumed."""
         return self._info.dataset if self._info else None
 
+    @property
+    def order(self) -> int | None:
+        """The order of the examples of the run that is resumed."""
+        return self._info.order if self._info else None
+
     def start(
         self,
         data: ResumeInfo,

@@ -10,6 +10,7 @@ from inf_jax.core.query_encoders import query_encoder
 from inf_jax.data.layout import BatchLayout
 from inf_jax.data.loader import Loader
 from inf_jax.data.records import PAIRS_PER_EXAMPLE
+from inf_jax.data.sampler import ORDER
 from inf_jax.data.tokenise import tokenise
 from inf_jax.data.tokenised import TokenisedDataset
 from inf_jax.distributed.coordination import primary_first
@@ -73,6 +74,7 @@ def make_loader(
     split: str | None = None,
     steps: int | None = None,
     expected: str | None = None,
+    order: int | None = None,
 ) -> Loader:
     """The loader of a split, by default of the training split for the steps of the run.
 
@@ -81,6 +83,7 @@ def make_loader(
       parts: this process's parts of a batch, see `mesh.local_parts`; None is all.
       split: of another split than the training split, a batch is at most all of it.
       expected: the tokenised split must have this fingerprint.
+      order: of the examples, a key of `sampler.ORDERS`; None is that of new runs.
 
     Raises:
       UserError: the dataset is missing, or it has too few examples for these devices.
@@ -104,4 +107,5 @@ def make_loader(
         seed=config.seed,
         steps=steps or config.train.steps,
         mine=None if parts is None else [n * each + i for n in parts for i in range(each)],
+        order=ORDER if order is None else order,
     )

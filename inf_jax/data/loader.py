@@ -19,7 +19,7 @@ from inf_jax.core.errors import UserError
 from inf_jax.data.layout import BatchLayout, StepTexts
 from inf_jax.data.negatives import instruction_ids, of_chunk, of_rows, sibling_slots
 from inf_jax.data.packing_plan import plan_packing
-from inf_jax.data.sampler import ExampleOrder, StepAssignment, assign_step
+from inf_jax.data.sampler import ORDER, ORDERS, StepAssignment, assign_step
 from inf_jax.data.tokenised import TokenisedDataset
 from inf_jax.distributed.mesh import batch_devices, batch_sharding, local_parts
 
@@ -31,12 +31,14 @@ class Loader:
       seed: of the order and the samples.
       steps: steps of the run, for the plan.
       mine: numbers of this host's chunks, ascending; None is all.
+      order: a key of `sampler.ORDERS`.
 
     Attributes:
       plan: the shape of the grids and what fills it.
 
     Raises:
-      UserError: a text is longer than a row, the dataset is empty, or texts cannot be spliced.
+      UserError: a text is longer than a row, the dataset is empty, texts cannot be spliced, or the
+        order is not known.
     """
 
     def __init__(
@@ -47,20 +49,28 @@ class Loader:
         seed: int,
         steps: int,
         mine: Sequence[int] | None = None,
+        order: int = ORDER,
     ):
         if not dataset.num_examples:
             raise UserError(f"{dataset.directory} holds no example")
+        if order not in ORDERS:
+            known = ", ".join(map(str, ORDERS))
+            raise UserError(
+                f"the run began with order {order} of its examples, this version knows {known}: "
+                "continue with the version that began it, or give a new out_dir"
+            )
         if splicing := layout.query_encoder.splicing(layout.sampled):
             dataset.check_composition(splicing)
         self.dataset, self.layout, self.seed, self.steps = dataset, layout, seed, steps
+        self.order = order
         self._mine = np.arange(layout.chunks) if mine is None else np.asarray(mine)
         tokens = dataset.text_lengths.sum(1)
-        self._order = ExampleOrder(tokens, seed=seed, batch_size=layout.batch_size)
+        self._examples = ORDERS[order](tokens, seed=seed, batch_size=layout.batch_size).examples
         self.plan = plan_packing(self._assign, layout, steps=steps)
 
     def example_indices(self, step: int) -> np.ndarray:
         """int64[batch_size], the examples of a step."""
-        return self._order.examples(step)
+        return self._examples(step)
 
     def host_batch(self, step: int) -> Batch:
         """This host's chunks of the batch of `step`, in numpy; leading axes hold its share only.

@@ -15,15 +15,132 @@ from inf_jax.data.negatives import sample_instructions, siblings
 from inf_jax.data.records import PAIRS_PER_EXAMPLE
 from inf_jax.data.tokenised import TokenisedDataset
 
-WINDOW_STEPS = 16  # steps that share their examples' lengths evenly
+WINDOW_STEPS = 16  # at most so many steps share their examples' lengths evenly
+ORDER = 2  # of new runs; a run that is resumed keeps the order that it began with
+_SHUFFLE = 2 << 32  # added to the seed (below 2**32): another random stream than the epochs' order
 
 
 class ExampleOrder:
-    """The order of n examples; threads may share it.
+    """The order of n examples; threads may share it. `tokens` is int[n], tokens of each example.
 
-    The stream of the epochs' permutations, drawn from (seed, epoch), is cut into windows of
-    WINDOW_STEPS steps; the examples of a window are assigned to its steps by length, so that all
-    steps hold nearly as many tokens. `tokens` is int[n], tokens of each example.
+    Epochs follow each other without a gap, each holds every example once, and a step holds an
+    example floor(batch_size / n) or ceil(batch_size / n) times: never twice where it is not larger
+    than the data. Steps of more than half of the data are drawn by what they leave out.
+    """
+
+    def __init__(self, tokens: np.ndarray, *, seed: int, batch_size: int):
+        self._n, self._seed = len(tokens), seed
+        self._copies, rest = divmod(batch_size, self._n)
+        self._by_left_out = 2 * rest > self._n
+        size = self._n - rest if self._by_left_out else rest
+        self._epochs = _Epochs(tokens, seed=seed, size=size) if size else None
+
+    def examples(self, step: int) -> np.ndarray:
+        """int64[batch_size], the examples of a step."""
+        some = self._epochs.step(step) if self._epochs else np.empty(0, np.int64)
+        if not (self._copies or self._by_left_out):
+            return some
+        if self._by_left_out:
+            kept = np.ones(self._n, bool)
+            kept[some] = False
+            some = np.flatnonzero(kept)
+        every = np.concatenate([*[np.arange(self._n)] * self._copies, some])
+        return _generator(self._seed + _SHUFFLE, step).permutation(every)
+
+
+class _Epochs:
+    """Steps of at most half of the n examples: the stream of epochs, cut into steps of `size`.
+
+    An epoch is its head, the last part of the step that the epoch before has opened, its whole
+    steps, and its tail, the first part of a step. The whole steps form windows of at most
+    WINDOW_STEPS. Of every WINDOW_STEPS examples of a window that follow each other by length each
+    step gets one, at random, so that all steps hold nearly as many tokens and an example meets
+    others in every epoch; head and tail are drawn alike from the first and the last window. The
+    tail depends on this epoch's permutation alone, and the head on the tail before it, whose
+    examples it skips: any step is known from two permutations, however far into a run.
+    """
+
+    def __init__(self, tokens: np.ndarray, *, seed: int, size: int):
+        self._tokens, self._seed, self._size = tokens, seed, size
+        self._epoch = functools.lru_cache(maxsize=2)(self._permutation)
+        self._window = functools.lru_cache(maxsize=4)(self._window_steps)
+        self._head, self._tail = (
+            functools.lru_cache(maxsize=4)(draw) for draw in (self._draw_head, self._draw_tail)
+        )
+
+    def step(self, step: int) -> np.ndarray:
+        """int64[size], the examples of a step."""
+        epoch, inside = divmod(step * self._size, len(self._tokens))
+        if inside + self._size > len(self._tokens):
+            return np.concatenate([self._tail(epoch), self._head(epoch + 1)])
+        whole, windows = self._whole_steps(epoch)
+        number = (inside - self._head_size(epoch)) // self._size
+        window = ((number + 1) * windows - 1) // whole
+        return self._window(epoch, window)[number - window * whole // windows]
+
+    def _head_size(self, epoch: int) -> int:
+        return -epoch * len(self._tokens) % self._size
+
+    def _whole_steps(self, epoch: int) -> tuple[int, int]:
+        """(whole steps of an epoch, their windows), both 1 or more."""
+        whole = (len(self._tokens) - self._head_size(epoch)) // self._size
+        return whole, -(-whole // WINDOW_STEPS)
+
+    def _places(self, epoch: int, window: int) -> np.ndarray:
+        """int64[...], the examples of a window, with head and tail, in the permutation's order."""
+        (whole, windows), head = self._whole_steps(epoch), self._head_size(epoch)
+        ends = [head + n * whole // windows * self._size for n in (window, window + 1)]
+        first = 0 if window == 0 else ends[0]
+        last = len(self._tokens) if window == windows - 1 else ends[1]
+        return self._epoch(epoch)[first:last]
+
+    def _window_steps(self, epoch: int, window: int) -> np.ndarray:
+        """int64[steps, size]."""
+        drawn = [self._head(epoch)] * (window == 0)
+        drawn += [self._tail(epoch)] * (window == self._whole_steps(epoch)[1] - 1)
+        examples = self._without(self._places(epoch, window), *drawn)
+        # places in a permutation are random: the n-th step takes the n-th place of each row
+        rows = self._by_length(examples).reshape(self._size, -1)
+        return examples[np.sort(np.sort(rows, axis=1).T, axis=1)]
+
+    def _draw_tail(self, epoch: int) -> np.ndarray:
+        count = (epoch + 1) * len(self._tokens) % self._size
+        last = self._whole_steps(epoch)[1] - 1
+        return self._evenly(self._places(epoch, last), count)
+
+    def _draw_head(self, epoch: int) -> np.ndarray:
+        if not self._head_size(epoch):
+            return np.empty(0, np.int64)
+        drawn = [self._tail(epoch - 1)]
+        if self._whole_steps(epoch)[1] == 1:
+            drawn.append(self._tail(epoch))
+        left = self._without(self._places(epoch, 0), *drawn)
+        return self._evenly(left, self._head_size(epoch))
+
+    def _without(self, examples: np.ndarray, *drawn: np.ndarray) -> np.ndarray:
+        left = np.ones(len(self._tokens), bool)
+        for some in drawn:
+            left[some] = False
+        return examples[left[examples]]
+
+    def _evenly(self, examples: np.ndarray, count: int) -> np.ndarray:
+        """`count` of these examples, at random one of each `count`-th part by length."""
+        if not count:
+            return examples[:0]
+        parts = np.arange(count) * len(examples) // count
+        return examples[np.sort(np.minimum.reduceat(self._by_length(examples), parts))]
+
+    def _by_length(self, examples: np.ndarray) -> np.ndarray:
+        return np.argsort(-self._tokens[examples], kind="stable")
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        return _generator(self._seed, epoch).permutation(len(self._tokens))
+
+
+class StraddlingOrder:
+    """The order of runs that began with ORDER 1: as `ExampleOrder`, but windows straddle epochs.
+
+    A step near the seam of two epochs may hold an example several times.
     """
 
     def __init__(self, tokens: np.ndarray, *, seed: int, batch_size: int):
@@ -32,7 +149,7 @@ class ExampleOrder:
         self._window = functools.lru_cache(maxsize=4)(self._window_steps)
 
     def examples(self, step: int) -> np.ndarray:
-        """int64[batch_size], the examples of a step; epochs follow each other without a gap."""
+        """int64[batch_size], the examples of a step."""
         window, inside = divmod(step, WINDOW_STEPS)
         return self._window(window)[inside]
 
@@ -44,8 +161,14 @@ class ExampleOrder:
         return examples[assign_to_chunks(self._tokens[examples], WINDOW_STEPS)]
 
     def _epoch_order(self, epoch: int) -> np.ndarray:
-        generator = np.random.Generator(np.random.Philox(key=[self._seed, epoch]))
-        return generator.permutation(len(self._tokens))
+        return _generator(self._seed, epoch).permutation(len(self._tokens))
+
+
+ORDERS = {1: StraddlingOrder, ORDER: ExampleOrder}
+
+
+def _generator(seed: int, number: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=[seed, number]))
 
 
 class StepAssignment(NamedTuple):

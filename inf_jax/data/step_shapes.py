@@ -32,6 +32,7 @@ class StepInputs(NamedTuple):
       instructions: candidates of a row in block I.
       note: where lengths and fill are from, for people.
       measured: whether they are the dataset's own.
+      warning: about a step that is larger than the data; "" for none.
     """
 
     chunks: int
@@ -43,6 +44,7 @@ class StepInputs(NamedTuple):
     instructions: int
     note: str
     measured: bool
+    warning: str = ""
 
 
 def plan_inputs(
@@ -83,6 +85,18 @@ def loader_inputs(loader: Loader) -> StepInputs:
         instructions=loader.layout.instruction_candidates,
         note=f"measured on {loader.dataset.directory}",
         measured=True,
+        warning=_larger_than_data(loader.layout.batch_size, loader.dataset.num_examples),
+    )
+
+
+def _larger_than_data(batch_size: int, examples: int) -> str:
+    if batch_size <= examples:
+        return ""
+    least, most = batch_size // examples, -(-batch_size // examples)
+    times = f"{most}" if least == most else f"{least} or {most}"
+    return (
+        f"train.batch_size={batch_size:,} is larger than the data: a step holds each of the "
+        f"{examples:,} examples {times} times; lower it, or add data"
     )
 
 

@@ -26,7 +26,7 @@ def print_plan(plan: dict[str, Any]) -> None:
             ("attention", plan["attention"]),
         ],
     )
-    print(f"lengths {batch['note']}\n")
+    _print_notes(batch)
     keys = ("arguments", "outputs", "reused", "temp", "code", "peak", "needed")
     rows = [(key, f"{memory[key] / GIB:.2f}") for key in keys if key in memory]
     rows.append(("available", f"{memory['limit'] / GIB:.2f}"))
@@ -108,9 +108,15 @@ def compare(plans: list[dict[str, Any]]) -> None:
         gib = f"{memory['needed'] / GIB:.2f} of {memory['limit'] / GIB:.2f}"
         fits = "yes" if memory["fits"] else "NO"
         rows.append((name, plan["chips"], gib, fits, *predicted))
-    print(f"lengths {plans[0]['batch']['note']}\n")
+    _print_notes(plans[0]["batch"])
     header = ("chips", "number", "GiB", "fits", "s per step", "MFU", "examples/s", "h", "chip h")
     table(f"{plans[0]['model']}, {plans[0]['batch']['examples']:,} examples per step", rows, header)
+
+
+def _print_notes(batch: dict[str, Any]) -> None:
+    print(f"lengths {batch['note']}\n")
+    if batch["warning"]:
+        print(f"WARNING: {batch['warning']}\n")
 
 
 def unfit(plan: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ import jax
 from inf_jax.config.sections import RunConfig
 from inf_jax.core.console import table
 from inf_jax.data.loader import Loader
+from inf_jax.data.sampler import ORDER
 from inf_jax.data.step_shapes import loader_inputs
 from inf_jax.losses.objective import count_negatives
 from inf_jax.monitoring.step_timer import StepWork
@@ -70,7 +71,7 @@ def banner(config: RunConfig, training: Training, *, first_step: int) -> None:
     )
     epochs = steps * layout.batch_size / data.num_examples
     grids = " + ".join(f"{layout.chunks}x{r}x{layout.row_tokens}" for r in plan.rows)
-    shapes = training.program.shapes
+    shapes, warning = training.program.shapes, loader_inputs(loader).warning
     parameters, trained = (
         sum(x.size for x in jax.tree.leaves(tree)) for tree in (shapes.whole, shapes.params)
     )
@@ -92,8 +93,19 @@ def banner(config: RunConfig, training: Training, *, first_step: int) -> None:
             ("shape", "known for all steps" if plan.exact else "from sampled steps, with a margin"),
             *((f"negatives a query, block {b}", n) for b, n in negatives.items()),
             *_instruction_negatives(loader),
+            *_old_order(loader),
         ],
     )
+    if warning:
+        print(f"WARNING: {warning}\n")
+
+
+def _old_order(loader: Loader) -> list[tuple[str, str]]:
+    """What a run that is resumed keeps of an older version."""
+    if loader.order == ORDER:
+        return []
+    why = "a step near the end of an epoch may hold an example several times"
+    return [("order", f"{loader.order}, as the run began: {why}")]
 
 
 def _instruction_negatives(loader: Loader) -> list[tuple[str, str]]:

@@ -52,6 +52,7 @@ class Training(NamedTuple):
             batch_size=layout.batch_size,
             dataset=self.loader.dataset.fingerprint,
             groups=layout.chunks if chunk_negatives else 0,
+            order=self.loader.order,
         )
         shapes, fresh = self.program.shapes.saved, lambda: self.fresh()._asdict()
         state = saver.start(data, shapes=shapes, fresh=fresh, frozen=self.frozen)
@@ -66,11 +67,14 @@ class Training(NamedTuple):
         return {f"dev/{name}": sum(one[name] for one in each) / count for name in each[0]}
 
 
-def make_training(config: RunConfig, *, expected: str | None = None) -> Training:
+def make_training(
+    config: RunConfig, *, expected: str | None = None, order: int | None = None
+) -> Training:
     """Loads the backbone and the data and builds the programs.
 
     Args:
       expected: fingerprint of the tokenised training split, of a run that is resumed.
+      order: of the examples, of a run that is resumed; see `make_loader`.
 
     Raises:
       UserError: the model or the data are missing, or they do not suit the config or the mesh.
@@ -78,7 +82,7 @@ def make_training(config: RunConfig, *, expected: str | None = None) -> Training
     model = load_model(config)
     mesh = make_mesh(fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
     program = make_program(config, model.encoder, mesh, source=model.directory)
-    share = {"devices": batch_devices(mesh), "parts": local_parts(mesh)}
+    share = {"devices": batch_devices(mesh), "parts": local_parts(mesh), "order": order}
     loader = make_loader(config, model.tokenizer, expected=expected, **share)
     dev = None
     if config.train.dev_every:

@@ -1,22 +1,90 @@
-"""The order of examples: each once an epoch, a pure function of (seed, step)."""
+"""The order of examples: each once an epoch, no copies in a step, pure in (seed, step)."""
 
 import numpy as np
+import pytest
 
-from inf_jax.data.sampler import WINDOW_STEPS
+from inf_jax.core.errors import UserError
+from inf_jax.data.layout import BatchLayout
+from inf_jax.data.loader import Loader
+from inf_jax.data.sampler import ORDERS, WINDOW_STEPS, ExampleOrder, StraddlingOrder
 from tests.inf_jax.data.batches import make
 
 
-def test_every_example_once_an_epoch_and_epochs_differ(dataset):
-    loader = make(dataset)
-    count = dataset.num_examples
-    steps = WINDOW_STEPS * 10  # windows end on an epoch: 960 = 16 * 60 examples
-    stream = np.concatenate([loader.example_indices(s) for s in range(steps)])
-    assert len(stream) == steps * 6
-    seen = np.bincount(stream, minlength=count)
-    assert seen.min() == seen.max() == len(stream) // count
-    assert not np.array_equal(stream[:count], stream[count : 2 * count])
-    other = make(dataset, seed=2)
-    assert not np.array_equal(loader.example_indices(0), other.example_indices(0))
+def lengths(count):
+    return np.random.default_rng(0).integers(5, 90, count)
+
+
+# whole windows; a window and a bit; less than a window; 2 and 3 steps an epoch; more than half of
+# the data (1, 2, half of it are left out); all of it; more; several times; one example
+@pytest.mark.parametrize(
+    ("count", "batch_size"),
+    [
+        *[(1920, 60), (1999, 60), (331, 64), (128, 64), (200, 64), (1000, 512), (997, 700)],
+        *[(60, 59), (60, 58), (60, 31), (60, 30), (60, 60), (60, 61), (60, 119), (7, 64), (1, 3)],
+    ],
+)
+def test_a_step_holds_no_copies_and_an_epoch_each_example_once(count, batch_size):
+    order, seen = ExampleOrder(lengths(count), seed=3, batch_size=batch_size), np.zeros(count, int)
+    for step in range(max(40, 3 * count // batch_size)):
+        times = np.bincount(order.examples(step), minlength=count)
+        assert times.sum() == batch_size
+        assert times.min() >= batch_size // count
+        assert times.max() <= -(-batch_size // count)
+        seen += times
+        # a cut of the stream anywhere: all epochs before it are whole, the open one has no copy
+        assert seen.min() == (step + 1) * batch_size // count
+        assert seen.max() == -(-(step + 1) * batch_size // count)
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(38_000, 21_845), (1_000, 512), (1_000, 384)])
+def test_steps_hold_nearly_as_many_tokens(count, batch_size):
+    tokens = np.minimum(np.random.default_rng(0).lognormal(4.5, 0.6, count), 256).astype(int)
+    order = ExampleOrder(tokens, seed=0, batch_size=batch_size)
+    sums = np.array([tokens[order.examples(step)].sum() for step in range(30)])
+    np.testing.assert_allclose(sums, batch_size * tokens.mean(), rtol=0.015)
+
+
+@pytest.mark.parametrize("batch_size", [6, 31, 48, 60, 150])
+def test_a_step_far_into_a_run_is_the_same_without_those_before(batch_size):
+    orders = [ExampleOrder(lengths(60), seed=3, batch_size=batch_size) for _ in range(2)]
+    steps = [*range(10**7, 10**7 + 30)]
+    forwards = [orders[0].examples(step) for step in steps]
+    for step, examples in zip(reversed(steps), reversed(forwards), strict=True):
+        np.testing.assert_array_equal(orders[1].examples(step), examples)
+
+
+@pytest.mark.parametrize("batch_size", [60, 150])
+def test_steps_of_all_examples_differ_in_their_order(batch_size):
+    orders = [ExampleOrder(lengths(60), seed=seed, batch_size=batch_size) for seed in (1, 2)]
+    steps = [order.examples(step).tolist() for order in orders for step in (0, 1, 2)]
+    assert len(set(map(tuple, steps))) == 6
+
+
+@pytest.mark.parametrize("batch_size", [6, 20, 31, 54])
+def test_an_example_meets_others_in_every_epoch(batch_size):
+    """Also where lengths all differ and the data are one window: no fixed companions by length."""
+    order, steps = ExampleOrder(np.arange(60), seed=1, batch_size=batch_size), 600
+    together = np.zeros((60, 60), int)
+    for step in range(steps):
+        together[np.ix_(*[order.examples(step)] * 2)] += 1
+    np.fill_diagonal(together, 0)
+    assert np.count_nonzero(together, axis=1).min() >= 49
+    mean = steps * batch_size * (batch_size - 1) / (60 * 59)
+    assert together.max() < mean + 8 * mean**0.5
+
+
+def test_a_run_of_an_older_version_keeps_its_order():
+    """What version 0.1.0 gave, with its copies."""
+    old = ORDERS[1](np.arange(20) % 7, seed=1, batch_size=6)
+    assert isinstance(old, StraddlingOrder)
+    found = [old.examples(step).tolist() for step in (0, 2, WINDOW_STEPS)]
+    assert found == [[6, 11, 11, 2, 7, 2], [8, 6, 18, 16, 4, 0], [6, 4, 18, 2, 9, 7]]
+
+
+def test_an_unknown_order_is_refused(dataset):
+    layout = BatchLayout(batch_size=6, chunks=2, row_tokens=64, texts_per_row=8)
+    with pytest.raises(UserError, match=r"began with order 3 .* this version knows 1, 2"):
+        Loader(dataset, layout, seed=1, steps=2, order=3)
 
 
 def test_order_is_a_pure_function(dataset):

@@ -8,7 +8,8 @@ import pytest
 
 from inf_jax.config.defaults import run_config
 from inf_jax.data.step_shapes import loader_inputs
-from inf_jax.training.banner import health_rows, pace_rows, work_of
+from inf_jax.planning.report import compare
+from inf_jax.training.banner import banner, health_rows, pace_rows, work_of
 from inf_jax.training.setup import make_training
 
 TIMING = {
@@ -50,6 +51,28 @@ def test_health_table():
         ("masked candidates, block P", "12.30%"),
     ]
     assert health_rows(json.loads('{"loss": 1.0}')) == []
+
+
+def test_a_step_larger_than_the_data_is_said_in_the_banner_and_the_plan(tiny_config, capsys):
+    """And the order of an older version, where a run that is resumed keeps it."""
+    tiny_config.train.batch_size = 72
+    config = run_config(tiny_config)
+    training = make_training(config, order=1)
+    banner(config, training, first_step=0)
+    warning = (
+        "WARNING: train.batch_size=72 is larger than the data: a step holds each of the 60 "
+        "examples 1 or 2 times; lower it, or add data\n"
+    )
+    said = capsys.readouterr().out
+    assert warning in said and "1, as the run began" in said
+    memory = {"needed": 0, "limit": 1, "fits": True}
+    batch = {"examples": 72, **loader_inputs(training.loader)._asdict()}
+    plan = {"topology": "t", "slices": 1, "chips": 1, "model": "m", "hbm": memory, "batch": batch}
+    compare([plan])
+    assert warning in capsys.readouterr().out
+    batch["warning"] = ""
+    compare([plan])
+    assert "WARNING" not in capsys.readouterr().out
 
 
 def test_work_of_a_run(tiny_config):
