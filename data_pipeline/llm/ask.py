@@ -2,7 +2,7 @@
 
 from typing import NamedTuple, Protocol
 
-from data_pipeline.llm.journal import ANSWER, REJECTED, UNUSABLE, Journal
+from data_pipeline.llm.journal import ANSWER, REJECTIONS, UNUSABLE, Journal
 from data_pipeline.llm.request import Request
 
 MAX_UNANSWERED = 5  # failed attempts of a request while others are answered; then it has failed
@@ -28,8 +28,8 @@ def recorded_result(journal: Journal, key: str, max_attempts: int) -> Result | N
         if outcome == ANSWER:
             return Result(text=text)
     failures = [outcome for outcome, _ in rows if outcome in UNUSABLE]
-    if any(outcome == REJECTED for outcome, _ in rows):
-        return Result(failure="rejected")
+    if rejected := [outcome for outcome, _ in rows if outcome in REJECTIONS]:
+        return Result(failure=rejected[-1])
     if len(failures) >= max_attempts:
         return Result(failure=failures[-1])
     return None

@@ -8,9 +8,10 @@ from collections import Counter
 
 from data_pipeline.llm.ask import MAX_UNANSWERED, AcceptedStages, Result, recorded_result
 from data_pipeline.llm.budget import Budget, Price
-from data_pipeline.llm.client import Endpoint, Reply
-from data_pipeline.llm.journal import REJECTED, UNKNOWN, UNPAID, Journal, Received, Sent
+from data_pipeline.llm.client import Endpoint
+from data_pipeline.llm.journal import REJECTIONS, UNKNOWN, UNPAID, Journal, Received, Sent
 from data_pipeline.llm.limiter import Limiter
+from data_pipeline.llm.replies import Reply
 from data_pipeline.llm.request import Request
 from inf_jax.core.errors import UserError
 
@@ -191,7 +192,7 @@ class AsyncAsker:
         if reply.paid:
             self._success = now
             self._accepted.add(stage)
-        if reply.outcome == REJECTED and not self._accepted.has(stage, request.model):
+        if reply.outcome in REJECTIONS and not self._accepted.has(stage, request.model):
             self._rejections.update((stage, request.key))
             reply = dataclasses.replace(reply, outcome=UNPAID)
         if reason := self._reason_to_stop(request, reply, now):

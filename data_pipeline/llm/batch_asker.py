@@ -16,8 +16,9 @@ from data_pipeline.llm.ask import MAX_UNANSWERED, AcceptedStages, Result, record
 from data_pipeline.llm.batch_api import BatchState
 from data_pipeline.llm.batch_lifecycle import UNSUBMITTED, BatchLifecycle
 from data_pipeline.llm.budget import Budget, BudgetReached, Price
-from data_pipeline.llm.client import Endpoint, Reply, read_answer
-from data_pipeline.llm.journal import PAID, REJECTED, UNKNOWN, UNPAID, Journal, Received, Sent
+from data_pipeline.llm.client import Endpoint
+from data_pipeline.llm.journal import PAID, REJECTIONS, UNKNOWN, UNPAID, Journal, Received, Sent
+from data_pipeline.llm.replies import Reply
 from data_pipeline.llm.request import Request
 from inf_jax.core.errors import UserError
 
@@ -233,7 +234,7 @@ class BatchAsker:
         )
         for key, one in sent.items():
             reply = replies.get(key, missing)
-            if reply.outcome == REJECTED and not self._accepted.has(one.stage, one.model):
+            if reply.outcome in REJECTIONS and not self._accepted.has(one.stage, one.model):
                 reply = dataclasses.replace(reply, outcome=UNPAID)
             if state.status == "completed" and reply.outcome in (UNPAID, UNKNOWN):
                 self._unanswered[key] += 1
@@ -288,13 +289,14 @@ class BatchAsker:
         response, error = _dict(row.get("response")), _dict(row.get("error"))
         status, body = response.get("status_code"), _dict(response.get("body"))
         if status == 200:
-            return read_answer(sent.stage, body)
-        problem = _dict(body.get("error")) or error
-        if not isinstance(status, int):  # e.g. batch_expired: it never ran
-            problem = problem or {"message": "neither a response nor an error"}
-            text = f"{problem.get('code') or ''}: {problem.get('message') or ''}"
-            return Reply(UNPAID if error else UNKNOWN, self._endpoint.clean(text))
-        return self._endpoint.refusal(status, problem, model=sent.model)
+            return self._endpoint.answer(sent.stage, body, model=sent.model)
+        if isinstance(status, int):
+            whole = body if body else {"error": error}
+            return self._endpoint.refusal(status, whole, model=sent.model)
+        # e.g. batch_expired: it never ran
+        problem = error or {"message": "neither a response nor an error"}
+        text = f"{problem.get('code') or ''}: {problem.get('message') or ''}"
+        return Reply(UNPAID if error else UNKNOWN, self._endpoint.clean(text))
 
 
 def _dict(value: Any) -> dict[str, Any]:

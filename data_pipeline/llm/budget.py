@@ -57,8 +57,8 @@ class Usage:
 
     @property
     def reported(self) -> bool:
-        """Whether the endpoint reported any tokens."""
-        return bool(self.prompt_tokens or self.completion_tokens)
+        """Whether the endpoint reported the tokens; every prompt has some."""
+        return self.prompt_tokens > 0
 
     @classmethod
     def parse(cls, usage: Mapping[str, Any] | None) -> "Usage":
@@ -69,8 +69,9 @@ class Usage:
         """
         usage = usage or {}
         details = usage.get("prompt_tokens_details") or {}
-        prompt, cached = _tokens(usage.get("prompt_tokens")), _tokens(details.get("cached_tokens"))
-        return cls(prompt, min(prompt, cached), _tokens(usage.get("completion_tokens")))
+        prompt = _tokens(usage.get("prompt_tokens") or usage.get("input_tokens"))
+        completion = _tokens(usage.get("completion_tokens") or usage.get("output_tokens"))
+        return cls(prompt, min(prompt, _tokens(details.get("cached_tokens"))), completion)
 
 
 def _tokens(value: Any) -> int:

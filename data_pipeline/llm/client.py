@@ -6,7 +6,6 @@ Retrying is the caller's business, since every attempt has its own row in the jo
 import asyncio
 import dataclasses
 import email.utils
-import json
 import math
 import os
 import re
@@ -16,42 +15,19 @@ from urllib.parse import urlsplit
 
 import httpx2
 import openai
-import pydantic
 
-from data_pipeline.llm.budget import Usage
-from data_pipeline.llm.journal import ANSWER, PAID, REJECTED, UNKNOWN, UNPAID
+from data_pipeline.llm.journal import UNKNOWN, UNPAID
+from data_pipeline.llm.replies import Reply, error_of, read_answer, read_error
 from data_pipeline.llm.request import Request
-from data_pipeline.llm.schemas import SCHEMAS
+from data_pipeline.llm.schemas import one_line
 from inf_jax.core.errors import UserError
 
 _KEY_LIKE = re.compile(r"\b(?:sk|key|hf|gsk)[-_][\w*.\-]{4,}|\S*\*{3,}\S*")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _EPOCH = 1e9  # a larger number of seconds is a time since 1970, not a duration
-_NO_USAGE = Usage(0, 0, 0)
-_QUOTA_CODES = ("insufficient_quota", "billing_hard_limit_reached")
-# Behind a gateway that timed out the model may go on, and what it computes is billed.
-GATEWAY_TIMEOUTS = (504, 524)
 # A connection pool scans all its connections for each request: several small pools are faster.
 _POOL_SIZE = 16
-
-
-@dataclasses.dataclass(frozen=True)
-class Reply:
-    """The result of one attempt, or of one row of a batch."""
-
-    outcome: str  # one of `data_pipeline.llm.journal`
-    text: str  # the answer's content, or what went wrong, without secrets
-    usage: Usage = _NO_USAGE
-    wait_s: float | None = None  # seconds before the next request, if the headers ask to wait
-    slow_down: bool = False  # whether the number of concurrent requests should shrink
-    fatal: str = ""  # error that would meet every further request too
-    reached: bool = True  # False if no connection was made
-
-    @property
-    def paid(self) -> bool:
-        """Whether the model answered, validly or not."""
-        return self.outcome in PAID
 
 
 class Endpoint:
@@ -128,7 +104,7 @@ class Endpoint:
             return Reply(UNKNOWN, self.clean(f"connection lost: {cause or error}"))
         if response.headers.get("content-type", "").startswith("text/html"):
             return Reply(UNPAID, "a web page instead of a chat completion", reached=False)
-        reply = read_answer(request.stage, response.content)
+        reply = self.answer(request.stage, response.content, model=request.model)
         return dataclasses.replace(reply, wait_s=_rate_limit_wait(response.headers))
 
     async def _post(self, request: Request) -> httpx2.Response:
@@ -149,77 +125,35 @@ class Endpoint:
             pool[1] -= 1
 
     def _refused(self, request: Request, error: openai.APIStatusError) -> Reply:
-        given = error.body if isinstance(error.body, dict) else {}
-        body = {"message": error.message} | {k: v for k, v in given.items() if v}
         headers = error.response.headers
         wait = _retry_after(headers)
         wait = _rate_limit_wait(headers) if wait is None else wait
-        return self.refusal(error.status_code, body, model=request.model, wait_s=wait)
+        body = error.body or error.message
+        return self.refusal(error.status_code, {"error": body}, model=request.model, wait_s=wait)
 
-    def refusal(
-        self, status: int, body: dict[str, Any], *, model: str, wait_s: float | None = None
-    ) -> Reply:
-        """The reply for an error response to a request, or to a row of a batch.
+    def refusal(self, status: int, body: Any, *, model: str, wait_s: float | None = None) -> Reply:
+        """The reply for an error response to a request for a model, or to a row of a batch."""
+        return self._named(read_error(error_of(body, status), wait_s=wait_s), model)
 
-        Args:
-          body: the `error` object of the response.
-          model: for the message.
-        """
-        code = str(body.get("code") or "")
-        text = self.clean(f"{status} {code}: {body.get('message') or ''}")
-        if code in _QUOTA_CODES or body.get("type") in _QUOTA_CODES:
-            return Reply(UNPAID, text, fatal=f"{self.name} refuses: {text}; check the account")
-        if status in GATEWAY_TIMEOUTS:
-            return Reply(UNKNOWN, text, wait_s=wait_s, slow_down=True)
-        if status in (408, 409, 429) or status >= 500:
-            return Reply(UNPAID, text, wait_s=wait_s, slow_down=status in (429, 503))
-        remedies = {  # of statuses that every further request would get too: the run stops
-            401: f"check the key in {self._key_env}",
-            402: "check the account",
-            403: f"check what the key in {self._key_env} may use",
-            404: f"check the model {model!r} and llm.base_url",
-        }
-        if status in remedies:
-            return Reply(UNPAID, text, fatal=f"{self.name} answers {text}; {remedies[status]}")
-        return Reply(REJECTED, text)
+    def answer(self, stage: str, data: bytes | dict[str, Any], *, model: str) -> Reply:
+        """The reply for a response with status 200 to a request for a model."""
+        return self._named(read_answer(stage, data), model)
+
+    def _named(self, reply: Reply, model: str) -> Reply:
+        """The reply without secrets, its messages with the names of this endpoint."""
+        if reply.paid:
+            return reply
+        text = self.clean(reply.text)
+        names = {"key": f"the key in {self._key_env}", "model": repr(model)}
+        fatal = f"{self.name} answers {text}; {reply.fatal.format(**names)}" if reply.fatal else ""
+        remedy = reply.remedy.format(**names)
+        return dataclasses.replace(reply, text=text, fatal=fatal, remedy=remedy)
 
     def clean(self, text: str) -> str:
         """The text as one line of at most 300 characters, with anything like an API key masked."""
         if self._key:
             text = text.replace(self._key, "***")
-        return _one_line(_KEY_LIKE.sub("***", text))
-
-
-def read_answer(stage: str, data: bytes | dict[str, Any]) -> Reply:
-    """Classifies the body of a chat completion and validates its content for the stage."""
-    try:
-        body = json.loads(data) if isinstance(data, bytes) else data
-        choice, usage = body["choices"][0], Usage.parse(body.get("usage"))
-        message, finish = choice["message"], choice.get("finish_reason")
-        content = message.get("content")
-    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        # the answer may have been computed and billed all the same
-        return Reply(UNKNOWN, f"not a chat completion: {type(error).__name__}")
-    except RecursionError:
-        return Reply(UNKNOWN, "not a chat completion: nested too deeply")
-    if message.get("refusal"):
-        return Reply("refusal", _one_line(str(message["refusal"])), usage)
-    if finish == "length":
-        return Reply("truncated", "cut at max_completion_tokens", usage)
-    if finish == "content_filter":
-        return Reply("content_filter", "stopped by the endpoint's content filter", usage)
-    try:
-        SCHEMAS[stage].model_validate_json(content or "")
-    except pydantic.ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "content"
-        return Reply("schema", _one_line(f"{where}: {first['msg']}"), usage)
-    return Reply(ANSWER, content, usage)
-
-
-def _one_line(text: str) -> str:
-    """The text as one line of valid UTF-8, at most 300 characters."""
-    return " ".join(text.encode("utf-8", "replace").decode().split())[:300]
+        return one_line(_KEY_LIKE.sub("***", text))
 
 
 def _retry_after(headers: Any) -> float | None:

@@ -24,7 +24,10 @@ FORMAT = "inf_jax journal 1"
 ANSWER = "answer"  # valid
 UNUSABLE = ("refusal", "schema", "truncated", "content_filter")
 PAID = (ANSWER, *UNUSABLE)
-REJECTED = "rejected"  # the endpoint will never accept this request; not paid
+REJECTED = "rejected"  # the endpoint does not accept this request; not paid
+MODERATED = "moderated"  # rejected for its content, by the endpoint's own account
+TOO_LONG = "too_long"  # rejected for its length, by the endpoint's own account
+REJECTIONS = (REJECTED, MODERATED, TOO_LONG)
 UNPAID = "unpaid"  # rate limit, server error, no connection: nothing was computed
 UNKNOWN = "unknown"  # sent, but no answer arrived: may have been paid
 # SQLite error codes of the disk or the permissions, not of a damaged file.

@@ -7,8 +7,8 @@ import itertools
 import time
 from collections.abc import AsyncIterator
 
-from data_pipeline.llm.client import Reply
 from data_pipeline.llm.journal import ANSWER
+from data_pipeline.llm.replies import Reply
 
 FIRST_CONCURRENCY = 8
 

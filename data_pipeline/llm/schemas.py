@@ -4,9 +4,13 @@ Docstrings and descriptions of the answers are sent too: changing one changes th
 request of its stage, and what the journal has answered is asked and paid for again.
 """
 
+import contextlib
+import json
+import re
+from collections.abc import Iterator
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 # What an instruction demands beyond the query; one is drawn for each pair.
 INSTRUCTION_TYPES = (
@@ -18,6 +22,19 @@ INSTRUCTION_TYPES = (
     "perspective",  # a critic's, a patient's, a historical one
     "domain",  # law, economics, chemistry
 )
+
+# What follows one of these is the answer; what comes before are thoughts.
+_THOUGHT_END = re.compile(
+    r"</(?:think|thinking|thought|thoughts|reasoning|reflection)>|\[/THINK\]|◁/think▷"
+    r"|<\|message\|>|<\|end_of_thought\|>",
+    re.IGNORECASE,
+)
+_TAG = re.compile(
+    r"</?(?:think|thinking|thought|thoughts|reasoning|reflection)>|\[/?THINK\]|◁/?think▷",
+    re.IGNORECASE,
+)
+_FENCE = re.compile(r"^```\w*\s*\n(.*)\n\s*```$", re.DOTALL)
+_MOST_OBJECTS = 1000  # candidates that are looked at in one answer
 
 
 class Answer(BaseModel):
@@ -97,3 +114,79 @@ def _strict(schema: dict[str, Any]) -> None:
         schema["additionalProperties"] = False
     for part in (*schema.get("properties", {}).values(), *schema.get("anyOf", ())):
         _strict(part)
+
+
+def find_answer(stage: str, content: str, thoughts: list[str]) -> tuple[str, str]:
+    """(the answer's JSON, "") or ("", what is wrong with the content).
+
+    Prose, fences and thoughts around the JSON are left out. Where several different objects would
+    be valid answers, none is taken. Thoughts count only where there is no content at all, and only
+    if they are the JSON and nothing else: some servers put it there.
+    """
+    if not content.strip():
+        for text in thoughts:
+            if not (answer := _whole(stage, text))[1]:
+                return answer
+    answer = problem = _whole(stage, content)
+    ends = [match.end() for match in _THOUGHT_END.finditer(content)]
+    for start in ends or [0]:
+        if not answer[1]:
+            break
+        valid: dict[str, str] = {}
+        for value in _objects(content[start:]):
+            text = json.dumps(value, ensure_ascii=False)
+            wrong = _problem(stage, text)
+            if not wrong:
+                valid[json.dumps(value, sort_keys=True)] = text
+            elif not valid:
+                problem = ("", wrong)
+        if len(valid) == 1:
+            answer = (*valid.values(), "")
+        elif valid:
+            problem = ("", f"content: {len(valid)} different answers")
+    if answer[1] and ends:  # thoughts that are the JSON and nothing else
+        answer = _whole(stage, _TAG.sub("", content))
+    return problem if answer[1] else answer
+
+
+def _whole(stage: str, text: str) -> tuple[str, str]:
+    """As `find_answer`, for a text that is JSON but for a byte order mark and a fence."""
+    bare = text.strip().strip("\ufeff").strip()
+    fenced = _FENCE.match(bare)
+    bare = fenced[1] if fenced else text if bare == text.strip() else bare
+    if bare.lstrip().startswith('"'):  # encoded twice
+        with contextlib.suppress(ValueError, RecursionError):
+            bare = str(json.loads(bare))
+    problem = _problem(stage, bare)
+    return ("", problem) if problem else (bare, "")
+
+
+def _problem(stage: str, text: str) -> str:
+    """What is wrong with the JSON of an answer; "" for nothing."""
+    try:
+        SCHEMAS[stage].model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "content"
+        return one_line(f"{where}: {first['msg']}")
+    return ""
+
+
+def _objects(text: str) -> Iterator[dict[str, Any]]:
+    """The JSON objects in a text, outermost only; line breaks in strings are allowed."""
+    decoder, start = json.JSONDecoder(strict=False), 0
+    for _ in range(_MOST_OBJECTS):
+        start = text.find("{", start)
+        if start < 0:
+            return
+        try:
+            value, start = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            start += 1
+            continue
+        yield value
+
+
+def one_line(text: str) -> str:
+    """The text as one line of valid UTF-8, at most 300 characters."""
+    return " ".join(text.encode("utf-8", "replace").decode().split())[:300]

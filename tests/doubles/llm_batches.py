@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import llm_checks
-from llm_faults import ROWS, SPOILING
+from llm_faults import GOOD, REFUSALS, ROW_REFUSALS, ROWS, SPOILING, WRAPPING
 from llm_model import request_hash, stage_of
 from llm_wire import Request, Response, page
 
@@ -188,11 +188,16 @@ class Batches:
         stage, model = stage_of(body), str(body.get("model"))
         attempt = server.counts.attempts(identity)
         server.counts.add("received", hash=identity, stage=stage, model=model)
-        rule = server.fault((*ROWS, *SPOILING), identity, attempt, stage=stage, model=model)
+        of = {"stage": stage, "model": model, "text": json.dumps(body.get("messages"))}
+        kinds = (*ROWS, *ROW_REFUSALS, *SPOILING, *WRAPPING)
+        rule = server.fault(kinds, identity, attempt, **of)
         kind = rule["kind"] if rule else ""
         wrong = llm_checks.check(body, server.models, server.options.max_context)
         if kind in ("row_500", "row_error"):
             wrong = llm_checks.error(500, "The server had an error.", kind="server_error")
+        elif kind in ROW_REFUSALS:
+            status, message, code, of_type = REFUSALS[kind]
+            wrong = llm_checks.error(status, message, code=code, kind=of_type)
         if wrong:
             result["response"] = {"status_code": wrong[0], "request_id": identity, "body": wrong[1]}
             (failed if kind != "row_500" else output).append(result)
@@ -204,12 +209,7 @@ class Batches:
         result["response"] = {"status_code": 200, "request_id": identity, "body": completion}
         output.append(result)
         server.counts.add("written", hash=identity)
-        if not rule or kind in (
-            "timeout",
-            "drop",
-            "slow",
-            "malformed_json",
-        ):  # of the wire
+        if kind in (*GOOD, "timeout", "drop", "malformed_json"):  # the last ones are of the wire
             server.counts.add("answered", hash=identity)
 
     def _validated(self, data: bytes) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

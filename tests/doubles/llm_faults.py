@@ -1,8 +1,9 @@
 """Scripted, reproducible faults: which requests or batches fail, and in which way.
 
 A rule is a dict: `kind`; `rate` (share of the attempts, default 1.0); `times` (maximum for one
-request, default 2, so that it succeeds in the end); `stage` and `model` (restrict the rule); and
-by kind `retry_after` (the header's value), `seconds` (duration of a hang or a slow answer), `code`.
+request, default 2, so that it succeeds in the end); `stage`, `model` and `contains`, a part of the
+messages (restrict the rule); and by kind `retry_after` (the header's value), `seconds` (duration of
+a hang or a slow answer), `code`.
 """
 
 import json
@@ -11,17 +12,39 @@ from typing import Any
 from llm_model import draw
 
 # Strike before an answer is computed: nothing is billed.
-REFUSING = ("429", "500", "503", "quota", "not_json", "drop_before", "unauthorized")
+REFUSING = (
+    *("429", "500", "503", "quota", "not_json", "drop_before", "unauthorized"),
+    *("error_200", "bad_request", "moderated", "content_policy", "forbidden"),
+)
+# Their responses: status, message, code and type; not_json and drop_before have none.
+REFUSALS: dict[str, tuple[int, str, Any, str]] = {
+    "429": (429, "Rate limit reached for requests", "rate_limit_exceeded", "requests"),
+    "500": (500, "The server had an error while processing.", None, "server_error"),
+    "503": (503, "The engine is currently overloaded.", None, "server_error"),
+    "quota": (429, "You exceeded your current quota.", *["insufficient_quota"] * 2),
+    "unauthorized": (401, "The key was revoked.", "invalid_api_key", ""),
+    "drop_before": (500, "", None, ""),
+    "error_200": (200, "Provider returned error", 429, ""),
+    "bad_request": (400, "Bad Request", None, "invalid_request_error"),
+    "moderated": (403, "Your chosen model requires moderation: input flagged", 403, ""),
+    "content_policy": (400, "Rejected.", "content_policy_violation", ""),
+    "forbidden": (403, "Forbidden", None, ""),
+}
+# Those that the endpoint may give for a row of a batch.
+ROW_REFUSALS = ("error_200", "bad_request", "moderated", "content_policy", "forbidden")
 # Strike afterwards: the answer is billed, but arrives late, cut off or useless.
 SPOILING = (
     *("timeout", "drop", "slow", "malformed_json", "malformed_content", "wrong_schema"),
     *("refusal", "truncated", "content_filter", "no_usage"),
 )
+# Valid answers as other endpoints wrap them.
+WRAPPING = ("fence", "think", "parts", "bom", "prose", "as_thoughts")
+GOOD = ("", "slow", "no_usage", *WRAPPING)
 # Rows of a batch, whole batches, files.
 ROWS = ("row_500", "row_error", "row_missing")
 BATCHES = ("batch_stuck", "batch_failed", "batch_expired", "batch_create_500", "batch_create_lost")
 FILES = ("upload_500", "content_500")
-KINDS = (*REFUSING, *SPOILING, *ROWS, *BATCHES, *FILES)
+KINDS = (*REFUSING, *SPOILING, *WRAPPING, *ROWS, *BATCHES, *FILES)
 
 _TRANSIENT = [
     {"kind": "429", "rate": 0.04, "retry_after": "0.05"},
@@ -90,13 +113,22 @@ class Faults:
         self.fired: dict[tuple[str, str], int] = {}
 
     def pick(
-        self, kinds: tuple[str, ...], identity: str, attempt: int, *, stage: str = "", model="*"
+        self,
+        kinds: tuple[str, ...],
+        identity: str,
+        attempt: int,
+        *,
+        stage: str = "",
+        model: str = "*",
+        text: str = "",
     ) -> dict[str, Any] | None:
         """The rule that applies to this attempt, if any."""
         for number, rule in enumerate(self.rules):
             if rule["kind"] not in kinds or rule.get("stage", stage) != stage:
                 continue
             if rule.get("model", model) != model:
+                continue
+            if rule.get("contains", "") not in text:
                 continue
             if draw(self._seed, number, identity, attempt) >= rule.get("rate", 1.0):
                 continue

@@ -21,7 +21,18 @@ from typing import Any
 import llm_checks
 from llm_batches import Batches
 from llm_counts import Counts
-from llm_faults import BATCHES, FILES, PRESETS, REFUSING, SPOILING, Faults, read_rules
+from llm_faults import (
+    BATCHES,
+    FILES,
+    GOOD,
+    PRESETS,
+    REFUSALS,
+    REFUSING,
+    SPOILING,
+    WRAPPING,
+    Faults,
+    read_rules,
+)
 from llm_files import Files
 from llm_model import Model, draw, request_hash, stage_of, usage
 from llm_wire import Request, Response, read_request, write_response
@@ -77,7 +88,7 @@ class Server:
         if response.identity:
             self.counts.add("written", hash=response.identity)
             kind = response.rule["kind"] if response.rule else ""
-            if response.status == 200 and kind in ("", "slow", "no_usage"):
+            if response.status == 200 and kind in GOOD:
                 self.counts.add("answered", hash=response.identity)
         return True
 
@@ -140,7 +151,9 @@ class Server:
         limited, limits = self._limited()
         if limited:
             return limited._replace(identity=identity)
-        rule = self.fault((*REFUSING, *SPOILING), identity, attempt, stage=stage, model=name)
+        text = json.dumps(body.get("messages"), ensure_ascii=False)
+        of = {"stage": stage, "model": name, "text": text}
+        rule = self.fault((*REFUSING, *SPOILING, *WRAPPING), identity, attempt, **of)
         if rule and rule["kind"] in REFUSING:
             return self._refusal(rule, identity, limits)
         wrong = llm_checks.check(body, self.models, self.options.max_context)
@@ -175,6 +188,7 @@ class Server:
         elif kind == "content_filter":
             content, finish = "", "content_filter"
         message = {"role": "assistant", "content": content, "refusal": refusal, "annotations": []}
+        message |= _wrapped(kind, content)
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish}
         return {
             "id": f"chatcmpl-{identity}",
@@ -209,14 +223,7 @@ class Server:
         headers |= rule.get("headers", {})
         if kind == "not_json":
             return Response(502, _HTML, {"content-type": "text/html"}, identity=identity)
-        status, message, code, of = {
-            "429": (429, "Rate limit reached for requests", "rate_limit_exceeded", "requests"),
-            "500": (500, "The server had an error while processing.", None, "server_error"),
-            "503": (503, "The engine is currently overloaded.", None, "server_error"),
-            "quota": (429, "You exceeded your current quota.", *["insufficient_quota"] * 2),
-            "unauthorized": (401, "The key was revoked.", "invalid_api_key", ""),
-            "drop_before": (500, "", None, ""),
-        }[kind]
+        status, message, code, of = REFUSALS[kind]
         answer = self.json(*llm_checks.error(status, message, code=code, kind=of), headers=headers)
         return answer._replace(identity=identity, rule=rule)
 
@@ -254,6 +261,18 @@ class Server:
         }
         body = json.dumps(value, ensure_ascii=False).encode()
         return Response(status, body, common | (headers or {}))
+
+
+def _wrapped(kind: str, content: str | None) -> dict[str, Any]:
+    """Fields of a message in which the content is wrapped as `kind` says."""
+    return {
+        "fence": {"content": f"```json\n{content}\n```"},
+        "think": {"content": f"<think>\nPerhaps {{}}.\n</think>\n\n{content}"},
+        "parts": {"content": [{"type": "text", "text": content}]},
+        "bom": {"content": f"\ufeff{content}"},
+        "prose": {"content": f"Here it is:\n{content}\nI hope this helps."},
+        "as_thoughts": {"content": None, "reasoning_content": content},
+    }.get(kind, {})
 
 
 def _limits(limit: int, remaining: int, reset_s: float) -> dict[str, str]:

@@ -200,11 +200,11 @@ def test_a_rejected_request_is_not_sent_again(llm_server, tmp_path):
     server = llm_server(max_context=2000)
     long = question(0, passage="word " * 9000)
     results, _ = run(tmp_path / "j", server.base_url, [long, *(question(n) for n in range(30))])
-    assert results[0].failure == "rejected"
+    assert results[0].failure == "too_long"
     assert all(texts(results[1:]))
     before = server.stats(requests=False)["totals"]["received"]
     [result], _ = run(tmp_path / "j", server.base_url, [long])
-    assert result.failure == "rejected"
+    assert result.failure == "too_long"
     assert server.stats(requests=False)["totals"]["received"] == before
 
 

@@ -7,14 +7,13 @@ import socket
 
 import pytest
 
-from data_pipeline.llm.client import (
-    Endpoint,
-)
-from data_pipeline.llm.journal import ANSWER, REJECTED, UNKNOWN, UNPAID
+from data_pipeline.llm.client import Endpoint
+from data_pipeline.llm.journal import ANSWER, MODERATED, REJECTED, UNKNOWN, UNPAID
 from data_pipeline.llm.request import Prompt, RequestTemplate
 from inf_jax.core.errors import UserError
 
 KEY = "sk-proj-Zq7XvT0t4LLy5ecret_9"
+WRAPPING = ("fence", "think", "parts", "bom", "prose", "as_thoughts")
 JUDGE = RequestTemplate("judge", "o3-mini", Prompt.read("judge_v1"), 1000)
 
 
@@ -70,6 +69,12 @@ def faulty(calm_server):
         ("truncated", "truncated", False),
         ("content_filter", "content_filter", False),
         ("no_usage", ANSWER, False),
+        *((kind, ANSWER, False) for kind in WRAPPING),
+        ("error_200", UNPAID, True),
+        ("bad_request", REJECTED, False),
+        ("forbidden", REJECTED, False),
+        ("moderated", MODERATED, False),
+        ("content_policy", MODERATED, False),
         ("slow", ANSWER, False),
     ],
 )

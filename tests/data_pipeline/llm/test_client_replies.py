@@ -1,17 +1,25 @@
 """What the client reads from bodies and headers of replies."""
 
 import email.utils
+import itertools
+import json
 import time
 
 import pytest
 
-from data_pipeline.llm.client import (
-    _parse_seconds,
-    _rate_limit_wait,
-    _retry_after,
+from data_pipeline.llm.client import _parse_seconds, _rate_limit_wait, _retry_after
+from data_pipeline.llm.journal import ANSWER, MODERATED, REJECTED, TOO_LONG, UNKNOWN, UNPAID
+from data_pipeline.llm.replies import (
+    RESPONSE_FORMAT,
+    TOKEN_LIMIT,
+    error_of,
     read_answer,
+    read_error,
 )
-from data_pipeline.llm.journal import ANSWER, UNKNOWN
+
+JSON = '{"reason": "a", "relevant": true}'
+OTHER = '{"reason": "b", "relevant": false}'
+USAGE = {"prompt_tokens": 1, "completion_tokens": 2}
 
 
 def completion(content, finish="stop", **more):
@@ -26,10 +34,28 @@ def completion(content, finish="stop", **more):
         ({"choices": []}, UNKNOWN),
         ({"choices": [None]}, UNKNOWN),
         ({"choices": [{"message": None}]}, UNKNOWN),
-        (completion("x") | {"usage": [1]}, UNKNOWN),
-        (completion("x") | {"usage": {"prompt_tokens": float("inf")}}, UNKNOWN),
+        (completion("x") | {"usage": [1]}, "schema"),
+        (completion(JSON) | {"usage": [1]}, ANSWER),
+        (completion(JSON) | {"usage": None}, ANSWER),
+        (completion(JSON, reasoning_content="hm"), ANSWER),
+        (completion('{"reason":"a","relevant":"yes it is"}'), "schema"),
+        (completion(None, refusal="no"), "refusal"),
+        (completion("", "content_filter"), "content_filter"),
+        (completion(JSON) | {"usage": {"prompt_tokens": float("inf")}}, ANSWER),
+        ({"choices": [], "usage": USAGE}, "schema"),
+        ({"choices": None, "usage": USAGE}, "schema"),
+        (7, UNKNOWN),
         (completion(None), "schema"),
         (completion([{"type": "text", "text": "x"}]), "schema"),
+        (completion([{"type": "refusal", "refusal": "no"}]), "refusal"),
+        (completion(JSON, "refusal"), "refusal"),
+        (completion(JSON, "max_tokens"), "truncated"),
+        (completion("", "SAFETY"), "content_filter"),
+        (completion("", "error"), UNKNOWN),
+        (completion("", reasoning_content="So it is relevant."), "schema"),
+        (completion("", reasoning_content=f"Perhaps {OTHER}"), "schema"),
+        (completion("{" * 200_000), "schema"),
+        (completion('{"a":' * 100_000), "schema"),
         (completion('{"reason":"\ud800","relevant":true}'), "schema"),
         (completion('{"reason":"\\ud800","relevant":true}'), "schema"),
         (completion('{"reason":"  ","relevant":true}'), "schema"),
@@ -39,7 +65,7 @@ def completion(content, finish="stop", **more):
         (completion('{"reason":"x","relevant":true}', refusal="No \ud800."), "refusal"),
         (completion('{"reason":"x","relevant":true}', None), ANSWER),
     ],
-    ids=range(16),
+    ids=itertools.count(),
 )
 def test_outcome_of_bodies(body, outcome):
     reply = read_answer("judge", body)
@@ -47,11 +73,202 @@ def test_outcome_of_bodies(body, outcome):
     reply.text.encode()
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        JSON,
+        f"{JSON}\n",
+        f"\ufeff{JSON}",
+        f"```json\n{JSON}\n```",
+        f"```\n{JSON}\n```\n",
+        f"Sure:\n\n```json\n{JSON}\n```\nI hope this helps {{smile}}.",
+        f"{JSON}\n\nNote: see [1] and {{2}}.",
+        f"<think>\n\n</think>\n{JSON}",
+        f"<think>Is it {OTHER}? No.</think>\n```json\n{JSON}\n```",
+        f"It may be {OTHER}.\n</think>\n\n{JSON}",
+        f"<think>The form is {{reason, relevant}}. {JSON}",
+        f"<think>{JSON}</think>",
+        f"[THINK]hm[/THINK]{JSON}",
+        f"<|channel|>analysis<|message|>hm<|end|><|channel|>final<|message|>{JSON}<|return|>",
+        f"{JSON}\n{JSON}",
+        f"[{JSON}]",
+        json.dumps(JSON),
+        [{"type": "text", "text": JSON}],
+        [{"type": "text", "text": JSON[:9]}, {"type": "text", "text": JSON[9:]}],
+        [{"type": "output_text", "text": JSON}],
+        [{"type": "text", "text": {"value": JSON}}],
+        [{"type": "thinking", "thinking": [{"text": OTHER}]}, {"type": "text", "text": JSON}],
+        [JSON],
+        {"reason": "a", "relevant": True},
+    ],
+    ids=itertools.count(),
+)
+def test_an_answer_is_found_in_what_surrounds_it(content):
+    reply = read_answer("judge", completion(content) | {"usage": USAGE})
+    assert (reply.outcome, json.loads(reply.text)) == (ANSWER, json.loads(JSON))
+    whole = json.dumps(completion(content)).encode()
+    for data in (whole, b"\xef\xbb\xbf" + whole, b"\n \n" + whole):
+        assert read_answer("judge", data).text == reply.text
+
+
+@pytest.mark.parametrize("content", [None, "", " \n"])
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+@pytest.mark.parametrize("thoughts", [JSON, f"```json\n{JSON}\n```"])
+def test_a_server_that_takes_the_answer_for_thoughts(content, field, thoughts):
+    assert json.loads(read_answer("judge", completion(content, **{field: thoughts})).text)
+
+
+def test_thoughts_are_no_answer_beside_one():
+    assert json.loads(read_answer("judge", completion(JSON, reasoning_content=OTHER)).text) == (
+        json.loads(JSON)
+    )
+    assert read_answer("judge", completion("no JSON", reasoning_content=JSON)).outcome == "schema"
+
+
+def test_a_text_with_the_marks_of_a_wrapping_stays_as_it_is():
+    answer = {"reason": "It says </think> and ```json {} ```.", "relevant": True}
+    text = json.dumps(answer)
+    for content in (text, f"<think>hm</think>{text}", f"```\n{text}\n```"):
+        assert json.loads(read_answer("judge", completion(content)).text) == answer
+
+
+def test_two_different_answers_are_none():
+    for content in (f"{OTHER}\nNo, wait:\n{JSON}", f"<think>{OTHER} {JSON}"):
+        reply = read_answer("judge", completion(content))
+        assert (reply.outcome, reply.text) == ("schema", "content: 2 different answers")
+
+
+def test_line_breaks_inside_strings():
+    reply = read_answer("judge", completion('```\n{"reason": "a\nb", "relevant": true}\n```'))
+    assert json.loads(reply.text)["reason"] == "a\nb"
+
+
+@pytest.mark.parametrize(
+    ("body", "outcome", "fatal"),
+    [
+        ({"error": {"code": 429, "message": "Provider returned error"}}, UNPAID, ""),
+        ({"error": {"code": "502", "message": "flagged by an upstream"}}, UNPAID, ""),
+        ({"error": {"code": 504, "message": "late"}}, UNKNOWN, ""),
+        ({"error": "overloaded"}, UNPAID, ""),
+        ({"error": ["overloaded"]}, UNPAID, ""),
+        ({"error": {"type": "overloaded_error", "message": "x"}, "choices": None}, UNPAID, ""),
+        ({"error": {"code": 401, "message": "no"}}, UNPAID, "check {key}"),
+        ({"error": {"type": "invalid_request_error", "code": "invalid_api_key"}}, UNPAID, "key"),
+        ({"error": {"code": "insufficient_quota", "message": "x"}}, UNPAID, "the account"),
+        ({"error": {"code": 402, "message": "x"}}, UNPAID, "the account"),
+        ({"error": {"code": "model_not_found", "message": "x"}}, UNPAID, "the model {model}"),
+        ({"error": {"code": 400, "message": "Provider returned error"}}, REJECTED, ""),
+        (
+            {"error": {"code": 403, "message": "x", "metadata": {"flagged_input": "y"}}},
+            MODERATED,
+            "",
+        ),
+        ({"error": {"code": "content_filter", "message": "x"}}, MODERATED, ""),
+        (
+            {"object": "error", "message": "This model's maximum context length is 9", "code": 400},
+            TOO_LONG,
+            "",
+        ),
+        ({"detail": "Internal error"}, UNPAID, ""),
+        ({"message": "try again", "code": 1305}, UNPAID, ""),
+        ({"choices": None, "base_resp": {"status_code": 1002, "status_msg": "limit"}}, UNPAID, ""),
+        (
+            {"choices": [{"error": {"code": 502, "message": "x"}, "finish_reason": "error"}]},
+            UNPAID,
+            "",
+        ),
+        ({"error": {"code": 500}, "usage": USAGE}, UNKNOWN, ""),
+        (completion(JSON) | {"error": None}, ANSWER, ""),
+        (completion(JSON) | {"error": {}, "message": "ok"}, ANSWER, ""),
+    ],
+    ids=itertools.count(),
+)
+def test_errors_in_responses_with_status_200(body, outcome, fatal):
+    reply = read_answer("judge", json.dumps(body).encode())
+    assert reply.outcome == outcome, reply
+    assert fatal in reply.fatal and bool(fatal) == bool(reply.fatal)
+
+
+def detail(*names):
+    return [{"type": "extra_forbidden", "loc": ["body", n], "msg": "Extra inputs"} for n in names]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "fields"),
+    [
+        (400, "Unrecognized request argument supplied: response_format", "f"),
+        (400, "Unknown parameter: 'max_completion_tokens'.", "t"),
+        (400, "This response_format type is unavailable now", "f"),
+        (400, "This model does not support response format `json_schema`.", "f"),
+        (400, "'response_format.type' must be 'json_schema' or 'text'", "f"),
+        (400, {"message": "Unsupported parameter", "param": "max_tokens"}, "t"),
+        (400, {"message": "Invalid schema", "param": "response_format.json_schema"}, "f"),
+        (422, {"detail": detail("max_completion_tokens")}, "t"),
+        (422, {"object": "error", "message": {"detail": detail("max_completion_tokens")}}, "t"),
+        (422, {"detail": detail("response_format", "max_completion_tokens")}, "ft"),
+        (
+            400,
+            "'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.",
+            "t",
+        ),
+        (400, {"message": "max_tokens is too large: 9", "param": "max_tokens"}, ""),
+        (400, "This model's maximum context length is 9; reduce max_completion_tokens instead", ""),
+        (400, {"message": "response_format? bad seed", "param": "seed"}, ""),
+        (400, "Bad Request", ""),
+        (500, "response_format crashed", ""),
+    ],
+    ids=itertools.count(),
+)
+def test_fields_that_an_endpoint_does_not_take(status, body, fields):
+    names = {"f": RESPONSE_FORMAT, "t": TOKEN_LIMIT}
+    wanted = {names[letter] for letter in fields}
+    assert read_error(error_of({"error": body}, status)).unsupported == wanted
+    if status == 400:
+        body = {"error": {"code": 400} | (body if isinstance(body, dict) else {"message": body})}
+        assert read_answer("judge", body).unsupported == wanted
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "outcome"),
+    [
+        (400, {"code": "content_policy_violation", "message": "x"}, MODERATED),
+        (
+            400,
+            {"code": "content_filter", "innererror": {"code": "ResponsibleAIPolicyViolation"}},
+            MODERATED,
+        ),
+        (403, "Your input was flagged", MODERATED),
+        (451, "no", MODERATED),
+        (403, "<html>403 Forbidden</html>", REJECTED),
+        (413, "", TOO_LONG),
+        (400, {"code": "context_length_exceeded", "message": "x"}, TOO_LONG),
+        (400, "the request exceeds the available context size", TOO_LONG),
+        (400, "", REJECTED),
+        (503, "content policy service is down", UNPAID),
+    ],
+    ids=itertools.count(),
+)
+def test_what_a_rejection_is_for(status, body, outcome):
+    reply = read_error(error_of({"error": body}, status))
+    assert reply.outcome == outcome and reply.denied == (status == 403 and outcome == REJECTED)
+
+
+def test_an_answer_whose_usage_lacks_its_own_tokens_counts_as_not_reported():
+    usage = {"prompt_tokens": 5, "completion_tokens": 0}
+    reply = read_answer("judge", completion(JSON) | {"usage": usage})
+    assert not reply.usage.reported and reply.size == len(JSON)
+    usage = {"input_tokens": 5, "output_tokens": 3}
+    assert read_answer("judge", completion(JSON) | {"usage": usage}).usage.completion_tokens == 3
+
+
 def test_impossible_usage_is_clipped():
-    usage = {"prompt_tokens": 10**30, "completion_tokens": -5}
+    usage = {"prompt_tokens": 10**30, "completion_tokens": 10**30}
     reply = read_answer("judge", completion('{"reason":"x","relevant":true}') | {"usage": usage})
-    assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (10**9, 0)
-    usage = {"prompt_tokens": 10, "prompt_tokens_details": {"cached_tokens": 90}}
+    assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (10**9, 10**9)
+    usage = {"prompt_tokens": -5, "completion_tokens": -5}
+    reply = read_answer("judge", completion('{"reason":"x","relevant":true}') | {"usage": usage})
+    assert not reply.usage.reported
+    usage = USAGE | {"prompt_tokens": 10, "prompt_tokens_details": {"cached_tokens": 90}}
     reply = read_answer("judge", completion('{"reason":"x","relevant":true}') | {"usage": usage})
     assert reply.usage.cached_tokens == 10
 
