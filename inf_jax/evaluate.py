@@ -2,30 +2,31 @@
 
     python -m inf_jax.evaluate --config=configs/medquad_minilm.py [--config.eval.top_k=100 ...]
 
-Takes the config and flags of `inf_jax.train`. Embeds with `Retriever`, as users of the exported
-model do, prints base, trained and gain side by side (`evaluation.scores` defines the scores, all
-times 100), and writes `<out_dir>/eval.json` and `<out_dir>/eval.png`.
+Takes the config and flags of `inf_jax.train`; what may differ from the training are the sections
+`eval` and `mesh`, data.source and data.version (to score other data), and what a resumed run may
+change (`config.resume`). Embeds with `Retriever`, as users of the exported model do, prints base,
+trained and gain side by side (`evaluation.scores` defines the scores, all times 100), and writes
+`<out_dir>/eval.json` and `<out_dir>/eval.png`.
 """
 
-import hashlib
 import json
-from collections.abc import Iterable
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from inf_jax.checkpoints.resume import check_start
 from inf_jax.config.command_line import run
 from inf_jax.config.defaults import run_config
 from inf_jax.config.sections import RunConfig
 from inf_jax.core.console import table
 from inf_jax.core.errors import UserError, first_line
 from inf_jax.data.from_config import dataset_dir
-from inf_jax.data.records import Example, encode_example
+from inf_jax.data.records import fingerprint_of
 from inf_jax.data.tokenise import read_examples
 from inf_jax.distributed.entry_point import single_process_only
 from inf_jax.distributed.mesh import local_mesh
 from inf_jax.evaluation import figure
-from inf_jax.evaluation.scores import METRICS, score_task
+from inf_jax.evaluation.scores import METRICS, metrics_of, score_task
 from inf_jax.evaluation.task import Task, task_from_examples
 from inf_jax.io import storage
 from inf_jax.io.json_files import read_json
@@ -35,7 +36,13 @@ from inf_jax.monitoring.metrics_log import read_metrics
 from inf_jax.retriever.encode import shortened
 from inf_jax.retriever.from_config import retriever_config
 from inf_jax.retriever.retriever import Retriever
-from inf_jax.training.initial_params import start_params, trained_params
+from inf_jax.training.initial_params import (
+    Start,
+    checkpoint_of_run,
+    find_start,
+    start_params,
+    trained_params,
+)
 from inf_jax.training.parameters import make_partition
 
 Scores = dict[int | None, dict[str, float]]  # by number of first entries; None: all
@@ -45,11 +52,20 @@ def main(resolved: ConfigDict) -> None:
     """Evaluates one run.
 
     Raises:
-      UserError: no checkpoint, or values that the model or the dataset does not allow.
+      UserError: no checkpoint, settings that differ from those of the training, or values that the
+        model or the dataset does not allow.
     """
     config = run_config(resolved)
     out_dir = storage.as_path(config.out_dir)
     storage.check_access(out_dir)
+    checkpoints = out_dir / "checkpoints"
+    saved = checkpoint_of_run(
+        checkpoints,
+        resolved,
+        which=config.eval.checkpoint,
+        purpose="evaluate",
+        besides=("data.source", "data.version"),
+    )
     model = load_model(config)
     _check_limits(config, model)
     examples = list(read_examples(dataset_dir(config), config.eval.split))
@@ -58,26 +74,21 @@ def main(resolved: ConfigDict) -> None:
         "source": config.data.source,
         "version": config.data.version,
         "split": config.eval.split,
-        "fingerprint": _fingerprint(examples),
+        "fingerprint": fingerprint_of(examples),
     }
     base = None
     if config.eval.base_from:
-        base = _read_base(storage.as_path(config.eval.base_from), dataset, resolved)
+        path = storage.as_path(config.eval.base_from)
+        start, names = saved.info.start, metrics_of(task)
+        base = _read_base(path, dataset, resolved, start=start, names=names)
     mesh = local_mesh(config.mesh.fsdp * config.mesh.tensor)
-    checkpoints = out_dir / "checkpoints"
-    restored = trained_params(checkpoints, config, model, mesh, which=config.eval.checkpoint)
-    if restored is None:
-        raise UserError(
-            f"{checkpoints}: no checkpoint to evaluate; train first: "
-            "`python -m inf_jax.train --config=...` with the same config and flags"
-        )
-    step, params = restored.step, restored.params
-    del restored
+    start = Start() if base else find_start(config.model.start_from, saved.info)
+    params = trained_params(checkpoints, saved, config, model, mesh).params
     trained = _score(config, model, task, params, mesh, label="trained")
     del params  # before the base's are loaded
     if base is None:
-        start, start_from = make_partition(config, model.encoder), config.model.start_from
-        params = start_params(model, start, mesh, start_from=start_from)
+        params, found = start_params(model, make_partition(config, model.encoder), mesh, start)
+        check_start(saved.info, found, f"model.name={config.model.name}")
         base = _score(config, model, task, params, mesh, label="base")
     compared = {
         dim: {
@@ -87,7 +98,7 @@ def main(resolved: ConfigDict) -> None:
         }
         for dim in trained
     }
-    title = f"{config.data.source} {config.eval.split}, step {step:,}"
+    title = f"{config.data.source} {config.eval.split}, step {saved.step:,}"
     counts = f"{len(task.queries):,} instructed queries, {len(task.corpus):,} passages"
     for dim, scores in compared.items():
         _print_table(title if dim is None else f"{title}, the first {dim} entries", scores)
@@ -96,7 +107,9 @@ def main(resolved: ConfigDict) -> None:
         **whole,
         "dims": {str(dim): scores for dim, scores in compared.items()},
         "units": "times 100",
-        "step": step,
+        "step": saved.step,
+        "fingerprint": saved.fingerprint,  # of the checkpoint
+        "start": saved.info.start,  # fingerprint of the base
         "dataset": dataset,
         "queries": len(task.alone),
         "instructed_queries": len(task.queries),
@@ -169,15 +182,22 @@ def _print_table(title: str, scores: dict[str, dict[str, float]]) -> None:
     table(title, rows, header=("times 100", "base", "trained", "gain"))
 
 
-def _read_base(path: storage.AnyPath, dataset: dict, config: ConfigDict) -> Scores:
-    """The base scores of another run's eval.json: same backbone, data and settings."""
+def _read_base(
+    path: storage.AnyPath, dataset: dict, config: ConfigDict, *, start: str, names: list[str]
+) -> Scores:
+    """The base scores, by `names`, of another run's eval.json: same start, data and settings."""
+
+    def scores(values: dict) -> dict[str, float]:
+        return {key: float(values[key]) for key in names}
+
     try:
         saved = read_json(path, kind=dict)
-        was = {"dataset": saved["dataset"]}
-        was |= {name: saved["config"][name] for name in ("model", "data", "eval")}
-        base: Scores = {None: saved["base"]}
-        base |= {int(dim): scores["base"] for dim, scores in saved.get("dims", {}).items()}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        was = {"dataset": dict(saved["dataset"])}
+        was |= {name: dict(saved["config"][name]) for name in ("model", "data", "eval")}
+        base: Scores = {None: scores(saved["base"])}
+        base |= {int(dim): scores(each["base"]) for dim, each in saved.get("dims", {}).items()}
+        other = start and saved.get("start") and saved["start"] != start
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"eval.base_from={path}: not a readable eval.json of inf_jax.evaluate "
             f'({first_line(error)}); set it to "" to measure the base here'
@@ -189,20 +209,14 @@ def _read_base(path: storage.AnyPath, dataset: dict, config: ConfigDict) -> Scor
         for key in values | now[section]
         if key != "base_from" and values.get(key) != now[section].get(key)
     ]
+    if other:
+        differ.append("the weights that the run began with")
     if differ:
         raise UserError(
             f"eval.base_from={path}: its base was measured with other settings "
             f'({", ".join(differ)} differ); set it to "" to measure the base here'
         )
     return base
-
-
-def _fingerprint(examples: Iterable[Example]) -> str:
-    """SHA-256 of all texts of the split."""
-    digest = hashlib.sha256()
-    for example in examples:
-        digest.update(encode_example(example))
-    return digest.hexdigest()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ checkpoint the resume information is called "position".
 """
 
 import contextlib
+import hashlib
+import json
 import logging
 import math
 from collections.abc import Iterator, Mapping
@@ -24,11 +26,19 @@ from inf_jax.io.json_files import read_json
 
 
 class Saved(NamedTuple):
-    """A checkpoint's step, resume information, and the config of its run."""
+    """The record of a checkpoint.
+
+    Attributes:
+      step: of the checkpoint.
+      info: resume information.
+      config: of its run, as plain values.
+      fingerprint: 16 hexadecimal digits of its parameters, data and config.
+    """
 
     step: int
     info: ResumeInfo
     config: dict[str, Any]
+    fingerprint: str
 
 
 class Best(NamedTuple):
@@ -158,8 +168,16 @@ def read_saved(directory: str | Path, which: str = "newest") -> Saved | None:
         return None
     step = _choose(path, steps, which)
     with _reading(path / str(step)):
-        info, config = (_metadata(path / str(step), name) for name in ("position", "config"))
-        return Saved(step, ResumeInfo(**info), config)
+        names = ("position", "config", "checksums")
+        info, config, sums = (_metadata(path / str(step), name) for name in names)
+        info = ResumeInfo(**info)
+        return Saved(step, info, config, _fingerprint(info, config, sums))
+
+
+def _fingerprint(info: ResumeInfo, config: Mapping[str, Any], sums: Mapping[str, int]) -> str:
+    params = {name: number for name, number in sums.items() if name.startswith("params/")}
+    facts = [info.step, info.dataset, info.frozen, config, params]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _metadata(checkpoint: epath.Path, name: str) -> dict[str, Any]:

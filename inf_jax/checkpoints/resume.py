@@ -18,6 +18,9 @@ class ResumeInfo(NamedTuple):
       frozen: `integrity.fingerprint` of the frozen parameters, which are not saved; "" for none.
       order: of the examples, a key of `data.sampler.ORDERS`; a checkpoint without it is of a run
         that began with order 1.
+      start: fingerprint of what the run began with: the backbone's weights, or the checkpoint of
+        model.start_from (`manager.Saved`). "" in runs of versions that did not record it.
+      start_step: step of that checkpoint; None for a backbone.
     """
 
     step: int
@@ -27,6 +30,8 @@ class ResumeInfo(NamedTuple):
     groups: int = 0
     frozen: str = ""
     order: int = 1
+    start: str = ""
+    start_step: int | None = None
 
 
 def check_same_data(saved: ResumeInfo, now: ResumeInfo, directory: str | Path) -> None:
@@ -40,6 +45,16 @@ def check_same_data(saved: ResumeInfo, now: ResumeInfo, directory: str | Path) -
         raise UserError(
             f"{directory}: cannot resume, order or negatives would change ({'; '.join(differ)}); "
             "restore the old values or give a new out_dir"
+        )
+
+
+def check_start(saved: ResumeInfo, start: str, source: str) -> None:
+    """Raises UserError where `source` now has other weights than those that the run began with."""
+    if saved.start and saved.start != start:
+        raise UserError(
+            f"{source}: its weights are no longer those that the run began with (fingerprint "
+            f"{saved.start}, now {start}); restore the old ones. To evaluate without them, name an "
+            "eval.json that has the scores of the start: eval.base_from"
         )
 
 

@@ -75,6 +75,11 @@ class Saver:
         return self._info.step if self._info else 0
 
     @property
+    def info(self) -> ResumeInfo | None:
+        """The resume information of the run that is resumed, or that `start` has begun."""
+        return self._info
+
+    @property
     def dataset(self) -> str | None:
         """Fingerprint of the dataset of the run that is resumed."""
         return self._info.dataset if self._info else None
@@ -89,7 +94,7 @@ class Saver:
         data: ResumeInfo,
         *,
         shapes: Mapping[str, Any],
-        fresh: Callable[[], dict[str, Any]],
+        fresh: Callable[[], tuple[dict[str, Any], str]],
         frozen: Callable[[], dict],
     ) -> dict[str, Any]:
         """The state to begin or to continue with, {"params": tree, ..., "frozen": tree}.
@@ -97,7 +102,7 @@ class Saver:
         Args:
           data: of this run, at step 0.
           shapes: {"params": tree, ...} of ShapeDtypeStructs with shardings: what is saved.
-          fresh: gives the state at step 0.
+          fresh: gives the state at step 0, and `ResumeInfo.start`.
           frozen: gives the frozen parameters alone, for a run that is resumed.
 
         Raises:
@@ -108,8 +113,8 @@ class Saver:
         check_same({name: str(value) for name, value in facts.items()})
         self._check_room(shapes)
         if self._info is None:
-            state = fresh()
-            self._info = data._replace(frozen=fingerprint(state["frozen"]))
+            state, start = fresh()
+            self._info = data._replace(frozen=fingerprint(state["frozen"]), start=start)
             return state
         check_same_data(self._info, data, self._manager.directory)
         not_saved = frozen()

@@ -1,4 +1,4 @@
-"""Compares a run's config with the one it resumes, and writes the resolved config."""
+"""Compares a config with that of an earlier start of the run, and writes the resolved config."""
 
 import json
 import os
@@ -12,22 +12,31 @@ from inf_jax.config.schema import keys_of, value_of
 from inf_jax.core.errors import UserError
 from inf_jax.io.storage import AnyPath, new_file
 
-# Keys and sections that may change between the starts of a run, and exceptions from them.
+# Keys and sections that may change between the starts of a run, and between its training and its
+# evaluation or export; and exceptions from them.
 _MAY_CHANGE = """out_dir data.dir data.prefetch model.scan_layers model.remat model.attention
     optim.max_nonfinite loss.engine mesh eval export train""".split()
 _MAY_NOT_CHANGE = ("train.batch_size",)
+_RESTORE = "restore the old values or give a new out_dir"
 
 _ABSENT = object()
 
 
 def check_same_run(
-    config: ConfigDict, saved: Mapping[str, Any], source: str | os.PathLike
+    config: ConfigDict,
+    saved: Mapping[str, Any],
+    source: str | os.PathLike,
+    *,
+    besides: tuple[str, ...] = (),
+    remedy: str = _RESTORE,
 ) -> list[str]:
-    """Compares a config with that of the run that it resumes.
+    """Compares a config with that of the run that it resumes, evaluates or exports.
 
     Args:
       saved: the run's config as plain values, from a checkpoint.
       source: where it is from, for messages.
+      besides: keys that may differ as well.
+      remedy: end of the message.
 
     Returns:
       Allowed differences, as text.
@@ -37,7 +46,7 @@ def check_same_run(
     """
     refused, allowed = [], []
     for key in keys_of(config):
-        free = key in _MAY_CHANGE or key.split(".")[0] in _MAY_CHANGE
+        free = key in besides or key in _MAY_CHANGE or key.split(".")[0] in _MAY_CHANGE
         free = free and key not in _MAY_NOT_CHANGE
         was = saved
         for name in key.split("."):
@@ -49,8 +58,7 @@ def check_same_run(
             (allowed if free else refused).append(f"{key} was {was!r}, is now {now!r}")
     if refused:
         raise UserError(
-            f"{source}: the run in this out_dir had another config ({'; '.join(refused)}); "
-            "restore the old values or give a new out_dir"
+            f"{source}: the run in this out_dir had another config ({'; '.join(refused)}); {remedy}"
         )
     return allowed
 

@@ -8,6 +8,7 @@ TensorFlow, which is not imported here.
 
 import dataclasses
 import hashlib
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -119,6 +120,14 @@ def encode_example(example: Example) -> bytes:
     for name in ("id", *FIELDS):
         proto.features.feature[name].bytes_list.value.append(getattr(example, name).encode())
     return proto.SerializeToString(deterministic=True)
+
+
+def fingerprint_of(examples: Iterable[Example]) -> str:
+    """SHA-256 of all texts of a split, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(encode_example(example))
+    return digest.hexdigest()
 
 
 def decode_example(data: bytes) -> Example:

@@ -23,6 +23,12 @@ METRICS = {  # key in the result of `score_task` -> name in tables and figures
     "p_mrr": "p-MRR",
     "robustness@10": "Robustness@10",
 }
+_OF_CHANGED = ("within_focus_accuracy", "p_mrr")  # absent without queries whose relevance changes
+
+
+def metrics_of(task: Task) -> list[str]:
+    """The keys of `METRICS` that `score_task` gives for a task."""
+    return [name for name in METRICS if task.changed or name not in _OF_CHANGED]
 
 
 def score_task(

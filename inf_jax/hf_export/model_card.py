@@ -34,16 +34,20 @@ class RunInfo:
     """What is known about the training run; everything is optional.
 
     Attributes:
-      config: the resolved config, as nested dicts.
+      config: the resolved config of the exported checkpoint, as nested dicts.
       command: the command line of the training.
       evaluation: the contents of eval.json.
       step: training steps done.
+      fingerprint: of the exported checkpoint.
+      split: fingerprint that the evaluated split has now; "": unknown.
     """
 
     config: dict = dataclasses.field(default_factory=dict)
     command: str = ""
     evaluation: dict | None = None
     step: int | None = None
+    fingerprint: str = ""
+    split: str = ""
 
 
 def model_card(
@@ -71,10 +75,11 @@ def model_card(
         settings=config,
         base=base,
         bidirectional_decoder=bidirectional_decoder,
-        results=_results(run),
+        results=_results(run, config.text.max_passage_tokens),
         usage=usage(config, adapter_base=adapter_base),
         run=run,
         model=run.config.get("model", {}),
+        limits=run.config.get("data", {}),
         resolved_config=json.dumps(run.config, indent=2, sort_keys=True),
         data=data,
         parity=parity,
@@ -107,23 +112,51 @@ def _metadata(config: RetrieverConfig, base: str, licence: str) -> ModelCardData
     )
 
 
-def _results(run: RunInfo) -> dict:
-    """The scores of eval.json if they are of the exported step: {"table", "counts"} or {"step"}."""
+def problem_of_scores(run: RunInfo, max_passage_tokens: int) -> str:
+    """Why the scores of eval.json are not those of the export; "" where they are, or are absent.
+
+    Args:
+      max_passage_tokens: limit of the export.
+    """
+    scores = run.evaluation
+    if scores is None:
+        return ""
+    step, limit = scores.get("step"), max_passage_tokens
+    if step != run.step:
+        return f"eval.json is of step {step}, not {run.step}"
+    if scores.get("fingerprint", "") != run.fingerprint:
+        return f"eval.json is not of this checkpoint of step {step}, or of an older version"
+    dataset, config = _dict(scores, "dataset"), _dict(scores, "config")
+    if run.split and dataset.get("fingerprint") != run.split:
+        return "eval.json is of other data than the dataset holds now"
+    measured = _dict(config, "eval").get("max_passage_tokens", limit)
+    if measured != limit:
+        return f"eval.json is of passages of up to {measured} tokens, the export's limit is {limit}"
+    return ""
+
+
+def _dict(values: dict, name: str) -> dict:
+    value = values.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _results(run: RunInfo, max_passage_tokens: int) -> dict:
+    """The scores of eval.json if they are of the export: {"table", "counts"} or {"problem"}."""
     scores = run.evaluation or {}
-    columns = [name for name in ("base", "trained", "gain") if isinstance(scores.get(name), dict)]
+    if problem := problem_of_scores(run, max_passage_tokens):
+        return {"problem": problem}
+    columns = [name for name in ("base", "trained", "gain") if _dict(scores, name)]
     keys = [key for key in METRICS if any(key in scores[name] for name in columns)]
     if not keys:
         return {}
-    if scores.get("step", run.step) != run.step:
-        return {"step": scores["step"]}
-    dataset = scores.get("dataset", {})
+    dataset = _dict(scores, "dataset")
     counts = ["Measured"]
     if "split" in dataset:
-        counts = [f"The {dataset['split']} split of {dataset['source']}"]
+        counts = [f"The {dataset['split']} split of {dataset.get('source')}"]
     counts += [
         f"{scores[key]:,} {key.replace('_', ' ')}"
         for key in ("instructed_queries", "passages")
-        if key in scores
+        if isinstance(scores.get(key), int)
     ]
     rows = [("", *columns)]
     rows += [(METRICS[key], *(_number(scores[name].get(key)) for name in columns)) for key in keys]

@@ -6,18 +6,22 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from inf_jax.checkpoints import manager as checkpoint
 from inf_jax.checkpoints.integrity import fingerprint
-from inf_jax.checkpoints.resume import check_frozen
+from inf_jax.checkpoints.resume import ResumeInfo, check_frozen, check_start
 from inf_jax.config.defaults import defaults, run_config
+from inf_jax.config.resume import check_same_run
 from inf_jax.config.sections import RunConfig
 from inf_jax.core.errors import UserError
+from inf_jax.distributed.coordination import is_primary
 from inf_jax.distributed.sharding import state_shardings
 from inf_jax.io.storage import AnyPath, as_path
 from inf_jax.models.config import EncoderConfig
 from inf_jax.models.hf.backbone import Backbone, load_model
 from inf_jax.models.lora import is_adapter
+from inf_jax.models.pooling import PROJECTION
 from inf_jax.training.parameters import ParameterPartition, make_partition
 
 
@@ -35,19 +39,74 @@ class Trained(NamedTuple):
     adapters: dict
 
 
-def start_params(
-    model: Backbone, partition: ParameterPartition, mesh: Mesh, *, start_from: str
-) -> dict:
-    """{tower: tree} on the mesh, float32, without adapters: the backbone's own weights, or those of
-    the run `start_from`; UserError where it is missing or has another model or tokenizer."""
-    shardings = state_shardings(mesh, partition.base)
+class Start(NamedTuple):
+    """What a run starts from: a checkpoint of another run, or its backbone.
+
+    Attributes:
+      path: the config's model.start_from; "": the backbone.
+      directory: of the checkpoints.
+      step, fingerprint: of the checkpoint; None and "" for a backbone.
+    """
+
+    path: str = ""
+    directory: AnyPath | None = None
+    step: int | None = None
+    fingerprint: str = ""
+
+
+def find_start(start_from: str, recorded: ResumeInfo | None = None) -> Start:
+    """What a run starts from, or started from, by its model.start_from.
+
+    Args:
+      start_from: out_dir of another run, whose newest checkpoint is meant, or one of its
+        checkpoints; "": the backbone.
+      recorded: of the run itself, once it has started: the checkpoint is then the one it started
+        from, whatever the other run has done since.
+
+    Raises:
+      UserError: there is no such checkpoint, or it is not the recorded one any more.
+    """
     if not start_from:
-        tree = model.load(next(iter(shardings.values()))).params
-        return dict.fromkeys(partition.base, tree)
+        return Start()
     directory, which = _directory(start_from)
+    name = f"model.start_from={start_from}"
+    if recorded and recorded.start_step is not None:
+        if not (directory / str(recorded.start_step)).exists():
+            raise UserError(
+                f"{name}: the run began with checkpoint {recorded.start_step} of that run, which "
+                f"is gone from {directory}; put it back. To evaluate without it, name an eval.json "
+                "that has the scores of the start: eval.base_from"
+            )
+        which = str(recorded.start_step)
     saved = checkpoint.read_saved(directory, which)
     if saved is None:
-        raise UserError(f"model.start_from={start_from}: no checkpoint there")
+        raise UserError(f"{name}: no checkpoint there")
+    if recorded and recorded.start_step is None and is_primary():
+        print(
+            f"note: {name}: this run is of a version that did not record which checkpoint it began "
+            f"with; taking that of step {saved.step}"
+        )
+    if recorded and recorded.start_step is not None:
+        check_start(recorded, saved.fingerprint, f"{name}, checkpoint {saved.step}")
+    return Start(start_from, directory, saved.step, saved.fingerprint)
+
+
+def start_params(
+    model: Backbone, partition: ParameterPartition, mesh: Mesh, start: Start
+) -> tuple[dict, str]:
+    """({tower: tree} on the mesh, float32, without adapters; its fingerprint, `ResumeInfo.start`).
+
+    Raises:
+      UserError: the run that `start` names has another model or tokenizer, or is damaged.
+    """
+    shardings = state_shardings(mesh, partition.base)
+    if start.step is None:
+        tree = model.load(next(iter(shardings.values()))).params
+        # without a projection, which may be random
+        weights = {name: x for name, x in tree.items() if name != PROJECTION}
+        return dict.fromkeys(partition.base, tree), fingerprint(weights)
+    start_from = start.path
+    saved = checkpoint.read_saved(start.directory, str(start.step))
     source = _config_of(saved.config)
     theirs = load_model(source)
     if _kind(theirs) != _kind(model):
@@ -62,7 +121,7 @@ def start_params(
             f"model.start_from={start_from}: was trained with model.projection={was} and "
             f"model.projection_bias={bias}; give the same"
         )
-    params = trained_params(directory, source, theirs, mesh, which=str(saved.step)).params
+    params = trained_params(start.directory, saved, source, theirs, mesh).params
     if "shared" in params:
         params = dict.fromkeys(partition.base, params["shared"])
     if params.keys() != partition.base.keys():
@@ -70,18 +129,57 @@ def start_params(
             f"model.start_from={start_from}: has separate towers, which cannot start shared ones; "
             "set model.towers='separate'"
         )
-    return jax.device_put(params, shardings)
+    return jax.device_put(params, shardings), start.fingerprint
+
+
+def checkpoint_of_run(
+    directory: AnyPath,
+    config: ConfigDict,
+    *,
+    which: str,
+    purpose: str,
+    besides: tuple[str, ...] = (),
+) -> checkpoint.Saved:
+    """The record of a checkpoint of the run whose config and flags these are.
+
+    Args:
+      which: as of `checkpoint.read_saved`.
+      purpose: evaluate, export; for messages.
+      besides: keys that may differ from the run's own, besides those that a resumed run may change.
+
+    Raises:
+      UserError: there is no such checkpoint, or its own config differs; names the keys.
+    """
+    saved = checkpoint.read_saved(directory, which)
+    if saved is None:
+        raise UserError(
+            f"{directory}: no checkpoint to {purpose}; train first: "
+            "`python -m inf_jax.train --config=...` with the same config and flags"
+        )
+    check_same_run(
+        config,
+        saved.config,
+        f"{directory}/{saved.step}",
+        besides=besides,
+        remedy=f"{purpose} it with the config and flags of its training",
+    )
+    return saved
 
 
 def trained_params(
-    directory: AnyPath, config: RunConfig, model: Backbone, mesh: Mesh, *, which: str = "newest"
-) -> Trained | None:
-    """The parameters of a checkpoint of the run that `config` describes, on the mesh; None where
-    there is none. `directory` and `which` as of `checkpoint.read_saved`.
+    directory: AnyPath, saved: checkpoint.Saved, config: RunConfig, model: Backbone, mesh: Mesh
+) -> Trained:
+    """The parameters of a checkpoint, on the mesh.
+
+    Args:
+      directory: of the checkpoints.
+      saved: of the checkpoint.
+      config: of its run.
+      model: of the config.
 
     Raises:
-      UserError: there is no such checkpoint, it is damaged, or it does not fit the model or the
-        config; or the run's frozen parameters are missing.
+      UserError: the checkpoint is damaged or does not fit the model; or the run's frozen parameters
+        are missing.
     """
     partition = make_partition(config, model.encoder)
     shapes = jax.eval_shape(partition.trained, partition.base)
@@ -89,14 +187,11 @@ def trained_params(
     abstract = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
     )
-    saved = checkpoint.read_saved(directory, which)
-    if saved is None:
-        return None
-    _check_same_adapters(config, saved, directory)
     trained = checkpoint.restore_params(directory, abstract, step=saved.step)
     frozen = {}
     if partition.frozen:
-        base = start_params(model, partition, mesh, start_from=config.model.start_from)
+        start = find_start(config.model.start_from, saved.info)
+        base, _ = start_params(model, partition, mesh, start)
         frozen = jax.jit(partition.fixed)(base)
         del base  # float32: more memory than all that follows
         check_frozen(saved.info, fingerprint(frozen), directory)
@@ -156,16 +251,3 @@ def _check_same_tokens(theirs: Backbone, model: Backbone, start_from: str, name:
             f"{model.directory} (the token {token!r} had the id {number}, now {now[token]}); name "
             f"the run's own backbone, model.name={name!r}"
         )
-
-
-def _check_same_adapters(config: RunConfig, saved: checkpoint.Saved, directory: AnyPath) -> None:
-    """Raises UserError where the run's frozen parameters or adapters were other ones."""
-    was, now = _config_of(saved.config).model, config.model
-    names = "lora_rank lora_alpha lora_targets frozen_dtype freeze projection projection_bias"
-    differ = [
-        f"model.{name} was {getattr(was, name)!r}, is now {getattr(now, name)!r}"
-        for name in names.split()
-        if getattr(was, name) != getattr(now, name)
-    ]
-    if differ:
-        raise UserError(f"{directory}: {'; '.join(differ)}: give the values of the training")

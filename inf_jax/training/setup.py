@@ -1,6 +1,7 @@
 """Assembles a training run from its config: backbone, mesh, data and programs."""
 
 import contextlib
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from inf_jax.data.from_config import make_loader
 from inf_jax.data.loader import Loader, to_mesh
 from inf_jax.distributed.mesh import batch_devices, local_parts, make_mesh
 from inf_jax.models.hf.backbone import Backbone, load_model
-from inf_jax.training.initial_params import start_params
+from inf_jax.training.initial_params import Start, find_start, start_params
 from inf_jax.training.program import TrainingProgram, make_program
 from inf_jax.training.step import TrainState
 
@@ -25,27 +26,36 @@ class Training(NamedTuple):
       model: the backbone, without its weights.
       loader: of the training split.
       dev: loader of the dev split, for the batches that are measured; None without train.dev_every.
-      base: () -> {tower: tree}, the parameters at the start: the backbone's or another run's.
+      base: Start -> {tower: tree} and its fingerprint: the backbone's parameters or another run's.
+      start_from: of the config.
     """
 
     model: Backbone
     program: TrainingProgram
     loader: Loader
     dev: Loader | None
-    base: Callable[[], dict]
+    base: Callable[[Start], tuple[dict, str]]
+    start_from: str
 
     def fresh(self) -> TrainState:
         """The state at step 0 on its shards."""
-        return self.program.init(self.base())
+        return self.program.init(self.base(find_start(self.start_from))[0])
 
-    def frozen(self) -> dict:
-        """The frozen parameters alone; {} where all are trained."""
-        return self.program.frozen(self.base()) if self.program.partition.frozen else {}
+    def frozen(self, recorded: ResumeInfo | None = None) -> dict:
+        """The frozen parameters alone; {} where all are trained.
+
+        Args:
+          recorded: of the run that is resumed.
+        """
+        if not self.program.partition.frozen:
+            return {}
+        return self.program.frozen(self.base(find_start(self.start_from, recorded))[0])
 
     def start(self, saver: Saver) -> tuple[TrainState, int]:
         """The state, fresh or restored by `Saver.start`, and the first step of a run."""
         layout = self.loader.layout
         chunk_negatives = layout.block_i and not layout.query_encoder.samples_instructions
+        start = Start() if saver.info else find_start(self.start_from)
         data = ResumeInfo(
             step=0,
             seed=self.loader.seed,
@@ -53,9 +63,16 @@ class Training(NamedTuple):
             dataset=self.loader.dataset.fingerprint,
             groups=layout.chunks if chunk_negatives else 0,
             order=self.loader.order,
+            start=start.fingerprint,
+            start_step=start.step,
         )
-        shapes, fresh = self.program.shapes.saved, lambda: self.fresh()._asdict()
-        state = saver.start(data, shapes=shapes, fresh=fresh, frozen=self.frozen)
+
+        def fresh() -> tuple[dict, str]:
+            params, fingerprint = self.base(start)
+            return self.program.init(params)._asdict(), fingerprint
+
+        shapes, frozen = self.program.shapes.saved, functools.partial(self.frozen, saver.info)
+        state = saver.start(data, shapes=shapes, fresh=fresh, frozen=frozen)
         return TrainState(**state), saver.first_step
 
     def dev_metrics(self, state: TrainState) -> dict[str, jax.Array]:
@@ -89,7 +106,5 @@ def make_training(
         share |= {"split": config.eval.split, "steps": config.train.dev_batches}
         dev = make_loader(config, model.tokenizer, **share)
 
-    def base() -> dict:
-        return start_params(model, program.partition, mesh, start_from=config.model.start_from)
-
-    return Training(model, program, loader, dev, base)
+    base = functools.partial(start_params, model, program.partition, mesh)
+    return Training(model, program, loader, dev, base, config.model.start_from)

@@ -4,13 +4,10 @@ import dataclasses
 import json
 from pathlib import Path
 
-import jax
 import matplotlib.image
 import numpy as np
 import pytest
 
-from inf_jax.checkpoints import manager as checkpoint
-from inf_jax.checkpoints.resume import ResumeInfo
 from inf_jax.config.defaults import run_config
 from inf_jax.core.errors import UserError
 from inf_jax.core.packing import pack_chunk, stack_chunks
@@ -22,22 +19,8 @@ from inf_jax.evaluation.task import task_from_examples
 from inf_jax.models.encoder import tower
 from inf_jax.models.hf.backbone import load_model
 from inf_jax.retriever.encode import Grid, encode_texts
-from inf_jax.training.step import TrainState
+from tests.inf_jax.commands.saved_runs import changed, save
 from tests.inf_jax.training.steps import init_params
-
-
-def save(config, params, step):
-    """Writes a checkpoint with an optimiser state, which the evaluation ignores."""
-    state = TrainState(np.int32(step), params, {"mu": jax.tree.map(np.zeros_like, params)})
-    info = ResumeInfo(step, 0, 8, "dataset")
-    with checkpoint.make_manager(f"{config.out_dir}/checkpoints", keep=2) as manager:
-        checkpoint.save(manager, state.saved, info, config={})
-
-
-def changed(params, seed):
-    """Other weights of the same shapes."""
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: (x + 0.3 * rng.standard_normal(x.shape)).astype(x.dtype), params)
 
 
 def figures(config, params):
@@ -134,6 +117,7 @@ def test_base_from_another_run(tiny_config, tmp_path):
 
     tiny_config.eval.top_k = 12
     tiny_config.data.max_query_tokens = 12
+    save(tiny_config, {"shared": changed(weights, 1)}, 4)
     message = r"measured with other settings \(data.max_query_tokens, eval.top_k differ\)"
     with pytest.raises(UserError, match=message):
         main(tiny_config)
@@ -158,10 +142,10 @@ def test_separate_towers(tiny_config):
 def test_attention_query_encoder(tiny_config, towers):
     weights = load_model(run_config(tiny_config)).load().params
     params = init_params(changed(weights, 0), towers)
-    save(tiny_config, params, 1)
     tiny_config.model.towers = towers
     joint = figures(tiny_config, params)
     tiny_config.model.query_encoder = "attention"
+    save(tiny_config, params, 1)
     main(tiny_config)
     found = json.loads(Path(tiny_config.out_dir, "eval.json").read_text())
     assert found["trained"] == pytest.approx(figures(tiny_config, params))
@@ -193,8 +177,8 @@ def test_no_checkpoint(tiny_config, tmp_path):
 
 def test_checkpoint_of_other_towers_or_shape(tiny_config):
     weights = load_model(run_config(tiny_config)).load().params
-    save(tiny_config, {"shared": weights}, 1)
     tiny_config.model.towers = "separate"
+    save(tiny_config, {"shared": weights}, 1)
     with pytest.raises(UserError) as caught:
         main(tiny_config)
     message = str(caught.value)

@@ -1,7 +1,9 @@
 """`inf_jax.export`: the newest checkpoint, its card, and flags that do not fit the run."""
 
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -10,11 +12,10 @@ import pytest
 import inf_jax
 from inf_jax import export
 from inf_jax.checkpoints import manager as checkpoint
-from inf_jax.checkpoints.resume import ResumeInfo
 from inf_jax.core.errors import UserError
 from inf_jax.models import hf
 from inf_jax.models.hf.config import read_config
-from inf_jax.training.step import TrainState
+from tests.inf_jax.commands.saved_runs import save
 from tests.inf_jax.hf_export.tiny_exports import (
     params_of,
 )
@@ -26,14 +27,11 @@ def trained(tiny_config, tiny_model_dir):
     out_dir = Path(tiny_config.out_dir)
     params = params_of(tiny_model_dir, "shared")
     params = jax.tree.map(lambda x: jax.numpy.asarray(1.1 * x), params)
-    manager = checkpoint.make_manager(out_dir / "checkpoints", keep=1)
-    state = TrainState(jax.numpy.int32(7), params, {"count": jax.numpy.int32(7)})
-    checkpoint.save(manager, state.saved, ResumeInfo(7, 0, 8, "dataset"), config={})
-    manager.close()
-    (out_dir / "config.json").write_text(json.dumps(tiny_config.to_dict()))
+    save(tiny_config, params, 7)
     (out_dir / "command.txt").write_text("python -m inf_jax.train --config=x.py\n")
     figures = {"base": {"ndcg@10": 61.25, "p_mrr": 3.0}, "trained": {"ndcg@10": 97.0}, "step": 7}
     figures |= {"dataset": {"source": "inf_ir", "split": "dev"}, "passages": 1234}
+    figures["fingerprint"] = checkpoint.read_saved(out_dir / "checkpoints").fingerprint
     (out_dir / "eval.json").write_text(json.dumps(figures))
     return tiny_config, params
 
@@ -58,40 +56,29 @@ def test_main_exports_the_newest_checkpoint(trained, no_torch, capsys):
     assert str(Path(config.model.name).parent) not in card.partition("## Training")[0]
 
 
-def test_scores_of_another_step_are_not_shown(trained, no_torch):
-    config, _ = trained
-    (Path(config.out_dir) / "eval.json").write_text('{"base": {"ndcg@10": 61.25}, "step": 6}')
-    export.main(config)
-    card = (Path(config.out_dir) / "export" / "README.md").read_text()
-    assert "Not evaluated at this step, only at step 6" in card and "61.2" not in card
-
-
-def test_main_refuses_flags_of_another_model(trained, no_torch):
-    config, _ = trained
-    config.model.pooling = "cls"
-    with pytest.raises(UserError, match=r"model\.pooling was 'mean' in training and is 'cls' now"):
-        export.main(config)
-
-
 def test_main_exports_the_query_encoder_of_the_run(trained, no_torch):
-    config, _ = trained
+    config, params = trained
     config.model.query_encoder = "attention"
-    with pytest.raises(
-        UserError, match=r"query_encoder was 'joint' in training and is 'attention'"
-    ):
+    with pytest.raises(UserError, match=r"query_encoder was 'joint', is now 'attention'"):
         export.main(config)
-    # a run that is older than the key has joint queries
-    saved = config.to_dict()
-    del saved["model"]["query_encoder"]
-    Path(config.out_dir, "config.json").write_text(json.dumps(saved))
-    with pytest.raises(
-        UserError, match=r"query_encoder was 'joint' in training and is 'attention'"
-    ):
-        export.main(config)
-    Path(config.out_dir, "config.json").write_text(json.dumps(config.to_dict()))
+    shutil.rmtree(Path(config.out_dir, "checkpoints"))
+    save(config, params, 7)
     export.main(config)
     found = inf_jax.load(Path(config.out_dir) / "export")
     assert found.config.query_encoder == "attention"
+
+
+def test_a_run_that_is_older_than_a_key_had_its_default(trained, no_torch):
+    config, params = trained
+    values = config.to_dict()
+    del values["model"]["query_encoder"]
+    shutil.rmtree(Path(config.out_dir, "checkpoints"))
+    save(SimpleNamespace(out_dir=config.out_dir, to_dict=lambda: values), params, 7)
+    config.model.query_encoder = "attention"
+    with pytest.raises(UserError, match=r"query_encoder was 'joint', is now 'attention'"):
+        export.main(config)
+    config.model.query_encoder = "joint"
+    export.main(config)
 
 
 def test_main_without_checkpoint_names_the_training_command(tiny_config):

@@ -15,10 +15,12 @@ import pytest
 
 from inf_jax import train
 from inf_jax.checkpoints import manager as checkpoint
+from inf_jax.checkpoints.integrity import fingerprint
 from inf_jax.config.defaults import run_config
 from inf_jax.core.errors import UserError
 from inf_jax.distributed.preemption import STOPPED
 from inf_jax.io import storage
+from inf_jax.models.hf.backbone import load_model
 from inf_jax.monitoring.metrics_log import read_metrics
 from inf_jax.training.setup import make_training
 from tests.inf_jax.processes import finish, start, write_config
@@ -117,6 +119,9 @@ def test_resume_flags(tiny_config, capsys):
     with pytest.raises(UserError, match=r"run/checkpoints: no checkpoint to resume from"):
         train.main(tiny_config, resume=True)
     train.main(tiny_config, resume=False)
+    start = load_model(run_config(tiny_config)).load().params
+    saved = checkpoint.read_saved(f"{tiny_config.out_dir}/checkpoints")
+    assert (saved.info.start, saved.info.start_step) == (fingerprint(start), None)
     with pytest.raises(UserError, match=r"run/checkpoints: has a checkpoint of step 4; give a new"):
         train.main(tiny_config, resume=False)
     tiny_config.train.steps = 6
