@@ -3,6 +3,7 @@
 import sys
 
 from inf_jax.core.console_script import dispatch
+from inf_jax.core.errors import main_guard
 
 COMMANDS = {
     "run": "make a corpus of triplets from <query, passage> pairs with language models",
@@ -14,7 +15,8 @@ COMMANDS = {
 
 def main() -> None:
     """The console script."""
-    dispatch(sys.argv, program="inf-jax-data", package="data_pipeline", commands=COMMANDS)
+    with main_guard():
+        dispatch(sys.argv, program="inf-jax-data", package="data_pipeline", commands=COMMANDS)
 
 
 if __name__ == "__main__":

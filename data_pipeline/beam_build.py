@@ -19,8 +19,8 @@ from inf_jax.core.errors import main_guard
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command; `argv` is without the program's name."""
     parser = make_parser("data_pipeline.beam_build", __doc__)
-    args, options = beam_runner.parse_arguments(parser, sys.argv[1:] if argv is None else argv)
     with main_guard():
+        args, options = beam_runner.parse_arguments(parser, sys.argv[1:] if argv is None else argv)
         beam_runner.quiet()
         beam_runner.check_paths(
             data_dir=args.data_dir, path_train=args.path_train, path_dev=args.path_dev

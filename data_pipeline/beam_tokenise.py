@@ -83,8 +83,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    args, options = beam_runner.parse_arguments(parser, [flag for flag in argv if flag not in ours])
     with main_guard():
+        rest = [flag for flag in argv if flag not in ours]
+        args, options = beam_runner.parse_arguments(parser, rest)
         beam_runner.quiet()
         config = parse(["beam_tokenise", *ours])
         directory = tokenise_on_beam(

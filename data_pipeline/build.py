@@ -17,9 +17,8 @@ from inf_jax.core.errors import main_guard
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command; `argv` is without the program's name."""
     parser = make_parser("data_pipeline.build", __doc__)
-    args = parser.parse_args(hyphenated(sys.argv[1:] if argv is None else argv))
     with main_guard():
-        run_build(args)
+        run_build(parser.parse_args(hyphenated(sys.argv[1:] if argv is None else argv)))
 
 
 if __name__ == "__main__":

@@ -4,10 +4,16 @@
 package alone imports neither JAX nor anything else that is slow.
 """
 
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from inf_jax.retriever import Retriever, load
+
+if sys.argv[:1] == ["-m"]:  # `python -m inf_jax.COMMAND`, whose imports take seconds
+    from inf_jax.core.interrupts import end_on_interrupt
+
+    end_on_interrupt()
 
 __version__ = "0.1.0"
 __all__ = ["Retriever", "__version__", "load"]

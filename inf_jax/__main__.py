@@ -3,6 +3,7 @@
 import sys
 
 from inf_jax.core.console_script import dispatch
+from inf_jax.core.errors import main_guard
 
 COMMANDS = {
     "train": "train a retriever on a built dataset",
@@ -15,7 +16,8 @@ COMMANDS = {
 
 def main() -> None:
     """The console script."""
-    dispatch(sys.argv, program="inf-jax", package="inf_jax", commands=COMMANDS)
+    with main_guard():
+        dispatch(sys.argv, program="inf-jax", package="inf_jax", commands=COMMANDS)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@
 Reads the text TFRecords of `python -m data_pipeline.build` (tokenises them on first use) and writes
 to `config.out_dir`: config.json, command.txt, metrics.jsonl, timing.jsonl, tensorboard/,
 checkpoints/. Started again, it resumes from the newest checkpoint, bit for bit. SIGTERM makes it
-save and exit with code 143, SIGUSR1 traces a few steps, a process that hangs exits with code 75
-(`monitoring.watch`). Several processes form one run (`distributed.cluster`); the primary one writes
-all files but the checkpoints.
+save and exit with code 143, Ctrl-C with code 130 (a second Ctrl-C ends it at once); SIGUSR1 traces
+a few steps, a process that hangs exits with code 75 (`monitoring.watch`). Several processes form
+one run (`distributed.cluster`); the primary one writes all files but the checkpoints.
 
 Options, besides --config and --config.KEY=VALUE:
   --resume      require a checkpoint to resume from
@@ -31,7 +31,7 @@ from inf_jax.data.from_config import dataset_dir
 from inf_jax.data.loader import to_mesh
 from inf_jax.distributed import coordination
 from inf_jax.distributed.entry_point import run_distributed
-from inf_jax.distributed.preemption import CONTINUE, STOP, STOPPED, PreemptionGuard
+from inf_jax.distributed.preemption import CONTINUE, STOP, PreemptionGuard
 from inf_jax.io import storage
 from inf_jax.monitoring.metrics_log import GROWING, MetricsLog, NoLog
 from inf_jax.monitoring.wandb_log import WandbLog, import_wandb
@@ -104,10 +104,12 @@ def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
         seconds = time.monotonic() - started
         if action == STOP and done < steps:
             _say(f"{out_dir}: asked to stop, saved after {done} of {steps} steps")
-            raise SystemExit(STOPPED)
+            raise SystemExit(guard.exit_code)
         if coordination.is_primary():
             pace = watch.timer.run()
             summary(training, steps=steps - first, seconds=seconds, metrics=log.last, pace=pace)
+        if guard.interrupted:  # in the last step: what follows in a script does not run
+            raise KeyboardInterrupt
 
 
 def start_log(

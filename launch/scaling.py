@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 
 from inf_jax.core.cli_flags import hyphenated
+from inf_jax.core.errors import main_guard
 
 ROOT = Path(__file__).resolve().parents[1]
 SERIES = ROOT / "configs" / "scaling" / "e5_large.py"
@@ -85,4 +86,5 @@ def _load(path: Path) -> ModuleType:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    with main_guard():
+        raise SystemExit(main())

@@ -2,9 +2,11 @@
 
 import contextlib
 import errno
-import signal
 import sys
 from collections.abc import Iterator
+
+from inf_jax.core.interrupts import INTERRUPTED, interruptible
+from inf_jax.core.output import outlive_readers
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
@@ -18,7 +20,7 @@ def in_one_line(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, UserError):
         return f"error: {error}", 1
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted", 128 + signal.SIGINT
+        return "interrupted", INTERRUPTED
     if isinstance(error, OSError) and error.errno in _DISK:  # wherever it was raised
         where = error.filename or "a file"
         return f"error: {where} cannot be written: {error.strerror}; free some space there", 1
@@ -35,10 +37,13 @@ def first_line(error: BaseException) -> str:
 def main_guard() -> Iterator[None]:
     """Reports a UserError or a full disk (exit code 1) or Ctrl-C (130) as one line on stderr.
 
-    Anything else is a bug and keeps its traceback.
+    Anything else is a bug and keeps its traceback. Around a whole command: output that nobody reads
+    any more is dropped (`core.output`), and no Ctrl-C is lost (`core.interrupts`).
     """
+    outlive_readers()
     try:
-        yield
+        with interruptible():
+            yield
     except BaseException as error:
         report = in_one_line(error)
         if report is None:

@@ -1,8 +1,8 @@
 """Decides after each step whether all processes continue, save a checkpoint, or save and stop.
 
-SIGTERM to any process (a preempted machine, `launch/tpu.sh stop`, Slurm) asks for the stop, the
-primary process's clock for checkpoints. The primary process announces the action after every step
-and the others wait for it: about a millisecond, without the devices.
+SIGTERM to any process (a preempted machine, `launch/tpu.sh stop`, Slurm) or Ctrl-C asks for the
+stop, the primary process's clock for checkpoints. The primary process announces the action after
+every step and the others wait for it: about a millisecond, without the devices.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import signal
 import time
 from types import FrameType
 
+from inf_jax.core.interrupts import INTERRUPTED, TWICE_S
 from inf_jax.distributed.jax_internals import coordination_client
 
 CONTINUE, CHECKPOINT, STOP = "continue", "checkpoint", "stop"
@@ -22,30 +23,46 @@ _TIMEOUT_MS = 24 * 3600 * 1000  # a hang is the watchdog's to find, a death JAX'
 
 
 class PreemptionGuard(contextlib.AbstractContextManager):
-    """Handles SIGTERM while it is open.
+    """Handles SIGTERM and SIGINT (Ctrl-C) while it is open.
 
     Before the first `action` there is nothing to save, and SIGTERM ends the process at once with
     exit code `STOPPED`; so does a second one `_REPEAT_S` or more after the first: launchers send
-    some signals twice. SIGUSR1, which asks for a trace (`monitoring.profiler`), is ignored.
+    some signals twice. SIGINT does the same with exit code `core.interrupts.INTERRUPTED`, and a
+    second one ends the process at once whenever it comes. The handlers set a flag, which `action`
+    reads: an exception could be lost in a callback. SIGUSR1, which asks for a trace
+    (`monitoring.profiler`), is ignored.
 
     Args:
       save_every_s: seconds between two checkpoints; 0 turns the clock off.
+
+    Attributes:
+      interrupted: whether there was a SIGINT.
     """
 
     def __init__(self, *, save_every_s: float = 0.0):
         self._every, self._saved = save_every_s, time.monotonic()
         self._signalled: float | None = None  # when
         self._reported, self._started = False, False
+        self.interrupted, self._interrupted_at = False, 0.0
         self._client = coordination_client()
 
     def __enter__(self) -> "PreemptionGuard":
         self._before = signal.signal(signal.SIGTERM, self._on_sigterm)
         self._before_usr1 = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        self._before_int = signal.getsignal(signal.SIGINT)
+        if self._before_int is not signal.SIG_IGN:  # as in a background job of a script
+            signal.signal(signal.SIGINT, self._on_sigint)
         return self
 
     def __exit__(self, *_: object) -> None:
         signal.signal(signal.SIGTERM, self._before)
         signal.signal(signal.SIGUSR1, self._before_usr1)
+        signal.signal(signal.SIGINT, self._before_int)
+
+    @property
+    def exit_code(self) -> int:
+        """Of a run that was asked to stop and has saved its state."""
+        return INTERRUPTED if self.interrupted else STOPPED
 
     def action(self, done: int) -> str:
         """CONTINUE, CHECKPOINT or STOP; all processes call this after each step."""
@@ -83,6 +100,18 @@ class PreemptionGuard(contextlib.AbstractContextManager):
         if again or not self._started:
             os.write(2, b"SIGTERM: ended without saving\n")
             raise SystemExit(STOPPED)
+
+    def _on_sigint(self, signum: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        again = self.interrupted and now - self._interrupted_at >= TWICE_S
+        if not self.interrupted:
+            self.interrupted, self._interrupted_at = True, now
+        if self._signalled is None:
+            self._signalled = now
+        if again or not self._started:
+            raise KeyboardInterrupt
+        with contextlib.suppress(OSError):
+            os.write(2, b"\ninterrupted: saving after this step; Ctrl-C again ends at once\n")
 
 
 def _key(done: int) -> str:

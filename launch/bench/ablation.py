@@ -82,9 +82,8 @@ def main() -> None:
         help=f"default: {' '.join(OBJECTIVES)}",
     )
     parser.add_argument("--masks", nargs="+", default=MASKS, choices=MASKS, help="default: both")
-    args, overrides = parse_options(parser, sys.argv[1:])
     with main_guard():
-        run_grid(args, overrides)
+        run_grid(*parse_options(parser, sys.argv[1:]))
 
 
 def run_grid(args: argparse.Namespace, overrides: list[str]) -> None:

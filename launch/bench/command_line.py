@@ -14,6 +14,8 @@ launch/benchmarks.md.
 import argparse
 import sys
 
+from inf_jax.core.errors import main_guard
+
 from . import factory, loss, plan, train
 from .options import make_parser, parse_options
 
@@ -39,5 +41,6 @@ def main(argv: list[str] | None = None) -> None:
                 allow_abbrev=False,
             )
         )
-    args, overrides = parse_options(parser, sys.argv[1:] if argv is None else argv)
-    COMMANDS[args.command].main(args, overrides)
+    with main_guard():
+        args, overrides = parse_options(parser, sys.argv[1:] if argv is None else argv)
+        COMMANDS[args.command].main(args, overrides)

@@ -18,8 +18,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     about = "model directories or hub ids"
     parser.add_argument("--check", nargs="+", metavar="DIR", required=True, help=about)
-    names = parser.parse_args().check
     with main_guard():
+        names = parser.parse_args().check
         results, errors = [], []
         try:
             for name in names:
