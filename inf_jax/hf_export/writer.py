@@ -19,6 +19,7 @@ from inf_jax.io.json_files import read_json, write_json
 from inf_jax.models.config import EncoderConfig
 from inf_jax.models.hf import sentence_transformers as st_files
 from inf_jax.models.hf.config import mask_fields, read_config
+from inf_jax.models.hf.module_settings import TransformerSettings
 from inf_jax.models.hf.sentence_transformers import prompt_of
 from inf_jax.models.hf.weight_tables import table_of
 from inf_jax.models.hf.weights import load_carried, save_weights
@@ -26,6 +27,7 @@ from inf_jax.models.pooling import PROJECTION
 from inf_jax.retriever.retriever import Retriever
 from inf_jax.retriever.settings import FORMAT, SETTINGS_FILE, RetrieverConfig
 from inf_jax.text.eos import with_eos
+from inf_jax.text.lower_case import lower_case_first
 from inf_jax.text.tokenizer import TextTokenizer
 
 # Fields of a tokenizer's files that record how it was used before; they do not belong in an export.
@@ -92,6 +94,8 @@ def export_hf(
         params, config, shape=shape, tokenizer=tokenizer, attention="xla", mesh=options.mesh
     )
     carried = load_carried(backbone, shape)
+    before = st_files.transformer_settings(backbone)
+    lengths = bool(before.query_length or before.document_length)
     with storage.new_directory(storage.as_path(out_dir), marker=SETTINGS_FILE) as partial:
         for name, folder in config.folders(partial).items():
             folder.mkdir(exist_ok=True)
@@ -109,11 +113,22 @@ def export_hf(
                 )
             write_config(backbone, folder, shape, dtype=options.dtype)
             length = parity.max_length(config, name)
-            write_tokenizer(backbone, folder, max_length=length, eos=tokenizer.appended_eos)
+            write_tokenizer(
+                backbone,
+                folder,
+                max_length=length,
+                eos=tokenizer.appended_eos,
+                lower_case=tokenizer.lower_case,
+            )
             # Without them sentence-transformers cannot pool a query that must not be pooled.
             if name != "query" or config.queries.pooled:
                 write_sentence_transformers(
-                    folder, config, width=shape.width, max_length=length, projection=projection
+                    folder,
+                    config,
+                    width=shape.width,
+                    max_length=length,
+                    lengths=lengths,
+                    projection=projection,
                 )
         if not config.queries.pooled:
             source = Path(__file__).with_name("instructed_encoder.py")
@@ -163,7 +178,9 @@ def write_config(
     )
 
 
-def write_tokenizer(backbone: Path, folder: Path, *, max_length: int, eos: str = "") -> None:
+def write_tokenizer(
+    backbone: Path, folder: Path, *, max_length: int, eos: str = "", lower_case: bool = False
+) -> None:
     """Writes the backbone's tokenizer files.
 
     Args:
@@ -171,6 +188,7 @@ def write_tokenizer(backbone: Path, folder: Path, *, max_length: int, eos: str =
       folder: directory to write to.
       max_length: tokens to which `truncation=True` cuts a text.
       eos: token appended to every text; "": none.
+      lower_case: whether texts are lower-cased first.
     """
     from transformers import AutoTokenizer
 
@@ -182,10 +200,15 @@ def write_tokenizer(backbone: Path, folder: Path, *, max_length: int, eos: str =
     tokenizer.model_max_length = max_length
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token  # usual for decoders; padding is masked anyway
+    if lower_case:
+        lower_case_first(tokenizer.backend_tokenizer)
     if eos:
         backend = tokenizer.backend_tokenizer
         backend.post_processor = with_eos(backend, eos, tokenizer.convert_tokens_to_ids(eos))
     tokenizer.save_pretrained(folder)
+    if lower_case:  # a class of the tokenizer's own would build another normalizer
+        path = folder / "tokenizer_config.json"
+        write_json(path, read_json(path) | {"tokenizer_class": "PreTrainedTokenizerFast"})
     if eos:  # transformers 4 rebuilds some tokenizers' post-processors from this field
         path = folder / "tokenizer_config.json"
         write_json(path, read_json(path) | {"add_eos_token": True})
@@ -197,6 +220,7 @@ def write_sentence_transformers(
     *,
     width: int,
     max_length: int,
+    lengths: bool = False,
     projection: Mapping | None = None,
 ) -> None:
     """Writes the files with which sentence-transformers gives the same embeddings.
@@ -204,14 +228,19 @@ def write_sentence_transformers(
     Args:
       width: the encoder's width, d.
       max_length: tokens to which a text is cut.
+      lengths: also write the limits of queries and passages, which version 6 knows.
       projection: {"kernel": float32[d, e], "bias": float32[e] or absent}; None: no such layer.
     """
-    query_prompt = prompt_of(config.text.query_template) if config.queries.pooled else ""
+    text, query_length, document_length = config.text, None, None
+    if lengths:
+        query_length, document_length = text.max_query_tokens, text.max_passage_tokens
     model = st_files.StModel(
         pooling=config.pooling,
         normalise=config.normalise,
-        max_length=max_length,
-        query_prompt=query_prompt,
-        passage_prompt=prompt_of(config.text.passage_template),
+        query_prompt=prompt_of(text.query_template) if config.queries.pooled else "",
+        passage_prompt=prompt_of(text.passage_template),
+        truncate_dim=config.truncate_dim,
+        similarity=config.similarity,
+        transformer=TransformerSettings(max_length, query_length, document_length),
     )
     st_files.write(folder, model, width=width, projection=projection)

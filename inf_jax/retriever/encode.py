@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Sequence
+from typing import SupportsIndex
 
 import jax
 import numpy as np
@@ -127,8 +128,11 @@ def shortened(vectors: np.ndarray, dim: int | None, *, normalise: bool) -> np.nd
     """
     if dim is None:
         return vectors
-    if not 1 <= dim <= vectors.shape[1]:
-        raise UserError(f"dim={dim}: the vectors have {vectors.shape[1]} entries")
+    width = vectors.shape[1]
+    if isinstance(dim, bool) or not isinstance(dim, SupportsIndex) or not 1 <= dim <= width:
+        raise UserError(
+            f"dim={dim!r}: the vectors have {width} entries; give a whole number of them"
+        )
     vectors = vectors[:, :dim]
     if not normalise:
         return vectors

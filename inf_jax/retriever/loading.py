@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 
+from inf_jax.core.choices import ATTENTION_MASKS, DTYPES
 from inf_jax.core.errors import UserError
 from inf_jax.distributed.mesh import local_mesh
 from inf_jax.distributed.sharding import state_shardings
@@ -14,8 +15,9 @@ from inf_jax.io.json_files import read_json
 from inf_jax.models.config import EncoderConfig
 from inf_jax.models.encoder import make_encoder
 from inf_jax.models.hf import sentence_transformers as st_files
-from inf_jax.models.hf.config import read_config
+from inf_jax.models.hf.config import read_config, refuse_own_code
 from inf_jax.models.hf.resolve import resolve_model
+from inf_jax.models.hf.sentence_transformers import prompt_of
 from inf_jax.models.hf.weights import load_weights
 from inf_jax.models.pooling import PROJECTION
 from inf_jax.retriever.retriever import Retriever
@@ -24,36 +26,69 @@ from inf_jax.text.templates import TextConfig
 from inf_jax.text.tokenizer import load_tokenizer
 
 
-def load(name: str | os.PathLike, *, dtype: str = "float32", fsdp: int = 1) -> Retriever:
+def load(
+    name: str | os.PathLike,
+    *,
+    dtype: str = "float32",
+    fsdp: int = 1,
+    mask: str = "model",
+    query_template: str | None = None,
+    passage_template: str | None = None,
+) -> Retriever:
     """Loads an export of inf_jax, or any directory or hub id of a supported model family.
 
-    Without `inf_jax.json`, pooling, normalisation, limit and prompts come from the
-    sentence-transformers files; without those too, mean pooling, unit length and the tokenizer's
-    limit are assumed and a warning is logged. Texts get the prompts of `encode_query` and
-    `encode_document`; a default_prompt_name is ignored, since it applies to plain `encode` only.
+    Without `inf_jax.json`, everything comes from the sentence-transformers files: pooling,
+    normalisation, limits, lower-casing, truncation of vectors and prompts; what is not supported is
+    refused by name. Without those too, mean pooling (last for a causal language model), unit length
+    and the tokenizer's limit are assumed and a warning is logged. Texts get the prompts of
+    `encode_query` and `encode_document`; a default_prompt_name is for plain `encode` only.
 
     Args:
       name: a local directory, a hub id, or `package:MODULE/PATH` of an installed package.
       dtype: dtype of the computation, float32 or bfloat16.
       fsdp: for a model that does not fit on one device: each copy is split over this many devices
         of this process (the greatest common divisor with their number).
+      mask: attention mask, "causal" or "bidirectional"; "model": as the model's config says. A
+        model with code of its own (`auto_map`) needs one of the first two.
+      query_template: text of an instructed query in place of the model's prompt, for instruct
+        models whose files do not say it: "Instruct: {instruction}\\nQuery: {query}". None: the
+        model's own.
+      passage_template: likewise of a passage, "{passage}".
 
     Raises:
-      UserError: no such model, or one with features that are not supported.
+      UserError: no such model, one with features that are not supported, or a wrong argument.
     """
+    for argument, value, allowed in (("dtype", dtype, DTYPES), ("mask", mask, ATTENTION_MASKS)):
+        if value not in allowed:
+            raise UserError(f"{argument}={value!r} is not one of {', '.join(allowed)}")
+    if not isinstance(fsdp, int) or fsdp < 1:
+        raise UserError(f"fsdp={fsdp!r} is not a number of devices")
     directory = resolve_model(os.fspath(name))
     if (directory / SETTINGS_FILE).exists():
         config = read_settings(directory)
         folders = config.folders(directory)
         first = next(iter(folders.values()))
-        shape = read_config(first)
+        shape = _shape(first, mask)
+        lower_case, include_prompt = False, True
         heads = {
             role: st_files.projection_of(folder, width=shape.width)
             for role, folder in folders.items()
         }
     else:
-        config, first, shape, head = _foreign_config(directory)
+        model = _foreign_model(directory)
+        first = directory / model.path
+        shape = _shape(first, mask)
+        lower_case, include_prompt = model.transformer.lower_case, model.include_prompt
+        head = st_files.read_projection(directory, model.dense, width=shape.width)
+        config = _foreign_config(model, first, shape, head)
         folders, heads = {"shared": first}, {"shared": head}
+    config = _with_templates(config, query_template, passage_template)
+    prompts = [prompt_of(x) for x in (config.text.query_template, config.text.passage_template)]
+    if not include_prompt and any(prompts):
+        raise UserError(
+            f"{directory}: its pooling has include_prompt=false, which is not covered with the "
+            f"prompts {prompts}; use sentence-transformers"
+        )
     mesh = local_mesh(fsdp)
     shardings = state_shardings(mesh, jax.eval_shape(make_encoder(shape).init, jax.random.key(0)))
     params = {
@@ -69,40 +104,74 @@ def load(name: str | os.PathLike, *, dtype: str = "float32", fsdp: int = 1) -> R
             )
         if head is not None:
             params[role][PROJECTION] = head
-    tokenizer = load_tokenizer(first, rows=shape.vocab_size)
+    tokenizer = load_tokenizer(first, rows=shape.vocab_size, lower_case=lower_case)
     return Retriever(params, config, shape=shape, tokenizer=tokenizer, dtype=dtype, mesh=mesh)
 
 
-def _foreign_config(directory: Path) -> tuple[RetrieverConfig, Path, EncoderConfig, dict | None]:
-    """(config, folder of the weights, shape, projection) of a directory without `inf_jax.json`."""
+def _shape(folder: Path, mask: str) -> EncoderConfig:
+    refuse_own_code(folder, mask)
+    return read_config(folder).with_mask(mask)
+
+
+def _with_templates(
+    config: RetrieverConfig, query: str | None, passage: str | None
+) -> RetrieverConfig:
+    """The settings with these templates in place of their own; None leaves one as it is."""
+    if query is not None and not config.queries.pooled:
+        raise UserError("query_template: this model encodes query and instruction separately")
+    given = {"query_template": query, "passage_template": passage}
+    given = {name: template for name, template in given.items() if template is not None}
+    return dataclasses.replace(config, text=dataclasses.replace(config.text, **given))
+
+
+def _foreign_model(directory: Path) -> st_files.StModel:
+    """The sentence-transformers model of a directory, or what is assumed without its files."""
     model = st_files.read_model(directory)
-    if model is None:
-        logging.getLogger(__name__).warning(
-            "%s has neither %s nor modules.json: mean pooling and unit length are assumed",
-            directory,
-            SETTINGS_FILE,
+    if model is not None:
+        return model
+    fields = read_json(directory / "config.json", default={}, kind=dict)
+    classes = fields.get("architectures") or [""]
+    causal = str(classes[0]).endswith("ForCausalLM") and fields.get("is_causal", True)
+    pooling = "last" if causal else "mean"  # as sentence-transformers assumes
+    logging.getLogger(__name__).warning(
+        "%s has neither %s nor modules.json: %s pooling and unit length are assumed",
+        directory,
+        SETTINGS_FILE,
+        pooling,
+    )
+    return st_files.StModel(pooling, True)
+
+
+def _foreign_config(
+    model: st_files.StModel, folder: Path, shape: EncoderConfig, head: dict | None
+) -> RetrieverConfig:
+    """The settings of a model without `inf_jax.json`; `folder` is that of its weights."""
+    path = folder / "tokenizer_config.json"
+    tokenizer = read_json(path, default={}, kind=dict)
+    side = tokenizer.get("truncation_side", "right")
+    if side != "right":
+        raise UserError(
+            f"{path}: truncation_side={side!r} is not covered, only 'right'; change it in a copy"
         )
-        model = st_files.StModel("mean", True, None)
-    folder = directory / model.path
-    shape = read_config(folder)
-    tokenizer = read_json(folder / "tokenizer_config.json", default={}, kind=dict)
-    limits = {
-        "max_position_embeddings": shape.max_positions,
-        "max_seq_length": model.max_length,
-        "model_max_length": tokenizer.get("model_max_length"),
-    }
-    for name, limit in limits.items():
-        if limit is not None and not isinstance(limit, int | float):
-            raise UserError(f"{folder}: {name}={limit!r} is not a number of tokens; correct it")
-    limit = int(min(x for x in limits.values() if x))
+    lengths = model.transformer
+    limit = lengths.max_length or tokenizer.get("model_max_length") or shape.max_positions
+    if isinstance(limit, bool) or not isinstance(limit, int | float):
+        raise UserError(f"{path}: model_max_length={limit!r} is not a number of tokens; correct it")
+    limits = [
+        int(min(own or limit, shape.max_positions))
+        for own in (lengths.query_length, lengths.document_length)
+    ]
     query, passage = (
         prompt.replace("{", "{{").replace("}", "}}")
         for prompt in (model.query_prompt, model.passage_prompt)
     )
-    text = TextConfig(query + "{query} {instruction}", passage + "{passage}", limit, limit)
-    config = RetrieverConfig("shared", model.pooling, model.normalise, text)
-    head = st_files.read_projection(directory, model.dense, width=shape.width)
-    if head is not None:
-        width, bias = head["kernel"].shape[1], "bias" in head
-        config = dataclasses.replace(config, projection=width, projection_bias=bias)
-    return config, folder, shape, head
+    size = shape.width if head is None else head["kernel"].shape[1]
+    return RetrieverConfig(
+        pooling=model.pooling,
+        normalise=model.normalise,
+        text=TextConfig(query + "{query} {instruction}", passage + "{passage}", *limits),
+        projection=0 if head is None else size,
+        projection_bias=head is not None and "bias" in head,
+        truncate_dim=model.truncate_dim if model.truncate_dim < size else 0,
+        similarity=model.similarity,
+    )

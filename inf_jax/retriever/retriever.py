@@ -42,7 +42,7 @@ class Retriever:
       chunk_tokens: tokens that a device encodes at once; more need more memory.
 
     Attributes:
-      embedding_size: int, entries of a vector, e.
+      embedding_size: int, entries of a vector, e; `config.truncate_dim` if that is set.
       mesh: the mesh on which the parameters are.
 
     Raises:
@@ -74,7 +74,7 @@ class Retriever:
             attention=attention,
         )
         self._encoder = _make_encoder(shape, options)
-        self.embedding_size: int = self._encoder.width
+        self.embedding_size: int = config.truncate_dim or self._encoder.width
         self.mesh: Mesh = local_mesh() if mesh is None else mesh
         self._params = jax.device_put(params, state_shardings(self.mesh, params))
 
@@ -93,7 +93,8 @@ class Retriever:
           instruction: one for all texts, or one each; "" for a query without instruction. None:
             the texts are passages.
           dim: keep the first `dim` entries of each vector (Matryoshka), scaled to unit length
-            again if the model's vectors have unit length; None: all.
+            again if the model's vectors have unit length; None: as many as the model's settings
+            say, usually all.
           progress: show a progress bar; a string is its label.
 
         Returns:
@@ -136,7 +137,7 @@ class Retriever:
             lambda pairs: self.config.queries.tokenise(self.tokenizer, pairs, self.config.text),
             label="queries" if progress is True else progress or "",
         )
-        vectors = shortened(vectors, dim, normalise=self.config.normalise)
+        vectors = self._shortened(vectors, dim)
         return vectors[0] if isinstance(queries, str) else vectors
 
     def encode_passages(
@@ -159,12 +160,12 @@ class Retriever:
             lambda texts: (self.tokenizer.passages(texts, self.config.text), None),
             label="passages" if progress is True else progress or "",
         )
-        vectors = shortened(vectors, dim, normalise=self.config.normalise)
+        vectors = self._shortened(vectors, dim)
         return vectors[0] if isinstance(passages, str) else vectors
 
     def _encode(self, role: str, texts: list, tokenise: Tokenise, *, label: str) -> np.ndarray:
         """float32[n, e] of `texts`, in windows."""
-        vectors = np.empty((len(texts), self.embedding_size), np.float32)
+        vectors = np.empty((len(texts), self._encoder.width), np.float32)
         encode = self._encoder.encode
         if role == "query":
             encode = self.config.queries.encode(self._encoder)
@@ -182,6 +183,11 @@ class Retriever:
                     on_progress=bar.update,
                 )
         return vectors
+
+    def _shortened(self, vectors: np.ndarray, dim: int | None) -> np.ndarray:
+        if dim is None and self.config.truncate_dim:
+            dim = self.config.truncate_dim
+        return shortened(vectors, dim, normalise=self.config.normalise)
 
     def _grid(
         self, role: str, tokens: list[np.ndarray], instructions: list[np.ndarray] | None

@@ -11,8 +11,10 @@ from inf_jax.models.encoder import EncoderOptions
 from inf_jax.text.templates import TextConfig
 
 SETTINGS_FILE = "inf_jax.json"
-FORMAT = 3  # version of SETTINGS_FILE; 2 added query_encoder, 3 projection and dims
+# Version of SETTINGS_FILE; 2 added query_encoder, 3 projection and dims, 4 truncate_dim.
+FORMAT = 4
 _ADDED_IN_3 = {"projection": 0, "projection_bias": False, "dims": ()}
+_ADDED_IN_4 = {"truncate_dim": 0, "similarity": "cosine"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +33,8 @@ class RetrieverConfig:
       projection_bias: whether that layer has a bias.
       dims: numbers of first entries that the vectors were trained to be truncated to (Matryoshka,
         Kusupati et al. 2022, arXiv 2205.13147); (): all entries only.
+      truncate_dim: vectors are cut after so many entries unless a call says otherwise; 0: not.
+      similarity: how the vectors are meant to be compared: cosine, dot, euclidean or manhattan.
     """
 
     towers: str = "shared"
@@ -41,6 +45,8 @@ class RetrieverConfig:
     projection: int = 0
     projection_bias: bool = False
     dims: tuple[int, ...] = ()
+    truncate_dim: int = 0
+    similarity: str = "cosine"
 
     @property
     def queries(self) -> QueryEncoder:
@@ -77,6 +83,8 @@ def read_settings(directory: Path) -> RetrieverConfig:
         fields["query_encoder"] = "joint"
     if fields["format"] < 3:
         fields |= _ADDED_IN_3
+    if fields["format"] < 4:
+        fields |= _ADDED_IN_4
     try:
         names = [field.name for field in dataclasses.fields(RetrieverConfig)]
         values = {name: fields[name] for name in names}
@@ -87,6 +95,7 @@ def read_settings(directory: Path) -> RetrieverConfig:
         ("towers", choices.TOWERS),
         ("pooling", choices.POOLINGS),
         ("query_encoder", choices.QUERY_ENCODERS),
+        ("similarity", choices.SIMILARITIES),
     ):
         if values[name] not in allowed:
             raise UserError(f"{path}: {name}={values[name]!r} is not one of {', '.join(allowed)}")

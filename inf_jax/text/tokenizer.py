@@ -13,6 +13,7 @@ import tokenizers
 
 from inf_jax.core.errors import UserError
 from inf_jax.text import eos
+from inf_jax.text.lower_case import lower_case_first
 from inf_jax.text.query_parts import QueryParts, kept_tokens, split_parts, token_kinds
 from inf_jax.text.templates import TextConfig, passage_text, pieces, render, render_query
 
@@ -25,12 +26,15 @@ class TextTokenizer:
     Args:
       hf_tokenizer: not changed.
       append_eos: "auto", "always" or "never", see `eos.needs_eos`.
+      lower_case: lower-case texts before the tokenizer's own normalisation, as `do_lower_case` of
+        sentence-transformers.
       rows: of the model's embedding table. An added token beyond them, as Gemma 3 has for images,
         is treated as ordinary text.
 
     Attributes:
       fingerprint: str, a hash of everything that decides which ids a text gets.
       special: (int32[...], int32[...]), the special tokens before and after every text.
+      lower_case: bool, as given.
       appended_eos: str, the EOS added to what the tokenizer's own files add; "" for none.
 
     Raises:
@@ -38,7 +42,14 @@ class TextTokenizer:
         beyond `rows`.
     """
 
-    def __init__(self, hf_tokenizer, *, append_eos: str = "never", rows: int | None = None):
+    def __init__(
+        self,
+        hf_tokenizer,
+        *,
+        append_eos: str = "never",
+        rows: int | None = None,
+        lower_case: bool = False,
+    ):
         # a copy, without the truncation and padding that a file may set
         self._backend = tokenizers.Tokenizer.from_str(hf_tokenizer.backend_tokenizer.to_str())
         self._backend.no_truncation()
@@ -46,6 +57,9 @@ class TextTokenizer:
         keep = getattr(hf_tokenizer, "split_special_tokens", False)
         self._backend.encode_special_tokens = bool(keep)
         source = hf_tokenizer.name_or_path
+        self.lower_case: bool = lower_case
+        if lower_case:
+            lower_case_first(self._backend)
         if rows is not None:
             self._backend = _within(self._backend, rows, source)
         self.special: tuple[np.ndarray, np.ndarray] = _around(self._backend)
@@ -158,7 +172,11 @@ class TextTokenizer:
 
 
 def load_tokenizer(
-    name_or_dir: str | os.PathLike, *, append_eos: str = "never", rows: int | None = None
+    name_or_dir: str | os.PathLike,
+    *,
+    append_eos: str = "never",
+    rows: int | None = None,
+    lower_case: bool = False,
 ) -> TextTokenizer:
     """The tokenizer of a local Hugging Face directory or of a hub id; arguments: TextTokenizer.
 
@@ -184,7 +202,7 @@ def load_tokenizer(
     # without vocabulary files transformers returns a tokenizer of the special tokens only
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise UserError(f"the tokenizer of {name!r} has no vocabulary; {remedy}")
-    return TextTokenizer(tokenizer, append_eos=append_eos, rows=rows)
+    return TextTokenizer(tokenizer, append_eos=append_eos, rows=rows, lower_case=lower_case)
 
 
 def _within(backend: tokenizers.Tokenizer, rows: int, source: str) -> tokenizers.Tokenizer:

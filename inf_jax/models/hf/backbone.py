@@ -15,7 +15,7 @@ from inf_jax.core.trees import leaf_paths
 from inf_jax.models.config import EncoderConfig
 from inf_jax.models.encoder import Encoder, EncoderOptions, make_encoder
 from inf_jax.models.hf import sentence_transformers as st_files
-from inf_jax.models.hf.config import read_config
+from inf_jax.models.hf.config import read_config, refuse_own_code
 from inf_jax.models.hf.resolve import resolve_model
 from inf_jax.models.hf.weights import Weights, load_weights
 from inf_jax.models.lora import make_lora
@@ -69,16 +69,19 @@ class Backbone(NamedTuple):
 def load_model(config: RunConfig) -> Backbone:
     """The backbone of the `model` section; `Backbone.load` reads its weights."""
     directory = resolve_model(config.model.name)
+    refuse_own_code(directory, config.model.mask)
     encoder = configured_encoder(config, read_config(directory), source=directory)
     return Backbone(directory, encoder, run_tokenizer(config), config.seed)
 
 
 def run_tokenizer(config: RunConfig) -> TextTokenizer:
-    """The tokenizer of the `model` section; it appends an EOS if `model.append_eos` says so."""
+    """The tokenizer of the `model` section; it appends an EOS if `model.append_eos` says so, and
+    lower-cases texts if the model's sentence-transformers files do."""
     choice = eos.choice_for(config.model.append_eos, config.model.pooling)
     directory = resolve_model(config.model.name)
     rows = read_config(directory).vocab_size
-    return load_tokenizer(directory, append_eos=choice, rows=rows)
+    lower_case = st_files.transformer_settings(directory).lower_case
+    return load_tokenizer(directory, append_eos=choice, rows=rows, lower_case=lower_case)
 
 
 def configured_encoder(

@@ -45,6 +45,23 @@ def mask_fields(fields: Mapping, shape: EncoderConfig) -> dict:
     return fields
 
 
+def refuse_own_code(directory: Path, mask: str) -> None:
+    """Raises UserError if a directory has code of its own (`auto_map`), which is not run and often
+    changes the attention, unless `mask` says which attention it is: "causal" or "bidirectional"."""
+    code = {}
+    for name in ("config.json", "tokenizer_config.json"):
+        fields = read_json(directory / name, default={}, kind=dict)
+        if fields.get("auto_map"):
+            code[name] = fields["auto_map"]
+    if code and mask == "model":
+        found = "; ".join(f"{name}: auto_map={value!r}" for name, value in code.items())
+        raise UserError(
+            f"{directory} has code of its own, which is not run ({found}); if that is its "
+            "model_type with another attention mask, name the mask: model.mask='bidirectional' or "
+            "'causal' (mask=... of inf_jax.load), and compare some vectors with its own"
+        )
+
+
 def read_config(directory: str | Path) -> EncoderConfig:
     """`config_from_hf` of `<directory>/config.json`."""
     path = Path(directory) / "config.json"

@@ -7,22 +7,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from inf_jax.core.choices import SIMILARITIES
 from inf_jax.core.errors import UserError
 from inf_jax.io.json_files import path_inside, read_json, write_json
 from inf_jax.io.safetensors import DTYPES, Planned, stored_tensors, write_tensors
+from inf_jax.models.hf.module_settings import (
+    POOLINGS,
+    TransformerSettings,
+    check_normalize,
+    read_pooling,
+    read_transformer,
+    uncovered,
+)
 
-# Our poolings -> sentence-transformers' (name since version 6, switch that versions since 2 read).
-POOLINGS = {
-    "mean": ("mean", "pooling_mode_mean_tokens"),
-    "cls": ("cls", "pooling_mode_cls_token"),
-    "last": ("lasttoken", "pooling_mode_lasttoken"),
-    "weighted_mean": ("weightedmean", "pooling_mode_weightedmean_tokens"),
-}
 _DENSE = {  # field of a Dense module's config.json -> covered values (None for any)
     "in_features": None,
     "out_features": None,
     "bias": (True, False),
-    "activation_function": ("torch.nn.modules.linear.Identity", None),
+    "activation_function": ("torch.nn.modules.linear.Identity", "torch.nn.Identity", None),
     "module_input_name": ("sentence_embedding",),
     "module_output_name": ("sentence_embedding", None),
     "use_residual": (False,),
@@ -30,15 +32,30 @@ _DENSE = {  # field of a Dense module's config.json -> covered values (None for 
 
 
 class StModel(NamedTuple):
-    """A sentence-transformers model: Transformer, Pooling, any Dense, optionally Normalize."""
+    """A sentence-transformers model: Transformer, Pooling, any Dense, optionally Normalize.
 
-    pooling: str  # name in POOLINGS
+    Attributes:
+      pooling: name in POOLINGS.
+      normalise: vectors have unit length.
+      query_prompt, passage_prompt: prefixes of `encode_query` and `encode_document`.
+      include_prompt: whether pooling includes the tokens of a prompt.
+      path: folder of the weights inside the directory.
+      dense: folders of the linear layers after pooling, in order.
+      truncate_dim: vectors are cut after so many entries; 0: not.
+      similarity: how vectors are compared, a name in SIMILARITIES.
+      transformer: lengths, and whether texts are lower-cased.
+    """
+
+    pooling: str
     normalise: bool
-    max_length: int | None  # tokens at which a text is cut, if given
-    query_prompt: str = ""  # a prefix
+    query_prompt: str = ""
     passage_prompt: str = ""
-    path: str = ""  # folder of the weights inside the directory
-    dense: tuple[str, ...] = ()  # folders of the linear layers after pooling, in order
+    include_prompt: bool = True
+    path: str = ""
+    dense: tuple[str, ...] = ()
+    truncate_dim: int = 0
+    similarity: str = "cosine"
+    transformer: TransformerSettings = TransformerSettings()
 
 
 def prompt_of(template: str) -> str:
@@ -65,10 +82,17 @@ def write(
     switches = {switch: name == model.pooling for name, (_, switch) in POOLINGS.items()}
     pooling = {"word_embedding_dimension": width, **switches, "include_prompt": True}
     prompts = {"query": model.query_prompt, "document": model.passage_prompt}
-    usage = {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"}
+    usage = {"prompts": prompts, "default_prompt_name": None}
+    usage |= {"similarity_fn_name": model.similarity}
+    usage |= {"truncate_dim": model.truncate_dim} if model.truncate_dim else {}
+    max_length, *lengths, lower_case = model.transformer
+    transformer = {"max_seq_length": max_length, "do_lower_case": lower_case}
+    # Versions before 6 cannot open a file with these.
+    names = ("query_length", "document_length")
+    transformer |= {name: x for name, x in zip(names, lengths, strict=True) if x}
     files = {
         "modules.json": modules,
-        "sentence_bert_config.json": {"max_seq_length": model.max_length, "do_lower_case": False},
+        "sentence_bert_config.json": transformer,
         "config_sentence_transformers.json": usage,
         "1_Pooling/config.json": pooling,
     }
@@ -89,33 +113,41 @@ def read_model(directory: Path) -> StModel | None:
     if not modules:
         return None
     kinds = [module["type"].rpartition(".")[2] for module in modules]
+    # Dropout does nothing outside training.
+    after = [kind for kind in kinds[2:] if kind != "Dropout"]
     dense = tuple(_dense_folders(modules))
-    normalise = kinds[-1] == "Normalize"
-    if kinds != ["Transformer", "Pooling", *["Dense"] * len(dense), *["Normalize"] * normalise]:
+    normalise = "Normalize" in after
+    expected = ["Dense"] * len(dense) + ["Normalize"] * after.count("Normalize")
+    if kinds[:2] != ["Transformer", "Pooling"] or after != expected:
         raise UserError(
             f"{path}: modules {', '.join(kinds)} are not covered, only Transformer, Pooling, any "
             "Dense, and Normalize, in this order"
         )
-    folder = directory / modules[0]["path"]
-    settings = read_json(folder / "sentence_bert_config.json", default={}, kind=dict)
-    if settings.get("do_lower_case"):
-        raise UserError(
-            f"{folder}/sentence_bert_config.json: do_lower_case=true is not covered; "
-            "lower-case the texts and set it to false in a copy"
-        )
-    path = directory / "config_sentence_transformers.json"
-    prompts = read_json(path, default={}, kind=dict).get("prompts") or {}
-    if not isinstance(prompts, dict) or not all(isinstance(x, str) for x in prompts.values()):
-        raise UserError(f"{path}: prompts={prompts!r} is not an object of strings; fix the file")
+    for module, kind in zip(modules, kinds, strict=True):
+        if kind == "Normalize":
+            check_normalize(directory / module["path"] / "config.json")
+    pooling, include_prompt = read_pooling(directory / modules[1]["path"] / "config.json")
+    query_prompt, passage_prompt, truncate_dim, similarity = _read_usage(
+        directory / "config_sentence_transformers.json"
+    )
     return StModel(
-        pooling=_read_pooling(directory / modules[1]["path"] / "config.json"),
+        pooling=pooling,
         normalise=normalise,
-        max_length=settings.get("max_seq_length"),
-        query_prompt=prompts.get("query") or "",
-        passage_prompt=prompts.get("document") or prompts.get("passage") or "",
+        query_prompt=query_prompt,
+        passage_prompt=passage_prompt,
+        include_prompt=include_prompt,
         path=modules[0]["path"],
         dense=dense,
+        truncate_dim=truncate_dim,
+        similarity=similarity,
+        transformer=read_transformer(directory / modules[0]["path"]),
     )
+
+
+def transformer_settings(directory: Path) -> TransformerSettings:
+    """`read_transformer` of the first module in modules.json; the defaults without that file."""
+    modules = _modules(directory / "modules.json")
+    return read_transformer(directory / modules[0]["path"]) if modules else TransformerSettings()
 
 
 def projection_of(directory: Path, *, width: int) -> dict[str, np.ndarray] | None:
@@ -159,12 +191,26 @@ def _modules(path: Path) -> list[dict[str, Any]]:
         isinstance(module, dict)
         and isinstance(module.get("type"), str)
         and isinstance(module.get("path", ""), str)
+        and isinstance(module.get("kwargs", []), list)
         for module in modules
     ):
         raise UserError(f"{path}: not a list of modules with a type and a path; download it again")
+    modules = [{"path": "", "name": str(n)} | module for n, module in enumerate(modules)]
+    names = [str(module["name"]) for module in modules]
     for module in modules:
-        path_inside(path.parent, module.get("path", ""), path)
-    return [{"path": ""} | module for module in modules]
+        path_inside(path.parent, module["path"], path)
+        kind = module["type"]
+        if not kind.startswith("sentence_transformers."):
+            raise UserError(
+                f"{path}: {kind!r} is code of the model's own, which is not run; if it does what a "
+                "module of sentence-transformers does, name that one in a copy of the model"
+            )
+        # Transformer and Pooling ignore arguments that they do not know.
+        if module.get("kwargs") and not kind.endswith((".Transformer", ".Pooling")):
+            raise UserError(f"{path}: kwargs={module['kwargs']!r} of {kind} are not covered")
+        if names.count(str(module["name"])) > 1:
+            raise UserError(f"{path}: several modules have the name {module['name']!r}")
+    return modules
 
 
 def _dense_folders(modules: Sequence[Mapping]) -> list[str]:
@@ -176,12 +222,7 @@ def _read_dense(folder: Path) -> tuple[np.ndarray, np.ndarray | None]:
     path = folder / "config.json"
     fields = read_json(path, kind=dict)
     fields = {"bias": True, "activation_function": "torch.nn.modules.activation.Tanh"} | fields
-    problems = [
-        f"{name}={value!r}"
-        for name, value in fields.items()
-        if name not in _DENSE or (_DENSE[name] is not None and value not in _DENSE[name])
-    ]
-    if problems:
+    if problems := uncovered(fields, _DENSE):
         raise UserError(
             f"{path}: a Dense module with {', '.join(problems)} is not covered, only a linear "
             "layer of the pooled vector without activation (Identity)"
@@ -210,20 +251,33 @@ def _write_dense(folder: Path, projection: Mapping[str, np.ndarray]) -> None:
     write_tensors(folder, planned, iter(tensors.values()), max_file_bytes=1 << 40)
 
 
-def _read_pooling(path: Path) -> str:
-    fields = read_json(path, kind=dict)
-    if "pooling_mode" in fields:  # written since version 6
-        modes = fields["pooling_mode"]
-        modes = [str(mode) for mode in (modes if isinstance(modes, list) else [modes])]
-        ours = {name: pooling for pooling, (name, _) in POOLINGS.items()}
-    else:
-        modes = [k for k, v in fields.items() if k.startswith("pooling_mode_") and v]
-        ours = {switch: pooling for pooling, (_, switch) in POOLINGS.items()}
-    if not fields.get("include_prompt", True):
-        raise UserError(f"{path}: include_prompt=false is not covered")
-    if len(modes) != 1 or modes[0] not in ours:
+def _read_usage(path: Path) -> tuple[str, str, int, str]:
+    """(query prompt, passage prompt, truncate_dim, similarity), of the whole model's settings.
+
+    `encode_document` takes the prompt "document", which is empty if there is none; a prompt
+    "passage" is for those who name it.
+    """
+    fields = read_json(path, default={}, kind=dict)
+    kind = fields.get("model_type", "SentenceTransformer")
+    if kind != "SentenceTransformer":
+        raise UserError(f"{path}: model_type={kind!r} is not covered, only SentenceTransformer")
+    prompts = fields.get("prompts")
+    prompts = {} if prompts is None else prompts
+    if not isinstance(prompts, dict) or not all(
+        isinstance(x, str | None) for x in prompts.values()
+    ):
+        raise UserError(f"{path}: prompts={prompts!r} is not an object of strings; fix the file")
+    default = fields.get("default_prompt_name")
+    if default is not None and default not in ("query", "document", *prompts):
+        raise UserError(f"{path}: default_prompt_name={default!r} is not in prompts; fix the file")
+    size = fields.get("truncate_dim")
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+        raise UserError(f"{path}: truncate_dim={size!r} is not a number of entries; fix the file")
+    similarity = fields.get("similarity_fn_name") or "cosine"
+    if similarity not in SIMILARITIES:
         raise UserError(
-            f"{path}: pooling {' + '.join(modes) or 'none'} is not covered, only one of "
-            f"{', '.join(ours)}"
+            f"{path}: similarity_fn_name={similarity!r} is not one of {', '.join(SIMILARITIES)}; "
+            "fix the file"
         )
-    return ours[modes[0]]
+    query, passage = (prompts.get(name) or "" for name in ("query", "document"))
+    return query, passage, size or 0, similarity

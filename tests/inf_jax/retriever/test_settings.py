@@ -10,18 +10,24 @@ import inf_jax
 from inf_jax.core.errors import UserError
 from inf_jax.retriever.settings import RetrieverConfig, read_settings
 
+ADDED = {  # in each version of the format
+    2: {"query_encoder": "attention"},
+    3: {"projection": 8, "projection_bias": True, "dims": (8, 4)},
+    4: {"truncate_dim": 4, "similarity": "dot"},
+}
 
-@pytest.mark.parametrize("version", [1, 2, 3])
+
+@pytest.mark.parametrize("version", [1, *ADDED])
 def test_older_formats(tmp_path, version):
     config = RetrieverConfig("separate", "cls", False)
-    added = {2: {"query_encoder": "attention"}, 3: {"projection": 8, "dims": (8, 4)}}
-    for number, values in added.items():
+    absent = []
+    for number, values in ADDED.items():
         if version >= number:
             config = dataclasses.replace(config, **values)
+        else:
+            absent += values
     fields = dataclasses.asdict(config) | {"format": version}
-    absent = {1: ["query_encoder", "projection", "projection_bias", "dims"]}
-    absent[2] = absent[1][1:]
-    for name in absent.get(version, ()):
+    for name in absent:
         del fields[name]
     (tmp_path / "inf_jax.json").write_text(json.dumps(fields))
     assert read_settings(tmp_path) == config
@@ -31,7 +37,7 @@ def test_older_formats(tmp_path, version):
     "text, message",
     [
         ("{", "not JSON"),
-        ('{"format": 4}', "format 4, this version reads 1 to 3"),
+        ('{"format": 5}', "format 5, this version reads 1 to 4"),
         ('{"format": 1, "towers": "shared"}', "pooling"),
         ('{"format": 1, "towers": "two", "pooling": "cls", "normalise": true, "text": {}}', "two"),
         (
