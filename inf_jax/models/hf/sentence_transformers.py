@@ -199,6 +199,7 @@ def _modules(path: Path) -> list[dict[str, Any]]:
     names = [str(module["name"]) for module in modules]
     for module in modules:
         path_inside(path.parent, module["path"], path)
+    for module in modules:
         kind = module["type"]
         if not kind.startswith("sentence_transformers."):
             raise UserError(
