@@ -1,17 +1,19 @@
 """Reads pairs from BEIR's directory layout (arXiv 2104.08663), common among retrieval datasets.
 
 The directory holds `corpus.jsonl` (_id, title, text), `queries.jsonl` (_id, text) and
-`qrels/<split>.tsv` (header query-id, corpus-id, score), each optionally as .gz.
+`qrels/<split>.tsv` (query-id, corpus-id, score), each optionally compressed. Instead of jsonl there
+may be parquet, a directory of such files as on the Hub too (`corpus/`, `queries/`); instead of tsv,
+all that `qrels.read_judgements` reads.
 """
 
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_pipeline.sources.files import id_field, read_rows, text_field
+from data_pipeline.sources.files import id_field, read_rows, text_field, title_field
 from data_pipeline.sources.pairs import SourcePair, titled
-from data_pipeline.sources.qrels import COLUMNS, Text, join
-from data_pipeline.sources.tables import find_file, read_table
+from data_pipeline.sources.qrels import Text, comparable_id, find_qrels, join, read_judgements
+from data_pipeline.sources.tables import find_file
 
 
 def read(
@@ -32,20 +34,20 @@ def read(
         queries and qrels are not read.
 
     Raises:
-      UserError: a file is missing or damaged, has an unexpected header or a malformed row, an id
-        occurs twice, or no judgement yields a pair.
+      UserError: a file is missing, empty or damaged, has an unexpected header or a malformed row,
+        two rows contradict each other, or no judgement yields a pair.
     """
-    passages = _texts(find_file(path, "corpus.jsonl"))
+    passages = _texts(find_file(path, "corpus.jsonl", "corpus.parquet", "corpus"))
     if passages_only:
         yield from (SourcePair(passage.id, "", passage.text) for passage in passages)
         return
-    qrels = find_file(path, f"qrels/{split}.tsv")
-    rows = read_table(qrels, COLUMNS, header=True, quoted=True)
-    queries = _texts(find_file(path, "queries.jsonl"))
+    qrels = find_qrels(path, f"qrels/{split}")
+    rows = read_judgements(qrels)
+    queries = _texts(find_file(path, "queries.jsonl", "queries.parquet", "queries"))
     yield from join(qrels, rows, queries, passages, min_score=min_score, dropped=dropped)
 
 
 def _texts(file: Path) -> Iterator[Text]:
     for row in read_rows(file):
-        title = text_field(row, "title") if "title" in row.values else ""
-        yield Text(row.where, id_field(row, "_id"), titled(title, text_field(row, "text")))
+        passage = titled(title_field(row, "title"), text_field(row, "text"))
+        yield Text(row.where, comparable_id(id_field(row, "_id", "id")), passage)

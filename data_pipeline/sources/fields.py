@@ -1,15 +1,16 @@
-"""Reads pairs from any jsonl, jsonl.gz, parquet or JSON array file, given its field names."""
+"""Reads pairs from any jsonl, parquet or JSON array file, given its field names."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.sources.files import Row, id_field, read_rows, text_field
+from data_pipeline.sources.files import Row, id_field, read_rows, text_field, title_field
 from data_pipeline.sources.pairs import SourcePair, titled
 from inf_jax.core.errors import UserError
 
 _PARTS = ("id", "query", "passage", "title")
+_TEXT, _TITLE = "text", "title"  # of a passage that is an object (Tevatron, DPR)
 _MISSING = object()
 
 
@@ -21,43 +22,87 @@ def read(
 ) -> Iterator[SourcePair]:
     """Yields one pair per row in file order, or one per list element if the passage is a list.
 
+    So the rows of Tevatron (passage: positive_passages), DPR (query: question, passage:
+    positive_ctxs) and FlagEmbedding (passage: pos) are read.
+
     Args:
       path: a file, or a directory of jsonl and parquet files.
       fields: "passage" and optionally "query", "id", "title" -> the field's name, or several names,
-        of which the first that a row has is used. "a.b" is field b of the object a. Without
-        "query", the pairs have passages only. Without "id", ids are `<file name>:<line or row
-        number>`. The passages of a list get `:0`, `:1`, ... appended to their id.
-      dropped: incremented for each row whose query is empty.
+        of which the first that a row has is used. "a.b" is field b of the object a, or of each
+        object of the list a. A passage that is an object is its field "text" under its "title".
+        Without "query", the pairs have passages only. Without "id", ids are `<file name>:<line or
+        row number>`. The passages of a list get `:0`, `:1`, ... appended to their id.
+      dropped: incremented for each row whose query is empty, that has no passage, or that repeats
+        an earlier one with the same id.
 
     Raises:
-      UserError: `fields` names no passage or an unknown part, a row lacks a field, or the field
-        holds no text; or as `read_rows`.
+      UserError: `fields` names no passage or an unknown part, a row lacks a field, the field
+        holds no text, or different rows have the same id; or as `read_rows`.
     """
     names = {part: (n,) if isinstance(n, str) else tuple(n) for part, n in fields.items()}
     if unknown := [part for part in names if part not in _PARTS]:
         raise UserError(f"fields: no part {unknown[0]!r}; name the fields of {', '.join(_PARTS)}")
     if not names.get("passage"):
         raise UserError("fields: no field is named for 'passage'; add {'passage': '<its name>'}")
+    dropped = Counter() if dropped is None else dropped
+    seen: dict[str, int] = {}  # id -> hash of the pair
     for row in read_rows(path):
-        parts = {part: _select(row, *alternatives) for part, alternatives in names.items()}
-        query = text_field(*parts["query"]) if "query" in parts else ""
-        if "query" in parts and not query:  # for an item without a query one would be generated
-            if dropped is not None:
-                dropped["empty query"] += 1
-            continue
-        title = text_field(*parts["title"]) if "title" in parts else ""
+        for pair in _pairs(row, names, dropped):
+            if "id" in names:
+                identity = hash(pair)
+                if seen.get(pair.id) == identity:
+                    dropped["repeated row"] += 1
+                    continue
+                if seen.setdefault(pair.id, identity) != identity:
+                    raise UserError(
+                        f"{row.where}: id {pair.id!r} occurs a second time with other texts; name "
+                        "a field whose values are unique, or none, and rows are numbered"
+                    )
+            yield pair
+
+
+def _pairs(
+    row: Row, names: Mapping[str, Sequence[str]], dropped: Counter[str]
+) -> Iterator[SourcePair]:
+    parts = {part: _select(row, *alternatives) for part, alternatives in names.items()}
+    query = text_field(*parts["query"]) if "query" in parts else ""
+    if "query" in parts and not query:  # for an item without a query one would be generated
+        dropped["empty query"] += 1
+        return
+    whole, name = parts["passage"]
+    if not isinstance(whole.values.get(name), list):
+        title, text = _passage(whole, name)
+        title = title_field(*parts["title"]) if "title" in parts else title
         id = id_field(*parts["id"]) if "id" in parts else Path(row.where).name
-        for suffix, passage in _texts(*parts["passage"]):
-            yield SourcePair(id + suffix, query, titled(title, passage))
+        yield SourcePair(id, query, titled(title, text))
+        return
+    elements = _elements(whole, name)
+    if not elements:
+        dropped["no passage"] += 1
+    for number, element in enumerate(elements):
+        title, text = _passage(*element)
+        if "title" in parts:
+            title = title_field(*_matching(*parts["title"], number, len(elements)))
+        yield SourcePair(_id(row, parts, number, len(elements)), query, titled(title, text))
+
+
+def _id(row: Row, parts: Mapping[str, tuple[Row, str]], number: int, count: int) -> str:
+    """The id of a passage in a list: its own, or that of the row with its number."""
+    if "id" not in parts:
+        return f"{Path(row.where).name}:{number}"
+    whole, name = parts["id"]
+    id = id_field(*_matching(whole, name, number, count))
+    return id if isinstance(whole.values.get(name), list) else f"{id}:{number}"
 
 
 def _select(row: Row, *names: str) -> tuple[Row, str]:
-    """A row reduced to the first of the fields that it has, and that field's name."""
-    for name in names:
-        value = _value(row.values, name)
-        if value is not _MISSING:
-            return Row(row.where, {name: value}), name
-    return row, " or ".join(names)  # text_field's error lists the fields that exist
+    """A row reduced to the first of the fields that it has, not null if possible, and that field's
+    name."""
+    found = {name: v for name in names if (v := _value(row.values, name)) is not _MISSING}
+    if not found:
+        return row, " or ".join(names)  # text_field's error lists the fields that exist
+    name = next((name for name, value in found.items() if value is not None), next(iter(found)))
+    return Row(row.where, {name: found[name]}), name
 
 
 def _value(values: Mapping[str, Any], name: str) -> Any:
@@ -65,14 +110,41 @@ def _value(values: Mapping[str, Any], name: str) -> Any:
         return values[name]
     first, _, rest = name.partition(".")
     inner = values.get(first)
-    return _value(inner, rest) if rest and isinstance(inner, Mapping) else _MISSING
+    if rest and isinstance(inner, Mapping):
+        return _value(inner, rest)
+    if rest and isinstance(inner, list) and all(isinstance(each, Mapping) for each in inner):
+        found = [_value(each, rest) for each in inner]
+        if not found or any(value is not _MISSING for value in found):
+            return [None if value is _MISSING else value for value in found]
+    return _MISSING
 
 
-def _texts(row: Row, name: str) -> Iterator[tuple[str, str]]:
+def _elements(row: Row, name: str) -> list[tuple[Row, str]]:
+    """The elements of a list, as rows of one field each."""
+    labels = (f"{name}[{number}]" for number in range(len(row.values[name])))
+    return [
+        (Row(row.where, {label: value}), label)
+        for label, value in zip(labels, row.values[name], strict=True)
+    ]
+
+
+def _matching(row: Row, name: str, number: int, count: int) -> tuple[Row, str]:
+    """The element of a list that belongs to a passage's number; what is no list belongs to all."""
     value = row.values.get(name)
     if not isinstance(value, list):
-        yield "", text_field(row, name)
-        return
-    for number, text in enumerate(value):
-        part = f"{name}[{number}]"
-        yield f":{number}", text_field(Row(row.where, {part: text}), part)
+        return row, name
+    if len(value) != count:
+        raise UserError(
+            f"{row.where}: field {name!r} has {len(value)} elements for {count} passages; correct "
+            "the row or remove it"
+        )
+    return _elements(row, name)[number]
+
+
+def _passage(row: Row, name: str) -> tuple[str, str]:
+    """Title and text of a field that holds a text or an object with these."""
+    value = row.values.get(name)
+    if not isinstance(value, Mapping) or _TEXT not in value:
+        return "", text_field(row, name)
+    inner = Row(row.where, {f"{name}.{key}": each for key, each in value.items()})
+    return title_field(inner, f"{name}.{_TITLE}"), text_field(inner, f"{name}.{_TEXT}")

@@ -1,15 +1,24 @@
-"""Streams the rows of jsonl(.gz), parquet and JSON array files; errors name file and row."""
+"""Streams the rows of jsonl, parquet and JSON array files; errors name file and row.
 
+All but parquet may be compressed: .gz, .bz2, .xz, .zst.
+"""
+
+import bz2
 import codecs
 import gzip
+import io
 import itertools
 import json
+import lzma
+import math
+import reprlib
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from inf_jax.core.errors import UserError
+from inf_jax.io.json_files import parse_json
 
 
 class Row(NamedTuple):
@@ -20,21 +29,25 @@ class Row(NamedTuple):
 
 
 def input_files(path: str | Path) -> list[Path]:
-    """The file itself, or a directory's jsonl and parquet files sorted by name.
+    """The file itself, or a directory's jsonl and parquet files by name, without hidden ones.
 
     Raises:
       UserError: `path` does not exist, or there is no file of a supported type.
     """
     path = Path(path)
     if path.is_dir():
-        files = sorted(f for f in path.iterdir() if f.is_file() and f.name.endswith(_IN_DIRECTORY))
+        visible = (f for f in path.iterdir() if f.is_file() and not f.name.startswith("."))
+        files = sorted(f for f in visible if _reader(f) not in (None, _json))
         if files:
             return files
-        raise UserError(f"{path} holds no {', '.join(_IN_DIRECTORY)} file; name the file itself")
+        raise UserError(
+            f"{path} holds no {', '.join(_IN_DIRECTORY)} file; name the file itself, or the "
+            "directory that holds it"
+        )
     if not path.exists():
         raise UserError(f"{path} does not exist; check the path")
     if not _reader(path):
-        raise UserError(f"{path} has an unsupported file type; give one of {', '.join(_READERS)}")
+        raise UserError(f"{path} has an unsupported file type; give one of {', '.join(_SHOWN)}")
     return [path]
 
 
@@ -42,42 +55,71 @@ def read_rows(path: str | Path) -> Iterator[Row]:
     """Streams the rows of a file, or of all files of a directory, in order.
 
     Raises:
-      UserError: as `input_files`, or a row or file is damaged; names file and line.
+      UserError: as `input_files`, a row or file is damaged (names file and line), or there is no
+        row at all.
     """
+    empty = True
     for file in input_files(path):
-        yield from _reader(file)(file)
+        for row in file_rows(file):
+            empty = False
+            yield row
+    if empty:
+        raise UserError(f"{path} holds no rows; copy it again or give another file")
+
+
+def file_rows(file: Path) -> Iterator[Row]:
+    """As `read_rows` for one of the `input_files`, which may be empty."""
+    return _reader(file)(file)
 
 
 def id_field(row: Row, *names: str) -> str:
-    """As `text_field` with integers; raises UserError also for an empty value."""
-    if text := text_field(row, *names, integers=True):
+    """As `text_field`; whole numbers are ids too, and an empty value raises UserError."""
+    name = _present(row, names)
+    value = row.values.get(name)
+    if isinstance(value, float) and value.is_integer():  # integers of a column that lacks some
+        return str(int(value))
+    if type(value) is int:  # not a bool
+        return str(value)
+    if text := text_field(row, *names):
         return text
-    name = next(name for name in names if name in row.values)
     raise UserError(f"{row.where}: field {name!r} is empty; give each row a unique id")
 
 
-def text_field(row: Row, *names: str, integers: bool = False) -> str:
-    """The stripped text of the first of the fields `names` that the row has; "" for null.
+def text_field(row: Row, *names: str) -> str:
+    """The stripped text of the first of the fields `names` that the row has, not null if possible;
+    "" for null.
 
     Raises:
-      UserError: the row has none of the fields, or the field holds no text (nor an integer, if
-        `integers`); names row, field and what there is instead.
+      UserError: the row has none of the fields, or the field holds no text; names row, field and
+        what there is instead.
     """
-    for name in names:
-        if name in row.values:
-            value = row.values[name]
-            if value is None:
-                return ""
-            if integers and type(value) is int:  # not a bool
-                return str(value)
-            if isinstance(value, str):
-                return _encodable(value.strip(), row.where, name)
-            raise UserError(
-                f"{row.where}: field {name!r} holds {type(value).__name__} {value!r:.40}, "
-                "expected text; correct the row or remove it"
-            )
-    present = ", ".join(row.values) or "no fields"
-    raise UserError(f"{row.where}: no field {names[0]!r}; the row has: {present}")
+    name = _present(row, names)
+    if name not in row.values:
+        present = ", ".join(row.values) or "no fields"
+        raise UserError(f"{row.where}: no field {names[0]!r}; the row has: {present}")
+    value = row.values[name]
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return _encodable(value.strip(), row.where, name)
+    raise UserError(
+        f"{row.where}: field {name!r} holds {type(value).__name__} {reprlib.repr(value)}, "
+        "expected text; correct the row or remove it"
+    )
+
+
+def title_field(row: Row, name: str) -> str:
+    """As `text_field`; "" also for a missing field and for NaN, pandas' word for a missing text."""
+    value = row.values.get(name)
+    missing = value is None or (isinstance(value, float) and math.isnan(value))
+    return "" if missing else text_field(row, name)
+
+
+def _present(row: Row, names: Sequence[str]) -> str:
+    """The first name whose field is not null, else the first that there is, else the first."""
+    present = [name for name in names if name in row.values]
+    filled = (name for name in present if row.values[name] is not None)
+    return next(filled, (present or names)[0])
 
 
 def _encodable(text: str, where: str, name: str) -> str:
@@ -93,20 +135,35 @@ def _encodable(text: str, where: str, name: str) -> str:
 
 
 def lines_of(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Yields `file:number` and the bytes of each line of a plain or .gz file that is not blank.
+    """Yields `file:number` and the bytes of each line of a plain or compressed file that is not
+    blank.
 
     Raises:
       UserError: the file cannot be read or is damaged; names the last good line.
     """
-    opener = gzip.open if path.suffix == ".gz" else open
     line = 0
     try:
-        with opener(path, "rb") as file:
+        with _open(path) as file:
             for line, data in enumerate(file, 1):
                 if not data.isspace():
                     yield f"{path}:{line}", data
-    except (OSError, EOFError, zlib.error) as error:  # gzip raises all three on damage
+    except _DAMAGED as error:
         raise unreadable(path, f"line {line}", error) from error
+
+
+def _open_zstd(path: Path, mode: str) -> BinaryIO:
+    import pyarrow  # slow to import, needed by few files only
+
+    return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(path), mode), "zstd"))
+
+
+_OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _open_zstd}
+COMPRESSED = tuple(_OPENERS)
+_DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)  # what the openers' files raise
+
+
+def _open(path: Path) -> BinaryIO:
+    return _OPENERS.get(path.suffix.lower(), open)(path, "rb")
 
 
 def unreadable(path: str | Path, after: str, error: Exception) -> UserError:
@@ -123,6 +180,9 @@ def decoded(data: bytes, where: str) -> str:
         raise UserError(f"{where}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
 
 
+_ONE_OBJECT = "each line must be one JSON object; correct the line or remove it"
+
+
 def _jsonl(path: Path) -> Iterator[Row]:
     for where, data in lines_of(path):
         yield Row(where, json_object(data, where))
@@ -130,14 +190,7 @@ def _jsonl(path: Path) -> Iterator[Row]:
 
 def json_object(data: bytes, where: str) -> dict[str, Any]:
     """Parses a line that holds a JSON object; raises UserError for anything else."""
-    try:
-        row = json.loads(decoded(data, where))
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{where}: malformed JSON, {error.msg} at column {error.colno}; "
-            "each line must be one JSON object; correct or remove it"
-        ) from error
-    return _check_object(row, where)
+    return parse_json(decoded(data, where), where, kind=dict, remedy=_ONE_OBJECT)
 
 
 def _check_object(row: Any, where: str) -> dict[str, Any]:
@@ -153,9 +206,9 @@ def _json(path: Path) -> Iterator[Row]:
 
     number = 0
     try:
-        with open(path, "rb") as file:
-            if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
-                file.seek(0)
+        with _open(path) as file:
+            if file.peek(len(codecs.BOM_UTF8)).startswith(codecs.BOM_UTF8):
+                file.read(len(codecs.BOM_UTF8))
             events = ijson.parse(file, use_float=True)
             first = next(events)
             if first[1] != "start_array":
@@ -170,11 +223,11 @@ def _json(path: Path) -> Iterator[Row]:
                 "UTF-8"
             ) from error
         raise UserError(
-            f"{path}:{number + 1}: malformed JSON, {error}; the file must be one array of objects "
-            "(rename a file with one object per line to .jsonl); correct or download it again"
+            f"{path}:{number + 1}: malformed JSON, {error!s:.80}; the file must be one array of "
+            "objects (rename a file with one object a line to .jsonl); correct or download it again"
         ) from error
-    except OSError as error:
-        raise UserError(f"cannot read {path} after row {number}: {error}") from error
+    except _DAMAGED as error:
+        raise unreadable(path, f"row {number}", error) from error
 
 
 def parquet_rows(
@@ -205,13 +258,22 @@ def parquet_rows(
 
 _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".jsonl": _jsonl,
-    ".jsonl.gz": _jsonl,
+    ".ndjson": _jsonl,
     ".parquet": parquet_rows,
     ".json": _json,
 }
 # not .json: such a file among data files usually describes them
 _IN_DIRECTORY = (".jsonl", ".jsonl.gz", ".parquet")
+_SHOWN = (".jsonl", ".jsonl.gz", ".parquet", ".json", f"{', '.join(COMPRESSED)} of these texts")
+
+
+def file_type(path: Path) -> str:
+    """The suffix of a file's name in lower case, without that of its compression."""
+    name = Path(path.name.lower())
+    return name.with_suffix("").suffix if name.suffix in COMPRESSED else name.suffix
 
 
 def _reader(path: Path) -> Callable[[Path], Iterator[Row]] | None:
-    return next((r for suffix, r in _READERS.items() if path.name.endswith(suffix)), None)
+    reader = _READERS.get(file_type(path))
+    # parquet compresses its columns itself
+    return None if reader is parquet_rows and path.suffix.lower() in COMPRESSED else reader

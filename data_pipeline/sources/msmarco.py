@@ -1,8 +1,8 @@
 """Reads pairs from MS MARCO's passage ranking files (arXiv 1611.09268) and sets of that layout.
 
 The directory holds `collection.tsv` (passage id, text), `queries.<split>.tsv` (query id, text) and
-`qrels.<split>.tsv` (query id, 0, passage id, score) without headers, each optionally as .gz. Texts
-are not repaired; some of the collection are known to be UTF-8 encoded twice.
+`qrels.<split>.tsv` (query id, 0, passage id, score) without headers, each optionally compressed.
+Texts are not repaired; some of the collection are known to be UTF-8 encoded twice.
 """
 
 from collections import Counter
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_pipeline.sources.pairs import SourcePair
-from data_pipeline.sources.qrels import COLUMNS, Text, join
+from data_pipeline.sources.qrels import Text, comparable_id, find_qrels, join, read_judgements
 from data_pipeline.sources.tables import find_file, read_table
 
 
@@ -27,13 +27,12 @@ def read(
     if passages_only:
         yield from (SourcePair(passage.id, "", passage.text) for passage in passages)
         return
-    qrels = find_file(path, f"qrels.{split}.tsv")
-    columns = (COLUMNS[0], "iteration", *COLUMNS[1:])
-    rows = read_table(qrels, columns, separator=None)  # MS MARCO has tabs, TREC spaces
+    qrels = find_qrels(path, f"qrels.{split}")
+    rows = read_judgements(qrels, headerless=(4,))
     queries = _texts(find_file(path, f"queries.{split}.tsv"))
     yield from join(qrels, rows, queries, passages, min_score=min_score, dropped=dropped)
 
 
 def _texts(file: Path) -> Iterator[Text]:
     for row in read_table(file, ("id", "text")):
-        yield Text(row.where, row.values["id"], row.values["text"].strip())
+        yield Text(row.where, comparable_id(row.values["id"]), row.values["text"].strip())

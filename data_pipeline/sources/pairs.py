@@ -19,5 +19,5 @@ class SourcePair:
 
 
 def titled(title: str, text: str) -> str:
-    """The passage with its title as the first line; "" if there is no text besides the title."""
-    return f"{title}\n{text}" if title and text else text
+    """The passage with its title as the first line; the title alone if there is no text."""
+    return f"{title}\n{text}" if title and text else title or text

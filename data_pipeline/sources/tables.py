@@ -1,81 +1,63 @@
-"""Reads tables of separated columns (.tsv, .tsv.gz), and finds the files of a dataset's layout."""
+"""Reads tables of separated columns, and finds the files of a dataset's layout."""
 
-import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from data_pipeline.sources.files import Row, decoded, lines_of
+from data_pipeline.sources.files import COMPRESSED, Row, decoded, lines_of
 from inf_jax.core.errors import UserError
 
 
-def find_file(directory: str | Path, name: str) -> Path:
-    """The file of that name in a directory, else its `.gz`.
+def find_file(directory: str | Path, name: str, *others: str) -> Path:
+    """The first of the named files that a directory has, plain or compressed.
+
+    Args:
+      others: names that are taken if there is no file of the first, or directories of files.
 
     Raises:
-      UserError: `directory` is not a directory, or has neither; names similar files that exist.
+      UserError: `directory` is not a directory, or has none of them; names similar files that
+        exist.
     """
     directory = Path(directory)
     if not directory.is_dir():
         raise UserError(f"{directory} is not a directory; give the one that holds {name}")
-    plain = directory / name
-    for file in (plain, plain.with_name(f"{plain.name}.gz")):
-        if file.is_file():
+    for file in (directory / each for each in (name, *others)):
+        for option in (file, *(file.with_name(file.name + suffix) for suffix in COMPRESSED)):
+            if option.is_file():
+                return option
+        if not file.suffix and file.is_dir():
             return file
+    plain = directory / name
     kind = plain.suffix
-    others = sorted(f.name for f in plain.parent.glob("*") if f.name.endswith((kind, f"{kind}.gz")))
+    kinds = (kind, *(kind + suffix for suffix in COMPRESSED))
+    there = sorted(file.name for file in plain.parent.glob("*") if file.name.endswith(kinds))
+    also = f"; also read: {', '.join(others)}" if others else ""
     raise UserError(
-        f"neither {plain} nor {plain}.gz exists; {kind} files there: {', '.join(others) or 'none'}"
+        f"neither {plain} nor {plain}.gz exists; {kind} files there: {', '.join(there) or 'none'}"
+        f"{also}"
     )
 
 
-def read_table(
-    path: str | Path,
-    columns: Sequence[str],
-    *,
-    separator: str | None = "\t",
-    header: bool = False,
-    quoted: bool = False,
-) -> Iterator[Row]:
-    """Yields the rows of a plain or .gz table, without blank lines; all values are strings.
+def read_table(path: str | Path, columns: Sequence[str]) -> Iterator[Row]:
+    """Yields the rows of a plain or compressed table with tabs between its columns and no header.
+
+    Blank lines are left out; all values are strings.
 
     Args:
       columns: names of all columns.
-      separator: None for any white space.
-      header: whether the first line holds the names of the columns.
-      quoted: whether values may be in double quotes, as Python's csv module writes them.
 
     Raises:
-      UserError: the header or the number of columns differs, or the file is damaged.
+      UserError: the number of columns differs, or the file is damaged.
     """
     for where, data in lines_of(Path(path)):
-        text = decoded(data, where)
-        try:
-            values = next(csv.reader([text], delimiter=separator)) if quoted else None
-        except csv.Error as error:
-            raise UserError(f"{where}: {error}; correct the line or remove it") from error
-        values = values or text.split(separator)
-        if header:
-            header = False
-            if values != list(columns):
-                raise UserError(
-                    f"{where}: the header must name the columns {', '.join(columns)}, but is "
-                    f"{text!r:.80}; insert a header before the first row"
-                )
-            continue
+        values = decoded(data, where).split("\t")
         if len(values) != len(columns):
-            raise UserError(
-                f"{where}: {len(values)} columns, expected {len(columns)} ({', '.join(columns)}); "
-                "correct the line or remove it"
-            )
+            raise wrong_columns(where, len(values), columns)
         yield Row(where, dict(zip(columns, values, strict=True)))
 
 
-def int_field(row: Row, name: str) -> int:
-    """The integer in a field; raises UserError if it holds none."""
-    try:
-        return int(row.values[name])
-    except ValueError:
-        raise UserError(
-            f"{row.where}: {name} is {row.values[name]!r:.40}, expected an integer; correct the "
-            "line or remove it"
-        ) from None
+def wrong_columns(where: str, count: int, columns: Sequence[str]) -> UserError:
+    """The error for a row with another number of columns than expected."""
+    return UserError(
+        f"{where}: {count} columns, expected {len(columns)} ({', '.join(columns)}); correct the "
+        "line or remove it"
+    )

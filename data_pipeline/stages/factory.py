@@ -34,10 +34,9 @@ from data_pipeline.report.audit import write_audit
 from data_pipeline.report.data_card import CardInfo, write_data_card
 from data_pipeline.report.sample import AuditSample
 from data_pipeline.report.summary import summarise
-from data_pipeline.sources.pair_readers import read_pairs
 from data_pipeline.stages.estimate import Estimator, StageEstimate
 from data_pipeline.stages.model_stages import ModelSettings, ModelStages
-from data_pipeline.stages.pairs import make_items
+from data_pipeline.stages.pairs import make_items, source_pairs
 from data_pipeline.stages.review import apply_review, read_review
 from data_pipeline.stages.score import score_items
 from data_pipeline.stages.stage_files import StageFile, stage_files
@@ -144,14 +143,9 @@ class Factory:
         if self._done("pairs"):
             return
         config, source, dropped = self._config, self._config.source, Counter()
-        options: dict[str, Any] = {}
-        if source.kind in ("beir", "msmarco"):
-            options = {n: getattr(source, n) for n in ("split", "min_score", "passages_only")}
-        elif source.kind == "fields":
-            options = {"fields": {k: v for k, v in dataclasses.asdict(source.fields).items() if v}}
         types, weights = config.generate.types, config.generate.type_weights
         items = make_items(
-            read_pairs(source.kind, source.path, dropped=dropped, **options),
+            source_pairs(source, dropped=dropped),
             dropped=dropped,
             limits=Limits(query_words=source.query_words, document_words=source.passage_words),
             evaluation=self._evaluation(),

@@ -1,25 +1,43 @@
-"""The pairs stage: filters and samples a source's pairs and draws their instruction types.
+"""The pairs stage: reads, filters and samples a source's pairs and draws their instruction types.
 
 Sample and types are functions of (seed, id) alone. The order of the source does not matter, a
 larger count contains the smaller ones, and another mix of types changes as few types as possible,
 so that nothing is paid for twice.
 """
 
+import dataclasses
 import heapq
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
+from data_pipeline.config import SourceConfig
 from data_pipeline.items import Item
 from data_pipeline.llm.schemas import INSTRUCTION_TYPES
 from data_pipeline.quality.contamination import BenchmarkTexts
 from data_pipeline.quality.rules import Limits
 from data_pipeline.sources.folding import fold
+from data_pipeline.sources.pair_readers import read_pairs
 from data_pipeline.sources.pairs import SourcePair
 from inf_jax.core.errors import UserError
 from inf_jax.data.records import text_hash
 
 EVEN_TYPES: Mapping[str, float] = dict.fromkeys(INSTRUCTION_TYPES, 1.0)
+
+
+def source_pairs(source: SourceConfig, *, dropped: Counter[str]) -> Iterator[SourcePair]:
+    """Reads the pairs of a configured source; `dropped` as for `read_pairs`.
+
+    Raises:
+      UserError: as `read_pairs`.
+    """
+    options: dict[str, Any] = {}
+    if source.kind in ("beir", "msmarco"):
+        options = {n: getattr(source, n) for n in ("split", "min_score", "passages_only")}
+    elif source.kind == "fields":
+        options = {"fields": {k: v for k, v in dataclasses.asdict(source.fields).items() if v}}
+    return read_pairs(source.kind, source.path, dropped=dropped, **options)
 
 
 def make_items(
@@ -38,7 +56,7 @@ def make_items(
       pairs: of a source.
       dropped: counts each pair without an item under one reason: empty:passage, too_short: or
         too_long: and query or passage, shared_with_eval: and the reason of `evaluation`,
-        not_sampled, duplicate_pair.
+        not_sampled, duplicate_pair (another with the same texts, or the same pair again).
       limits: words of a query (if there is one) and of a passage (`document_words`).
       evaluation: benchmark texts to leave out; None for none.
       count: size of the sample, from which repeated texts are then removed; None for all pairs in
@@ -47,7 +65,7 @@ def make_items(
       types: instruction type -> weight, as in `draw_type`.
 
     Raises:
-      UserError: an invalid count or weight, a repeated id, or no valid pair.
+      UserError: an invalid count or weight, different pairs with one id, or no valid pair.
     """
     check_types(types)
     valid = 0
@@ -75,26 +93,29 @@ def make_items(
         why = ", ".join(f"{number} for {reason!r}" for reason, number in dropped.most_common(3))
         none = f"the source has no valid pair{': ' + why if why else ''}"
         raise UserError(f"{none}; choose another source or other limits")
-    if valid > sampled:
-        dropped["not_sampled"] += valid - sampled
+    if valid > sampled:  # without a count, what `sample` leaves out are copies
+        dropped["duplicate_pair" if count is None else "not_sampled"] += valid - sampled
 
 
 def sample(pairs: Iterable[SourcePair], *, count: int | None, seed: int) -> Iterator[SourcePair]:
     """Yields the `count` pairs whose ids have the smallest hashes under the seed, smallest first.
 
     Independent of the order of the source; a larger count starts with the same pairs. Memory is
-    O(count). With None yields all pairs in the source's order and holds only a hash of each.
+    O(count). With None yields all pairs in the source's order and holds only two hashes of each. A
+    pair that comes again, equal and with the same id, is left out.
 
     Raises:
-      UserError: the count is less than 1, or an id is repeated among the yielded pairs.
+      UserError: the count is less than 1, or different pairs have the id of a yielded one.
     """
     if count is None:
-        seen: set[int] = set()
+        seen: dict[int, int] = {}
         for pair in pairs:
-            identity = text_hash(f"id {pair.id}")
-            if identity in seen:
-                raise _repeated(pair.id)
-            seen.add(identity)
+            id, identity = text_hash(f"id {pair.id}"), hash(pair)
+            if id in seen:
+                if seen[id] != identity:
+                    raise _repeated(pair.id)
+                continue
+            seen[id] = identity
             yield pair
         return
     if count < 1:
@@ -104,7 +125,8 @@ def sample(pairs: Iterable[SourcePair], *, count: int | None, seed: int) -> Iter
     repeated: set[str] = set()
     for pair in pairs:
         if pair.id in held:
-            repeated.add(pair.id)  # an error only if the pair stays, in any order of the source
+            if pair != held[pair.id]:
+                repeated.add(pair.id)  # an error only if it stays, in any order of the source
             continue
         key = (-text_hash(f"sample {seed} {pair.id}"), pair.id)
         if len(heap) < count:
@@ -121,7 +143,10 @@ def sample(pairs: Iterable[SourcePair], *, count: int | None, seed: int) -> Iter
 
 
 def _repeated(id: str) -> UserError:
-    return UserError(f"id {id!r} occurs twice in the source; ids must be unique")
+    return UserError(
+        f"id {id!r} occurs twice in the source, with different texts; make the ids unique (that of "
+        "a pair is that of its query, a colon and that of its passage)"
+    )
 
 
 def draw_type(id: str, *, types: Mapping[str, float], seed: int) -> str:

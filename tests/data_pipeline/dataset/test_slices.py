@@ -51,7 +51,7 @@ def test_errors_name_the_line(folder):
     with pytest.raises(UserError) as sliced:
         [list(read_slice(part)) for part in slices(path, size=100)]
     assert str(sliced.value) == str(whole.value)
-    assert f"{path}:42: malformed JSON" in str(sliced.value)
+    assert f"{path}:42: not JSON" in str(sliced.value)
 
 
 def test_file_that_shrinks_or_goes(folder):

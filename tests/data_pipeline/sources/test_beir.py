@@ -120,7 +120,7 @@ def test_passages_stream(tmp_path):
         file.write("{broken\n")
     pairs = beir.read(directory)
     assert [p.id for p in itertools.islice(pairs, 2)] == ["q1:p1", "q2:p2"]
-    with pytest.raises(UserError, match=r"corpus\.jsonl:4: malformed JSON"):
+    with pytest.raises(UserError, match=r"corpus\.jsonl:4: not JSON"):
         next(pairs)
 
 
@@ -128,8 +128,8 @@ def test_passages_stream(tmp_path):
     ("changes", "message"),
     [
         (
-            {"qrels": "q1\tp1\t1\n"},
-            r"train\.tsv:1: the header must name the columns query-id, .* but is 'q1\\tp1\\t1'",
+            {"qrels": "query\tpassage\tscore\nq1\tp1\t1\n"},
+            r"train\.tsv:1: the header must name the columns query-id, .* but is 'query passage sc",
         ),
         ({"qrels": HEADER + "q1\tp1\n"}, r"train\.tsv:2: 2 columns, expected 3 \(query-id, "),
         ({"qrels": HEADER + "q1\tp1\tyes\n"}, r"train\.tsv:2: score is 'yes', expected an int"),
@@ -143,8 +143,14 @@ def test_passages_stream(tmp_path):
         ({"corpus": [{"text": "a"}]}, r"corpus\.jsonl:1: no field '_id'; the row has: text"),
         ({"corpus": [{"_id": "", "text": "a"}]}, r"corpus\.jsonl:1: field '_id' is empty"),
         ({"corpus": [{"_id": 1.5, "text": "a"}]}, r"corpus\.jsonl:1: field '_id' holds float 1.5"),
-        ({"corpus": [{"_id": "p1", "text": "a"}] * 2}, r"corpus\.jsonl:2: id 'p1' occurs a sec"),
-        ({"queries": [{"_id": "q1", "text": "a"}] * 2}, r"queries\.jsonl:2: id 'q1' occurs a sec"),
+        (
+            {"corpus": [{"_id": "p1", "text": text} for text in "ab"]},
+            r"corpus\.jsonl:2: id 'p1' occurs a second time with another text",
+        ),
+        (
+            {"queries": [{"_id": "q1", "text": text} for text in "ab"]},
+            r"queries\.jsonl:2: id 'q1' occurs a second time with another text",
+        ),
     ],
 )
 def test_bad_content(tmp_path, changes, message):

@@ -128,7 +128,7 @@ def test_rows_stream(tmp_path, name):
     path.write_text(("" if name == "a.jsonl" else "[") + body + separator + "{broken\n")
     pairs = fields.read(path, fields=MAP)
     assert [p.query for p in itertools.islice(pairs, 100)] == [f"q{i}" for i in range(100)]
-    with pytest.raises(UserError, match=rf"{name}:101: malformed JSON"):
+    with pytest.raises(UserError, match=rf"{name}:101: (malformed|not) JSON"):
         next(pairs)
 
 

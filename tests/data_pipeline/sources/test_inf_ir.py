@@ -63,8 +63,8 @@ def without(field):
             [{**GOOD, "query_positive": 7}],
             r"a\.jsonl:1: field 'query_positive' holds int 7, expected text",
         ),
-        ([GOOD, "\n", '{"query_positive": \n'], r"a\.jsonl:3: malformed JSON, .* at column 20"),
-        ([GOOD, "[1]\n"], r"a\.jsonl:2: a JSON list, expected an object"),
+        ([GOOD, "\n", '{"query_positive": \n'], r"a\.jsonl:3: not JSON .* column 20 "),
+        ([GOOD, "[1]\n"], r"a\.jsonl:2: a list where a JSON object is expected"),
     ],
 )
 def test_bad_row(tmp_path, rows, message):

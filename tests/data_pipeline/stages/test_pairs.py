@@ -1,5 +1,6 @@
 """The stage pairs: dropped pairs, the sample, instruction types."""
 
+import dataclasses
 import itertools
 import random
 from collections import Counter
@@ -92,14 +93,24 @@ def test_invalid_count():
 
 
 def test_repeated_id():
+    twice = {p.id: dataclasses.replace(p, passage="Another.") for p in PAIRS}
     with pytest.raises(UserError, match=r"id 'id3' occurs twice in the source"):
-        list(sample([*PAIRS[:5], PAIRS[3]], count=None, seed=0))
+        list(sample([*PAIRS[:5], twice["id3"]], count=None, seed=0))
     [first, *_, last] = ids(sample(PAIRS, count=500, seed=0))
-    twice = {p.id: p for p in PAIRS}
     for at in (0, 250, 500):  # wherever the copy is
         with pytest.raises(UserError, match=f"id {first!r} occurs twice"):
             list(sample([*PAIRS[:at], twice[first], *PAIRS[at:]], count=3, seed=0))
         assert len(list(sample([*PAIRS[:at], twice[last], *PAIRS[at:]], count=3, seed=0))) == 3
+
+
+@pytest.mark.parametrize("count", [None, 3])
+def test_equal_pairs_with_one_id_count_once(count):
+    dropped = Counter()
+    options = {"count": count, "limits": Limits(document_words=(1, 9))}
+    found = list(make_items([*PAIRS[:5], *PAIRS[:5]], dropped=dropped, **options))
+    once = list(make_items(PAIRS[:5], dropped=Counter(), **options))
+    assert found == once
+    assert len(found) + dropped.total() == 10
 
 
 def test_types_follow_their_weights():
