@@ -1,6 +1,7 @@
 """Detects texts of evaluation benchmarks, so that none gets into the training data.
 
-Queries are compared exactly, passages exactly and by MinHash; both are folded first.
+Queries are compared exactly, passages exactly and by MinHash; both are stripped `bare` first, of
+what does not make another text: case, quotation marks, punctuation at the ends.
 """
 
 from collections.abc import Iterable, Iterator
@@ -9,9 +10,10 @@ from pathlib import Path
 from data_pipeline.quality.minhash import NearDuplicates
 from data_pipeline.quality.rules import DOCUMENT_FIELDS, QUERY_FIELDS
 from data_pipeline.sources import beir
-from data_pipeline.sources.files import Row, read_rows, text_field
-from data_pipeline.sources.folding import fold
+from data_pipeline.sources.files import Row, read_rows, text_field, title_field
+from data_pipeline.sources.folding import bare
 from data_pipeline.sources.pairs import titled
+from data_pipeline.sources.qrels import splits_of
 from inf_jax.core.errors import UserError
 from inf_jax.data.records import text_hash
 
@@ -61,9 +63,9 @@ class BenchmarkTexts:
 
     def add(self, *, query: str = "", passage: str = "") -> None:
         """Adds a query or a passage or both; empty texts are ignored."""
-        if query := fold(query):
+        if query := bare(query):
             self._queries.add(text_hash(query))
-        if not (folded := fold(passage)) or (number := text_hash(folded)) in self._passages:
+        if not (stripped := bare(passage)) or (number := text_hash(stripped)) in self._passages:
             return
         self._passages.add(number)
         if self._near is not None:
@@ -71,12 +73,12 @@ class BenchmarkTexts:
 
     def shares_query(self, text: str) -> str:
         """ "evaluation_query" if the text is a query of the benchmark, else ""."""
-        return "evaluation_query" if text_hash(fold(text)) in self._queries else ""
+        return "evaluation_query" if text_hash(bare(text)) in self._queries else ""
 
     def shares_passage(self, text: str) -> str:
         """ "evaluation_passage" if the text is a passage of the benchmark,
         "near_evaluation_passage" if it is a near duplicate of one, else ""."""
-        if text_hash(fold(text)) in self._passages:
+        if text_hash(bare(text)) in self._passages:
             return "evaluation_passage"
         if self._near is not None and self._near.find(text):
             return "near_evaluation_passage"
@@ -102,8 +104,7 @@ def _texts(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _evaluation_splits(path: Path) -> list[str]:
-    names = {file.name.removesuffix(".gz") for file in (path / "qrels").glob("*.tsv*")}
-    splits = {name.removesuffix(".tsv") for name in names if name.endswith(".tsv")}
+    splits = splits_of(path / "qrels")
     if splits <= {"train"}:
         raise UserError(
             f"{path}/qrels has no evaluation split, only {', '.join(splits) or 'no files'}; give a "
@@ -122,8 +123,8 @@ def _row_texts(row: Row) -> Iterator[tuple[str, str]]:
         elif name == _EITHER_NAME:
             text = text_field(row, name)
             yield text, text
-            if "title" in row.values:
-                yield "", titled(text_field(row, "title"), text)
+            if title := title_field(row, "title"):
+                yield "", titled(title, text)
         else:
             continue
         known = True

@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.table import Table
 
-from data_pipeline.sources.folding import fold
+from data_pipeline.sources.folding import bare, fold
 from inf_jax.data.records import FIELDS, Example, pairs, text_hash
 
 QUERY_FIELDS = tuple(field for field in FIELDS if field.startswith("query"))
@@ -95,31 +95,38 @@ def validate(
     duplicate_query          an earlier sound example has the same instructed query
     duplicate_document       ... the same positive passage, if `limits` forbid it
     shared_with_eval:<field> the evaluation split has the passage or the instructed query too
+                             (compared `bare`)
 
     Args:
       seen: `identity` of the verdicts on all earlier sound examples.
       eval_hashes: `evaluation_hashes` of every example of the evaluation split.
     """
     folded = Example(id=example.id, **{name: fold(getattr(example, name)) for name in FIELDS})
-    hashes = _pair_hashes(folded)
+    hashes = _pair_hashes(folded, fold)
     identity = hashes["query_positive"], hashes["document_positive"]
     reasons = [*_empty(folded), *_lengths(folded, limits), *_same(folded), *_repeats(folded)]
     if identity[0] in seen:
         reasons.append("duplicate_query")
     if identity[1] in seen and not limits.repeated_documents:
         reasons.append("duplicate_document")
-    reasons += [f"shared_with_eval:{f}" for f, number in hashes.items() if number in eval_hashes]
+    if eval_hashes:
+        shared = _pair_hashes(example, bare).items()
+        reasons += [
+            f"shared_with_eval:{field}" for field, number in shared if number in eval_hashes
+        ]
     return Verdict(tuple(reasons), identity)
 
 
 def evaluation_hashes(example: Example) -> set[int]:
-    """64-bit hashes of all passages and instructed queries of an example."""
-    return set(_pair_hashes(example).values())
+    """64-bit hashes of all passages and instructed queries of an example, each `bare`."""
+    return set(_pair_hashes(example, bare).values())
 
 
 def held_out(example: Example, fraction: float) -> bool:
     """Whether the example belongs to the evaluation split; all examples of a query do or do not."""
-    return text_hash("held out\x1f" + fold(example.query_positive)) < fraction * 2.0**64
+    # folding may decompose what it has composed, and the split of a corpus may never change
+    number = text_hash("held out\x1f" + fold(example.query_positive), compose=False)
+    return number < fraction * 2.0**64
 
 
 _COUNTERS = ("dropped_by_source", "reasons", "absent")
@@ -263,13 +270,13 @@ def _repeats(folded: Example) -> Iterator[str]:
                 yield f"repeats_query:{field}"
 
 
-def _pair_hashes(example: Example) -> dict[str, int]:
-    """Hashes of each pair's folded instructed query and passage, by field."""
+def _pair_hashes(example: Example, form: Callable[[str], str]) -> dict[str, int]:
+    """Hashes of each pair's instructed query and passage in a normal form, by field."""
     hashes = {}
     names = (("query_positive", "document_positive"), *_POISONS)
     for pair, (query, document) in zip(pairs(example), names, strict=True):
         if pair:
-            instructed = f"{fold(pair.query)}\x1f{fold(pair.instruction)}"
+            instructed = f"{form(pair.query)}\x1f{form(pair.instruction)}"
             hashes[query] = text_hash(f"query\x1f{instructed}")
-            hashes[document] = text_hash(f"document\x1f{fold(pair.passage)}")
+            hashes[document] = text_hash(f"document\x1f{form(pair.passage)}")
     return hashes

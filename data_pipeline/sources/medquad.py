@@ -12,6 +12,7 @@ Bioinformatics 20:511, 2019.
 import itertools
 import math
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -214,7 +215,8 @@ def _traits(key: str) -> list[str]:
 
 def _key(text: str) -> str:
     """A text's casefolded words; "Graves' disease" and "graves disease" have the same key."""
-    return " ".join(re.findall(r"\w+", re.sub(r"['\u2019]", "", text.casefold())))
+    composed = unicodedata.normalize("NFC", text).casefold()
+    return " ".join(re.findall(r"\w+", re.sub(r"['\u2019]", "", composed)))
 
 
 def _bare(key: str) -> tuple[str, ...]:

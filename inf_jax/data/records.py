@@ -8,6 +8,7 @@ TensorFlow, which is not imported here.
 
 import dataclasses
 import hashlib
+import unicodedata
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -60,9 +61,15 @@ def pairs(example: Example) -> tuple[Pair | None, ...]:
     )
 
 
-def text_hash(text: str) -> int:
-    """64-bit identity of a text (blake2b of its UTF-8), as an unsigned int; white space is
-    collapsed first: copies of a passage that differ by a line break are equal."""
+def text_hash(text: str, *, compose: bool = True) -> int:
+    """64-bit identity of a text (blake2b of its UTF-8), as an unsigned int.
+
+    Characters are composed (Unicode's NFC) and white space is collapsed first: copies of a passage
+    that differ by the bytes of an accented letter or by a line break are equal. `compose=False`
+    leaves out the former, for texts whose hash was stored before it was done.
+    """
+    if compose and not text.isascii():
+        text = unicodedata.normalize("NFC", text)
     collapsed = " ".join(text.split())
     return int.from_bytes(hashlib.blake2b(collapsed.encode(), digest_size=8).digest(), "little")
 

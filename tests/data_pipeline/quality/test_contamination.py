@@ -44,6 +44,26 @@ def test_queries_are_compared_folded():
     assert evaluation.shares_passage("Ragged-red fibers: why?") == ""
 
 
+@pytest.mark.parametrize(
+    "variant",
+    [
+        "what's a na\u00efve wedge",
+        "What\u2019s a na\u00efve wedge ?",
+        "\u201cWhats a nai\u0308ve wedge?!\u201d",
+        "\u00bfWHAT'S A NA\u00cfVE WEDGE\u2026",
+        "what's a `na\u00efve' wedge.",
+    ],
+)
+def test_quotes_case_end_and_form_of_unicode_make_no_other_text(variant):
+    evaluation = BenchmarkTexts(1)
+    evaluation.add(query="What's a na\u00efve wedge?", passage="It's a na\u00efve wedge.")
+    assert evaluation.shares_query(variant) == "evaluation_query"
+    passage = variant.replace("What", "It").replace("what", "it").replace("WHAT", "IT")
+    assert evaluation.shares_passage(passage) == "evaluation_passage"
+    assert not evaluation.shares_query("what's a naive wedge?")
+    assert not evaluation.shares_query("what's a na\u00efve wedge #")
+
+
 def test_passages_are_compared_folded_and_nearly():
     evaluation = BenchmarkTexts(0.8)
     evaluation.add(passage=PASSAGE)
@@ -178,7 +198,7 @@ def test_several_paths(tmp_path):
             r"e\.jsonl:2: none of the fields query.*: sentence",
         ),
         ([{"query": 3}], r"e\.jsonl:1: field 'query' holds int"),
-        ([], r"e\.jsonl holds no text"),
+        ([], r"e\.jsonl holds no rows"),
         ([{"query": None, "passage": " "}], r"e\.jsonl holds no text"),
     ],
 )

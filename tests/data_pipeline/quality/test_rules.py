@@ -3,7 +3,9 @@
 import dataclasses
 import io
 import json
+import unicodedata
 
+import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +21,7 @@ from data_pipeline.quality.rules import (
     validate,
 )
 from data_pipeline.sources.folding import fold
-from inf_jax.data.records import Example
+from inf_jax.data.records import FIELDS, Example, text_hash
 
 GOOD = Example(
     id="1",
@@ -89,6 +91,19 @@ def test_every_broken_rule_is_named():
     assert verdict.reasons == ("empty:query_negative", "too_short:document_positive")
 
 
+def test_texts_in_either_form_of_unicode_are_duplicates():
+    composed = changed(
+        query_positive="Maladie de Ménière", document_positive="Très rare et éloigné."
+    )
+    fields = {name: unicodedata.normalize("NFD", getattr(composed, name)) for name in FIELDS}
+    decomposed = dataclasses.replace(composed, **fields)
+    seen = set(validate(composed).identity)
+    once = Limits(repeated_documents=False)
+    found = validate(decomposed, seen=seen, limits=once).reasons
+    assert found == ("duplicate_query", "duplicate_document")
+    assert evaluation_hashes(composed) == evaluation_hashes(decomposed)
+
+
 def test_duplicates():
     seen = set(validate(GOOD).identity)
     once = Limits(repeated_documents=False)
@@ -121,6 +136,13 @@ def test_duplicates():
             {"query_positive": "Farber disease", "instruction_positive": "How is it treated?"},
             ["instruction_negative"],
         ),
+        (
+            {
+                "query_positive": "\u201cfarber disease\u201d",
+                "instruction_positive": "How is it treated",
+            },
+            ["instruction_negative"],
+        ),
         ({"query_positive": "Farber disease"}, []),  # another instruction: another text
         ({"instruction_positive": "What causes it?"}, []),
     ],
@@ -140,8 +162,10 @@ def test_absent_poison_shares_nothing():
 
 
 @given(st.text())
-def test_fold_is_idempotent(text):
-    assert fold(fold(text)) == fold(text)
+@hypothesis.example("\u0149\u0303")  # its folded letters could be composed
+def test_fold_is_idempotent_up_to_composition(text):
+    assert text_hash(fold(fold(text))) == text_hash(fold(text))
+    assert fold(unicodedata.normalize("NFD", text)) == fold(text)
 
 
 def test_fold():
@@ -156,6 +180,15 @@ def test_held_out_goes_by_the_query_alone(query, fraction):
         assert held_out(a, fraction) == held_out(b, fraction)
     assert held_out(a, 1.0)
     assert not held_out(a, 0.0)
+
+
+@pytest.mark.parametrize("query", ["maladie de Ménière", "Ποια ΐ είναι", "it"])
+def test_held_out_is_the_same_for_ever_and_in_both_forms_of_unicode(query):
+    number = text_hash(f"held out\x1f{query.casefold()}", compose=False)
+    for form in ("NFC", "NFD"):
+        one = Example("", unicodedata.normalize(form, query), "", "")
+        assert not held_out(one, number / 2.0**64 - 1e-9)
+        assert held_out(one, number / 2.0**64 + 1e-9)
 
 
 def test_held_out_share():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import unicodedata
 
 import numpy as np
 import pytest
@@ -59,6 +60,14 @@ def test_text_hash_is_pinned_and_ignores_white_space():
     assert text_hash("abc") == 0x5995D533D814BBD8  # stored in files: it may never change
     assert text_hash(" résumé\n\tof  it ") == text_hash("résumé of it")
     assert text_hash("resume of it") != text_hash("résumé of it")
+
+
+def test_text_hash_is_that_of_the_composed_text():
+    decomposed = unicodedata.normalize("NFD", "résumé of it")
+    assert decomposed != "résumé of it"
+    assert text_hash(decomposed) == text_hash("résumé of it")
+    assert text_hash("ΐ") == text_hash("ΐ", compose=False)
+    assert text_hash(decomposed, compose=False) != text_hash("résumé of it")
 
 
 @pytest.mark.parametrize("field", ["id", *FIELDS])
