@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.xla_flags import quick_flags
+
 ROOT = Path(__file__).resolve().parents[1]
 READMES = sorted(path.relative_to(ROOT) for path in [ROOT / "README.md", *ROOT.glob("*/README.md")])
 
@@ -158,8 +160,9 @@ def clone(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def environment(clone) -> dict[str, str]:
     """The variables of the commands: no hub, no key, HOME with a pod.env."""
-    kept = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
+    kept = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
     return kept | {
+        "XLA_FLAGS": quick_flags(),
         "PATH": f"{clone / 'bin'}:{os.environ['PATH']}",
         "HOME": str(clone / "out" / "home"),
         "PYTHONPATH": str(ROOT),

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.xla_flags import quick_flags
+
 ROOT = Path(__file__).parents[2]
 WITHOUT_TORCH = ROOT / "tests" / "doubles" / "without_torch"
 LIMIT_S = 1800  # only ends what hangs
@@ -49,9 +51,7 @@ def start(
     port, processes = free_port(), []
     for process in range(count) if only is None else only:
         environment = os.environ | {
-            # as in tests/conftest.py, LLVM does not optimise programs that run once
-            "XLA_FLAGS": "--xla_backend_optimization_level=0 "
-            f"--xla_force_host_platform_device_count={devices // count}",
+            "XLA_FLAGS": quick_flags(devices // count),
             "PYTHONPATH": f"{WITHOUT_TORCH}:{ROOT}:{os.environ.get('PYTHONPATH', '')}".rstrip(":"),
         }
         if cache:

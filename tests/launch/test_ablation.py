@@ -13,6 +13,7 @@ from inf_jax.core.errors import UserError
 from inf_jax.losses.objective import parse_objective
 from launch.bench.ablation import MASKS, OBJECTIVES, make_cells
 from tests.inf_jax.processes import WITHOUT_TORCH, write_config
+from tests.xla_flags import quick_flags
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 
@@ -28,9 +29,7 @@ def ablate(tiny_config, tmp_path):
     def call(*more: str) -> tuple[int, str]:
         done = subprocess.run(
             [*command, *more],
-            # one device; as in conftest, LLVM does not optimise programs that run once
-            env=os.environ
-            | {"XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHONPATH": str(WITHOUT_TORCH)},
+            env=os.environ | {"XLA_FLAGS": quick_flags(), "PYTHONPATH": str(WITHOUT_TORCH)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

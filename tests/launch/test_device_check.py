@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.xla_flags import quick_flags
+
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
-QUICK = "--xla_backend_optimization_level=0"  # half of the time to compile
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def test_rehearsal(tmp_path):
     pytest.importorskip("sentence_transformers")
     done = subprocess.run(
         ["bash", LAUNCH / "device_check.sh", "--tiny", f"--out={tmp_path}"],
-        env={**os.environ, "PYTHON": sys.executable, "XLA_FLAGS": QUICK},
+        env={**os.environ, "PYTHON": sys.executable, "XLA_FLAGS": quick_flags()},
         capture_output=True,
         text=True,
         check=False,

@@ -100,11 +100,6 @@ def test_assumed_lengths(tiny_config):
 
 @pytest.fixture
 def config_file(tiny_config, tmp_path, monkeypatch):
-    quick = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-    monkeypatch.setattr(  # compiling is most of the time
-        "inf_jax.training.program.compiler_options",
-        lambda mesh: quick if mesh.devices.flat[0].platform == "cpu" else {},
-    )
     tiny_config.train.health = False
     lines = ["from inf_jax.config import defaults", "def get_config():", "    c = defaults()"]
     for section, value in tiny_config.to_dict().items():

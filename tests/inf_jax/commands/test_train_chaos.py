@@ -22,7 +22,7 @@ from inf_jax.monitoring.metrics_log import read_metrics
 from inf_jax.training.setup import make_training
 from tests.inf_jax.processes import LIMIT_S, finish, start, write_config
 
-STEPS, KILLS = map(int, os.environ.get("INF_JAX_POD_CHAOS", "48,3").split(","))
+STEPS, KILLS = map(int, os.environ.get("INF_JAX_POD_CHAOS", "24,2").split(","))
 DEVICES = 4
 
 # The command train, which also writes down the texts that each process feeds to each step; slow, so
@@ -156,7 +156,7 @@ def check_fed(loader, folder, story):
                 assert sorted(itertools.chain(*parts)) == ids_of(step)
 
 
-@pytest.mark.parametrize("counts", [[2], [4, 2, 1, 4]], ids=["same", "changing"])
+@pytest.mark.parametrize("counts", [[2], [2, 1, 4]], ids=["same", "changing"])
 def test_killed_at_random_the_run_is_the_same(
     config, tmp_path, tmp_path_factory, counts, monkeypatch
 ):

@@ -10,10 +10,6 @@ from inf_jax.losses import contrastive_loss
 ALL = "P,I,IQ,QQ,PP"
 UNI, MULTI = f"uni({ALL})", f"multi({ALL})"
 EMBEDDINGS = ("queries", "passages", "instruction_negatives")
-QUICK = {
-    "xla_backend_optimization_level": 0,
-    "xla_cpu_use_fusion_emitters": False,
-}  # compiling is most of the time
 seeds = st.integers(0, 2**32 - 1)
 
 
@@ -54,9 +50,7 @@ def loss_and_gradients(arrays, objective, *, scale=20.0, mask="identity"):
     return jax.value_and_grad(loss, (0, 1), has_aux=True)(embeddings, scale)
 
 
-value_and_grad = jax.jit(
-    loss_and_gradients, static_argnums=1, static_argnames=("mask",), compiler_options=QUICK
-)
+value_and_grad = jax.jit(loss_and_gradients, static_argnums=1, static_argnames=("mask",))
 
 
 def assert_close(found, expected, tolerance=1e-6):

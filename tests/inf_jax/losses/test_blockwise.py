@@ -15,10 +15,6 @@ from inf_jax.losses import contrastive_loss
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "losses"
 ALL = "P,I,IQ,QQ,PP"
-QUICK = {
-    "xla_backend_optimization_level": 0,
-    "xla_cpu_use_fusion_emitters": False,
-}  # compiling is most of the time
 
 
 def make(seed, *, b, h=0, m=2, e=16, texts=5):
@@ -54,7 +50,7 @@ def value_and_grad(arrays, objective, *, scale=20.0, bias=-1.0, **options):
             **embeddings, **rest, objective=objective, scale=scale, bias=bias, **options
         )
 
-    run = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True), compiler_options=QUICK)
+    run = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))
     return run(embeddings, scale, bias)
 
 

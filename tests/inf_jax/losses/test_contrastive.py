@@ -1,6 +1,5 @@
 """Identity masks against a plain Python oracle; what must hold for any batch."""
 
-import functools
 import math
 
 import jax
@@ -16,7 +15,6 @@ from tests.inf_jax.losses.batches import (
     ALL,
     EMBEDDINGS,
     MULTI,
-    QUICK,
     UNI,
     assert_close,
     make,
@@ -88,7 +86,7 @@ def oracle(names, arrays, *, objective, scale, mask):
     return metrics
 
 
-@functools.partial(jax.jit, compiler_options=QUICK)
+@jax.jit
 def every_objective(scale, arrays):
     """{mask: {objective: metrics}}; one graph."""
     return {
@@ -212,7 +210,7 @@ def test_the_scale_learns():
 def test_metrics_have_no_gradient():
     _, arrays = make(2)
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     @jax.grad
     def gradient_of_the_sum(queries):
         changed = {**arrays, "queries": queries}

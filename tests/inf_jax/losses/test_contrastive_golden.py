@@ -54,11 +54,7 @@ def every_objective(query, key, negatives, scale):
     return {name: with_gradients(query, key, negatives, o) for name, o in OURS.items()}
 
 
-QUICK = {
-    "xla_backend_optimization_level": 0,
-    "xla_cpu_use_fusion_emitters": False,
-}  # compiling is most of the time
-every_objective = jax.jit(every_objective, compiler_options=QUICK)
+every_objective = jax.jit(every_objective)
 
 
 @pytest.mark.parametrize("file", PAPER_FILES)
@@ -108,7 +104,7 @@ def test_sentence_transformers(file):
     documents = [k for k in ("doc0", "doc1", "doc2") if k in golden]
     with jax.enable_x64(True):
         passages = np.stack([golden[k] for k in documents], axis=1)
-        found = jax.jit(every_st_loss, compiler_options=QUICK)(golden["query"], passages)
+        found = jax.jit(every_st_loss)(golden["query"], passages)
     for name, (value, (query_grad, passage_grad)) in found.items():
         np.testing.assert_allclose(value, golden[f"{name}__loss"], rtol=0, atol=1e-10)
         np.testing.assert_allclose(query_grad, golden[f"{name}__grad_query"], rtol=0, atol=1e-9)
@@ -125,7 +121,7 @@ SIGLIP = {
 }
 
 
-@functools.partial(jax.jit, compiler_options=QUICK, static_argnames="engine")
+@functools.partial(jax.jit, static_argnames="engine")
 def siglip(query, passages, scale, bias, engine):
     def loss(query, passages, scale, bias):
         return contrastive_loss(

@@ -5,7 +5,6 @@ import dataclasses
 from functools import cache
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from inf_jax.core import packing
@@ -15,14 +14,6 @@ from inf_jax.models.hf.config import read_config
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "models"
 NAMES = sorted(path.parent.name for path in GOLDEN.glob("*/model.safetensors"))
-
-# Halves the compile time; these programs run once.
-QUICK = {"xla_backend_optimization_level": 0}
-
-
-def quick_jit(function):
-    """jax.jit for a program that runs once."""
-    return jax.jit(function, compiler_options=QUICK)
 
 
 def shape_of(name: str) -> EncoderConfig:

@@ -22,7 +22,7 @@ from inf_jax.models.encoder import EncoderOptions, make_encoder
 from inf_jax.models.splash_attention import splash_attention
 from inf_jax.models.xla_attention import ScoreOptions, Window, visible, xla_attention
 from inf_jax.planning.flops import product_flops
-from tests.inf_jax.models.goldens import params_of, quick_jit, shape_of
+from tests.inf_jax.models.goldens import params_of, shape_of
 
 TPU = SimpleNamespace(platform="tpu", device_kind="TPU v5 lite")
 EITHER = Window((20, None), jnp.int32(0)), Window((20, None), jnp.int32(1))
@@ -56,7 +56,7 @@ def assert_like_xla(function, operands, layout, scores):
             mixed = function(*operands, **layout, scores=scores)
             return jnp.sum(mixed * weight), mixed
 
-        return quick_jit(jax.value_and_grad(scalar, argnums=(0, 1, 2), has_aux=True))(*operands)
+        return jax.jit(jax.value_and_grad(scalar, argnums=(0, 1, 2), has_aux=True))(*operands)
 
     (_, mixed), gradients = both(function)
     (_, expected), expected_gradients = both(xla_attention)
@@ -223,8 +223,8 @@ def test_gradients_of_a_model_on_a_mesh(interpreted):
     mesh = make_mesh(fsdp=2, tensor=2)
     shardings = state_shardings(mesh, params)
     split = jax.device_put(params, shardings), jax.device_put(packed, batch_sharding(mesh))
-    actual = quick_jit(lambda p, x: gradients(p, x, mesh, attention="splash", device=TPU))(*split)
-    expected = quick_jit(gradients)(params, packed)
+    actual = jax.jit(lambda p, x: gradients(p, x, mesh, attention="splash", device=TPU))(*split)
+    expected = jax.jit(gradients)(params, packed)
     largest = max(np.abs(x).max() for x in jax.tree.leaves(expected))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=3e-6 * largest, rtol=0), actual, expected

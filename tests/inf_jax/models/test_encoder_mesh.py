@@ -18,7 +18,7 @@ from inf_jax.models.config import EncoderConfig
 from inf_jax.models.encoder import EncoderOptions, make_encoder
 from inf_jax.models.lora import initial_adapters, make_lora
 from inf_jax.models.transformer import Execution
-from tests.inf_jax.models.goldens import NAMES, all_rows, params_of, quick_jit, shape_of
+from tests.inf_jax.models.goldens import NAMES, all_rows, params_of, shape_of
 
 
 def packed_chunks(chunks=4, texts=5):
@@ -53,9 +53,7 @@ def test_hidden_states_are_the_goldens(name, mesh):
         return encoder.hidden(whole, *rows, shards=shards, execution=Execution(remat="full"))
 
     params = jax.device_put(params_of(name), state_shardings(mesh, params_of(name)))
-    run = quick_jit(
-        lambda params, rows: encode_in_chunks(states, params, rows, groups=1, mesh=mesh)
-    )
+    run = jax.jit(lambda params, rows: encode_in_chunks(states, params, rows, groups=1, mesh=mesh))
     actual = np.asarray(run(params, jax.device_put(repeats, batch_sharding(mesh))))
     np.testing.assert_allclose(actual[: len(real)][real], expected[real], atol=2e-5, rtol=0)
 
@@ -111,9 +109,9 @@ def test_embeddings_and_gradients_are_those_of_one_device(name, tensor, kv_heads
     mesh = make_mesh(fsdp=2, tensor=tensor)  # with four devices two chunks each: GradCache
     shardings = state_shardings(mesh, params)
     split = jax.device_put(params, shardings), jax.device_put(packed, batch_sharding(mesh))
-    expected, vectors = quick_jit(jax.grad(scalar, has_aux=True))(params, packed)
+    expected, vectors = jax.jit(jax.grad(scalar, has_aux=True))(params, packed)
     both = jax.grad(lambda p, x: scalar(p, x, mesh), has_aux=True)
-    actual, on_mesh = quick_jit(both)(*split)
+    actual, on_mesh = jax.jit(both)(*split)
     np.testing.assert_allclose(on_mesh, vectors, atol=1e-5, rtol=0)
     largest = max(np.abs(x).max() for x in jax.tree.leaves(expected))
     jax.tree.map(

@@ -16,7 +16,6 @@ from inf_jax.models.encoder import EncoderOptions, make_encoder
 from inf_jax.models.hf.config import read_config
 from inf_jax.models.instruction_attention import attend, attend_all
 from inf_jax.models.pooling import normalise
-from tests.inf_jax.models.goldens import quick_jit
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "pooling"
 CASES = sorted(path.name for path in GOLDEN.glob("attnpool_*.npz"))
@@ -48,7 +47,7 @@ def test_golden(name):
 
         np.testing.assert_allclose(vectors(*states), golden[f"pooled_{key}"], atol=1e-6)
         passages = jnp.asarray(golden["passage"], jnp.float32)
-        value, grads = quick_jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(*states, passages)
+        value, grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(*states, passages)
         np.testing.assert_allclose(value, golden[f"loss_qk_{key}"], rtol=1e-5)
         for grad, part in zip(
             grads, ("instruction_hidden", "query_hidden", "passage"), strict=True
@@ -134,7 +133,7 @@ def by_hand(tiny, instruction, query) -> np.ndarray:
     """The embedding of one instructed query, each text encoded in a row of its own."""
     encoder, params = tiny
     positions = np.arange(LONGEST)[None]
-    hidden = quick_jit(encoder.hidden)
+    hidden = jax.jit(encoder.hidden)
 
     def states(text):
         tokens = np.pad(text, (0, LONGEST - len(text)))[None]
@@ -218,7 +217,7 @@ def test_absent_texts_do_not_change_the_others(tiny, texts):
         instructed.negatives[0][present], whole.negatives[0][present], atol=2e-6
     )
     assert not instructed.negatives[1].any()
-    grads = quick_jit(jax.grad(lambda p: run(p).negatives.sum()))(params)
+    grads = jax.jit(jax.grad(lambda p: run(p).negatives.sum()))(params)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
 
 

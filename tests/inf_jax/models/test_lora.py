@@ -24,7 +24,6 @@ from tests.inf_jax.models.goldens import (
     all_rows,
     padded_rows,
     params_of,
-    quick_jit,
     shape_of,
 )
 from tests.inf_jax.models.test_encoder_mesh import packed_chunks
@@ -60,8 +59,8 @@ def test_no_effect_initially_and_merging_changes_nothing(name):
         jnp.shape, initial
     )
     rows = all_rows(name)[0]
-    with_none = quick_jit(lambda tree: plain.hidden(tree, *rows))
-    with_adapters = quick_jit(
+    with_none = jax.jit(lambda tree: plain.hidden(tree, *rows))
+    with_adapters = jax.jit(
         lambda tree: adapted.hidden(tree, *rows, execution=Execution(remat="dots"))
     )
     before, initially = np.asarray(with_none(params)), with_adapters(initial)
@@ -117,11 +116,11 @@ def test_gradients_on_a_mesh_and_none_of_a_kernel():
         )
 
     gradient = jax.grad(scalar)
-    expected = quick_jit(gradient)(adapters, params, packed)
+    expected = jax.jit(gradient)(adapters, params, packed)
     mesh = make_mesh(fsdp=2, tensor=2, devices=jax.devices()[:4])
     split = [jax.device_put(tree, state_shardings(mesh, tree)) for tree in (adapters, params)]
     batch = jax.device_put(packed, batch_sharding(mesh))
-    actual = quick_jit(lambda *of: gradient(*of, mesh, groups=2))(*split, batch)
+    actual = jax.jit(lambda *of: gradient(*of, mesh, groups=2))(*split, batch)
     largest = max(np.abs(x).max() for x in jax.tree.leaves(expected))
     assert largest > 1
     jax.tree.map(
@@ -169,7 +168,7 @@ def test_gradients_are_those_of_peft(tmp_path, name, targets):
     encoder = make_encoder(shape, EncoderOptions(lora=lora))
     rows = [np.asarray(x, np.int32) for x in (ids, mask, positions)]
 
-    @quick_jit
+    @jax.jit
     def ours(adapters):
         def scalar(adapters):
             states = encoder.hidden(join_trees(params, adapters), *rows)

@@ -12,7 +12,7 @@ from inf_jax.distributed.sharding import state_shardings
 from inf_jax.models.encoder import EncoderOptions, make_encoder
 from inf_jax.models.pooling import POOLINGS, init_projection, pool, project
 from inf_jax.training.optim import decay_mask
-from tests.inf_jax.models.goldens import GOLDEN, pack, params_of, quick_jit, random_texts, shape_of
+from tests.inf_jax.models.goldens import GOLDEN, pack, params_of, random_texts, shape_of
 from tests.inf_jax.models.test_encoder_mesh import packed_chunks
 
 
@@ -105,15 +105,15 @@ def test_projection_follows_pooling_and_has_the_same_gradient_on_a_mesh():
         vectors = encode_in_chunks(encode, params, packed, groups=1, mesh=mesh, gather=gather)
         return jnp.sum(vectors * weight), vectors
 
-    (_, vectors), expected = quick_jit(jax.value_and_grad(scalar, has_aux=True))(params, packed)
-    before = quick_jit(plain.encode)(params_of("qwen2"), packed)
+    (_, vectors), expected = jax.jit(jax.value_and_grad(scalar, has_aux=True))(params, packed)
+    before = jax.jit(plain.encode)(params_of("qwen2"), packed)
     np.testing.assert_allclose(vectors, project(before, layer), atol=1e-4)
 
     mesh = make_mesh(fsdp=2, tensor=2)
     shardings = state_shardings(mesh, params)
     assert shardings["projection"]["kernel"].spec == jax.sharding.PartitionSpec("fsdp", None)
     split = jax.device_put(params, shardings), jax.device_put(packed, batch_sharding(mesh))
-    actual = quick_jit(jax.grad(lambda p, x: scalar(p, x, mesh)[0]))(*split)
+    actual = jax.jit(jax.grad(lambda p, x: scalar(p, x, mesh)[0]))(*split)
     largest = max(np.abs(x).max() for x in jax.tree.leaves(expected))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=3e-6 * largest, rtol=0), actual, expected

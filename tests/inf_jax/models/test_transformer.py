@@ -28,7 +28,6 @@ from tests.inf_jax.models.goldens import (
     all_rows,
     padded_rows,
     params_of,
-    quick_jit,
     shape_of,
 )
 
@@ -38,7 +37,7 @@ def test_hidden_states(name):
     encoder = make_encoder(shape_of(name))
     rows, real, expected = all_rows(name)
 
-    @quick_jit
+    @jax.jit
     def scanned_and_unrolled(params, *rows):
         return encoder.hidden(params, *rows), encoder.hidden(params, *rows, all_layers=True)
 
@@ -80,7 +79,7 @@ def test_gradients_are_those_of_torch(name):
     def scalar(params):
         return jnp.sum(encoder.hidden(params, *rows, execution=Execution(remat="full")) * weight)
 
-    grads = flatten(quick_jit(jax.grad(scalar))(params_of(name)))
+    grads = flatten(jax.jit(jax.grad(scalar))(params_of(name)))
     named = dict(model.named_parameters())
     seen = 0
     for rule in rules_of(shape, list(grads)):
@@ -106,7 +105,7 @@ def test_fully_sharded(name):
     assert kernel.addressable_shards[0].data.shape[1] * 8 == shape.width
     jax.tree.map(np.testing.assert_array_equal, params, params_of(name))
     rows, real, expected = all_rows(name)
-    actual = np.asarray(quick_jit(encoder.hidden)(params, *rows))
+    actual = np.asarray(jax.jit(encoder.hidden)(params, *rows))
     np.testing.assert_allclose(actual[real], expected[real], atol=2e-5, rtol=0)
 
 

@@ -31,6 +31,7 @@ from inf_jax.monitoring.watch import Watch
 from inf_jax.monitoring.watchdog import HUNG
 from inf_jax.training.setup import make_training
 from tests.inf_jax.processes import write_config
+from tests.xla_flags import quick_flags
 
 ROOT = Path(__file__).parents[3]
 
@@ -93,7 +94,7 @@ def start(file, *overrides, program=("-m", "inf_jax.train"), path=ROOT, **enviro
         [sys.executable, *program, f"--config={file}", *overrides],
         env=os.environ
         | {
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+            "XLA_FLAGS": quick_flags(devices=1),
             "PYTHONPATH": str(path),
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "JAX_COMPILATION_CACHE_DIR": str(file.parent / "compiled"),
