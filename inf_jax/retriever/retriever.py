@@ -1,7 +1,7 @@
 """Encodes queries and passages with a trained model, its tokenizer and its templates."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ from inf_jax.models.config import EncoderConfig
 from inf_jax.models.encoder import make_encoder, tower
 from inf_jax.retriever.encode import Grid, encode_texts, shortened
 from inf_jax.retriever.settings import RetrieverConfig
+from inf_jax.text.checks import check_text, check_tokens
 from inf_jax.text.tokenizer import TextTokenizer
 
 CHUNK_TOKENS = 8192  # tokens that a device encodes at once
@@ -173,6 +174,8 @@ class Retriever:
             for start in range(0, len(texts), WINDOW_TEXTS):
                 window = slice(start, start + WINDOW_TEXTS)
                 tokens, instructions = tokenise(texts[window])
+                check_tokens(tokens, "queries" if role == "query" else "passages", start)
+                check_tokens(instructions or (), "instructions", start)
                 vectors[window] = encode_texts(
                     encode,
                     tower(self._params, role),
@@ -211,12 +214,12 @@ class Retriever:
 
 
 def _strings(value: str | Sequence[str], name: str) -> list[str]:
-    if isinstance(value, bytes) or not hasattr(value, "__iter__"):
+    # the order of a set, and what of a mapping is meant, are not known
+    if isinstance(value, bytes | Set | Mapping) or not isinstance(value, Iterable):
         raise UserError(f"{name} must be a string or strings, not a {type(value).__name__}")
     strings = [value] if isinstance(value, str) else list(value)
     for n, string in enumerate(strings):
-        if not isinstance(string, str):
-            raise UserError(f"{name}[{n}] must be a string, not a {type(string).__name__}")
+        check_text(string, f"{name}[{n}]")
     return strings
 
 

@@ -1,5 +1,7 @@
 """Vectors of a Retriever: those of the encoder on each text alone, and errors on bad input."""
 
+import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -166,11 +168,52 @@ def test_windows_change_nothing(retriever, monkeypatch, capsys):
         (lambda m: m.encode(3), "passages must be a string or strings, not a int"),
         (lambda m: m.encode([b"a"], instruction=""), r"queries\[0\] must be a string, not a bytes"),
         (lambda m: m.encode_queries(["a"], [1]), r"instructions\[0\] must be a string, not a int"),
+        (lambda m: m.encode({"a": "b"}), "passages must be a string or strings, not a dict"),
+        (lambda m: m.encode({"a", "b"}), "passages must be a string or strings, not a set"),
+        (
+            lambda m: m.encode(["a", "b\ud800c"]),
+            r"passages\[1\]: the character '\\ud800' at 1 is half of a surrogate pair",
+        ),
+        (lambda m: m.encode("\udc9f", instruction=""), r"queries\[0\]: .* surrogate pair"),
+        (lambda m: m.encode("a", instruction="\ud83d"), r"instructions\[0\]: .* surrogate pair"),
+        (lambda m: m.encode("a", dim=8.0), "dim=8.0: the vectors have 32 entries"),
+        (lambda m: m.encode("a", dim="8"), "dim='8': the vectors have 32 entries"),
+        (lambda m: m.encode("a", dim=True), "dim=True: the vectors have 32 entries"),
+        (lambda m: m.encode("a", dim=0), "dim=0: the vectors have 32 entries"),
     ],
 )
 def test_wrong_arguments_are_named(retriever, call, message):
     with pytest.raises(UserError, match=message):
         call(retriever)
+
+
+def test_dim_may_be_any_whole_number(retriever):
+    np.testing.assert_array_equal(
+        retriever.encode(PASSAGES, dim=np.int32(8)), retriever.encode(PASSAGES, dim=8)
+    )
+
+
+@pytest.mark.parametrize(
+    ("query_encoder", "call", "message"),
+    [
+        ("joint", lambda m: m.encode(["amber", ""]), r"passages\[1\] is empty"),
+        ("joint", lambda m: m.encode(["amber", "\u200b", " "]), r"passages\[1\] is empty"),
+        ("joint", lambda m: m.encode_queries(""), r"queries\[0\] is empty"),
+        ("attention", lambda m: m.encode_queries("amber", ""), r"instructions\[0\] is empty"),
+    ],
+)
+def test_a_text_without_tokens_is_named(tiny_model_dir, tmp_path, query_encoder, call, message):
+    """Of a tokenizer that adds no special tokens."""
+    directory = shutil.copytree(tiny_model_dir, tmp_path / "model")
+    for file, field, value in (
+        ("tokenizer.json", "post_processor", None),
+        ("tokenizer_config.json", "tokenizer_class", "PreTrainedTokenizerFast"),
+    ):
+        fields = json.loads((directory / file).read_text()) | {field: value}
+        (directory / file).write_text(json.dumps(fields))
+    config = RetrieverConfig(text=TEXT, query_encoder=query_encoder)
+    with pytest.raises(UserError, match=message):
+        call(make(directory, config)[0])
 
 
 def test_limits_over_the_positions_are_refused(tiny_model_dir):
