@@ -58,7 +58,7 @@ class LlmConfig:
     """The endpoint of the language models."""
 
     base_url: str = key("", "empty: OpenAI; else e.g. http://127.0.0.1:8000/v1")
-    key_env: str = key("OPENAI_API_KEY", "environment variable that holds the key")
+    key_env: str = key("", "variable with this endpoint's key; empty: OPENAI_API_KEY, for OpenAI")
     mode: str = key("async", "batch: the Batch API, at half the price", ("async", "batch"))
     concurrency: int = key(64, "maximum of concurrent requests (async)", rule="positive")
     timeout_s: float = key(120.0, "time limit of a request in seconds", rule="positive")
@@ -210,7 +210,7 @@ def check_factory(config: ConfigDict) -> None:
             "llm.base_url holds a name, a password or a query, which would be saved with the run: "
             "give the key in the environment variable of llm.key_env"
         )
-    if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", llm.key_env):
+    if llm.key_env and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", llm.key_env):
         problems.append(
             "llm.key_env is not the name of an environment variable, in capitals: if it is the key "
             "itself, export it as OPENAI_API_KEY"

@@ -124,7 +124,7 @@ class BatchApi:
                 "llm.mode=async; --forget-batches gives up batches that no longer exist"
             )
         elif isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
-            remedy = "check the key; " + remedy
+            remedy = f"check {self._endpoint.key_hint}; {remedy}"
         reason = self._endpoint.clean(str(error.message))
         kind = Unreachable if isinstance(error, _TRANSIENT) else UserError
         return kind(f"{self._endpoint.name}: cannot {what}: {reason}; {remedy}")

@@ -6,12 +6,12 @@ Retrying is the caller's business, since every attempt has its own row in the jo
 import asyncio
 import dataclasses
 import email.utils
+import ipaddress
 import math
 import os
 import re
 import time
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx2
 import openai
@@ -28,57 +28,85 @@ _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _EPOCH = 1e9  # a larger number of seconds is a time since 1970, not a duration
 # A connection pool scans all its connections for each request: several small pools are faster.
 _POOL_SIZE = 16
+_OPENAI_URL = "https://api.openai.com/v1"
+_SHOWN_OF_KEY = 7  # longest part of a key that messages may show
 
 
 class Endpoint:
     """Client of one endpoint.
 
     Args:
-      base_url: e.g. http://127.0.0.1:8000/v1; "" for OpenAI.
-      key_env: environment variable with the API key; it may be unset if `base_url` is given.
+      base_url: e.g. http://127.0.0.1:8000/v1; "": that of OPENAI_BASE_URL, or OpenAI's.
+      key_env: environment variable with the API key of this endpoint; "": OPENAI_API_KEY for
+        OpenAI, for others none is sent.
       timeout_s: time limit of one request.
 
     Raises:
-      UserError: OpenAI without a key, a malformed key or base_url.
+      UserError: OpenAI without a key, a malformed key or base_url, a key in plain text over a
+        network.
     """
 
     def __init__(self, *, base_url: str, key_env: str, timeout_s: float):
-        self.base_url, self._key_env, self._timeout_s = base_url, key_env, timeout_s
-        self._key = os.environ.get(key_env, "").strip()
-        if not self._key and not base_url:
+        self._base_url = base_url or os.environ.get("OPENAI_BASE_URL", "").strip() or _OPENAI_URL
+        self._timeout_s = timeout_s
+        try:
+            # parsed as it will be used: no other reading may decide where a key goes
+            url = httpx2.URL(self._base_url)
+            if url.scheme not in ("http", "https") or not url.host or url.port == 0:
+                raise ValueError("it must look like http://host:port/v1")
+        except (ValueError, httpx2.InvalidURL) as error:
+            raise UserError(f"llm.base_url={self.name!r}: {error}") from error
+        self._openai = url.scheme == "https" and f".{url.host}".endswith(".api.openai.com")
+        self._key_env = key_env or ("OPENAI_API_KEY" if self._openai else "")
+        self._key = os.environ.get(self._key_env, "").strip() if self._key_env else ""
+        if not self._key and self._openai:
             raise UserError(
-                f"the environment variable {key_env} is not set; export it with your API key, or "
-                "name another endpoint by llm.base_url"
+                f"the environment variable {self._key_env} is not set; export it with your API "
+                "key, or name another endpoint by llm.base_url"
             )
         if not re.fullmatch(r"[!-~]*", self._key):
             raise UserError(
-                f"the environment variable {key_env} holds no API key: it has spaces or characters "
-                "outside printable ASCII"
+                f"the environment variable {self._key_env} holds no API key: it has spaces or "
+                "characters outside printable ASCII"
+            )
+        self._local = _is_loopback(url.host)
+        if (self._key or url.userinfo) and url.scheme == "http" and not self._local:
+            raise UserError(
+                f"llm.base_url={self.name!r}: the key would cross the network in plain text; use "
+                "https, a tunnel to 127.0.0.1 (ssh -L), or no llm.key_env"
             )
         self._ssl = httpx2.create_ssl_context()
-        try:
-            parts = urlsplit(base_url or "https://api.openai.com")
-            if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
-                raise ValueError("it must look like http://host:port/v1")
-            self.client = self._make_client()
-        except (ValueError, httpx2.InvalidURL) as error:
-            raise UserError(f"llm.base_url={self.name!r}: {error}") from error
+        self.client = self._make_client()
         self._pools = [[self.client, 0]]  # client, active requests
 
     def _make_client(self) -> openai.AsyncOpenAI:
-        return openai.AsyncOpenAI(
+        # no proxy of the environment stands between two processes of one machine
+        http = openai.DefaultAsyncHttpxClient(verify=self._ssl, trust_env=not self._local)
+        client = openai.AsyncOpenAI(
             api_key=self._key or "none",
-            base_url=self.base_url or None,
+            base_url=self._base_url,
             timeout=self._timeout_s,
             max_retries=0,
-            http_client=openai.DefaultAsyncHttpxClient(verify=self._ssl),
+            http_client=http,
         )
+        if not self._openai:  # what it took from the environment is meant for OpenAI
+            client.admin_api_key = client.organization = client.project = None
+            client._custom_headers = {}
+        return client
 
     @property
     def name(self) -> str:
         """The endpoint's URL for messages, without user, password and query."""
-        url = self.base_url or str(self.client.base_url)  # which may come from OPENAI_BASE_URL
-        return re.sub(r"//[^/]*@", "//", url).split("?")[0].rstrip("/")
+        return re.sub(r"//[^/]*@", "//", self._base_url).split("?")[0].rstrip("/")
+
+    @property
+    def key_hint(self) -> str:
+        """Where the key comes from, or that none is sent, for messages: "check ..."."""
+        if self._key:
+            return f"the key in {self._key_env}"
+        if self._key_env:
+            return f"the environment variable {self._key_env}: it is not set, so no key was sent"
+        return "llm.key_env: it names no variable with this endpoint's key, so none was sent"
 
     async def close(self) -> None:
         """Closes all connections."""
@@ -144,16 +172,25 @@ class Endpoint:
         if reply.paid:
             return reply
         text = self.clean(reply.text)
-        names = {"key": f"the key in {self._key_env}", "model": repr(model)}
+        names = {"key": self.key_hint, "model": repr(model)}
         fatal = f"{self.name} answers {text}; {reply.fatal.format(**names)}" if reply.fatal else ""
         remedy = reply.remedy.format(**names)
         return dataclasses.replace(reply, text=text, fatal=fatal, remedy=remedy)
 
     def clean(self, text: str) -> str:
         """The text as one line of at most 300 characters, with anything like an API key masked."""
-        if self._key:
-            text = text.replace(self._key, "***")
+        text = text.replace(self._key, "***") if self._key else text
+        for length in range(len(self._key), _SHOWN_OF_KEY, -1):  # its beginning or end
+            text = text.replace(self._key[:length], "***").replace(self._key[-length:], "***")
         return one_line(_KEY_LIKE.sub("***", text))
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether a host is this machine, without asking any name server."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 def _retry_after(headers: Any) -> float | None:

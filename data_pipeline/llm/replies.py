@@ -186,7 +186,7 @@ def read_error(error: EndpointError, *, wait_s: float | None = None) -> Reply:
     if status in remedies:
         return Reply(UNPAID, text, fatal=remedies[status])
     if status == 403:
-        return Reply(REJECTED, text, denied=True, remedy="check what {key} may use")
+        return Reply(REJECTED, text, denied=True, remedy="check {key} and what it may use")
     return Reply(REJECTED, text, remedy="check the model {model} and the stage's options")
 
 

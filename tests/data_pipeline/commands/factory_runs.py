@@ -29,7 +29,8 @@ class Done(NamedTuple):
 
 def arguments_of(out_dir: Path, base_url: str) -> list[str]:
     """The sample's run in a directory, with a server."""
-    return [SAMPLE, f"--config.out_dir={out_dir}", f"--config.llm.base_url={base_url}"]
+    llm = [f"--config.llm.base_url={base_url}", "--config.llm.key_env=OPENAI_API_KEY"]
+    return [SAMPLE, f"--config.out_dir={out_dir}", *llm]
 
 
 def run(out_dir: Path, base_url: str, *arguments: str, check: bool = True) -> Done:

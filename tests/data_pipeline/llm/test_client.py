@@ -25,8 +25,8 @@ def request(number=0, **changes):
     return made
 
 
-def endpoint(base_url, timeout_s=60.0):
-    return Endpoint(base_url=base_url, key_env="TEST_KEY", timeout_s=timeout_s)
+def endpoint(base_url, timeout_s=60.0, key_env="TEST_KEY"):
+    return Endpoint(base_url=base_url, key_env=key_env, timeout_s=timeout_s)
 
 
 def ask(base_url, *requests, timeout_s=60.0):
@@ -130,7 +130,7 @@ def test_no_connection():
         [reply] = ask(f"http://127.0.0.1:{bound.getsockname()[1]}/v1")
     assert (reply.outcome, reply.reached) == (UNPAID, False)
     assert "no connection" in reply.text
-    [reply] = ask("http://no-such-host.invalid/v1")
+    [reply] = ask("https://no-such-host.invalid/v1")
     assert (reply.outcome, reply.reached) == (UNPAID, False)
 
 
@@ -172,6 +172,9 @@ def test_other_variables_of_the_openai_client_send_no_other_key(monkeypatch, llm
 
 
 def test_secrets_in_the_url_are_not_shown():
+    with pytest.raises(UserError, match="plain text") as caught:
+        endpoint("http://user:secret@gpu.example/v1?api-key=hidden", key_env="")
+    assert "secret" not in str(caught.value) and "hidden" not in str(caught.value)
     one = endpoint("http://user:secret@127.0.0.1:1/v1?api-key=hidden")
     assert one.name == "http://127.0.0.1:1/v1"
 
@@ -193,12 +196,13 @@ class Raw:
     """A server that answers every request with the same bytes."""
 
     def __init__(self, answer: bytes):
-        self.answer = answer
+        self.answer, self.seen = answer, b""
 
-    def ask(self, timeout_s=60.0):
+    def ask(self, timeout_s=60.0, key_env="TEST_KEY", host="127.0.0.1"):
         async def asked():
             server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-            one = endpoint(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", timeout_s)
+            url = f"http://{host}:{server.sockets[0].getsockname()[1]}/v1"
+            one = endpoint(url, timeout_s, key_env)
             reply = await one.ask(request())
             await one.close()
             server.close()
@@ -207,7 +211,7 @@ class Raw:
         return asyncio.run(asked())
 
     async def _serve(self, reader, writer):
-        await reader.readuntil(b"\r\n\r\n")
+        self.seen += await reader.readuntil(b"\r\n\r\n")
         writer.write(self.answer)
         await writer.drain()
         writer.close()
@@ -242,6 +246,83 @@ def test_broken_servers(answer, outcome, says):
     assert reply.outcome == outcome and says in reply.text
     reply.text.encode()
     assert len(reply.text) <= 300
+
+
+FOREIGN = ("https://api.openai.com.evil.example/v1", "http://127.0.0.1:1/v1", "https://h/v1")
+
+
+@pytest.mark.parametrize(
+    "url", ["", *FOREIGN, "https://api.openai.com/v1", "https://eu.api.openai.com/v1"]
+)
+def test_the_key_of_openai_goes_to_openai_alone(monkeypatch, url):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    sent = endpoint(url, key_env="").client.api_key == KEY
+    assert sent == (url not in FOREIGN)
+    assert endpoint(url, key_env="OPENAI_API_KEY").client.api_key == KEY  # named for this one
+    monkeypatch.setenv("OPENAI_BASE_URL", url or "https://elsewhere.example/v1")
+    assert (endpoint("", key_env="").client.api_key == KEY) == (sent and bool(url))
+
+
+def test_nothing_of_the_environment_reaches_another_endpoint(monkeypatch):
+    names = ("API_KEY", "ADMIN_KEY", "ORG_ID", "PROJECT_ID")
+    for name in names:
+        monkeypatch.setenv(f"OPENAI_{name}", f"secret-{name}")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "authorization: secret-1\nx-other: secret-2")
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    raw = Raw(http(401, b'{"error": {"message": "no key"}}'))
+    reply = raw.ask(key_env="")
+    assert raw.seen and b"secret" not in raw.seen
+    assert "check llm.key_env: it names no variable" in reply.fatal
+    raw.ask(host="localhost")
+    assert KEY.encode() in raw.seen  # named, and past the proxy
+    monkeypatch.delenv("TEST_KEY")
+    assert "TEST_KEY: it is not set, so no key was sent" in raw.ask().fatal
+
+
+def test_a_redirect_takes_no_key_along():
+    other = Raw(http(400, b"{}"))
+
+    async def asked():
+        elsewhere = await asyncio.start_server(other._serve, "127.0.0.1", 0)
+        location = f"location: http://127.0.0.1:{elsewhere.sockets[0].getsockname()[1]}/v1"
+        first = Raw(http(307, b"", location))
+        await asyncio.to_thread(first.ask)
+        elsewhere.close()
+        return first.seen
+
+    assert KEY.encode() in asyncio.run(asked())
+    assert other.seen.startswith(b"POST /v1") and KEY.encode() not in other.seen
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [
+        *(("127.0.0.1", True), ("127.9.9.9", True), ("localhost", True), ("[::1]", True)),
+        *(
+            ("10.0.0.5", False),
+            ("0.0.0.0", False),
+            ("gpu.example", False),
+            ("evil-localhost", False),
+        ),
+        *(("127.0.0.1.evil.example", False), ("[::2]", False), ("localhost.evil.example", False)),
+    ],
+)
+def test_a_key_crosses_no_network_in_plain_text(host, local):
+    url = f"http://{host}:8000/v1"
+    if local:
+        assert endpoint(url).client.api_key == KEY
+    else:
+        with pytest.raises(UserError, match=r"plain text; use https, a tunnel") as caught:
+            endpoint(url)
+        assert KEY not in str(caught.value)
+    assert endpoint(url, key_env="").client.api_key == "none"
+    assert endpoint(f"https://{host}/v1").client.api_key == KEY
+
+
+def test_a_part_of_the_key_is_not_shown():
+    one = endpoint("http://127.0.0.1:1/v1")
+    shown = one.clean(f"key {KEY[:10]}... is wrong, {KEY}, it ends with {KEY[-9:]}")
+    assert shown == "key *** is wrong, *** it ends with ***"
 
 
 def test_payment_required_is_fatal():
