@@ -12,14 +12,14 @@ import sys
 from collections.abc import Sequence
 
 from data_pipeline.dataset import beam_runner
-from data_pipeline.dataset.command import make_parser, run_build
+from data_pipeline.dataset.command import build_parser, run_build
 from inf_jax.core.errors import main_guard
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command; `argv` is without the program's name."""
-    parser = make_parser("data_pipeline.beam_build", __doc__)
     with main_guard():
+        parser = build_parser("python -m data_pipeline.beam_build", __doc__)
         args, options = beam_runner.parse_arguments(parser, sys.argv[1:] if argv is None else argv)
         beam_runner.quiet()
         beam_runner.check_paths(

@@ -8,7 +8,6 @@ split; --runner and all others are Beam's. After a kill, run it again: it writes
 data.dir must be on a file system that every worker mounts under the same path.
 """
 
-import argparse
 import itertools
 import sys
 from collections.abc import Sequence
@@ -18,9 +17,10 @@ import tensorflow_datasets as tfds
 
 from data_pipeline.dataset import beam_runner
 from data_pipeline.dataset.beam_token_steps import ShardJob
-from inf_jax.config.command_line import parse
+from inf_jax.config.command_line import EXAMPLE, parse
 from inf_jax.config.defaults import run_config
 from inf_jax.config.sections import RunConfig
+from inf_jax.core.cli_flags import FlagParser
 from inf_jax.core.errors import main_guard
 from inf_jax.data.from_config import dataset_dir, text_config
 from inf_jax.data.token_shards import EXAMPLES_PER_SHARD, plan_shards
@@ -76,18 +76,16 @@ def tokenise_on_beam(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command; `argv` is without the program's name."""
-    argv = sys.argv[1:] if argv is None else argv
-    ours = [flag for flag in argv if flag.startswith("--config")]
-    parser = argparse.ArgumentParser(
-        prog="python -m data_pipeline.beam_tokenise",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
     with main_guard():
-        rest = [flag for flag in argv if flag not in ours]
-        args, options = beam_runner.parse_arguments(parser, rest)
+        parser = FlagParser(__doc__, "python -m data_pipeline.beam_tokenise")
+        about = "config of the training run, whose flags --config.KEY=VALUE are taken too"
+        parser.add("--config", about, metavar="NAME", example=EXAMPLE)
+        given = sys.argv[1:] if argv is None else argv
+        args, rest = beam_runner.parse_arguments(parser, given, others="--config.")
+        overrides = [flag for flag in rest if flag.startswith("--config.")]
+        options = [flag for flag in rest if flag not in overrides]
         beam_runner.quiet()
-        config = parse(["beam_tokenise", *ours])
+        config = parse(["beam_tokenise", f"--config={args.config}", *overrides])
         directory = tokenise_on_beam(
             run_config(config), beam_runner.make_config(args.runner, options)
         )

@@ -9,16 +9,15 @@ A second run reuses an existing dataset. An interrupted run leaves no dataset; r
 import sys
 from collections.abc import Sequence
 
-from data_pipeline.dataset.command import make_parser, run_build
-from inf_jax.core.cli_flags import hyphenated
+from data_pipeline.dataset.command import build_parser, run_build
 from inf_jax.core.errors import main_guard
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command; `argv` is without the program's name."""
-    parser = make_parser("data_pipeline.build", __doc__)
     with main_guard():
-        run_build(parser.parse_args(hyphenated(sys.argv[1:] if argv is None else argv)))
+        parser = build_parser("python -m data_pipeline.build", __doc__)
+        run_build(parser.parse(sys.argv[1:] if argv is None else argv))
 
 
 if __name__ == "__main__":

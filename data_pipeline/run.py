@@ -10,16 +10,15 @@ answer is sent again. Corpus, report, audit page and journal are in `config.out_
 
 import contextlib
 import importlib.util
-import math
 import sys
 
-from absl import flags
 from rich.console import Console
 from rich.table import Table
 
 from inf_jax.config.command_line import command_line, parse_flags
 from inf_jax.config.resume import save_resolved
-from inf_jax.core.errors import UserError, main_guard
+from inf_jax.core.cli_flags import FlagParser, at_least, names_among, number
+from inf_jax.core.errors import main_guard
 from inf_jax.io.atomic import atomic_write
 
 # The extra `pipeline` of setup.py; some of it is first imported in the middle of a run.
@@ -39,20 +38,16 @@ def main(argv: list[str]) -> None:
 
 
 def _run(argv: list[str]) -> None:
-    resolved, values = parse_flags(
+    resolved, own = parse_flags(
         argv, __doc__, sections=FactoryConfig(), example="data_msmarco", define=_define
     )
     check_factory(resolved)
-    stages = values["stages"].value or list(STAGES)
-    if unknown := sorted(set(stages) - set(STAGES)):
-        raise UserError(f"--stages={','.join(unknown)}: choose from {','.join(STAGES)}")
-    stages = [stage for stage in STAGES if stage in stages]
-    max_usd, forget = values["max-usd"].value, values["forget-batches"].value
-    if max_usd is not None and not math.isfinite(max_usd):
-        raise UserError(f"--max-usd={max_usd}: must be a finite number")
-    factory = Factory(factory_config(resolved), max_usd=max_usd, forget_batches=forget)
+    stages = [stage for stage in STAGES if stage in (own["stages"] or STAGES)]
+    factory = Factory(
+        factory_config(resolved), max_usd=own["max_usd"], forget_batches=own["forget_batches"]
+    )
     with contextlib.closing(factory):
-        if values["dry-run"].value:
+        if own["dry_run"]:
             factory.run(["pairs"])
             _show_estimate(factory)
             return
@@ -64,15 +59,15 @@ def _run(argv: list[str]) -> None:
             _show_end(factory)
 
 
-def _define(values: flags.FlagValues) -> None:
-    own = {"flag_values": values}
+def _define(parser: FlagParser) -> None:
     text = "estimate the cost of the requests left, and send nothing"
-    flags.DEFINE_boolean("dry-run", False, text, **own)
+    parser.add_boolean("--dry-run", text)
     text = "cap on the cost of the corpus over all its runs, active requests included"
-    flags.DEFINE_float("max-usd", None, text, lower_bound=0.0, **own)
+    parser.add("--max-usd", text, of=at_least(0, number), metavar="X")
     text = "give up the batches of earlier runs; their possible cost stays counted"
-    flags.DEFINE_boolean("forget-batches", False, text, **own)
-    flags.DEFINE_list("stages", [], f"run only these, of {','.join(STAGES)}", **own)
+    parser.add_boolean("--forget-batches", text)
+    text = f"run only these, of {','.join(STAGES)}"
+    parser.add("--stages", text, of=names_among(STAGES), default=[], metavar="NAME,NAME")
 
 
 def _show_end(factory: Factory) -> None:

@@ -10,20 +10,8 @@ model's shape comes from its config.json or from plan_models.json; text lengths 
 dataset if it is built, else assumed. Predicted seconds are those of a roofline model
 (inf_jax/planning/roofline.py), a lower bound and not a measurement. A run that does not fit exits
 with code 1 and lists the keys that may help.
-
-Options, besides --config and --config.KEY=VALUE:
-  --topology=NAME         v4:AxBxC, v5e:AxB, v5p:AxBxC, v6e:AxB, tpu7x:AxBxC, or cpu:N
-  --slices=N              number of slices, joined by the data-centre network
-  --compare=NAME,NAME     a table of several topologies
-  --search=batch_size     the largest train.batch_size that fits, within 1/16
-  --try                   if it does not fit: compile each option that may help
-  --json=FILE             default OUT_DIR/plan/TOPOLOGY.json
-  --query-tokens=40 --passage-tokens=120      mean lengths, if there is no dataset to measure
-  --model-config=FILE     a Hugging Face config.json instead of the model's own
-  --hbm-gib=X             memory that a program may use per device, instead of the chip's
 """
 
-import argparse
 import functools
 import json
 import math
@@ -34,10 +22,10 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from inf_jax.config.command_line import parse
+from inf_jax.config.checks import check_config
+from inf_jax.config.command_line import EXAMPLE, parse_flags
 from inf_jax.config.defaults import run_config
 from inf_jax.config.sections import RunConfig
-from inf_jax.core.cli_flags import hyphenated
 from inf_jax.core.console import table
 from inf_jax.core.errors import UserError, main_guard
 from inf_jax.data.from_config import batch_layout
@@ -50,6 +38,7 @@ from inf_jax.planning.chips import GIB
 from inf_jax.planning.compile import StepToPlan, make_plan
 from inf_jax.planning.flops import model_flops
 from inf_jax.planning.model_shapes import model_shape
+from inf_jax.planning.options import PlanOptions, add_plan_flags, plan_options
 from inf_jax.planning.report import compare, print_plan, unfit
 from inf_jax.planning.topology import Topology, topology
 from inf_jax.training.program import make_program
@@ -57,25 +46,28 @@ from inf_jax.training.program import make_program
 
 def main(argv: list[str]) -> None:
     """Runs the command line, given without the program's name."""
-    args, rest = _arguments(argv)
-    config = parse(["plan", *rest], __doc__)
+    config, own = parse_flags(
+        ["plan", *argv], __doc__, sections=RunConfig(), example=EXAMPLE, define=add_plan_flags
+    )
+    options = plan_options(own)
+    check_config(config)
     jax.config.update("jax_platforms", "cpu")  # nothing runs here: leave accelerators alone
 
     def planned(config: ConfigDict, name: str) -> dict[str, Any]:
-        return plan_run(run_config(config), topology(name, slices=args.slices), args)
+        return plan_run(run_config(config), topology(name, slices=options.slices), options)
 
-    names = args.compare.split(",") if args.compare else [args.topology]
-    if args.search:
-        result = _search(config, names[0], args.slices, planned)
-    elif args.compare:
+    names = options.topologies
+    if options.search:
+        result = _search(config, names[0], options.slices, planned)
+    elif own["compare"]:
         result = [planned(config, name) for name in names]
         compare(result)
     else:
         result = planned(config, names[0])
         print_plan(result)
-        if args.try_options:
+        if options.try_advice:
             _try(config, names[0], result, planned)
-    path = as_path(args.json) if args.json else _default_path(config, names, args)
+    path = as_path(options.json) if options.json else _default_path(config, options)
     with new_file(path) as file:
         file.write(json.dumps(result, indent=2).encode() + b"\n")
     print(f"wrote {path}")
@@ -83,24 +75,22 @@ def main(argv: list[str]) -> None:
         raise UserError(unfit(result))
 
 
-def plan_run(config: RunConfig, target: Topology, args: argparse.Namespace) -> dict[str, Any]:
+def plan_run(config: RunConfig, target: Topology, options: PlanOptions) -> dict[str, Any]:
     """The plan of a run on a topology, as of `planning.compile.make_plan`, with advice.
 
     Raises:
       UserError: the config does not suit the model or the devices.
     """
     mesh = make_mesh(fsdp=config.mesh.fsdp, tensor=config.mesh.tensor, devices=target.devices)
-    hbm = args.hbm_gib * GIB if args.hbm_gib else None
-    plan = make_plan(_step_to_plan(config, mesh, args), target, mesh, hbm=hbm)
+    hbm = options.hbm_gib * GIB if options.hbm_gib else None
+    plan = make_plan(_step_to_plan(config, mesh, options), target, mesh, hbm=hbm)
     plan["advice"] = [] if plan["hbm"]["fits"] else advice(config, plan)
     return plan
 
 
-def _step_to_plan(
-    config: RunConfig, mesh: jax.sharding.Mesh, args: argparse.Namespace
-) -> StepToPlan:
+def _step_to_plan(config: RunConfig, mesh: jax.sharding.Mesh, options: PlanOptions) -> StepToPlan:
     """The step that training runs with this config, from shapes alone."""
-    shape, source = model_shape(config.model.name, args.model_config)
+    shape, source = model_shape(config.model.name, options.model_config)
     encoder = configured_encoder(config, shape, source=source, device=mesh.devices.flat[0])
     program = make_program(config, encoder, mesh, source=source)
     devices = batch_devices(mesh)
@@ -108,8 +98,8 @@ def _step_to_plan(
         config,
         functools.partial(run_tokenizer, config),
         devices=devices,
-        query_tokens=args.query_tokens,
-        passage_tokens=args.passage_tokens,
+        query_tokens=options.query_tokens,
+        passage_tokens=options.passage_tokens,
     )
     flops = model_flops(
         shape,
@@ -178,41 +168,10 @@ def _try(config: ConfigDict, name: str, plan: dict[str, Any], planned: Callable)
         table("options, each alone", rows, ("", "GiB", "fits"))
 
 
-def _arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        prog="python -m inf_jax.plan", add_help=False, allow_abbrev=False, exit_on_error=False
-    )
-    add = parser.add_argument
-    add("--topology", default="")
-    add("--compare", default="")
-    add("--slices", type=int, default=1)
-    add("--search", choices=["batch_size"])
-    add("--try", dest="try_options", action="store_true")
-    add("--json", default="")
-    add("--query-tokens", type=float, default=40)
-    add("--passage-tokens", type=float, default=120)
-    add("--model-config")
-    add("--hbm-gib", type=float)
-    try:
-        args, rest = parser.parse_known_args(hyphenated(argv))
-    except argparse.ArgumentError as error:
-        raise UserError(f"command line: {error}; --help shows the options") from None
-    help_only = {"-h", "--help"} & set(rest)
-    if not help_only and bool(args.topology) == bool(args.compare):
-        raise UserError("name what to plan for: --topology=v5e:16x16, or --compare=NAME,NAME")
-    if args.search and args.compare:
-        raise UserError("--search takes one --topology, not --compare")
-    for name in ("slices", "query_tokens", "passage_tokens", "hbm_gib"):
-        value, least = getattr(args, name), 0 if name == "hbm_gib" else 1
-        if value is not None and (value < least or value == 0):
-            raise UserError(f"--{name.replace('_', '-')}: must be above 0")
-    return args, rest
-
-
-def _default_path(config: ConfigDict, names: list[str], args: argparse.Namespace) -> AnyPath:
-    name = "_".join(n.replace(":", "-") for n in names)
-    name += f"-{args.slices}slices" if args.slices > 1 else ""
-    name += f"-{args.search}" if args.search else ""
+def _default_path(config: ConfigDict, options: PlanOptions) -> AnyPath:
+    name = "_".join(n.replace(":", "-") for n in options.topologies)
+    name += f"-{options.slices}slices" if options.slices > 1 else ""
+    name += f"-{options.search}" if options.search else ""
     return as_path(config.out_dir) / "plan" / f"{name}.json"
 
 

@@ -8,17 +8,12 @@ checkpoints/. Started again, it resumes from the newest checkpoint, bit for bit.
 save and exit with code 143, Ctrl-C with code 130 (a second Ctrl-C ends it at once); SIGUSR1 traces
 a few steps, a process that hangs exits with code 75 (`monitoring.watch`). Several processes form
 one run (`distributed.cluster`); the primary one writes all files but the checkpoints.
-
-Options, besides --config and --config.KEY=VALUE:
-  --resume      require a checkpoint to resume from
-  --noresume    require that there is no checkpoint
 """
 
 import contextlib
 import time
 
 import jax
-from absl import flags
 from ml_collections import ConfigDict
 
 from inf_jax.checkpoints.saver import Saver
@@ -26,6 +21,7 @@ from inf_jax.config.command_line import command_line, run
 from inf_jax.config.defaults import run_config
 from inf_jax.config.resume import save_resolved
 from inf_jax.config.sections import RunConfig
+from inf_jax.core.cli_flags import FlagParser
 from inf_jax.core.errors import UserError
 from inf_jax.data.from_config import dataset_dir
 from inf_jax.data.loader import to_mesh
@@ -183,8 +179,9 @@ def _say(text: str) -> None:
         print(text)
 
 
-def _flags(values: flags.FlagValues) -> None:
-    flags.DEFINE_boolean("resume", None, "require a checkpoint to resume from", flag_values=values)
+def _flags(parser: FlagParser) -> None:
+    text = "require a checkpoint to resume from; --no-resume requires that there is none"
+    parser.add_boolean("--resume", text, default=None)
 
 
 if __name__ == "__main__":

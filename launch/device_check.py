@@ -21,21 +21,23 @@ from collections.abc import Iterator
 from importlib import import_module, metadata
 from pathlib import Path
 
+from inf_jax.core.cli_flags import FlagParser, above_zero, names_among, number
+from inf_jax.core.errors import UserError, main_guard
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "launch")]
 
 # Name -> function. Those of a stage run side by side, each in a process of its own: a crash of the
 # compiler costs one of them.
 STAGES = (
     {
-        "losses": "device.correctness:check_losses",
-        "models": "device.correctness:check_models",
-        "attention": "device.correctness:check_attention",
+        "losses": ".device.correctness:check_losses",
+        "models": ".device.correctness:check_models",
+        "attention": ".device.correctness:check_attention",
     },
-    {"train": "device.training:measure_training"},
-    {"loss speed": "device.loss:measure_loss"},
-    {"retrieval": "device.retrieval:measure_retrieval"},
-    {"attention speed": "device.retrieval:measure_attention"},
+    {"train": ".device.training:measure_training"},
+    {"loss speed": ".device.loss:measure_loss"},
+    {"retrieval": ".device.retrieval:measure_retrieval"},
+    {"attention speed": ".device.retrieval:measure_attention"},
 )
 TITLES = {
     "losses": "Losses against golden files: relative errors of value and gradients",
@@ -103,7 +105,7 @@ def run_section(name: str, path: Path, *, deadline: float, tiny: bool) -> int:
     module, _, function = where.partition(":")
     out = Recorder(path, name, deadline=deadline, tiny=tiny)
     with out.case("the whole section"):
-        getattr(import_module(module), function)(out)
+        getattr(import_module(module, "launch"), function)(out)
     return int(out.failed)
 
 
@@ -147,29 +149,31 @@ def _environment(*, tiny: bool) -> dict[str, str]:
 
 
 def main() -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="bash launch/device_check.sh",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--out", type=Path, default=Path("out/device_check"), metavar="DIR")
-    add("--minutes", type=float, default=8, metavar="N", help="at the most (default: %(default)s)")
-    add("--only", default="", metavar="NAMES", help=f"of {', '.join(TITLES)}")
-    add("--tiny", action="store_true", help="tiny shapes on a CPU: a rehearsal")
-    add("--section", choices=list(TITLES), help=argparse.SUPPRESS)
-    add("--deadline", type=float, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    """The command line; returns the exit code."""
+    with main_guard():
+        return _main(_parser().parse(sys.argv[1:]))
+
+
+def _parser() -> FlagParser:
+    parser = FlagParser(__doc__, "bash launch/device_check.sh")
+    add = parser.add
+    add("--out", "for the results", of=Path, default=Path("out/device_check"), metavar="DIR")
+    add("--minutes", "at the most", of=above_zero, default=8, metavar="N")
+    text = f"of {', '.join(TITLES)} (default: all)"
+    add("--only", text, of=names_among(TITLES), default=list(TITLES), metavar="NAME,NAME")
+    parser.add_boolean("--tiny", "tiny shapes on a CPU: a rehearsal")
+    add("--section", None, choices=list(TITLES))
+    add("--deadline", None, of=number)
+    return parser
+
+
+def _main(args: argparse.Namespace) -> int:
     absent = missing(NEEDED)
     if absent:
-        print(
-            f"error: not installed: {', '.join(absent)}; without network, bring them as wheels: "
-            "pip install --no-index --no-deps --target DIR *.whl, and PYTHONPATH=DIR",
-            file=sys.stderr,
+        raise UserError(
+            f"not installed: {', '.join(absent)}; without network, bring them as wheels: "
+            "pip install --no-index --no-deps --target DIR *.whl, and PYTHONPATH=DIR"
         )
-        return 1
     path = args.out / "results.jsonl"
     if args.section:
         return run_section(args.section, path, deadline=args.deadline, tiny=False)
@@ -179,10 +183,10 @@ def main() -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     path.write_text("")
     deadline = time.time() + 60 * args.minutes
-    chosen, failed = args.only.split(",") if args.only else list(TITLES), []
+    failed: list[str] = []
     with (args.out / "log.txt").open("a") as log:
         for stage in STAGES:
-            names = [name for name in stage if name in chosen]
+            names = [name for name in stage if name in args.only]
             if args.tiny:  # in this process: starting takes longer than the checks
                 os.environ |= _environment(tiny=True)
                 for name in names:
@@ -198,10 +202,15 @@ def main() -> int:
 def _run_stage(names: list[str], args: argparse.Namespace, *, deadline: float, log) -> list[str]:
     """Runs sections side by side; returns those that failed, were cut short or left out."""
     started = time.time()
-    command = [sys.executable, __file__, f"--out={args.out}", f"--deadline={deadline}"]
+    command = [sys.executable, "-m", "launch.device_check", f"--out={args.out.absolute()}"]
+    command += [f"--deadline={deadline}"]
     running = {
         name: subprocess.Popen(
-            [*command, f"--section={name}"], env=_environment(tiny=False), stdout=log, stderr=log
+            [*command, f"--section={name}"],
+            cwd=ROOT,
+            env=_environment(tiny=False),
+            stdout=log,
+            stderr=log,
         )
         for name in names
         if time.time() < deadline

@@ -9,7 +9,6 @@ Runs are trained one after another, on the machine or pod where this is started.
 run was refused or failed; the others are done all the same.
 """
 
-import argparse
 import importlib.util
 import shlex
 import subprocess
@@ -17,8 +16,11 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from inf_jax.core.cli_flags import hyphenated
-from inf_jax.core.errors import main_guard
+from inf_jax.config.command_line import override_check
+from inf_jax.config.sections import RunConfig
+from inf_jax.core.cli_flags import FlagParser, check_choice
+from inf_jax.core.errors import UsageError, main_guard
+from inf_jax.planning.options import add_plan_flags
 
 ROOT = Path(__file__).resolve().parents[1]
 SERIES = ROOT / "configs" / "scaling" / "e5_large.py"
@@ -26,27 +28,35 @@ SERIES = ROOT / "configs" / "scaling" / "e5_large.py"
 
 def main() -> int:
     """The command line; returns the exit code."""
-    argv = hyphenated(sys.argv[1:])
+    argv = sys.argv[1:]
     cut = argv.index("--") if "--" in argv else len(argv)
-    parser = argparse.ArgumentParser(
-        prog="python launch/scaling.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("names", nargs="*", help="CHIP-PAIRS of configs/scaling/e5_large.py (default: all)")
-    add("--configs", nargs="+", default=[], metavar="FILE", help="config files instead of names")
-    add("--topology", default="", help="default: the one of the name; required with --configs")
-    add("--run", action="store_true", help="train what fits")
-    args, plan_flags = parser.parse_known_args(argv[:cut])
+    parser = FlagParser(__doc__, "python launch/scaling.py")
+    add = parser.add
+    add("names", "CHIP-PAIRS of configs/scaling/e5_large.py (default: all)", many=True)
+    add("--configs", "config files instead of names", many=True, default=[], metavar="FILE")
+    text = "default: the one of the name; required with --configs"
+    add("--topology", text, default="", metavar="NAME")
+    parser.add_boolean("--run", "train what fits")
+    plan_parser = FlagParser("")
+    add_plan_flags(plan_parser)
+
+    def check(flag: str) -> None:
+        if flag.startswith("--config."):
+            raise UsageError(f"{flag}: write config overrides after --")
+        if not plan_parser.knows(flag):
+            parser.refuse_unknown(flag, plan_parser.names)
+
+    args, plan_flags = parser.parse_known(argv[:cut], check)
+    plan_parser.parse(plan_flags)
     overrides = argv[cut + 1 :]
+    refuse_others = override_check(parser, RunConfig())
+    for override in overrides:
+        refuse_others(override)
     series = _load(SERIES)
-    unknown = [n for n in args.names if n not in series.NAMES]
-    if unknown:
-        parser.error(f"no such run: {', '.join(unknown)}; choose from {', '.join(series.NAMES)}")
+    for name in args.names:
+        check_choice("run", name, series.NAMES)
     if args.configs and not args.topology:
-        parser.error("--configs needs --topology")
+        raise UsageError("--configs needs --topology, e.g. --topology=v5e:16x16")
     names = args.names or series.NAMES
     topologies = {n: args.topology or series.TOPOLOGIES[n.split("-")[0]][0] for n in names}
     runs = [(f"{SERIES}:{name}", topology) for name, topology in topologies.items()]

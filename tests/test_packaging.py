@@ -85,4 +85,4 @@ def test_an_unknown_command_names_the_nearest():
     command = [sys.executable, "-m", "inf_jax", "trian"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2
-    assert "no command 'trian'; did you mean train?" in done.stderr
+    assert "command: 'trian' is not a choice; did you mean train?" in done.stderr

@@ -2,13 +2,15 @@
 
 import argparse
 import contextlib
+import functools
 import logging
 import re
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 
 import tensorflow_datasets as tfds
 
-from inf_jax.core.cli_flags import hyphenated
+from inf_jax.core.cli_flags import FlagParser
 from inf_jax.core.errors import UserError
 
 _SUFFIX = " [while running"  # appended by Beam
@@ -38,13 +40,17 @@ def _make_runner(name: str):
     except ImportError as error:
         message = f"Apache Beam cannot be imported ({error}); pip install -e '.[beam]'"
         raise UserError(message) from error
-    if name.lower() in ("direct", "directrunner"):
+    if _is_direct(name):
         # Beam's own choice for this name may be a runner in Go, which it downloads.
         return FnApiRunner()
     try:
         return create_runner(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"--runner={name}: {error}") from error
+
+
+def _is_direct(name: str) -> bool:
+    return name.lower() in ("direct", "directrunner")
 
 
 def check_paths(**paths: str) -> None:
@@ -64,19 +70,51 @@ def quiet() -> None:
 
 
 def parse_arguments(
-    parser: argparse.ArgumentParser, argv: Sequence[str]
+    parser: FlagParser, argv: Sequence[str], *, others: str = ""
 ) -> tuple[argparse.Namespace, list[str]]:
-    """Parses our flags, `--runner` among them, and returns them and the flags meant for Beam."""
-    parser.add_argument(
-        "--runner",
-        default="DirectRunner",
-        help="DirectRunner (this machine), DataflowRunner, FlinkRunner, SparkRunner, ... "
-        "(default: %(default)s)",
+    """Parses our flags, `--runner` among them, and returns them and the flags that are not ours.
+
+    Those are meant for Beam, but for those that begin with `others`. Some runners know flags that
+    Beam itself does not: for them, a flag that is unknown to Beam is an error only if it resembles
+    a known one.
+
+    Raises:
+      UsageError: as `FlagParser.parse`.
+    """
+    text = "DirectRunner (this machine), DataflowRunner, FlinkRunner, SparkRunner, ..."
+    parser.add("--runner", text, default="DirectRunner", metavar="NAME")
+    runners = [flag.partition("=")[2] for flag in argv if flag.startswith("--runner")]
+    local = not runners or _is_direct(runners[-1])
+
+    def check(flag: str) -> None:
+        if others and flag.startswith(others):
+            return
+        name, known = flag.partition("=")[0], _beam_flags()
+        alike = get_close_matches(name.replace("_", "-"), [*parser.names, *known], 1, cutoff=0.85)
+        if name.replace("_", "-") not in known and (local or alike):
+            parser.refuse_unknown(flag, known)
+
+    args, rest = parser.parse_known(argv, check)
+    return args, [_as_beam_writes(flag) for flag in rest]
+
+
+@functools.cache
+def _beam_flags() -> dict[str, str]:
+    """Beam's own flags: with hyphens -> as Beam writes them."""
+    try:
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError:
+        return {}  # `make_config` says that Beam is not installed
+    names: list[str] = []
+    PipelineOptions([]).get_all_options(
+        add_extra_args_fn=lambda parser: names.extend(parser._option_string_actions)
     )
-    ours = hyphenated(argv)
-    args, others = parser.parse_known_args(ours)
-    as_given = dict(zip(ours, argv, strict=True))  # Beam's own flags have underscores
-    return args, [as_given[flag] for flag in others]
+    return {name.replace("_", "-"): name for name in names}
+
+
+def _as_beam_writes(flag: str) -> str:
+    name, equals, value = flag.partition("=")
+    return _beam_flags().get(name.replace("_", "-"), name) + equals + value
 
 
 @contextlib.contextmanager

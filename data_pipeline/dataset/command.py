@@ -9,52 +9,37 @@ from data_pipeline.dataset.build import build
 from data_pipeline.dataset.builder import REPORT_FILE, InfIr
 from data_pipeline.dataset.inputs import DEV_FRACTION
 from data_pipeline.quality.rules import Report, report_table
+from inf_jax.core.cli_flags import FlagParser, number
 from inf_jax.io.json_files import read_json
 
 
-def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
+def build_parser(program: str, doc: str) -> FlagParser:
     """The parser with the flags of a build."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {prog}",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = FlagParser(doc, program)
+    add = parser.add
+    sources = list(InfIr.builder_configs)
+    add("--source", "where the examples come from", choices=sources, example="medquad")
+    text = "root directory; the dataset is DIR/inf_ir/SOURCE/VERSION"
+    add("--data-dir", text, metavar="DIR", example="out/data")
+    text = (
+        "jsonl, jsonl.gz or parquet file, or a directory of them; medquad: default is the shipped "
+        "sample; others: required, with InF-IR's field names (instruction_positive, ...) and an "
+        "optional id"
     )
-    add = parser.add_argument
-    names = list(InfIr.builder_configs)
-    add("--source", required=True, choices=names, help="where the examples come from")
-    add(
-        "--data-dir",
-        required=True,
-        metavar="DIR",
-        help="root directory; the dataset is DIR/inf_ir/SOURCE/VERSION",
+    add("--path-train", text, default="", metavar="FILE")
+    add("--path-dev", "the same for the evaluation split", default="", metavar="FILE")
+    text = (
+        "without a dev file: the share of queries held out of the train file for evaluation, "
+        "chosen by hash; 0 for no dev split"
     )
-    add(
-        "--path-train",
-        default="",
-        metavar="FILE",
-        help="jsonl, jsonl.gz or parquet file, or a directory of them; medquad: default is the "
-        "shipped sample; others: required, with InF-IR's field names (instruction_positive, ...) "
-        "and an optional id",
+    add("--dev-fraction", text, of=number, default=DEV_FRACTION, metavar="F")
+    text = (
+        "drop an example if its instructed query and its passage are both at least this similar to "
+        "those of an earlier one (Jaccard similarity of their shingles, by MinHash), e.g. 0.8; 0 "
+        "keeps all"
     )
-    add("--path-dev", default="", metavar="FILE", help="the same for the evaluation split")
-    add(
-        "--dev-fraction",
-        type=float,
-        default=DEV_FRACTION,
-        metavar="F",
-        help="without a dev file: the share of queries held out of the train file for evaluation, "
-        "chosen by hash; 0 for no dev split (default: %(default)s)",
-    )
-    add(
-        "--near-duplicates",
-        type=float,
-        default=0.0,
-        metavar="S",
-        help="drop an example if its instructed query and its passage are both at least this "
-        "similar to those of an earlier one (Jaccard similarity of their shingles, by MinHash), "
-        "e.g. 0.8; 0 keeps all (default: %(default)s)",
-    )
-    add("--overwrite", action="store_true", help="replace an existing dataset")
+    add("--near-duplicates", text, of=number, default=0.0, metavar="S")
+    parser.add_boolean("--overwrite", "replace an existing dataset")
     return parser
 
 

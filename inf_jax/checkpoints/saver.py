@@ -61,7 +61,7 @@ class Saver:
         if resume is False:
             raise UserError(
                 f"{self._directory}: has a checkpoint of step {newest}; give a new out_dir, or "
-                "train without --noresume to continue from it"
+                "train without --no-resume to continue from it"
             )
         saved = checkpoint.read_saved(self._directory, str(newest))
         self._info, source = saved.info, self._manager.directory / str(newest)

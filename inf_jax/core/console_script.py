@@ -3,7 +3,9 @@
 import runpy
 import sys
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
+
+from inf_jax.core.cli_flags import check_choice
+from inf_jax.core.errors import main_guard
 
 
 def dispatch(
@@ -23,15 +25,11 @@ def dispatch(
         module = f"{package}.{name.replace('-', '_')}"
         runpy.run_module(module, run_name="__main__", alter_sys=True)
         return
+    if name and name not in ("-h", "--help"):
+        with main_guard():
+            check_choice(f"{program}: command", argv[1], commands)
     width = max(map(len, commands))
     usage = [f"usage: {program} COMMAND [--help] ...", ""]
     usage += [f"  {command:<{width}}  {text}" for command, text in commands.items()]
-    if name in ("-h", "--help"):
-        print("\n".join(usage))
-        raise SystemExit(0)
-    if name:
-        close = get_close_matches(name, commands, n=1)
-        nearest = f"; did you mean {close[0]}?" if close else ""
-        usage.append(f"\nerror: {program} has no command {argv[1]!r}{nearest}")
-    print("\n".join(usage), file=sys.stderr)
-    raise SystemExit(2)
+    print("\n".join(usage), file=sys.stdout if name else sys.stderr)
+    raise SystemExit(0 if name else 2)

@@ -15,10 +15,14 @@ class UserError(ValueError):
     """Bad input: the message names the file, record or field, and the remedy."""
 
 
+class UsageError(UserError):
+    """A wrong command line: an unknown flag or key, or a value of another type; exit code 2."""
+
+
 def in_one_line(error: BaseException) -> tuple[str, int] | None:
     """(line to print, exit code) of a user's error; None for what may be a bug."""
     if isinstance(error, UserError):
-        return f"error: {error}", 1
+        return f"error: {error}", 2 if isinstance(error, UsageError) else 1
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", INTERRUPTED
     if isinstance(error, OSError) and error.errno in _DISK:  # wherever it was raised
@@ -35,7 +39,8 @@ def first_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def main_guard() -> Iterator[None]:
-    """Reports a UserError or a full disk (exit code 1) or Ctrl-C (130) as one line on stderr.
+    """Reports errors as one line on stderr: a UserError or a full disk (exit code 1), a UsageError
+    (2), Ctrl-C (130).
 
     Anything else is a bug and keeps its traceback. Around a whole command: output that nobody reads
     any more is dropped (`core.output`), and no Ctrl-C is lost (`core.interrupts`).

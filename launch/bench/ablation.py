@@ -23,8 +23,10 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from inf_jax.config.command_line import parse
+from inf_jax.config.command_line import EXAMPLE, override_check, parse
+from inf_jax.config.sections import RunConfig
 from inf_jax.core import console
+from inf_jax.core.cli_flags import FlagParser
 from inf_jax.core.errors import UserError, main_guard
 from inf_jax.evaluation.scores import METRICS
 from inf_jax.io.atomic import atomic_file, atomic_write
@@ -32,7 +34,6 @@ from inf_jax.io.json_files import read_json
 from inf_jax.io.storage import is_bucket
 from inf_jax.losses.objective import parse_objective
 
-from .options import make_parser, parse_options
 from .process import checkout_environment
 from .report import commit, machine, table
 
@@ -72,18 +73,13 @@ class CellFailedError(Exception):
 
 def main() -> None:
     """The command line."""
-    parser = make_parser("python launch/ablate.py", __doc__)
-    parser.add_argument("--config", required=True, metavar="FILE", help="what to train")
-    parser.add_argument(
-        "--objectives",
-        nargs="+",
-        default=OBJECTIVES,
-        metavar="OBJECTIVE",
-        help=f"default: {' '.join(OBJECTIVES)}",
-    )
-    parser.add_argument("--masks", nargs="+", default=MASKS, choices=MASKS, help="default: both")
     with main_guard():
-        run_grid(*parse_options(parser, sys.argv[1:]))
+        parser = FlagParser(__doc__, "python launch/ablate.py")
+        add = parser.add
+        add("--config", "what to train", metavar="NAME", example=EXAMPLE)
+        add("--objectives", "of the grid", many=True, default=OBJECTIVES, metavar="OBJECTIVE")
+        add("--masks", "of the grid", many=True, default=MASKS, choices=MASKS)
+        run_grid(*parser.parse_known(sys.argv[1:], override_check(parser, RunConfig())))
 
 
 def run_grid(args: argparse.Namespace, overrides: list[str]) -> None:

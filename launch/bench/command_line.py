@@ -11,36 +11,38 @@ all of them alike: compare figures within one run only. --write appends the resu
 launch/benchmarks.md.
 """
 
-import argparse
 import sys
+from collections.abc import Sequence
 
+from inf_jax.config.command_line import override_check
+from inf_jax.config.sections import RunConfig
+from inf_jax.core.cli_flags import FlagParser, check_choice
 from inf_jax.core.errors import main_guard
 
 from . import factory, loss, plan, train
-from .options import make_parser, parse_options
 
-# Each module has `HELP`, `add_arguments(parser)` and `main(args, overrides)`.
+# Each module has `HELP`, `TAKES_CONFIG`, `add_arguments(parser)`, and `main(args)`, or with
+# TAKES_CONFIG `main(args, overrides)`.
 COMMANDS = {"train": train, "loss": loss, "factory": factory, "plan": plan}
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Runs one benchmark.
 
     Args:
       argv: the command line without the program's name; default `sys.argv[1:]`.
     """
-    parser = make_parser("python launch/bench.py", __doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="BENCHMARK")
-    for name, module in COMMANDS.items():
-        module.add_arguments(
-            commands.add_parser(
-                name,
-                help=module.HELP,
-                description=module.__doc__,
-                formatter_class=argparse.RawDescriptionHelpFormatter,
-                allow_abbrev=False,
-            )
-        )
+    name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     with main_guard():
-        args, overrides = parse_options(parser, sys.argv[1:] if argv is None else argv)
-        COMMANDS[args.command].main(args, overrides)
+        if name in ("-h", "--help"):
+            about = "\n".join(f"  {name:<10}{module.HELP}" for name, module in COMMANDS.items())
+            print(f"{__doc__.strip()}\n\n{about}\n\nBENCHMARK --help lists its flags.")
+            return
+        check_choice("benchmark", name, COMMANDS)
+        module = COMMANDS[name]
+        parser = FlagParser(module.__doc__, f"python launch/bench.py {name}")
+        module.add_arguments(parser)
+        if module.TAKES_CONFIG:
+            module.main(*parser.parse_known(rest, override_check(parser, RunConfig())))
+        else:
+            module.main(parser.parse(rest))

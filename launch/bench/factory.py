@@ -19,30 +19,24 @@ import time
 from pathlib import Path
 from typing import Any
 
+from inf_jax.core.cli_flags import FlagParser, at_least
+
 from .report import ROOT, publish, table
 
 HELP = "requests/s and memory of the data pipeline's LLM stages, against a local server"
+TAKES_CONFIG = False
 _TABLE_ROWS = 10
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `bench.py factory`."""
-    add = parser.add_argument
-    add("--records", type=int, default=100_000, metavar="N", help="requests (default: %(default)s)")
-    add(
-        "--concurrency",
-        type=int,
-        default=64,
-        metavar="N",
-        help="requests in flight (default: %(default)s)",
-    )
-    add("--write", action="store_true", help="append the result to launch/benchmarks.md")
+def add_arguments(parser: FlagParser) -> None:
+    """Flags of `bench.py factory`."""
+    parser.add("--records", "requests to send", of=at_least(1), default=100_000, metavar="N")
+    parser.add("--concurrency", "requests in flight", of=at_least(1), default=64, metavar="N")
+    parser.add_boolean("--write", "append the result to launch/benchmarks.md")
 
 
-def main(args: argparse.Namespace, overrides: list[str]) -> None:
+def main(args: argparse.Namespace) -> None:
     """Runs the benchmark."""
-    if overrides:
-        raise SystemExit(f"error: bench.py factory takes no config: {' '.join(overrides)}")
     server = subprocess.Popen(
         [sys.executable, ROOT / "tests" / "doubles" / "llm_server.py", "--port", "0"],
         stdout=subprocess.PIPE,

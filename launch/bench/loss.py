@@ -21,6 +21,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from inf_jax.core.cli_flags import FlagParser, above_zero, at_least
+
 from . import loss_aot
 from .loss_contenders import DEVICES, LABELS, MATRICES, OBJECTIVES, worker
 from .loss_figure import save
@@ -28,70 +30,34 @@ from .process import Worker, serve
 from .report import publish, table
 
 HELP = "time and memory of the loss and its gradients at large batches"
+TAKES_CONFIG = False
 TOLERANCE = 1e-4  # relative, of losses and gradients between contenders
 REFERENCE = "torch"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `bench.py loss`."""
-    add = parser.add_argument
-    add("--batches", type=_numbers, metavar="N,N", help="default: powers of 2 from 1024 to 65536")
-    add("--dim", type=int, metavar="N", help="embedding width (default: 768; 1024 with --aot)")
-    add(
-        "--objectives",
-        nargs="+",
-        default=list(OBJECTIVES),
-        choices=OBJECTIVES,
-        metavar="TEXT",
-        help=f"default: {' '.join(OBJECTIVES)}",
-    )
-    add(
-        "--rounds",
-        type=int,
-        default=3,
-        metavar="N",
-        help="turns of each contender (default: %(default)s)",
-    )
-    add(
-        "--full",
-        type=int,
-        default=8192,
-        metavar="N",
-        help="largest batch that is timed in rounds (default: %(default)s)",
-    )
-    add(
-        "--limit",
-        type=float,
-        default=300,
-        metavar="S",
-        help="seconds for one contender at one batch (default: %(default)s)",
-    )
-    add(
-        "--threads",
-        type=int,
-        default=2,
-        metavar="N",
-        help="CPU cores to use (default: %(default)s)",
-    )
-    add(
-        "--platform",
-        choices=("cpu", "gpu"),
-        default="cpu",
-        help="where to run (default: %(default)s)",
-    )
-    add(
-        "--write",
-        action="store_true",
-        help="append the result to launch/benchmarks.md and redraw its figure",
-    )
-    add("--worker", choices=("aot", *_workers(LABELS)), help=argparse.SUPPRESS)
+def add_arguments(parser: FlagParser) -> None:
+    """Flags of `bench.py loss`."""
+    add = parser.add
+    add("--batches", "default: powers of 2 from 1024 to 65536", of=_numbers, metavar="N,N")
+    text = "embedding width (default: 768; 1024 with --aot)"
+    add("--dim", text, of=at_least(1), metavar="N")
+    text = "of the loss"
+    add("--objectives", text, many=True, default=[*OBJECTIVES], choices=OBJECTIVES, metavar="TEXT")
+    add("--rounds", "turns of each contender", of=at_least(1), default=3, metavar="N")
+    text = "largest batch that is timed in rounds"
+    add("--full", text, of=at_least(0), default=8192, metavar="N")
+    text = "seconds for one contender at one batch"
+    add("--limit", text, of=above_zero, default=300, metavar="S")
+    add("--threads", "CPU cores to use", of=at_least(1), default=2, metavar="N")
+    add("--platform", "where to run", choices=("cpu", "gpu"), default="cpu")
+    text = "append the result to launch/benchmarks.md and redraw its figure"
+    parser.add_boolean("--write", text)
+    add("--worker", None, choices=("aot", *_workers(LABELS)))
     loss_aot.add_arguments(parser)
 
 
-def main(args: argparse.Namespace, overrides: list[str]) -> None:
+def main(args: argparse.Namespace) -> None:
     """Runs the benchmark, or with --worker one of its processes."""
-    if overrides:
-        raise SystemExit(f"error: bench.py loss takes no config: {' '.join(overrides)}")
     if args.aot:
         loss_aot.main(args)
         return
@@ -312,4 +278,4 @@ def _environment(name: str, platform: str) -> dict[str, str]:
 
 
 def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+    return [at_least(1)(part) for part in text.split(",")]

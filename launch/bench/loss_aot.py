@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from inf_jax.core.cli_flags import FlagParser
+
 from .loss_figure import save
 from .process import Worker, serve
 from .report import publish, table
@@ -35,17 +37,11 @@ ENVIRONMENT = {
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `bench.py loss --aot`."""
-    add = parser.add_argument
-    add("--aot", action="store_true", help="memory per TPU chip instead; needs the extra aot")
-    add(
-        "--topologies",
-        nargs="+",
-        default=list(TOPOLOGIES),
-        metavar="NAME",
-        help=f"with --aot (default: {' '.join(TOPOLOGIES)})",
-    )
+def add_arguments(parser: FlagParser) -> None:
+    """Flags of `bench.py loss --aot`."""
+    parser.add_boolean("--aot", "memory per TPU chip instead; needs the extra aot")
+    text = f"with --aot (default: {' '.join(TOPOLOGIES)})"
+    parser.add("--topologies", text, many=True, default=[*TOPOLOGIES], metavar="NAME")
 
 
 def main(args: argparse.Namespace) -> None:

@@ -21,9 +21,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from inf_jax.core.cli_flags import FlagParser, check_choice
+
 from .report import ROOT, publish, table
 
 HELP = "memory and step time of each shipped config on its TPUs, by compilation alone"
+
+TAKES_CONFIG = True
 
 # config, topology, slices, config override
 PROGRAMS = (
@@ -40,28 +44,22 @@ BACKBONES = tuple(
 )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `bench.py plan`."""
-    add = parser.add_argument
-    add(
-        "--only",
-        nargs="+",
-        default=[],
-        metavar="CONFIG",
-        help="only these, spelled as in the table",
-    )
-    add("--backbones", action="store_true", help="plan scaling/backbones.py instead")
-    add("--cache", metavar="DIR", help="keep plans in DIR and reuse those already there")
-    add("--write", action="store_true", help="append the table to launch/benchmarks.md")
+def add_arguments(parser: FlagParser) -> None:
+    """Flags of `bench.py plan`."""
+    add = parser.add
+    add("--only", "only these, spelled as in the table", many=True, default=[], metavar="CONFIG")
+    parser.add_boolean("--backbones", "plan scaling/backbones.py instead")
+    add("--cache", "keep plans in DIR and reuse those already there", metavar="DIR")
+    parser.add_boolean("--write", "append the table to launch/benchmarks.md")
 
 
 def main(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Plans one config after another and prints the table."""
     known = BACKBONES if args.backbones else PROGRAMS
+    names = list(dict.fromkeys(p[0] for p in known))
+    for name in args.only:
+        check_choice("--only", name, names)
     programs = [p for p in known if not args.only or p[0] in args.only]
-    if not programs:
-        names = ", ".join(dict.fromkeys(p[0] for p in known))
-        raise SystemExit(f"error: --only: choose from {names}")
     rows = []
     for config, topology, slices, override in programs:
         own = [f"--config.{override}"] if override else []

@@ -22,10 +22,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from inf_jax.core.cli_flags import FlagParser, at_least
+
 from .process import Worker, peak_memory, serve
 from .report import ROOT, publish, table
 
 HELP = "the training step of a config, beside sentence-transformers"
+TAKES_CONFIG = True
 MEASURED = ("seconds", "pairs", "tokens", "slots")
 LABELS = {
     "ours": "inf_jax",
@@ -34,40 +37,17 @@ LABELS = {
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `bench.py train`."""
-    add = parser.add_argument
-    add(
-        "--config",
-        default=str(ROOT / "configs" / "medquad_minilm.py"),
-        metavar="FILE",
-        help="what to train (default: configs/medquad_minilm.py)",
-    )
-    add(
-        "--rounds",
-        type=int,
-        default=7,
-        metavar="N",
-        help="turns of each contender (default: %(default)s)",
-    )
-    add(
-        "--steps",
-        type=int,
-        default=3,
-        metavar="N",
-        help="timed steps per turn (default: %(default)s)",
-    )
-    add("--warmup", type=int, default=2, metavar="N", help="steps before round 1 (%(default)s)")
-    add(
-        "--threads",
-        type=int,
-        default=2,
-        metavar="N",
-        help="CPU cores to use (default: %(default)s)",
-    )
-    add("--write", action="store_true", help="append the result to launch/benchmarks.md")
-    add("--rows", help=argparse.SUPPRESS)  # for the workers: file with the texts of every step
-    add("--worker", choices=[*WORKERS], help=argparse.SUPPRESS)
+def add_arguments(parser: FlagParser) -> None:
+    """Flags of `bench.py train`."""
+    add, config = parser.add, str(ROOT / "configs" / "medquad_minilm.py")
+    add("--config", "what to train (default: medquad_minilm)", default=config, metavar="NAME")
+    add("--rounds", "turns of each contender", of=at_least(1), default=7, metavar="N")
+    add("--steps", "timed steps per turn", of=at_least(1), default=3, metavar="N")
+    add("--warmup", "steps before round 1", of=at_least(0), default=2, metavar="N")
+    add("--threads", "CPU cores to use", of=at_least(1), default=2, metavar="N")
+    parser.add_boolean("--write", "append the result to launch/benchmarks.md")
+    add("--rows", None)  # for the workers: file with the texts of every step
+    add("--worker", None, choices=[*WORKERS])
 
 
 def main(args: argparse.Namespace, overrides: list[str]) -> None:

@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from device.peers import free, loss_peer
-from device.training import OBJECTIVE, SCALE, program_bytes, random_ids, seconds_of
 from inf_jax.core.batch import TextIds
 from inf_jax.losses import contrastive_loss
 from inf_jax.losses.objective import parse_objective
 from inf_jax.planning.chips import peak_flops
 from inf_jax.planning.flops import loss_flops
+
+from .peers import free, loss_peer
+from .training import OBJECTIVE, SCALE, program_bytes, random_ids, seconds_of
 
 PAIRS = (16384, 65536, 262144)
 TILES = ((2048, 2048), (8192, 8192), (2048, 8192), (8192, 2048), (16384, 4096))

@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from device.correctness import attention_rows
-from device.peers import attention_peer, encoding_peer, search_peer
-from device.training import BASE, model_shape, random_texts, seconds_of
 from inf_jax.evaluation.search import topk
 from inf_jax.models.attention import IMPLEMENTATIONS, implementations_for
 from inf_jax.models.encoder import EncoderOptions, make_encoder
 from inf_jax.models.xla_attention import ScoreOptions
 from inf_jax.retriever.encode import Grid, encode_texts
+
+from .correctness import attention_rows
+from .peers import attention_peer, encoding_peer, search_peer
+from .training import BASE, model_shape, random_texts, seconds_of
 
 
 def measure_retrieval(out) -> None:

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from device.peers import free, training_peer
 from inf_jax.config.sections import LossConfig, OptimConfig
 from inf_jax.core.batch import Batch, TextIds
 from inf_jax.core.packing import pack_chunk, rows_needed, stack_chunks
@@ -25,6 +24,8 @@ from inf_jax.planning.model_shapes import PUBLIC
 from inf_jax.training.forward import EncodingPlan
 from inf_jax.training.optim import make_optimizer
 from inf_jax.training.step import TrainState, make_train_step
+
+from .peers import free, training_peer
 
 SCALE = 20.0
 # Deciles of the tokens of the MedQuAD sample's instructed queries and passages, cut at 512.

@@ -129,4 +129,4 @@ def test_impossible_command_lines(ablate, tiny_config):
     with pytest.raises(UserError, match="choose by --objectives and --masks"):
         make_cells(tiny_config, ["--config.loss.mask=faithful"], ["uni(P)"], MASKS)
     code, out = ablate("--steps=3")
-    assert code == 2 and "unknown arguments: --steps=3" in out
+    assert code == 2 and "unknown flag --steps; did you mean --config.train.steps?" in out

@@ -71,16 +71,6 @@ def test_command():
     assert "100" not in second.splitlines()[0]  # above --full the first objective only
 
 
-def test_command_says_what_is_missing():
-    def run(*more: str) -> subprocess.CompletedProcess:
-        return subprocess.run([*COMMAND, *more], capture_output=True, text=True, check=False)
-
-    done = run("--config.loss.scale=3")
-    assert done.returncode == 1 and "takes no config" in done.stderr
-    done = run("--objectives", "uni(QQ)")
-    assert done.returncode == 2 and "uni(QQ)" in done.stderr
-
-
 def test_what_a_refused_program_would_need():
     message = (
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "

@@ -50,6 +50,3 @@ def test_command_reports_and_says_what_is_wrong(config_file):
     done = run("--rounds=1", "--steps=1", "--config.data.source=nowhere")
     assert done.returncode == 1
     assert "data_pipeline.build" in done.stderr
-    done = run("--round=3")
-    assert done.returncode == 2
-    assert "--round=3" in done.stderr

@@ -1,6 +1,5 @@
 """launch/device_check.py on a CPU with tiny shapes, and how it reports what goes wrong."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -9,17 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from launch import device_check
 from tests.xla_flags import quick_flags
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
-
-
-@pytest.fixture(scope="module")
-def device_check():
-    spec = importlib.util.spec_from_file_location("device_check", LAUNCH / "device_check.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_rehearsal(tmp_path):
@@ -55,7 +47,7 @@ def test_rehearsal(tmp_path):
         assert f"## {heading}\n" in report
 
 
-def test_a_failed_case_is_a_result(device_check, tmp_path, capsys):
+def test_a_failed_case_is_a_result(tmp_path, capsys):
     out = device_check.Recorder(tmp_path / "results", "losses", deadline=0, tiny=True)
     with out.case("first"):
         raise RuntimeError("out of\nmemory")
@@ -68,8 +60,9 @@ def test_a_failed_case_is_a_result(device_check, tmp_path, capsys):
     assert report.endswith("| second |  | yes | 1,234 | 0.25 |\n")
 
 
-def test_missing_packages_are_named(device_check, monkeypatch, capsys):
+def test_missing_packages_are_named(monkeypatch, capsys):
     monkeypatch.setattr(device_check, "NEEDED", ("jax", "no-such-package"))
     monkeypatch.setattr(sys, "argv", ["device_check.py"])
-    assert device_check.main() == 1
+    with pytest.raises(SystemExit, match="1"):
+        device_check.main()
     assert "not installed: no-such-package; without network" in capsys.readouterr().err

@@ -21,7 +21,7 @@ def test_series_refuses_what_does_not_fit(monkeypatch, capsys):
     assert scaling.main() == 1
     output = capsys.readouterr().out
     assert [c[0].partition(".")[2] for c in ran] == ["plan", "train", "plan", "plan", "train"]
-    assert ran[0][2:] == ["--topology=v5e:16x16", "--query-tokens=9", "--config.seed=1"]
+    assert ran[0][2:] == ["--topology=v5e:16x16", "--query_tokens=9", "--config.seed=1"]
     assert ran[1][1].endswith("v5e-4096") and ran[1][2:] == ["--config.seed=1"]
     assert ran[2][2] == "--topology=v5p:8x8x8"
     assert [line.split()[0] for line in output.splitlines()[-3:]] == [

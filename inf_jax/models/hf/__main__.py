@@ -5,8 +5,9 @@
 prints a table; exit code 1 if a model's states differ.
 """
 
-import argparse
+import sys
 
+from inf_jax.core.cli_flags import FlagParser
 from inf_jax.core.errors import UserError, main_guard
 from inf_jax.models.hf import check
 from inf_jax.models.hf.resolve import resolve_model
@@ -14,12 +15,11 @@ from inf_jax.models.hf.resolve import resolve_model
 
 def main() -> None:
     """Checks the models that the command line names."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    about = "model directories or hub ids"
-    parser.add_argument("--check", nargs="+", metavar="DIR", required=True, help=about)
     with main_guard():
-        names = parser.parse_args().check
+        parser = FlagParser(__doc__, "python -m inf_jax.models.hf")
+        about = "model directories or hub ids"
+        parser.add("--check", about, many=True, metavar="DIR", example="models/e5-base")
+        names = parser.parse(sys.argv[1:]).check
         results, errors = [], []
         try:
             for name in names:

@@ -1,4 +1,4 @@
-"""The command line and the checks: one clear message, exit code 1."""
+"""The command line and the checks: one clear message."""
 
 import dataclasses
 import importlib.util
@@ -95,9 +95,8 @@ def test_block_i_needs_no_sampled_negatives():
         (["--config.loss.objective=foo(P)"], r"loss\.objective: objective kind 'foo'"),
         ([f"--config.seed={2**32}"], "must be below"),
         (["stray"], "unexpected stray"),
-        (["--no-resume"], "no such flag --no-resume"),
-        (["--nonsense=1"], "no such flag --nonsense"),
-        (["--confg.out_dir=x"], r"no such flag --confg"),
+        (["--no-resume"], "unknown flag --no-resume"),
+        (["--confg.out_dir=x"], r"unknown flag --confg\.out_dir; did you mean --config\.out_dir"),
     ],
 )
 def test_bad_command_lines(arguments, message):
@@ -120,7 +119,7 @@ def test_all_problems_at_once():
 
 
 def test_config_file_problems(tmp_path):
-    with pytest.raises(UserError, match="name a config file"):
+    with pytest.raises(UserError, match=r"--config missing, e\.g\. --config=medquad_minilm"):
         parse(["main"])
     with pytest.raises(UserError, match="nowhere"):
         parse(["main", "--config=nowhere.py"])
@@ -173,6 +172,7 @@ def test_help_lists_the_keys(capsys):
 
 def test_configs_are_found_by_name():
     assert parse(["main", "--config=medquad_minilm"]).out_dir == "out/medquad_minilm"
+    assert parse(["main", "--config", "medquad_minilm"]).out_dir == "out/medquad_minilm"
     large = parse(["main", "--config=scaling/e5_large:v5e-16384"])
     assert large.out_dir == "out/scaling/e5_large-v5e-16384"
     with pytest.raises(UserError, match=r"no shipped config of that name; did you mean medquad"):
@@ -183,8 +183,6 @@ def test_a_given_path_is_not_replaced_by_a_shipped_config(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="no such file"):
         parse(["main", "--config=./medquad_minilm.py"])
-    with pytest.raises(UserError, match=r"write --config=NAME, with ="):
-        parse(["main", "--config", "medquad_minilm"])
     with pytest.raises(UserError, match=r"audit\.count.* more: a config of another command\?"):
         parse(["main", "--config=data_msmarco"])
 
