@@ -10,6 +10,7 @@ answer is sent again. Corpus, report, audit page and journal are in `config.out_
 
 import contextlib
 import importlib.util
+import shlex
 import sys
 
 from rich.console import Console
@@ -72,19 +73,19 @@ def _define(parser: FlagParser) -> None:
 
 def _show_end(factory: Factory) -> None:
     """Prints the report and where the outputs are, for the stages that were run."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     if factory.report:
         for table in report_tables(factory.report).values():
             console.print(table.terminal())
         console.print(f"audit page, for a human review: {factory.out_dir / 'audit.html'}")
         console.print(f"corpus: {factory.out_dir / 'corpus' / 'train.jsonl'}, with DATA_CARD.md")
     if factory.dataset:
-        data_dir = factory.dataset.parents[2]
-        console.print(
-            f"dataset: {factory.dataset}; to train on it:\n  python -m inf_jax.train "
-            "--config=configs/medquad_minilm.py --config.data.source=factory "
-            f"--config.data.dir={data_dir} --config.out_dir={factory.out_dir / 'run'}"
-        )
+        command = ["python", "-m", "inf_jax.train", "--config=medquad_minilm"]
+        command += ["--config.data.source=factory"]
+        command += [f"--config.data.dir={factory.dataset.parents[2]}"]
+        command += [f"--config.out_dir={factory.out_dir / 'run'}"]
+        text = f"dataset: {factory.dataset}; to train on it:\n  {shlex.join(command)}"
+        console.print(text)
 
 
 def _show_estimate(factory: Factory) -> None:

@@ -48,7 +48,7 @@ def run_build(args: argparse.Namespace, beam: tfds.download.DownloadConfig | Non
     options = dict(vars(args))
     options.pop("runner", None)
     final, written = build(**options, beam=beam)
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
     reports = read_json(final / REPORT_FILE, kind=dict)
     console.print(report_table({split: Report.from_json(r) for split, r in reports.items()}))
     for split in tfds.builder_from_directory(final).info.splits.values():

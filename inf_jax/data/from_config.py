@@ -1,6 +1,7 @@
 """Builds text settings, tokenised splits, batch layouts and loaders from a run's config."""
 
 import dataclasses
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,10 +30,9 @@ def dataset_dir(config: RunConfig) -> Path:
     """`<data.dir>/inf_ir/<source>/<version>`; raises UserError where nothing was built."""
     directory = Path(config.data.dir) / "inf_ir" / config.data.source / config.data.version
     if not (directory / "dataset_info.json").exists():
-        options = f"--source={config.data.source} --data-dir={config.data.dir}"
-        raise UserError(
-            f"{directory}: no dataset here; build it with `python -m data_pipeline.build {options}`"
-        )
+        flags = [f"--source={config.data.source}", f"--data-dir={Path(config.data.dir)}"]
+        build = f"python -m data_pipeline.build {shlex.join(flags)}"
+        raise UserError(f"{directory}: no dataset here; build it with `{build}`")
     return directory
 
 
