@@ -5,7 +5,10 @@ A config file starts from `defaults()`; the command line changes single keys
 """
 
 import dataclasses
+import itertools
 import re
+import unicodedata
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -16,6 +19,8 @@ from inf_jax.config import schema
 from inf_jax.config.schema import key
 
 MAX_BATCH_REQUESTS = 50_000  # the Batch API's own limit for a file
+# What may follow a model's name: -2024-08-06, -20241022, -0613, -2411, @20240229, -latest
+_SNAPSHOT = re.compile(r"(.+?)[-@](20\d\d-\d\d-\d\d|20\d{6}|\d{4}|latest)")
 _EFFORTS = ("", "minimal", "low", "medium", "high")
 
 
@@ -203,6 +208,12 @@ def check_factory(config: ConfigDict) -> None:
     ):
         if not schema.value_of(config, name):
             problems.append(f"{name} is empty: {remedy}")
+    if same_model(config.judge.model, config.judge_2.model):
+        problems.append(
+            f"judge_2.model={config.judge_2.model!r} is judge.model, which would agree with "
+            "itself: name another model, or none for a single judge"
+        )
+    problems += _read_and_written(config)
     if llm.batch_requests > MAX_BATCH_REQUESTS:
         problems.append(f"llm.batch_requests={llm.batch_requests}: at most {MAX_BATCH_REQUESTS}")
     if set("@?#") & set(llm.base_url):  # not repeated here: it may be a secret
@@ -224,3 +235,51 @@ def check_factory(config: ConfigDict) -> None:
     if weights and (len(weights) != len(types) or not min(weights) > 0):
         problems.append(f"generate.type_weights={tuple(weights)}: one above 0 for each type")
     schema.raise_problems(problems)
+
+
+def same_model(one: str, two: str) -> bool:
+    """Whether two names may stand for one model: case, blanks, provider and snapshot aside.
+
+    A name without a provider ("gpt-4o") or a snapshot may be that with one ("openai/gpt-4o",
+    "gpt-4o-2024-08-06"); two different snapshots are two models.
+    """
+    (maker_1, base_1, of_1), (maker_2, base_2, of_2) = map(_parts_of_model, (one, two))
+    makers, snapshots = {maker_1, maker_2} - {""}, {of_1, of_2} - {""}
+    return bool(base_1) and base_1 == base_2 and len(makers) <= 1 and len(snapshots) <= 1
+
+
+def _parts_of_model(name: str) -> tuple[str, str, str]:
+    """(provider, model, snapshot) of a model's name; "" for what it does not have."""
+    plain = "".join(unicodedata.normalize("NFKC", name).casefold().split())
+    maker, _, base = plain.rstrip("/").rpartition("/")
+    base, found, snapshot = base.partition(":")  # llama3:latest, gpt-4o:free
+    if not found and (dated := _SNAPSHOT.fullmatch(base)):
+        base, snapshot = dated.groups()
+    return maker, base, "" if snapshot == "latest" else snapshot
+
+
+def _read_and_written(config: ConfigDict) -> list[str]:
+    """Directories that the factory would both read as input and write to."""
+    problems = []
+    written = {"out_dir": config.out_dir, "corpus.data_dir": config.corpus.data_dir}
+    read = {"source.path": [config.source.path], "evaluation.paths": config.evaluation.paths}
+    read["score.model"] = [config.score.model] if Path(config.score.model).is_dir() else []
+    for (name, path), (of, paths) in itertools.product(written.items(), read.items()):
+        for other in paths if path else ():
+            if other and _resolved(path).is_relative_to(_resolved(other)):
+                problems.append(
+                    f"{name}={path!r} is in {of}={str(other)!r}, where its files would be read as "
+                    "input: choose a directory elsewhere"
+                )
+    out_dir, source = config.out_dir, config.source.path
+    inside = out_dir and source and _resolved(source).is_relative_to(_resolved(out_dir))
+    if inside and _resolved(source) != _resolved(out_dir):
+        problems.append(
+            f"source.path={source!r} is in out_dir={out_dir!r}, where the factory writes: choose "
+            "another out_dir"
+        )
+    return problems
+
+
+def _resolved(path: str) -> Path:
+    return Path(path).expanduser().resolve()

@@ -54,6 +54,73 @@ def test_invalid_values_are_named(key, value, message):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ("o3-mini", "o3-mini", True),
+        ("o3-mini", " O3-mini\n", True),
+        ("gpt-4o", "gpt-4o-2024-08-06", True),
+        ("gpt-4", "gpt-4-0613", True),
+        ("openai/gpt-4o", "gpt-4o", True),
+        ("llama3", "llama3:latest", True),
+        ("mistral-large-latest", "mistral-large-2411", True),
+        ("claude-3-opus@20240229", "claude-3-opus", True),
+        ("local", "local ", True),
+        ("gpt-4o", "gpt-4o-mini", False),
+        ("gpt-4o-2024-05-13", "gpt-4o-2024-08-06", False),
+        ("llama3:8b", "llama3:70b", False),
+        ("a/judge", "b/judge", False),
+        ("gpt-4", "gpt-4.1", False),
+        ("o3-mini", "", False),
+    ],
+)
+def test_a_second_judge_that_is_the_first_is_refused(first, second, same):
+    config = factory_config.defaults()
+    config.source.path = "somewhere"
+    for one, two in ((first, second), (second, first)) if second else ((first, second),):
+        config.judge.model, config.judge_2.model = one, two
+        if not same:
+            factory_config.check_factory(config)
+            continue
+        with pytest.raises(UserError, match=r"judge_2.model=.* is judge.model, which would agree"):
+            factory_config.check_factory(config)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"source.path": "data", "out_dir": "data/out"}, "out_dir='data/out' is in source.path"),
+        ({"source.path": "data", "out_dir": "data"}, "out_dir='data' is in source.path"),
+        ({"source.path": ".", "out_dir": "out"}, "out_dir='out' is in source.path"),
+        ({"source.path": "data/../x", "out_dir": "x/y/z"}, "out_dir='x/y/z' is in source.path"),
+        ({"source.path": "link", "out_dir": "data/out"}, "out_dir='data/out' is in source.path"),
+        ({"source.path": "data", "out_dir": "link/out"}, "out_dir='link/out' is in source.path"),
+        ({"source.path": "data", "corpus.data_dir": "data/tf"}, "corpus.data_dir='data/tf' is in"),
+        (
+            {"source.path": "x", "evaluation.paths": ("y", "data"), "out_dir": "data/o"},
+            "in evaluat",
+        ),
+        ({"source.path": "x", "score.model": "data", "out_dir": "data/o"}, "is in score.model"),
+        ({"source.path": "out/corpus/train.jsonl", "out_dir": "out"}, "is in out_dir='out'"),
+        ({"source.path": "data", "out_dir": "data-out"}, ""),
+        ({"source.path": "data", "out_dir": "out", "evaluation.paths": ("out/eval.jsonl",)}, ""),
+        ({"source.path": "data", "score.model": "package:x/model", "out_dir": "package"}, ""),
+    ],
+)
+def test_a_directory_is_not_both_read_and_written(tmp_path, monkeypatch, values, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to("data")
+    config = factory_config.defaults()
+    config.update_from_flattened_dict(values)
+    if not message:
+        factory_config.check_factory(config)
+        return
+    with pytest.raises(UserError) as error:
+        factory_config.check_factory(config)
+    assert message in str(error.value) and "choose" in str(error.value)
+
+
 class ConstantRetriever:
     """Stands for the encoder of the stage score: all cosines are 1."""
 
