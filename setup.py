@@ -113,6 +113,7 @@ setup(
             "report/audit_page/*",
             "report/*.jinja",
             "llm/prices.json",
+            "llm/answer_schemas/*.json",
         ],
         "inf_jax": ["README.md", "planning/*.json", "hf_export/*.jinja"],
     },

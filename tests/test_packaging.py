@@ -58,7 +58,12 @@ def test_the_pipelines_files_are_inside(installed, tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "d" / "inf_ir" / "medquad" / "1.0.0" / "dataset_info.json").exists()
     inside = installed / "data_pipeline"
-    for pattern in ("llm/prices.json", "prompts/*", "report/audit_page/*.js"):
+    for pattern in (
+        "llm/prices.json",
+        "llm/answer_schemas/*.json",
+        "prompts/*",
+        "report/audit_page/*.js",
+    ):
         assert list(inside.glob(pattern)), pattern
 
 

@@ -1,17 +1,20 @@
 """Schemas of the models' answers, one per stage: sent as JSON Schema, validated on arrival.
 
-Docstrings and descriptions of the answers are sent too: changing one changes the key of every
-request of its stage, and what the journal has answered is asked and paid for again.
+What is sent is in `answer_schemas/`, with the descriptions that are in the classes here: changing
+such a file changes the key of every request of its stage, and what the journal has answered is
+asked and paid for again.
 """
 
 import contextlib
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+FILES = Path(__file__).parent / "answer_schemas"
 # What an instruction demands beyond the query; one is drawn for each pair.
 INSTRUCTION_TYPES = (
     "audience",  # who the passage is for: a child, a nurse, an investor
@@ -96,24 +99,12 @@ SCHEMAS: dict[str, type[Answer]] = {
 
 
 def response_format(stage: str) -> dict[str, Any]:
-    """The request's `response_format`: the stage's schema as strict structured output."""
-    schema = SCHEMAS[stage].model_json_schema()
-    _strict(schema)
-    return {
-        "type": "json_schema",
-        "json_schema": {"name": f"{stage}_answer", "strict": True, "schema": schema},
-    }
+    """The request's `response_format`: the stage's schema as strict structured output.
 
-
-def _strict(schema: dict[str, Any]) -> None:
-    """Reduces a schema, in place, to what strict mode supports."""
-    for name in ("title", "minLength", "default"):
-        schema.pop(name, None)
-    if "properties" in schema:
-        schema["required"] = list(schema["properties"])
-        schema["additionalProperties"] = False
-    for part in (*schema.get("properties", {}).values(), *schema.get("anyOf", ())):
-        _strict(part)
+    Read from a file, not printed from the classes above: pydantic's printing is another one in
+    another version, and the keys of all requests depend on it.
+    """
+    return json.loads((FILES / f"{stage}.json").read_text(encoding="utf-8"))
 
 
 def find_answer(stage: str, content: str, thoughts: list[str]) -> tuple[str, str]:
