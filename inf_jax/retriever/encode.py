@@ -15,6 +15,7 @@ from inf_jax.core.packing import Packed, best_fit, pack_chunk, stack_chunks
 from inf_jax.distributed.gradcache import encode_in_chunks
 from inf_jax.distributed.mesh import batch_sharding, compiler_options, local_mesh
 from inf_jax.distributed.sharding import state_shardings
+from inf_jax.retriever.similarity import unit_vectors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,10 +135,7 @@ def shortened(vectors: np.ndarray, dim: int | None, *, normalise: bool) -> np.nd
             f"dim={dim!r}: the vectors have {width} entries; give a whole number of them"
         )
     vectors = vectors[:, :dim]
-    if not normalise:
-        return vectors
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(norms > 0, norms, 1)
+    return unit_vectors(vectors) if normalise else vectors
 
 
 @functools.lru_cache(maxsize=16)  # jit compiles again for every new function object

@@ -16,6 +16,7 @@ from inf_jax.models.config import EncoderConfig
 from inf_jax.models.encoder import make_encoder, tower
 from inf_jax.retriever.encode import Grid, encode_texts, shortened
 from inf_jax.retriever.settings import RetrieverConfig
+from inf_jax.retriever.similarity import similarities
 from inf_jax.text.checks import check_text, check_tokens
 from inf_jax.text.tokenizer import TextTokenizer
 
@@ -163,6 +164,11 @@ class Retriever:
         )
         vectors = self._shortened(vectors, dim)
         return vectors[0] if isinstance(passages, str) else vectors
+
+    def similarity(self, queries: np.ndarray, passages: np.ndarray) -> np.ndarray:
+        """float32[n, m] of vectors float32[n, e] and float32[m, e] of this model, compared as its
+        `config.similarity` says; a higher one is nearer."""
+        return similarities(queries, passages, kind=self.config.similarity)
 
     def _encode(self, role: str, texts: list, tokenise: Tokenise, *, label: str) -> np.ndarray:
         """float32[n, e] of `texts`, in windows."""

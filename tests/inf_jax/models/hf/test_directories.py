@@ -11,9 +11,13 @@ from safetensors.numpy import save_file
 from tokenizers import BertWordPieceTokenizer
 
 import inf_jax
+from inf_jax.config.defaults import defaults, run_config
+from inf_jax.core import choices
 from inf_jax.core.errors import UserError
 from inf_jax.models.hf import sentence_transformers as st_files
+from inf_jax.models.hf.backbone import load_model
 from inf_jax.models.hf.module_settings import NAMES, TransformerSettings
+from inf_jax.text.templates import TextConfig
 
 TRANSFORMER, USAGE = "sentence_bert_config.json", "config_sentence_transformers.json"
 POOLING, NORMALIZE = "1_Pooling/config.json", "2_Normalize/config.json"
@@ -369,6 +373,35 @@ def test_templates_of_the_caller(directory):
     assert (text.query_template, text.passage_template) == (template, "text: {passage}")
     with pytest.raises(UserError, match=r"must hold \{instruction\} and"):
         inf_jax.load(directory, query_template="{query}")
+
+
+def test_a_run_reads_them_too(directory):
+    write(directory, TRANSFORMER, do_lower_case=True)
+    config = defaults()
+    config.model.name = str(directory)
+    config.data.max_query_tokens = config.data.max_passage_tokens = 32
+    tokenizer = load_model(run_config(config)).tokenizer
+    upper, lower = tokenizer.passages(["Iris: AMBER", "iris: amber"], TextConfig())
+    np.testing.assert_array_equal(upper, lower)
+    write(directory, "config.json", auto_map={"AutoModel": "modeling.Own"})
+    with pytest.raises(UserError, match="has code of its own"):
+        load_model(run_config(config))
+    config.model.mask = "bidirectional"
+    load_model(run_config(config))
+    write(directory, TRANSFORMER, config_args={"is_decoder": True})
+    with pytest.raises(UserError, match=r"config_args\.is_decoder=True"):
+        load_model(run_config(config))
+
+
+@pytest.mark.parametrize("name", choices.SIMILARITIES)
+def test_similarities(directory, name):
+    st = pytest.importorskip("sentence_transformers")
+    write(directory, USAGE, similarity_fn_name=name)
+    a, b = np.random.default_rng(0).normal(size=(2, 3, 32)).astype(np.float32)
+    theirs = st.SentenceTransformer(str(directory), device="cpu", local_files_only=True)
+    found = inf_jax.load(directory).similarity(a, b[:2])
+    assert found.shape == (3, 2) and found.dtype == np.float32
+    np.testing.assert_allclose(found, theirs.similarity(a, b[:2]), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
