@@ -183,13 +183,17 @@ def _ours(retriever: Retriever, probes: list[Probe]) -> np.ndarray:
 
 
 def _probes(reference: Retriever) -> list[Probe]:
-    """PARITY_QUERIES, then PARITY_PASSAGES, but for texts that have no tokens."""
+    """PARITY_QUERIES, then PARITY_PASSAGES and texts with tokens beyond the model's table; without
+    texts that have no tokens."""
     config, text = reference.config, reference.config.text
     uncut = TextConfig(text.query_template, text.passage_template, UNCUT, UNCUT)
     queries, instructions = config.queries.tokenise(reference.tokenizer, PARITY_QUERIES, uncut)
     if instructions is not None:
         queries = [min(pair, key=len) for pair in zip(queries, instructions, strict=True)]
-    passages = reference.tokenizer.passages(PARITY_PASSAGES, uncut)
+    # other libraries must not give such a token an id that the model has no vector for
+    beyond = tuple(f"a {token} b" for token in reference.tokenizer.beyond[:3])
+    all_passages = PARITY_PASSAGES + beyond
+    passages = reference.tokenizer.passages(all_passages, uncut)
     probes = []
     for parts, tokens in zip(PARITY_QUERIES, queries, strict=True):
         loaders = (INSTRUCTED_FILE,)
@@ -200,7 +204,7 @@ def _probes(reference: Retriever) -> list[Probe]:
         rendered = instructed_query(*parts, text.query_template)
         probes.append((len(tokens), Probe("query", rendered, loaders, parts)))
     same_limit = text.max_passage_tokens == max_length(config, "passage")
-    for passage, tokens in zip(PARITY_PASSAGES, passages, strict=True):
+    for passage, tokens in zip(all_passages, passages, strict=True):
         alike = same_limit or len(tokens) <= text.max_passage_tokens
         loaders = ("transformers", "sentence-transformers") if alike else ()
         rendered = passage_text(passage, text.passage_template)

@@ -14,6 +14,7 @@ from inf_jax.hf_export.model_card import RunInfo, model_card
 from inf_jax.hf_export.parity_loaders import INSTRUCTED_FILE
 from inf_jax.hf_export.peft_adapter import FOLDER as ADAPTER_FOLDER
 from inf_jax.hf_export.peft_adapter import Adapters, write_adapter
+from inf_jax.hf_export.tokenizer_writer import write_tokenizer
 from inf_jax.io import storage
 from inf_jax.io.json_files import read_json, write_json
 from inf_jax.models.config import EncoderConfig
@@ -26,13 +27,7 @@ from inf_jax.models.hf.weights import load_carried, save_weights
 from inf_jax.models.pooling import PROJECTION
 from inf_jax.retriever.retriever import Retriever
 from inf_jax.retriever.settings import FORMAT, SETTINGS_FILE, RetrieverConfig
-from inf_jax.text.eos import with_eos
-from inf_jax.text.lower_case import lower_case_first
 from inf_jax.text.tokenizer import TextTokenizer
-
-# Fields of a tokenizer's files that record how it was used before; they do not belong in an export.
-_USAGE_FIELDS = """max_length stride truncation_strategy pad_to_multiple_of is_local
-    local_files_only auto_map""".split()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +113,7 @@ def export_hf(
                 folder,
                 max_length=length,
                 eos=tokenizer.appended_eos,
+                rows=shape.vocab_size,
                 lower_case=tokenizer.lower_case,
             )
             # Without them sentence-transformers cannot pool a query that must not be pooled.
@@ -176,42 +172,6 @@ def write_config(
     write_json(
         folder / "config.json", fields | {"architectures": [architecture], "torch_dtype": dtype}
     )
-
-
-def write_tokenizer(
-    backbone: Path, folder: Path, *, max_length: int, eos: str = "", lower_case: bool = False
-) -> None:
-    """Writes the backbone's tokenizer files.
-
-    Args:
-      backbone: directory to read from.
-      folder: directory to write to.
-      max_length: tokens to which `truncation=True` cuts a text.
-      eos: token appended to every text; "": none.
-      lower_case: whether texts are lower-cased first.
-    """
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(backbone, local_files_only=True)
-    tokenizer.backend_tokenizer.no_truncation()
-    tokenizer.backend_tokenizer.no_padding()
-    for name in _USAGE_FIELDS:
-        tokenizer.init_kwargs.pop(name, None)
-    tokenizer.model_max_length = max_length
-    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
-        tokenizer.pad_token = tokenizer.eos_token  # usual for decoders; padding is masked anyway
-    if lower_case:
-        lower_case_first(tokenizer.backend_tokenizer)
-    if eos:
-        backend = tokenizer.backend_tokenizer
-        backend.post_processor = with_eos(backend, eos, tokenizer.convert_tokens_to_ids(eos))
-    tokenizer.save_pretrained(folder)
-    if lower_case:  # a class of the tokenizer's own would build another normalizer
-        path = folder / "tokenizer_config.json"
-        write_json(path, read_json(path) | {"tokenizer_class": "PreTrainedTokenizerFast"})
-    if eos:  # transformers 4 rebuilds some tokenizers' post-processors from this field
-        path = folder / "tokenizer_config.json"
-        write_json(path, read_json(path) | {"add_eos_token": True})
 
 
 def write_sentence_transformers(

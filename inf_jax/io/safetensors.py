@@ -15,8 +15,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from inf_jax.core.errors import UserError
+from inf_jax.core.json_text import parse_json
 from inf_jax.io.atomic import atomic_file, atomic_write
-from inf_jax.io.json_files import parse_json, path_inside, read_json
+from inf_jax.io.json_files import path_inside, read_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -9,8 +9,8 @@ import numpy as np
 from tqdm import tqdm
 
 from inf_jax.core.errors import UserError
+from inf_jax.core.json_text import parse_json
 from inf_jax.io.atomic import atomic_write
-from inf_jax.io.json_files import parse_json
 from inf_jax.io.storage import AnyPath
 from inf_jax.monitoring.wandb_log import WandbLog
 

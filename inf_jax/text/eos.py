@@ -38,16 +38,22 @@ def needs_eos(choice: str, *, eos_id: int | None, ends: int | None, source: str)
     return choice == "always" and ends != eos_id
 
 
-def with_eos(
-    backend: tokenizers.Tokenizer, token: str, token_id: int
+def with_special_token(
+    backend: tokenizers.Tokenizer,
+    token: str,
+    token_id: int,
+    *,
+    at_end: bool = True,
+    remedy: str,
 ) -> tokenizers.processors.PostProcessor:
-    """The tokenizer's post-processor, changed so that `token` ends every text.
+    """The tokenizer's post-processor, changed so that `token` ends (or begins) every text.
 
     The special tokens that it adds now stay. The template itself is changed: `tokenizers` ignores a
     second post-processor after the first.
 
     Raises:
-      UserError: a post-processor without a template (BERT's and RoBERTa's own kinds).
+      UserError: a post-processor without a template (BERT's and RoBERTa's own kinds); ends in
+        `remedy`.
     """
     state = json.loads(backend.to_str())
     present = state["post_processor"] or {"type": "Sequence", "processors": []}
@@ -57,15 +63,16 @@ def with_eos(
         odd = [x["type"] for x in steps if x["type"] != "ByteLevel"]
         if odd:
             raise UserError(
-                f"no EOS can be appended: the tokenizer's post-processor is {', '.join(odd)}, not "
-                "a template; set model.append_eos='never'"
+                f"{token!r} cannot be added to each text: the tokenizer's post-processor is "
+                f"{', '.join(odd)}, not a template; {remedy}"
             )
         one, other = ({"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB"))
         template = {"type": "TemplateProcessing", "single": [one], "pair": [one, other]}
         template["special_tokens"] = {}
         steps = [*steps, template]
     for name, type_id in (("single", 0), ("pair", 1)):
-        template[name].append({"SpecialToken": {"id": token, "type_id": type_id}})
+        place, type_id = (len(template[name]), type_id) if at_end else (0, 0)
+        template[name].insert(place, {"SpecialToken": {"id": token, "type_id": type_id}})
     template["special_tokens"][token] = {"id": token, "ids": [token_id], "tokens": [token]}
     state["post_processor"] = {"type": "Sequence", "processors": steps}
     return tokenizers.Tokenizer.from_str(json.dumps(state)).post_processor

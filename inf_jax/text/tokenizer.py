@@ -3,21 +3,24 @@
 import functools
 import hashlib
 import json
+import logging
 import os
-import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import tokenizers
 
 from inf_jax.core.errors import UserError
 from inf_jax.text import eos
+from inf_jax.text.hf_tokenizer import (
+    beyond_rows,
+    open_tokenizer,
+    special_tokens_around,
+    within_rows,
+)
 from inf_jax.text.lower_case import lower_case_first
 from inf_jax.text.query_parts import QueryParts, kept_tokens, split_parts, token_kinds
 from inf_jax.text.templates import TextConfig, passage_text, pieces, render, render_query
-
-_TOKENIZER_FILES = ("*token*", "vocab*", "*.model", "tekken*")
 
 
 class TextTokenizer:
@@ -36,6 +39,7 @@ class TextTokenizer:
       special: (int32[...], int32[...]), the special tokens before and after every text.
       lower_case: bool, as given.
       appended_eos: str, the EOS added to what the tokenizer's own files add; "" for none.
+      beyond: added tokens beyond `rows`; ordinary text here.
 
     Raises:
       UserError: there is no EOS to append; or the vocabulary, or a special token around texts, is
@@ -60,21 +64,28 @@ class TextTokenizer:
         self.lower_case: bool = lower_case
         if lower_case:
             lower_case_first(self._backend)
+        self.beyond: tuple[str, ...] = ()
         if rows is not None:
-            self._backend = _within(self._backend, rows, source)
-        self.special: tuple[np.ndarray, np.ndarray] = _around(self._backend)
+            state, dropped = within_rows(json.loads(self._backend.to_str()), rows, source)
+            if dropped:
+                self.beyond = tuple(dropped)
+                self._backend = tokenizers.Tokenizer.from_str(json.dumps(state))
+                self._backend.encode_special_tokens = bool(keep)
+        self.special: tuple[np.ndarray, np.ndarray] = special_tokens_around(self._backend)
         self.appended_eos: str = ""
         _, after = self.special
         ends = int(after[-1]) if after.size else None
         eos_id = hf_tokenizer.eos_token_id
         if eos.needs_eos(append_eos, eos_id=eos_id, ends=ends, source=source):
             self.appended_eos = hf_tokenizer.eos_token
-            self._backend.post_processor = eos.with_eos(self._backend, self.appended_eos, eos_id)
-            self.special = _around(self._backend)
+            self._backend.post_processor = eos.with_special_token(
+                self._backend, self.appended_eos, eos_id, remedy="set model.append_eos='never'"
+            )
+            self.special = special_tokens_around(self._backend)
         beyond = [i for ids in self.special for i in ids if rows is not None and i >= rows]
         if beyond:
             token = self._backend.id_to_token(beyond[0]) or self.appended_eos
-            raise UserError(_beyond_rows(token, beyond[0], rows, source))
+            raise UserError(beyond_rows(token, beyond[0], rows, source))
         state = self._backend.to_str() + str(self._backend.encode_special_tokens)
         self.fingerprint: str = hashlib.sha256(state.encode()).hexdigest()
 
@@ -181,59 +192,19 @@ def load_tokenizer(
     """The tokenizer of a local Hugging Face directory or of a hub id; arguments: TextTokenizer.
 
     Raises:
-      UserError: no tokenizer or no fast one, the hub cannot be reached, or as TextTokenizer.
+      UserError: as `open_tokenizer` or TextTokenizer.
     """
-    from transformers import AutoTokenizer  # slow to import
-
-    name = os.fspath(name_or_dir)
-    local = os.path.isdir(name)
-    remedy = "give a local directory that holds tokenizer.json, or the hub id of such a model"
-    if local and not any(f for pattern in _TOKENIZER_FILES for f in Path(name).glob(pattern)):
-        raise UserError(f"no tokenizer in {name!r}: the directory has no tokenizer files; {remedy}")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local)
-    except Exception as error:  # OSError, ValueError, KeyError, ...: by what is missing
-        reason = textwrap.shorten(str(error) or repr(error), 250)
-        where = "directory" if local else "no such directory, and not a hub id that can be loaded"
-        raise UserError(f"no tokenizer in {name!r} ({where}): {reason}; {remedy}") from error
-    if not tokenizer.is_fast:
-        kind = type(tokenizer).__name__
-        raise UserError(f"the tokenizer of {name!r} ({kind}) has no fast version; {remedy}")
-    # without vocabulary files transformers returns a tokenizer of the special tokens only
-    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
-        raise UserError(f"the tokenizer of {name!r} has no vocabulary; {remedy}")
-    return TextTokenizer(tokenizer, append_eos=append_eos, rows=rows, lower_case=lower_case)
-
-
-def _within(backend: tokenizers.Tokenizer, rows: int, source: str) -> tokenizers.Tokenizer:
-    """The tokenizer without added tokens whose ids are beyond the rows of the embedding table."""
-    state = json.loads(backend.to_str())
-    added = {token["content"] for token in state["added_tokens"]}
-    for token, number in backend.get_vocab(with_added_tokens=False).items():
-        if number >= rows and token not in added:
-            raise UserError(_beyond_rows(token, number, rows, source))
-    kept = [token for token in state["added_tokens"] if token["id"] < rows]
-    if len(kept) == len(state["added_tokens"]):
-        return backend
-    within = tokenizers.Tokenizer.from_str(json.dumps(state | {"added_tokens": kept}))
-    within.encode_special_tokens = backend.encode_special_tokens
-    return within
-
-
-def _beyond_rows(token: str, number: int, rows: int, source: str) -> str:
-    return (
-        f"the tokenizer of {source!r} gives {token!r} the id {number}, but the model has a table "
-        f"of {rows} tokens; use the tokenizer that it was trained with"
-    )
-
-
-def _around(backend: tokenizers.Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """(int32[...], int32[...]), the special tokens before and after a text."""
-    probe = backend.encode("a")
-    ids = np.array(probe.ids, np.int32)
-    text = np.flatnonzero(np.array(probe.special_tokens_mask, int) == 0)
-    first, end = (text[0], text[-1] + 1) if text.size else (len(ids), len(ids))
-    return ids[:first], ids[end:]
+    options = {"append_eos": append_eos, "rows": rows, "lower_case": lower_case}
+    tokenizer = TextTokenizer(open_tokenizer(name_or_dir), **options)
+    if tokenizer.beyond:
+        shown = ", ".join(tokenizer.beyond[:5]) + (", ..." if tokenizer.beyond[5:] else "")
+        logging.getLogger(__name__).warning(
+            "%s: the model has no vector for the added tokens %s: ordinary text here, an "
+            "IndexError in other libraries",
+            name_or_dir,
+            shown,
+        )
+    return tokenizer
 
 
 def _ids(encodings: list[tokenizers.Encoding]) -> list[np.ndarray]:

@@ -13,6 +13,7 @@ from inf_jax.models.hf.config import config_from_hf, read_config
 from inf_jax.retriever import RetrieverConfig, load
 from inf_jax.text.templates import TextConfig
 from inf_jax.text.tokenizer import load_tokenizer
+from tests.inf_jax.models import tiny_backbones
 from tests.inf_jax.models.goldens import GOLDEN, NAMES, params_of
 
 TEXT = TextConfig(max_query_tokens=32, max_passage_tokens=32)  # one shape to compile
@@ -21,12 +22,15 @@ TEXT = TextConfig(max_query_tokens=32, max_passage_tokens=32)  # one shape to co
 @pytest.fixture(scope="module")
 def backbone(tiny_model_dir, tmp_path_factory):
     """A function of a golden's name: a directory of that family with the tiny tokenizer, whose
-    words get random vectors."""
+    words get random vectors; Qwen 2 gets one of its own kind, transformers opens no other."""
 
     def make(name: str):
         directory = tmp_path_factory.mktemp(name)
-        for file in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
-            shutil.copy(tiny_model_dir / file, directory)
+        if name == "qwen2":
+            tiny_backbones.write("qwen3", directory)
+        else:
+            for file in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+                shutil.copy(tiny_model_dir / file, directory)
         fields = json.loads((GOLDEN / name / "config.json").read_text()) | {"vocab_size": 500}
         if name == "xlm_roberta":  # it gives no position to the padding token, here "[PAD]"
             fields["pad_token_id"] = 0

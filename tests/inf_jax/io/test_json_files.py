@@ -5,8 +5,9 @@ import hashlib
 import pytest
 
 from inf_jax.core.errors import UserError
+from inf_jax.core.json_text import parse_json
 from inf_jax.io.atomic import atomic_write
-from inf_jax.io.json_files import parse_json, read_json, sha256_of_file, write_json
+from inf_jax.io.json_files import read_json, sha256_of_file, write_json
 
 
 def test_round_trip(tmp_path):

@@ -91,7 +91,8 @@ def gemma() -> tuple[tokenizers.Tokenizer, dict]:
 def t5() -> tuple[tokenizers.Tokenizer, dict]:
     """SentencePiece's Unigram with the EOS after each text."""
     tokenizer = tokenizers.Tokenizer(models.Unigram())
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    steps = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
     tokenizer.decoder = decoders.Metaspace()
     special = ["<pad>", "</s>", "<unk>"]
     _train(tokenizer, trainers.UnigramTrainer, special, unk_token="<unk>", vocab_size=200)

@@ -152,8 +152,8 @@ def test_a_post_processor_without_a_template_is_refused(tiny_model_dir, tmp_path
     bert = {"type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2]}
     backend = type(tokenizer).from_str(json.dumps(state | {"post_processor": bert}))
     with pytest.raises(UserError, match="post-processor is BertProcessing, not a template"):
-        eos.with_eos(backend, "[MASK]", 4)
+        eos.with_special_token(backend, "[MASK]", 4, remedy="x")
     backend = type(tokenizer).from_str(json.dumps(state | {"post_processor": None}))
-    backend.post_processor = eos.with_eos(backend, "[SEP]", 3)
+    backend.post_processor = eos.with_special_token(backend, "[SEP]", 3, remedy="x")
     assert backend.encode("amber", "iris").tokens == ["amber", "iris", "[SEP]"]
     assert backend.encode("amber").special_tokens_mask == [0, 1]

@@ -234,6 +234,9 @@ def test_missing_tokenizer(tmp_path):
     with pytest.raises(UserError, match="no tokenizer files; give a local directory"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{ truncate off")
+    with pytest.raises(UserError, match=r"tokenizer\.json: not JSON .*; download it again"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match=r"no tokenizer in .*give a local directory"):
         load_tokenizer(tmp_path)
     with pytest.raises(UserError, match="no such directory"):
