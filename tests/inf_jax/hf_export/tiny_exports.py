@@ -46,7 +46,7 @@ def params_of(directory: Path, towers: str) -> dict:
 
 def export_tiny(tiny_model_dir, out_dir, config=SHARED, params=None, **options) -> parity.Parity:
     params = params_of(tiny_model_dir, config.towers) if params is None else params
-    tokenizer = load_tokenizer(tiny_model_dir)
+    tokenizer = load_tokenizer(tiny_model_dir, rows=read_config(tiny_model_dir).vocab_size)
     return export_hf(params, config, tokenizer, out_dir, backbone=tiny_model_dir, **options)
 
 
