@@ -9,6 +9,7 @@ is kept. All workers must see the same file system.
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -127,7 +128,7 @@ class SplitExamples(beam.PTransform):
         verdicts = (
             {"judged": judged, "flags": flags | "Flags" >> beam.Flatten()}
             | "ById" >> beam.CoGroupByKey()
-            | "Verdict" >> beam.Map(_verdict, files=files)
+            | "Verdict" >> beam.Map(_verdict)
         )
         _ = (
             verdicts
@@ -145,7 +146,13 @@ class SplitExamples(beam.PTransform):
         if config.example:
             parts = pipeline | "Slices" >> beam.Create(self._slices, reshuffle=True)
             rows = parts | "Read" >> beam.FlatMap(_read, config=config, files=files)
-            return rows, pipeline | "NoneDropped" >> beam.Create([])
+            repeated = (
+                rows
+                | "Identity" >> beam.Map(_identity)
+                | "RowsById" >> beam.GroupByKey()
+                | "Repeated" >> beam.FlatMap(_repeated, files=files)
+            )
+            return rows, repeated
         both = (
             pipeline
             | "Source" >> beam.Create([self._path])
@@ -170,6 +177,25 @@ def _read_all(path: str, config: InfIrConfig) -> Iterator:
     yield beam.pvalue.TaggedOutput(_DROPPED, dropped)
 
 
+def _identity(element: tuple[Position, Example]) -> tuple[str, tuple[Position, bytes]]:
+    position, example = element
+    texts = repr(dataclasses.astuple(example)).encode()
+    return example.id, (position, hashlib.blake2b(texts, digest_size=8).digest())
+
+
+def _repeated(
+    group: tuple[str, Iterable[tuple[Position, bytes]]], files: list[str]
+) -> Iterator[Counter]:
+    """How many rows repeat the first with their id, which they must equal."""
+    id, members = group
+    (_, first), *others = sorted(members)
+    for (file, number), digest in others:
+        if digest != first:
+            raise inf_ir.repeated_id(f"{files[file]}:{number}", id)
+    if others:
+        yield Counter({inf_ir.REPEATED: len(others)})
+
+
 def _belongs(element: tuple[Position, Example], inputs: Inputs, split: str) -> bool:
     return inputs.belongs(element[1], split)
 
@@ -188,34 +214,36 @@ def _identities(judged: Judged, limits: Limits) -> Iterator[tuple[tuple[str, int
 
 
 def _later(group: tuple[tuple[str, int], Iterable[tuple]]) -> Iterator[tuple[str, str]]:
-    """(id, reason) of all members after the first sound one."""
+    """(id, reason) of all members after the first sound one, but for its own repeated rows."""
     (reason, _), members = group
     members = list(members)
-    first = min((position for position, _, sound in members if sound), default=None)
+    first = min(((position, id) for position, id, sound in members if sound), default=None)
     if first is not None:
-        yield from ((id, reason) for position, id, _ in members if position > first)
+        later = (each for each in members if each[0] > first[0] and each[1] != first[1])
+        yield from ((id, reason) for _, id, _ in later)
 
 
 def _bands(judged: Judged, threshold: float) -> Iterator[tuple[int, tuple[Position, str, bytes]]]:
     id, (position, example, verdict) = judged
     if verdict.sound:
         bands, signatures = sketch(example, threshold)
+        signatures = signatures.tobytes()
         yield from ((band, (position, id, signatures)) for band in set(bands))
 
 
 def _near(group: tuple[int, Iterable[tuple]], threshold: float) -> Iterator[tuple[str, str]]:
-    members = sorted(group[1])
+    first: dict[str, tuple] = {}
+    for member in sorted(group[1]):
+        first.setdefault(member[1], member)  # repeated rows have the id of the first
+    members = list(first.values())
     for n in repeats([signatures for _, _, signatures in members], threshold):
         yield members[n][1], "near_duplicate"
 
 
-def _verdict(group: tuple[str, dict], files: list[str]) -> tuple[Example, Verdict]:
-    id, values = group
-    judged = sorted(values["judged"], key=lambda each: each[0])
-    if len(judged) > 1:
-        file, number = judged[1][0]
-        raise inf_ir.repeated_id(f"{files[file]}:{number}", id)
-    _, example, verdict = judged[0]
+def _verdict(group: tuple[str, dict]) -> tuple[Example, Verdict]:
+    _, values = group
+    # the first of repeated rows
+    _, example, verdict = min(values["judged"], key=lambda each: each[0])
     return example, verdict.also(*sorted(set(values["flags"])))
 
 

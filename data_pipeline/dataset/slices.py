@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 from data_pipeline.sources.files import (
     Row,
+    file_rows,
     input_files,
     json_object,
+    no_rows,
     parquet_rows,
-    read_rows,
     unreadable,
 )
 
@@ -43,9 +44,12 @@ def slices(path: str | os.PathLike, *, size: int = _BYTES) -> list[Slice]:
       size: minimal number of bytes of a slice of a jsonl file.
 
     Raises:
-      UserError: a file is missing, unreadable or of an unsupported type.
+      UserError: a file is missing, unreadable or of an unsupported type, or all are empty.
     """
-    return [part for file in input_files(path) for part in _slices(file, size)]
+    parts = [part for file in input_files(path) for part in _slices(file, size)]
+    if not parts:
+        raise no_rows(path)
+    return parts
 
 
 def read_slice(part: Slice) -> Iterator[tuple[int, Row]]:
@@ -55,7 +59,7 @@ def read_slice(part: Slice) -> Iterator[tuple[int, Row]]:
       UserError: a row or file is damaged; names file and line, as `read_rows`.
     """
     if not part.stop:
-        rows = read_rows(part.file)
+        rows = file_rows(Path(part.file))
     elif part.file.endswith(".parquet"):
         groups = range(part.start, part.stop)
         rows = parquet_rows(part.file, row_groups=groups, first=part.first)

@@ -28,6 +28,7 @@ _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U
 _TOKEN = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 _BLOCK = 4096  # signatures per array
 _RECENT = 1 << 16  # band keys collected in a dict before they are sorted into arrays
+MOST_SHARING = 128  # texts that share a band key and are compared: the first ones
 
 K = TypeVar("K")
 
@@ -73,8 +74,8 @@ def compact(values: np.ndarray) -> np.ndarray:
     return values.astype(np.uint16)
 
 
-def bands(values: np.ndarray, *, threshold: float) -> tuple[int, ...]:
-    """The band keys of a signature, as signed 64-bit integers.
+def bands(values: np.ndarray, *, threshold: float, kind: int = 0) -> tuple[int, ...]:
+    """The band keys of a signature, as signed 64-bit integers; those of two kinds of text differ.
 
     Two texts of similarity s share at least one key with probability 1 - (1 - s^rows)^bands. At a
     threshold of 0.8 (16 bands of 8 rows) this is 0.95 for s = 0.8, 0.999 for 0.9 and 0.06 for 0.5.
@@ -88,7 +89,8 @@ def bands(values: np.ndarray, *, threshold: float) -> tuple[int, ...]:
     keys = []
     for band in range(count):
         part = data[4 * rows * band : 4 * rows * (band + 1)]
-        digest = hashlib.blake2b(part, digest_size=8, salt=band.to_bytes(2)).digest()
+        salt = band.to_bytes(2) + bytes([kind] if kind else [])
+        digest = hashlib.blake2b(part, digest_size=8, salt=salt).digest()
         keys.append(int.from_bytes(digest, "little", signed=True))
     return tuple(keys)
 
@@ -96,8 +98,10 @@ def bands(values: np.ndarray, *, threshold: float) -> tuple[int, ...]:
 class NearDuplicates(Generic[K]):
     """An index of texts that finds the near duplicates of a text; each text has a key.
 
-    Takes 0.6 kB per text at a threshold of 0.8, including a small key (measured over 100,000 texts;
-    256 bytes per signature, 12 per band); datasketch's MinHashLSH takes 5.7 kB.
+    Of the texts that share a band key only the first MOST_SHARING are found by it, which bounds the
+    work where most texts resemble each other. Takes 0.6 kB per text at a threshold of 0.8,
+    including a small key (measured over 100,000 texts; 256 bytes per signature, 12 per band);
+    datasketch's MinHashLSH takes 5.7 kB.
     """
 
     def __init__(self, threshold: float):
@@ -112,7 +116,7 @@ class NearDuplicates(Generic[K]):
         self.threshold = threshold
         self._keys: list[K] = []
         self._signatures: list[np.ndarray] = []  # blocks of uint16[_BLOCK, NUM_PERM]
-        self._postings = _Postings()
+        self._postings = BandKeys()
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -140,9 +144,12 @@ class NearDuplicates(Generic[K]):
         self._keys.append(key)
 
 
-class _Postings:
-    """Maps band keys to numbers of texts: a dict of recent ones, and sorted arrays of doubling
-    sizes. A dict alone would take ten times as much memory."""
+class BandKeys:
+    """Maps band keys to the first MOST_SHARING numbers of texts each.
+
+    A dict of recent ones, and sorted arrays of doubling sizes: a dict alone would take ten times as
+    much memory.
+    """
 
     def __init__(self):
         self._recent: dict[int, list[int]] = {}
@@ -150,24 +157,27 @@ class _Postings:
         self._sorted: list[tuple[np.ndarray, np.ndarray]] = []  # int64 keys, int32 numbers
 
     def add(self, keys: tuple[int, ...], number: int) -> None:
+        """Adds a text, whose number is larger than all before."""
         for key in keys:
-            self._recent.setdefault(key, []).append(number)
+            numbers = self._recent.setdefault(key, [])
+            if len(numbers) < MOST_SHARING:
+                numbers.append(number)
         self._count += len(keys)
         if self._count >= _RECENT:
             self._sort()
 
     def find(self, keys: tuple[int, ...]) -> list[int]:
-        """All numbers added under any of the keys, ascending."""
-        matches = set()
-        for key in keys:
-            matches.update(self._recent.get(key, ()))
+        """The first MOST_SHARING numbers added under each of the keys, together, ascending."""
+        found: list[list[int]] = [[] for _ in keys]
         wanted = np.array(keys, np.int64)
-        for sorted_keys, numbers in self._sorted:
+        for sorted_keys, numbers in self._sorted:  # older ones first
             starts = np.searchsorted(sorted_keys, wanted, "left")
             stops = np.searchsorted(sorted_keys, wanted, "right")
-            for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
-                matches.update(numbers[start:stop].tolist())
-        return sorted(matches)
+            for place in np.flatnonzero(starts < stops).tolist():
+                found[place] += numbers[starts[place] : stops[place]].tolist()
+        for key, each in zip(keys, found, strict=True):
+            each += self._recent.get(key, ())
+        return sorted(set().union(*(each[:MOST_SHARING] for each in found)))
 
     def _sort(self) -> None:
         sizes = [len(numbers) for numbers in self._recent.values()]
@@ -176,6 +186,9 @@ class _Postings:
         while True:
             order = np.argsort(keys, kind="stable")
             keys, numbers = keys[order], numbers[order]
+            # of equal keys, each at its rank after the first of them
+            rank = np.arange(len(keys)) - np.searchsorted(keys, keys, "left")
+            keys, numbers = keys[rank < MOST_SHARING], numbers[rank < MOST_SHARING]
             if not self._sorted or len(self._sorted[-1][0]) > len(keys):
                 break
             # arrays of equal size are merged, so there are at most log2(n) to search

@@ -4,14 +4,32 @@ Two examples are near duplicates if both their positive instructed queries and t
 passages are, as in the stage filter. An example is dropped if it has an earlier sound near
 duplicate (`rules.Verdict.sound`), even one that is itself dropped as a duplicate: so verdicts
 depend on the records and their order only, not on how they are grouped.
+
+Candidates share a band key of their queries or of their passages: of a corpus with one instruction
+all queries resemble each other, its passages do not. Of the examples that share a key only the
+first different ones are compared with the later, at most `minhash.MOST_SHARING`: the work grows
+with the number of examples, not with its square. Near duplicates have many keys, so one that is
+late under one key is still found by others.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from data_pipeline.quality.minhash import NearDuplicates, bands, compact, signature, similarity
+from data_pipeline.quality.minhash import (
+    MOST_SHARING,
+    NUM_PERM,
+    BandKeys,
+    bands,
+    compact,
+    signature,
+)
 from inf_jax.data.records import Example
+
+_BLOCK = 4096  # examples per array, and
+_COMPARED = 64  # examples compared at once, which bound memory
+_QUERY, _PASSAGE = 0, 1
 
 
 def is_near(threshold: float) -> Callable[[Example], bool]:
@@ -34,22 +52,53 @@ def is_near(threshold: float) -> Callable[[Example], bool]:
 class NearExamples:
     """An index of examples; `example in index` says whether it has a near duplicate there.
 
+    Takes 1 kB per example at a threshold of 0.8: 512 bytes of signatures, 12 per band key.
+
     Raises:
       UserError: a threshold outside `minhash.THRESHOLDS`.
     """
 
     def __init__(self, threshold: float):
-        # texts: instructed queries; keys: signatures of their passages
-        self._queries: NearDuplicates[np.ndarray] = NearDuplicates(threshold)
+        bands(np.zeros(NUM_PERM, np.uint32), threshold=threshold)  # checks it
+        self._threshold = threshold
+        self._count = 0
+        self._sketches: list[np.ndarray] = []  # blocks of uint16[_BLOCK, 2, NUM_PERM]
+        self._keys = BandKeys()
+        self._last: tuple[Example, int, tuple[bool, bool]] | None = None
 
     def __contains__(self, example: Example) -> bool:
-        passage, threshold = _passage(example), self._queries.threshold
-        passages = self._queries.matches(item_query(example))
-        return any(similarity(passage, other) >= threshold for other in passages)
+        return self._find(example)[0]
 
     def add(self, example: Example) -> None:
         """Adds an example, whether or not it has near duplicates."""
-        self._queries.add(_passage(example), item_query(example))
+        if self._find(example)[1]:
+            return  # what is near to it is near to the equal one, which is earlier
+        keys, values = sketch(example, self._threshold)
+        if self._count % _BLOCK == 0:
+            self._sketches.append(np.empty((_BLOCK, *values.shape), np.uint16))
+        self._sketches[-1][self._count % _BLOCK] = values
+        self._keys.add(keys, self._count)
+        self._count += 1
+
+    def _find(self, example: Example) -> tuple[bool, bool]:
+        """Whether there is a near duplicate, and whether there is one with equal signatures."""
+        if self._last is None or self._last[:2] != (example, self._count):  # looked up, then added
+            self._last = example, self._count, self._compare(example)
+        return self._last[2]
+
+    def _compare(self, example: Example) -> tuple[bool, bool]:
+        keys, values = sketch(example, self._threshold)
+        numbers = np.array(self._keys.find(keys), np.int64)
+        near = same = False
+        for block in np.unique(numbers // _BLOCK).tolist():
+            rows = self._sketches[block][numbers[numbers // _BLOCK == block] % _BLOCK]
+            equal = _equal(rows[:, _PASSAGE], values[_PASSAGE])
+            rows = rows[equal >= self._threshold * NUM_PERM]
+            if len(rows):
+                queries = _equal(rows[:, _QUERY], values[_QUERY])
+                near = near or bool((queries >= self._threshold * NUM_PERM).any())
+                same = same or bool((rows == values).all(axis=(1, 2)).any())
+        return near, same
 
 
 def item_query(example: Example) -> str:
@@ -57,23 +106,37 @@ def item_query(example: Example) -> str:
     return f"{example.query_positive} {example.instruction_positive}"
 
 
-def _passage(example: Example) -> np.ndarray:
-    return compact(signature(example.document_positive))
+@functools.lru_cache(maxsize=1)  # an example is looked up, then added
+def sketch(example: Example, threshold: float) -> tuple[tuple[int, ...], np.ndarray]:
+    """The band keys of an example's instructed query and of its passage, and the compact signatures
+    of both, uint16[2, NUM_PERM]."""
+    both = signature(item_query(example)), signature(example.document_positive)
+    keys = (bands(values, threshold=threshold, kind=kind) for kind, values in enumerate(both))
+    return sum(keys, ()), np.stack([compact(values) for values in both])
 
 
-def sketch(example: Example, threshold: float) -> tuple[tuple[int, ...], bytes]:
-    """The band keys of an example's instructed query, and the bytes that `repeats` compares: the
-    compact signatures of instructed query and passage."""
-    query = signature(item_query(example))
-    both = np.stack([compact(query), _passage(example)])
-    return bands(query, threshold=threshold), both.tobytes()
+def repeats(sketches: Sequence[bytes], threshold: float) -> list[int]:
+    """The indices of the sketches, of examples that share a band key, that are near duplicates of
+    one of the first MOST_SHARING different ones, earlier in the list."""
+    first: dict[bytes, int] = {}
+    for number, each in enumerate(sketches):
+        if len(first) == MOST_SHARING:
+            break
+        first.setdefault(each, number)
+    rows = np.frombuffer(b"".join(sketches), np.uint16).reshape(len(sketches), 2, NUM_PERM)
+    earlier = np.array(list(first.values()))
+    found: list[int] = []
+    for start in range(0, len(rows), _COMPARED):
+        later = rows[start : start + _COMPARED]
+        passages = _equal(later[:, None, _PASSAGE], rows[None, earlier, _PASSAGE])
+        numbers = np.arange(start, start + len(later))
+        near = (passages >= threshold * NUM_PERM) & (earlier < numbers[:, None])
+        n, e = np.nonzero(near)
+        queries = _equal(later[n, _QUERY], rows[earlier[e], _QUERY])
+        found += sorted(set(numbers[n[queries >= threshold * NUM_PERM]].tolist()))
+    return found
 
 
-def repeats(sketches: list[bytes], threshold: float) -> list[int]:
-    """The indices of the sketches that are near duplicates of an earlier one in the list."""
-    rows = np.frombuffer(b"".join(sketches), np.uint16).reshape(len(sketches), 2, -1)
-    return [
-        n
-        for n in range(1, len(rows))
-        if ((rows[:n] == rows[n]).mean(axis=2) >= threshold).all(axis=1).any()
-    ]
+def _equal(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """uint8[...], how many of the NUM_PERM values in the last axis are equal."""
+    return (a == b).view(np.uint8).sum(axis=-1, dtype=np.uint8)

@@ -64,7 +64,12 @@ def read_rows(path: str | Path) -> Iterator[Row]:
             empty = False
             yield row
     if empty:
-        raise UserError(f"{path} holds no rows; copy it again or give another file")
+        raise no_rows(path)
+
+
+def no_rows(path: str | Path) -> UserError:
+    """The error for a file, or a directory of files, without any row."""
+    return UserError(f"{path} holds no rows; copy it again or give another file")
 
 
 def file_rows(file: Path) -> Iterator[Row]:

@@ -60,5 +60,5 @@ def write_corpus(folder):
     (folder / "a.jsonl").write_text("".join(lines[:40]))
     (folder / "b.jsonl.gz").write_bytes(gzip.compress("".join(lines[40:50]).encode()))
     own = [json.dumps(r | {"id": f"own-{n}"}) + "\n" for n, r in enumerate(corpus()[50:])]
-    (folder / "c.jsonl").write_text("".join(own))
+    (folder / "c.jsonl").write_text("".join([*own, *own[2:4]]))  # two repeated rows
     return folder

@@ -46,7 +46,8 @@ def test_same_bytes_as_in_process(source, fine, tmp_path, options, dev_fraction)
     assert written
     assert tree(many) == tree(one)
     report = json.loads((many / REPORT_FILE).read_text())
-    assert sum(split["rows"] for split in report.values()) == len(corpus())
+    assert sum(split["rows"] - 2 for split in report.values()) == len(corpus())
+    assert all(split["dropped_by_source"] == {"repeated row": 2} for split in report.values())
     reasons = set().union(*(split["reasons"] for split in report.values()))
     assert {"duplicate_query", "near_duplicate", "empty:instruction_positive"} <= reasons
     assert build("factory", tmp_path / "many", **arguments) == (many, False)  # one as the other
@@ -108,14 +109,14 @@ def test_medquad_with_a_dev_file(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([row(1), "{]"], r"a\.jsonl:2: malformed JSON"),
+        ([row(1), "{]"], r"a\.jsonl:2: not JSON"),
         ([row(1), row(2) | {"query_positive": 7}], r"a\.jsonl:2: field 'query_positive' holds int"),
         ([row(n) | {"id": "x"} for n in (1, 2)], r"a\.jsonl:2: an earlier row has the id 'x' too"),
         (
             [row(1, document_positive=""), row(2, document_positive="")],
             "split 'train' of source 'factory' is empty: 2 rows read, dropped: 2 for 'empty:docu",
         ),
-        ([], "split 'train' of source 'factory' is empty: 0 rows read; give other files"),
+        ([], r"a\.jsonl holds no rows; copy it again or give another file"),
     ],
 )
 def test_bad_input_leaves_nothing(tmp_path, lines, message):

@@ -209,7 +209,7 @@ def test_failed_overwrite_keeps_the_old_dataset(tiny):
     final, _ = run()
     before = tree(final)
     file.write_text(file.read_text() + "{]\n")
-    with pytest.raises(UserError, match=r"tiny\.jsonl:9: malformed JSON"):
+    with pytest.raises(UserError, match=r"tiny\.jsonl:9: not JSON"):
         run(overwrite=True)
     assert tree(final) == before
     assert [p.name for p in final.parent.iterdir() if not p.name.startswith(".")] == ["1.0.0"]
