@@ -28,7 +28,7 @@ _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U
 _TOKEN = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 _BLOCK = 4096  # signatures per array
 _RECENT = 1 << 16  # band keys collected in a dict before they are sorted into arrays
-MOST_SHARING = 128  # texts that share a band key and are compared: the first ones
+MOST_SHARING = 64  # texts that share a band key and are compared: the first ones
 
 K = TypeVar("K")
 
@@ -85,14 +85,14 @@ def bands(values: np.ndarray, *, threshold: float, kind: int = 0) -> tuple[int, 
       UserError: a threshold outside THRESHOLDS.
     """
     count, rows = _bands_and_rows(threshold)
-    data = np.ascontiguousarray(values, "<u4").tobytes()
-    keys = []
-    for band in range(count):
-        part = data[4 * rows * band : 4 * rows * (band + 1)]
-        salt = band.to_bytes(2) + bytes([kind] if kind else [])
-        digest = hashlib.blake2b(part, digest_size=8, salt=salt).digest()
-        keys.append(int.from_bytes(digest, "little", signed=True))
-    return tuple(keys)
+    data, size = np.ascontiguousarray(values, "<u4").tobytes(), 4 * rows
+    salts = [band.to_bytes(2) + bytes([kind]) for band in range(count)]
+    parts = (data[start : start + size] for start in range(0, size * count, size))
+    digests = b"".join(
+        hashlib.blake2b(part, digest_size=8, salt=salt).digest()
+        for part, salt in zip(parts, salts, strict=True)
+    )
+    return tuple(np.frombuffer(digests, "<i8").tolist())
 
 
 class NearDuplicates(Generic[K]):
@@ -129,7 +129,7 @@ class NearDuplicates(Generic[K]):
         """The keys of all near duplicates of the text, in the order of `add`."""
         values = signature(text)
         own = compact(values)
-        for number in self._postings.find(bands(values, threshold=self.threshold)):
+        for number in self._postings.find(bands(values, threshold=self.threshold)).tolist():
             other = self._signatures[number // _BLOCK][number % _BLOCK]
             if similarity(other, own) >= self.threshold:
                 yield self._keys[number]
@@ -166,18 +166,24 @@ class BandKeys:
         if self._count >= _RECENT:
             self._sort()
 
-    def find(self, keys: tuple[int, ...]) -> list[int]:
+    def find(self, keys: tuple[int, ...]) -> np.ndarray:
         """The first MOST_SHARING numbers added under each of the keys, together, ascending."""
-        found: list[list[int]] = [[] for _ in keys]
-        wanted = np.array(keys, np.int64)
+        wanted, room = np.array(keys, np.int64), np.full(len(keys), MOST_SHARING)
+        found: list[np.ndarray | list[int]] = [[]]
         for sorted_keys, numbers in self._sorted:  # older ones first
-            starts = np.searchsorted(sorted_keys, wanted, "left")
-            stops = np.searchsorted(sorted_keys, wanted, "right")
-            for place in np.flatnonzero(starts < stops).tolist():
-                found[place] += numbers[starts[place] : stops[place]].tolist()
-        for key, each in zip(keys, found, strict=True):
-            each += self._recent.get(key, ())
-        return sorted(set().union(*(each[:MOST_SHARING] for each in found)))
+            starts = np.searchsorted(sorted_keys, wanted)
+            hits = np.flatnonzero(sorted_keys[np.minimum(starts, len(sorted_keys) - 1)] == wanted)
+            if not len(hits):
+                continue
+            starts = starts[hits]
+            stops = np.searchsorted(sorted_keys, wanted[hits], "right")
+            stops = np.minimum(stops, starts + room[hits])
+            room[hits] -= stops - starts
+            parts = zip(starts.tolist(), stops.tolist(), strict=True)
+            found += [numbers[start:stop] for start, stop in parts]
+        for key, left in zip(keys, room.tolist(), strict=True):
+            found[0] += self._recent.get(key, ())[:left]
+        return np.unique(np.concatenate(found)).astype(np.int64)
 
     def _sort(self) -> None:
         sizes = [len(numbers) for numbers in self._recent.values()]
@@ -186,9 +192,11 @@ class BandKeys:
         while True:
             order = np.argsort(keys, kind="stable")
             keys, numbers = keys[order], numbers[order]
-            # of equal keys, each at its rank after the first of them
-            rank = np.arange(len(keys)) - np.searchsorted(keys, keys, "left")
-            keys, numbers = keys[rank < MOST_SHARING], numbers[rank < MOST_SHARING]
+            if len(keys) > MOST_SHARING:
+                # a key that equals the one MOST_SHARING places before it is one too many
+                keep = np.ones(len(keys), bool)
+                keep[MOST_SHARING:] = keys[MOST_SHARING:] != keys[:-MOST_SHARING]
+                keys, numbers = keys[keep], numbers[keep]
             if not self._sorted or len(self._sorted[-1][0]) > len(keys):
                 break
             # arrays of equal size are merged, so there are at most log2(n) to search

@@ -27,8 +27,7 @@ from data_pipeline.quality.minhash import (
 )
 from inf_jax.data.records import Example
 
-_BLOCK = 4096  # examples per array, and
-_COMPARED = 64  # examples compared at once, which bound memory
+_COMPARED = 64  # examples compared at once, which bounds memory
 _QUERY, _PASSAGE = 0, 1
 
 
@@ -62,7 +61,7 @@ class NearExamples:
         bands(np.zeros(NUM_PERM, np.uint32), threshold=threshold)  # checks it
         self._threshold = threshold
         self._count = 0
-        self._sketches: list[np.ndarray] = []  # blocks of uint16[_BLOCK, 2, NUM_PERM]
+        self._sketches = np.empty((0, 2, NUM_PERM), np.uint16)  # grown by a quarter
         self._keys = BandKeys()
         self._last: tuple[Example, int, tuple[bool, bool]] | None = None
 
@@ -74,9 +73,10 @@ class NearExamples:
         if self._find(example)[1]:
             return  # what is near to it is near to the equal one, which is earlier
         keys, values = sketch(example, self._threshold)
-        if self._count % _BLOCK == 0:
-            self._sketches.append(np.empty((_BLOCK, *values.shape), np.uint16))
-        self._sketches[-1][self._count % _BLOCK] = values
+        if self._count == len(self._sketches):
+            size = self._count + self._count // 4 + 1024
+            self._sketches.resize((size, *values.shape), refcheck=False)
+        self._sketches[self._count] = values
         self._keys.add(keys, self._count)
         self._count += 1
 
@@ -88,17 +88,11 @@ class NearExamples:
 
     def _compare(self, example: Example) -> tuple[bool, bool]:
         keys, values = sketch(example, self._threshold)
-        numbers = np.array(self._keys.find(keys), np.int64)
-        near = same = False
-        for block in np.unique(numbers // _BLOCK).tolist():
-            rows = self._sketches[block][numbers[numbers // _BLOCK == block] % _BLOCK]
-            equal = _equal(rows[:, _PASSAGE], values[_PASSAGE])
-            rows = rows[equal >= self._threshold * NUM_PERM]
-            if len(rows):
-                queries = _equal(rows[:, _QUERY], values[_QUERY])
-                near = near or bool((queries >= self._threshold * NUM_PERM).any())
-                same = same or bool((rows == values).all(axis=(1, 2)).any())
-        return near, same
+        numbers, least = self._keys.find(keys), self._threshold * NUM_PERM
+        passages = _equal(self._sketches[numbers, _PASSAGE], values[_PASSAGE])
+        rows = self._sketches[numbers[passages >= least]]
+        near = bool((_equal(rows[:, _QUERY], values[_QUERY]) >= least).any())
+        return near, near and bool((rows == values).all(axis=(1, 2)).any())
 
 
 def item_query(example: Example) -> str:
