@@ -89,7 +89,7 @@ def export_hf(
         params, config, shape=shape, tokenizer=tokenizer, attention="xla", mesh=options.mesh
     )
     carried = load_carried(backbone, shape)
-    before = st_files.transformer_settings(backbone)
+    before = st_files.transformer_of_run(backbone)
     lengths = bool(before.query_length or before.document_length)
     with storage.new_directory(storage.as_path(out_dir), marker=SETTINGS_FILE) as partial:
         for name, folder in config.folders(partial).items():

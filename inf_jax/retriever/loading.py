@@ -129,6 +129,13 @@ def _foreign_model(directory: Path) -> st_files.StModel:
     model = st_files.read_model(directory)
     if model is not None:
         return model
+    tokenizer = read_json(directory / "tokenizer_config.json", default={}, kind=dict)
+    if tokenizer.get("chat_template") or any(directory.glob("chat_template.*")):
+        raise UserError(
+            f"{directory} has a chat template and no modules.json: sentence-transformers would "
+            "encode each text as a chat, which is not covered; save it with that library, or leave "
+            "the template out of a copy to encode plain texts"
+        )
     fields = read_json(directory / "config.json", default={}, kind=dict)
     classes = fields.get("architectures") or [""]
     causal = str(classes[0]).endswith("ForCausalLM") and fields.get("is_causal", True)
@@ -148,11 +155,15 @@ def _foreign_config(
     """The settings of a model without `inf_jax.json`; `folder` is that of its weights."""
     path = folder / "tokenizer_config.json"
     tokenizer = read_json(path, default={}, kind=dict)
-    side = tokenizer.get("truncation_side", "right")
-    if side != "right":
-        raise UserError(
-            f"{path}: truncation_side={side!r} is not covered, only 'right'; change it in a copy"
-        )
+    sides = ["truncation_side"]
+    if shape.positions == "learned" and not shape.position_offset:
+        sides.append("padding_side")  # elsewhere positions do not depend on the padding
+    for name in sides:
+        side = tokenizer.get(name) or "right"
+        if side != "right":
+            raise UserError(
+                f"{path}: {name}={side!r} is not covered, only 'right'; change it in a copy"
+            )
     lengths = model.transformer
     limit = lengths.max_length or tokenizer.get("model_max_length") or shape.max_positions
     if isinstance(limit, bool) or not isinstance(limit, int | float):

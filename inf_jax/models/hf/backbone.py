@@ -80,7 +80,7 @@ def run_tokenizer(config: RunConfig) -> TextTokenizer:
     choice = eos.choice_for(config.model.append_eos, config.model.pooling)
     directory = resolve_model(config.model.name)
     rows = read_config(directory).vocab_size
-    lower_case = st_files.transformer_settings(directory).lower_case
+    lower_case = st_files.transformer_of_run(directory).lower_case
     return load_tokenizer(directory, append_eos=choice, rows=rows, lower_case=lower_case)
 
 

@@ -58,7 +58,8 @@ def refuse_own_code(directory: Path, mask: str) -> None:
         raise UserError(
             f"{directory} has code of its own, which is not run ({found}); if that is its "
             "model_type with another attention mask, name the mask: model.mask='bidirectional' or "
-            "'causal' (mask=... of inf_jax.load), and compare some vectors with its own"
+            "'causal' (mask=... of inf_jax.load), and compare some vectors with its own; if it is "
+            "no more than its model_type, take auto_map out of the file"
         )
 
 

@@ -43,8 +43,8 @@ _MODEL_ARGUMENTS = {  # how weights are read and computed; float16 stands for th
     """attn_implementation device_map low_cpu_mem_usage use_safetensors max_memory offload_folder
     offload_state_dict force_download proxies""".split()
 )
-_TOKENIZER_ARGUMENTS = dict.fromkeys(
-    "use_fast padding_side clean_up_tokenization_spaces force_download proxies".split()
+_TOKENIZER_ARGUMENTS = {"padding_side": ("right",)} | dict.fromkeys(
+    "use_fast clean_up_tokenization_spaces force_download proxies".split()
 )
 _CALL_ARGUMENTS = {  # of the tokenizer's call
     "padding": (True, "longest", "max_length"),
@@ -77,8 +77,12 @@ class TransformerSettings(NamedTuple):
     lower_case: bool = False
 
 
-def read_transformer(folder: Path) -> TransformerSettings:
+def read_transformer(folder: Path, *, run: bool = False) -> TransformerSettings:
     """The settings in the first of NAMES in a Transformer module's folder.
+
+    Args:
+      run: for a run, whose own keys decide on everything but the tokenizer and config.json:
+        arguments of these are refused, other fields that are not covered are not.
 
     Raises:
       UserError: names each field, or argument of transformers, that is not covered.
@@ -87,7 +91,7 @@ def read_transformer(folder: Path) -> TransformerSettings:
         path = folder / name
         fields = read_json(path, default={}, kind=dict)
         if fields:
-            return _settings(path, fields)
+            return _settings(path, fields, run)
     return TransformerSettings()
 
 
@@ -138,7 +142,7 @@ def uncovered(
     ]
 
 
-def _settings(path: Path, fields: dict[str, Any]) -> TransformerSettings:
+def _settings(path: Path, fields: dict[str, Any], run: bool) -> TransformerSettings:
     """The settings in the fields of one file; old names of arguments count before new ones."""
     problems: list[str] = []
     fields = dict(fields)
@@ -161,10 +165,11 @@ def _settings(path: Path, fields: dict[str, Any]) -> TransformerSettings:
         limit = given.pop("model_max_length")
         lengths["max_seq_length"] = _length(limit, f"{name}.model_max_length", problems)
     own = read_json(path.with_name("tokenizer_config.json"), default={}, kind=dict)
-    problems += uncovered(given, _TOKENIZER_ARGUMENTS, f"{name}.", same=own)
+    of_run = uncovered(given, _TOKENIZER_ARGUMENTS, f"{name}.", same=own)
     name, given = arguments["config_kwargs"]
     own = read_json(path.with_name("config.json"), default={}, kind=dict)
-    problems += uncovered(given, dict.fromkeys(IGNORED), f"{name}.", same=own)
+    of_run += uncovered(given, dict.fromkeys(IGNORED), f"{name}.", same=own)
+    problems += of_run
     name, given = arguments["model_kwargs"]
     problems += uncovered(given, _MODEL_ARGUMENTS, f"{name}.")
     call = _call_arguments(fields.pop("processing_kwargs", None), problems)
@@ -175,7 +180,7 @@ def _settings(path: Path, fields: dict[str, Any]) -> TransformerSettings:
     if modalities and ("message" in modalities or not _plain_text(modalities.get("text"))):
         problems.append(f"modality_config={modalities!r}")
     problems += uncovered(fields, _FIELDS)
-    if problems:
+    if problems := of_run if run else problems:
         raise UserError(
             f"{path}: not covered: {'; '.join(problems)}; remove what the vectors do not depend on "
             "in a copy of the model, or use sentence-transformers"

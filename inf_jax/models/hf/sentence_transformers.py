@@ -144,10 +144,11 @@ def read_model(directory: Path) -> StModel | None:
     )
 
 
-def transformer_settings(directory: Path) -> TransformerSettings:
-    """`read_transformer` of the first module in modules.json; the defaults without that file."""
+def transformer_of_run(directory: Path) -> TransformerSettings:
+    """What of the first module in modules.json concerns a run; the defaults without that file."""
     modules = _modules(directory / "modules.json")
-    return read_transformer(directory / modules[0]["path"]) if modules else TransformerSettings()
+    folder = directory / modules[0]["path"] if modules else None
+    return read_transformer(folder, run=True) if folder else TransformerSettings()
 
 
 def projection_of(directory: Path, *, width: int) -> dict[str, np.ndarray] | None:
@@ -262,12 +263,13 @@ def _read_usage(path: Path) -> tuple[str, str, int, str]:
     kind = fields.get("model_type", "SentenceTransformer")
     if kind != "SentenceTransformer":
         raise UserError(f"{path}: model_type={kind!r} is not covered, only SentenceTransformer")
-    prompts = fields.get("prompts")
-    prompts = {} if prompts is None else prompts
+    prompts = fields.get("prompts", {})
     if not isinstance(prompts, dict) or not all(
         isinstance(x, str | None) for x in prompts.values()
     ):
-        raise UserError(f"{path}: prompts={prompts!r} is not an object of strings; fix the file")
+        raise UserError(
+            f"{path}: prompts={prompts!r} is not an object of strings; without prompts write {{}}"
+        )
     default = fields.get("default_prompt_name")
     if default is not None and default not in ("query", "document", *prompts):
         raise UserError(f"{path}: default_prompt_name={default!r} is not in prompts; fix the file")

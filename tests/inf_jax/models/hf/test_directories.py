@@ -228,6 +228,9 @@ def test_without_modules(directory, caplog):
     write(directory, "config.json", architectures=["BertForCausalLM"])
     assert inf_jax.load(directory).config.pooling == "last"
     assert "last pooling and unit length are assumed" in caplog.text
+    (directory / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    with pytest.raises(UserError, match="has a chat template and no modules"):
+        inf_jax.load(directory)
 
 
 REFUSED = {
@@ -264,6 +267,7 @@ REFUSED = {
     "two at once": (t(unknown=1, query_length=-1), "query_length=-1 .*; unknown=1"),
     "model_type": (u(model_type="SparseEncoder"), "model_type='SparseEncoder'"),
     "prompts": (u(prompts=["a"]), "prompts=.* is not an object of strings"),
+    "null instead of prompts": (u(prompts=None), "prompts=None is not an object of strings"),
     "a prompt": (u(prompts={"query": 1}), "prompts=.* is not an object of strings"),
     "default prompt": (u(default_prompt_name="web"), "default_prompt_name='web' is not in prompts"),
     "truncate_dim": (u(truncate_dim=0), "truncate_dim=0 "),
@@ -288,6 +292,10 @@ REFUSED = {
     "truncation_side of the tokenizer": (
         {"file": "tokenizer_config.json", "fields": {"truncation_side": "left"}},
         "truncation_side='left' is not covered",
+    ),
+    "padding_side of absolute positions": (
+        {"file": "tokenizer_config.json", "fields": {"padding_side": "left"}},
+        "padding_side='left' is not covered",
     ),
     "model_max_length": (
         {"file": "tokenizer_config.json", "fields": {"model_max_length": "9"}},
@@ -387,6 +395,9 @@ def test_a_run_reads_them_too(directory):
     with pytest.raises(UserError, match="has code of its own"):
         load_model(run_config(config))
     config.model.mask = "bidirectional"
+    load_model(run_config(config))
+    # The run's keys decide on what concerns neither tokenizer nor config.json.
+    write(directory, TRANSFORMER, model_args={"dtype": "bfloat16"}, query_expansion={})
     load_model(run_config(config))
     write(directory, TRANSFORMER, config_args={"is_decoder": True})
     with pytest.raises(UserError, match=r"config_args\.is_decoder=True"):
