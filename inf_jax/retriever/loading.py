@@ -63,6 +63,8 @@ def load(
             raise UserError(f"{argument}={value!r} is not one of {', '.join(allowed)}")
     if not isinstance(fsdp, int) or fsdp < 1:
         raise UserError(f"fsdp={fsdp!r} is not a number of devices")
+    if not isinstance(name, str | os.PathLike):
+        raise UserError(f"name={name!r} is neither a directory nor a hub id")
     directory = resolve_model(os.fspath(name))
     if (directory / SETTINGS_FILE).exists():
         config = read_settings(directory)

@@ -35,6 +35,8 @@ class TextConfig:
             ("passage_template", ["passage"]),
         ):
             template = getattr(self, name)
+            if not isinstance(template, str):
+                raise UserError(f"{name}={template!r} is not a string")
             try:
                 fields = sorted(field for _, field in pieces(template) if field is not None)
             except ValueError as error:  # also an unbalanced brace

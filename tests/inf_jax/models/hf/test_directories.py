@@ -421,8 +421,10 @@ def test_similarities(directory, name):
         ({"dtype": "float64"}, "dtype='float64' is not one of float32, bfloat16"),
         ({"mask": "none"}, "mask='none' is not one of"),
         ({"fsdp": 0}, "fsdp=0 is not a number of devices"),
+        ({"query_template": 3}, "query_template=3 is not a string"),
+        ({"name": 3}, "name=3 is neither a directory nor a hub id"),
     ],
 )
 def test_wrong_arguments_of_load(model, options, message):
     with pytest.raises(UserError, match=message):
-        inf_jax.load(model, **options)
+        inf_jax.load(**{"name": model} | options)
