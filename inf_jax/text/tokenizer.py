@@ -4,14 +4,16 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tokenizers
 
 from inf_jax.core.errors import UserError
 from inf_jax.text import eos
+from inf_jax.text.batches import text_batches
 from inf_jax.text.hf_tokenizer import (
     beyond_rows,
     open_tokenizer,
@@ -21,6 +23,10 @@ from inf_jax.text.hf_tokenizer import (
 from inf_jax.text.lower_case import lower_case_first
 from inf_jax.text.query_parts import QueryParts, kept_tokens, split_parts, token_kinds
 from inf_jax.text.templates import TextConfig, passage_text, pieces, render, render_query
+
+# Texts that the backend tokenises in one call: its encodings take some 130 bytes a token. Enough to
+# keep all cores busy.
+_BATCH_TEXTS, _BATCH_CHARACTERS = 1024, 1 << 20
 
 
 class TextTokenizer:
@@ -106,10 +112,10 @@ class TextTokenizer:
           UserError: the limit is too small for the special tokens and the template's own words.
         """
         rendered, limit = self._rendered(queries, config), config.max_query_tokens
-        ids = _ids(self._backend.encode_batch_fast([text for text, _ in rendered]))
+        ids = self._encode([text for text, _ in rendered])
         overlong = [n for n, row in enumerate(ids) if len(row) > limit]
         # offsets are slow to compute: only for these
-        encodings = self._backend.encode_batch([rendered[n][0] for n in overlong])
+        encodings = self._encodings([rendered[n][0] for n in overlong], offsets=True)
         for n, encoding in zip(overlong, encodings, strict=True):
             ids[n] = ids[n][kept_tokens(token_kinds(encoding, rendered[n][1]), limit)]
         return ids
@@ -123,7 +129,7 @@ class TextTokenizer:
         """
         rendered, limit = self._rendered(queries, config), config.max_query_tokens
         result = []
-        encodings = self._backend.encode_batch([text for text, _ in rendered])
+        encodings = self._encodings([text for text, _ in rendered], offsets=True)
         for encoding, (_, spans) in zip(encodings, rendered, strict=True):
             ids, kinds = np.array(encoding.ids, np.int32), token_kinds(encoding, spans)
             within = ids[kept_tokens(kinds, limit)] if len(ids) > limit else ids
@@ -159,17 +165,24 @@ class TextTokenizer:
         self._check_limit("query", config.query_template, config.max_query_tokens)
         return [render_query(q, i, config.query_template) for q, i in queries]
 
-    def _encode(self, texts: Sequence[str], limit: int) -> list[np.ndarray]:
+    def _encode(self, texts: Sequence[str], limit: float = math.inf) -> list[np.ndarray]:
         """Token ids; a text over the limit loses its end, but not its last special tokens."""
-        encodings = self._backend.encode_batch_fast(texts)
-        ids = _ids(encodings)
-        for n, row in enumerate(ids):
+        ids = []
+        for encoding in self._encodings(texts):
+            row = np.array(encoding.ids, np.int32)
             if len(row) > limit:
-                suffix = (
-                    encodings[n].special_tokens_mask[::-1].index(0)
-                )  # special tokens at the end
-                ids[n] = np.concatenate((row[: limit - suffix], row[len(row) - suffix :]))
+                suffix = encoding.special_tokens_mask[::-1].index(0)  # special tokens at the end
+                row = np.concatenate((row[: limit - suffix], row[len(row) - suffix :]))
+            ids.append(row)
         return ids
+
+    def _encodings(
+        self, texts: Sequence[str], *, offsets: bool = False
+    ) -> Iterator[tokenizers.Encoding]:
+        """The backend's encoding of each text, few in memory at a time."""
+        encode = self._backend.encode_batch if offsets else self._backend.encode_batch_fast
+        for batch in text_batches(texts, count=_BATCH_TEXTS, characters=_BATCH_CHARACTERS):
+            yield from encode(batch)
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 (a tokenizer lives as long as its process)
     def _check_limit(self, tower: str, template: str, limit: int) -> None:
@@ -205,7 +218,3 @@ def load_tokenizer(
             shown,
         )
     return tokenizer
-
-
-def _ids(encodings: list[tokenizers.Encoding]) -> list[np.ndarray]:
-    return [np.array(encoding.ids, np.int32) for encoding in encodings]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from inf_jax.core.errors import UserError
+from inf_jax.text import tokenizer as tokenizer_module
 from inf_jax.text.query_parts import truncate, with_instruction
 from inf_jax.text.templates import TextConfig, instructed_query
 from inf_jax.text.tokenizer import TextTokenizer, load_tokenizer
@@ -153,6 +154,36 @@ def test_a_batch_mixes_short_and_long(ours):
     for ids, pair in zip(batch, pairs, strict=True):
         assert ids.tolist() == ours.queries([pair], config(20))[0].tolist()
     assert ours.queries([], config(20)) == ours.passages([], config(20)) == []
+
+
+def test_the_backend_gets_few_texts_at_a_time(ours, monkeypatch):
+    """Its encodings take far more memory than the token ids."""
+    pairs = [("amber " * n, "tell it") for n in (1, 30, 2, 40, 3)]
+    passages = [query for query, _ in pairs]
+    short = config(16)
+
+    def everything():
+        parts = [ids.tolist() for ids, _ in ours.query_parts(pairs, short)]
+        apart = sum(ours.separate_texts(pairs, short), [])
+        ids = [*ours.queries(pairs, short), *ours.passages(passages, short), *apart]
+        return parts, [x.tolist() for x in ids]
+
+    expected, sizes, backend = everything(), [], ours._backend
+
+    class Spy:
+        def __getattr__(self, name):
+            method = getattr(backend, name)
+            return lambda texts: sizes.append(len(texts)) or method(texts)
+
+    monkeypatch.setattr(ours, "_backend", Spy())
+    monkeypatch.setattr(tokenizer_module, "_BATCH_TEXTS", 2)
+    assert everything() == expected
+    assert max(sizes) == 2 and sum(sizes) > 25  # and overlong queries again
+    monkeypatch.setattr(tokenizer_module, "_BATCH_TEXTS", 99)
+    monkeypatch.setattr(tokenizer_module, "_BATCH_CHARACTERS", 100)
+    sizes.clear()
+    ours.passages(passages, short)
+    assert sizes == [2, 2, 1]
 
 
 def test_separate_texts(ours, hf):
