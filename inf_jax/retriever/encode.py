@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import SupportsIndex
 
 import jax
@@ -11,11 +11,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from inf_jax.core.errors import UserError
-from inf_jax.core.packing import Packed, best_fit, pack_chunk, stack_chunks
+from inf_jax.core.packing import Packed, best_fit, pack_chunk, rows_needed, stack_chunks
 from inf_jax.distributed.gradcache import encode_in_chunks
 from inf_jax.distributed.mesh import batch_sharding, compiler_options, local_mesh
 from inf_jax.distributed.sharding import state_shardings
 from inf_jax.retriever.similarity import unit_vectors
+
+TEXTS_PER_ROW = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Grid:
 
     rows: int
     row_tokens: int
-    texts_per_row: int = 16
+    texts_per_row: int = TEXTS_PER_ROW
 
     def pack(self, texts: Sequence[np.ndarray]) -> Packed:
         """One chunk of at most r * s texts, padded with absent ones to that number."""
@@ -38,6 +40,40 @@ class Grid:
         absent = [np.zeros(0, np.int32)] * (slots - len(texts))
         ids = np.zeros(slots, np.uint32)  # seeds of dropout, which is off
         return pack_chunk([*texts, *absent], ids, **dataclasses.asdict(self))
+
+
+def choose_grid(
+    lengths: Sequence[np.ndarray],
+    *,
+    limit: int,
+    chunk_tokens: int,
+    devices: int,
+    earlier: Collection[Grid] = (),
+    last: bool = True,
+) -> Grid:
+    """The grid of a window of texts; all windows of a call share few, since each is compiled.
+
+    Args:
+      lengths: int64[n], tokens of the n texts; with instructions two such arrays.
+      limit: most tokens that a text can have.
+      chunk_tokens: tokens that a device encodes at once.
+      devices: of the mesh.
+      earlier: grids of the windows before.
+      last: no window follows. If there was none before either, a grid of fewer rows may do.
+    """
+    longest = max(int(each.max()) for each in lengths)
+    # a row holds all texts of a pair; powers of two
+    row_tokens = min(limit, _power_of_two(max(32, longest))) * len(lengths)
+    if last and earlier:
+        fitting = [grid for grid in earlier if grid.row_tokens >= row_tokens]
+        if fitting:
+            return min(fitting, key=lambda grid: grid.row_tokens)
+    rows = max(1, chunk_tokens // row_tokens)
+    total = sum(lengths)
+    if last and not earlier and total.sum() < rows * row_tokens * devices:
+        needed = rows_needed(total, row_tokens, TEXTS_PER_ROW // len(lengths))
+        rows = min(rows, _power_of_two(-(-needed // devices)))
+    return Grid(rows, row_tokens, TEXTS_PER_ROW)
 
 
 def encode_texts(
@@ -197,3 +233,8 @@ def _lengths(texts: Sequence[np.ndarray], limit: int) -> np.ndarray:
             f"({bad.size} such texts): truncate it when tokenising, or use longer rows"
         )
     return lengths
+
+
+def _power_of_two(n: int) -> int:
+    """The smallest power of two that is at least n."""
+    return 1 << (max(int(n), 1) - 1).bit_length()

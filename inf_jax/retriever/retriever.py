@@ -1,7 +1,7 @@
 """Encodes queries and passages with a trained model, its tokenizer and its templates."""
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import numpy as np
@@ -9,20 +9,22 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from inf_jax.core.errors import UserError
-from inf_jax.core.packing import rows_needed
 from inf_jax.distributed.mesh import local_mesh
 from inf_jax.distributed.sharding import state_shardings
 from inf_jax.models.config import EncoderConfig
 from inf_jax.models.encoder import make_encoder, tower
-from inf_jax.retriever.encode import Grid, encode_texts, shortened
+from inf_jax.retriever.encode import choose_grid, encode_texts, shortened
 from inf_jax.retriever.settings import RetrieverConfig
 from inf_jax.retriever.similarity import similarities
-from inf_jax.text.checks import check_text, check_tokens
+from inf_jax.retriever.stream import TextStream, gather, one_ahead, pair_stream
+from inf_jax.text.batches import text_batches
+from inf_jax.text.checks import check_tokens
 from inf_jax.text.tokenizer import TextTokenizer
 
 CHUNK_TOKENS = 8192  # tokens that a device encodes at once
-WINDOW_TEXTS = 1 << 15  # texts that are tokenised at once, which bounds host memory
-TEXTS_PER_ROW = 16
+# Texts that are read, tokenised and packed together: a window. Large, so that texts of all lengths
+# fill the rows; two are in memory.
+WINDOW_TEXTS, WINDOW_CHARACTERS = 1 << 15, 1 << 25
 
 # One encoder per shape: retrievers that differ only in their weights share the compiled code.
 _make_encoder = functools.lru_cache(maxsize=8)(make_encoder)
@@ -82,36 +84,62 @@ class Retriever:
 
     def encode(
         self,
-        texts: str | Sequence[str],
+        texts: str | Iterable[str],
         *,
-        instruction: str | Sequence[str] | None = None,
+        instruction: str | Iterable[str] | None = None,
         dim: int | None = None,
+        out: np.ndarray | None = None,
         progress: bool | str = False,
     ) -> np.ndarray:
         """Encodes passages, or queries if an instruction is given.
 
+        Texts are read and encoded in windows: however many there are, only the vectors grow.
+
         Args:
-          texts: n texts, or one.
-          instruction: one for all texts, or one each; "" for a query without instruction. None:
-            the texts are passages.
+          texts: n texts, as a list, a generator or any other iterable; or one text.
+          instruction: one for all texts, or an iterable of one each; "" for a query without
+            instruction. None: the texts are passages.
           dim: keep the first `dim` entries of each vector (Matryoshka), scaled to unit length
             again if the model's vectors have unit length; None: as many as the model's settings
             say, usually all.
+          out: floating-point array [n, e], for example a `np.memmap` or float16; it is filled and
+            returned. None: a new float32 array.
           progress: show a progress bar; a string is its label.
 
         Returns:
           float32[n, e], or float32[e] for a single text.
         """
         if instruction is None:
-            return self.encode_passages(texts, dim=dim, progress=progress)
-        return self.encode_queries(texts, instruction, dim=dim, progress=progress)
+            return self.encode_passages(texts, dim=dim, out=out, progress=progress)
+        return self.encode_queries(texts, instruction, dim=dim, out=out, progress=progress)
+
+    def encode_blocks(
+        self,
+        texts: str | Iterable[str],
+        *,
+        instruction: str | Iterable[str] | None = None,
+        dim: int | None = None,
+        progress: bool | str = False,
+    ) -> Iterator[np.ndarray]:
+        """The vectors of `encode` in blocks, in the order of the texts, to be written as they come.
+
+        Yields:
+          float32[..., e] each, of some ten thousand texts; for texts that are read as they are
+          needed, neither texts nor vectors are held beyond two blocks.
+        Raises:
+          UserError: as `encode_queries` and `encode_passages`.
+        """
+        if instruction is None:
+            return self._passages(texts, dim, progress)[0]
+        return self._queries(texts, instruction, dim, progress)[0]
 
     def encode_queries(
         self,
-        queries: str | Sequence[str],
-        instructions: str | Sequence[str] = "",
+        queries: str | Iterable[str],
+        instructions: str | Iterable[str] = "",
         *,
         dim: int | None = None,
+        out: np.ndarray | None = None,
         progress: bool | str = False,
     ) -> np.ndarray:
         """Encodes instructed queries; a long one loses the end of the query, not the instruction.
@@ -122,31 +150,18 @@ class Retriever:
           float32[n, e], or float32[e] for a single query.
         Raises:
           UserError: arguments that are not strings, a wrong number of instructions, a `dim` out of
-            range.
+            range, an `out` of another shape.
         """
-        texts = _strings(queries, "queries")
-        if isinstance(instructions, str):
-            instructions = [instructions] * len(texts)
-        instructions = _strings(instructions, "instructions")
-        if len(instructions) != len(texts):
-            raise UserError(
-                f"{len(texts)} queries but {len(instructions)} instructions: give one each, or a "
-                "single string for all"
-            )
-        vectors = self._encode(
-            "query",
-            list(zip(texts, instructions, strict=True)),
-            lambda pairs: self.config.queries.tokenise(self.tokenizer, pairs, self.config.text),
-            label="queries" if progress is True else progress or "",
-        )
-        vectors = self._shortened(vectors, dim)
+        blocks, count = self._queries(queries, instructions, dim, progress)
+        vectors = gather(blocks, count=count, width=self._width(dim), out=out)
         return vectors[0] if isinstance(queries, str) else vectors
 
     def encode_passages(
         self,
-        passages: str | Sequence[str],
+        passages: str | Iterable[str],
         *,
         dim: int | None = None,
+        out: np.ndarray | None = None,
         progress: bool | str = False,
     ) -> np.ndarray:
         """Encodes passages; a long one loses its end.
@@ -154,15 +169,11 @@ class Retriever:
         Returns:
           float32[n, e], or float32[e] for a single passage.
         Raises:
-          UserError: arguments that are not strings, a `dim` out of range.
+          UserError: arguments that are not strings, a `dim` out of range, an `out` of another
+            shape.
         """
-        vectors = self._encode(
-            "passage",
-            _strings(passages, "passages"),
-            lambda texts: (self.tokenizer.passages(texts, self.config.text), None),
-            label="passages" if progress is True else progress or "",
-        )
-        vectors = self._shortened(vectors, dim)
+        blocks, count = self._passages(passages, dim, progress)
+        vectors = gather(blocks, count=count, width=self._width(dim), out=out)
         return vectors[0] if isinstance(passages, str) else vectors
 
     def similarity(self, queries: np.ndarray, passages: np.ndarray) -> np.ndarray:
@@ -170,65 +181,94 @@ class Retriever:
         `config.similarity` says; a higher one is nearer."""
         return similarities(queries, passages, kind=self.config.similarity)
 
-    def _encode(self, role: str, texts: list, tokenise: Tokenise, *, label: str) -> np.ndarray:
-        """float32[n, e] of `texts`, in windows."""
-        vectors = np.empty((len(texts), self._encoder.width), np.float32)
-        encode = self._encoder.encode
+    def _queries(
+        self,
+        queries: str | Iterable[str],
+        instructions: str | Iterable[str],
+        dim: int | None,
+        progress: bool | str,
+    ) -> tuple[Iterator[np.ndarray], int | None]:
+        """(blocks of vectors, number of queries if known)."""
+        texts, each = TextStream(queries, "queries"), TextStream(instructions, "instructions")
+        if isinstance(instructions, str):
+            pairs = ((query, instructions) for query in texts)
+        else:
+            pairs = pair_stream(texts, each)
+        blocks = self._encode(
+            "query",
+            pairs,
+            lambda pairs: self.config.queries.tokenise(self.tokenizer, pairs, self.config.text),
+            count=texts.count,
+            label="queries" if progress is True else progress or "",
+        )
+        return self._shortened(blocks, dim), texts.count
+
+    def _passages(
+        self, passages: str | Iterable[str], dim: int | None, progress: bool | str
+    ) -> tuple[Iterator[np.ndarray], int | None]:
+        """(blocks of vectors, number of passages if known)."""
+        texts = TextStream(passages, "passages")
+        blocks = self._encode(
+            "passage",
+            texts,
+            lambda texts: (self.tokenizer.passages(texts, self.config.text), None),
+            count=texts.count,
+            label="passages" if progress is True else progress or "",
+        )
+        return self._shortened(blocks, dim), texts.count
+
+    def _encode(
+        self, role: str, texts: Iterable, tokenise: Tokenise, *, count: int | None, label: str
+    ) -> Iterator[np.ndarray]:
+        """The vectors of each window of texts, or (query, instruction) pairs, float32[..., e]."""
+        text, grids, done = self.config.text, set(), 0
+        limit, encode = text.max_passage_tokens, self._encoder.encode
         if role == "query":
-            encode = self.config.queries.encode(self._encoder)
-        with tqdm(total=len(texts), desc=label, unit="text", disable=not label) as bar:
-            for start in range(0, len(texts), WINDOW_TEXTS):
-                window = slice(start, start + WINDOW_TEXTS)
-                tokens, instructions = tokenise(texts[window])
-                check_tokens(tokens, "queries" if role == "query" else "passages", start)
-                check_tokens(instructions or (), "instructions", start)
-                vectors[window] = encode_texts(
+            limit, encode = text.max_query_tokens, self.config.queries.encode(self._encoder)
+        windows = text_batches(
+            texts, count=WINDOW_TEXTS, characters=WINDOW_CHARACTERS, length=_characters
+        )
+        with tqdm(total=count, desc=label, unit="text", disable=not label) as bar:
+            for (tokens, instructions), last in one_ahead(tokenise, windows):
+                check_tokens(tokens, "queries" if role == "query" else "passages", done)
+                check_tokens(instructions or (), "instructions", done)
+                done += len(tokens)
+                grid = choose_grid(
+                    [np.fromiter(map(len, ids), np.int64) for ids in (tokens, instructions) if ids],
+                    limit=limit,
+                    chunk_tokens=self._chunk_tokens,
+                    devices=self.mesh.size,
+                    earlier=grids,
+                    last=last,
+                )
+                grids.add(grid)
+                yield encode_texts(
                     encode,
                     tower(self._params, role),
                     tokens,
                     instructions,
-                    grid=self._grid(role, tokens, instructions),
+                    grid=grid,
                     mesh=self.mesh,
                     on_progress=bar.update,
                 )
-        return vectors
 
-    def _shortened(self, vectors: np.ndarray, dim: int | None) -> np.ndarray:
-        if dim is None and self.config.truncate_dim:
-            dim = self.config.truncate_dim
-        return shortened(vectors, dim, normalise=self.config.normalise)
+    def _shortened(self, blocks: Iterable[np.ndarray], dim: int | None) -> Iterator[np.ndarray]:
+        """`shortened` of each block; a wrong `dim` is an error at once."""
+        self._width(dim)
+        dim = (self.config.truncate_dim or None) if dim is None else dim
+        return (shortened(block, dim, normalise=self.config.normalise) for block in blocks)
 
-    def _grid(
-        self, role: str, tokens: list[np.ndarray], instructions: list[np.ndarray] | None
-    ) -> Grid:
-        """Powers of two: few compilations, and one short text does not pay for a big grid."""
-        text = self.config.text
-        limit = text.max_query_tokens if role == "query" else text.max_passage_tokens
-        lengths = [np.fromiter(map(len, x), np.int64) for x in (tokens, instructions) if x]
-        longest = max(int(x.max()) for x in lengths)
-        # a row holds all texts of a pair
-        row_tokens = min(limit, _power_of_two(max(32, longest))) * len(lengths)
-        rows = max(1, self._chunk_tokens // row_tokens)
-        total = sum(lengths)
-        if total.sum() < rows * row_tokens * self.mesh.size:
-            needed = rows_needed(total, row_tokens, TEXTS_PER_ROW // len(lengths))
-            rows = min(rows, _power_of_two(-(-needed // self.mesh.size)))
-        return Grid(rows, row_tokens, TEXTS_PER_ROW)
+    def _width(self, dim: int | None) -> int:
+        """Entries of a vector with this `dim`."""
+        if dim is None:
+            return self.embedding_size
+        none = np.empty((0, self._encoder.width), np.float32)
+        return shortened(none, dim, normalise=False).shape[1]
 
     def __repr__(self) -> str:
         return f"Retriever({self.config}, embedding_size={self.embedding_size})"
 
 
-def _strings(value: str | Sequence[str], name: str) -> list[str]:
-    # the order of a set, and what of a mapping is meant, are not known
-    if isinstance(value, bytes | Set | Mapping) or not isinstance(value, Iterable):
-        raise UserError(f"{name} must be a string or strings, not a {type(value).__name__}")
-    strings = [value] if isinstance(value, str) else list(value)
-    for n, string in enumerate(strings):
-        check_text(string, f"{name}[{n}]")
-    return strings
-
-
-def _power_of_two(n: int) -> int:
-    """The smallest power of two that is at least n."""
-    return 1 << (max(int(n), 1) - 1).bit_length()
+def _characters(text: str | tuple[str, str]) -> int:
+    """Of a text, or of query and instruction."""
+    return len(text) if isinstance(text, str) else sum(map(len, text))

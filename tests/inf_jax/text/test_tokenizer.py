@@ -164,8 +164,8 @@ def test_the_backend_gets_few_texts_at_a_time(ours, monkeypatch):
 
     def everything():
         parts = [ids.tolist() for ids, _ in ours.query_parts(pairs, short)]
-        apart = sum(ours.separate_texts(pairs, short), [])
-        ids = [*ours.queries(pairs, short), *ours.passages(passages, short), *apart]
+        instructions, queries = ours.separate_texts(pairs, short)
+        ids = ours.queries(pairs, short) + ours.passages(passages, short) + instructions + queries
         return parts, [x.tolist() for x in ids]
 
     expected, sizes, backend = everything(), [], ours._backend
