@@ -68,13 +68,13 @@ def main(resolved: ConfigDict) -> None:
     )
     model = load_model(config)
     _check_limits(config, model)
-    examples = list(read_examples(dataset_dir(config), config.eval.split))
-    task = task_from_examples(examples)
+    directory = dataset_dir(config)  # read twice, so that not all examples are in memory
+    task = task_from_examples(read_examples(directory, config.eval.split))
     dataset = {
         "source": config.data.source,
         "version": config.data.version,
         "split": config.eval.split,
-        "fingerprint": fingerprint_of(examples),
+        "fingerprint": fingerprint_of(read_examples(directory, config.eval.split)),
     }
     base = None
     if config.eval.base_from:
@@ -159,7 +159,7 @@ def _score(
     texts, instructions = zip(*task.searches.values(), strict=True)
     vectors = (
         retriever.encode_queries(texts, instructions, progress=f"{label}: queries"),
-        retriever.encode_passages(list(task.corpus.values()), progress=f"{label}: passages"),
+        retriever.encode_passages(task.corpus.values(), progress=f"{label}: passages"),
     )
     return {
         dim: score_task(

@@ -1,6 +1,7 @@
 """Exact top-k search on the device, over tiles of passages that may be sharded over a mesh."""
 
 import functools
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from inf_jax.core.errors import UserError
+
+QUERIES = 1024  # searched at once: their scores of a tile of 8192 passages take 32 MiB
 
 
 def topk(
@@ -21,7 +24,7 @@ def topk(
     """The k passages with the largest inner product with each query; ties to the lower index.
 
     No [q, p] matrix is made: each device holds the scores [q, block] of a tile and the best [q, k]
-    so far, about 4 q (block + 4 k) bytes; split the queries if that is too much.
+    so far, about 4 q (block + 4 k) bytes; `topk_blocks` splits the queries.
 
     Args:
       queries: [q, e]; bfloat16 or float32.
@@ -37,6 +40,49 @@ def topk(
     Raises:
       UserError: shapes that do not match, k below 1 or above p, block below 1.
     """
+    return _searcher(queries, passages, k, block, mesh)(queries)
+
+
+def topk_blocks(
+    queries: np.ndarray,
+    passages: jax.Array,
+    k: int,
+    *,
+    block: int = 8192,
+    mesh: Mesh | None = None,
+    most: int | None = None,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """`topk` of a few queries at a time: memory does not grow with their number.
+
+    Args:
+      queries, passages, k, block, mesh: as in `topk`; the passages go to the devices once.
+      most: queries of a block, by default 1024. All blocks have equally many, so that one program
+        serves all.
+
+    Yields:
+      (scores float32[b, k], indices int32[b, k]) of consecutive queries, as numpy arrays.
+
+    Raises:
+      UserError: as `topk`.
+    """
+    search = _searcher(queries, passages, k, block, mesh)
+    del passages  # the devices have them
+    count = len(queries)
+    if not count:
+        return
+    size = -(-count // -(-count // (most or QUERIES)))
+    for start in range(0, count, size):
+        part = queries[start : start + size]
+        present = len(part)
+        part = np.pad(part, ((0, size - present), (0, 0)))
+        scores, indices = (np.asarray(x)[:present] for x in search(part))
+        yield scores, indices
+
+
+def _searcher(
+    queries: jax.Array, passages: jax.Array, k: int, block: int, mesh: Mesh | None
+) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
+    """`topk` of queries like these in these passages, which are put on the devices."""
     if queries.ndim != 2 or passages.ndim != 2 or queries.shape[1] != passages.shape[1]:
         raise UserError(
             f"queries {queries.shape} and passages {passages.shape}: expected [q, e] and [p, e]"
@@ -47,14 +93,15 @@ def topk(
     if block < 1:
         raise UserError(f"block={block}: must be 1 or more")
     if mesh is None:
-        return _topk(jnp.asarray(queries), jnp.asarray(passages), k=k, block=block)
-    if passages.shape[0] % mesh.size:
+        on_device = jnp.asarray(passages)
+        return lambda queries: _topk(jnp.asarray(queries), on_device, k=k, block=block)
+    if p % mesh.size:
         pad = jnp.pad if isinstance(passages, jax.Array) else np.pad
         passages = pad(passages, ((0, -p % mesh.size), (0, 0)))
-    rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-    queries = jax.device_put(queries, NamedSharding(mesh, PartitionSpec()))
-    return _topk_sharded(
-        queries, jax.device_put(passages, rows), k=k, block=block, real=p, mesh=mesh
+    sharded = jax.device_put(passages, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
+    replicated = NamedSharding(mesh, PartitionSpec())
+    return lambda queries: _topk_sharded(
+        jax.device_put(queries, replicated), sharded, k=k, block=block, real=p, mesh=mesh
     )
 
 

@@ -1,6 +1,13 @@
 """Retrieval metrics on runs and qrels, in the layouts of pytrec_eval; plain Python and numpy."""
 
-from inf_jax.metrics.instruction import p_mrr, robustness, sicr, wise, worst_of_groups
+from inf_jax.metrics.instruction import (
+    p_mrr,
+    p_mrr_of_ranks,
+    robustness,
+    sicr,
+    wise,
+    worst_of_groups,
+)
 from inf_jax.metrics.ranking import average_precision, mrr, ndcg, recall
 
 __all__ = [
@@ -8,6 +15,7 @@ __all__ = [
     "mrr",
     "ndcg",
     "p_mrr",
+    "p_mrr_of_ranks",
     "recall",
     "robustness",
     "sicr",

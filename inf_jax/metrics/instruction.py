@@ -83,7 +83,7 @@ def p_mrr(results: Run, changed_qrels: Mapping[str, Sequence[str]], *, ties: str
     for qid in results:
         if not qid.endswith(("-og", "-changed")):
             raise UserError(f"query {qid!r} is neither <query>-og nor <query>-changed; rename it")
-    per_query = {}
+    ranks = {}
     for qid, documents in changed_qrels.items():
         runs = [results.get(f"{qid}-{mode}") for mode in ("og", "changed")]
         if runs == [None, None] or not documents:
@@ -92,14 +92,31 @@ def p_mrr(results: Run, changed_qrels: Mapping[str, Sequence[str]], *, ties: str
             mode = ("og", "changed")[runs.index(None)]
             raise UserError(f"query {qid!r}: '{qid}-{mode}' is not in the run; search it as well")
         old, new = ({d: r for r, d in enumerate(RANKINGS[ties](run), 1)} for run in runs)
-        ranks = (
+        ranks[qid] = [
             (old.get(d, len(old) + 1), new.get(d, len(new) + 1))
             for d in _documents(documents, qid=qid)
-        )
-        per_query[qid] = _mean([n / o - 1 if o >= n else 1 - o / n for o, n in ranks])
-    if not per_query:
+        ]
+    return p_mrr_of_ranks(ranks)
+
+
+def p_mrr_of_ranks(ranks: Mapping[str, Sequence[tuple[int, int]]]) -> Score:
+    """`p_mrr` from ranks.
+
+    Args:
+      ranks: query to (rank under the original, rank under the changed instruction) of each
+        document that the latter excludes, 1-based; one at least.
+
+    Raises:
+      UserError: no queries.
+    """
+    if not ranks:
         raise UserError("no query of changed_qrels is in the run; compare the ids of the two")
-    return Score(per_query)
+    return Score(
+        {
+            qid: _mean([n / o - 1 if o >= n else 1 - o / n for o, n in both])
+            for qid, both in ranks.items()
+        }
+    )
 
 
 def wise(

@@ -9,6 +9,7 @@ from inf_jax import metrics
 from inf_jax.core.errors import UserError
 from inf_jax.data.records import Example
 from inf_jax.distributed.mesh import make_mesh
+from inf_jax.evaluation import search
 from inf_jax.evaluation.scores import METRICS, score_task
 from inf_jax.evaluation.task import task_from_examples
 
@@ -106,6 +107,60 @@ def test_ties_count_as_in_the_metrics_of_the_whole_run():
     assert found["mrr@10"] < 50  # ties cost: no query is credited with the first of its tie
 
 
+@pytest.mark.parametrize("mesh", [None, "all"])
+def test_blocks_of_queries_give_the_scores_of_the_whole_matrix(mesh, monkeypatch):
+    """Against numpy, on whole numbers: every score is exact, and ties are everywhere."""
+    rng = np.random.default_rng(0)
+    examples = [
+        example(n, f"Q{n % 90}", f"number {n}", f"text {n % 170}", f"number {n + 1}", f"poison {n}")
+        for n in range(200)
+    ]
+    task = task_from_examples(examples)
+    searches = list(task.searches)
+    queries, passages = (
+        rng.integers(-3, 4, (len(names), 6)).astype(np.float32) for names in (searches, task.corpus)
+    )
+    sizes, compiled = [], search._topk_sharded if mesh else search._topk
+
+    def spy(queries, *arguments, **options):
+        sizes.append(len(queries))
+        return compiled(queries, *arguments, **options)
+
+    monkeypatch.setattr(search, compiled.__name__, spy)
+    monkeypatch.setattr(search, "QUERIES", 64)
+    found = score_task(task, queries, passages, top_k=100, mesh=make_mesh() if mesh else None)
+    assert len(sizes) == 5 and set(sizes) == {58}  # 290 searches
+
+    every = (queries @ passages.T).tolist()
+    whole = {
+        qid: dict(zip(task.corpus, row, strict=True))
+        for qid, row in zip(searches, every, strict=True)
+    }
+    run = {qid: whole[qid] for qid in task.queries}
+    ndcg = metrics.ndcg(run, task.qrels, 10)
+
+    def retrieved(qid):
+        """The best 100: by score, ties by the larger id."""
+        best = sorted(whole[qid], key=lambda d: (whole[qid][d], d), reverse=True)[:100]
+        return {d: whole[qid][d] for d in best}
+
+    both = {f"{qid}-og": retrieved(task.groups[qid]) for qid in task.changed}
+    both |= {f"{qid}-changed": retrieved(qid) for qid in task.changed}
+    above = [
+        max(whole[qid][d] for d in task.qrels[qid]) > max(whole[qid][d] for d in documents)
+        for qid, documents in task.changed.items()
+    ]
+    expected = {
+        "ndcg@10": ndcg,
+        "recall@1": metrics.recall(run, task.qrels, 1),
+        "mrr@10": metrics.mrr(run, task.qrels, 10),
+        "within_focus_accuracy": sum(above) / len(above),
+        "p_mrr": metrics.p_mrr(both, task.changed),
+        "robustness@10": metrics.worst_of_groups(ndcg, groups=task.groups),
+    }
+    assert found == {name: 100 * float(value) for name, value in expected.items()}
+
+
 def test_equal_scores_do_not_follow_the_instruction():
     task = task_from_examples(EXAMPLES)
     scores = {text: np.full(6, 0.5) for text in SCORES}
@@ -126,5 +181,11 @@ def test_bad_input():
     task = task_from_examples(EXAMPLES)
     with pytest.raises(UserError, match="top_k=9: nDCG@10 needs 10 or more"):
         score(task, SCORES, top_k=9)
-    with pytest.raises(UserError, match="NaN"):
-        score(task, SCORES | {("A", "one"): [math.nan] * 6})
+    for bad in (math.nan, math.inf):
+        with pytest.raises(UserError, match="query 'q0_0': a score is NaN or infinite"):
+            score(task, SCORES | {("A", "one"): [bad] * 6})
+    vectors = np.ones((5, 3), np.float32), np.ones((6, 3), np.float32)
+    for short in (0, 1):
+        parts = [part[: len(part) - (n == short)] for n, part in enumerate(vectors)]
+        with pytest.raises(UserError, match="embeddings for 5 searches in 6 passages"):
+            score_task(task, *parts, top_k=10)

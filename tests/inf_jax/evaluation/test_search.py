@@ -7,7 +7,8 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from inf_jax.core.errors import UserError
-from inf_jax.evaluation.search import topk
+from inf_jax.evaluation import search
+from inf_jax.evaluation.search import QUERIES, topk, topk_blocks
 
 
 def full_sort(queries, passages, k):
@@ -58,6 +59,43 @@ def test_passages_on_the_mesh_already_and_explicit_axes():
         assert_same(topk(queries, sharded, 10, block=4, mesh=mesh), expected)
         odd = jax.device_put(passages[:45], NamedSharding(mesh, PartitionSpec()))
         assert_same(topk(queries, odd, 10, mesh=mesh), full_sort(queries, passages[:45], 10))
+
+
+@pytest.mark.parametrize("devices", [None, 3])
+@pytest.mark.parametrize(
+    ("q", "most", "sizes"), [(7, 3, [3, 3, 1]), (8, 4, [4, 4]), (5, 9, [5]), (0, 4, [])]
+)
+def test_blocks_of_queries(q, most, sizes, devices, monkeypatch):
+    mesh = devices and Mesh(jax.devices()[:devices], ("data",))
+    name = "_topk_sharded" if mesh else "_topk"
+    compiled, shapes = getattr(search, name), []
+    queries, passages = with_ties(q, 50)
+
+    def spy(queries, passages, **options):
+        assert isinstance(passages, jax.Array)  # on the devices, for all blocks
+        shapes.append(queries.shape)
+        return compiled(queries, passages, **options)
+
+    monkeypatch.setattr(search, name, spy)
+    found = list(topk_blocks(queries, passages, 7, block=8, mesh=mesh, most=most))
+    assert [len(scores) for scores, _ in found] == sizes
+    assert len(set(shapes)) <= 1  # one program
+    expected = full_sort(queries, passages, 7)
+    for n, part in enumerate(zip(*found, strict=True)):
+        np.testing.assert_array_equal(np.concatenate(part), expected[n])
+    with pytest.raises(UserError, match="k=51 with 50 passages"):
+        next(topk_blocks(queries, passages, 51, mesh=mesh))
+
+
+def test_scores_of_a_block_are_bounded():
+    """No array of the search grows with the number of queries."""
+    shapes = []
+    for q in (QUERIES, 3 * QUERIES):
+        queries, passages = with_ties(q, 9000)
+        parts = topk_blocks(queries, passages, 1000)
+        shapes.append({x.shape for x in next(parts)})
+        parts.close()
+    assert shapes[0] == shapes[1] == {(QUERIES, 1000)}
 
 
 def test_random_embeddings():
