@@ -1,10 +1,11 @@
-"""Measures this project side by side with others: training step, loss, LLM requests, TPU plans.
+"""Measures this project: training step, loss and LLM requests beside others, TPU plans, memory.
 
     python launch/bench.py train      pairs/s of the training step, beside sentence-transformers
     python launch/bench.py loss       time and memory of the loss at batches of 1,024 to 65,536
     python launch/bench.py loss --aot              memory per TPU chip, by compilation alone
     python launch/bench.py factory    requests/s and memory of the data pipeline's LLM stages
     python launch/bench.py plan       does each shipped config fit its TPUs, and how long is a step
+    python launch/bench.py memory     peak memory of encoding and evaluation
 
 Every contender runs in its own process and they take turns, so that other load on the machine slows
 all of them alike: compare figures within one run only. --write appends the result to
@@ -19,11 +20,11 @@ from inf_jax.config.sections import RunConfig
 from inf_jax.core.cli_flags import FlagParser, check_choice
 from inf_jax.core.errors import main_guard
 
-from . import factory, loss, plan, train
+from . import factory, loss, memory, plan, train
 
 # Each module has `HELP`, `TAKES_CONFIG`, `add_arguments(parser)`, and `main(args)`, or with
 # TAKES_CONFIG `main(args, overrides)`.
-COMMANDS = {"train": train, "loss": loss, "factory": factory, "plan": plan}
+COMMANDS = {"train": train, "loss": loss, "factory": factory, "plan": plan, "memory": memory}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
