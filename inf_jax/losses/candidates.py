@@ -25,6 +25,8 @@ class RowTexts(NamedTuple):
       ids: TextIds with passage [b, 1 + h, 2], or None: then nothing is masked by identity.
       instruction_negative_ids: uint32[b, m, 2], hashes of the instructions of n_ik, or None.
       instruction_negative_valid: bool[b, m], False where there is no n_ik, or None: all are there.
+      instruction_negative_known: bool[b, m], `known_instructions` of the global batch; None: by
+        ids, the row's own instruction alone.
     """
 
     index: jax.Array
@@ -35,6 +37,7 @@ class RowTexts(NamedTuple):
     ids: TextIds | None = None
     instruction_negative_ids: jax.Array | None = None
     instruction_negative_valid: jax.Array | None = None
+    instruction_negative_known: jax.Array | None = None
 
 
 class Candidates(NamedTuple):
@@ -60,9 +63,9 @@ def candidates(block: LogitBlock, rows: RowTexts, columns: RowTexts) -> Candidat
         eligible = jnp.broadcast_to(rows.valid[:, None], scores.shape)
         if rows.instruction_negative_valid is not None:
             eligible = eligible & rows.instruction_negative_valid
-        if rows.ids is None:
-            return Candidates(scores, eligible, None)
-        known = _equal(rows.ids.instruction[:, None], rows.instruction_negative_ids)
+        known = rows.instruction_negative_known
+        if known is None and rows.ids is not None:
+            known = _equal(rows.ids.instruction[:, None], rows.instruction_negative_ids)
         return Candidates(scores, eligible, known)
     own, other = (block.right, block.left) if block.by_column else (block.left, block.right)
     texts = texts_of(columns, other, all_texts=block.all_texts)
@@ -96,6 +99,27 @@ def known_positives(rows: TextIds, columns: TextIds, k: int) -> jax.Array:
     return passage | (twin & (jnp.arange(k)[None, None] == 0))
 
 
+def known_instructions(rows: RowTexts) -> jax.Array:
+    """bool[b, m]: a pair of the batch has the row's query and passage and the instruction of n_ik.
+
+    So n_ik, whose instruction fits the passage, is a positive of the row, whichever pair it was
+    drawn from; the row's own instruction is such a one. `rows` are all of the global batch.
+    """
+    ids, others = rows.ids, rows.instruction_negative_ids
+    fixed = ids.query, ids.passage[:, 0]
+    own = _digest(ids.instruction, *fixed)
+    theirs = _digest(others, *(x[:, None] for x in fixed)).reshape(-1, 2)
+    low, high = jnp.concatenate([own, theirs]).T
+    b, number = own.shape[0], jnp.arange(low.size)
+    no_pair = jnp.concatenate([~rows.valid, jnp.ones(len(theirs), bool)]).astype(jnp.uint32)
+    # equal triplets are neighbours, those of pairs first: one sort, not b x b x m comparisons
+    low, high, no_pair, place = jax.lax.sort((low, high, no_pair, number), num_keys=3)
+    differs = (low[1:] != low[:-1]) | (high[1:] != high[:-1])
+    first = jax.lax.cummax(jnp.where(jnp.pad(differs, (1, 0), constant_values=True), number, 0))
+    known = jnp.zeros(low.size, bool).at[place].set(no_pair[first] == 0)
+    return known[b:].reshape(others.shape[:2])
+
+
 def same_query(rows: TextIds, columns: TextIds) -> jax.Array:
     """bool[r, c]: the instructed queries are the same text (instruction and query both)."""
     same_instruction = _equal(rows.instruction[:, None], columns.instruction[None])
@@ -112,6 +136,21 @@ def dots(spec: str, left: jax.Array, right: jax.Array) -> jax.Array:
     return jnp.einsum(
         spec, left, right, precision=jax.lax.Precision.HIGHEST, preferred_element_type=dtype
     )
+
+
+def _digest(*hashes: jax.Array) -> jax.Array:
+    """uint32[..., 2]: one 64-bit hash of several, [..., 2] each (the steps are MurmurHash3's)."""
+    halves = []
+    for seed in (0x2545F491, 0x9E3779B9):
+        mixed = jnp.uint32(seed)
+        for word in (x[..., n] for x in hashes for n in (0, 1)):
+            word = word * jnp.uint32(0xCC9E2D51)
+            mixed ^= (word << 15 | word >> 17) * jnp.uint32(0x1B873593)
+            mixed = (mixed << 13 | mixed >> 19) * jnp.uint32(5) + jnp.uint32(0xE6546B64)
+        for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+            mixed = (mixed ^ mixed >> shift) * jnp.uint32(factor)
+        halves.append(mixed)
+    return jnp.stack(halves, axis=-1)
 
 
 def _equal(left: jax.Array, right: jax.Array) -> jax.Array:

@@ -15,7 +15,7 @@ from inf_jax.core.batch import TextIds
 from inf_jax.losses import checks, terms
 from inf_jax.losses.blocks import BLOCKS
 from inf_jax.losses.blockwise import blockwise_sums
-from inf_jax.losses.candidates import RowTexts
+from inf_jax.losses.candidates import RowTexts, known_instructions
 from inf_jax.losses.dense import dense_sums
 from inf_jax.losses.objective import Objective, parse_objective
 from inf_jax.losses.tiles import BlockwisePlan, Coefficients
@@ -79,7 +79,8 @@ def contrastive_loss(
       ids: hashes of the pairs' texts, for mask="identity"; passage [b, 2] or [b, 1 + h, 2].
       mask: which candidates are not negatives. "identity": those that by their hashes are a
         positive of the row: for P, QQ, PP and IQ a pair with the row's passage or instructed query;
-        for P a hard negative equal to the row's passage; for I an instruction equal to the row's.
+        for P a hard negative equal to the row's passage; for I an instruction with which a pair of
+        the batch has the row's query and passage, as the row itself has.
         "faithful": the row's own positive only, by index, as in the paper's code. Static.
       valid: bool[b], False for an empty slot: neither row nor candidate, even if it holds NaN.
       instruction_negative_ids: uint32[b, m, 2], hashes of the instructions of n_ik, for "identity".
@@ -143,6 +144,8 @@ def contrastive_loss(
 
     def body(rows: RowTexts, scale, bias, teacher) -> tuple[jax.Array, dict[str, jax.Array]]:
         rows = _zero_empty_slots(rows)
+        if rows.instruction_negative_ids is not None:
+            rows = rows._replace(instruction_negative_known=known_instructions(rows))
         if tile_dtype:
             rows = _map_embeddings(rows, lambda x: x.astype(tile_dtype))
         dtype = jnp.promote_types(jnp.result_type(rows.queries, rows.passages), jnp.float32)
@@ -190,9 +193,8 @@ def _only_needed(objective: Objective, rows: RowTexts, mask: str) -> RowTexts:
 
 
 def _without_instruction_negatives(rows: RowTexts) -> RowTexts:
-    return rows._replace(
-        instruction_negatives=None, instruction_negative_ids=None, instruction_negative_valid=None
-    )
+    names = [name for name in RowTexts._fields if name.startswith("instruction_negative")]
+    return rows._replace(**dict.fromkeys(names))
 
 
 def _loss(

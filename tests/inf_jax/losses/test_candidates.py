@@ -11,7 +11,13 @@ from inf_jax.core.batch import TextIds, split_hashes, text_ids
 from inf_jax.data.records import text_hash
 from inf_jax.losses import contrastive_loss
 from inf_jax.losses.blocks import BLOCKS
-from inf_jax.losses.candidates import RowTexts, candidates, known_positives, same_query
+from inf_jax.losses.candidates import (
+    RowTexts,
+    candidates,
+    known_instructions,
+    known_positives,
+    same_query,
+)
 from inf_jax.losses.objective import count_negatives, parse_objective
 
 
@@ -41,6 +47,45 @@ def test_a_hard_negative_is_masked_where_it_is_the_rows_passage():
     assert found[0].tolist() == [[True, False, False], [True, True, False], [False, True, True]]
     # a twin's hard negative stays one: row 1's positive is p2, the second text of row 0
     assert found[1].tolist() == [[True, True, False], [True, False, False], [False, False, False]]
+
+
+def test_an_instruction_that_any_pair_of_the_batch_gives_the_passage_is_known():
+    """Rows 0, 1 and 4: the same query and passage under i, j and k, where row 4 is empty."""
+    texts = [("i", "q", "p"), ("j", "q", "p"), ("j", "r", "s"), ("k", "q", "s"), ("k", "q", "p")]
+    ids = text_ids(hashes(*texts))
+    others = split_hashes(hashes(*[("i", "j", "k", "l")] * 5))
+    rows = RowTexts(
+        index=np.arange(5),
+        valid=np.arange(5) != 4,
+        queries=np.zeros((5, 1)),
+        passages=np.zeros((5, 1, 1)),
+        ids=ids._replace(passage=ids.passage[:, None]),
+        instruction_negative_ids=others,
+    )
+    expected = [[1, 1, 0, 0], [1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [1, 1, 0, 0]]
+    np.testing.assert_array_equal(known_instructions(rows), np.array(expected, bool))
+    order = np.array([3, 0, 4, 2, 1])  # of the rows: nothing depends on it
+    moved = jax.tree.map(lambda x: x[order], rows)
+    np.testing.assert_array_equal(known_instructions(moved), np.array(expected, bool)[order])
+
+
+@pytest.mark.parametrize("engine", ["dense", "blockwise"])
+def test_a_known_instruction_is_no_negative_of_block_i(engine):
+    """Rows 0 and 1 have one query and one passage under two instructions; row 2 has a third."""
+    ids = text_ids(hashes(("i", "q", "p"), ("j", "q", "p"), ("k", "r", "s")))
+    arrays = {
+        "queries": np.eye(3, 4, dtype=np.float32),
+        "passages": np.eye(3, 4, dtype=np.float32),
+        "instruction_negatives": np.ones((3, 2, 4), np.float32) / 2,
+        "ids": ids,
+    }
+    drawn = ids.instruction[np.array([[1, 2], [2, 0], [0, 1]])]
+    _, metrics = contrastive_loss(
+        **arrays, instruction_negative_ids=drawn, objective="uni(I)", scale=1.0, engine=engine
+    )
+    # of 6 drawn, those of rows 0 and 1 that name the other of them are known to fit
+    assert metrics["masked/I"] == pytest.approx(2 / 6)
+    assert metrics["negatives/I"] == pytest.approx(4 / 3)
 
 
 def test_half_a_hash_is_not_identity():

@@ -35,6 +35,7 @@ def oracle(names, arrays, *, objective, scale, mask):
     rows = [i for i in range(len(q)) if arrays["valid"][i]]
     passage, other = names["passage"], names["other"]
     pair_query = list(zip(names["instruction"], names["query"], strict=True))
+    triplets = {(*pair_query[j], passage[j, 0]) for j in rows}
     losses, stats = [], {t: [] for t in blocks.split(",")}
     for i in rows:
 
@@ -52,7 +53,7 @@ def oracle(names, arrays, *, objective, scale, mask):
                 ]
             elif t == "I":
                 found[t] = [
-                    (n[i, k] @ p[i, 0], other[i, k] == names["instruction"][i])
+                    (n[i, k] @ p[i, 0], (other[i, k], names["query"][i], passage[i, 0]) in triplets)
                     for k in range(n.shape[1])
                 ]
             else:
