@@ -107,7 +107,7 @@ class Loader:
             texts=grids[0] if len(grids) == 1 else tuple(grids),
             ids=text_ids(np.stack([texts.hashes(p) for p in mine.ravel().tolist()])),
             valid=present.reshape(-1),
-            negatives=self._negatives(assignment, texts) if layout.block_i else None,
+            negatives=self._negatives(assignment) if layout.block_i else None,
         )
 
     def batches(
@@ -130,18 +130,15 @@ class Loader:
         examples = self.example_indices(step)
         return assign_step(self.dataset, self.layout, examples, seed=self.seed, step=step)
 
-    def _negatives(self, assignment: StepAssignment, texts: StepTexts) -> InstructionNegatives:
-        mine = assignment.of_host(self._mine)
+    def _negatives(self, assignment: StepAssignment) -> InstructionNegatives:
+        mine, hashes = assignment.of_host(self._mine), assignment.hashes
         rows = mine.ravel()
         if self.layout.query_encoder.samples_instructions:
             poison = sibling_slots(mine, assignment.sibling).ravel()
             sources, valid = of_rows(rows, assignment.sibling, assignment.drawn)
         else:
             poison, (sources, valid) = None, of_chunk(mine, assignment.usable)
-        hashes = np.zeros((len(assignment.lengths), 3), np.uint64)
-        for pair in np.unique(sources[sources >= 0]).tolist():
-            hashes[pair] = texts.hashes(pair)
-        ids = split_hashes(instruction_ids(rows, sources, hashes))
+        ids = split_hashes(instruction_ids(rows, sources, hashes, assignment.known))
         return InstructionNegatives(ids, poison, valid)
 
 

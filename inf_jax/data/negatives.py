@@ -22,19 +22,53 @@ def siblings(present: np.ndarray) -> np.ndarray:
     return np.where(present & present[other], other, own)
 
 
+class KnownInstructions:
+    """The instructions that go with a query and a passage in more than one of n pairs.
+
+    Args:
+      pairs: uint64[n], `records.pair_hashes`.
+      instructions: uint64[n], hashes.
+    """
+
+    def __init__(self, pairs: np.ndarray, instructions: np.ndarray):
+        ordered = np.sort(pairs)
+        repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+        several = np.isin(pairs, repeated) if repeated.size else np.zeros(len(pairs), bool)
+        known = np.stack([pairs[several], instructions[several]], axis=1)
+        self.pairs, self._instructions = np.unique(known, axis=0).T
+
+    def of(self, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(rows, instructions), int64[k] and uint64[k]: for each of the pairs, uint64[p], all
+        instructions that go with it, by rising row; none for a pair that is there once."""
+        first, last = (np.searchsorted(self.pairs, pairs, side=side) for side in ("left", "right"))
+        count = last - first
+        rows = np.repeat(np.arange(len(pairs)), count)
+        inside = np.arange(len(rows)) - np.repeat(np.cumsum(count) - count, count)
+        return rows, self._instructions[first[rows] + inside]
+
+
 def sample_instructions(
-    hashes: np.ndarray, usable: np.ndarray, sibling: np.ndarray, *, count: int, seed: int, step: int
+    hashes: np.ndarray,
+    usable: np.ndarray,
+    sibling: np.ndarray,
+    *,
+    count: int,
+    seed: int,
+    step: int,
+    known: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> np.ndarray:
     """Samples `count` instructions for each pair, uniformly from the different texts of the batch.
 
-    A row's samples differ from each other, from its own instruction and from its sibling's. Floyd's
-    algorithm: `count` passes whatever the batch, without rejection.
+    A row's samples differ from each other, from its own instruction, from its sibling's, and from
+    those that are known to go with its query and passage. Floyd's algorithm: `count` passes
+    whatever the batch, without rejection.
 
     Args:
       hashes: uint64[p], hash of each pair's instruction.
       usable: bool[p], pairs that have an instruction.
       sibling: int64[p], see `siblings`.
       seed, step: with a pair's number they decide its samples.
+      known: `KnownInstructions.of` these pairs; None for none.
 
     Returns:
       int64[p, count], the first pair of the batch with the sampled instruction; -1 where the row
@@ -45,11 +79,24 @@ def sample_instructions(
     if not count or not pairs.size:
         return drawn
     texts, first, text_of = np.unique(hashes[pairs], return_index=True, return_inverse=True)
-    # Each row excludes one or two texts, in rising order: its own and its sibling's.
+    row_of = np.full(len(hashes), -1)
+    row_of[pairs] = np.arange(len(pairs))
+    # The texts that a row excludes, by row and in rising order: its own and its sibling's, or more.
     other = sibling[pairs]
     text_of_other = np.where(usable[other], np.searchsorted(texts, hashes[other]), text_of)
-    low, high = np.minimum(text_of, text_of_other), np.maximum(text_of, text_of_other)
-    available = len(texts) - 1 - (low != high)
+    both = np.stack([np.minimum(text_of, text_of_other), np.maximum(text_of, text_of_other)], 1)
+    excluded = (np.arange(len(pairs))[:, None] * len(texts) + both).ravel()
+    different = np.append(True, excluded[1:] != excluded[:-1])
+    excluded = excluded[different]
+    if known is not None and len(known[0]):
+        rows, place = row_of[known[0]], np.searchsorted(texts, known[1])
+        there = (rows >= 0) & (texts[np.minimum(place, len(texts) - 1)] == known[1])
+        more = rows[there] * len(texts) + place[there]
+        excluded = np.unique(np.concatenate([excluded, more]))
+    of_row, text = np.divmod(excluded, len(texts))
+    number = np.bincount(of_row, minlength=len(pairs))
+    start = np.cumsum(number) - number
+    available = len(texts) - number
     wanted = np.minimum(count, available)
     generator = np.random.Generator(np.random.Philox(key=[seed + _STREAM, step]))
     uniform = generator.random((len(hashes), count))[pairs]
@@ -59,8 +106,11 @@ def sample_instructions(
         pick = (uniform[:, n] * (last + 1)).astype(np.int64)
         pick = np.where((chosen == pick[:, None]).any(1), last, pick)
         chosen[:, n] = np.where(n < wanted, pick, -1)
-    text = chosen + (chosen >= low[:, None])
-    text += (text >= high[:, None]) & (low != high)[:, None]
+    # The k-th text that is left has as many excluded ones before it as have k others or fewer.
+    width = len(texts) + 1
+    left_before = of_row * width + text - (np.arange(len(text)) - start[of_row])
+    wanted_key = np.arange(len(pairs))[:, None] * width + chosen
+    text = chosen + np.searchsorted(left_before, wanted_key, side="right") - start[:, None]
     drawn[pairs] = np.where(chosen >= 0, pairs[first][text], -1)
     return drawn
 
@@ -95,19 +145,29 @@ def of_chunk(chunks: np.ndarray, usable: np.ndarray) -> Sources:
     return _existing(chunks.ravel(), sources, (sources >= 0) & usable[sources])
 
 
-def instruction_ids(pairs: np.ndarray, sources: np.ndarray, hashes: np.ndarray) -> np.ndarray:
+def instruction_ids(
+    pairs: np.ndarray,
+    sources: np.ndarray,
+    hashes: np.ndarray,
+    known: tuple[np.ndarray, np.ndarray],
+) -> np.ndarray:
     """uint64[b, k], hashes that the identity mask compares with the row's own instruction.
 
-    The row's own hash stands where the instruction's pair has the row's query and passage: the
-    passage is known to be relevant under that instruction, so it is no negative.
+    The row's own hash stands where the instruction is known to go with the row's query and passage:
+    the passage is relevant under that instruction, so it is no negative.
 
     Args:
       pairs, sources: as `of_rows` takes and gives them.
-      hashes: uint64[p, 3], of instruction, query and passage.
+      hashes: uint64[p], hash of each pair's instruction.
+      known: `KnownInstructions.of` the p pairs.
     """
     own, theirs = hashes[pairs][:, None], hashes[sources]
-    known = (own[..., 1] == theirs[..., 1]) & (own[..., 2] == theirs[..., 2])
-    return np.where(pairs[:, None] < 0, 0, np.where(known, own[..., 0], theirs[..., 0]))
+    if len(known[0]):
+        texts, number = np.unique(np.concatenate([hashes, known[1]]), return_inverse=True)
+        there = known[0] * len(texts) + number[len(hashes) :]
+        asked = pairs[:, None] * len(texts) + number[: len(hashes)][sources]
+        theirs = np.where(np.isin(asked, there), own, theirs)
+    return np.where(pairs[:, None] < 0, 0, theirs)
 
 
 def _existing(pairs: np.ndarray, sources: np.ndarray, exists: np.ndarray) -> Sources:

@@ -74,6 +74,12 @@ def text_hash(text: str, *, compose: bool = True) -> int:
     return int.from_bytes(hashlib.blake2b(collapsed.encode(), digest_size=8).digest(), "little")
 
 
+def pair_hashes(hashes: np.ndarray) -> np.ndarray:
+    """uint64[...], the identity of each pair's query and passage together, of uint64[..., 3], the
+    hashes of instruction, query and passage."""
+    return hashes[..., 1] * np.uint64(0x9E3779B97F4A7C15) + hashes[..., 2]
+
+
 class TokenisedRecord(NamedTuple):
     """One example after tokenisation.
 

@@ -171,6 +171,9 @@ def _generator(seed: int, number: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, number]))
 
 
+_NONE = np.empty(0, np.int64), np.empty(0, np.uint64)
+
+
 class StepAssignment(NamedTuple):
     """The pairs of a step and their chunks; p pairs of B examples.
 
@@ -182,6 +185,7 @@ class StepAssignment(NamedTuple):
       usable: bool[p], pairs that have an instruction.
       sibling: int64[p], the pair with the same query and the other instruction, or its own number.
       drawn: int64[p, m], the pair whose instruction is sampled; -1 for none.
+      known: `KnownInstructions.of` the pairs, by the whole dataset; none without block I.
     """
 
     examples: np.ndarray
@@ -191,6 +195,7 @@ class StepAssignment(NamedTuple):
     usable: np.ndarray
     sibling: np.ndarray
     drawn: np.ndarray
+    known: tuple[np.ndarray, np.ndarray]
 
     def of_host(self, chunks: np.ndarray) -> np.ndarray:
         """int64[h, n], the pairs whose records a host reads; `chunks` as of `mesh.local_parts`."""
@@ -205,10 +210,12 @@ def assign_step(
     hashes = dataset.instruction_hashes[examples].ravel()
     usable = dataset.part_lengths[examples, :, 2].ravel() > 0
     sibling = siblings(present)
-    drawn = sample_instructions(hashes, usable, sibling, count=layout.sampled, seed=seed, step=step)
+    known = dataset.known_instructions(examples) if layout.block_i else _NONE
+    options = {"count": layout.sampled, "seed": seed, "step": step, "known": known}
+    drawn = sample_instructions(hashes, usable, sibling, **options)
     lengths = layout.text_lengths(dataset, examples, drawn)
     chunks = _chunks(layout, present, lengths.sum(1))
-    return StepAssignment(examples, chunks, lengths, hashes, usable, sibling, drawn)
+    return StepAssignment(examples, chunks, lengths, hashes, usable, sibling, drawn, known)
 
 
 def _chunks(layout: BatchLayout, present: np.ndarray, tokens: np.ndarray) -> np.ndarray:

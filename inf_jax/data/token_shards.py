@@ -22,6 +22,7 @@ from inf_jax.data.records import (
     TokenisedRecord,
     decode_example,
     encode_tokenised,
+    pair_hashes,
     pairs,
     part_lengths,
     text_hash,
@@ -190,17 +191,18 @@ def write_shard(
 ) -> None:
     """Writes a shard of these examples, then its index; `progress` is called with the number of
     examples since the last call. UserError: a text has no tokens, or a file cannot be written."""
-    lengths, parts, instructions = [], [], []
+    lengths, parts, hashes = [], [], []
     with Writer(path) as writer:
         while batch := list(itertools.islice(examples, _BATCH)):
             for record in tokenise_batch(batch, tokenizer=tokenizer, text=text):
                 writer.write(encode_tokenised(record))
                 lengths.append(record.lengths)
                 parts.append(part_lengths(record.spans))
-                instructions.append(record.hashes[:, 0])
+                hashes.append(record.hashes)
             progress(len(batch))
     counts = np.array(lengths, np.int32), np.array(parts, np.int32)
-    write_sidecar(path, Sidecar(writer.index, *counts, np.array(instructions, np.uint64)))
+    hashes = np.array(hashes, np.uint64)
+    write_sidecar(path, Sidecar(writer.index, *counts, hashes[:, :, 0], pair_hashes(hashes)))
 
 
 def tokenise_batch(

@@ -1,6 +1,7 @@
 """Reads tokenised examples by number from a directory that `data.tokenise` wrote."""
 
 import dataclasses
+import functools
 import os
 import zipfile
 from collections.abc import Sequence
@@ -10,11 +11,13 @@ from typing import NamedTuple
 import numpy as np
 
 from inf_jax.core.errors import UserError, first_line
+from inf_jax.data.negatives import KnownInstructions
 from inf_jax.data.records import (
     PAIRS_PER_EXAMPLE,
     TOKENISED_SCHEMA,
     TokenisedRecord,
     decode_tokenised,
+    pair_hashes,
     part_lengths,
 )
 from inf_jax.data.splice_check import Composition
@@ -37,12 +40,15 @@ class Sidecar(NamedTuple):
       part_lengths: int32[n, 3, 3], tokens of each pair's instructed query before truncation, of its
         query and of its instruction.
       instruction_hashes: uint64[n, 3], of each pair's instruction.
+      pair_hashes: uint64[n, 3], of each pair's query and passage together; None in an index of
+        version 0.1.0.
     """
 
     index: Index
     text_lengths: np.ndarray
     part_lengths: np.ndarray
     instruction_hashes: np.ndarray
+    pair_hashes: np.ndarray | None = None
 
 
 class TokenisedDataset:
@@ -95,6 +101,7 @@ class TokenisedDataset:
         self.text_lengths, self.part_lengths, self.instruction_hashes = (
             np.concatenate([sidecar[n] for sidecar in sidecars]) for n in (1, 2, 3)
         )
+        self._pair_hashes = [sidecar.pair_hashes for sidecar in sidecars]
         self._ends = np.cumsum([len(reader) for reader in self._readers])
         self.num_examples = len(self.text_lengths)
 
@@ -116,13 +123,7 @@ class TokenisedDataset:
         in_shard = wanted - np.concatenate(([0], self._ends))[shards]
         records = []
         for shard, number in zip(shards.tolist(), in_shard.tolist(), strict=True):
-            reader = self._readers[shard]
-            try:
-                records.append(decode_tokenised(reader.read(number)))
-            except CorruptRecordError:
-                raise
-            except UserError as error:
-                raise CorruptRecordError(reader.path, number, str(error)) from error
+            records.append(_decode(self._readers[shard], number))
         for name, values in (
             ("text_lengths", [record.lengths for record in records]),
             ("part_lengths", [part_lengths(record.spans) for record in records]),
@@ -138,6 +139,23 @@ class TokenisedDataset:
                 path = self._readers[shards[first]].path
                 raise CorruptRecordError(path, int(in_shard[first]), problem)
         return records
+
+    def known_instructions(self, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`KnownInstructions.of` the pairs of these examples, by all examples of the split; reads
+        once all records of a shard whose index lacks `pair_hashes`."""
+        pairs, known = self._known
+        return known.of(pairs[examples].ravel())
+
+    @functools.cached_property
+    def _known(self) -> tuple[np.ndarray, KnownInstructions]:
+        every = []
+        for reader, hashes in zip(self._readers, self._pair_hashes, strict=True):
+            if hashes is None:
+                records = [_decode(reader, number) for number in range(len(reader))]
+                hashes = pair_hashes(np.array([record.hashes for record in records], np.uint64))
+            every.append(hashes)
+        pairs, present = np.concatenate(every), self.text_lengths[:, ::2] > 0
+        return pairs, KnownInstructions(pairs[present], self.instruction_hashes[present])
 
     def check_composition(self, kind: str) -> None:
         """Raises UserError where texts of a kind (a field of `Composition`) cannot be spliced."""
@@ -162,6 +180,15 @@ class TokenisedDataset:
         )
 
 
+def _decode(reader: Reader, number: int) -> TokenisedRecord:
+    try:
+        return decode_tokenised(reader.read(number))
+    except CorruptRecordError:
+        raise
+    except UserError as error:
+        raise CorruptRecordError(reader.path, number, str(error)) from error
+
+
 def index_path(shard: Path) -> Path:
     return shard.with_name(shard.name + ".index.npz")
 
@@ -170,6 +197,8 @@ def write_sidecar(shard: Path, sidecar: Sidecar) -> None:
     """Writes the index file of a shard."""
     index, arrays = dataclasses.asdict(sidecar.index), sidecar._asdict()
     del arrays["index"]
+    if sidecar.pair_hashes is None:
+        del arrays["pair_hashes"]
     with atomic_file(index_path(shard)) as file:
         np.savez(file, **index, **arrays)
 
@@ -180,10 +209,14 @@ def load_sidecar(shard: Path) -> Sidecar:
     try:
         with open(path, "rb") as file, np.load(file) as arrays:
             index = Index(arrays["offsets"], arrays["lengths"], arrays["crcs"])
-            sidecar = Sidecar(index, *(arrays[name] for name in Sidecar._fields[1:]))
+            sidecar = Sidecar(index, *(arrays[name] for name in Sidecar._fields[1:-1]))
+            if "pair_hashes" in arrays:
+                sidecar = sidecar._replace(pair_hashes=arrays["pair_hashes"])
         n = len(index)
-        shapes = [x.shape for x in (index.lengths, index.crcs, *sidecar[1:])]
-        if shapes != [(n,), (n,), (n, _TEXTS), (n, PAIRS_PER_EXAMPLE, 3), (n, PAIRS_PER_EXAMPLE)]:
+        shapes = [x.shape for x in (index.lengths, index.crcs, *sidecar[1:]) if x is not None]
+        each = (n, PAIRS_PER_EXAMPLE)
+        expected = [(n,), (n,), (n, _TEXTS), (*each, 3), each, each]
+        if shapes != expected[: len(shapes)]:
             raise ValueError("the sizes of its arrays disagree")
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; tokenise the split again") from error

@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 from inf_jax.config.defaults import run_config
 from inf_jax.data import negatives
 from inf_jax.data.from_config import tokenised_split
-from inf_jax.data.records import pairs, text_hash
+from inf_jax.data.records import Example, pair_hashes, pairs, text_hash
+from inf_jax.data.tokenise import tokenise
+from inf_jax.data.tokenised import TokenisedDataset
 from inf_jax.models.hf.backbone import load_model
 from inf_jax.text.templates import TextConfig
 from inf_jax.text.tokenizer import load_tokenizer
 from tests.inf_jax.data.batches import grid_texts, hash_of, make
+from tests.inf_jax.data.small_split import TEXT, make_dataset
 
 
 def by_pair(batch, n, m):
@@ -167,11 +170,79 @@ def test_too_few_instructions_fill_with_the_rows_own():
 
 
 def test_an_instruction_under_which_the_passage_is_right_is_no_negative():
-    hashes = np.array([[1, 7, 4], [2, 7, 4], [3, 7, 5], [2, 8, 4]], np.uint64)
-    pairs = np.array([0, 1, -1])
-    sources = np.array([[0, 1, 2, 3], [1, 0, 2, 3], [-1] * 4])
-    ids = negatives.instruction_ids(pairs, sources, hashes)
-    assert ids.tolist() == [[1, 1, 3, 2], [2, 2, 3, 2], [0] * 4]
+    """By any pair of the data, whichever pair the instruction was drawn from: the last pair, with
+    instruction 5, is not in the batch, and pair 3 has the instruction of pair 1 alone."""
+    hashes = np.array([[1, 7, 4], [2, 7, 4], [3, 7, 5], [2, 8, 4], [5, 8, 4], [5, 7, 4]], np.uint64)
+    every = negatives.KnownInstructions(pair_hashes(hashes), hashes[:, 0])
+    rows, known = every.of(pair_hashes(hashes[:5]))
+    assert rows.tolist() == [0] * 3 + [1] * 3 + [3] * 2 + [4] * 2
+    assert known.tolist() == [1, 2, 5] * 2 + [2, 5] * 2
+    pairs = np.array([0, 1, 2, -1])
+    sources = np.array([[0, 1, 2, 3, 4], [1, 0, 2, 3, 4], [0, 1, 2, 3, 4], [-1] * 5])
+    ids = negatives.instruction_ids(pairs, sources, hashes[:5, 0], (rows, known))
+    assert ids.tolist() == [[1, 1, 3, 1, 1], [2, 2, 3, 2, 2], [1, 2, 3, 2, 5], [0] * 5]
+
+
+@pytest.fixture
+def repeated(tmp_path, tokenizer):
+    """(examples, dataset): 3 queries with a passage each, which fits under 5 of 8 instructions; the
+    poison of an example is one that fits in others."""
+    fits = {n: [f"What about {(n + k) % 8}?" for k in range(5)] for n in range(3)}
+    examples = [
+        Example(
+            id=f"{n}-{k}",
+            query_positive=f"disease {n}",
+            instruction_positive=fits[n][k],
+            document_positive=f"Rest {n}.",
+            instruction_negative=(*fits[n], "Who?")[k + 1],
+            hard_negative_document_1=f"Water {n} {k}.",
+        )
+        for n in range(3)
+        for k in range(5)
+    ]
+    source = make_dataset(tmp_path / "inf_ir" / "medquad" / "1.0.0", {"train": [examples]})
+    out = tokenise(
+        source, "train", tokenizer=tokenizer, text=TEXT, out_dir=tmp_path / "t", progress=False
+    )
+    return examples, out
+
+
+def test_no_sample_is_known_to_fit_by_any_pair_of_the_data(repeated):
+    """Also where the pair that says so is in no step with the row."""
+    examples, directory = repeated
+    triplets = {tuple(map(text_hash, pair)) for e in examples for pair in pairs(e) if pair}
+    loader, drawn = make(TokenisedDataset(directory), instruction_negatives=2, row_tokens=128), 0
+    known_poisons = 0
+    for step in range(5):
+        batch = loader.host_batch(step)
+        ids = [hash_of(x) for x in batch.ids]
+        for row, column in np.argwhere(batch.negatives.valid):
+            own, query, passage = (int(x[row]) for x in ids)
+            instruction = int(hash_of(batch.negatives.ids[row, column]))
+            if column:
+                drawn += 1
+                assert (instruction, query, passage) not in triplets
+            elif instruction == own:
+                known_poisons += 1
+            else:
+                assert (instruction, query, passage) not in triplets
+    assert drawn > 60
+    assert known_poisons > 10
+
+
+def test_an_index_of_an_older_version_gives_the_same_samples(repeated):
+    """It lacks the hashes of pairs, which are then read from the records."""
+    directory = repeated[1]
+
+    def samples():
+        loader = make(TokenisedDataset(directory), instruction_negatives=2, row_tokens=128)
+        return [loader.host_batch(step).negatives.ids.tolist() for step in range(3)]
+
+    before, (index,) = samples(), directory.glob("*.npz")
+    with np.load(index) as arrays:
+        kept = {name: array for name, array in arrays.items() if name != "pair_hashes"}
+    np.savez(index, **kept)
+    assert samples() == before
 
 
 @settings(deadline=None)
@@ -179,15 +250,20 @@ def test_an_instruction_under_which_the_passage_is_right_is_no_negative():
     st.lists(st.integers(0, 9), min_size=3, max_size=30),
     st.integers(1, 6),
     st.integers(0, 2**32 - 1),
+    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 11)), max_size=12),
 )
-def test_samples_are_distinct_and_as_many_as_possible(values, count, seed):
+def test_samples_are_distinct_and_as_many_as_possible(values, count, seed, known):
     hashes = np.array(values[: len(values) // 3 * 3], np.uint64)
     usable = hashes > 0
     sibling = negatives.siblings(usable)
-    drawn = negatives.sample_instructions(hashes, usable, sibling, count=count, seed=seed, step=3)
+    rows, fit = np.array(sorted(known), np.int64).reshape(-1, 2).T
+    drawn = negatives.sample_instructions(
+        hashes, usable, sibling, count=count, seed=seed, step=3, known=(rows, fit.astype(np.uint64))
+    )
     texts = set(hashes[usable].tolist())
     for pair in range(len(hashes)):
         sampled = [int(hashes[k]) for k in drawn[pair] if k >= 0]
         left = texts - {int(hashes[pair]), int(hashes[sibling[pair]])}
+        left -= {text for row, text in known if row == pair}
         assert len(set(sampled)) == len(sampled) == (min(count, len(left)) if usable[pair] else 0)
         assert set(sampled) <= left
