@@ -43,8 +43,9 @@ class InstructionNegatives(NamedTuple):
     Attributes:
       ids: uint32[b, 1 + m, 2], hashes of the instructions of n_ik. Column 0 is the row of the same
         query under the example's other instruction, encoded anyway; the other columns are sampled
-        and have texts of their own. Where n_ik is known to fit the row's passage, the hash is that
-        of the row's own instruction, so that the identity mask drops it. With the query encoder
+        and have texts of their own. Where n_ik is known to fit the row's passage, by any pair of
+        the split, the hash is that of the row's own instruction, so that the identity mask drops
+        it. With the query encoder
         "attention" uint32[b, n, 2], the instructions of the chunk.
       poison: int32[b], for column 0: the place in its chunk of the row of that other instruction,
         or the row's own place. A permutation in each chunk. None with "attention".

@@ -15,7 +15,7 @@ from inf_jax.data.negatives import sample_instructions, siblings
 from inf_jax.data.records import PAIRS_PER_EXAMPLE
 from inf_jax.data.tokenised import TokenisedDataset
 
-WINDOW_STEPS = 16  # at most so many steps share their examples' lengths evenly
+WINDOW_STEPS = 16  # steps that share their examples' lengths evenly
 ORDER = 2  # of new runs; a run that is resumed keeps the order that it began with
 _SHUFFLE = 2 << 32  # added to the seed (below 2**32): another random stream than the epochs' order
 
@@ -52,12 +52,12 @@ class _Epochs:
     """Steps of at most half of the n examples: the stream of epochs, cut into steps of `size`.
 
     An epoch is its head, the last part of the step that the epoch before has opened, its whole
-    steps, and its tail, the first part of a step. The whole steps form windows of at most
-    WINDOW_STEPS. Of every WINDOW_STEPS examples of a window that follow each other by length each
-    step gets one, at random, so that all steps hold nearly as many tokens and an example meets
-    others in every epoch; head and tail are drawn alike from the first and the last window. The
-    tail depends on this epoch's permutation alone, and the head on the tail before it, whose
-    examples it skips: any step is known from two permutations, however far into a run.
+    steps, and its tail, the first part of a step. The whole steps form windows of WINDOW_STEPS, the
+    last one of up to twice as many. The examples of a window are assigned to its steps by length,
+    so that all steps hold nearly as many tokens; head and tail are drawn evenly by length from the
+    first and the last window. The tail depends on this epoch's permutation alone, and the head on
+    the tail before it, whose examples it skips: any step is known from two permutations, however
+    far into a run.
     """
 
     def __init__(self, tokens: np.ndarray, *, seed: int, size: int):
@@ -73,46 +73,46 @@ class _Epochs:
         epoch, inside = divmod(step * self._size, len(self._tokens))
         if inside + self._size > len(self._tokens):
             return np.concatenate([self._tail(epoch), self._head(epoch + 1)])
-        whole, windows = self._whole_steps(epoch)
         number = (inside - self._head_size(epoch)) // self._size
-        window = ((number + 1) * windows - 1) // whole
-        return self._window(epoch, window)[number - window * whole // windows]
+        window = min(number // WINDOW_STEPS, self._last_window(epoch))
+        return self._window(epoch, window)[number - window * WINDOW_STEPS]
 
     def _head_size(self, epoch: int) -> int:
         return -epoch * len(self._tokens) % self._size
 
-    def _whole_steps(self, epoch: int) -> tuple[int, int]:
-        """(whole steps of an epoch, their windows), both 1 or more."""
+    def _last_window(self, epoch: int) -> int:
         whole = (len(self._tokens) - self._head_size(epoch)) // self._size
-        return whole, -(-whole // WINDOW_STEPS)
+        return max(0, whole // WINDOW_STEPS - 1)
 
     def _places(self, epoch: int, window: int) -> np.ndarray:
         """int64[...], the examples of a window, with head and tail, in the permutation's order."""
-        (whole, windows), head = self._whole_steps(epoch), self._head_size(epoch)
-        ends = [head + n * whole // windows * self._size for n in (window, window + 1)]
-        first = 0 if window == 0 else ends[0]
-        last = len(self._tokens) if window == windows - 1 else ends[1]
-        return self._epoch(epoch)[first:last]
+        width, head = WINDOW_STEPS * self._size, self._head_size(epoch)
+        first = head + window * width if window else 0
+        last = window == self._last_window(epoch)
+        return self._epoch(epoch)[first : None if last else head + (window + 1) * width]
 
     def _window_steps(self, epoch: int, window: int) -> np.ndarray:
         """int64[steps, size]."""
-        drawn = [self._head(epoch)] * (window == 0)
-        drawn += [self._tail(epoch)] * (window == self._whole_steps(epoch)[1] - 1)
+        last = self._last_window(epoch)
+        drawn = [self._head(epoch)] * (window == 0) + [self._tail(epoch)] * (window == last)
         examples = self._without(self._places(epoch, window), *drawn)
-        # places in a permutation are random: the n-th step takes the n-th place of each row
+        if last:
+            steps = assign_to_chunks(self._tokens[examples], len(examples) // self._size)
+            return examples[steps]
+        # All windows hold the same examples, whose ranks by length are always the same too: of each
+        # row of neighbours by length a step gets one at random, the n-th place in the permutation.
         rows = self._by_length(examples).reshape(self._size, -1)
         return examples[np.sort(np.sort(rows, axis=1).T, axis=1)]
 
     def _draw_tail(self, epoch: int) -> np.ndarray:
         count = (epoch + 1) * len(self._tokens) % self._size
-        last = self._whole_steps(epoch)[1] - 1
-        return self._evenly(self._places(epoch, last), count)
+        return self._evenly(self._places(epoch, self._last_window(epoch)), count)
 
     def _draw_head(self, epoch: int) -> np.ndarray:
         if not self._head_size(epoch):
             return np.empty(0, np.int64)
         drawn = [self._tail(epoch - 1)]
-        if self._whole_steps(epoch)[1] == 1:
+        if not self._last_window(epoch):
             drawn.append(self._tail(epoch))
         left = self._without(self._places(epoch, 0), *drawn)
         return self._evenly(left, self._head_size(epoch))

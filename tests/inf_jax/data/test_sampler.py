@@ -81,6 +81,12 @@ def test_a_run_of_an_older_version_keeps_its_order():
     assert found == [[6, 11, 11, 2, 7, 2], [8, 6, 18, 16, 4, 0], [6, 4, 18, 2, 9, 7]]
 
 
+def test_the_order_before_the_last_window_of_the_first_epoch_is_that_of_older_versions():
+    old, new = (ORDERS[n](lengths(1999), seed=1, batch_size=20) for n in (1, 2))
+    for step in range(80):  # 99 whole steps in 6 windows, the last one of 19
+        np.testing.assert_array_equal(new.examples(step), old.examples(step))
+
+
 def test_an_unknown_order_is_refused(dataset):
     layout = BatchLayout(batch_size=6, chunks=2, row_tokens=64, texts_per_row=8)
     with pytest.raises(UserError, match=r"began with order 3 .* this version knows 1, 2"):

@@ -74,6 +74,7 @@ def test_names_and_manifest(run):
             "instruction_hashes",
             "lengths",
             "offsets",
+            "pair_hashes",
             "part_lengths",
             "text_lengths",
         ]
