@@ -79,24 +79,22 @@ def sample_instructions(
     if not count or not pairs.size:
         return drawn
     texts, first, text_of = np.unique(hashes[pairs], return_index=True, return_inverse=True)
-    row_of = np.full(len(hashes), -1)
-    row_of[pairs] = np.arange(len(pairs))
-    # The texts that a row excludes, by row and in rising order: its own and its sibling's, or more.
+    # Each row excludes one or two texts, in rising order: its own and its sibling's.
     other = sibling[pairs]
     text_of_other = np.where(usable[other], np.searchsorted(texts, hashes[other]), text_of)
-    both = np.stack([np.minimum(text_of, text_of_other), np.maximum(text_of, text_of_other)], 1)
-    excluded = (np.arange(len(pairs))[:, None] * len(texts) + both).ravel()
-    different = np.append(True, excluded[1:] != excluded[:-1])
-    excluded = excluded[different]
+    low, high = np.minimum(text_of, text_of_other), np.maximum(text_of, text_of_other)
+    # Some rows exclude more: (row, text) in rising order, with those two.
+    rows, excluded = np.empty((2, 0), np.int64)
     if known is not None and len(known[0]):
+        row_of = np.full(len(hashes), -1)
+        row_of[pairs] = np.arange(len(pairs))
         rows, place = row_of[known[0]], np.searchsorted(texts, known[1])
         there = (rows >= 0) & (texts[np.minimum(place, len(texts) - 1)] == known[1])
-        more = rows[there] * len(texts) + place[there]
-        excluded = np.unique(np.concatenate([excluded, more]))
-    of_row, text = np.divmod(excluded, len(texts))
-    number = np.bincount(of_row, minlength=len(pairs))
-    start = np.cumsum(number) - number
-    available = len(texts) - number
+        rows, place = rows[there], place[there]
+        numbers = [rows * len(texts) + text for text in (place, low[rows], high[rows])]
+        rows, excluded = np.divmod(np.unique(np.concatenate(numbers)), len(texts))
+    number = np.bincount(rows, minlength=len(pairs))
+    available = len(texts) - np.where(number, number, 1 + (low != high))
     wanted = np.minimum(count, available)
     generator = np.random.Generator(np.random.Philox(key=[seed + _STREAM, step]))
     uniform = generator.random((len(hashes), count))[pairs]
@@ -106,11 +104,15 @@ def sample_instructions(
         pick = (uniform[:, n] * (last + 1)).astype(np.int64)
         pick = np.where((chosen == pick[:, None]).any(1), last, pick)
         chosen[:, n] = np.where(n < wanted, pick, -1)
-    # The k-th text that is left has as many excluded ones before it as have k others or fewer.
-    width = len(texts) + 1
-    left_before = of_row * width + text - (np.arange(len(text)) - start[of_row])
-    wanted_key = np.arange(len(pairs))[:, None] * width + chosen
-    text = chosen + np.searchsorted(left_before, wanted_key, side="right") - start[:, None]
+    text = chosen + (chosen >= low[:, None])
+    text += (text >= high[:, None]) & (low != high)[:, None]
+    # In these rows the k-th text left comes after the excluded ones that leave k or fewer before.
+    more, width = np.flatnonzero(number), len(texts) + 1
+    start = np.cumsum(number) - number
+    left_before = rows * width + excluded - (np.arange(len(rows)) - start[rows])
+    asked = more[:, None] * width + chosen[more]
+    skipped = np.searchsorted(left_before, asked, side="right") - start[more, None]
+    text[more] = chosen[more] + skipped
     drawn[pairs] = np.where(chosen >= 0, pairs[first][text], -1)
     return drawn
 
