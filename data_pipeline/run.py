@@ -44,9 +44,8 @@ def _run(argv: list[str]) -> None:
     )
     check_factory(resolved)
     stages = [stage for stage in STAGES if stage in (own["stages"] or STAGES)]
-    factory = Factory(
-        factory_config(resolved), max_usd=own["max_usd"], forget_batches=own["forget_batches"]
-    )
+    names = ("max_usd", "forget_batches", "retry_rejected")
+    factory = Factory(factory_config(resolved), **{name: own[name] for name in names})
     with contextlib.closing(factory):
         if own["dry_run"]:
             factory.run(["pairs"])
@@ -67,6 +66,8 @@ def _define(parser: FlagParser) -> None:
     parser.add("--max-usd", text, of=at_least(0, number), metavar="X")
     text = "give up the batches of earlier runs; their possible cost stays counted"
     parser.add_boolean("--forget-batches", text)
+    text = "ask again what the endpoint rejected in earlier runs, e.g. for its content"
+    parser.add_boolean("--retry-rejected", text)
     text = f"run only these, of {','.join(STAGES)}"
     parser.add("--stages", text, of=names_among(STAGES), default=[], metavar="NAME,NAME")
 

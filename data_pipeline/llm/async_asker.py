@@ -1,15 +1,14 @@
 """Sends requests concurrently through the journal: each is paid for once, within the cap."""
 
 import asyncio
-import dataclasses
 import random
 import time
 from collections import Counter
 
-from data_pipeline.llm.ask import MAX_UNANSWERED, AcceptedStages, Result, recorded_result
+from data_pipeline.llm.ask import MAX_UNANSWERED, Rejections, Result, recorded_result
 from data_pipeline.llm.budget import Budget, Price
 from data_pipeline.llm.client import Endpoint
-from data_pipeline.llm.journal import REJECTIONS, UNKNOWN, UNPAID, Journal, Received, Sent
+from data_pipeline.llm.journal import UNKNOWN, Journal, Received, Sent
 from data_pipeline.llm.limiter import Limiter
 from data_pipeline.llm.replies import Reply
 from data_pipeline.llm.request import Request
@@ -19,9 +18,6 @@ from inf_jax.core.errors import UserError
 _RANK = {"judge": 0, "generate": 1, "query": 2}
 MAX_BACKOFF_S = 30.0
 MAX_REFUSED_CONNECTIONS = 6  # in a row, before any was accepted: there is no such endpoint
-# Rejections before any request of the stage was accepted: the requests are wrong, not the texts.
-MAX_REJECTED_IN_STAGE = 10
-MAX_REJECTED_OF_REQUEST = 3
 
 
 class JournalWriter:
@@ -90,8 +86,8 @@ class AsyncAsker:
         self._success = time.monotonic()
         self._refused_in_a_row = 0
         self._ever_reached = False
-        self._rejections: Counter[str] = Counter()
-        self._accepted = AcceptedStages(journal)
+        self._rejections = Rejections(journal)
+        self._sent: Counter[str] = Counter()  # stage -> requests without a reply yet
         self._active: dict[str, asyncio.Task] = {}
 
     async def __call__(self, request: Request) -> Result:
@@ -163,7 +159,11 @@ class AsyncAsker:
             sent = Sent(self._journal.new_id(), request.key, request.stage, request.model, reserved)
             await self._write(sent)
             cost, sent_at = None, time.monotonic()
-            reply = await self._endpoint.ask(request)
+            self._sent[request.stage] += 1
+            try:
+                reply = await self._endpoint.ask(request)
+            finally:
+                self._sent[request.stage] -= 1
             reply = self._classify(request, reply, sent_at)
             usd = price.paid(reply.usage, reserved, batch=False) if reply.paid else 0.0
             tokens = reply.usage.prompt_tokens, reply.usage.completion_tokens
@@ -186,15 +186,13 @@ class AsyncAsker:
     def _classify(self, request: Request, reply: Reply, sent_at: float) -> Reply:
         """Adapts to a reply; returns it with the outcome for the journal."""
         self.limiter.adapt(reply, sent_at=sent_at)
-        now, stage = time.monotonic(), request.stage
+        now = time.monotonic()
         self._ever_reached |= reply.reached
         self._refused_in_a_row = 0 if reply.reached else self._refused_in_a_row + 1
         if reply.paid:
             self._success = now
-            self._accepted.add(stage)
-        if reply.outcome in REJECTIONS and not self._accepted.has(stage, request.model):
-            self._rejections.update((stage, request.key))
-            reply = dataclasses.replace(reply, outcome=UNPAID)
+            self._rejections.answered(request.stage)
+        reply = self._rejections.settle(request, reply)
         if reason := self._reason_to_stop(request, reply, now):
             self.stop(UserError(reason))
         return reply
@@ -212,13 +210,7 @@ class AsyncAsker:
             )
         if now - self._success > self._give_up_s:
             return f"{name}: no answer for {self._give_up_s:.0f} s, last: {reply.text}; {kept}"
-        rejected = (
-            self._rejections[request.stage] >= MAX_REJECTED_IN_STAGE
-            or self._rejections[request.key] >= MAX_REJECTED_OF_REQUEST
+        others = self._sent[request.stage] > 0
+        return self._rejections.reason_to_stop(
+            name, request.stage, request.model, others_active=others
         )
-        if rejected and not self._accepted.has(request.stage, request.model):
-            return (
-                f"{name} accepts no request of the stage {request.stage}: {reply.text}; check the "
-                f"model {request.model!r} and the stage's options"
-            )
-        return ""

@@ -6,18 +6,17 @@ later batch.
 
 import asyncio
 import contextlib
-import dataclasses
 import json
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
-from data_pipeline.llm.ask import MAX_UNANSWERED, AcceptedStages, Result, recorded_result
+from data_pipeline.llm.ask import MAX_UNANSWERED, Rejections, Result, recorded_result
 from data_pipeline.llm.batch_api import BatchState
 from data_pipeline.llm.batch_lifecycle import UNSUBMITTED, BatchLifecycle
 from data_pipeline.llm.budget import Budget, BudgetReached, Price
 from data_pipeline.llm.client import Endpoint
-from data_pipeline.llm.journal import PAID, REJECTIONS, UNKNOWN, UNPAID, Journal, Received, Sent
+from data_pipeline.llm.journal import PAID, UNKNOWN, UNPAID, Journal, Received, Sent
 from data_pipeline.llm.replies import Reply
 from data_pipeline.llm.request import Request
 from inf_jax.core.errors import UserError
@@ -71,7 +70,7 @@ class BatchAsker:
         self._arrived = asyncio.Event()
         self._stop: Exception | None = None
         self._failed_in_a_row = 0
-        self._accepted = AcceptedStages(journal)
+        self._rejections = Rejections(journal)
         self._unanswered: Counter[str] = Counter()  # of requests, in completed batches
         self._tasks: set[asyncio.Task] = set()
         self._batcher: asyncio.Task | None = None
@@ -222,11 +221,13 @@ class BatchAsker:
             key = row.get("custom_id")
             if key in sent and (key not in replies or replies[key].outcome == UNPAID):
                 replies[key] = self._reply(sent[key], row)
+        answered = set()
         for key, reply in replies.items():
             if reply.fatal:
                 self.stop(UserError(f"{reply.fatal}; all answers are kept: run again to continue"))
             if reply.paid:
-                self._accepted.add(sent[key].stage)
+                self._rejections.answered(sent[key].stage)
+                answered.add(sent[key].stage)
         # a row missing from a batch that ran may have been computed and billed all the same
         missing = Reply(
             UNPAID if state.status in ("failed", UNSUBMITTED) else UNKNOWN,
@@ -234,8 +235,11 @@ class BatchAsker:
         )
         for key, one in sent.items():
             reply = replies.get(key, missing)
-            if reply.outcome in REJECTIONS and not self._accepted.has(one.stage, one.model):
-                reply = dataclasses.replace(reply, outcome=UNPAID)
+            others = one.stage in answered
+            reply = self._rejections.settle(one, reply, others_answered=others)
+            of = self._endpoint.name, one.stage, one.model
+            if reason := self._rejections.reason_to_stop(*of, others_active=self.active > 1):
+                self.stop(UserError(reason))
             if state.status == "completed" and reply.outcome in (UNPAID, UNKNOWN):
                 self._unanswered[key] += 1
             usd = one.reserved if reply.paid else 0.0
@@ -253,7 +257,7 @@ class BatchAsker:
         if quota_exceeded:  # of enqueued tokens
             self._batch_requests = max(1, self._batch_requests // 2)
         useful = any(r.outcome in PAID for r in received)
-        worked_before = any(self._accepted.has(one.stage, one.model) for one in sent)
+        worked_before = any(self._rejections.ever_answered(one.stage, one.model) for one in sent)
         # a few requests that never get an answer end in `_deliver`
         only_stragglers = state.status == "completed" and worked_before
         if useful or only_stragglers or not received or state.status == UNSUBMITTED:

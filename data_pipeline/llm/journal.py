@@ -80,13 +80,15 @@ class Journal:
 
     Args:
       path: the SQLite file, created if missing; `<path>.lock` is its lock file.
+      retry_rejected: whether all rejections of earlier runs are void, not the unexplained alone.
 
     Raises:
       UserError: another run holds the lock, the file is damaged, not a journal, or not writable.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike, *, retry_rejected: bool = False):
         self.path = Path(path)
+        self._void = REJECTIONS if retry_rejected else (REJECTED,)
         with contextlib.ExitStack() as opened, self._errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = opened.enter_context(_locked(self.path))
@@ -160,13 +162,35 @@ class Journal:
                 _insert_event(db, *event)
 
     def outcomes(self, key: str) -> list[tuple[str, str]]:
-        """(outcome, text) of all replies to a request, oldest first."""
-        query = "SELECT outcome, text, crc FROM sent JOIN received ON sent = id WHERE key = ?"
+        """(outcome, text) of all replies to a request that count now, oldest first.
+
+        A rejection without an explanation counts in its own run alone: it may have been the
+        endpoint's bad day.
+        """
+        query = "SELECT outcome, text, crc, run FROM sent JOIN received ON sent = id WHERE key = ?"
         with self._errors():
             rows = self._db.execute(f"{query} ORDER BY id", (key,)).fetchall()
-            if any(_crc(outcome, text) != crc for outcome, text, crc in rows):
+            if any(_crc(outcome, text) != crc for outcome, text, crc, _ in rows):
                 raise sqlite3.DatabaseError("the checksum of an answer is wrong")
-        return [row[:2] for row in rows]
+        return [row[:2] for row in rows if row[3] == self.run or row[0] not in self._void]
+
+    def rejected_before(self, key: str) -> bool:
+        """Whether an earlier run has a rejection of this request."""
+        query = (
+            "SELECT count(*) FROM sent JOIN received ON sent = id "
+            f"WHERE key = ? AND run < ? AND outcome IN {REJECTIONS}"
+        )
+        with self._errors():
+            return bool(self._db.execute(query, (key, self.run)).fetchone()[0])
+
+    def ever_answered(self, stage: str, model: str) -> bool:
+        """Whether the model has answered a request of the stage, in any run."""
+        query = (
+            "SELECT EXISTS (SELECT 1 FROM sent JOIN received ON sent = id "
+            f"WHERE stage = ? AND model = ? AND outcome IN {PAID})"
+        )
+        with self._errors():
+            return bool(self._db.execute(query, (stage, model)).fetchone()[0])
 
     def batch_event(self, batch: str, event: str, value: Any = "") -> None:
         """Writes an event of a batch, see `data_pipeline.llm.batch_lifecycle`."""

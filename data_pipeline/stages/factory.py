@@ -56,6 +56,7 @@ class Factory:
       config: checked.
       max_usd: cap on the whole cost of the corpus, over all runs; None for no cap.
       forget_batches: give up the batches of earlier runs.
+      retry_rejected: ask again what the endpoint rejected in earlier runs.
 
     Attributes:
       files: stage -> its output file.
@@ -68,7 +69,12 @@ class Factory:
     """
 
     def __init__(
-        self, config: FactoryConfig, *, max_usd: float | None = None, forget_batches: bool = False
+        self,
+        config: FactoryConfig,
+        *,
+        max_usd: float | None = None,
+        forget_batches: bool = False,
+        retry_rejected: bool = False,
     ):
         self._config = config
         self.report: dict[str, Any] | None = None
@@ -76,7 +82,9 @@ class Factory:
         self.out_dir = Path(config.out_dir)
         self._settings = ModelSettings(config)
         self.files = stage_files(config, self._settings.fingerprint_settings())
-        self.journal = Journal(self.out_dir / "journal.sqlite")
+        self._retry_rejected = retry_rejected
+        path = self.out_dir / "journal.sqlite"
+        self.journal = Journal(path, retry_rejected=retry_rejected)
         budget = Budget(self.journal, max_usd)
         self._model_stages = ModelStages(
             config, self._settings, self.journal, budget, forget_batches=forget_batches
@@ -134,6 +142,8 @@ class Factory:
         return file
 
     def _done(self, stage: str) -> bool:
+        if self._retry_rejected and stage != "pairs":
+            return False  # the answers so far come from the journal
         metadata = self.files[stage].metadata()
         if done := bool(metadata and metadata["complete"]):
             print(f"{stage}: reusing {self.files[stage].path} ({metadata['items']:,} pairs)")

@@ -15,7 +15,7 @@ from inf_jax.io.atomic import atomic_file, atomic_write
 from inf_jax.io.json_files import read_json, sha256_of_file
 
 # Reasons that another run may not have.
-_TRANSIENT_REASONS = ("budget", "unanswered")
+_TRANSIENT_REASONS = ("budget", "unanswered", "rejected")
 
 
 class StageFile:

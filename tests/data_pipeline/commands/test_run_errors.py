@@ -11,7 +11,10 @@ from tests.data_pipeline.commands.factory_runs import (
     ROOT,
     Done,
     arguments_of,
+    received,
     refused,
+    rows,
+    rows_dropped,
     run,
 )
 
@@ -75,6 +78,30 @@ def test_errors_are_one_line_and_leave_no_partial_files(
     assert all(word in error for word in words), error
     assert KEY not in done.stdout + done.stderr
     assert not list(tmp_path.glob("*.partial-*"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags"), [("bad_request", []), ("moderated", ["--retry-rejected"])]
+)
+def test_a_rejected_text_is_dropped_with_its_reason_and_asked_again(
+    tmp_path, llm_server, kind, flags
+):
+    server, count = llm_server(), "--config.source.count=4"
+    run(tmp_path, server.base_url, count, "--stages=pairs")
+    query = rows(tmp_path / "pairs.jsonl")[0]["query"]
+    rule = {"kind": kind, "contains": query[:40], "stage": "generate", "times": 10**6}
+    server.set_faults([rule])
+    stages = [count, "--stages=pairs,generate,filter,judge,corpus"]
+    run(tmp_path, server.base_url, *stages)
+    reason = "generate:moderated" if kind == "moderated" else "generate:rejected"
+    assert [row["reasons"] for row in rows_dropped(tmp_path, "generate")] == [[reason]]
+    server.set_faults("")
+    before = received(server)
+    run(tmp_path, server.base_url, *stages, *flags)
+    assert not rows_dropped(tmp_path, "generate")
+    assert received(server) - before <= 1 + 9  # this example and its table
+    if flags:
+        assert "generate: reusing" in run(tmp_path, server.base_url, *stages).stdout
 
 
 def test_a_missing_extra_is_named():

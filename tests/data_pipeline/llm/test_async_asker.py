@@ -31,8 +31,8 @@ def question(number=0, **changes):
 class Run:
     """What one process does; another one on the same path is the next run."""
 
-    def __init__(self, path, base_url, *, max_usd=None, **options):
-        self.journal = Journal(path)
+    def __init__(self, path, base_url, *, max_usd=None, retry_rejected=False, **options):
+        self.journal = Journal(path, retry_rejected=retry_rejected)
         endpoint = Endpoint(base_url=base_url, key_env="TEST_KEY", timeout_s=60.0)
         self.budget = Budget(self.journal, max_usd)
         settings = {"concurrency": 16, "max_attempts": 3, "give_up_s": 60.0} | options
@@ -206,6 +206,89 @@ def test_a_rejected_request_is_not_sent_again(llm_server, tmp_path):
     [result], _ = run(tmp_path / "j", server.base_url, [long])
     assert result.failure == "too_long"
     assert server.stats(requests=False)["totals"]["received"] == before
+
+
+ALWAYS = {"times": 10**6}
+
+
+def test_a_burst_of_rejections_stops_the_run_and_loses_nothing(llm_server, tmp_path):
+    server = llm_server()
+    first, later = [question(n) for n in range(20)], [question(n) for n in range(20, 120)]
+    assert all(texts(run(tmp_path / "j", server.base_url, first)[0]))
+    server.set_faults([{"kind": "bad_request"} | ALWAYS])
+    for _ in "ab":  # in the second run every request has been rejected before
+        results, _ = run(tmp_path / "j", server.base_url, later)
+        assert {type(result) for result in results} == {UserError}
+        assert "rejects 10 requests of the stage judge in a row: 400" in str(results[0])
+        assert "check the model 'o3-mini' and the stage's options" in str(results[0])
+    received = server.stats(requests=False)["totals"]["received"]
+    assert received < 20 + 2 * 40
+    server.set_faults("")
+    assert all(texts(run(tmp_path / "j", server.base_url, first + later)[0]))
+
+
+def test_a_few_rejections_among_answers_are_asked_again(llm_server, tmp_path):
+    requests = [question(n) for n in range(60)]
+    server = llm_server([{"kind": "bad_request", "rate": 0.2, "times": 2}])
+    assert all(texts(run(tmp_path / "j", server.base_url, requests)[0]))
+
+
+def test_an_unexplained_rejection_expires_with_its_run(llm_server, tmp_path):
+    requests = [question(n) for n in range(30)]
+    server = llm_server([{"kind": "bad_request", "contains": 'q 7\\"'} | ALWAYS])
+    results, _ = run(tmp_path / "j", server.base_url, requests)
+    assert [r.failure for r in results] == ["rejected" if n == 7 else "" for n in range(30)]
+    before = server.stats(requests=False)["totals"]["received"]
+    [again], _ = run(tmp_path / "j", server.base_url, [requests[7]])
+    assert again.failure == "rejected"  # alone, at once: it was rejected before
+    assert server.stats(requests=False)["totals"]["received"] == before + 1
+    server.set_faults("")
+    assert texts(run(tmp_path / "j", server.base_url, [requests[7]])[0]) != [""]
+
+
+@pytest.mark.parametrize("kind", ["moderated", "content_policy", "forbidden", "bad_request"])
+@pytest.mark.parametrize("latency_ms", [0, 100])
+def test_one_rejected_text_does_not_stop_the_others(llm_server, tmp_path, kind, latency_ms):
+    """Wherever it stands, and though a rejection comes sooner than an answer."""
+    rule = {"kind": kind, "contains": 'q 0\\"'} | ALWAYS
+    server = llm_server([rule], latency_ms=latency_ms)
+    requests = [question(n) for n in range(20)]
+    results, _ = run(tmp_path / "j", server.base_url, requests)
+    failure = "moderated" if kind in ("moderated", "content_policy") else "rejected"
+    assert results[0].failure == failure
+    assert all(texts(results[1:]))
+    before = server.stats(requests=False)["totals"]["received"]
+    server.set_faults("")
+    [again], _ = run(tmp_path / "j", server.base_url, requests[:1])
+    asked = server.stats(requests=False)["totals"]["received"] - before
+    assert (again.failure, asked) == (("moderated", 0) if failure == "moderated" else ("", 1))
+    [again], _ = run(tmp_path / "j", server.base_url, requests[:1], retry_rejected=True)
+    assert again.text
+
+
+@pytest.mark.parametrize("answered_before", [False, True])
+def test_a_key_without_rights_stops_at_once(llm_server, tmp_path, answered_before):
+    server = llm_server()
+    if answered_before:
+        assert all(texts(run(tmp_path / "j", server.base_url, [question()])[0]))
+    server.set_faults([{"kind": "forbidden"} | ALWAYS])
+    results, _ = run(tmp_path / "j", server.base_url, [question(n) for n in range(1, 40)])
+    assert all("check the key in TEST_KEY and what it may use" in str(one) for one in results)
+    assert {type(result) for result in results} == {UserError}
+    assert server.stats(requests=False)["totals"]["received"] <= 17
+    server.set_faults("")
+    assert all(texts(run(tmp_path / "j", server.base_url, [question(9)])[0]))
+
+
+def test_a_journal_of_earlier_versions_whose_burst_was_final(llm_server, tmp_path):
+    """99 pairs of a real run: a proxy had answered 400 to 200 requests."""
+    server, request = llm_server(), question()
+    assert all(texts(run(tmp_path / "j", server.base_url, [question(1)])[0]))
+    journal = Journal(tmp_path / "j")
+    sent = Sent(journal.new_id(), request.key, "judge", "o3-mini", 0.1)
+    journal.write([sent, Received(sent.id, "rejected", "400 : Bad Request")])
+    journal.close()
+    assert all(texts(run(tmp_path / "j", server.base_url, [request])[0]))
 
 
 def test_a_request_without_answers_fails_while_others_go_on(llm_server, tmp_path, monkeypatch):

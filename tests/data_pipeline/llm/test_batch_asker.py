@@ -129,6 +129,36 @@ def test_a_fatal_error_in_rows_stops_the_run_and_the_next_goes_on(
     assert all('"relevant"' in text for text in Run(tmp_path, server.base_url).ask(questions(4)))
 
 
+ALWAYS = {"times": 10**6}
+
+
+def test_batches_of_rejections_stop_the_run_and_lose_nothing(llm_server, tmp_path):
+    server = llm_server()
+    first, later = questions(30)[:10], questions(30)[10:]
+    Run(tmp_path, server.base_url).ask(first)
+    server.set_faults([{"kind": "bad_request"} | ALWAYS])
+    with pytest.raises(UserError, match=r"rejects 1\d requests of the stage judge in a row"):
+        Run(tmp_path, server.base_url).ask(later)
+    server.set_faults("")
+    answers = Run(tmp_path, server.base_url).ask(first + later)
+    assert all('"relevant"' in text for text in answers)
+
+
+@pytest.mark.parametrize("kind", ["moderated", "forbidden", "bad_request"])
+def test_a_rejected_row_does_not_stop_the_others(llm_server, tmp_path, kind):
+    server = llm_server([{"kind": kind, "contains": "query 3"} | ALWAYS])
+    answers = Run(tmp_path, server.base_url).ask(questions(10))
+    assert answers.pop(3) == ("moderated" if kind == "moderated" else "rejected")
+    assert all('"relevant"' in text for text in answers)
+    assert len(batches(server)) == 1
+
+
+@pytest.mark.parametrize("kind", ["fence", "think", "parts", "bom", "prose", "as_thoughts"])
+def test_wrapped_answers_in_rows(llm_server, tmp_path, kind):
+    server = llm_server([{"kind": kind} | ALWAYS])
+    assert all('"relevant"' in text for text in Run(tmp_path, server.base_url).ask(questions(3)))
+
+
 def test_a_bug_reaches_the_callers(llm_server, tmp_path, monkeypatch):
     async def state(self, batch):
         raise RuntimeError("a bug")
