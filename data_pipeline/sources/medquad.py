@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from data_pipeline.sources.files import read_rows, text_field
+from data_pipeline.sources.files import id_field, read_rows, text_field
 from data_pipeline.sources.folding import fold
 from inf_jax.core.errors import UserError
 from inf_jax.data.records import Example, text_hash
@@ -48,7 +48,7 @@ _SAME_QUESTION = {"genetic changes": "causes"}
 # A trait of more foci than this ("syndrome") says nothing about similarity, and its posting list
 # would make the search quadratic.
 _MAX_SHARE = 0.05  # of all foci
-_MIN_LIMIT = 50  # foci
+_MIN_LIMIT, _MAX_LIMIT = 50, 500  # foci; the latter keeps the search linear in large sets
 # Words by which two names of one disease may differ.
 _GENERIC_WORDS = frozenset(["and", "disease", "disorder", "of", "syndrome", "the", "type", "with"])
 _MIN_SPELT = 5  # least letters of a word that may have lost one
@@ -78,7 +78,8 @@ def read(path: str | Path, *, dropped: Counter[str] | None = None) -> Iterator[E
     Raises:
       UserError: the file is missing, or a row is damaged, lacks a field or holds no text in one.
     """
-    groups = _groups(_rows(path), Counter() if dropped is None else dropped)
+    dropped = Counter() if dropped is None else dropped
+    groups = _groups(_rows(path, dropped), dropped)
     similar = _SimilarFoci(groups)
     # one spelling per focus, since training identifies texts by their hash
     queries = {k: min(group.values(), key=lambda row: row.id).focus for k, group in groups.items()}
@@ -126,16 +127,21 @@ def instruction(question: str, focus: str, qtype: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def _rows(path: str | Path) -> Iterator[_Row]:
-    lines: dict[str, str] = {}
+def _rows(path: str | Path, dropped: Counter[str]) -> Iterator[_Row]:
+    seen: dict[str, tuple[_Row, str]] = {}
     for row in read_rows(path):
-        values = _Row(*(text_field(row, name) for name in _Row._fields))
-        first = lines.setdefault(values.id, row.where)
-        if first != row.where:
+        texts = (text_field(row, name) for name in _Row._fields[1:])
+        values = _Row(id_field(row, "id"), *texts)
+        first, where = seen.setdefault(values.id, (values, row.where))
+        if where == row.where:
+            yield values
+        elif first == values:
+            dropped["repeated row"] += 1
+        else:
             raise UserError(
-                f"{row.where}: id {values.id!r} is also at {first}; give each row a unique id"
+                f"{row.where}: id {values.id!r} is also at {where}, with other texts; give each "
+                "row a unique id"
             )
-        yield values
 
 
 def _groups(rows: Iterator[_Row], dropped: Counter[str]) -> dict[str, _Group]:
@@ -187,7 +193,7 @@ class _SimilarFoci:
         for key, own in traits.items():
             for trait in own:
                 postings[trait].append(key)
-        limit = max(_MIN_LIMIT, _MAX_SHARE * len(traits))
+        limit = min(max(_MIN_LIMIT, _MAX_SHARE * len(traits)), _MAX_LIMIT)
         self._postings = {t: keys for t, keys in postings.items() if 2 <= len(keys) <= limit}
         weight = {t: math.log(len(traits) / len(keys)) ** 2 for t, keys in postings.items()}
         self._norms = {k: math.sqrt(sum(weight[t] for t in f)) or 1.0 for k, f in traits.items()}

@@ -7,6 +7,10 @@ from pathlib import Path
 from inf_jax.core.errors import UserError
 
 
+def _models_below(directory: Path) -> list[str]:
+    return [file.parent.name for file in directory.glob("*/config.json")]
+
+
 def resolve_model(name: str) -> Path:
     """The directory of a model; downloads it if `name` is a hub id.
 
@@ -15,13 +19,25 @@ def resolve_model(name: str) -> Path:
     """
     if name.startswith("package:"):
         package, _, sub = name.removeprefix("package:").partition("/")
-        spec = importlib.util.find_spec(package)
+        if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", package):
+            raise UserError(f"model {name!r}: no name of a package; write package:NAME/DIRECTORY")
+        try:
+            spec = importlib.util.find_spec(package)
+        except (ImportError, ValueError):  # its parent is missing; a module without a file
+            spec = None
         if spec is None or not spec.submodule_search_locations:
+            top = package.partition(".")[0].replace("_", "-")
             raise UserError(
                 f"model {name!r}: the package {package} is not installed; "
-                f"pip install {package.replace('_', '-')} (see the extras of setup.py)"
+                f"pip install {top} (see the extras of setup.py)"
             )
-        return Path(spec.submodule_search_locations[0]) / sub
+        directory = Path(spec.submodule_search_locations[0]) / sub
+        if not directory.is_dir():
+            raise UserError(
+                f"model {name!r}: the package {package} has no directory {sub}; there are: "
+                f"{', '.join(sorted(_models_below(directory.parent))) or 'none with a model'}"
+            )
+        return directory
     if Path(name).is_dir():
         return Path(name)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):

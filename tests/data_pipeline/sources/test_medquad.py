@@ -196,3 +196,12 @@ def test_repeated_id(tmp_path):
     path = write(tmp_path / "rows.jsonl", [row(1, "A", "symptoms"), row(1, "A", "treatment")])
     with pytest.raises(UserError, match=r"rows\.jsonl:2: id 'r1' is also at .*rows\.jsonl:1"):
         list(medquad.read(path))
+
+
+def test_repeated_rows_count_once(tmp_path):
+    rows = rows_of()
+    once = list(medquad.read(write(tmp_path / "rows.jsonl", rows)))
+    dropped = Counter()
+    twice = write(tmp_path / "rows.jsonl", [*rows, *rows[:3]])
+    assert list(medquad.read(twice, dropped=dropped)) == once
+    assert dropped["repeated row"] == 3

