@@ -150,6 +150,17 @@ def test_the_earliest_is_found():
     assert list(index.matches(TEXT)) == ["first", "second"]
 
 
+def test_of_many_that_share_a_key_the_first_are_found(monkeypatch):
+    monkeypatch.setattr(minhash, "MOST_SHARING", 5)
+    monkeypatch.setattr(minhash, "_RECENT", 48)  # keys are sorted and joined many times
+    index = NearDuplicates[int](0.8)
+    for number in range(100):
+        index.add(number, TEXT)
+        index.add(-number, f"{CHINESE}{number}")
+    assert list(index.matches(TEXT)) == [0, 1, 2, 3, 4]
+    assert list(index.matches(f"{CHINESE}99"))[:5] == [0, -1, -2, -3, -4]
+
+
 @pytest.mark.parametrize("threshold", [0.0, 0.29, 0.96, 1.0, float("nan")])
 def test_threshold_that_cannot_be_kept(threshold):
     with pytest.raises(UserError, match=r"give one from 0\.3 to 0\.95"):
