@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import apache_beam as beam
@@ -119,9 +119,19 @@ class SplitExamples(beam.PTransform):
             | "Later" >> beam.FlatMap(_later)
         ]
         if threshold := self._inputs.near_duplicates:
+            sketches = judged | "Sketch" >> beam.FlatMap(_sketch, threshold=threshold)
+            # most keys are of one example; only shared ones are worth moving signatures for
+            shared = (
+                sketches
+                | "BandKeys" >> beam.FlatMap(_band_keys)
+                | "CountOfKey" >> beam.combiners.Count.PerElement()
+                | "Shared" >> beam.Filter(_is_shared)
+                | "SharedKeys" >> beam.Keys()
+                | "SetOfKeys" >> beam.combiners.ToSet()
+            )
             flags.append(
-                judged
-                | "Bands" >> beam.FlatMap(_bands, threshold=threshold)
+                sketches
+                | "Bands" >> beam.FlatMap(_bands, beam.pvalue.AsSingleton(shared))
                 | "ByBand" >> beam.GroupByKey()
                 | "Near" >> beam.FlatMap(_near, threshold=threshold)
             )
@@ -223,12 +233,27 @@ def _later(group: tuple[tuple[str, int], Iterable[tuple]]) -> Iterator[tuple[str
         yield from ((id, reason) for _, id, _ in later)
 
 
-def _bands(judged: Judged, threshold: float) -> Iterator[tuple[int, tuple[Position, str, bytes]]]:
+def _sketch(judged: Judged, threshold: float) -> Iterator[tuple[set[int], tuple]]:
+    """The band keys of a sound example, and what tells its near duplicates."""
     id, (position, example, verdict) = judged
     if verdict.sound:
         bands, signatures = sketch(example, threshold)
-        signatures = signatures.tobytes()
-        yield from ((band, (position, id, signatures)) for band in set(bands))
+        yield set(bands), (position, id, signatures.tobytes())
+
+
+def _band_keys(sketched: tuple[set[int], tuple]) -> Iterator[int]:
+    yield from sketched[0]
+
+
+def _is_shared(element: tuple[int, int]) -> bool:
+    return element[1] > 1
+
+
+def _bands(
+    sketched: tuple[set[int], tuple], shared: Collection[int]
+) -> Iterator[tuple[int, tuple[Position, str, bytes]]]:
+    bands, member = sketched
+    yield from ((band, member) for band in bands if band in shared)
 
 
 def _near(group: tuple[int, Iterable[tuple]], threshold: float) -> Iterator[tuple[str, str]]:
