@@ -43,8 +43,8 @@ _MODEL_ARGUMENTS = {  # how weights are read and computed; float16 stands for th
     """attn_implementation device_map low_cpu_mem_usage use_safetensors max_memory offload_folder
     offload_state_dict force_download proxies""".split()
 )
-_TOKENIZER_ARGUMENTS = {"padding_side": ("right",)} | dict.fromkeys(
-    "use_fast clean_up_tokenization_spaces force_download proxies".split()
+_TOKENIZER_ARGUMENTS = dict.fromkeys(
+    "use_fast padding_side clean_up_tokenization_spaces force_download proxies".split()
 )
 _CALL_ARGUMENTS = {  # of the tokenizer's call
     "padding": (True, "longest", "max_length"),
@@ -164,11 +164,14 @@ def _settings(path: Path, fields: dict[str, Any], run: bool) -> TransformerSetti
     if "model_max_length" in given:  # counts before max_seq_length
         limit = given.pop("model_max_length")
         lengths["max_seq_length"] = _length(limit, f"{name}.model_max_length", problems)
-    own = read_json(path.with_name("tokenizer_config.json"), default={}, kind=dict)
-    of_run = uncovered(given, _TOKENIZER_ARGUMENTS, f"{name}.", same=own)
+    config = read_json(path.with_name("config.json"), default={}, kind=dict)
+    tokenizer = read_json(path.with_name("tokenizer_config.json"), default={}, kind=dict)
+    covered = dict(_TOKENIZER_ARGUMENTS)
+    if config.get("model_type") == "bert":  # its positions count from the padding on
+        covered["padding_side"] = ("right",)
+    of_run = uncovered(given, covered, f"{name}.", same=tokenizer)
     name, given = arguments["config_kwargs"]
-    own = read_json(path.with_name("config.json"), default={}, kind=dict)
-    of_run += uncovered(given, dict.fromkeys(IGNORED), f"{name}.", same=own)
+    of_run += uncovered(given, dict.fromkeys(IGNORED), f"{name}.", same=config)
     problems += of_run
     name, given = arguments["model_kwargs"]
     problems += uncovered(given, _MODEL_ARGUMENTS, f"{name}.")

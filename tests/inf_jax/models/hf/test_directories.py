@@ -16,7 +16,7 @@ from inf_jax.core import choices
 from inf_jax.core.errors import UserError
 from inf_jax.models.hf import sentence_transformers as st_files
 from inf_jax.models.hf.backbone import load_model
-from inf_jax.models.hf.module_settings import NAMES, TransformerSettings
+from inf_jax.models.hf.module_settings import NAMES, TransformerSettings, read_transformer
 from inf_jax.text.templates import TextConfig
 
 TRANSFORMER, USAGE = "sentence_bert_config.json", "config_sentence_transformers.json"
@@ -402,6 +402,14 @@ def test_a_run_reads_them_too(directory):
     write(directory, TRANSFORMER, config_args={"is_decoder": True})
     with pytest.raises(UserError, match=r"config_args\.is_decoder=True"):
         load_model(run_config(config))
+
+
+def test_left_padding_counts_where_positions_depend_on_it(directory):
+    write(directory, TRANSFORMER, processor_kwargs={"padding_side": "left"})
+    with pytest.raises(UserError, match=r"processor_kwargs\.padding_side='left'"):
+        read_transformer(directory)
+    write(directory, "config.json", model_type="qwen3")
+    assert read_transformer(directory).max_length == 40
 
 
 @pytest.mark.parametrize("name", choices.SIMILARITIES)
