@@ -7,7 +7,9 @@ from ml_collections import ConfigDict
 
 from inf_jax.config.schema import key_problems, raise_problems, value_of
 from inf_jax.config.sections import RunConfig
+from inf_jax.core.choices import QUERY_ENCODERS
 from inf_jax.core.errors import UserError
+from inf_jax.core.query_encoders import query_encoder
 from inf_jax.losses.objective import parse_objective
 
 
@@ -45,7 +47,7 @@ def check_config(config: ConfigDict) -> None:
             "overwrite; give another"
         )
     problems += _freezing_problems(config) + _head_problems(config) + _loss_problems(config)
-    raise_problems(problems)
+    raise_problems([*problems, *_query_encoder_problems(config)])
 
 
 def _is_url(path: str) -> bool:
@@ -69,11 +71,6 @@ def _freezing_problems(config: ConfigDict) -> list[str]:
 
 def _head_problems(config: ConfigDict) -> list[str]:
     model, dims, problems = config.model, config.eval.dims, []
-    if model.projection and model.query_encoder == "attention":
-        problems.append(
-            f"model.projection={model.projection}: with model.query_encoder='attention' there is "
-            "no layer after it; set it to 0"
-        )
     if model.projection_bias and not model.projection:
         problems.append("model.projection_bias=True: there is no model.projection")
     if not _are_dims(dims):
@@ -86,18 +83,13 @@ def _are_dims(dims) -> bool:
 
 
 def _loss_problems(config: ConfigDict) -> list[str]:
-    loss, attention = config.loss, config.model.query_encoder == "attention"
+    loss = config.loss
     try:
         objective = parse_objective(loss.objective)
     except UserError as error:
         return [f"loss.objective: {error}"]
     problems = []
     sampled = f"loss.instruction_negatives={loss.instruction_negatives}"
-    if loss.instruction_negatives > 0 and attention:
-        problems.append(
-            f"{sampled}: with model.query_encoder='attention' a chunk's instructions are each "
-            "other's negatives and none is sampled; set it to 0"
-        )
     if loss.instruction_negatives > 0 and "I" not in objective.blocks:
         problems.append(
             f"{sampled}: loss.objective={loss.objective} has no block I that would use them; add "
@@ -108,11 +100,6 @@ def _loss_problems(config: ConfigDict) -> list[str]:
             f"loss.objective={loss.objective}: records have no teacher scores; distil is for "
             "callers of inf_jax.losses.contrastive_loss"
         )
-    if attention and config.data.query_template != "{query} {instruction}":
-        problems.append(
-            f"data.query_template={config.data.query_template!r}: model.query_encoder='attention' "
-            "encodes query and instruction separately, without a template; leave the default"
-        )
     if loss.learn_scale and loss.scale > loss.max_scale:
         problems.append(f"loss.scale={loss.scale} exceeds loss.max_scale={loss.max_scale}")
     if not _are_dims(loss.dims):
@@ -120,4 +107,28 @@ def _loss_problems(config: ConfigDict) -> list[str]:
     numbers = all(isinstance(w, int | float) and w > 0 for w in loss.dim_weights)
     if loss.dim_weights and (len(loss.dim_weights) != len(loss.dims) or not numbers):
         problems.append(f"loss.dim_weights={loss.dim_weights}: one above 0 for each of loss.dims")
+    return problems
+
+
+def _query_encoder_problems(config: ConfigDict) -> list[str]:
+    model, template, problems = config.model, config.data.query_template, []
+    if model.query_encoder not in QUERY_ENCODERS:
+        return []  # is among the problems of the keys
+    encoder, drawn = query_encoder(model.query_encoder), config.loss.instruction_negatives
+    given = f"model.query_encoder={model.query_encoder!r}"
+    if model.projection and not encoder.pooled:
+        problems.append(
+            f"model.projection={model.projection}: with {given} there is no layer after it; set it "
+            "to 0"
+        )
+    if drawn > 0 and not encoder.samples_instructions:
+        problems.append(
+            f"loss.instruction_negatives={drawn}: with {given} a chunk's instructions are each "
+            "other's negatives and none is sampled; set it to 0"
+        )
+    if encoder.texts_per_query > 1 and template != "{query} {instruction}":
+        problems.append(
+            f"data.query_template={template!r}: {given} encodes query and instruction separately, "
+            "without a template; leave the default"
+        )
     return problems

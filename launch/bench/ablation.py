@@ -28,6 +28,7 @@ from inf_jax.config.sections import RunConfig
 from inf_jax.core import console
 from inf_jax.core.cli_flags import FlagParser
 from inf_jax.core.errors import UserError, main_guard
+from inf_jax.core.query_encoders import query_encoder
 from inf_jax.evaluation.scores import METRICS
 from inf_jax.io.atomic import atomic_file, atomic_write
 from inf_jax.io.json_files import read_json
@@ -154,7 +155,7 @@ def make_cells(
     given = [flag.removeprefix(NEGATIVES) for flag in flags if flag.startswith(NEGATIVES)]
     negatives = given[-1] if given else str(config.loss.instruction_negatives or 1)
     flags = [flag for flag in flags if not flag.startswith(NEGATIVES)]
-    sampled = config.model.query_encoder == "joint"
+    sampled = query_encoder(config.model.query_encoder).samples_instructions
     for objective in dict.fromkeys(parse_objective(text) for text in objectives):
         slug = re.sub(r"[^A-Za-z0-9.]+", "_", str(objective)).strip("_")
         loss = [f"--config.loss.objective={objective}"]
