@@ -5,7 +5,7 @@ import sys
 from inf_jax.core.console_script import dispatch
 from inf_jax.core.errors import main_guard
 
-COMMANDS = {
+_COMMANDS = {
     "train": "train a retriever on a built dataset",
     "evaluate": "score a run's checkpoint and its base model on the eval split",
     "export": "write a checkpoint as a verified Hugging Face directory",
@@ -17,7 +17,7 @@ COMMANDS = {
 def main() -> None:
     """The console script."""
     with main_guard():
-        dispatch(sys.argv, program="inf-jax", package="inf_jax", commands=COMMANDS)
+        dispatch(sys.argv, program="inf-jax", package="inf_jax", commands=_COMMANDS)
 
 
 if __name__ == "__main__":

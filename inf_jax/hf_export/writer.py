@@ -26,7 +26,7 @@ from inf_jax.models.hf.weight_tables import table_of
 from inf_jax.models.hf.weights import load_carried, save_weights
 from inf_jax.models.pooling import PROJECTION
 from inf_jax.retriever.retriever import Retriever
-from inf_jax.retriever.settings import FORMAT, SETTINGS_FILE, RetrieverConfig
+from inf_jax.retriever.settings import SETTINGS_FILE, SETTINGS_FORMAT, RetrieverConfig
 from inf_jax.text.tokenizer import TextTokenizer
 
 
@@ -152,7 +152,7 @@ def _settings(config: RetrieverConfig, info: RunInfo) -> dict:
     """The contents of `inf_jax.json`: the retriever's settings, and the run for the record."""
     version = importlib.metadata.version("inf_jax")
     run = {"config": info.config, "command": info.command, "step": info.step}
-    return dataclasses.asdict(config) | {"format": FORMAT, "inf_jax": version, "run": run}
+    return dataclasses.asdict(config) | {"format": SETTINGS_FORMAT, "inf_jax": version, "run": run}
 
 
 def write_config(

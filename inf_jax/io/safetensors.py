@@ -21,29 +21,29 @@ from inf_jax.io.json_files import path_inside, read_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-DTYPES = {
+STORED_DTYPES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()}
 
 
 class Stored(NamedTuple):
     """A tensor in a file, not yet read."""
 
     file: Path
-    dtype: str  # the format's name, see `DTYPES`
+    dtype: str  # the format's name, see `STORED_DTYPES`
     shape: tuple[int, ...]
     offset: int  # bytes from the file's start
 
     def read(self) -> np.ndarray:
-        """A view into the memory-mapped file; UserError for a dtype that is not in `DTYPES`."""
-        if self.dtype not in DTYPES:
-            supported = ", ".join(DTYPES)
+        """A view into the memory-mapped file; UserError if its dtype is not in `STORED_DTYPES`."""
+        if self.dtype not in STORED_DTYPES:
+            supported = ", ".join(STORED_DTYPES)
             raise UserError(f"{self.file}: a tensor of {self.dtype}; supported: {supported}")
-        dtype = DTYPES[self.dtype]
+        dtype = STORED_DTYPES[self.dtype]
         if 0 in self.shape:
             return np.empty(self.shape, dtype)
         return np.memmap(self.file, dtype, "r", offset=self.offset, shape=self.shape)

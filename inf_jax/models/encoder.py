@@ -23,7 +23,7 @@ from inf_jax.models.lora import Lora
 from inf_jax.models.pooling import PROJECTION, init_projection, normalise, pool, project
 from inf_jax.models.transformer import Execution, Transformer
 
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+COMPUTE_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +31,10 @@ class EncoderOptions:
     """What turns token states into embeddings, and how it is computed (a run's `model` section).
 
     Attributes:
-      pooling: name in `pooling.POOLINGS`.
+      pooling: name in `core.choices.POOLINGS`.
       projection: e, width of a linear layer after pooling; 0 for none, then e = d.
       normalise: scale embeddings to unit length.
-      dtype: compute dtype, a name in DTYPES.
+      dtype: compute dtype, a name in COMPUTE_DTYPES.
       scan_layers, remat: see `transformer.Execution`.
       lora: the adapters among the parameters.
       attention: "auto" or a name in `attention.IMPLEMENTATIONS`.
@@ -107,7 +107,7 @@ class Encoder:
         shape = (1, config.heads, tokens, config.head_width)
         name, reason = choose(
             _implementations(self.options),
-            jax.ShapeDtypeStruct(shape, DTYPES[self.options.dtype]),
+            jax.ShapeDtypeStruct(shape, COMPUTE_DTYPES[self.options.dtype]),
             bias=config.positions == "relative",
             dropout=config.attention_dropout > 0,
             softcap=config.softcap,
@@ -158,7 +158,10 @@ def make_encoder(config: EncoderConfig, options: EncoderOptions = EncoderOptions
         rows = [x.reshape(c * r, t) for x in (packed.tokens, packed.segments, packed.positions)]
         text_ids = packed.text_ids.reshape(c * r, -1)
         execution = Execution(
-            DTYPES[options.dtype], options.scan_layers, options.remat, _implementations(options)
+            COMPUTE_DTYPES[options.dtype],
+            options.scan_layers,
+            options.remat,
+            _implementations(options),
         )
         with jax.named_scope("encoder"):
             row_key = None if key is None else dropout_key(key, text_ids, *rows[1:])

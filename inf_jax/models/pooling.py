@@ -28,7 +28,7 @@ def _last(own: Array, positions: Array) -> Array:
 
 
 # (own tokens bool[r, s, t], positions int32[r, 1, t]) -> weights float32[r, s, t]
-POOLINGS = {"mean": _mean, "cls": _cls, "last": _last, "weighted_mean": _weighted_mean}
+POOLING_FUNCTIONS = {"mean": _mean, "cls": _cls, "last": _last, "weighted_mean": _weighted_mean}
 
 
 def pooling_weights(
@@ -40,10 +40,11 @@ def pooling_weights(
     text of n tokens, divided by their sum (Muennighoff 2022, arXiv 2202.08904). A place without a
     text has weight 0 everywhere.
     """
-    if pooling not in POOLINGS:
-        raise ValueError(f"unknown pooling {pooling!r}; choose one of {', '.join(POOLINGS)}")
+    if pooling not in POOLING_FUNCTIONS:
+        known = ", ".join(POOLING_FUNCTIONS)
+        raise ValueError(f"unknown pooling {pooling!r}; choose one of {known}")
     own = segments[:, None, :] == jnp.arange(1, texts_per_row + 1)[None, :, None]
-    return POOLINGS[pooling](own, positions[:, None, :])
+    return POOLING_FUNCTIONS[pooling](own, positions[:, None, :])
 
 
 def pool(
@@ -54,7 +55,7 @@ def pool(
     texts_per_row: int,
     pooling: str,
 ) -> Float[Array, "r s d"]:
-    """The pooled vector of each text of each packed row, float32; `pooling` is in POOLINGS."""
+    """The pooled vector of each text of each packed row, float32; `pooling` names one."""
     weights = pooling_weights(segments, positions, texts_per_row=texts_per_row, pooling=pooling)
     return jnp.einsum(
         "rst,rtd->rsd", weights, hidden.astype(jnp.float32), preferred_element_type=jnp.float32

@@ -31,7 +31,7 @@ from inf_jax.models.layers import (
 from inf_jax.models.lora import KERNEL, A, B, Lora, initial_adapter, low_rank
 from inf_jax.models.xla_attention import ScoreOptions
 
-REMAT_POLICIES = {
+CHECKPOINT_POLICIES = {
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -45,7 +45,7 @@ class Execution(NamedTuple):
       dtype: compute dtype, whatever the parameters'; norms and softmax run in float32.
       scan_layers: compile one layer and loop over it; else unroll the layers, which is faster on
         a CPU, and on a GPU by a fifth (launch/benchmarks.md).
-      remat: name in REMAT_POLICIES: what the backward pass recomputes.
+      remat: name in CHECKPOINT_POLICIES: what the backward pass recomputes.
       attention: names in `attention.IMPLEMENTATIONS`, to try in order.
     """
 
@@ -239,7 +239,7 @@ class Transformer(nnx.Module):
         def layer(x: Array, params: nnx.State, context: LayerContext) -> Array:
             return nnx.merge(graphdef, shards.whole(params, execution.dtype))(x, inputs, context)
 
-        layer = shards.remat(layer, REMAT_POLICIES[execution.remat])
+        layer = shards.remat(layer, CHECKPOINT_POLICIES[execution.remat])
         contexts = LayerContexts(config, positions)
         if execution.scan_layers and not all_layers:
             numbers = np.arange(config.layers, dtype=np.uint32)

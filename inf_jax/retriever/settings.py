@@ -12,7 +12,7 @@ from inf_jax.text.templates import TextConfig
 
 SETTINGS_FILE = "inf_jax.json"
 # Version of SETTINGS_FILE; 2 added query_encoder, 3 projection and dims, 4 truncate_dim.
-FORMAT = 4
+SETTINGS_FORMAT = 4
 _ADDED_IN_3 = {"projection": 0, "projection_bias": False, "dims": ()}
 _ADDED_IN_4 = {"truncate_dim": 0, "similarity": "cosine"}
 
@@ -74,9 +74,9 @@ def read_settings(directory: Path) -> RetrieverConfig:
     """Reads `<directory>/inf_jax.json`; raises UserError if it is damaged or of a newer format."""
     path = directory / SETTINGS_FILE
     fields = read_json(path, kind=dict, remedy="export again")
-    if fields.get("format") not in range(1, FORMAT + 1):
+    if fields.get("format") not in range(1, SETTINGS_FORMAT + 1):
         raise UserError(
-            f"{path}: format {fields.get('format')!r}, this version reads 1 to {FORMAT}: "
+            f"{path}: format {fields.get('format')!r}, this version reads 1 to {SETTINGS_FORMAT}: "
             "export again, or use the inf_jax version that wrote it"
         )
     if fields["format"] < 2:

@@ -10,7 +10,8 @@ import numpy as np
 
 from inf_jax.text.templates import QuerySpans
 
-SPECIAL, QUERY, INSTRUCTION, OTHER = range(4)  # kinds of tokens; OTHER: the template's own words
+# Kinds of tokens; _OTHER: the template's own words.
+_SPECIAL, _QUERY, _INSTRUCTION, _OTHER = range(4)
 
 
 class TokenSpan(NamedTuple):
@@ -47,11 +48,11 @@ class QueryParts(NamedTuple):
 def token_kinds(encoding, spans: QuerySpans) -> np.ndarray:
     """int8[tokens]: the kind of each token of an instructed query, a `tokenizers.Encoding`."""
     starts, ends = np.array(encoding.offsets, np.int64).reshape(-1, 2).T
-    kinds = np.full(len(starts), OTHER, np.int8)
-    kinds[(starts >= spans.query[0]) & (ends <= spans.query[1])] = QUERY
+    kinds = np.full(len(starts), _OTHER, np.int8)
+    kinds[(starts >= spans.query[0]) & (ends <= spans.query[1])] = _QUERY
     # a token across the boundary of query and instruction counts as instruction, to be kept
-    kinds[(ends > spans.instruction[0]) & (starts < spans.instruction[1])] = INSTRUCTION
-    kinds[np.array(encoding.special_tokens_mask, bool)] = SPECIAL
+    kinds[(ends > spans.instruction[0]) & (starts < spans.instruction[1])] = _INSTRUCTION
+    kinds[np.array(encoding.special_tokens_mask, bool)] = _SPECIAL
     return kinds
 
 
@@ -66,7 +67,7 @@ def kept_tokens(kinds: np.ndarray, limit: int) -> np.ndarray:
     Returns:
       int64[limit], token numbers in rising order.
     """
-    query, instruction, other = (np.flatnonzero(kinds == k) for k in (QUERY, INSTRUCTION, OTHER))
+    query, instruction, other = (np.flatnonzero(kinds == k) for k in (_QUERY, _INSTRUCTION, _OTHER))
     least = limit // 4
     # in order of removal; a sensible template never reaches the tail of this list
     order = [x[::-1] for x in (query[least:], instruction, other, query[:least])]
@@ -81,10 +82,10 @@ def split_parts(ids: np.ndarray, kinds: np.ndarray, limit: int) -> QueryParts:
     """
     if len(ids) > limit:
         within = np.ones(len(ids), bool)
-        for kind in (QUERY, INSTRUCTION):
+        for kind in (_QUERY, _INSTRUCTION):
             within[np.flatnonzero(kinds == kind)[limit:]] = False
         ids, kinds = ids[within], kinds[within]
-    query, instruction = (_span(kinds == kind) for kind in (QUERY, INSTRUCTION))
+    query, instruction = (_span(kinds == kind) for kind in (_QUERY, _INSTRUCTION))
     if query is None or instruction is None:
         return QueryParts(ids, TokenSpan(0, 0), TokenSpan(0, 0))
     return QueryParts(ids, query, instruction)
@@ -109,11 +110,11 @@ def truncate(
     """int32[tokens], the ids truncated to `limit` by `kept_tokens`; special: `TextTokenizer`'s."""
     if len(parts.ids) <= limit:
         return parts.ids
-    kinds = np.full(len(parts.ids), OTHER, np.int8)
-    kinds[: len(special[0])] = SPECIAL
-    kinds[len(kinds) - len(special[1]) :] = SPECIAL
-    kinds[parts.query.first : parts.query.end] = QUERY
-    kinds[parts.instruction.first : parts.instruction.end] = INSTRUCTION
+    kinds = np.full(len(parts.ids), _OTHER, np.int8)
+    kinds[: len(special[0])] = _SPECIAL
+    kinds[len(kinds) - len(special[1]) :] = _SPECIAL
+    kinds[parts.query.first : parts.query.end] = _QUERY
+    kinds[parts.instruction.first : parts.instruction.end] = _INSTRUCTION
     return parts.ids[kept_tokens(kinds, limit)]
 
 

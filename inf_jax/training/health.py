@@ -26,7 +26,7 @@ from inf_jax.losses.candidates import RowTexts, candidates, dots
 from inf_jax.losses.terms import mean
 
 BINS = 20  # of width 0.1
-SAMPLE = 512  # rows; 262,144 pairs
+_SAMPLE = 512  # rows; 262,144 pairs
 _GOLDEN = (5**0.5 - 1) / 2
 
 
@@ -38,7 +38,7 @@ def health(
     ids: TextIds | None = None,
     mask: str = "identity",
     bins: int = BINS,
-    sample: int = SAMPLE,
+    sample: int = _SAMPLE,
 ) -> dict[str, jax.Array]:
     """Metrics of the global batch; pure, for use under jit, rows split over a mesh or not.
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from inf_jax.config.sections import RunConfig
 from inf_jax.core.errors import UserError
 from inf_jax.core.trees import join_trees, leaf_paths, path_name, select
-from inf_jax.models.encoder import DTYPES, Encoder, make_encoder, plain_encoder
+from inf_jax.models.encoder import COMPUTE_DTYPES, Encoder, make_encoder, plain_encoder
 from inf_jax.models.lora import Lora, initial_adapters, is_adapter, merged
 
 
@@ -79,7 +79,7 @@ def make_partition(config: RunConfig, encoder: Encoder) -> ParameterPartition:
     towers = ("shared",) if section.towers == "shared" else ("query", "passage")
     shapes = jax.eval_shape(plain_encoder(encoder).init, jax.random.key(0))
     base = dict.fromkeys(towers, shapes)
-    dtype = DTYPES[section.frozen_dtype]
+    dtype = COMPUTE_DTYPES[section.frozen_dtype]
     partition = ParameterPartition(base, lora, frozenset(), dtype, config.seed)
     paths = leaf_paths(jax.eval_shape(partition.trained, base))
     chosen = {path for path in paths if pattern and re.search(pattern, path)}

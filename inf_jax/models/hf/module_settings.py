@@ -9,7 +9,7 @@ from inf_jax.io.json_files import read_json
 from inf_jax.models.hf.fields import IGNORED
 
 # Our poolings -> sentence-transformers' (name since version 6, switch that versions since 2 read).
-POOLINGS = {
+POOLING_SPELLINGS = {
     "mean": ("mean", "pooling_mode_mean_tokens"),
     "cls": ("cls", "pooling_mode_cls_token"),
     "last": ("lasttoken", "pooling_mode_lasttoken"),
@@ -96,16 +96,17 @@ def read_transformer(folder: Path, *, run: bool = False) -> TransformerSettings:
 
 
 def read_pooling(path: Path) -> tuple[str, bool]:
-    """(name in POOLINGS, include_prompt) of a Pooling module's config.json. Raises UserError."""
+    """(name in POOLING_SPELLINGS, include_prompt) of a Pooling module's config.json; UserError if
+    it is another one."""
     fields = read_json(path, kind=dict)
     old = [name for name in fields if name.startswith("pooling_mode_")]
     if "pooling_mode" in fields:  # written since version 6
         modes = fields["pooling_mode"]
         modes = [str(mode) for mode in (modes if isinstance(modes, list) else [modes])]
-        ours = {name: pooling for pooling, (name, _) in POOLINGS.items()}
+        ours = {name: pooling for pooling, (name, _) in POOLING_SPELLINGS.items()}
     else:
-        modes = [name for name in old if fields[name]] or [POOLINGS["mean"][1]]
-        ours = {switch: pooling for pooling, (_, switch) in POOLINGS.items()}
+        modes = [name for name in old if fields[name]] or [POOLING_SPELLINGS["mean"][1]]
+        ours = {switch: pooling for pooling, (_, switch) in POOLING_SPELLINGS.items()}
     known = {"word_embedding_dimension", "embedding_dimension", "pooling_mode", "include_prompt"}
     if unknown := sorted(fields.keys() - known - set(old)):
         raise UserError(f"{path}: {', '.join(unknown)}: no field of a Pooling module is called so")

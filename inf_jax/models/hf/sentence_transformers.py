@@ -10,9 +10,9 @@ import numpy as np
 from inf_jax.core.choices import SIMILARITIES
 from inf_jax.core.errors import UserError
 from inf_jax.io.json_files import path_inside, read_json, write_json
-from inf_jax.io.safetensors import DTYPES, Planned, stored_tensors, write_tensors
+from inf_jax.io.safetensors import STORED_DTYPES, Planned, stored_tensors, write_tensors
 from inf_jax.models.hf.module_settings import (
-    POOLINGS,
+    POOLING_SPELLINGS,
     TransformerSettings,
     check_normalize,
     read_pooling,
@@ -35,7 +35,7 @@ class StModel(NamedTuple):
     """A sentence-transformers model: Transformer, Pooling, any Dense, optionally Normalize.
 
     Attributes:
-      pooling: name in POOLINGS.
+      pooling: name in POOLING_SPELLINGS.
       normalise: vectors have unit length.
       query_prompt, passage_prompt: prefixes of `encode_query` and `encode_document`.
       include_prompt: whether pooling includes the tokens of a prompt.
@@ -79,7 +79,7 @@ def write(
         modules.append({"idx": n, "name": str(n), "path": path, "type": kind})
     if dense:
         _write_dense(directory / folders["Dense"], projection)
-    switches = {switch: name == model.pooling for name, (_, switch) in POOLINGS.items()}
+    switches = {switch: name == model.pooling for name, (_, switch) in POOLING_SPELLINGS.items()}
     pooling = {"word_embedding_dimension": width, **switches, "include_prompt": True}
     prompts = {"query": model.query_prompt, "document": model.passage_prompt}
     usage = {"prompts": prompts, "default_prompt_name": None}
@@ -249,7 +249,7 @@ def _write_dense(folder: Path, projection: Mapping[str, np.ndarray]) -> None:
     fields = {"in_features": d, "out_features": e, "bias": bias is not None}
     fields["activation_function"] = "torch.nn.modules.linear.Identity"
     write_json(folder / "config.json", fields)
-    planned = [Planned(name, x.shape, DTYPES["F32"]) for name, x in tensors.items()]
+    planned = [Planned(name, x.shape, STORED_DTYPES["F32"]) for name, x in tensors.items()]
     write_tensors(folder, planned, iter(tensors.values()), max_file_bytes=1 << 40)
 
 

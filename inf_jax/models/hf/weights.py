@@ -9,12 +9,19 @@ import numpy as np
 
 from inf_jax.core.errors import UserError
 from inf_jax.core.trees import flatten, unflatten
-from inf_jax.io.safetensors import DTYPES, Planned, Stored, by_layer, stored_tensors, write_tensors
+from inf_jax.io.safetensors import (
+    STORED_DTYPES,
+    Planned,
+    Stored,
+    by_layer,
+    stored_tensors,
+    write_tensors,
+)
 from inf_jax.models.config import EncoderConfig
 from inf_jax.models.encoder import make_encoder
 from inf_jax.models.hf.weight_tables import Rule, WeightTable, rules_of, table_of
 
-_SAVE_DTYPES = {"float32": DTYPES["F32"], "bfloat16": DTYPES["BF16"]}
+_SAVE_DTYPES = {"float32": STORED_DTYPES["F32"], "bfloat16": STORED_DTYPES["BF16"]}
 
 
 class Weights(NamedTuple):

@@ -10,7 +10,7 @@ import tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from inf_jax.core.errors import UserError
-from inf_jax.data.splice_check import SAMPLE, sampled
+from inf_jax.data.splice_check import CHECKED_EXAMPLES, sampled
 from inf_jax.data.tokenised import TokenisedDataset
 from inf_jax.text.tokenizer import TextTokenizer
 from tests.inf_jax.data.small_split import EXAMPLES, TEXT, make_dataset
@@ -59,5 +59,5 @@ def test_the_sample_is_spread_over_the_split():
     for count in (1, 255, 256, 257, 5000):
         kept = []
         assert list(sampled(iter(range(count)), count=count, into=kept)) == list(range(count))
-        assert SAMPLE // 2 < len(kept) <= SAMPLE or kept == list(range(count))
+        assert CHECKED_EXAMPLES // 2 < len(kept) <= CHECKED_EXAMPLES or kept == list(range(count))
         assert kept[-1] >= count - count / len(kept)

@@ -8,11 +8,11 @@ import pytest
 from inf_jax.core import choices
 from inf_jax.core.trees import flatten
 from inf_jax.models import hf
-from inf_jax.models.encoder import DTYPES, EncoderOptions, make_encoder
+from inf_jax.models.encoder import COMPUTE_DTYPES, EncoderOptions, make_encoder
 from inf_jax.models.hf.config import read_config
 from inf_jax.models.hf.weight_tables import rules_of
-from inf_jax.models.pooling import POOLINGS
-from inf_jax.models.transformer import REMAT_POLICIES, Execution
+from inf_jax.models.pooling import POOLING_FUNCTIONS
+from inf_jax.models.transformer import CHECKPOINT_POLICIES, Execution
 from tests.inf_jax.models.goldens import (
     GOLDEN,
     pack,
@@ -24,8 +24,8 @@ from tests.inf_jax.models.goldens import (
 
 
 def test_names_are_the_choices():
-    assert tuple(DTYPES) == choices.DTYPES
-    assert tuple(REMAT_POLICIES) == choices.REMAT_POLICIES
+    assert tuple(COMPUTE_DTYPES) == choices.DTYPES
+    assert tuple(CHECKPOINT_POLICIES) == choices.REMAT_POLICIES
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_golden_minilm_packed(minilm):
             np.testing.assert_allclose(got, expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("pooling", POOLING_FUNCTIONS)
 def test_packed_equals_one_text_a_row(bert, pooling):
     encoder = make_encoder(bert[0].config, EncoderOptions(pooling=pooling, normalise=False))
     texts = random_texts(99)

@@ -5,19 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from inf_jax.core.choices import POOLINGS as CHOICES
+from inf_jax.core.choices import POOLINGS
 from inf_jax.distributed.gradcache import encode_in_chunks
 from inf_jax.distributed.mesh import batch_sharding, make_mesh
 from inf_jax.distributed.sharding import state_shardings
 from inf_jax.models.encoder import EncoderOptions, make_encoder
-from inf_jax.models.pooling import POOLINGS, init_projection, pool, project
+from inf_jax.models.pooling import POOLING_FUNCTIONS, init_projection, pool, project
 from inf_jax.training.optim import decay_mask
 from tests.inf_jax.models.goldens import GOLDEN, pack, params_of, random_texts, shape_of
 from tests.inf_jax.models.test_encoder_mesh import packed_chunks
 
 
 def test_names_are_the_choices():
-    assert tuple(POOLINGS) == CHOICES
+    assert tuple(POOLING_FUNCTIONS) == POOLINGS
 
 
 @pytest.mark.parametrize("side", ["none", "left", "right"])
@@ -56,7 +56,7 @@ def test_pooling_against_hidden_states_by_hand():
         pooling: pool(
             jnp.asarray(states), *map(jnp.asarray, chunk[1:]), texts_per_row=4, pooling=pooling
         )
-        for pooling in POOLINGS
+        for pooling in POOLING_FUNCTIONS
     }
     for i, text in enumerate(texts):
         row, place = divmod(int(packed.slots[0, i]), 4)

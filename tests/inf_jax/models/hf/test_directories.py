@@ -93,7 +93,7 @@ def p(**fields):
     return {"file": POOLING, "fields": fields, "whole": True}
 
 
-OLD = dict.fromkeys((switch for _, switch in st_files.POOLINGS.values()), False)
+OLD = dict.fromkeys((switch for _, switch in st_files.POOLING_SPELLINGS.values()), False)
 # Two limits only, 40 and 9: every other one is another program to compile.
 HONOURED = {
     "lower case": t(do_lower_case=True),

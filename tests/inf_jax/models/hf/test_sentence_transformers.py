@@ -16,7 +16,7 @@ from tests.inf_jax.models.tiny_backbones import backbone
 
 
 def test_poolings_are_the_choices():
-    assert tuple(st_files.POOLINGS) == choices.POOLINGS
+    assert tuple(st_files.POOLING_SPELLINGS) == choices.POOLINGS
 
 
 WEB = "Instruct: Given a web search query, retrieve relevant passages\nQuery:"
@@ -32,7 +32,7 @@ def published(directory: Path, pooling: str, kinds: list[str], prompts: dict) ->
         (directory / path).mkdir(exist_ok=True)
         kind = f"sentence_transformers.models.{kind}"
         modules.append({"idx": n, "name": str(n), "path": path, "type": kind})
-    switches = {switch: name == pooling for name, (_, switch) in st_files.POOLINGS.items()}
+    switches = {switch: name == pooling for name, (_, switch) in st_files.POOLING_SPELLINGS.items()}
     files = {
         "modules.json": modules,
         "sentence_bert_config.json": {"max_seq_length": 96, "do_lower_case": False},
