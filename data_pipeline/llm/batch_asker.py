@@ -6,6 +6,7 @@ later batch.
 
 import asyncio
 import contextlib
+import functools
 import json
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -76,7 +77,7 @@ class BatchAsker:
         self._batcher: asyncio.Task | None = None
         for name, events in lifecycle.unfinished().items():
             self._submitted |= dict.fromkeys(journal.pending_in_batch(name))
-            self._start(self._follow, name, events, earlier=True)
+            self._start(functools.partial(self._follow, name, events, earlier=True))
 
     async def __call__(self, request: Request) -> Result:
         if result := recorded_result(self._journal, request.key, self._max_attempts):
@@ -125,10 +126,10 @@ class BatchAsker:
                 pending.future.exception()  # mark as retrieved: the caller may be cancelled
         self._new.clear()
 
-    def _start(self, work: Callable[..., Awaitable[None]], *args, **options) -> asyncio.Task:
+    def _start(self, work: Callable[[], Awaitable[None]]) -> asyncio.Task:
         async def guarded() -> None:
             try:
-                await work(*args, **options)
+                await work()
             except Exception as error:  # bugs too, or callers would wait for ever
                 self.stop(error)
 
@@ -160,7 +161,7 @@ class BatchAsker:
             name, events = self._lifecycle.plan(planned)
             for request, _ in planned:
                 self._submitted[request.key] = self._new.pop(request.key)
-            self._start(self._follow, name, events, earlier=False)
+            self._start(functools.partial(self._follow, name, events, earlier=False))
 
     async def _next_batch(self) -> list[_Pending]:
         """The oldest waiting requests of one model that fit into a batch and under the cap."""

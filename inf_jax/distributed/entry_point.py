@@ -6,7 +6,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -17,16 +16,17 @@ _GRACE_S = 5.0  # for an error that all processes raise at about the same time
 
 
 def run_distributed(main: Callable[..., None]) -> Callable[..., None]:
-    """A main that all processes of a run execute: joined before it, all ended after it.
+    """A training command's main that all processes of a run execute: joined before it, all ended
+    after it.
 
     An error ends its process at once, without JAX's wait for the others: they may be inside a
     collective that only a death ends (on CPUs at once; on TPUs and GPUs after 100 s without
     heartbeats).
     """
 
-    def distributed_main(*args: Any, **options: Any) -> None:
+    def distributed_main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
         with _end_all_on_error() if initialise() else contextlib.nullcontext():
-            main(*args, **options)
+            main(resolved, resume=resume)
 
     return distributed_main
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from inf_jax.core.trees import path_name
-from inf_jax.distributed.layer_shards import Shards
+from inf_jax.distributed.layer_shards import WHOLE, Shards
 from inf_jax.distributed.mesh import BATCH_AXES
 from inf_jax.distributed.sharding import rule, state_shardings
 
@@ -33,8 +33,8 @@ def encode_in_chunks(
     |        | backward, for each of the groups          |                                   |
 
     Args:
-      encode: (tree, packed, **options) -> arrays [c, ...], where a chunk's result depends on that
-        chunk only; `options` is empty, or shards=Shards where the parameters are split.
+      encode: (tree, packed, shards=Shards) -> arrays [c, ...], where a chunk's result depends on
+        that chunk only; `shards` says how the parameters are split, WHOLE that they are not.
       tree: one tower's parameters, split over the mesh by `distributed.sharding`.
       packed: arrays [c, ...], split over the mesh; c a multiple of groups * devices.
       groups: chunks a device; 1 encodes all at once and keeps the activations.
@@ -46,7 +46,7 @@ def encode_in_chunks(
     """
     run = encode if groups == 1 else _one_by_one(encode)
     if mesh is None or mesh.size == 1:
-        return run(tree, packed)
+        return run(tree, packed, shards=WHOLE)
     specs = jax.tree.map(lambda s: s.spec, state_shardings(mesh, tree))
     by_layer = gather == "layer" or (gather == "auto" and groups == 1)
     split = mesh.shape["fsdp"] > 1
@@ -54,10 +54,9 @@ def encode_in_chunks(
         gather=_gathered if split and by_layer else None,
         tensor="tensor" if mesh.shape["tensor"] > 1 else None,
     )
-    options = {} if shards == Shards() else {"shards": shards}
 
     def on_a_device(tree: dict, packed):
-        return run(_gathered(tree) if split and not by_layer else tree, packed, **options)
+        return run(_gathered(tree) if split and not by_layer else tree, packed, shards=shards)
 
     over = PartitionSpec(BATCH_AXES)
     # check_vma=False: gradients of what the devices share are summed once, at the entrance
@@ -69,9 +68,9 @@ def encode_in_chunks(
 def _one_by_one(encode: Callable) -> Callable:
     """`encode` as a scan over the chunks; backward encodes each again."""
 
-    def run(tree: dict, packed, **options):
+    def run(tree: dict, packed, *, shards: Shards):
         def chunk(carry, packed):
-            result = encode(tree, jax.tree.map(lambda x: x[None], packed), **options)
+            result = encode(tree, jax.tree.map(lambda x: x[None], packed), shards=shards)
             return carry, jax.tree.map(lambda x: x[0], result)
 
         recomputed = jax.checkpoint(chunk, policy=jax.checkpoint_policies.nothing_saveable)

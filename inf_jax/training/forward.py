@@ -1,6 +1,7 @@
 """Encodes the texts of a global batch into vectors of queries, passages and negatives."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from inf_jax.core.packing import Packed
 from inf_jax.distributed.gradcache import encode_in_chunks
 from inf_jax.models.encoder import tower
 
-Encode = Callable[..., jax.Array]  # (params, packed, key, [shards=]) -> [c, k, e]
+Encode = Callable[..., jax.Array]  # (params, packed, key, shards=) -> [c, k, e]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +22,7 @@ class EncodingPlan:
     """How the chunks of a batch are encoded.
 
     Attributes:
-      encode: (tree, packed, key) -> [c, k, e]; with shards=Shards where the mesh splits the
-        parameters.
+      encode: (tree, packed, key, shards=Shards) -> [c, k, e].
       instructed: for the query encoder "attention", `Encoder.encode_instructed` with its
         max_tokens; None for "joint".
       groups, mesh, gather: as of `gradcache.encode_in_chunks`.
@@ -54,9 +54,9 @@ def encode_pairs(
     """The embeddings of a batch under the parameters {tower: tree}; a key turns dropout on, whose
     bits depend on text and position alone, so chunks and mesh change nothing."""
 
-    def run(encode: Callable, role: str, texts: Packed, **options):
+    def run(encode: Callable, role: str, texts: Packed):
         return encode_in_chunks(
-            lambda tree, p, **split: encode(tree, p, key, **options, **split),
+            lambda tree, p, *, shards: encode(tree, p, key, shards=shards),
             tower(params, role),
             texts,
             groups=plan.groups,
@@ -70,7 +70,8 @@ def encode_pairs(
     flat = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
     if plan.instructed is not None:
         pairs = batch.negatives is not None
-        vectors = run(plan.instructed, "query", query_texts, all_pairs=pairs, passages=shared)
+        encode = functools.partial(plan.instructed, all_pairs=pairs, passages=shared)
+        vectors = run(encode, "query", query_texts)
         b, e = batch.valid.shape[0], vectors.queries.shape[-1]
         return Embeddings(
             flat(vectors.queries),
