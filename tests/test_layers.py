@@ -154,3 +154,8 @@ def test_public_names_have_one_owner():
     shared = {name: paths for name, paths in owners.items() if len(paths) > 1}
     assert not {name: paths for name, paths in shared.items() if name not in SHARED}
     assert shared.keys() == SHARED.keys()
+
+
+def test_the_generated_proto_has_one_importer():
+    found = [path for path in modules(ROOT) if "tensorflow_datasets.proto" in path.read_text()]
+    assert [str(path.relative_to(ROOT)) for path in found] == ["inf_jax/io/tf_example.py"]

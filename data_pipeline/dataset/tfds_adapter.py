@@ -16,9 +16,9 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import writer as tfds_writer
-from tensorflow_datasets.proto import tf_example_pb2
 
 from inf_jax.io import tfrecord
+from inf_jax.io.tf_example import parse_tf_example, tf_example_bytes
 
 PARTIAL_PREFIX = "incomplete."  # of a dataset's directory while it is being written
 
@@ -60,8 +60,7 @@ class _ExampleWriter(tfds_writer.ExampleWriter):
         with tfrecord.Writer(path) as writer:
             for _, data in examples:
                 # TFDS serialises maps in random order; the bytes must be the same in every build
-                example = tf_example_pb2.Example.FromString(data)
-                writer.write(example.SerializeToString(deterministic=True))
+                writer.write(tf_example_bytes(parse_tf_example(data)))
 
 
 def empty_split(error: Exception) -> str | None:

@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-from tensorflow_datasets.proto import tf_example_pb2
 
 from inf_jax.core.errors import UserError
+from inf_jax.io.tf_example import TfExample, parse_tf_example, tf_example_bytes
 from inf_jax.text.query_parts import QueryParts, TokenSpan
 
 PAIRS_PER_EXAMPLE = 3
@@ -129,10 +129,10 @@ def part_lengths(spans: np.ndarray) -> np.ndarray:
 
 def encode_example(example: Example) -> bytes:
     """The bytes of a text record: one bytes feature per field, and `id`."""
-    proto = tf_example_pb2.Example()
+    proto = TfExample()
     for name in ("id", *FIELDS):
         proto.features.feature[name].bytes_list.value.append(getattr(example, name).encode())
-    return proto.SerializeToString(deterministic=True)
+    return tf_example_bytes(proto)
 
 
 def fingerprint_of(examples: Iterable[Example]) -> str:
@@ -145,7 +145,7 @@ def fingerprint_of(examples: Iterable[Example]) -> str:
 
 def decode_example(data: bytes) -> Example:
     """Inverse of `encode_example`; raises UserError naming a missing field."""
-    feature = _parse(data)
+    feature = parse_tf_example(data).features.feature
     try:
         values = {n: feature[n].bytes_list.value[0].decode() for n in ("id", *FIELDS)}
     except (IndexError, UnicodeDecodeError) as error:
@@ -159,18 +159,18 @@ def decode_example(data: bytes) -> Example:
 
 def encode_tokenised(record: TokenisedRecord) -> bytes:
     """The bytes of a tokenised record; hashes as int64 of the same bits: protos have no uint64."""
-    proto = tf_example_pb2.Example()
+    proto = TfExample()
     feature = proto.features.feature
     feature["id"].bytes_list.value.append(record.id.encode())
     arrays = record._replace(hashes=record.hashes.view(np.int64))
     for name in _ARRAYS:
         feature[name].int64_list.value.extend(getattr(arrays, name).ravel().tolist())
-    return proto.SerializeToString(deterministic=True)
+    return tf_example_bytes(proto)
 
 
 def decode_tokenised(data: bytes) -> TokenisedRecord:
     """Inverse of `encode_tokenised`; raises UserError where array sizes do not match."""
-    feature = _parse(data)
+    feature = parse_tf_example(data).features.feature
     arrays = {name: np.array(feature[name].int64_list.value, np.int64) for name in _ARRAYS}
     sizes = {name: array.size for name, array in arrays.items()}
     expected = {
@@ -196,12 +196,3 @@ def decode_tokenised(data: bytes) -> TokenisedRecord:
         spans=spans.astype(np.int32),
         uncut=arrays["uncut"].astype(np.int32),
     )
-
-
-def _parse(data: bytes):
-    proto = tf_example_pb2.Example()
-    try:
-        proto.ParseFromString(data)
-    except Exception as error:  # protobuf has moved its DecodeError between modules
-        raise UserError(f"a record is not a tf.train.Example: {error}") from error
-    return proto.features.feature

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tensorflow_datasets.proto import tf_example_pb2
 
 from inf_jax.core.errors import UserError
 from inf_jax.data.records import (
@@ -23,12 +22,13 @@ from inf_jax.data.records import (
     pairs,
     text_hash,
 )
+from inf_jax.io.tf_example import TfExample
 
 EXAMPLE = Example("train-1", "q+", "i+", "p+", "i-", "p1", "q-", "p2")
 
 
 def proto(**features: list) -> bytes:
-    example = tf_example_pb2.Example()
+    example = TfExample()
     for name, values in features.items():
         kind = "bytes_list" if isinstance(values[0], bytes) else "int64_list"
         getattr(example.features.feature[name], kind).value.extend(values)
