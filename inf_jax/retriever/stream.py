@@ -10,7 +10,7 @@ import numpy as np
 from inf_jax.core.errors import UserError
 from inf_jax.text.checks import check_text
 
-Item, Prepared = TypeVar("Item"), TypeVar("Prepared")
+_Item, _Prepared = TypeVar("_Item"), TypeVar("_Prepared")
 
 
 class TextStream:
@@ -63,8 +63,8 @@ def pair_stream(queries: TextStream, instructions: TextStream) -> Iterator[tuple
 
 
 def one_ahead(
-    prepare: Callable[[Item], Prepared], items: Iterable[Item]
-) -> Iterator[tuple[Prepared, bool]]:
+    prepare: Callable[[_Item], _Prepared], items: Iterable[_Item]
+) -> Iterator[tuple[_Prepared, bool]]:
     """prepare(item) of each item, and whether it is the last.
 
     While the caller works on one, the next is prepared in a thread. Items are read in the caller's

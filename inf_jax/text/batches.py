@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-Text = TypeVar("Text")
+_Text = TypeVar("_Text")
 
 
 def text_batches(
-    texts: Iterable[Text], *, count: int, characters: int, length: Callable[[Text], int] = len
-) -> Iterator[list[Text]]:
+    texts: Iterable[_Text], *, count: int, characters: int, length: Callable[[_Text], int] = len
+) -> Iterator[list[_Text]]:
     """The texts in order, in lists that end with the text that makes them full.
 
     No more is read than the list that is yielded.
