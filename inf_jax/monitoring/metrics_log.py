@@ -3,6 +3,7 @@
 import contextlib
 import json
 import warnings
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from tqdm import tqdm
 
 from inf_jax.core.errors import UserError
 from inf_jax.core.json_text import parse_json
-from inf_jax.io.atomic import atomic_write
+from inf_jax.io.atomic import atomic_file
 from inf_jax.io.storage import AnyPath
 from inf_jax.monitoring.wandb_log import WandbLog
 
@@ -50,8 +51,10 @@ class MetricsLog(contextlib.AbstractContextManager):
             from tensorboardX import SummaryWriter
 
         path = directory / "metrics.jsonl"
-        kept = [line for line in read_metrics(path) if line["step"] < first_step]
-        atomic_write(path, "".join(json.dumps(line) + "\n" for line in kept))
+        with atomic_file(path) as file:
+            for line in metric_lines(path):
+                if line["step"] < first_step:
+                    file.write(json.dumps(line).encode() + b"\n")
         self._file = path.open("a", buffering=1)
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step)
         self._bar = tqdm(total=steps, initial=first_step, unit="step", desc="train", smoothing=0.1)
@@ -140,20 +143,28 @@ class NoLog(contextlib.AbstractContextManager):
 
 
 def read_metrics(path: AnyPath) -> list[dict]:
+    """All of `metric_lines`: some kilobytes a step."""
+    return list(metric_lines(path))
+
+
+def metric_lines(path: AnyPath) -> Iterator[dict]:
     """The lines of a metrics.jsonl or timing.jsonl, without a last line cut short by a kill.
 
     Raises:
       UserError: a line is invalid; names it.
     """
     if not path.exists():
-        return []
-    lines = []
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        return
+    with path.open("rb") as file:
+        yield from _parsed(file, path)
+
+
+def _parsed(file: Iterable[bytes], path: AnyPath) -> Iterator[dict]:
+    for number, line in enumerate(file, 1):
         if not line.endswith(b"\n"):
-            break
+            return
         where, remedy = f"{path}, line {number}", "delete that line, then start again"
         value = parse_json(line, where, kind=dict, remedy=remedy)
         if "step" not in value and "start" not in value:
             raise UserError(f"{where}: damaged (no step); {remedy}")
-        lines.append(value)
-    return lines
+        yield value

@@ -30,7 +30,7 @@ from typing import NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from inf_jax.monitoring.metrics_log import read_metrics
+from inf_jax.monitoring.metrics_log import metric_lines
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 _T = TypeVar("_T")
@@ -68,7 +68,7 @@ class History(NamedTuple):
 def read_history(path: Path, *, first: int) -> History:
     """Reads the timings of the steps before `first`; of a repeated step, the last one."""
     begun, steps, waits = None, np.full(first, np.nan), np.full(first, np.nan)
-    for line in read_metrics(path):
+    for line in metric_lines(path):
         if "start" in line:
             begun = line["at"] if begun is None else begun
             continue

@@ -1,5 +1,8 @@
 """What a run writes of its metrics: numbers and histograms, in metrics.jsonl and TensorBoard."""
 
+import json
+import tracemalloc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,3 +110,19 @@ def test_a_damaged_log_is_named(tmp_path):
             read_metrics(path)
     path.write_bytes(b'{"step": 0}\n{"st')
     assert read_metrics(path) == [{"step": 0}]
+
+
+def test_a_long_log_is_not_held_in_memory(tmp_path):
+    with MetricsLog(tmp_path, first_step=0, steps=1, every=9):
+        pass  # imports TensorBoard
+    path, count = tmp_path / "metrics.jsonl", 8000
+    line = json.dumps({"step": 1, "scores": [0.015625] * 60})
+    path.write_text((line + "\n") * count)
+    tracemalloc.start()
+    try:
+        with MetricsLog(tmp_path, first_step=2, steps=3, every=9):
+            peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert path.read_text().count("\n") == count
+    assert peak < len(line) * count // 2
