@@ -59,7 +59,8 @@ def token_kinds(encoding, spans: QuerySpans) -> np.ndarray:
 def kept_tokens(kinds: np.ndarray, limit: int) -> np.ndarray:
     """Which tokens of an overlong instructed query stay.
 
-    The query loses its end but for `limit // 4` tokens; beyond that the instruction loses its end.
+    The query loses its end but for `limit // 4` tokens, or the fewer that special tokens and the
+    template's own words leave room for; beyond that the instruction loses its end.
 
     Args:
       kinds: int[tokens], the kind of each token; more than `limit` of them.
@@ -68,8 +69,9 @@ def kept_tokens(kinds: np.ndarray, limit: int) -> np.ndarray:
       int64[limit], token numbers in rising order.
     """
     query, instruction, other = (np.flatnonzero(kinds == k) for k in (_QUERY, _INSTRUCTION, _OTHER))
-    least = limit // 4
-    # in order of removal; a sensible template never reaches the tail of this list
+    room = limit - np.count_nonzero(kinds == _SPECIAL) - len(other)
+    least = max(min(limit // 4, room), 0)
+    # in order of removal; a template that leaves room never reaches the tail of this list
     order = [x[::-1] for x in (query[least:], instruction, other, query[:least])]
     return np.setdiff1d(np.arange(len(kinds)), np.concatenate(order)[: len(kinds) - limit])
 

@@ -187,11 +187,11 @@ class TextTokenizer:
     @functools.lru_cache(maxsize=8)  # noqa: B019 (a tokenizer lives as long as its process)
     def _check_limit(self, tower: str, template: str, limit: int) -> None:
         bare = render(pieces(template), {"query": "", "instruction": "", "passage": ""})[0]
-        needed = 2 * len(self._backend.encode(bare).ids)
-        if limit < max(needed, 2):
+        needed = max(len(self._backend.encode(bare).ids) + 1, 2)  # one token of the text itself
+        if limit < needed:
             raise UserError(
                 f"max_{tower}_tokens={limit} is too small for the special tokens and the words of "
-                f"{tower}_template={template!r}; it must be at least {max(needed, 2)}"
+                f"{tower}_template={template!r}; it must be at least {needed}"
             )
 
 

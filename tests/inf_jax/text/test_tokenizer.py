@@ -213,9 +213,9 @@ def test_too_small_limits(ours):
         with pytest.raises(UserError, match=f"{name}=1 is too small"):
             call([], config(1))
     minilm = load_tokenizer(MINILM)  # two special tokens
-    with pytest.raises(UserError, match=r"max_passage_tokens=3 is too small .* at least 4"):
-        minilm.passages(["risk " * 9], config(3))
-    assert len(minilm.passages(["risk " * 9], config(4))[0]) == 4
+    with pytest.raises(UserError, match=r"max_passage_tokens=2 is too small .* at least 3"):
+        minilm.passages(["risk " * 9], config(2))
+    assert len(minilm.passages(["risk " * 9], config(3))[0]) == 3
     long_template = "Instruct: {instruction}\nQuery: {query}\nAnswer the question above:"
     with pytest.raises(UserError, match=r"query_template='Instruct.* at least [0-9]+"):
         ours.queries([], config(10, query_template=long_template))

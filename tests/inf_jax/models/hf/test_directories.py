@@ -157,6 +157,17 @@ def test_fields_are_honoured(directory, case):
     assert_equal(directory)
 
 
+@pytest.mark.parametrize("query", ["text of: ", "of the text: "])
+def test_prompts_that_leave_room_for_a_few_tokens(directory, query):
+    """The text is cut, not the prompt; one that leaves no room is refused."""
+    write(directory, TRANSFORMER, max_seq_length=9)
+    write(directory, USAGE, prompts={"query": query, "document": "for that text by as: "})
+    assert_equal(directory)
+    write(directory, USAGE, prompts={"query": "of the text by as from at: "})
+    with pytest.raises(UserError, match="max_query_tokens=9 is too small"):
+        inf_jax.load(directory).encode_queries(TEXTS)
+
+
 @pytest.mark.parametrize("name", NAMES[1:])
 def test_all_names_of_the_settings(directory, name):
     """The first file that is not empty counts."""
