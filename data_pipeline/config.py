@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from data_pipeline.llm.request import FORMATS, LIMITS
 from data_pipeline.llm.schemas import INSTRUCTION_TYPES
 from data_pipeline.quality.minhash import THRESHOLDS
 from data_pipeline.sources.pair_readers import PAIR_SOURCES
@@ -83,6 +84,8 @@ class StageConfig:
     temperature: float = key(-1.0, "below 0: not sent, the endpoint's default")
     reasoning_effort: str = key("", "of reasoning models; empty: not sent", _EFFORTS)
     seed: int = key(-1, "below 0: not sent")
+    response_format: str = key("auto", "auto: the first that it takes", ("auto", *FORMATS))
+    token_limit: str = key("auto", "name of its limit of tokens", ("auto", *LIMITS))
     price: tuple = key((), "USD per million tokens: (input, output) or (input, cached, output)")
 
 

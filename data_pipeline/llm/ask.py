@@ -13,13 +13,16 @@ from data_pipeline.llm.journal import (
     Journal,
     Sent,
 )
-from data_pipeline.llm.replies import Reply
-from data_pipeline.llm.request import Request
+from data_pipeline.llm.replies import RESPONSE_FORMAT, TOKEN_LIMIT, Reply
+from data_pipeline.llm.request import Request, form_of, in_form
 
 MAX_UNANSWERED = 5  # failed attempts of a request while others are answered; then it has failed
 MAX_REJECTED_OF_REQUEST = 3  # then the rejection is final, if other requests are answered
 MAX_REJECTED_IN_A_ROW = 10  # different requests of a stage without an answer between them
 MAX_DENIED_IN_A_ROW = 3  # the same for want of rights, before the first answer of the run
+MAX_INVALID_OF_FORM = 3  # answers before the first valid one; then the next form is tried
+_BYTES_OF_TOKEN = 4  # of English, to see from an answer's text whether a limit was heeded
+_MARGIN = 2  # further answers may be longer than the longest so far
 
 
 class Result(NamedTuple):
@@ -47,6 +50,79 @@ def recorded_result(journal: Journal, key: str, max_attempts: int) -> Result | N
     if len(failures) >= max_attempts:
         return Result(failure=failures[-1])
     return None
+
+
+class Forms:
+    """The form in which an endpoint takes each stage's requests, found by trying, once a run.
+
+    A field that the endpoint does not take, or takes and ignores, is replaced by the next form of
+    `Request.formats` and `Request.limits`. Also keeps how long answers are that go beyond their
+    limit, since the cap on the cost must hold for these too.
+    """
+
+    def __init__(self):
+        self._levels: dict[tuple[str, str], dict[str, int]] = {}
+        self._longest: dict[tuple[str, str], int] = {}
+        self._unlimited: set[tuple[str, str]] = set()
+        self._valid: set[tuple[str, str]] = set()
+        self._invalid: Counter[tuple[str, str]] = Counter()
+
+    def apply(self, request: Request) -> Request:
+        """The request as it is to be sent now."""
+        level = self._level(request)
+        formats, limits = request.formats, request.limits
+        return in_form(request, formats[level[RESPONSE_FORMAT]], limits[level[TOKEN_LIMIT]])
+
+    def most_tokens(self, request: Request) -> int:
+        """Most tokens that an answer may have: its limit, or more if that is ignored."""
+        return max(request.max_completion_tokens, self._longest.get(_kind(request), 0))
+
+    def learn(self, sent: Request, reply: Reply) -> bool:
+        """Adapts to the reply to a request as sent; returns whether to send it in another form."""
+        kind, level, usage = _kind(sent), self._level(sent), reply.usage
+        now = sent.formats[level[RESPONSE_FORMAT]], sent.limits[level[TOKEN_LIMIT]]
+        current = form_of(sent) == now
+        if reply.unsupported:  # or changed while it was on its way
+            lower = [self._lower(sent, name, "take") for name in reply.unsupported if current]
+            return not current or any(lower)
+        if not reply.paid:
+            return False
+        tokens = usage.completion_tokens if usage.reported else reply.size // _BYTES_OF_TOKEN
+        if tokens > sent.max_completion_tokens:
+            most = tokens if usage.reported else reply.size
+            self._longest[kind] = max(self._longest.get(kind, 0), _MARGIN * most)
+            lower = current and self._lower(sent, TOKEN_LIMIT, "heed")
+            if current and not lower and kind not in self._unlimited:
+                self._unlimited.add(kind)
+                print(f"{sent.stage} ({sent.model}): the endpoint heeds no limit of tokens")
+        if reply.outcome == ANSWER:
+            self._valid.add(kind)
+        elif reply.outcome == "schema" and kind not in self._valid and current:
+            self._invalid[kind] += 1
+            if self._invalid[kind] % MAX_INVALID_OF_FORM == 0:
+                self._lower(sent, RESPONSE_FORMAT, "heed")
+        return False
+
+    def _level(self, request: Request) -> dict[str, int]:
+        return self._levels.setdefault(_kind(request), {RESPONSE_FORMAT: 0, TOKEN_LIMIT: 0})
+
+    def _lower(self, request: Request, field: str, verb: str) -> bool:
+        """Goes on to the next form of a field and says so; whether there is one."""
+        level = self._level(request)
+        forms = request.formats if field == RESPONSE_FORMAT else request.limits
+        if level[field] + 1 == len(forms):
+            return False
+        level[field] += 1
+        old, new = forms[level[field] - 1 : level[field] + 1]
+        print(
+            f"{request.stage} ({request.model}): the endpoint does not {verb} {field} {old}; "
+            f"trying {new} (the stage's key {field} sets it)"
+        )
+        return True
+
+
+def _kind(request: Request) -> tuple[str, str]:
+    return request.stage, request.model
 
 
 class Rejections:

@@ -1,14 +1,17 @@
 """Sends requests concurrently through the journal: each is paid for once, within the cap."""
 
 import asyncio
+import contextlib
+import dataclasses
 import random
 import time
 from collections import Counter
+from collections.abc import AsyncIterator
 
-from data_pipeline.llm.ask import MAX_UNANSWERED, Rejections, Result, recorded_result
+from data_pipeline.llm.ask import MAX_UNANSWERED, Forms, Rejections, Result, recorded_result
 from data_pipeline.llm.budget import Budget, Price
 from data_pipeline.llm.client import Endpoint
-from data_pipeline.llm.journal import UNKNOWN, Journal, Received, Sent
+from data_pipeline.llm.journal import UNKNOWN, UNPAID, Journal, Received, Sent
 from data_pipeline.llm.limiter import Limiter
 from data_pipeline.llm.replies import Reply
 from data_pipeline.llm.request import Request
@@ -86,7 +89,11 @@ class AsyncAsker:
         self._success = time.monotonic()
         self._refused_in_a_row = 0
         self._ever_reached = False
-        self._rejections = Rejections(journal)
+        self._rejections, self._forms = Rejections(journal), Forms()
+        # Until a model's first answer shows that it heeds the limit of tokens, a cap on the cost
+        # lets one request of a stage through at a time.
+        self._gates: dict[tuple[str, str], asyncio.Lock] = {}
+        self._measured: set[tuple[str, str]] = set()
         self._sent: Counter[str] = Counter()  # stage -> requests without a reply yet
         self._active: dict[str, asyncio.Task] = {}
 
@@ -123,7 +130,7 @@ class AsyncAsker:
         attempt = unanswered = 0
         began = time.monotonic()
         while True:
-            async with self.limiter.slot(_RANK[request.stage]):
+            async with self._gate(request), self.limiter.slot(_RANK[request.stage]):
                 reply = await self._attempt(request)
             if result := recorded_result(self._journal, request.key, self._max_attempts):
                 return result
@@ -137,6 +144,19 @@ class AsyncAsker:
             if not reply.paid and reply.wait_s is None:
                 await self._sleep(min(MAX_BACKOFF_S, 0.25 * 2**attempt) * random.uniform(0.5, 1))
 
+    @contextlib.asynccontextmanager
+    async def _gate(self, request: Request) -> AsyncIterator[None]:
+        kind = request.stage, request.model
+        if self._budget.max_usd is None or kind in self._measured:
+            yield
+            return
+        gate = self._gates.setdefault(kind, asyncio.Lock())
+        async with contextlib.AsyncExitStack() as held:
+            await held.enter_async_context(gate)
+            if kind in self._measured:
+                await held.aclose()
+            yield
+
     async def _sleep(self, seconds: float) -> None:
         until = time.monotonic() + seconds
         while self._stop is None and (left := until - time.monotonic()) > 0:
@@ -145,8 +165,9 @@ class AsyncAsker:
     async def _attempt(self, request: Request) -> Reply:
         if self._stop:
             raise self._stop
-        price = self._prices[request.model]
-        reserved = price.upper_bound(request, batch=False)
+        price, request = self._prices[request.model], self._forms.apply(request)
+        most = self._forms.most_tokens(request)
+        reserved = price.upper_bound(request, batch=False, most_tokens=most)
         try:
             await self._budget.reserve(reserved)
         except UserError as error:
@@ -165,7 +186,9 @@ class AsyncAsker:
             finally:
                 self._sent[request.stage] -= 1
             reply = self._classify(request, reply, sent_at)
-            usd = price.paid(reply.usage, reserved, batch=False) if reply.paid else 0.0
+            beyond = reply.size - most
+            usd = price.paid(reply.usage, reserved, batch=False, beyond=beyond)
+            usd = usd if reply.paid else 0.0
             tokens = reply.usage.prompt_tokens, reply.usage.completion_tokens
             await self._write(Received(sent.id, reply.outcome, reply.text, *tokens, usd))
             if reply.outcome != UNKNOWN:
@@ -185,6 +208,8 @@ class AsyncAsker:
 
     def _classify(self, request: Request, reply: Reply, sent_at: float) -> Reply:
         """Adapts to a reply; returns it with the outcome for the journal."""
+        if self._forms.learn(request, reply):
+            return dataclasses.replace(reply, outcome=UNPAID, wait_s=0.0)
         self.limiter.adapt(reply, sent_at=sent_at)
         now = time.monotonic()
         self._ever_reached |= reply.reached
@@ -192,6 +217,7 @@ class AsyncAsker:
         if reply.paid:
             self._success = now
             self._rejections.answered(request.stage)
+            self._measured.add((request.stage, request.model))
         reply = self._rejections.settle(request, reply)
         if reason := self._reason_to_stop(request, reply, now):
             self.stop(UserError(reason))

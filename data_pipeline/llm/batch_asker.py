@@ -6,13 +6,14 @@ later batch.
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import json
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
-from data_pipeline.llm.ask import MAX_UNANSWERED, Rejections, Result, recorded_result
+from data_pipeline.llm.ask import MAX_UNANSWERED, Forms, Rejections, Result, recorded_result
 from data_pipeline.llm.batch_api import BatchState
 from data_pipeline.llm.batch_lifecycle import UNSUBMITTED, BatchLifecycle
 from data_pipeline.llm.budget import Budget, BudgetReached, Price
@@ -71,7 +72,8 @@ class BatchAsker:
         self._arrived = asyncio.Event()
         self._stop: Exception | None = None
         self._failed_in_a_row = 0
-        self._rejections = Rejections(journal)
+        self._rejections, self._forms = Rejections(journal), Forms()
+        self._sent: dict[str, Request] = {}  # by this run, as sent
         self._unanswered: Counter[str] = Counter()  # of requests, in completed batches
         self._tasks: set[asyncio.Task] = set()
         self._batcher: asyncio.Task | None = None
@@ -152,31 +154,35 @@ class BatchAsker:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._arrived.wait(), _LINGER_S)
                     continue
-            batch = await self._next_batch()
+            planned = await self._next_batch()
             if self._stop:  # meanwhile: free the reservations
-                for pending in batch:
-                    self._budget.settle(self._upper_bound(pending.request), 0.0)
+                for _, usd in planned:
+                    self._budget.settle(usd, 0.0)
                 return
-            planned = [(q.request, self._upper_bound(q.request)) for q in batch]
+            self._sent |= {request.key: request for request, _ in planned}
             name, events = self._lifecycle.plan(planned)
             for request, _ in planned:
                 self._submitted[request.key] = self._new.pop(request.key)
             self._start(functools.partial(self._follow, name, events, earlier=False))
 
-    async def _next_batch(self) -> list[_Pending]:
-        """The oldest waiting requests of one model that fit into a batch and under the cap."""
+    async def _next_batch(self) -> list[tuple[Request, float]]:
+        """(request as sent, reserved USD): the oldest waiting ones of one model that fit.
+
+        They fit into a batch and under the cap.
+        """
         model = next(iter(self._new.values())).request.model
-        batch: list[_Pending] = []
+        batch: list[tuple[Request, float]] = []
         size = 0
         for pending in [q for q in self._new.values() if q.request.model == model]:
-            size += len(json.dumps(pending.request.body)) + _LINE_BYTES
+            request = self._forms.apply(pending.request)
+            size += len(json.dumps(request.body)) + _LINE_BYTES
             if batch and (len(batch) == self._batch_requests or size > MAX_BYTES):
                 break
-            usd = self._upper_bound(pending.request)
+            usd = self._upper_bound(request)
             if batch and not self._budget.fits(usd):
                 break  # the rest waits for what these leave of the cap
             await self._reserve(usd)
-            batch.append(pending)
+            batch.append((request, usd))
         return batch
 
     async def _reserve(self, usd: float) -> None:
@@ -191,7 +197,8 @@ class BatchAsker:
                 await asyncio.wait(following, return_when=asyncio.FIRST_COMPLETED)
 
     def _upper_bound(self, request: Request) -> float:
-        return self._prices[request.model].upper_bound(request, batch=True)
+        most = self._forms.most_tokens(request)
+        return self._prices[request.model].upper_bound(request, batch=True, most_tokens=most)
 
     async def _follow(self, name: str, events: dict[str, Any], *, earlier: bool) -> None:
         """Takes a batch to its end and hands out its results."""
@@ -237,6 +244,10 @@ class BatchAsker:
         for key, one in sent.items():
             reply = replies.get(key, missing)
             others = one.stage in answered
+            request = self._sent.pop(key, None)
+            if request and self._forms.learn(request, reply):
+                reply = dataclasses.replace(reply, outcome=UNPAID)
+                self._failed_in_a_row = -1  # the next form may do better
             reply = self._rejections.settle(one, reply, others_answered=others)
             of = self._endpoint.name, one.stage, one.model
             if reason := self._rejections.reason_to_stop(*of, others_active=self.active > 1):
@@ -245,7 +256,8 @@ class BatchAsker:
                 self._unanswered[key] += 1
             usd = one.reserved if reply.paid else 0.0
             if reply.paid and (price := self._prices.get(one.model)):  # it is still in the config
-                usd = price.paid(reply.usage, one.reserved, batch=True)
+                beyond = reply.size - (request.max_completion_tokens if request else 0)
+                usd = price.paid(reply.usage, one.reserved, batch=True, beyond=beyond)
             tokens = reply.usage.prompt_tokens, reply.usage.completion_tokens
             received.append(Received(one.id, reply.outcome, reply.text, *tokens, usd))
             unknown = reply.outcome == UNKNOWN

@@ -30,9 +30,16 @@ class Price:
     cached_input: float
     output: float
 
-    def paid(self, usage: "Usage", upper_bound: float, *, batch: bool) -> float:
-        """USD paid for an answer; `upper_bound` if the endpoint reports no tokens."""
-        return self.usd(usage, batch=batch) if usage.reported else upper_bound
+    def paid(self, usage: "Usage", upper_bound: float, *, batch: bool, beyond: int = 0) -> float:
+        """USD paid for an answer.
+
+        Args:
+          upper_bound: that of its request, which counts if the endpoint reports no tokens.
+          beyond: tokens that the answer may have above its limit.
+        """
+        if usage.reported:
+            return self.usd(usage, batch=batch)
+        return upper_bound + self.usd(Usage(0, 0, max(0, beyond)), batch=batch)
 
     def usd(self, usage: "Usage", *, batch: bool) -> float:
         """USD for this number of tokens."""
@@ -41,9 +48,13 @@ class Price:
         usd = (usd + usage.completion_tokens * self.output) / _MILLION
         return usd * (BATCH_FACTOR if batch else 1.0)
 
-    def upper_bound(self, request: Request, *, batch: bool) -> float:
-        """Highest possible cost of a request in USD: a token is at least one byte of UTF-8."""
-        usage = Usage(request.bytes + _OVERHEAD, 0, request.max_completion_tokens)
+    def upper_bound(self, request: Request, *, batch: bool, most_tokens: int = 0) -> float:
+        """Highest possible cost of a request in USD: a token is at least one byte of UTF-8.
+
+        An answer has at most as many tokens as the request allows, or `most_tokens` if more.
+        """
+        most = max(request.max_completion_tokens, most_tokens)
+        usage = Usage(request.bytes + _OVERHEAD, 0, most)
         return self.usd(usage, batch=batch)
 
 

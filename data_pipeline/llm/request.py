@@ -13,6 +13,10 @@ from inf_jax.core.errors import UserError
 
 PROMPTS = Path(__file__).parents[1] / "prompts"
 _PAYLOAD = "{{payload}}"
+# Forms in which endpoints take a request, most exact first; "auto" in a config tries them all.
+FORMATS = ("json_schema", "json_object", "none")
+LIMITS = ("max_completion_tokens", "max_tokens")
+_BY_TEXT = "Answer with one JSON object and nothing else, valid under this JSON Schema: "
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -23,6 +27,8 @@ class Request:
     stage: str  # names the answer's schema: query, generate or judge
     body: dict[str, Any]  # JSON of POST /chat/completions
     bytes: int  # UTF-8 bytes of its texts, an upper bound of its prompt tokens
+    formats: tuple[str, ...] = FORMATS  # forms of `response_format` to try, in this order
+    limits: tuple[str, ...] = LIMITS  # names of the field with the limit of tokens, the same
 
     @property
     def model(self) -> str:
@@ -32,7 +38,7 @@ class Request:
     @property
     def max_completion_tokens(self) -> int:
         """Limit of the answer's tokens, reasoning included."""
-        return self.body["max_completion_tokens"]
+        return next(self.body[name] for name in LIMITS if name in self.body)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +92,8 @@ class RequestTemplate:
     max_completion_tokens: int  # limit of an answer's tokens, reasoning included
     # further fields of the body, e.g. temperature, reasoning_effort
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    response_format: str = "auto"  # one of FORMATS; these two do not change the key
+    token_limit: str = "auto"  # one of LIMITS
 
     def request(self, payload: dict[str, Any]) -> Request:
         """The request with this payload filled in."""
@@ -98,7 +106,9 @@ class RequestTemplate:
         }
         data = json.dumps([self.stage, body], sort_keys=True, ensure_ascii=False).encode()
         key = hashlib.blake2b(data, digest_size=16).hexdigest()
-        return Request(key, self.stage, body, len(data))
+        formats = FORMATS if self.response_format == "auto" else (self.response_format,)
+        limits = LIMITS if self.token_limit == "auto" else (self.token_limit,)
+        return Request(key, self.stage, body, len(data), formats, limits)
 
     def settings(self) -> list[Any]:
         """Everything that determines the answers except the payload, as JSON."""
@@ -107,6 +117,29 @@ class RequestTemplate:
     def provenance(self) -> dict[str, str]:
         """The provenance entry of records made by this template."""
         return {"model": self.model, "prompt": self.prompt.name, "prompt_hash": self.prompt.hash}
+
+
+def in_form(request: Request, response_format: str, token_limit: str) -> Request:
+    """The request as it is sent, with the same key; without a schema field the text has it."""
+    body = dict(request.body)
+    if token_limit != LIMITS[0]:
+        body[token_limit] = body.pop(LIMITS[0])
+    if response_format == FORMATS[0]:
+        return dataclasses.replace(request, body=body)
+    schema = body.pop("response_format")["json_schema"]["schema"]
+    if response_format != "none":
+        body["response_format"] = {"type": response_format}
+    system, *others = body["messages"]
+    text = f"{system['content']}\n\n{_BY_TEXT}{json.dumps(schema, ensure_ascii=False)}"
+    body["messages"] = [system | {"content": text}, *others]
+    size = request.bytes + len(_BY_TEXT) + 2  # the schema is counted already
+    return dataclasses.replace(request, body=body, bytes=size)
+
+
+def form_of(sent: Request) -> tuple[str, str]:
+    """Response format and token limit of a request from `in_form`."""
+    given = sent.body.get("response_format", {"type": "none"})["type"]
+    return given, next(name for name in LIMITS if name in sent.body)
 
 
 _response_format = functools.cache(response_format)

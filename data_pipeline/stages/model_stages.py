@@ -71,7 +71,15 @@ class ModelSettings:
                 "price; use the same price in all stages"
             )
         prompt = Prompt.read(section.prompt)
-        return RequestTemplate(stage, section.model, prompt, section.max_completion_tokens, options)
+        return RequestTemplate(
+            stage,
+            section.model,
+            prompt,
+            section.max_completion_tokens,
+            options,
+            section.response_format,
+            section.token_limit,
+        )
 
 
 class ModelStages:

@@ -192,7 +192,7 @@ class Batches:
         kinds = (*ROWS, *ROW_REFUSALS, *SPOILING, *WRAPPING)
         rule = server.fault(kinds, identity, attempt, **of)
         kind = rule["kind"] if rule else ""
-        wrong = llm_checks.check(body, server.models, server.options.max_context)
+        wrong = server.wrong(body)
         if kind in ("row_500", "row_error"):
             wrong = llm_checks.error(500, "The server had an error.", kind="server_error")
         elif kind in ROW_REFUSALS:

@@ -29,6 +29,19 @@ def error(
     return status, {"error": body}
 
 
+def unknown_field(body: dict[str, Any], formats: str, limits: str) -> tuple[int, dict] | None:
+    """The error of an endpoint that takes only these response formats and limits of tokens."""
+    for name in ("max_completion_tokens", "max_tokens"):
+        if name in body and name not in limits.split(","):
+            where = {"type": "extra_forbidden", "loc": ["body", name]}
+            detail = [where | {"msg": "Extra inputs are not permitted", "input": body[name]}]
+            return 422, {"object": "error", "message": {"detail": detail}, "code": None}
+    given = (body.get("response_format") or {"type": "none"})["type"]
+    if given not in formats.split(","):
+        return error(400, "This response_format type is unavailable now")
+    return None
+
+
 def check(body: Any, models: tuple[str, ...], max_context: int) -> tuple[int, dict] | None:
     """Status and body of the error for a chat completion's body; None if the body is valid."""
     if not isinstance(body, dict):

@@ -38,7 +38,7 @@ SPOILING = (
     *("refusal", "truncated", "content_filter", "no_usage"),
 )
 # Valid answers as other endpoints wrap them.
-WRAPPING = ("fence", "think", "parts", "bom", "prose", "as_thoughts")
+WRAPPING = ("fence", "think", "parts", "bom", "prose", "as_thoughts", "long")
 GOOD = ("", "slow", "no_usage", *WRAPPING)
 # Rows of a batch, whole batches, files.
 ROWS = ("row_500", "row_error", "row_missing")

@@ -41,7 +41,13 @@ def stage_of(body: Any) -> str:
     try:
         return body["response_format"]["json_schema"]["name"].removesuffix("_answer")
     except (LookupError, TypeError, AttributeError):
+        pass
+    try:  # the schema in the text, for endpoints that take none
+        text = body["messages"][0]["content"].partition("JSON Schema: ")[2]
+        names = json.loads(text)["properties"]
+    except (LookupError, TypeError, AttributeError, ValueError):
         return ""
+    return "generate" if "query_negative" in names else "query" if "query" in names else "judge"
 
 
 def content_words(text: str) -> list[str]:
@@ -73,13 +79,12 @@ class Model:
 
     def answer(self, body: dict[str, Any]) -> str:
         """The answer's content for a valid request."""
-        name = ((body.get("response_format") or {}).get("json_schema") or {}).get("name", "")
-        payload = _payload(body)
-        if name == "query_answer":
+        stage, payload = stage_of(body), _payload(body)
+        if stage == "query":
             value = self._query(payload)
-        elif name == "generate_answer":
+        elif stage == "generate":
             value = self._example(payload)
-        elif name == "judge_answer":
+        elif stage == "judge":
             value = self._judgement(payload, body["model"])
         else:
             return "Certainly."
@@ -165,18 +170,25 @@ class Model:
         return {"reason": reason, "relevant": relevant}
 
 
-def usage(body: dict[str, Any], content: str) -> dict[str, Any]:
-    """The answer's `usage`: four bytes a token, prompts of 1024 tokens have a cached prefix."""
+def usage(
+    body: dict[str, Any], content: str, *, heeded: tuple[str, ...], thoughts: int = 0
+) -> dict[str, Any]:
+    """The answer's `usage`: four bytes a token, prompts of 1024 tokens have a cached prefix.
+
+    Args:
+      heeded: fields with a limit of tokens that are heeded.
+      thoughts: tokens of every answer beside its content.
+    """
     messages = body["messages"]
     text = "".join(str(m["content"]) for m in messages)
     schema = json.dumps(body.get("response_format") or {})
     prompt = (len(text.encode()) + len(schema)) // 4 + 8
     system = len(str(messages[0]["content"]).encode()) // 4
     cached = system // _CACHE_BLOCK * _CACHE_BLOCK if prompt >= 1024 else 0
-    reasoning = 0
+    reasoning = thoughts
     if REASONING.match(body["model"]):
-        reasoning = 64 * int(draw(text) * 4)
-    most = body.get("max_completion_tokens") or body.get("max_tokens") or 1 << 20
+        reasoning += 64 * int(draw(text) * 4)
+    most = min([body[name] for name in heeded if body.get(name)], default=1 << 20)
     completion = min(most, len(content.encode()) // 4 + 1 + reasoning)
     return {
         "prompt_tokens": prompt,

@@ -156,25 +156,34 @@ class Server:
         rule = self.fault((*REFUSING, *SPOILING, *WRAPPING), identity, attempt, **of)
         if rule and rule["kind"] in REFUSING:
             return self._refusal(rule, identity, limits)
-        wrong = llm_checks.check(body, self.models, self.options.max_context)
-        if wrong:
+        if wrong := self.wrong(body):
             return self.json(*wrong, headers=limits)._replace(identity=identity)
         completion = self.completion(body, identity, rule)
         self.counts.bill(identity, completion["usage"])
-        if rule and rule["kind"] == "no_usage":
+        if rule and rule["kind"] in ("no_usage", "long"):
             del completion["usage"]
         answer = self.json(200, completion, headers=limits)
         if rule and rule["kind"] == "malformed_json":
             answer = answer._replace(body=answer.body[: len(answer.body) * 2 // 3])
         return answer._replace(identity=identity, rule=rule)
 
+    def wrong(self, body: Any) -> tuple[int, dict[str, Any]] | None:
+        """Status and body of the error for a chat completion's body; None if the body is valid."""
+        options = self.options
+        wrong = llm_checks.check(body, self.models, options.max_context)
+        return wrong or llm_checks.unknown_field(body, options.formats, options.limits)
+
     def completion(
         self, body: dict[str, Any], identity: str, rule: dict[str, Any] | None
     ) -> dict[str, Any]:
         """The chat completion of a valid request body, with the content fault of `rule` if any."""
         kind = rule["kind"] if rule else ""
+        if self.options.ignores_format:  # it sees the messages alone
+            body = {name: value for name, value in body.items() if name != "response_format"}
         content: str | None = self.model.answer(body)
-        finish, refusal, tokens = "stop", None, usage(body, content)
+        heeded = tuple(self.options.heeds.split(","))
+        tokens = usage(body, content, heeded=heeded, thoughts=self.options.thoughts)
+        finish, refusal = "stop", None
         if tokens["completion_tokens"] < len(content.encode()) // 4 + 1:
             content, finish = content[: len(content) // 2], "length"
         if kind == "wrong_schema":
@@ -271,6 +280,7 @@ def _wrapped(kind: str, content: str | None) -> dict[str, Any]:
         "parts": {"content": [{"type": "text", "text": content}]},
         "bom": {"content": f"\ufeff{content}"},
         "prose": {"content": f"Here it is:\n{content}\nI hope this helps."},
+        "long": {"content": f"{content}\n{'and so on ' * 2000}"},  # and without usage
         "as_thoughts": {"content": None, "reasoning_content": content},
     }.get(kind, {})
 
@@ -305,6 +315,12 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--second-judge", default="gpt-4o", help="model that judges otherwise now and then")
     add("--flip-rate", type=float, default=0.04, help="share of judgements it turns round")
     add("--max-context", type=int, default=128_000, help="tokens of a prompt")
+    names = "max_completion_tokens,max_tokens"
+    add("--formats", default="json_schema,json_object,none", help="response formats it takes")
+    add("--limits", default=names, help="names of the limit of tokens that it takes")
+    add("--heeds", default=names, help="those that it heeds")
+    add("--ignores-format", type=int, default=0, help="1: it takes the formats and heeds none")
+    add("--thoughts", type=int, default=0, help="tokens of every answer beside its content")
     add("--until-stdin-closes", action="store_true", help="end with the process that started it")
     add("--batch-step-s", type=float, default=0.05, help="seconds in each state of a batch")
     add("--batch-rows-per-s", type=float, default=5000.0, help="speed of a batch")
