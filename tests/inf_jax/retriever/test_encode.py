@@ -86,9 +86,9 @@ def test_parameters_that_are_split(encoder, tree, texts, vectors, fsdp, devices)
 def test_one_compilation_whatever_the_texts(encoder, tree, texts):
     shapes = []
 
-    def encode(*arguments):  # runs only when traced
-        shapes.append(arguments[1].tokens.shape)
-        return encoder.encode(*arguments)
+    def encode(params, packed, *, shards):  # runs only when traced
+        shapes.append(packed.tokens.shape)
+        return encoder.encode(params, packed, shards=shards)
 
     for part in (texts, texts[:1], texts[5:70], []):
         encode_texts(encode, tree, part, grid=GRID)
