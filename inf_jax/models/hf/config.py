@@ -64,7 +64,17 @@ def refuse_own_code(directory: Path, mask: str) -> None:
 
 
 def read_config(directory: str | Path) -> EncoderConfig:
-    """`config_from_hf` of `<directory>/config.json`."""
+    """`config_from_hf` of `<directory>/config.json`; UserError for a PEFT adapter too."""
     path = Path(directory) / "config.json"
+    adapter = Path(directory) / "adapter_config.json"
+    if adapter.exists():
+        fields = read_json(adapter, kind=dict, remedy="download it again")
+        kind, base = fields.get("peft_type"), fields.get("base_model_name_or_path")
+        raise UserError(
+            f"{adapter}: a PEFT adapter ({kind}) of the model {base!r} is not applied here; merge "
+            "it: peft.AutoPeftModelForFeatureExtraction.from_pretrained(DIRECTORY)"
+            ".merge_and_unload().save_pretrained(NEW), copy the other files of the directory "
+            "(tokenizer, modules.json, 1_Pooling, ...) to NEW, and name that"
+        )
     fields = read_json(path, remedy="name a Hugging Face model directory or hub id")
     return config_from_hf(fields, str(path))

@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoTokenizer
 
 import inf_jax
+from inf_jax.hf_export import parity
 from inf_jax.hf_export.model_card import RunInfo
 from inf_jax.hf_export.writer import export_hf
 from inf_jax.models import hf
@@ -63,9 +64,8 @@ def test_texts_with_tokens_beyond_the_table(tiny_model_dir, tmp_path):
     grown.add_tokens(["[NEW]"])
     grown.save_pretrained(directory)
     report = export_tiny(directory, out_dir)
-    plain = export_tiny(tiny_model_dir, tmp_path / "plain")
-    for name, found in report.loaders.items():
-        assert found["texts"] == plain.loaders[name]["texts"] + 2
+    plain = len(parity.PARITY_QUERIES) + len(parity.PARITY_PASSAGES)
+    assert report.loaders["inf_jax"]["texts"] == plain + 2
     texts = ["amber <image> grows", "[NEW] frost", "cedar"]
     theirs = st.SentenceTransformer(str(out_dir), device="cpu").encode(texts)
     np.testing.assert_allclose(theirs, inf_jax.load(directory).encode(texts), atol=1e-5)

@@ -284,3 +284,17 @@ def test_parameters_of_public_shapes(name, parameters):
     shape, _ = model_shape(name)
     tree = jax.eval_shape(make_encoder(shape).init, jax.random.key(0))
     assert sum(x.size for x in jax.tree.leaves(tree)) == parameters
+
+
+@pytest.mark.parametrize("whole", [False, True])  # its base's config.json may be beside it
+def test_adapters_are_refused_by_name(whole, tmp_path):
+    fields = {"peft_type": "LORA", "base_model_name_or_path": "intfloat/e5-mistral", "r": 4}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(fields))
+    if whole:
+        (tmp_path / "config.json").write_text(json.dumps(fields_of("bert")))
+    message = r"a PEFT adapter \(LORA\) of the model 'intfloat/e5-mistral' is not .*; merge it: "
+    with pytest.raises(UserError, match=rf"adapter_config\.json: {message}"):
+        read_config(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"adapter_config\.json: .*nested too deeply"):
+        read_config(tmp_path)
