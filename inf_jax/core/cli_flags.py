@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from difflib import get_close_matches
@@ -55,12 +56,16 @@ class FlagParser:
 
         Args:
           doc: for --help, which adds the default; None hides the flag.
-          of: converts the text; raises `argparse.ArgumentTypeError`, see `number`.
+          of: converts the text; raises `argparse.ArgumentTypeError`, see `number`. Of a FILE or DIR
+            (`metavar`), `~` at its start is replaced by the home directory before.
           choices: the allowed values.
           metavar: stands for the value in --help.
           many: several values, separated by spaces, give a list.
           example: a value, for messages; the flag must be given then.
         """
+        convert = of
+        if metavar in ("FILE", "DIR"):
+            convert = lambda text: of(os.path.expanduser(text))  # noqa: E731
         is_flag = name.startswith("-")
         if is_flag:
             self.names.append(name)
@@ -70,7 +75,7 @@ class FlagParser:
             name,
             help=argparse.SUPPRESS if doc is None else doc,
             default=default,
-            type=of,
+            type=convert,
             choices=choices or None,
             metavar=metavar or None,
             nargs=("+" if is_flag else "*") if many else None,

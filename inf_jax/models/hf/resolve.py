@@ -1,6 +1,7 @@
 """Resolves a model's name (directory, `package:NAME/SUB` of an installed package or hub id)."""
 
 import importlib.util
+import os
 import re
 from pathlib import Path
 
@@ -17,6 +18,7 @@ def resolve_model(name: str) -> Path:
     Raises:
       UserError: the package is not installed, there is no such directory, or the download failed.
     """
+    name = os.path.expanduser(name)
     if name.startswith("package:"):
         package, _, sub = name.removeprefix("package:").partition("/")
         if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", package):
