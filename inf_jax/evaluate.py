@@ -32,7 +32,7 @@ from inf_jax.io import storage
 from inf_jax.io.json_files import read_json
 from inf_jax.models.hf.backbone import Backbone, load_model
 from inf_jax.models.hf.config import read_config
-from inf_jax.monitoring.metrics_log import metric_lines
+from inf_jax.monitoring.metrics_log import read_losses
 from inf_jax.retriever.encode import shortened
 from inf_jax.retriever.from_config import retriever_config
 from inf_jax.retriever.retriever import Retriever
@@ -121,7 +121,7 @@ def main(resolved: ConfigDict) -> None:
     figure.draw(
         out_dir / "eval.png",
         title=f"{title}: {counts}",
-        losses=[(line["step"], line["loss"]) for line in metric_lines(out_dir / "metrics.jsonl")],
+        losses=read_losses(out_dir / "metrics.jsonl"),
         bars=[(METRICS[key], whole["base"][key], value) for key, value in whole["trained"].items()],
     )
     print(f"{counts}; wrote {out_dir}/eval.json and {out_dir}/eval.png")

@@ -12,7 +12,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import orbax.checkpoint as ocp
 from etils import epath
@@ -170,8 +170,20 @@ def read_saved(directory: str | Path, which: str = "newest") -> Saved | None:
     with _reading(path / str(step)):
         names = ("position", "config", "checksums")
         info, config, sums = (_metadata(path / str(step), name) for name in names)
-        info = ResumeInfo(**info)
+        info = _resume_info(info, step)
         return Saved(step, info, config, _fingerprint(info, config, sums))
+
+
+def _resume_info(values: Mapping[str, Any], step: int) -> ResumeInfo:
+    """The resume information of a checkpoint; TypeError or ValueError where a field is wrong."""
+    info = ResumeInfo(**values)
+    for name, kind in get_type_hints(ResumeInfo).items():
+        value = getattr(info, name)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise TypeError(f"position: {name}={value!r} is of another type")
+    if info.step != step:
+        raise ValueError(f"position: step={info.step}, in the directory of step {step}")
+    return info
 
 
 def _fingerprint(info: ResumeInfo, config: Mapping[str, Any], sums: Mapping[str, int]) -> str:
@@ -198,9 +210,10 @@ def _choose(path: epath.Path, steps: list[int], which: str) -> int:
     for step in sorted(steps):
         metrics = path / str(step) / "metrics" / "metrics"
         if metrics.exists():
-            train = _metadata(path / str(step), "config")["train"]
-            best = Best(train["best_metric"], train["best_mode"])
-            sort_key[step] = best.sort_key(read_json(metrics, kind=dict))
+            with _reading(path / str(step)):
+                train = _metadata(path / str(step), "config")["train"]
+                best = Best(train["best_metric"], train["best_mode"])
+                sort_key[step] = best.sort_key(read_json(metrics, kind=dict, remedy=""))
     if not sort_key:
         raise UserError(f"{path}: the run kept no best checkpoint; train with train.keep_best")
     return min(sort_key, key=sort_key.__getitem__)
@@ -231,7 +244,7 @@ def _reading(checkpoint: epath.Path) -> Iterator[None]:
     """Turns errors about checkpoints that are damaged or do not fit into UserErrors."""
     try:
         yield
-    except (ValueError, KeyError, OSError, TypeError) as error:
+    except (ValueError, LookupError, OSError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"checkpoint {checkpoint} cannot be restored: {_reason(error)}; it was written by "
             "another config or version, or is damaged: give the old config, or a new out_dir, or "

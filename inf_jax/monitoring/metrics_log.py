@@ -3,8 +3,9 @@
 import contextlib
 import json
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -52,7 +53,7 @@ class MetricsLog(contextlib.AbstractContextManager):
 
         path = directory / "metrics.jsonl"
         with atomic_file(path) as file:
-            for line in metric_lines(path):
+            for line in metric_lines(path, _has_step):
                 if line["step"] < first_step:
                     file.write(json.dumps(line).encode() + b"\n")
         self._file = path.open("a", buffering=1)
@@ -147,24 +148,50 @@ def read_metrics(path: AnyPath) -> list[dict]:
     return list(metric_lines(path))
 
 
-def metric_lines(path: AnyPath) -> Iterator[dict]:
+def is_number(value: object) -> bool:
+    """Whether a value of a log's line is a number; NaN and infinity are."""
+    return isinstance(value, float) or (type(value) is int and abs(value) < 1 << 63)
+
+
+def _has_place(line: Mapping[str, Any]) -> bool:
+    return type(line.get("step", line.get("start"))) is int
+
+
+def _has_step(line: Mapping[str, Any]) -> bool:
+    return type(line.get("step")) is int
+
+
+def read_losses(path: AnyPath) -> list[tuple[int, float]]:
+    """(step, loss) of each line of a metrics.jsonl; UserError as `metric_lines`."""
+    lines = metric_lines(path, lambda line: _has_step(line) and is_number(line.get("loss")))
+    return [(line["step"], line["loss"]) for line in lines]
+
+
+def metric_lines(
+    path: AnyPath, is_valid: Callable[[Mapping[str, Any]], bool] = _has_place
+) -> Iterator[dict]:
     """The lines of a metrics.jsonl or timing.jsonl, without a last line cut short by a kill.
 
+    Args:
+      is_valid: whether a line has the fields that the caller reads.
+
     Raises:
-      UserError: a line is invalid; names it.
+      UserError: a line is not valid; names it.
     """
     if not path.exists():
         return
     with path.open("rb") as file:
-        yield from _parsed(file, path)
+        yield from _parsed(file, path, is_valid)
 
 
-def _parsed(file: Iterable[bytes], path: AnyPath) -> Iterator[dict]:
+def _parsed(
+    file: Iterable[bytes], path: AnyPath, is_valid: Callable[[Mapping[str, Any]], bool]
+) -> Iterator[dict]:
     for number, line in enumerate(file, 1):
         if not line.endswith(b"\n"):
             return
         where, remedy = f"{path}, line {number}", "delete that line, then start again"
         value = parse_json(line, where, kind=dict, remedy=remedy)
-        if "step" not in value and "start" not in value:
-            raise UserError(f"{where}: damaged (no step); {remedy}")
+        if not is_valid(value):
+            raise UserError(f"{where}: its fields are missing or of another type; {remedy}")
         yield value

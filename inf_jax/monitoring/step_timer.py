@@ -23,14 +23,14 @@ import threading
 import time
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 
-from inf_jax.monitoring.metrics_log import metric_lines
+from inf_jax.monitoring.metrics_log import is_number, metric_lines
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 _T = TypeVar("_T")
@@ -65,10 +65,25 @@ class History(NamedTuple):
     waits: np.ndarray
 
 
+def _is_timing(line: Mapping[str, Any]) -> bool:
+    """Whether a line is one of a start or of a window of steps."""
+    if "start" in line:
+        return type(line["start"]) is int and is_number(line.get("at"))
+    seconds, waits = line.get("step_s"), line.get("wait_s")
+    return (
+        type(line.get("step")) is int
+        and isinstance(seconds, list)
+        and isinstance(waits, list)
+        and len(seconds) == len(waits) <= line["step"] + 1
+        and all(map(is_number, seconds))
+        and all(wait is None or is_number(wait) for wait in waits)
+    )
+
+
 def read_history(path: Path, *, first: int) -> History:
     """Reads the timings of the steps before `first`; of a repeated step, the last one."""
     begun, steps, waits = None, np.full(first, np.nan), np.full(first, np.nan)
-    for line in metric_lines(path):
+    for line in metric_lines(path, _is_timing):
         if "start" in line:
             begun = line["at"] if begun is None else begun
             continue

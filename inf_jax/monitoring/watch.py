@@ -10,7 +10,7 @@ from inf_jax.config.sections import TrainConfig
 from inf_jax.distributed.coordination import is_primary
 from inf_jax.io.storage import AnyPath
 from inf_jax.monitoring.loss_guard import LossGuard
-from inf_jax.monitoring.metrics_log import MetricsLog, NoLog, metric_lines
+from inf_jax.monitoring.metrics_log import MetricsLog, NoLog, read_losses
 from inf_jax.monitoring.profiler import Profiler
 from inf_jax.monitoring.step_timer import StepTimer, StepWork
 from inf_jax.monitoring.watchdog import Watchdog
@@ -63,8 +63,8 @@ class Watch(contextlib.ExitStack):
         )
         earlier: list[float] = []
         if options.max_spike and first:
-            lines = metric_lines(out_dir / "metrics.jsonl")
-            earlier = [line["loss"] for line in lines if line["step"] < first]
+            losses = read_losses(out_dir / "metrics.jsonl")
+            earlier = [loss for step, loss in losses if step < first]
         spike, steps = options.max_spike, options.spike_steps
         self._loss_guard = LossGuard(max_spike=spike, steps=steps, losses=earlier)
         minutes = options.hang_minutes

@@ -1,6 +1,8 @@
 """Checkpoints: which are kept, and that damaged or foreign ones are refused."""
 
+import json
 import math
+import shutil
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -124,3 +126,58 @@ def test_a_checkpoint_of_another_tree_is_refused(tmp_path):
     for part in ("opt_state/mu absent, expected (2,)", "params/shared/v absent, expected (3,)"):
         assert part in str(caught.value)
     assert "params/shared/w (3,), expected none" in str(caught.value)
+
+
+POSITION = {"step": 1, "seed": 0, "batch_size": 8, "dataset": "dataset"}
+
+
+@pytest.fixture(scope="module")
+def one_checkpoint(tmp_path_factory):
+    """A checkpoint of step 1 with metrics; tests change files of a copy."""
+    directory = tmp_path_factory.mktemp("one")
+    config = {"train": {"best_metric": "loss", "best_mode": "min"}}
+    with checkpoint.make_manager(directory, keep=1, keep_best=1) as manager:
+        info = ResumeInfo(1, 0, 8, "dataset")
+        checkpoint.save(manager, small_state(1), info, config=config, metrics={"loss": 0.5})
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *((name, "[" * 100_000) for name in ("position/metadata", "config/metadata")),
+        *((name, '{"a": %s}' % ("9" * 5000)) for name in ("position/metadata", "config/metadata")),
+        *((name, "[1]") for name in ("position/metadata", "config/metadata", "checksums/metadata")),
+        ("checksums/metadata", "7"),
+        ("position/metadata", {"step": "1"}),
+        ("position/metadata", {"seed": None}),
+        ("position/metadata", {"dataset": 3}),
+        ("position/metadata", {"step": 2}),
+        ("position/metadata", {"unknown": 2}),
+    ],
+)
+def test_json_of_another_type(one_checkpoint, tmp_path, name, content):
+    copy = tmp_path / "copy"
+    shutil.copytree(one_checkpoint, copy)
+    content = json.dumps(POSITION | content) if isinstance(content, dict) else content
+    (copy / "1" / name).write_text(content)
+    with pytest.raises(UserError, match=r"copy/1 cannot be restored: .*delete that"):
+        checkpoint.read_saved(copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics/metrics", "[1]"),
+        ("metrics/metrics", '{"loss": "low"}'),
+        ("metrics/metrics", "[" * 100_000),
+        ("config/metadata", '{"train": 3}'),
+        ("config/metadata", "{}"),
+    ],
+)
+def test_best_by_damaged_files(one_checkpoint, tmp_path, name, content):
+    copy = tmp_path / "copy"
+    shutil.copytree(one_checkpoint, copy)
+    (copy / "1" / name).write_text(content)
+    with pytest.raises(UserError, match=r"copy/1 cannot be restored: "):
+        checkpoint.read_saved(copy, "best")

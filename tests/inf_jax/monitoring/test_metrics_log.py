@@ -11,7 +11,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from inf_jax.core.errors import UserError
 from inf_jax.io.tfrecord import read_records
-from inf_jax.monitoring.metrics_log import MetricsLog, read_metrics
+from inf_jax.monitoring.metrics_log import MetricsLog, read_losses, read_metrics
 from inf_jax.training.health import health
 
 
@@ -108,6 +108,15 @@ def test_a_damaged_log_is_named(tmp_path):
         path.write_bytes(content)
         with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: .*delete that line"):
             read_metrics(path)
+    for line in ('{"step": "1", "loss": 1}', '{"loss": 1}', '{"step": null, "loss": 1}'):
+        path.write_text(f'{{"step": 0, "loss": 1}}\n{line}\n')
+        with pytest.raises(UserError, match=r"line 2: its fields are missing or of another type"):
+            read_metrics(path)
+    for line in ('{"step": 1}', '{"step": 1, "loss": "2"}', '{"step": 1, "loss": [2]}'):
+        path.write_text(f'{{"step": 0, "loss": NaN}}\n{line}\n')
+        assert len(read_metrics(path)) == 2
+        with pytest.raises(UserError, match=r"line 2: its fields are missing or of another type"):
+            read_losses(path)
     path.write_bytes(b'{"step": 0}\n{"st')
     assert read_metrics(path) == [{"step": 0}]
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from inf_jax.core.errors import UserError
 from inf_jax.monitoring import step_timer
 from inf_jax.monitoring.metrics_log import read_metrics
 from inf_jax.planning.chips import CHIPS, peak_flops
@@ -185,3 +186,25 @@ def test_memory_is_of_the_fullest_device(monkeypatch):
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
     assert step_timer.memory()["device_bytes"] == 7
     assert step_timer.memory()["device_peak_bytes"] == 9
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"step": 3}',
+        '{"step": 3, "step_s": [1.0]}',
+        '{"step": 3, "step_s": 1.0, "wait_s": [0.1]}',
+        '{"step": 3, "step_s": [1.0], "wait_s": []}',
+        '{"step": 3, "step_s": ["1"], "wait_s": [0.1]}',
+        '{"step": 0, "step_s": [1, 1], "wait_s": [0, 0]}',
+        '{"step": "3", "step_s": [1.0], "wait_s": [0.1]}',
+        '{"start": 3}',
+        '{"start": "3", "at": 5.0}',
+        '{"step": 3, "step_s": [1%s], "wait_s": [0.1]}' % ("0" * 400),
+    ],
+)
+def test_lines_without_their_fields(tmp_path, line):
+    path = tmp_path / "timing.jsonl"
+    path.write_text(f'{{"start": 0, "at": 5.0}}\n{line}\n')
+    with pytest.raises(UserError, match=r"timing\.jsonl, line 2: its fields are missing or of an"):
+        step_timer.read_history(path, first=4)
