@@ -1,5 +1,6 @@
 """Reads texts to encode as a stream, prepares them one window ahead, and gathers the vectors."""
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +34,9 @@ class TextStream:
             raise UserError(f"{name} must be a string or strings, not a {type(texts).__name__}")
         self._texts = [texts] if isinstance(texts, str) else texts
         self._name = name
-        self.count: int | None = len(self._texts) if hasattr(self._texts, "__len__") else None
+        self.count: int | None = None
+        with contextlib.suppress(TypeError):  # also of loaders whose len() depends on their data
+            self.count = len(self._texts)
         if isinstance(self._texts, list | tuple):
             for _ in self:  # before anything is encoded
                 pass

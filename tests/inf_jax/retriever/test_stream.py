@@ -203,4 +203,15 @@ def test_a_generator_runs_in_the_callers_thread(retriever, whole):
     texts = (threads.append(threading.get_ident()) or text for text in PASSAGES)
     np.testing.assert_allclose(retriever.encode(texts), whole, atol=1e-6)
     assert set(threads) == {threading.get_ident()}
-    assert stream.TextStream(iter("ab"), "texts").count is None
+
+
+def test_the_number_of_texts_if_it_is_known():
+    class Loader:
+        def __iter__(self):
+            return iter("ab")
+
+        def __len__(self):
+            raise TypeError("an iterable dataset has no length")
+
+    for texts, count in (("ab", 1), (["a", "b"], 2), (iter("ab"), None), (Loader(), None)):
+        assert stream.TextStream(texts, "texts").count == count
