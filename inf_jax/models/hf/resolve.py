@@ -46,7 +46,7 @@ def resolve_model(name: str) -> Path:
         raise UserError(f"model {name!r}: no such directory")
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # every kind of network, permission and name error of the hub client
