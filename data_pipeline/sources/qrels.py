@@ -34,7 +34,8 @@ _NAMES = {
     "corpus-id": ("corpus-id", "doc-id", "docid", "did", "document-id", "passage-id", "pid"),
     "score": ("score", "relevance", "rel", "label", "grade"),
 }
-_TYPES = (".tsv", ".txt", ".jsonl", ".parquet")
+_TABLES = (".tsv", ".txt", ".csv")
+_TYPES = (*_TABLES, ".jsonl", ".parquet")
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}(\.0*)?")
 
 
@@ -65,15 +66,15 @@ def read_judgements(file: Path, *, headerless: Collection[int] = (3, 4)) -> Iter
 
     Args:
       file: jsonl or parquet with fields of these names (or common others, such as query_id, docid,
-        relevance); or a table with tabs or, if its first line has none, white space between the
-        columns, which a header names or which are as `headerless` says.
+        relevance); or a table with commas (.csv), tabs or, if its first line has none, white space
+        between the columns, which a header names or which are as `headerless` says.
       headerless: numbers of columns of a table whose first line may be a judgement: 3 for the
         COLUMNS, 4 for TREC's, with an iteration before the passage.
 
     Raises:
       UserError: a row or file is damaged, or lacks a column; names the row.
     """
-    table = file_type(file) in (".tsv", ".txt")
+    table = file_type(file) in _TABLES
     for row in _table_rows(file, headerless) if table else read_rows(file):
         values = {_plain(name): value for name, value in row.values.items()}
         row = Row(row.where, values)
@@ -163,11 +164,12 @@ def join(
 
 def _table_rows(file: Path, headerless: Collection[int]) -> Iterator[Row]:
     columns: Sequence[str] = ()
-    tabs = False
+    separator = "," if file_type(file) == ".csv" else None
     for where, data in lines_of(file):
         text = decoded(data, where).rstrip()
-        tabs = tabs or (not columns and "\t" in text)
-        cells = _cells(text, where) if tabs else text.split()
+        if not columns and not separator and "\t" in text:
+            separator = "\t"
+        cells = _cells(text, separator, where) if separator else text.split()
         if not columns:
             columns, is_header = _columns(where, cells, headerless)
             if is_header:
@@ -177,12 +179,12 @@ def _table_rows(file: Path, headerless: Collection[int]) -> Iterator[Row]:
         yield Row(where, dict(zip(columns, cells, strict=True)))
 
 
-def _cells(text: str, where: str) -> list[str]:
-    """The cells between tabs; one may be in double quotes, as Python's csv module writes it."""
+def _cells(text: str, separator: str, where: str) -> list[str]:
+    """The separated cells; one may be in double quotes, as Python's csv module writes it."""
     if '"' not in text:
-        return text.split("\t")
+        return text.split(separator)
     try:
-        return next(csv.reader([text], delimiter="\t"))
+        return next(csv.reader([text], delimiter=separator))
     except csv.Error as error:
         raise UserError(f"{where}: {error}; correct the line or remove it") from error
 

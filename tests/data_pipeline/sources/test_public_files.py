@@ -103,6 +103,7 @@ JUDGED = {"query-id": "q1", "corpus-id": "d1", "score": 1}
         ("train.tsv", "corpus-id\tscore\tquery-id\nd1\t1\tq1\n"),
         ("train.tsv", "query-id\titeration\tcorpus-id\tscore\nq1\t0\td1\t1\n"),
         ("train.txt", "q1 0 d1 1\n"),
+        ("train.csv", 'query-id,corpus-id,score\n"q1",d1,1\n'),
         ("train.jsonl", lines(JUDGED)),
         ("train.jsonl", lines({"query_id": "q1", "docid": "d1", "relevance": 1.0, "x": []})),
         ("train.parquet", parquet(JUDGED)),
