@@ -51,8 +51,8 @@ def run(out_dir: Path, base_url: str, *arguments: str, check: bool = True) -> Do
 
 
 def refused(done: Done) -> str:
-    """The one line of a run that ended with an error."""
-    assert done.code == 1, done
+    """The one line of a run that ended with an error; a wrong command line ends with code 2."""
+    assert done.code in (1, 2), done
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and "Traceback" not in done.stderr, done.stderr
     return errors[0]

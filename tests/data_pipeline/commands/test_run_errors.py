@@ -26,9 +26,9 @@ def test_a_stage_without_input_says_what_to_run(tmp_path, calm_server):
     error = refused(run(tmp_path, calm_server.base_url, gap, check=False))
     assert "filtered.jsonl is missing" in error
     error = refused(run(tmp_path, calm_server.base_url, "--max-usd=nan", check=False))
-    assert "--max-usd=nan" in error
+    assert "--max-usd" in error and "nan" in error
     error = refused(run(tmp_path, calm_server.base_url, "--stages=cook", check=False))
-    assert "--stages=cook: choose from pairs," in error
+    assert "--stages" in error and "cook" in error and "pairs," in error
 
 
 def test_a_missing_or_damaged_corpus_is_made_again(tmp_path, calm_server, finished):
