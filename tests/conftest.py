@@ -6,6 +6,7 @@ What is compiled once is not compiled again, in whichever process of the tests.
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 
 from tests.xla_flags import quick_flags
@@ -20,4 +21,6 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # pytest-xdist's workers have
 
 import jax
 
+# A shell's background job ignores Ctrl-C, and so would the commands that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_numpy_rank_promotion", "raise")

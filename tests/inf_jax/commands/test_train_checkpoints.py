@@ -18,12 +18,13 @@ from inf_jax.checkpoints import manager as checkpoint
 from inf_jax.checkpoints.integrity import fingerprint
 from inf_jax.config.defaults import run_config
 from inf_jax.core.errors import UserError
+from inf_jax.core.interrupts import INTERRUPTED
 from inf_jax.distributed.preemption import STOPPED
 from inf_jax.io import storage
 from inf_jax.models.hf.backbone import load_model
 from inf_jax.monitoring.metrics_log import read_metrics
 from inf_jax.training.setup import make_training
-from tests.inf_jax.processes import finish, start, write_config
+from tests.inf_jax.processes import LIMIT_S, finish, start, write_config
 
 # The command train, but after the first checkpoint no file may grow beyond 16 KiB: enough for the
 # log, too little for a checkpoint, as on a full disk.
@@ -207,6 +208,22 @@ def test_sigterm_saves_and_ends(tiny_config, tmp_path):
     assert "Traceback" not in out
     assert len(read_metrics(log / "metrics.jsonl")) == done
     assert json.loads((log / "config.json").read_text())["train"]["steps"] == 300
+
+
+def test_ctrl_c_saves_and_ends_although_nobody_reads_the_output(tiny_config, tmp_path):
+    tiny_config.train.update({"steps": 300, "checkpoint_every": 300})
+    file, log = write_config(tiny_config, tmp_path / "c.py"), Path(tiny_config.out_dir)
+    (process,) = start(file, program=("-c", GATED))
+    assert process.stdout.readline()
+    process.stdout.close()  # train | head -1
+    while process.poll() is None and len(read_metrics(log / "metrics.jsonl")) < 3:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    (tmp_path / "go").touch()
+    assert process.wait(LIMIT_S) == INTERRUPTED
+    (done,) = steps_in(log / "checkpoints")
+    assert 3 <= done < 300
+    assert len(read_metrics(log / "metrics.jsonl")) == done
 
 
 def test_two_runs_in_one_out_dir_are_refused(tiny_config, monkeypatch):

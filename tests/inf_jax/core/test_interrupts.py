@@ -116,9 +116,12 @@ def test_a_second_interrupt_ends_what_python_cannot_reach():
         "from inf_jax.core.errors import main_guard\n"
         "with main_guard():\n"
         "    mutex, libc = ctypes.create_string_buffer(256), ctypes.CDLL(None)\n"
-        "    libc.pthread_mutex_lock(mutex)\n"
         "    print('ready', flush=True)\n"
-        "    libc.pthread_mutex_lock(mutex)\n"
+        "    while True:\n"
+        "        try:\n"
+        "            libc.pthread_mutex_lock(mutex)\n"
+        "        except KeyboardInterrupt:\n"  # it came before
+        "            pass\n"
     )
     command, pipe = [sys.executable, "-c", code], subprocess.PIPE
     with subprocess.Popen(command, cwd=ROOT, text=True, stdout=pipe, stderr=pipe) as process:
