@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import functools
 import logging
+import os
 import re
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
@@ -54,8 +55,16 @@ def _is_direct(name: str) -> bool:
 
 
 def check_paths(**paths: str) -> None:
-    """Raises UserError if a path, given by its flag's name, is a URL rather than a local path."""
+    """Raises UserError if a path, given by its flag's name, is a URL rather than a local path, or
+    data_dir holds a character of glob patterns: Beam's writer searches for its files with one, and
+    would leave them under their temporary names."""
     for name, path in paths.items():
+        found = sorted({*"*?[]{}\\"} & set(os.path.abspath(path))) if name == "data_dir" else []
+        if found:
+            raise UserError(
+                f"--{name.replace('_', '-')}={path}: Beam cannot write to a path that holds "
+                f"{' '.join(found)}; choose another"
+            )
         if "://" in str(path):
             raise UserError(
                 f"--{name.replace('_', '-')}={path}: URLs are not supported; give a directory that "

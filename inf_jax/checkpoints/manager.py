@@ -23,6 +23,7 @@ from inf_jax.checkpoints.resume import ResumeInfo
 from inf_jax.core.errors import UserError
 from inf_jax.io import storage
 from inf_jax.io.json_files import read_json
+from inf_jax.io.paths import checkpoint_path_problem
 
 
 class Saved(NamedTuple):
@@ -220,6 +221,8 @@ def _choose(path: epath.Path, steps: list[int], which: str) -> int:
 
 
 def _path(directory: str | Path) -> epath.Path:
+    if problem := checkpoint_path_problem(str(directory)):
+        raise UserError(f"{directory}: {problem}")
     path = storage.as_path(directory)
     return path if storage.is_bucket(directory) else epath.Path(path).absolute()
 

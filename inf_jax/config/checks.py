@@ -10,6 +10,7 @@ from inf_jax.config.sections import RunConfig
 from inf_jax.core.choices import QUERY_ENCODERS
 from inf_jax.core.errors import UserError
 from inf_jax.core.query_encoders import query_encoder
+from inf_jax.io.paths import checkpoint_path_problem, is_url, url_problem
 from inf_jax.losses.objective import parse_objective
 
 
@@ -28,11 +29,15 @@ def check_config(config: ConfigDict) -> None:
     if not out_dir:
         problems.append("out_dir is empty: name a directory")
     problems += [
-        f"{key}={path!r}: a local directory, or gs://BUCKET/DIRECTORY"
-        for key, path in (("out_dir", out_dir), ("export.dir", config.export.dir))
-        if _is_url(path) and not re.fullmatch(r"gs://[a-z0-9][\w.-]+(/[^/]+)+/?", path)
+        f"{key}={path!r}: {problem}"
+        for key, path, check in (
+            ("out_dir", out_dir, checkpoint_path_problem),
+            ("model.start_from", config.model.start_from, checkpoint_path_problem),
+            ("export.dir", config.export.dir, url_problem),
+        )
+        if path and (problem := check(path))
     ]
-    if _is_url(data.dir):
+    if is_url(data.dir):
         problems.append(
             f"data.dir={data.dir!r}: records are read from a local disk; copy them to each host, "
             "`gcloud storage cp -r`"
@@ -48,10 +53,6 @@ def check_config(config: ConfigDict) -> None:
         )
     problems += _freezing_problems(config) + _head_problems(config) + _loss_problems(config)
     raise_problems([*problems, *_query_encoder_problems(config)])
-
-
-def _is_url(path: str) -> bool:
-    return bool(re.match(r"\w+:/", path))
 
 
 def _freezing_problems(config: ConfigDict) -> list[str]:
