@@ -139,8 +139,9 @@ def _foreign_model(directory: Path) -> st_files.StModel:
             "the template out of a copy to encode plain texts"
         )
     fields = read_json(directory / "config.json", default={}, kind=dict)
-    classes = fields.get("architectures") or [""]
-    causal = str(classes[0]).endswith("ForCausalLM") and fields.get("is_causal", True)
+    classes = fields.get("architectures")
+    first = classes[0] if isinstance(classes, list) and classes else ""
+    causal = str(first).endswith("ForCausalLM") and fields.get("is_causal", True)
     pooling = "last" if causal else "mean"  # as sentence-transformers assumes
     logging.getLogger(__name__).warning(
         "%s has neither %s nor modules.json: %s pooling and unit length are assumed",

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from inf_jax.core import choices
-from inf_jax.core.errors import UserError
+from inf_jax.core.errors import UserError, first_line
 from inf_jax.core.query_encoders import QueryEncoder, query_encoder
 from inf_jax.io.json_files import read_json
 from inf_jax.models.encoder import EncoderOptions
@@ -90,7 +90,12 @@ def read_settings(directory: Path) -> RetrieverConfig:
         values = {name: fields[name] for name in names}
         values |= {"text": TextConfig(**fields["text"]), "dims": tuple(fields["dims"])}
     except (KeyError, TypeError, UserError) as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {first_line(error)}; export again") from error
+    for field in dataclasses.fields(RetrieverConfig):
+        value, default = values[field.name], getattr(RetrieverConfig(), field.name)
+        numbers = value if field.name == "dims" else [value] if type(default) is int else []
+        if type(value) is not type(default) or any(type(x) is not int or x < 0 for x in numbers):
+            raise UserError(f"{path}: {field.name}={value!r} is of another type; export again")
     for name, allowed in (
         ("towers", choices.TOWERS),
         ("pooling", choices.POOLINGS),

@@ -84,6 +84,11 @@ class Fields:
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             self.problems.append(f"{name}={value!r} (wrong type)")
             return 1 if default is _REQUIRED else default
+        limit = 31 if kind is int else 1000  # of JAX's sizes, of a float's value; bits
+        if isinstance(value, int) and abs(value) >= 1 << limit:
+            shown = f"={value}" if abs(value) < 1 << 64 else ""
+            self.problems.append(f"{name}{shown} (too large)")
+            return 1 if default is _REQUIRED else default
         if (positive or (default is _REQUIRED and kind is int)) and not value > 0:
             self.problems.append(f"{name}={value!r} (must be above 0)")
             return 1

@@ -61,3 +61,33 @@ def test_damaged_settings_are_refused(tiny_model_dir, tmp_path, text, message):
     (directory / "inf_jax.json").write_text(text)
     with pytest.raises(UserError, match=rf"inf_jax\.json.*{message}"):
         inf_jax.load(directory)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"towers": ["shared"]},
+        {"pooling": None},
+        {"normalise": "yes"},
+        {"normalise": 1},
+        {"projection": "16"},
+        {"projection": -1},
+        {"projection_bias": 0},
+        {"truncate_dim": 8.0},
+        {"truncate_dim": True},
+        {"similarity": 3},
+        {"dims": ["8"]},
+        {"dims": [-8]},
+        {"dims": 8},
+        {"text": []},
+        {"text": {"max_query_tokens": "32"}},
+        {"text": {"passage_template": None}},
+        {"format": "4"},
+        {"format": [4]},
+    ],
+)
+def test_settings_of_another_type(tmp_path, change):
+    fields = dataclasses.asdict(RetrieverConfig()) | {"format": 4} | change
+    (tmp_path / "inf_jax.json").write_text(json.dumps(fields))
+    with pytest.raises(UserError, match=r"inf_jax\.json: "):
+        read_settings(tmp_path)

@@ -298,3 +298,18 @@ def test_adapters_are_refused_by_name(whole, tmp_path):
     (tmp_path / "adapter_config.json").write_text("[" * 100_000)
     with pytest.raises(UserError, match=r"adapter_config\.json: .*nested too deeply"):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("vocab_size", 1 << 31),
+        ("max_position_embeddings", 10**40),
+        ("hidden_size", 10**4000),
+        ("num_hidden_layers", -(10**4000)),
+        ("layer_norm_eps", 10**4000),
+    ],
+)
+def test_numbers_that_are_no_sizes(name, number):
+    with pytest.raises(UserError, match=rf"{name}.* \(too large\)"):
+        config_from_hf(fields_of("bert") | {name: number})
