@@ -137,6 +137,7 @@ class Rejections:
         self._journal = journal
         self._answering: set[str] = set()  # stages that had answers in this run
         self._ever: set[str] = set()  # and in any run
+        self._looked_up: set[tuple[str, str]] = set()
         self._of_request: Counter[str] = Counter()
         self._in_a_row: dict[str, dict[str, Reply]] = {}  # stage -> request -> first rejection
 
@@ -148,8 +149,10 @@ class Rejections:
 
     def ever_answered(self, stage: str, model: str) -> bool:
         """Whether a request of the stage was answered, in this run or in an earlier one."""
-        if stage not in self._ever and self._journal.ever_answered(stage, model):
-            self._ever.add(stage)
+        if stage not in self._ever and (stage, model) not in self._looked_up:
+            self._looked_up.add((stage, model))  # a scan of the journal
+            if self._journal.ever_answered(stage, model):
+                self._ever.add(stage)
         return stage in self._ever
 
     def settle(self, sent: Sent | Request, reply: Reply, *, others_answered: bool = False) -> Reply:

@@ -18,7 +18,7 @@ from data_pipeline.llm.batch_api import BatchState
 from data_pipeline.llm.batch_lifecycle import UNSUBMITTED, BatchLifecycle
 from data_pipeline.llm.budget import Budget, BudgetReached, Price
 from data_pipeline.llm.client import Endpoint
-from data_pipeline.llm.journal import PAID, UNKNOWN, UNPAID, Journal, Received, Sent
+from data_pipeline.llm.journal import PAID, REJECTED, UNKNOWN, UNPAID, Journal, Received, Sent
 from data_pipeline.llm.replies import Reply
 from data_pipeline.llm.request import Request
 from inf_jax.core.errors import UserError
@@ -248,10 +248,9 @@ class BatchAsker:
             if request and self._forms.learn(request, reply):
                 reply = dataclasses.replace(reply, outcome=UNPAID)
                 self._failed_in_a_row = -1  # the next form may do better
+            if earlier and reply.outcome == REJECTED:  # of another day: to be sent again
+                reply = dataclasses.replace(reply, outcome=UNPAID)
             reply = self._rejections.settle(one, reply, others_answered=others)
-            of = self._endpoint.name, one.stage, one.model
-            if reason := self._rejections.reason_to_stop(*of, others_active=self.active > 1):
-                self.stop(UserError(reason))
             if state.status == "completed" and reply.outcome in (UNPAID, UNKNOWN):
                 self._unanswered[key] += 1
             usd = one.reserved if reply.paid else 0.0
@@ -262,6 +261,10 @@ class BatchAsker:
             received.append(Received(one.id, reply.outcome, reply.text, *tokens, usd))
             unknown = reply.outcome == UNKNOWN
             self._budget.settle(one.reserved, usd, unknown=unknown, earlier=earlier)
+        for stage, model in {(one.stage, one.model) for one in sent.values()}:
+            of = self._endpoint.name, stage, model
+            if reason := self._rejections.reason_to_stop(*of, others_active=self.active > 1):
+                self.stop(UserError(reason))
         return list(sent.values()), received
 
     def _count_failures(self, state: BatchState, sent: list[Sent], received: list[Received]):
