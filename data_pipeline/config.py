@@ -47,15 +47,15 @@ class SourceConfig:
     fields: FieldsConfig = FieldsConfig()
     license: str = key("unknown", "licence named on the data card")
     count: int = key(1000, "sampled pairs; more later adds to them; 0: all", rule="not negative")
-    query_words: tuple = key((1, 64), "minimum and maximum of words of a query")
-    passage_words: tuple = key((10, 600), "minimum and maximum of words of a passage")
+    query_words: tuple[int, ...] = key((1, 64), "minimum and maximum of words of a query")
+    passage_words: tuple[int, ...] = key((10, 600), "minimum and maximum of words of a passage")
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
     """Benchmark texts that the corpus must not contain."""
 
-    paths: tuple = key((), "files with queries and passages of benchmarks", path=True)
+    paths: tuple[str, ...] = key((), "files with queries and passages of benchmarks", path=True)
     threshold: float = key(0.8, "Jaccard similarity from which two passages count as the same")
 
 
@@ -86,15 +86,17 @@ class StageConfig:
     seed: int = key(-1, "below 0: not sent")
     response_format: str = key("auto", "auto: the first that it takes", ("auto", *FORMATS))
     token_limit: str = key("auto", "name of its limit of tokens", ("auto", *LIMITS))
-    price: tuple = key((), "USD per million tokens: (input, output) or (input, cached, output)")
+    price: tuple[float, ...] = key(
+        (), "USD per million tokens: (input, output) or (input, cached, output)"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class GenerateConfig(StageConfig):
     """The stage that writes instructions and passages."""
 
-    types: tuple = key(INSTRUCTION_TYPES, "types of instructions to write")
-    type_weights: tuple = key((), "weight of each type; (): 1 each")
+    types: tuple[str, ...] = key(INSTRUCTION_TYPES, "types of instructions to write")
+    type_weights: tuple[float, ...] = key((), "weight of each type; (): 1 each")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,9 +117,11 @@ class SecondJudgeConfig(StageConfig):
 class FilterConfig:
     """Rules that drop examples before they are judged."""
 
-    instruction_words: tuple = key((2, 80), "minimum and maximum of words of an instruction")
-    document_words: tuple = key((5, 1200), "minimum and maximum of words of a passage")
-    languages: tuple = key((), "allowed languages; (): that of the pair's own passage")
+    instruction_words: tuple[int, ...] = key(
+        (2, 80), "minimum and maximum of words of an instruction"
+    )
+    document_words: tuple[int, ...] = key((5, 1200), "minimum and maximum of words of a passage")
+    languages: tuple[str, ...] = key((), "allowed languages; (): that of the pair's own passage")
     near_duplicate: float = key(0.8, "Jaccard similarity of duplicates; 1: exact ones only")
     near_same: float = key(0.9, "Jaccard similarity of two passages of an example")
     leak_words: int = key(6, "words in a row that an instruction must not copy", rule="positive")

@@ -54,6 +54,10 @@ def check_tree(checkpoint: epath.Path, abstract: Mapping[str, Any]) -> None:
         leaves = jax.tree_util.tree_leaves_with_path(tree)
         return {path_name(path): x.shape for path, x in leaves}
 
+    state = checkpoint / "state"
+    for file in (state / "_METADATA", state / "_sharding", *(state / "array_metadatas").glob("*")):
+        if file.exists():  # Orbax starts to read arrays before it finds what is wrong here
+            read_json(file, kind=dict, remedy="")
     handler = ocp.PyTreeCheckpointHandler()
     saved = handler.metadata(checkpoint / "state").tree
     handler.close()

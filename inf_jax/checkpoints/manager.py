@@ -25,6 +25,9 @@ from inf_jax.io import storage
 from inf_jax.io.json_files import read_json
 from inf_jax.io.paths import checkpoint_path_problem
 
+# What Orbax raises on files that are not what it wrote.
+_DAMAGED = (ValueError, LookupError, OSError, TypeError, AttributeError, RecursionError)
+
 
 class Saved(NamedTuple):
     """The record of a checkpoint.
@@ -80,7 +83,14 @@ def make_manager(
         preservation_policy=policies.AnyPreservationPolicy(kept),
         cleanup_tmp_directories=True,
     )
-    return ocp.CheckpointManager(path, options=options)
+    try:
+        return ocp.CheckpointManager(path, options=options)
+    except _DAMAGED as error:  # it reads metrics and metadata of all checkpoints
+        raise UserError(
+            f"{path}: its checkpoints cannot be read ({_reason(error)}): metrics/metrics or "
+            "_CHECKPOINT_METADATA of one of them is damaged; move that checkpoint away to continue "
+            "from the others"
+        ) from error
 
 
 def save(
@@ -247,7 +257,7 @@ def _reading(checkpoint: epath.Path) -> Iterator[None]:
     """Turns errors about checkpoints that are damaged or do not fit into UserErrors."""
     try:
         yield
-    except (ValueError, LookupError, OSError, TypeError, AttributeError, RecursionError) as error:
+    except _DAMAGED as error:
         raise UserError(
             f"checkpoint {checkpoint} cannot be restored: {_reason(error)}; it was written by "
             "another config or version, or is damaged: give the old config, or a new out_dir, or "

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict, config_flags
 
 from inf_jax.config.checks import check_config
 from inf_jax.config.config_files import load_config
-from inf_jax.config.schema import TYPE_NAMES, Key, expand_paths, keys, keys_of
+from inf_jax.config.schema import Key, expand_paths, keys, keys_of, type_problems
 from inf_jax.config.sections import RunConfig
 from inf_jax.core.cli_flags import FlagParser
 from inf_jax.core.errors import UsageError, UserError, first_line, main_guard
@@ -92,7 +92,11 @@ def parse_flags(
             f"--config={spec}: keys that differ from this command's defaults: "
             f"{', '.join(other[:3])}{more}"
         )
+    if problems := type_problems(sections, config):
+        raise UserError(f"--config={spec}: {'; '.join(problems)}")
     _override(config, rest, known)
+    if problems := type_problems(sections, config):
+        raise UserError(f"config: {'; '.join(problems)}")
     expand_paths(sections, config)
     return config, own
 
@@ -143,7 +147,7 @@ def _wrong_value(error: Exception, arguments: Sequence[str], known: dict[str, Ke
     for argument in arguments:
         name, _, value = argument.removeprefix("--config.").partition("=")
         if name in known and f"config.{name}" in str(error):
-            wanted = TYPE_NAMES[type(known[name].default)]
+            wanted = known[name].type_name
             return f"--config.{name}={value}: must be {wanted}"
     return f"{first_line(error)}; --help lists flags and keys"
 

@@ -8,12 +8,15 @@ once, so that the rest of the code reads checked, immutable attributes.
 import dataclasses
 import math
 import os
+import re
+import typing
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import RequiredValueError
 
-from inf_jax.core.errors import UserError
+from inf_jax.core.errors import UserError, first_line
 
 _T = TypeVar("_T")
 
@@ -30,8 +33,13 @@ TYPE_NAMES = {
     int: "a whole number",
     float: "a number",
     str: "a string",
-    tuple: "a tuple, such as (1, 2)",
 }
+_TUPLE_NAMES = {
+    int: "a tuple of whole numbers, such as (1, 2)",
+    float: "a tuple of numbers, such as (1, 0.5)",
+    str: "a tuple of strings, such as ('a', 'b')",
+}
+_LARGEST = 2**32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +53,7 @@ class Key:
       choices: the allowed values; empty: any.
       rule: a name in `VALUE_RULES`, or "".
       path: whether it is a path, or a tuple of paths: `~` at its start is the home directory.
+      item: type of the entries of a tuple; None for others.
     """
 
     name: str
@@ -53,10 +62,16 @@ class Key:
     choices: tuple
     rule: str
     path: bool
+    item: type | None = None
+
+    @property
+    def type_name(self) -> str:
+        """What its values are, for messages."""
+        return TYPE_NAMES[type(self.default)] if self.item is None else _TUPLE_NAMES[self.item]
 
 
 def key(default: Any, doc: str, choices: tuple = (), *, rule: str = "", path: bool = False) -> Any:
-    """A field of a section; see `Key`."""
+    """A field of a section; see `Key`. A tuple is annotated with the type of its entries."""
     metadata = {"doc": doc, "choices": choices, "rule": rule, "path": path}
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -68,7 +83,8 @@ def keys(sections: Any, prefix: str = "") -> Iterator[Key]:
         if dataclasses.is_dataclass(value):
             yield from keys(value, f"{prefix}{field.name}.")
         else:
-            yield Key(f"{prefix}{field.name}", value, **field.metadata)
+            item = typing.get_args(field.type)[0] if isinstance(value, tuple) else None
+            yield Key(f"{prefix}{field.name}", value, **field.metadata, item=item)
 
 
 def config_dict(sections: Any) -> ConfigDict:
@@ -122,13 +138,28 @@ def key_problems(sections: Any, config: ConfigDict) -> list[str]:
     Raises:
       UserError: values have another type than their defaults; lists them.
     """
+    raise_problems(type_problems(sections, config))
     values = [(each, value_of(config, each.name)) for each in keys(sections)]
-    raise_problems(
-        f"{each.name}={value!r}: must be {TYPE_NAMES[type(each.default)]}"
-        for each, value in values
-        if not _has_type(value, each.default)
-    )
     return [text for each, value in values if (text := _problem(each, value))]
+
+
+def type_problems(sections: Any, config: ConfigDict) -> list[str]:
+    """Keys whose value is of another type than their default, or no value at all."""
+    problems = []
+    for each in keys(sections):
+        try:
+            value = value_of(config, each.name)
+        except (KeyError, TypeError, RequiredValueError) as error:
+            problems.append(f"{each.name}: has no value ({first_line(error)})")
+            continue
+        entries = value if each.item and isinstance(value, tuple | list) else [value]
+        if not _has_type(value, each.default, each.item):
+            problems.append(f"{each.name}={value!r}: must be {each.type_name}")
+        elif any(isinstance(x, int) and abs(x) > _LARGEST for x in entries):
+            problems.append(f"{each.name}: a number of at most 2**32")
+        elif any(isinstance(x, str) and re.search("[\0\ud800-\udfff]", x) for x in entries):
+            problems.append(f"{each.name}={value!r}: holds what is no character")
+    return problems
 
 
 def raise_problems(problems: Iterable[str]) -> None:
@@ -139,7 +170,8 @@ def raise_problems(problems: Iterable[str]) -> None:
 
 def _problem(each: Key, value: Any) -> str | None:
     shown = f"{each.name}={value!r}"
-    if isinstance(value, float) and not math.isfinite(value):
+    entries = value if isinstance(value, tuple | list) else [value]
+    if any(isinstance(x, float) and not math.isfinite(x) for x in entries):
         return f"{shown}: must be a finite number"
     if each.choices and value not in each.choices:
         return f"{shown}: must be one of {', '.join(map(str, each.choices))}"
@@ -148,17 +180,20 @@ def _problem(each: Key, value: Any) -> str | None:
     return None
 
 
-def _has_type(value: Any, default: Any) -> bool:
+def _has_type(value: Any, default: Any, item: type | None = None) -> bool:
+    if item is not None:
+        whole = isinstance(value, tuple | list)
+        return whole and all(_has_type(entry, item()) for entry in value)
     if isinstance(default, bool) or isinstance(value, bool):
         return isinstance(value, bool) and isinstance(default, bool)
-    allowed = {float: (int, float), tuple: (tuple, list)}.get(type(default), type(default))
+    allowed = (int, float) if isinstance(default, float) else type(default)
     return isinstance(value, allowed)
 
 
 def keys_of(config: ConfigDict, prefix: str = "") -> list[str]:
     """All keys of a ConfigDict, dotted: `section.key`."""
     names = []
-    for name, value in config.items():
+    for name, value in config.items(preserve_field_references=True):
         path = f"{prefix}{name}"
         names += keys_of(value, f"{path}.") if isinstance(value, ConfigDict) else [path]
     return names

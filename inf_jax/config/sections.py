@@ -67,8 +67,8 @@ class LossConfig:
     max_scale: float = key(100.0, "upper limit of a learned scale", rule="positive")
     bias: float = key(-10.0, "bias of the sigmoid objective's logits")
     mask: str = key("identity", "positives: equal texts; faithful: by index, as the paper", MASKS)
-    dims: tuple = key((), "Matryoshka dimensions to train; (): the full one")
-    dim_weights: tuple = key((), "weight of each of loss.dims; (): 1 each")
+    dims: tuple[int, ...] = key((), "Matryoshka dimensions to train; (): the full one")
+    dim_weights: tuple[float, ...] = key((), "weight of each of loss.dims; (): 1 each")
     engine: str = key("auto", "how to compute it; auto: by batch and mesh", ("auto", *ENGINES))
     tile_dtype: str = key("float32", "dtype of embeddings in score products", choices.DTYPES)
     instruction_negatives: int = key(0, "negatives sampled per pair (block I)", rule="not negative")
@@ -133,7 +133,7 @@ class EvalConfig:
     batch_rows: int = key(64, "packed rows that are encoded at once", rule="positive")
     max_passage_tokens: int = key(256, "longer passages are cut in evaluation", rule="positive")
     top_k: int = key(1000, "passages retrieved per query", rule="positive")
-    dims: tuple = key((), "also score embeddings truncated to these sizes")
+    dims: tuple[int, ...] = key((), "also score embeddings truncated to these sizes")
     base_from: str = key(
         "", "eval.json whose base scores are reused; empty: measure them", path=True
     )

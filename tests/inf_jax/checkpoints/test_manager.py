@@ -116,6 +116,30 @@ def test_half_written_checkpoints_are_never_picked_up(tmp_path):
             checkpoint.restore(manager, small_state(0), 4)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics/metrics", "{"),
+        ("_CHECKPOINT_METADATA", "[]"),
+        ("_CHECKPOINT_METADATA", "[" * 100_000),
+        ("state/_METADATA", "[]"),
+        ("state/array_metadatas/process_0", "[]"),
+        ("state/array_metadatas/process_0", "[" * 100_000),
+    ],
+)
+def test_orbaxs_own_files_of_another_type(tmp_path, name, content, capfd):
+    state, info = small_state(1), ResumeInfo(1, 0, 8, "d")
+    with checkpoint.make_manager(tmp_path, keep=1, keep_best=1) as manager:
+        checkpoint.save(manager, state, info, config={}, metrics={"loss": 1.0})
+    (tmp_path / "1" / name).write_text(content)
+    with (
+        pytest.raises(UserError, match=r"cannot be (read|restored)"),
+        checkpoint.make_manager(tmp_path, keep=1, keep_best=1) as manager,
+    ):
+        checkpoint.restore(manager, state)
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_a_checkpoint_of_another_tree_is_refused(tmp_path):
     with checkpoint.make_manager(tmp_path, keep=3) as manager:
         save(manager, 1)
