@@ -18,6 +18,7 @@ from data_pipeline.quality.minhash import THRESHOLDS
 from data_pipeline.sources.pair_readers import PAIR_SOURCES
 from inf_jax.config import schema
 from inf_jax.config.schema import key
+from inf_jax.io.paths import is_url
 
 MAX_BATCH_REQUESTS = 50_000  # the Batch API's own limit for a file
 # What may follow a model's name: -2024-08-06, -20241022, -0613, -2411, @20240229, -latest
@@ -221,6 +222,11 @@ def check_factory(config: ConfigDict) -> None:
             "itself: name another model, or none for a single judge"
         )
     problems += _read_and_written(config)
+    problems += [
+        f"{name}={schema.value_of(config, name)!r}: is a URL; give a local directory"
+        for name in ("out_dir", "corpus.data_dir", "source.path")
+        if is_url(schema.value_of(config, name))
+    ]
     if llm.batch_requests > MAX_BATCH_REQUESTS:
         problems.append(f"llm.batch_requests={llm.batch_requests}: at most {MAX_BATCH_REQUESTS}")
     if set("@?#") & set(llm.base_url):  # not repeated here: it may be a secret

@@ -10,7 +10,9 @@ from data_pipeline.dataset.builder import REPORT_FILE, InfIr
 from data_pipeline.dataset.inputs import DEV_FRACTION
 from data_pipeline.quality.rules import Report, report_table
 from inf_jax.core.cli_flags import FlagParser, number
+from inf_jax.core.errors import UserError
 from inf_jax.io.json_files import read_json
+from inf_jax.io.paths import is_url
 
 
 def build_parser(program: str, doc: str) -> FlagParser:
@@ -47,6 +49,8 @@ def run_build(args: argparse.Namespace, beam: tfds.download.DownloadConfig | Non
     """Builds the dataset and prints its report; raises UserError as `build`."""
     options = dict(vars(args))
     options.pop("runner", None)
+    if is_url(str(options["data_dir"])):
+        raise UserError(f"--data-dir={options['data_dir']}: is a URL; give a local directory")
     final, written = build(**options, beam=beam)
     console = Console(soft_wrap=True, highlight=False, markup=False)
     reports = read_json(final / REPORT_FILE, kind=dict)

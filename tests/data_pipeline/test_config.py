@@ -29,6 +29,8 @@ def test_every_shipped_config_is_valid():
     [
         ("source.kind", "sql", "source.kind='sql': must be one of beir"),
         ("source.path", "", "source.path is empty"),
+        ("source.path", "s3://b/x", "source.path='s3://b/x': is a URL; give a local directory"),
+        ("out_dir", "gs://b/x", "out_dir='gs://b/x': is a URL; give a local directory"),
         ("llm.mode", "slow", "llm.mode='slow'"),
         ("llm.concurrency", 0, "llm.concurrency=0: must be above 0"),
         ("llm.batch_requests", 10**6, "at most 50000"),
