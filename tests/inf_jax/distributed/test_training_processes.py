@@ -49,9 +49,8 @@ def config(tiny_config):
     tiny_config.train.update({"steps": 9, "checkpoint_every": 3, "health": False})
     tiny_config.optim.update({"lr": 1e-3, "schedule": "constant"})
     tiny_config.loss.objective = "uni(P)"
-    tiny_config.seed = (
-        1  # with 0 one weight of 4,096 gets only rounding as gradient, which Adam scales
-    )
+    # with 0 one weight of 4,096 is 3.6e-6 off between meshes: Adam divides rounding by a tiny norm
+    tiny_config.seed = 1
     tiny_config.mesh.fsdp = 2
     return tiny_config
 
