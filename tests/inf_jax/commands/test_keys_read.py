@@ -14,6 +14,7 @@ from tests.config_reads import recorded_reads
 def test_every_key_is_read(tiny_config, no_torch, monkeypatch):
     tiny_config.train.dev_every, tiny_config.train.dev_batches = 2, 1
     tiny_config.loss.objective = "multi(P,I)"  # reads loss.instruction_negatives
+    tiny_config.model.lora_rank = 2  # reads the other keys of adapters
     read: set[str] = set()
     with contextlib.ExitStack() as stack:
 
