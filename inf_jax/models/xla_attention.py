@@ -1,6 +1,6 @@
-"""Attention as matrix products and a softmax: runs on any device, holds all scores of a row.
+"""Attention as matrix products and a softmax on any device, and the mask that all kinds share.
 
-What all implementations share is defined here too. Letters: r rows, t tokens, k head width, h query
+It holds all scores of a row. Letters: r rows, t tokens, k head width, h query
 heads, g key and value heads.
 """
 

@@ -1,4 +1,4 @@
-"""Loads the parameters that a run starts with, and those of a checkpoint to evaluate or export."""
+"""Loads the towers that a run starts with, and those of a checkpoint to evaluate or export."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The train step: a pure function of (state, batch) for any towers, chunks and mesh."""
+"""The train state, learned scale of the loss included, and the train step: a pure function."""
 
 import math
 from collections.abc import Callable

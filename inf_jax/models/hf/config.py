@@ -1,4 +1,4 @@
-"""Reads a Hugging Face config.json as an EncoderConfig, refusing any field it does not cover."""
+"""Reads a Hugging Face config.json as an EncoderConfig; picks the family that maps its fields."""
 
 from collections.abc import Mapping
 from pathlib import Path
