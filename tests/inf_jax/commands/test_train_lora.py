@@ -27,7 +27,7 @@ from inf_jax.training.step import TrainState
 def lora_config(tiny_config):
     tiny_config.model.lora_rank = 4
     tiny_config.model.lora_targets = "(query|value|down)_kernel"
-    tiny_config.optim.lr = 1e-2
+    tiny_config.optim.lr = 2e-2
     tiny_config.optim.schedule = "constant"
     tiny_config.train.health = False
     return tiny_config
