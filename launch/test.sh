@@ -9,5 +9,6 @@ bash launch/setup_env.sh
 set -x
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-# Tests of one file share expensive fixtures, so they stay in one process.
-.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
+# Tests of one file share expensive fixtures, so they stay in one process. Three for two cores, since
+# some wait for the processes that they start.
+.venv/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder "$@"

@@ -10,15 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.xla_flags import quick_flags
-
 ROOT = Path(__file__).resolve().parents[1]
 READMES = sorted(path.relative_to(ROOT) for path in [ROOT / "README.md", *ROOT.glob("*/README.md")])
 
 # Added to the demo's commands, which take minutes as they are.
 _SMALL = """--config.train.steps=3 --config.train.batch_size=4 --config.optim.warmup_steps=1
     --config.data.max_passage_tokens=32 --config.data.row_tokens=64
-    --config.eval.max_passage_tokens=32""".split()
+    --config.eval.max_passage_tokens=16""".split()
 
 # Run in this order, each with what is added to it.
 RUN: dict[str, list[str]] = {
@@ -160,9 +158,8 @@ def clone(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def environment(clone) -> dict[str, str]:
     """The variables of the commands: no hub, no key, HOME with a pod.env."""
-    kept = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
+    kept = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
     return kept | {
-        "XLA_FLAGS": quick_flags(),
         "PATH": f"{clone / 'bin'}:{os.environ['PATH']}",
         "HOME": str(clone / "out" / "home"),
         "PYTHONPATH": str(ROOT),

@@ -25,7 +25,7 @@ MEDQUAD = ROOT / "data_pipeline" / "samples" / "medquad" / "train.jsonl.gz"
 CONCURRENCY = 32
 PRICES = {"generate": (0.15, 0.6), "judge": (1.1, 4.4)}  # USD per million tokens, in and out
 MODELS = {"generate": "gpt-4o-mini", "judge": "o3-mini"}
-PAIRS, KILLS = map(int, os.environ.get("INF_JAX_CHAOS", "60,4").split(","))
+PAIRS, KILLS = map(int, os.environ.get("INF_JAX_CHAOS", "48,3").split(","))
 CAP = 40.0  # enough for everything; the first runs get less
 
 
