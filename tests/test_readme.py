@@ -26,7 +26,6 @@ RUN: dict[str, list[str]] = {
     "inf-jax export --config=medquad_minilm": _SMALL,
     "python -m inf_jax.models.hf --check out/medquad_minilm/export": [],
     "inf-jax train --help": [],
-    "inf-jax plan --config=medquad_minilm --topology=cpu:8": ["--config.data.row_tokens=128"],
     "inf-jax-data run --config=data_sample --dry-run": [],
     "inf-jax-data run --config=data_sample": [],
     "python launch/bench.py --help": [],
@@ -72,6 +71,9 @@ ELSEWHERE = {
     "inf-jax-data beam-tokenise --config=medquad_minilm --config.data.source=factory "
     "--config.data.dir=out/beam --runner=DirectRunner": (
         "tests/data_pipeline/commands/test_beam_tokenise.py"
+    ),
+    "inf-jax plan --config=medquad_minilm --topology=cpu:8": (
+        "tests/inf_jax/commands/test_plan.py, on a tiny model"
     ),
     "inf-jax plan --config=inf_ir_e5_base --topology=v5e:2x4": "needs libtpu (the extra aot)",
     "python launch/scaling.py": "needs libtpu; tests/launch/test_scaling.py",
