@@ -27,7 +27,7 @@ _WEIGHTS = (0.05, 0.95)  # of false positives, which cost one comparison, and fa
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff"
 _TOKEN = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 _BLOCK = 4096  # signatures per array
-_RECENT = 1 << 16  # band keys collected in a dict before they are sorted into arrays
+_RECENT = 1 << 19  # band keys collected in a dict before they are sorted into arrays
 MOST_SHARING = 64  # texts that share a band key and are compared: the first ones
 
 K = TypeVar("K")
