@@ -180,7 +180,7 @@ def _say(text: str) -> None:
 
 
 def _flags(parser: FlagParser) -> None:
-    text = "require a checkpoint to resume from; --no-resume requires that there is none"
+    text = "require a checkpoint to resume from; --no-resume requires an out_dir without one"
     parser.add_boolean("--resume", text, default=None)
 
 

@@ -27,7 +27,7 @@ _WEIGHTS = (0.05, 0.95)  # of false positives, which cost one comparison, and fa
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff"
 _TOKEN = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 _BLOCK = 4096  # signatures per array
-_RECENT = 1 << 19  # band keys collected in a dict before they are sorted into arrays
+_RECENT = 1 << 19  # band keys in a dict, up to 70 MB, before they are sorted into arrays
 MOST_SHARING = 64  # texts that share a band key and are compared: the first ones
 
 K = TypeVar("K")
@@ -100,8 +100,8 @@ class NearDuplicates(Generic[K]):
 
     Of the texts that share a band key only the first MOST_SHARING are found by it, which bounds the
     work where most texts resemble each other. Takes 0.6 kB per text at a threshold of 0.8,
-    including a small key (measured over 100,000 texts; 256 bytes per signature, 12 per band);
-    datasketch's MinHashLSH takes 5.7 kB.
+    including a small key (256 bytes per signature, 12 per band), and up to 70 MB for recent ones;
+    datasketch's MinHashLSH takes 5.7 kB per text.
     """
 
     def __init__(self, threshold: float):

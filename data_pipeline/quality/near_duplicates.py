@@ -51,7 +51,8 @@ def is_near(threshold: float) -> Callable[[Example], bool]:
 class NearExamples:
     """An index of examples; `example in index` says whether it has a near duplicate there.
 
-    Takes 1 kB per example at a threshold of 0.8: 512 bytes of signatures, 12 per band key.
+    Takes 1 kB per example at a threshold of 0.8: 512 bytes of signatures, 12 per band key;
+    and up to 70 MB for recent keys.
 
     Raises:
       UserError: a threshold outside `minhash.THRESHOLDS`.
