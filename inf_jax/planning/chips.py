@@ -10,7 +10,15 @@
 | v6e, tpu7x: all           | https://docs.cloud.google.com/tpu/docs/tpu7x, its table of chips  |
 | usable HBM                | what libtpu 0.0.42.1 reports when it refuses a program            |
 | rings (wraps)             | https://jax-ml.github.io/scaling-book/tpus                        |
-| GPUs: peak                | https://www.nvidia.com/en-us/data-center/{a100,h100,h200}, dense  |
+| GPUs: peak, HBM, NVLink   | https://www.nvidia.com/en-us/data-center/{a100,h100,h200}; B200:  |
+|                           | .../data-center/hgx, a board's figures / 8; dense, not sparse     |
+| GPUs: memory              | what nvidia-smi shows; usable is the 75 % that JAX takes of it    |
+|                           | unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise              |
+| GPUs: network             | one port a GPU of a DGX: A100 200 Gbit/s, the others 400          |
+| GPUs: reached products    | H200: launch/benchmarks.md (8192^3); the others: ml-engineering,  |
+|                           | https://github.com/stas00/ml-engineering, its table of MAMF       |
+| GPUs: other reached rates | a profile of a step on an H200, launch/benchmarks.md; assumed for |
+|                           | the other GPUs                                                    |
 
 The documents give the interconnect as the sum of both directions of all links of a chip: a link
 carries that over twice the number of links one way. The network between slices is given per chip,
@@ -18,9 +26,31 @@ or per pod (v5e: 6.4 Tbit/s for 256 chips).
 """
 
 import dataclasses
+import math
+from typing import NamedTuple
 
 GIB = 2**30
 _DOCS = "https://docs.cloud.google.com/tpu/docs/"
+
+
+class Reached(NamedTuple):
+    """What programs reach of a chip's rates; the defaults make a prediction a lower bound.
+
+    Attributes:
+      products, attention: share of the peak in plain products and in cuDNN's attention.
+      memory: share of the memory's rate.
+      vector: FLOPs per second of the vector units, for attention.
+      kernel_s: least seconds of a kernel.
+    """
+
+    products: float = 1.0
+    attention: float = 1.0
+    memory: float = 1.0
+    vector: float = math.inf
+    kernel_s: float = 0.0
+
+
+LOWER_BOUND = Reached()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,13 +61,14 @@ class Chip:
       flops: peak FLOPs of bfloat16 matrix products.
       hbm, usable: bytes of memory, as documented and as a program may take them.
       hbm_rate: bytes between memory and chip.
-      links: of the interconnect, two per dimension.
+      links: of the interconnect, two per dimension; one to a switch on GPUs.
       wraps: a dimension whose size is a multiple of this is a ring, else a line.
       link_rate: bytes one way over one link.
       dcn_rate: bytes one way between slices, a chip's share.
       clock: Hz of a core, for the compiler's cycle estimates: peak over twice the multiply-adds of
         its matrix units; 0 where their number is not documented.
       source: where the figures are from.
+      reached: shares of the rates that programs reach.
     """
 
     flops: float
@@ -50,6 +81,7 @@ class Chip:
     dcn_rate: float
     clock: float
     source: str
+    reached: Reached = LOWER_BOUND
 
     def share(self, devices: int) -> "Chip":
         """One of the `devices` that JAX sees in a chip: an even share of all its rates."""
@@ -84,10 +116,47 @@ def _chip(figures: tuple) -> Chip:
     return Chip(peak * 1e12, *memory, links, wraps, link_rate * 1e9, dcn_rate * 1e9, clock, source)
 
 
-CHIPS = {name: _chip(figures) for name, figures in _FIGURES.items()}
+def _gpu(
+    peak: float,
+    gib: float,
+    hbm_rate: float,
+    links: float,
+    network: float,
+    reached: Reached,
+    page: str,
+) -> Chip:
+    """TFLOP/s, GiB, GB/s of the memory, of NVLink one way and of the network."""
+    return Chip(
+        flops=peak * 1e12,
+        hbm=gib * GIB,
+        usable=0.75 * gib * GIB,
+        hbm_rate=hbm_rate * 1e9,
+        links=1,
+        wraps=1,
+        link_rate=links * 1e9,
+        dcn_rate=network * 1e9,
+        clock=0,
+        source=f"https://www.nvidia.com/en-us/data-center/{page}",
+        reached=reached,
+    )
+
+
+def _reached(products: float, vector: float) -> Reached:
+    return Reached(products, attention=1 / 6, memory=0.7, vector=vector * 1e12, kernel_s=2e-6)
+
+
+CHIPS = {name: _chip(figures) for name, figures in _FIGURES.items()} | {
+    "a100_40": _gpu(312, 40, 1555, 300, 25, _reached(0.869, 19.5), "a100"),
+    "a100": _gpu(312, 80, 2039, 300, 25, _reached(0.869, 19.5), "a100"),
+    "h100": _gpu(989.5, 79.6, 3350, 450, 50, _reached(0.803, 67), "h100"),
+    "h200": _gpu(989.5, 140.4, 4800, 450, 50, _reached(0.763, 67), "h200"),
+    "b200": _gpu(2250, 179, 8000, 900, 50, _reached(0.776, 80), "hgx"),
+}
+# Names of CHIPS whose programs XLA's GPU compiler makes, and their CUDA compute capability.
+GPUS = {"a100_40": (8, 0), "a100": (8, 0), "h100": (9, 0), "h200": (9, 0), "b200": (10, 0)}
 
 # jax.Device.device_kind -> a chip, and how many devices of that kind it has.
-_TPUS = {
+_KINDS = {
     "TPU v4": ("v4", 1),  # megacore, as on a Cloud TPU VM
     "TPU v5 lite": ("v5e", 1),
     "TPU v5e": ("v5e", 1),
@@ -96,14 +165,23 @@ _TPUS = {
     "TPU v6 lite": ("v6e", 1),
     "TPU v6e": ("v6e", 1),
     "TPU7x": ("tpu7x", 2),
+    "NVIDIA A100-SXM4-40GB": ("a100_40", 1),
+    "NVIDIA A100-PCIE-40GB": ("a100_40", 1),
+    "NVIDIA A100-SXM4-80GB": ("a100", 1),
+    "NVIDIA A100 80GB PCIe": ("a100", 1),
+    "NVIDIA H100 80GB HBM3": ("h100", 1),
+    "NVIDIA H200": ("h200", 1),
+    "NVIDIA B200": ("b200", 1),
 }
-# Beginning of the device_kind -> peak.
-_GPUS = {"NVIDIA A100": 312e12, "NVIDIA H100 80GB HBM3": 989.5e12, "NVIDIA H200": 989.5e12}
+
+
+def chip_of(kind: str) -> Chip | None:
+    """The figures of a `jax.Device.device_kind`, for one device; None if not listed."""
+    name, devices = _KINDS.get(kind, ("", 1))
+    return CHIPS[name].share(devices) if name else None
 
 
 def peak_flops(kind: str) -> float | None:
     """Peak bfloat16 FLOPs per second of a `jax.Device.device_kind`; None if not listed."""
-    if kind in _TPUS:
-        name, devices = _TPUS[kind]
-        return CHIPS[name].share(devices).flops
-    return next((peak for name, peak in _GPUS.items() if kind.startswith(name)), None)
+    chip = chip_of(kind)
+    return chip.flops if chip else None

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from inf_jax.planning.gpu_calls import gpu_call
 from inf_jax.planning.hlo import Instruction, Program, array_bytes, arrays, body_of
 
 # Passes of the bfloat16 unit for a product of float32 arrays, by precision (jax.lax.Precision).
@@ -41,6 +42,7 @@ class InstructionCost(NamedTuple):
       cycles: the compiler's estimate; 0 if it gives none.
       blocking: the next instruction waits for it; False for the start of an asynchronous copy.
       kernel: name of an attention kernel, else "".
+      vector_flops: FLOPs of the vector units, of cuDNN's attention alone.
     """
 
     times: int
@@ -50,6 +52,7 @@ class InstructionCost(NamedTuple):
     cycles: int
     blocking: bool
     kernel: str = ""
+    vector_flops: float = 0.0
 
 
 def instruction_costs(text: str) -> list[InstructionCost]:
@@ -83,6 +86,10 @@ class _Reader:
 
     def _cost(self, x: Instruction, computation: str, times: int) -> InstructionCost:
         shapes, kernel = self._shapes[computation], kernel_name(x)
+        if call := gpu_call(x, shapes):
+            work = {"traffic": call.traffic, "vector_flops": call.vector_flops}
+            work |= {"flops": call.flops, "unit_flops": call.flops, "kernel": call.kernel}
+            return InstructionCost(times=times, cycles=0, blocking=True, **work)
         flops = unit_flops = kernel_flops(x, shapes) if kernel else 0.0
         for product, owner in self._products(x, computation):
             once = _product_flops(product, self._shapes[owner])
@@ -95,7 +102,8 @@ class _Reader:
             unit_flops=unit_flops,
             traffic=self._traffic(x, computation),
             cycles=int(cycles[1]) if cycles else 0,
-            blocking=not x.opcode.endswith("-start"),
+            # asynchronous fusions of a GPU move slices and share the memory with all others
+            blocking=not x.opcode.endswith("-start") or x.opcode == "fusion-start",
             kernel=kernel,
         )
 
@@ -116,9 +124,9 @@ class _Reader:
             # (to, from, ...): the bytes that arrive count once for each side that is HBM
             in_hbm = sum(space == 0 for _, _, space in arrays(x.shape)[:2])
             return min(array_bytes(x.shape)[:2]) * in_hbm
-        if x.opcode.endswith("-start"):  # a collective
+        if x.opcode.endswith("-start") and x.opcode != "fusion-start":  # a collective
             return sum(map(_hbm_bytes, operands)) * 2
-        if x.opcode == "fusion":
+        if x.opcode in ("fusion", "fusion-start"):
             inner = x.calls()[0]
             root, parameters = self._program.computations[inner][-1], self._parameters(inner)
             read = sum(

@@ -2,8 +2,10 @@
 
 An instruction takes the longer of its products at peak and its bytes at the memory's rate, and
 instructions run one after another. Work on the vector unit is not counted, so the result is a lower
-bound. An exposed collective adds its time; overlapped ones share one bound with the computation. A
-collective of n devices whose result has S bytes takes
+bound. On a GPU, rates are those that programs reach (`chips.Reached`), attention also counts its
+work on the vector units, and a kernel takes at least 2 us: an estimate, not a bound. An exposed
+collective adds its time; overlapped ones share one bound with the computation. A collective of n
+devices whose result has S bytes takes
 
     all-gather             S (n - 1) / n  / R
     all-reduce           2 S (n - 1) / n  / R
@@ -13,17 +15,17 @@ collective of n devices whose result has S bytes takes
     dcn                    S / N, for all-reduce of s slices 2 S (s - 1) / s / N
 
 plus a microsecond a hop (Austin et al., How to Scale Your Model, jax-ml.github.io/scaling-book).
-R is the one-way rate over all links in use, or over one ring if a group is part of a slice; N is
-the chip's share of the network between slices.
+R is the one-way rate over all links in use, or over one ring if a group is part of a slice (on GPUs
+always that of NVLink); N is the chip's share of the network between slices.
 """
 
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from inf_jax.planning.chips import Chip
+from inf_jax.planning.chips import Chip, chip_of
 from inf_jax.planning.hlo import Collective
-from inf_jax.planning.hlo_cost import InstructionCost
+from inf_jax.planning.hlo_cost import InstructionCost, instruction_costs
 
 _HOP = 1e-6
 
@@ -34,7 +36,7 @@ class Seconds(NamedTuple):
     Attributes:
       compute: all products at peak.
       memory: all traffic at the memory's rate.
-      work: sum over instructions of the longer of the two.
+      work: sum over instructions of the longer of the two, on a GPU at the rates it reaches.
       hidden, exposed: collectives that are and are not overlapped.
       step: max(work, compute, memory, hidden) + exposed.
       compiler: the same from the compiler's cycle estimates, which lack attention kernels (these
@@ -68,7 +70,7 @@ def collective_seconds(c: Collective, chip: Chip, *, shape: tuple[int, ...], sli
     if n == 1:
         return 0.0
     whole = n >= chips
-    rate = chip.rate(shape) if whole else 2 * chip.link_rate
+    rate = chip.rate(shape) if whole else min(2, chip.links) * chip.link_rate
     hops = sum(size // 2 for size in shape) if whole else n // 2
     sent = c.size * (n - 1) / n
     factor = {"all-reduce": 2, "reduce-scatter": n}.get(c.kind, 1)
@@ -88,7 +90,12 @@ def predict(
     memory = sum(w.times * w.traffic for w in costs) / chip.hbm_rate
 
     def bound(w: InstructionCost) -> float:
-        return w.times * max(w.unit_flops / chip.flops, w.traffic / chip.hbm_rate)
+        reached = chip.reached
+        share = reached.attention if w.kernel else reached.products
+        products, moved = w.unit_flops / chip.flops / share, w.traffic / chip.hbm_rate
+        least = reached.kernel_s if w.traffic else 0.0
+        vector = w.vector_flops / reached.vector
+        return w.times * max(products, moved / reached.memory, vector, least)
 
     work = sum(bound(w) for w in costs if w.blocking)
     hidden = exposed = 0.0
@@ -102,3 +109,14 @@ def predict(
         kernels = sum(bound(w) for w in costs if w.kernel)
         compiler = max(cycles / chip.clock + kernels, hidden) + exposed
     return Seconds(compute, memory, work, hidden, exposed, step, compiler)
+
+
+def predicted_seconds(compiled_text: str, device_kind: str) -> Seconds | None:
+    """The same of a program compiled for one device of this host; None if its chip is not listed.
+
+    Args:
+      compiled_text: `as_text()` of the compiled program.
+      device_kind: `jax.Device.device_kind`.
+    """
+    chip = chip_of(device_kind)
+    return predict(instruction_costs(compiled_text), [], chip) if chip else None

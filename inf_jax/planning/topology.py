@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 
 from inf_jax.core.errors import UserError, first_line
-from inf_jax.planning.chips import CHIPS, Chip
+from inf_jax.planning.chips import CHIPS, GPUS, Chip
 
 # Without these libtpu looks for TPUs on this machine and logs each failure.
 _ENVIRONMENT = {
@@ -56,10 +56,11 @@ class Topology(NamedTuple):
 def parse_topology(name: str) -> tuple[str, tuple[int, ...]]:
     """("v5e", (16, 16)) of "v5e:16x16"; raises UserError."""
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
-    if not match or match[1] not in CHIPS:
+    if not match or match[1] not in CHIPS or match[1] in GPUS:
+        known = ", ".join(chip for chip in CHIPS if chip not in GPUS)
         raise UserError(
             f"topology {name!r}: write CHIP:AxB or CHIP:AxBxC, e.g. v5e:16x16 or v5p:8x8x8; chips: "
-            f"{', '.join(CHIPS)} (cpu:8 is eight virtual devices of this machine, to try things)"
+            f"{known} (cpu:8 is eight virtual devices of this machine, to try things)"
         )
     return match[1], tuple(map(int, match[2].split("x")))
 

@@ -21,6 +21,7 @@ from inf_jax.models.hf.config import config_from_hf
 from inf_jax.planning.chips import peak_flops
 from inf_jax.planning.flops import model_flops
 from inf_jax.planning.model_shapes import PUBLIC
+from inf_jax.planning.roofline import predicted_seconds
 from inf_jax.training.forward import EncodingPlan
 from inf_jax.training.optim import make_optimizer
 from inf_jax.training.step import TrainState, make_train_step
@@ -178,6 +179,7 @@ def _prepare(case: Case, tiny: bool) -> Prepared:
         "compile s": time.perf_counter() - started,
         "GiB": program_bytes(compiled) / 2**30,
     }
+    facts |= _prediction(compiled, jax.local_devices()[0].device_kind)
     return Prepared(
         compiled,
         lambda: (start(jax.random.key(0)), jax.device_put(batch)),
@@ -254,8 +256,23 @@ def _turns(out, name: str, case: Case, ours: Prepared, peak: float | None) -> No
                 "times faster": base / seconds if mine and base else None,
             },
             **(ours.facts if mine else extra),
+            **(_beside_prediction(ours.facts, seconds) if mine else {}),
             loss=loss if mine else steps.loss() * 2,
         )
+
+
+def _prediction(compiled, device_kind: str) -> dict[str, Any]:
+    """What `planning.roofline` says of our step; a program that it cannot read costs no case."""
+    try:
+        predicted = predicted_seconds(compiled.as_text(), device_kind)
+    except Exception as error:
+        return {"no prediction": " ".join(f"{type(error).__name__}: {error}".split())[:200]}
+    return {"predicted ms": 1e3 * predicted.step} if predicted else {}
+
+
+def _beside_prediction(facts: dict[str, Any], seconds: float) -> dict[str, float]:
+    predicted = facts.get("predicted ms")
+    return {"measured/predicted": 1e3 * seconds / predicted} if predicted else {}
 
 
 def seconds_of(run: Callable, *arguments, repeats: int) -> float:

@@ -9,7 +9,7 @@ import pytest
 from inf_jax.planning.chips import Chip
 from inf_jax.planning.hlo import Collective, collectives
 from inf_jax.planning.hlo_cost import InstructionCost, instruction_costs
-from inf_jax.planning.roofline import predict
+from inf_jax.planning.roofline import predict, predicted_seconds
 
 CHIP = Chip(
     flops=1e12,
@@ -165,3 +165,84 @@ def test_work_of_attention_kernels():
     )
     ran = predict([*found, other], [], clocked)
     assert ran.compiler == pytest.approx(1 + predict(found, [], clocked).work)
+
+
+# Lines as XLA prints them for an H200, less what does not matter.
+GPU_TEXT = """\
+HloModule jit_step, is_scheduled=true
+
+%keep (into: bf16[6,512,256,384], at: s32[], part: bf16[512,256,384]) -> bf16[6,512,256,384] {
+  %into = bf16[6,512,256,384]{3,2,1,0} parameter(0)
+  %at = s32[] parameter(1)
+  %part = bf16[512,256,384]{2,1,0} parameter(2)
+  %bitcast = bf16[1,512,256,384]{3,2,1,0} bitcast(%part)
+  ROOT %update = bf16[6,512,256,384]{3,2,1,0} dynamic-update-slice(%into, %bitcast, %at, %at, \
+%at, %at)
+}
+
+%gemm_fusion (x: bf16[131072,1536], y: bf16[1536,384]) -> bf16[131072,384] {
+  %x = bf16[131072,1536]{1,0} parameter(0)
+  %y = bf16[1536,384]{1,0} parameter(1)
+  ROOT %dot = bf16[131072,384]{1,0} dot(%x, %y), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+ENTRY %main (a: bf16[131072,384], w: bf16[384,1536]) -> bf16[131072,1536] {
+  %a = bf16[131072,384]{1,0} parameter(0)
+  %w = bf16[384,1536]{1,0} parameter(1)
+  %v = bf16[1536,384]{1,0} parameter(2)
+  %stack = bf16[6,512,256,384]{3,2,1,0} parameter(3)
+  %at = s32[] parameter(4)
+  %q = bf16[512,256,12,32]{3,2,1,0} parameter(5)
+  %bias = bf16[512,1,256,256]{3,2,1,0} parameter(6)
+  %stat = f32[512,12,256]{2,1,0} parameter(7)
+  %up = (bf16[131072,1536]{1,0}, s8[33554432]{0}) custom-call(%a, %w), \
+custom_call_target="__cublas$lt$matmul", backend_config={"gemm_backend_config":{"beta":0,\
+"dot_dimension_numbers":{"lhs_batch_dimensions":[],"lhs_contracting_dimensions":["1"],\
+"rhs_batch_dimensions":[],"rhs_contracting_dimensions":["0"]},"epilogue":"DEFAULT"}}
+  %got = bf16[131072,1536]{1,0} get-tuple-element(%up), index=0
+  %down = bf16[131072,384]{1,0} fusion(%got, %v), kind=kCustom, calls=%gemm_fusion
+  %start = ((bf16[6,512,256,384]{3,2,1,0}, s32[], bf16[512,256,384]{2,1,0}), \
+bf16[6,512,256,384]{3,2,1,0}, u32[]) fusion-start(%stack, %at, %down), kind=kLoop, calls=%keep
+  %fwd = (bf16[512,12,256,32]{3,1,2,0}, f32[512,12,256]{2,1,0}, u8[256]{0}) custom-call(%q, %q, %q,\
+ %bias), custom_call_target="__cudnn$fmhaScaleBiasSoftmax", backend_config=\
+{"cudnn_fmha_backend_config":{"intermediate_tensor_shape":{"dimensions":["512","12","256","256"]},\
+"mask_type":"NO_MASK"}}
+  %bwd = (bf16[512,12,256,32]{3,1,2,0}, bf16[512,12,256,32]{3,1,2,0}, bf16[512,12,256,32]{3,1,2,0},\
+ u8[207618304]{0}) custom-call(%q, %q, %q, %stat, %q, %q), \
+custom_call_target="__cudnn$fmhaSoftmaxBackward", backend_config={"cudnn_fmha_backend_config":\
+{"intermediate_tensor_shape":{"dimensions":["512","12","256","256"]},"mask_type":"CAUSAL"}}
+  %done = bf16[6,512,256,384]{3,2,1,0} fusion-done(%start)
+  ROOT %other = u32[16]{0} custom-call(%at), custom_call_target="annotate"
+}
+"""
+
+
+def test_work_of_a_gpu_program():
+    up, down, kept, forward, backward = (
+        w for w in instruction_costs(GPU_TEXT) if w.flops or w.traffic
+    )
+    assert up.flops == up.unit_flops == down.flops == 2 * 131072 * 384 * 1536
+    narrow, wide, weights = 131072 * 384 * 2, 131072 * 1536 * 2, 384 * 1536 * 2
+    assert up.traffic == down.traffic == narrow + weights + wide  # without cuBLAS's workspace
+    assert kept.traffic == 2 * narrow + 4 and kept.blocking  # the slice and where to, not the stack
+    scores, stat = 512 * 12 * 256 * 256, 512 * 12 * 256 * 4
+    assert forward.flops == 2 * 2 * scores * 32 and backward.flops == 5 * 2 * scores * 32 / 2
+    assert forward.vector_flops == 100 * scores and backward.vector_flops == 250 * scores / 2
+    assert forward.traffic == 4 * narrow + 512 * 256 * 256 * 2 + stat
+    assert backward.traffic == 8 * narrow + stat
+    assert [w.kernel for w in (down, forward)] == ["", "fmhaScaleBiasSoftmax"]
+
+
+def test_seconds_on_a_gpu():
+    """An H200: shares of the rates, the vector units in attention, the least time of a kernel."""
+    found = predicted_seconds(GPU_TEXT, "NVIDIA H200")
+    products = 2 * 2 * 131072 * 384 * 1536 / 989.5e12
+    scores = 512 * 12 * 256 * 256
+    attention = (100 + 250 / 2) * scores / 67e12
+    moved = (2 * 131072 * 384 * 2 + 4) / 4.8e12 / 0.7
+    assert found.work == pytest.approx(products / 0.763 + moved + attention)
+    assert found.compute == pytest.approx(products + (4 + 5) * scores * 32 / 989.5e12)
+    assert found.step == found.work and found.compiler is None
+    small = predicted_seconds(GPU_TEXT.replace("131072", "16"), "NVIDIA H200")
+    assert small.work == pytest.approx(2 * 2e-6 + moved / 2 + attention, rel=0.01)
+    assert predicted_seconds(GPU_TEXT, "NVIDIA H100 PCIe") is None
