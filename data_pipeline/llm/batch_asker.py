@@ -308,6 +308,7 @@ class BatchAsker:
         """The reply in one row of an output or error file."""
         response, error = _dict(row.get("response")), _dict(row.get("error"))
         status, body = response.get("status_code"), _dict(response.get("body"))
+        status = int(status) if str(status).isdecimal() else status
         if status == 200:
             return self._endpoint.answer(sent.stage, body, model=sent.model)
         if isinstance(status, int):

@@ -82,6 +82,8 @@ class Usage:
         details = usage.get("prompt_tokens_details") or {}
         prompt = _tokens(usage.get("prompt_tokens") or usage.get("input_tokens"))
         completion = _tokens(usage.get("completion_tokens") or usage.get("output_tokens"))
+        # xAI and Gemini leave the thoughts out of it, but not out of the total
+        completion = max(completion, _tokens(usage.get("total_tokens")) - prompt)
         return cls(prompt, min(prompt, _tokens(details.get("cached_tokens"))), completion)
 
 

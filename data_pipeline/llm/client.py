@@ -130,7 +130,8 @@ class Endpoint:
             if isinstance(cause, httpx2.TimeoutException):
                 return Reply(UNKNOWN, "timeout", slow_down=True)
             return Reply(UNKNOWN, self.clean(f"connection lost: {cause or error}"))
-        if response.headers.get("content-type", "").startswith("text/html"):
+        html = response.headers.get("content-type", "").casefold().startswith("text/html")
+        if html and not response.content.lstrip().startswith(b"{"):
             return Reply(UNPAID, "a web page instead of a chat completion", reached=False)
         reply = self.answer(request.stage, response.content, model=request.model)
         return dataclasses.replace(reply, wait_s=_rate_limit_wait(response.headers))
@@ -156,8 +157,12 @@ class Endpoint:
         headers = error.response.headers
         wait = _retry_after(headers)
         wait = _rate_limit_wait(headers) if wait is None else wait
-        body = error.body or error.message
-        return self.refusal(error.status_code, {"error": body}, model=request.model, wait_s=wait)
+        try:  # not error.body, which lacks what stands beside "error"
+            body = error.response.json()
+        except ValueError:
+            body = error.response.text
+        body = body or error.message
+        return self.refusal(error.status_code, body, model=request.model, wait_s=wait)
 
     def refusal(self, status: int, body: Any, *, model: str, wait_s: float | None = None) -> Reply:
         """The reply for an error response to a request for a model, or to a row of a batch."""

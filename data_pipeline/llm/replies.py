@@ -20,40 +20,49 @@ from data_pipeline.llm.journal import (
     UNKNOWN,
     UNPAID,
 )
-from data_pipeline.llm.schemas import find_answer, one_line
+from data_pipeline.llm.schemas import THOUGHTS, find_answer, message_texts, one_line
 
 # Behind a gateway that timed out the model may go on, and what it computes is billed.
 GATEWAY_TIMEOUTS = (504, 524)
 RESPONSE_FORMAT, TOKEN_LIMIT = "response_format", "token_limit"  # of `Reply.unsupported`
 _NO_USAGE = Usage(0, 0, 0)
 _ACCOUNT = (
-    *("insufficient_quota", "billing_hard_limit_reached", "billing_not_active"),
+    *("insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "billing_error"),
     *("exceeded_current_quota_error", "insufficient_balance", "insufficient_credits"),
+    "budget_exceeded",
 )
 # Codes and types of errors in responses with status 200, which name no status themselves.
 _STATUS_OF = {
     **dict.fromkeys(("rate_limit_exceeded", "rate_limit_error", "too_many_requests"), 429),
     **dict.fromkeys(("invalid_api_key", "authentication_error", "unauthorized"), 401),
     **dict.fromkeys(("permission_error", "permission_denied", "forbidden"), 403),
-    **dict.fromkeys(("model_not_found", "not_found_error"), 404),
+    **dict.fromkeys(("model_not_found", "not_found_error", "not_found"), 404),
     **dict.fromkeys(("context_length_exceeded", "content_policy_violation", "content_filter"), 400),
-    **dict.fromkeys(("server_error", "api_error", "internal_server_error"), 500),
-    **dict.fromkeys(("overloaded_error", "overloaded", "service_unavailable"), 503),
+    **dict.fromkeys(("server_error", "api_error", "internal_server_error", "internal"), 500),
+    **dict.fromkeys(("overloaded_error", "overloaded", "service_unavailable", "unavailable"), 503),
     **dict.fromkeys(("invalid_request_error", "invalid_request", "bad_request_error"), 400),
+    **dict.fromkeys(("invalid_argument", "failed_precondition"), 400),  # from here Google's
+    "unauthenticated": 401,
+    "resource_exhausted": 429,
+    "deadline_exceeded": 504,
+    "request_too_large": 413,
+    "timeout_error": 504,  # Anthropic's
 }
 _MODERATED = re.compile(
     r"content[ _-]?(policy|filter|management)|moderation|flagged|responsible ?ai"
-    r"|safety (system|polic)|usage polic|data[ _]?inspection"
-    r"|(sensitive|inappropriate|prohibited) content",
+    r"|safety[ _](system|polic|check)|usage (polic|guideline)|data[ _]?inspection"
+    r"|(sensitive|inappropriate|prohibited) content|敏感|违规",
     re.IGNORECASE,
 )
 _TOO_LONG = re.compile(
-    r"context[ _](length|size|window)|maximum context|(prompt|input|message)s? (is|are) too long"
-    r"|string_above_max_length|too many (input )?tokens|reduce the length",
+    r"context[ _]?(length|size|window)|maximum context|(prompt|input|message)s? (is|are) too long"
+    r"|string_above_max_length|too many (input )?tokens|reduce the length|maximum model length"
+    r"|token count.{0,40} exceed|max_new_tokens\W+must be <=|must have less than \d+ tokens",
     re.IGNORECASE,
 )
 _FORMAT_NAME = re.compile(
-    r"response[_ -]?format|json[_ ]schema|json_object|structured[_ ]output|guided_|grammar",
+    r"response[_ -]?(format|schema)|json[_ ]schema|json_object|structured[_ ]output|guided_|grammar"
+    r"|additionalProperties",
     re.IGNORECASE,
 )
 _LIMIT_NAME = re.compile(r"max_(completion_)?tokens", re.IGNORECASE)
@@ -62,8 +71,14 @@ _NOT_TAKEN = re.compile(
     r"|n['o]t support|extra|additional|deprecated|instead",
     re.IGNORECASE,
 )
-_FILTERED = ("content_filter", "content_filtered", "safety", "sensitive", "prohibited_content")
-_CUT = ("length", "max_tokens", "model_length")
+_BAD_KEY = re.compile(
+    r"(incorrect|invalid) API key|API key (is )?(not valid|invalid)", re.IGNORECASE
+)
+# Values of finish_reason.
+_FILTERED = re.compile(r"content_filter|safety|sensitive|prohibited|recitation|blocklist|spii")
+_CUT = re.compile(r"length|max_tokens|context_window|truncat")
+_BROKEN = ("error", "network_error", "abort", "cancelled", "insufficient_system_resource")
+_STREAM = re.compile(rb"\s*(data|event|id|retry|):")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +122,8 @@ class EndpointError(NamedTuple):
 
 def error_of(body: Any, status: int = 0) -> EndpointError | None:
     """The error in a body; with a `status` any body is one, without it None if there is none."""
-    error = body.get("error") if isinstance(body, Mapping) else None
+    body = _only(body)
+    error = _only(body.get("error")) if isinstance(body, Mapping) else None
     if not error and isinstance(body, Mapping):
         choices = body.get("choices")
         first = choices[0] if isinstance(choices, list) and choices else None
@@ -118,7 +134,13 @@ def error_of(body: Any, status: int = 0) -> EndpointError | None:
             error = body if any(body.get(name) for name in names) else None
     if not error and not status:
         return None
-    given = error if isinstance(error, Mapping) else {"message": error or body}
+    if isinstance(error, Mapping):
+        given = error
+    elif error and isinstance(body, Mapping):  # a text, or true, beside the other fields
+        texts = [text for text in (error, body.get("message")) if isinstance(text, str)]
+        given = {**body, "message": ": ".join(texts) or error}
+    else:
+        given = {"message": body}
     if isinstance(given.get("base_resp"), Mapping):
         given = {"message": given["base_resp"].get("status_msg")}
     code, kind = _text(given.get("code")), _text(given.get("type"))
@@ -153,8 +175,8 @@ def _text(value: Any) -> str:
         where = value.get("loc")
         where = ".".join(map(str, where)) if isinstance(where, list | tuple) else where or ""
         return f"{where}: {value.get('msg') or value.get('type') or ''}"
-    if isinstance(value, Mapping) and len(value) == 1:
-        return _text(next(iter(value.values())))
+    if isinstance(value, Mapping) and (len(value) == 1 or value.get("message")):
+        return _text(value.get("message") or next(iter(value.values())))
     if isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value):
         return "; ".join(map(_text, value))
     return str(value)
@@ -178,10 +200,13 @@ def read_error(error: EndpointError, *, wait_s: float | None = None) -> Reply:
         return Reply(UNKNOWN, text, wait_s=wait_s, slow_down=True)
     if status in (0, 408, 409, 425, 429) or status >= 500:
         return Reply(UNPAID, text, wait_s=wait_s, slow_down=status in (429, 503))
+    if status == 400 and _BAD_KEY.search(words):
+        status = 401
     remedies = {  # of statuses that every further request would get too: the run stops
         401: "check {key}",
         402: "check the account",
         404: "check the model {model} and llm.base_url",
+        405: "check llm.base_url",
     }
     if status in remedies:
         return Reply(UNPAID, text, fatal=remedies[status])
@@ -213,8 +238,8 @@ def _unsupported(error: EndpointError) -> frozenset[str]:
 def read_answer(stage: str, data: bytes | dict[str, Any]) -> Reply:
     """Classifies the body of a chat completion and validates its content for the stage."""
     try:
-        body = json.loads(data) if isinstance(data, bytes) else data
-    except (ValueError, RecursionError) as error:
+        body = _only(_parsed(data) if isinstance(data, bytes) else data)
+    except (AttributeError, TypeError, ValueError, RecursionError) as error:
         # the answer may have been computed and billed all the same
         reason = "nested too deeply" if isinstance(error, RecursionError) else type(error).__name__
         return Reply(UNKNOWN, f"not a chat completion: {reason}")
@@ -232,7 +257,7 @@ def read_answer(stage: str, data: bytes | dict[str, Any]) -> Reply:
         # with usage it is paid, and so are further attempts
         outcome = "schema" if usage.reported else UNKNOWN
         return Reply(outcome, "not a chat completion: no message", usage)
-    content, refusal, thoughts = _message_texts(message)
+    content, refusal, thoughts = message_texts(message)
     size = len("".join([content, refusal, *thoughts]).encode("utf-8", "replace"))
     if size and not usage.completion_tokens:
         usage = _NO_USAGE  # what it reports cannot be all
@@ -243,13 +268,13 @@ def read_answer(stage: str, data: bytes | dict[str, Any]) -> Reply:
     finish = str(choice.get("finish_reason") or "").casefold()
     if refusal or finish == "refusal":
         return dataclasses.replace(common, outcome="refusal", text=one_line(refusal))
-    if finish in _CUT:
+    if _CUT.search(finish):
         text = "cut at max_completion_tokens"
         return dataclasses.replace(common, outcome="truncated", text=text)
-    if finish in _FILTERED:
+    if _FILTERED.search(finish):
         text = "stopped by the endpoint's content filter"
         return dataclasses.replace(common, outcome="content_filter", text=text)
-    if finish in ("error", "network_error") and not content:
+    if finish in _BROKEN and not content:
         return dataclasses.replace(common, outcome=UNKNOWN, text=f"finish_reason {finish}")
     found, problem = find_answer(stage, content, thoughts)
     if problem:
@@ -257,31 +282,35 @@ def read_answer(stage: str, data: bytes | dict[str, Any]) -> Reply:
     return dataclasses.replace(common, text=found)
 
 
+def _parsed(data: bytes) -> Any:
+    """The JSON of a body; of a stream of events, which some gateways always send, their sum."""
+    if not _STREAM.match(data):
+        return json.loads(data)
+    lines = [line[5:].strip() for line in data.split(b"\n") if line.startswith(b"data:")]
+    message: dict[str, str] = {}
+    choice: dict[str, Any] = {"message": message}
+    whole: dict[str, Any] = {"choices": [choice]}
+    for chunk in (json.loads(line) for line in lines if line not in (b"", b"[DONE]")):
+        if not chunk.get("choices") and error_of(chunk):
+            return chunk
+        whole |= {name: chunk[name] for name in ("model", "usage") if chunk.get(name)}
+        for part in chunk.get("choices") or ():
+            delta = part.get("delta") or part.get("message") or {}
+            for name in ("content", "refusal", *THOUGHTS):
+                if isinstance(delta.get(name), str):
+                    message[name] = message.get(name, "") + delta[name]
+            choice["finish_reason"] = part.get("finish_reason") or choice.get("finish_reason")
+    return whole
+
+
+def _only(value: Any) -> Any:
+    """The only object of a list, as Google wraps its errors; everything else as it is."""
+    one = isinstance(value, list) and len(value) == 1 and isinstance(value[0], Mapping)
+    return value[0] if one else value
+
+
 def _usage(body: dict[str, Any]) -> Usage:
     try:
         return Usage.parse(body.get("usage"))
     except (AttributeError, TypeError, ValueError, OverflowError):
         return _NO_USAGE  # the answer is there all the same, and counts as not reported
-
-
-def _message_texts(message: dict[str, Any]) -> tuple[str, str, list[str]]:
-    """Content, refusal and thoughts of a message, whose content may be in parts."""
-    content, refusal = message.get("content"), message.get("refusal")
-    thoughts = [message.get(name) for name in ("reasoning_content", "reasoning", "thinking")]
-    texts = []
-    for part in content if isinstance(content, list) else [content]:
-        if isinstance(part, dict):
-            kind, text = part.get("type") or "text", part.get("text")
-            if isinstance(text, dict):
-                text = text.get("value")
-            if not {"type", "text"} & part.keys():  # the answer itself, as an object
-                texts.append(json.dumps(part, ensure_ascii=False))
-            elif kind == "refusal":
-                refusal = refusal or part.get("refusal")
-            elif kind in ("text", "output_text"):
-                texts.append(text)
-        else:
-            texts.append(part)
-    content = "".join(text for text in texts if isinstance(text, str))
-    refusal = refusal if isinstance(refusal, str) else json.dumps(refusal) if refusal else ""
-    return content, refusal, [text for text in thoughts if isinstance(text, str)]

@@ -28,14 +28,15 @@ INSTRUCTION_TYPES = (
 
 # What follows one of these is the answer; what comes before are thoughts.
 _THOUGHT_END = re.compile(
-    r"</(?:think|thinking|thought|thoughts|reasoning|reflection)>|\[/THINK\]|◁/think▷"
-    r"|<\|message\|>|<\|end_of_thought\|>",
+    r"</(?:\w+:)?(?:think|thinking|thought|thoughts|reasoning|reflection)>|\[/THINK\]|◁/think▷"
+    r"|<\|message\|>|<\|end_of_thought\|>|<channel\|>|assistantfinal(?=\s*[{`])",
     re.IGNORECASE,
 )
 _TAG = re.compile(
-    r"</?(?:think|thinking|thought|thoughts|reasoning|reflection)>|\[/?THINK\]|◁/?think▷",
+    r"</?(?:\w+:)?(?:think|thinking|thought|thoughts|reasoning|reflection)>|\[/?THINK\]|◁/?think▷",
     re.IGNORECASE,
 )
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # fields of a message
 _FENCE = re.compile(r"^```\w*\s*\n(.*)\n\s*```$", re.DOTALL)
 _MOST_OBJECTS = 1000  # candidates that are looked at in one answer
 
@@ -107,6 +108,41 @@ def response_format(stage: str) -> dict[str, Any]:
     return json.loads((FILES / f"{stage}.json").read_text(encoding="utf-8"))
 
 
+def message_texts(message: dict[str, Any]) -> tuple[str, str, list[str]]:
+    """Content, refusal and thoughts of a message, whose content may be in parts."""
+    content, refusal = message.get("content"), message.get("refusal")
+    thoughts = [message.get(name) for name in THOUGHTS]
+    texts = []
+    for part in content if isinstance(content, list) else [content]:
+        if isinstance(part, dict):
+            kind, text = part.get("type") or "text", part.get("text")
+            if isinstance(text, dict):
+                text = text.get("value")
+            if not {"type", "text"} & part.keys():  # the answer itself, as an object
+                texts.append(json.dumps(part, ensure_ascii=False))
+            elif kind == "refusal":
+                refusal = refusal or part.get("refusal")
+            elif kind in ("text", "output_text"):
+                texts.append(text)
+        else:
+            texts.append(part)
+    content = "".join(text for text in texts if isinstance(text, str)) or _arguments(message)
+    refusal = refusal if isinstance(refusal, str) else json.dumps(refusal) if refusal else ""
+    return content, refusal, [text for text in thoughts if isinstance(text, str)]
+
+
+def _arguments(message: dict[str, Any]) -> str:
+    """The arguments of a message's only tool call, as JSON: how some gateways have a model answer
+    by a schema."""
+    calls = message.get("tool_calls") or [{"function": message.get("function_call")}]
+    call = calls[0] if isinstance(calls, list) and len(calls) == 1 else None
+    function = call.get("function") if isinstance(call, dict) else None
+    arguments = function.get("arguments") if isinstance(function, dict) else None
+    if isinstance(arguments, dict):
+        return json.dumps(arguments, ensure_ascii=False)
+    return arguments if isinstance(arguments, str) else ""
+
+
 def find_answer(stage: str, content: str, thoughts: list[str]) -> tuple[str, str]:
     """(the answer's JSON, "") or ("", what is wrong with the content).
 
@@ -156,16 +192,28 @@ def _problem(stage: str, text: str) -> str:
     """What is wrong with the JSON of an answer; "" for nothing."""
     try:
         SCHEMAS[stage].model_validate_json(text)
+        json.loads(text, object_pairs_hook=_single)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "content"
         return one_line(f"{where}: {first['msg']}")
+    except ValueError as error:
+        return one_line(f"content: {error}")
     return ""
+
+
+def _single(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs; ValueError if it gives a field two values."""
+    values: dict[str, Any] = {}
+    for name, value in pairs:
+        if values.setdefault(name, value) != value:
+            raise ValueError(f"two values of the field {name!r}")
+    return values
 
 
 def _objects(text: str) -> Iterator[dict[str, Any]]:
     """The JSON objects in a text, outermost only; line breaks in strings are allowed."""
-    decoder, start = json.JSONDecoder(strict=False), 0
+    decoder, start = json.JSONDecoder(strict=False, object_pairs_hook=_single), 0
     for _ in range(_MOST_OBJECTS):
         start = text.find("{", start)
         if start < 0:

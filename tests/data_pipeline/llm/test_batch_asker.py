@@ -116,6 +116,13 @@ def test_a_malformed_row_is_sent_again(llm_server, tmp_path, monkeypatch, respon
     assert run.spent[1] > 0  # the first is possibly billed
 
 
+def test_a_status_as_text(llm_server, tmp_path, monkeypatch):
+    altered(monkeypatch, lambda row: row | {"response": row["response"] | {"status_code": "200"}})
+    run = Run(tmp_path, llm_server().base_url)
+    assert all('"relevant"' in text for text in run.ask(questions(4)))
+    assert run.spent[1] == 0
+
+
 def test_a_fatal_error_in_rows_stops_the_run_and_the_next_goes_on(
     llm_server, tmp_path, monkeypatch
 ):

@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from data_pipeline.llm.client import Endpoint
-from data_pipeline.llm.journal import ANSWER, MODERATED, REJECTED, UNKNOWN, UNPAID
+from data_pipeline.llm.journal import ANSWER, MODERATED, REJECTED, TOO_LONG, UNKNOWN, UNPAID
 from data_pipeline.llm.request import Prompt, RequestTemplate
 from inf_jax.core.errors import UserError
 
@@ -233,13 +233,19 @@ def http(status, body, *headers):
         (http(200, b"\xff\xfe\x00"), UNKNOWN, "not a chat completion"),
         (http(200, b"gz", "content-encoding: gzip"), UNKNOWN, "connection lost"),
         (http(200, b"<html>", "content-type: text/html"), UNPAID, "a web page"),
+        (http(200, b"<html>", "content-type: Text/HTML"), UNPAID, "a web page"),
+        (http(200, b'{"error": "busy"}', "content-type: text/html"), UNPAID, "busy"),
         (http(500, b"<html>"), UNPAID, "500"),
         (http(504, b"late"), UNKNOWN, "504"),
         (http(418, b'{"error": "teapot"}'), REJECTED, "418"),
         (http(400, b'{"error": {"message": "\\ud800 no", "code": 7}}'), REJECTED, "400 7: ? no"),
         (http(400, b'{"error": {"message": ["a"], "code": {}}}'), REJECTED, "400"),
+        (http(400, b'{"error": null, "message": "context size"}'), TOO_LONG, "context size"),
+        (http(400, b'{"code": "7", "error": "x"}'), REJECTED, "400 7: x"),
+        (http(400, b'[{"error": {"message": "x"}}]'), REJECTED, "400 : x"),
+        (http(400, b"{}"), REJECTED, "400 : Error code: 400"),
     ],
-    ids=range(13),
+    ids=range(19),
 )
 def test_broken_servers(answer, outcome, says):
     reply = Raw(answer).ask()

@@ -27,10 +27,23 @@ def completion(content, finish="stop", **more):
     return {"choices": [{"message": message, "finish_reason": finish}], "usage": {}}
 
 
+def called(arguments):
+    return {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
+
+
+def stream(*deltas, more=(), end="data: [DONE]\n\n"):
+    """The body of a stream of events, with a chunk for each delta."""
+    choices = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
+    chunks = [{"choices": [choice]} for choice in choices] + list(more)
+    events = (f"data: {json.dumps(chunk)}\n\n" for chunk in chunks)
+    return (": keep-alive\n\n" + "".join(events) + end).encode()
+
+
 @pytest.mark.parametrize(
     ("body", "outcome"),
     [
         ([], UNKNOWN),
+        ([completion(JSON)], ANSWER),
         ({"choices": []}, UNKNOWN),
         ({"choices": [None]}, UNKNOWN),
         ({"choices": [{"message": None}]}, UNKNOWN),
@@ -61,6 +74,15 @@ def completion(content, finish="stop", **more):
         (completion('{"reason":"  ","relevant":true}'), "schema"),
         (completion('{"reason":"x","relevant":true,"more":1}'), "schema"),
         (completion('{"reason":"x"}'), "schema"),
+        (completion('{"reason":"x","relevant":true,"relevant":false}'), "schema"),
+        (completion('```\n{"reason":"x","relevant":true,"relevant":false}\n```\n.'), "schema"),
+        (completion(JSON[:9], "model_context_window_exceeded"), "truncated"),
+        (completion("", "RECITATION"), "content_filter"),
+        (completion(None, "content_filter: PROHIBITED_CONTENT"), "content_filter"),
+        (completion(None, "abort"), UNKNOWN),
+        (completion(None, tool_calls=[{}, {}]), "schema"),
+        (completion(None, tool_calls=[called(JSON), called(OTHER)]), "schema"),
+        (completion(None, tool_calls="none", function_call=3), "schema"),
         (completion('{"reason":"x","relevant":true}', "length"), "truncated"),
         (completion('{"reason":"x","relevant":true}', refusal="No \ud800."), "refusal"),
         (completion('{"reason":"x","relevant":true}', None), ANSWER),
@@ -89,6 +111,9 @@ def test_outcome_of_bodies(body, outcome):
         f"<think>The form is {{reason, relevant}}. {JSON}",
         f"<think>{JSON}</think>",
         f"[THINK]hm[/THINK]{JSON}",
+        f"<seed:think>{OTHER}</seed:think>{JSON}",
+        f"<|channel>thought\n{OTHER}<channel|>{JSON}",
+        f"analysis{OTHER}assistantfinal{JSON}",
         f"<|channel|>analysis<|message|>hm<|end|><|channel|>final<|message|>{JSON}<|return|>",
         f"{JSON}\n{JSON}",
         f"[{JSON}]",
@@ -109,6 +134,42 @@ def test_an_answer_is_found_in_what_surrounds_it(content):
     whole = json.dumps(completion(content)).encode()
     for data in (whole, b"\xef\xbb\xbf" + whole, b"\n \n" + whole):
         assert read_answer("judge", data).text == reply.text
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"tool_calls": [called(JSON)]},
+        {"tool_calls": [called(json.loads(JSON))]},
+        {"tool_calls": None, "function_call": {"name": "f", "arguments": JSON}},
+        {"tool_calls": [], "function_call": {"name": "f", "arguments": JSON}},
+    ],
+    ids=itertools.count(),
+)
+def test_an_answer_in_a_tool_call(message):
+    for content in (None, "", []):
+        reply = read_answer("judge", completion(content, "tool_calls", **message))
+        assert (reply.outcome, reply.size) == (ANSWER, len(JSON))
+        assert json.loads(reply.text) == json.loads(JSON)
+    beside = read_answer("judge", completion(OTHER, **message))
+    assert json.loads(beside.text) == json.loads(OTHER)
+
+
+def test_an_answer_in_a_stream_of_events():
+    parts = {"role": "assistant", "content": ""}, {"content": JSON[:9]}, {"content": JSON[9:]}
+    stop = {"choices": [{"delta": {}, "finish_reason": "stop"}]}
+    usage = {"choices": [], "usage": USAGE, "model": "m"}
+    reply = read_answer("judge", stream(*parts, more=[stop, usage]))
+    assert (reply.outcome, reply.text, reply.model) == (ANSWER, JSON, "m")
+    assert reply.usage.completion_tokens == 2
+    assert read_answer("judge", stream({"reasoning_content": "hm"}, *parts, end="")).text == JSON
+    cut = {"choices": [{"delta": {}, "finish_reason": "length"}]}
+    assert read_answer("judge", stream(*parts[:2], more=[cut])).outcome == "truncated"
+    error = {"error": {"code": 429, "message": "Provider returned error"}}
+    assert read_answer("judge", stream(*parts[:2], more=[error])).outcome == UNPAID
+    for chunk in (5, {"choices": [3]}, {"choices": 3}, {"choices": [{"delta": [1]}]}):
+        assert read_answer("judge", stream(more=[chunk])).outcome == UNKNOWN
+    assert read_answer("judge", b"data: {").outcome == UNKNOWN
 
 
 @pytest.mark.parametrize("content", [None, "", " \n"])
@@ -151,6 +212,14 @@ def test_line_breaks_inside_strings():
         ({"error": {"code": 504, "message": "late"}}, UNKNOWN, ""),
         ({"error": "overloaded"}, UNPAID, ""),
         ({"error": ["overloaded"]}, UNPAID, ""),
+        ([{"error": {"code": 429, "status": "RESOURCE_EXHAUSTED"}}], UNPAID, ""),
+        ({"error": {"status": "INVALID_ARGUMENT", "message": "x"}}, REJECTED, ""),
+        ({"error": {"status": "UNAUTHENTICATED", "message": "x"}}, UNPAID, "check {key}"),
+        ({"error": {"status": "DEADLINE_EXCEEDED", "message": "x"}}, UNKNOWN, ""),
+        ({"type": "error", "error": {"type": "request_too_large", "message": "x"}}, TOO_LONG, ""),
+        ({"type": "error", "error": {"type": "billing_error", "message": "x"}}, UNPAID, "account"),
+        ({"error": "Unauthorized", "status": 401, "message": "No key"}, UNPAID, "check {key}"),
+        ({"error": True, "code": "model_not_found"}, UNPAID, "the model {model}"),
         ({"error": {"type": "overloaded_error", "message": "x"}, "choices": None}, UNPAID, ""),
         ({"error": {"code": 401, "message": "no"}}, UNPAID, "check {key}"),
         ({"error": {"type": "invalid_request_error", "code": "invalid_api_key"}}, UNPAID, "key"),
@@ -216,6 +285,7 @@ def detail(*names):
         (400, {"message": "response_format? bad seed", "param": "seed"}, ""),
         (400, "Bad Request", ""),
         (500, "response_format crashed", ""),
+        (400, "Unknown name \"additionalProperties\" at 'generation_config.response_schema'", "f"),
     ],
     ids=itertools.count(),
 )
@@ -245,6 +315,23 @@ def test_fields_that_an_endpoint_does_not_take(status, body, fields):
         (400, "the request exceeds the available context size", TOO_LONG),
         (400, "", REJECTED),
         (503, "content policy service is down", UNPAID),
+        (403, "Content violates usage guidelines. Failed check: SAFETY_CHECK_TYPE_BIO", MODERATED),
+        (
+            400,
+            {
+                "code": "1301",
+                "message": "\u8f93\u5165\u53ef\u80fd\u5305\u542b\u654f\u611f\u5185\u5bb9",
+            },
+            MODERATED,
+        ),
+        (422, "`inputs` tokens + `max_new_tokens` must be <= 4096. Given: 4000 `inputs`", TOO_LONG),
+        (422, "`inputs` must have less than 1024 tokens. Given: 2000", TOO_LONG),
+        (400, "litellm.ContextWindowExceededError: VertexAIException", TOO_LONG),
+        (400, "The input token count (200000) exceeds the maximum number of tokens", TOO_LONG),
+        (400, "The decoder prompt is longer than the maximum model length of 4096", TOO_LONG),
+        (400, "max_tokens: 64001 > 64000, the maximum allowed number of tokens", REJECTED),
+        (400, "Incorrect API key provided: xa***.", UNPAID),
+        (405, "Method Not Allowed", UNPAID),
     ],
     ids=itertools.count(),
 )
@@ -259,6 +346,14 @@ def test_an_answer_whose_usage_lacks_its_own_tokens_counts_as_not_reported():
     assert not reply.usage.reported and reply.size == len(JSON)
     usage = {"input_tokens": 5, "output_tokens": 3}
     assert read_answer("judge", completion(JSON) | {"usage": usage}).usage.completion_tokens == 3
+
+
+def test_thoughts_that_only_the_total_of_the_usage_has():
+    """As xAI and Gemini report them: they are billed as an answer's tokens."""
+    usage = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 107}
+    assert read_answer("judge", completion(JSON) | {"usage": usage}).usage.completion_tokens == 102
+    usage["total_tokens"] = 7
+    assert read_answer("judge", completion(JSON) | {"usage": usage}).usage.completion_tokens == 2
 
 
 def test_impossible_usage_is_clipped():
