@@ -159,14 +159,17 @@ def _by_field(rows: RowTexts, by_left: Values, by_right: Values) -> dict[str, ja
     the first k texts as the right of one.
     """
     gradients = {}
-    for name in dict.fromkeys((*by_left, *by_right)):
+    parts = [*by_right.items(), *((name, x[:, None]) for name, x in by_left.items())]
+    for name in dict.fromkeys(name for name, _ in parts):
         values = getattr(rows, name)
-        dtype = (by_left | by_right)[name].dtype
-        total = jnp.zeros(texts_of(rows, name, all_texts=True).shape, dtype)
-        if name in by_right:
-            total = total.at[:, : by_right[name].shape[1]].add(by_right[name])
-        if name in by_left:
-            total = total.at[:, 0].add(by_left[name])
+        texts = texts_of(rows, name, all_texts=True).shape[1]
+        total = sum(
+            # not total.at[:, :k].add(x): where k is all, its indices have no elements, of which
+            # jaxlib 0.11's partitioner dies inside shard_map
+            jnp.pad(x, [(0, 0), (0, texts - x.shape[1]), (0, 0)])
+            for part, x in parts
+            if part == name
+        )
         gradients[name] = total.reshape(values.shape).astype(values.dtype)
     return gradients
 

@@ -101,6 +101,23 @@ def primitives(jaxpr):
                 yield from primitives(inner)
 
 
+@pytest.mark.parametrize("engine", ["ring", "gather", "dense"])
+def test_no_array_without_elements_inside_shard_map(weights, engine):
+    """jaxlib 0.11 compiles none there: XLA drops it, after which Shardy ends the process.
+
+    `x.at[:].add(y)` has one, the indices of its scatter.
+    """
+    mesh = make_mesh(fsdp=2, tensor=2)
+    tx, step = make_step(mesh=mesh, engine=engine, dropout=0.1, groups=2, gather="layer")
+    params = init_params(weights, "shared")
+    state = TrainState(jnp.int32(0), params, tx.init(params))
+    traced = jax.make_jaxpr(step)(state, make_batch(make_pairs(22), chunks=8)).jaxpr
+    maps = [e for e in primitives(traced) if e.primitive.name == "shard_map"]
+    assert len(maps) >= (2 if engine == "dense" else 4)
+    inside = [e for m in maps for e in primitives(m.params["jaxpr"])]
+    assert not [e for e in inside if any(0 in x.aval.shape for x in e.invars)]
+
+
 def test_fsdp_moves_weights_and_no_activations(weights):
     """In the compiled program: gathers and scatters in the loops, one sum over the copies."""
     mesh = make_mesh(fsdp=4)
