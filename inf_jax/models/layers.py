@@ -44,30 +44,44 @@ def add(x: Array, bias: Array) -> Array:
     return x + bias.astype(x.dtype).reshape((1,) * (x.ndim - bias.ndim) + bias.shape)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _standardise(x: Array, eps: float, centre: bool) -> Array:
-    """Unit mean square over the last axis, after subtracting the mean if `centre`; keeps the result
-    and one scalar per token for the backward pass."""
-    return _standardise_forward(x, eps, centre)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _normalise(x: Array, scale: Array, bias: Array | None, eps: float, centre: bool) -> Array:
+    """scale * (x - mean) / sqrt(variance + eps) + bias over the last axis, computed in float32, in
+    x's dtype; without `centre` of x and its mean square.
+
+    Autodiff would keep float32 arrays of x's size. This keeps x and two scalars per token.
+    """
+    return _normalise_forward(x, scale, bias, eps, centre)[0]
 
 
-def _standardise_forward(x: Array, eps: float, centre: bool) -> tuple[Array, tuple[Array, Array]]:
-    if centre:
-        x = x - x.mean(-1, keepdims=True)
-    inverse = jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + eps)
-    return x * inverse, (x * inverse, inverse)
+def _normalise_forward(x, scale, bias, eps: float, centre: bool) -> tuple[Array, tuple]:
+    y = x.astype(jnp.float32)
+    mean = y.mean(-1, keepdims=True) if centre else jnp.zeros((), jnp.float32)
+    y = y - mean
+    inverse = jax.lax.rsqrt((y * y).mean(-1, keepdims=True) + eps)
+    y = y * inverse * _last_axis(scale, x)
+    y = y if bias is None else y + _last_axis(bias, x)
+    return y.astype(x.dtype), (x, scale, bias, mean, inverse)
 
 
-def _standardise_backward(
-    eps: float, centre: bool, residuals: tuple[Array, Array], g: Array
-) -> tuple[Array]:
-    y, inverse = residuals
+def _normalise_backward(eps: float, centre: bool, residuals: tuple, g: Array) -> tuple:
+    x, scale, bias, mean, inverse = residuals
+    y = (x.astype(jnp.float32) - mean) * inverse
+    g, tokens = g.astype(jnp.float32), tuple(range(x.ndim - 1))
+    by_scale = (g * y).sum(tokens).astype(scale.dtype)
+    by_bias = None if bias is None else g.sum(tokens).astype(bias.dtype)
+    g = g * _last_axis(scale, x)
     if centre:
         g = g - g.mean(-1, keepdims=True)
-    return (inverse * (g - y * (g * y).mean(-1, keepdims=True)),)
+    by_x = inverse * (g - y * (g * y).mean(-1, keepdims=True))
+    return by_x.astype(x.dtype), by_scale, by_bias
 
 
-_standardise.defvjp(_standardise_forward, _standardise_backward)
+def _last_axis(weights: Array, x: Array) -> Array:
+    return weights.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + weights.shape)
+
+
+_normalise.defvjp(_normalise_forward, _normalise_backward)
 
 
 class Norm(nnx.Module):
@@ -83,10 +97,9 @@ class Norm(nnx.Module):
 
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
         config = self.config
-        y = _standardise(x.astype(jnp.float32), config.norm_eps, config.norm == "layer")
         scale = self.scale[...] + 1.0 if config.norm_offset else self.scale[...]
-        y = y * scale.reshape((1,) * (x.ndim - 1) + scale.shape)
-        return (add(y, self.bias[...]) if config.norm_bias else y).astype(x.dtype)
+        bias = self.bias[...] if config.norm_bias else None
+        return _normalise(x, scale, bias, config.norm_eps, config.norm == "layer")
 
 
 def rope_frequencies(rope: Rope, head_width: int) -> np.ndarray:
