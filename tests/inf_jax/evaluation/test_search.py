@@ -34,7 +34,12 @@ def assert_same(found, expected):
 
 @pytest.mark.parametrize(
     ("p", "k", "block"),
-    [(50, 7, 8), (50, 50, 8), (50, 20, 16), (50, 5, 50), (50, 5, 1000), (64, 9, 16), (9, 3, 1)],
+    [
+        *((50, 7, 8), (50, 50, 8), (50, 20, 16), (50, 5, 50), (50, 5, 1000), (64, 9, 16)),
+        (9, 3, 1),
+        # tiles that are searched through the maxima of groups of 8 or 16 passages
+        *((900, 5, 1000), (899, 3, 512), (900, 1, 300), (1000, 7, None)),
+    ],
 )
 def test_ties_and_blocks(p, k, block):
     queries, passages = with_ties(6, p)

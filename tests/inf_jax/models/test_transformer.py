@@ -20,6 +20,7 @@ from inf_jax.models.encoder import make_encoder
 from inf_jax.models.hf import check as hf_check
 from inf_jax.models.hf.config import config_from_hf, mask_fields
 from inf_jax.models.hf.weight_tables import rules_of
+from inf_jax.models.layers import Norm
 from inf_jax.models.transformer import Execution
 from inf_jax.planning.flops import encoder_flops, product_flops
 from tests.inf_jax.models.goldens import (
@@ -148,6 +149,15 @@ def test_flops_of_other_shapes(name):
     traced = jax.make_jaxpr(encoder.hidden)(params, row, row, row)
     formula = encoder_flops(shape, tokens=3 * 16, squares=3 * 16**2)
     assert product_flops(traced.jaxpr) == formula
+
+
+@pytest.mark.parametrize("name", ["bert", "qwen3"])
+def test_backward_of_a_norm_keeps_the_input_as_it_is(name):
+    """bfloat16 states are not kept in float32; a scan over layers stores what is kept."""
+    norm, x = Norm(16, shape_of(name)), jnp.ones((2, 3, 16), jnp.bfloat16)
+    kept = jax.eval_shape(lambda x: jax.vjp(norm, x)[1], x)
+    whole = [leaf.dtype for leaf in jax.tree.leaves(kept) if leaf.shape == x.shape]
+    assert whole == [jnp.bfloat16]
 
 
 def test_encoders_cannot_be_causal():
