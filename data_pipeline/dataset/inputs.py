@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from data_pipeline.quality.near_duplicates import is_near
 from data_pipeline.quality.rules import Limits, Report, held_out
 from data_pipeline.sources import inf_ir, medquad
-from data_pipeline.sources.files import Row, input_files
+from data_pipeline.sources.files import Row, input_files, one_split
 from inf_jax.core.errors import UserError
 from inf_jax.data.records import Example
 from inf_jax.io.json_files import sha256_of_file
@@ -154,7 +154,7 @@ class Inputs:
         Builds with equal recipes write equal files. Stored as the dataset's metadata.
 
         Raises:
-          UserError: a file is missing.
+          UserError: a file is missing, or a directory has files of several splits.
         """
         sources = {"train": _checksums(self.path_train)}
         if self.path_dev:
@@ -171,6 +171,7 @@ class Inputs:
 
 def _checksums(path: str) -> list[dict[str, Any]]:
     """Name, size and SHA-256 of each source file; without directory, since files may be moved."""
+    one_split(path)
     return [
         {"file": file.name, "bytes": file.stat().st_size, "sha256": sha256_of_file(file)}
         for file in input_files(path)

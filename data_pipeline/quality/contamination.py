@@ -10,15 +10,19 @@ from pathlib import Path
 from data_pipeline.quality.minhash import NearDuplicates
 from data_pipeline.quality.rules import DOCUMENT_FIELDS, QUERY_FIELDS
 from data_pipeline.sources import beir
+from data_pipeline.sources.fields import passages_in
 from data_pipeline.sources.files import Row, read_rows, text_field, title_field
 from data_pipeline.sources.folding import bare
 from data_pipeline.sources.pairs import titled
-from data_pipeline.sources.qrels import splits_of
+from data_pipeline.sources.qrels import QRELS_DIRECTORIES, splits_of
 from inf_jax.core.errors import UserError
 from inf_jax.data.records import text_hash
 
-_QUERY_NAMES = ("query", "question", *QUERY_FIELDS)
+_QUERY_NAMES = ("query", "question", "anchor", *QUERY_FIELDS)
+_QUERY_NAMES += tuple(f"{name}_fewshot" for name in QUERY_FIELDS)
+# texts, or lists of texts or of objects with a text: SQuAD's, Tevatron's, DPR's, FlagEmbedding's
 _PASSAGE_NAMES = ("passage", "document", "answer", "contents", *DOCUMENT_FIELDS)
+_PASSAGE_NAMES += ("context", "positive_passages", "positive_ctxs", "pos", "positive")
 _EITHER_NAME = "text"  # of BEIR's queries and passages
 
 
@@ -78,7 +82,7 @@ class BenchmarkTexts:
     def shares_passage(self, text: str) -> str:
         """ "evaluation_passage" if the text is a passage of the benchmark,
         "near_evaluation_passage" if it is a near duplicate of one, else ""."""
-        if text_hash(bare(text)) in self._passages:
+        if {text_hash(bare(part)) for part in (text, _untitled(text))} & self._passages:
             return "evaluation_passage"
         if self._near is not None and self._near.find(text):
             return "near_evaluation_passage"
@@ -94,21 +98,27 @@ def _texts(path: Path) -> Iterator[tuple[str, str]]:
             yield example.query_positive, example.document_positive
             yield example.query_negative, example.hard_negative_document_2
             yield "", example.hard_negative_document_1
-    elif (path / "qrels").is_dir():
+    elif any((path / name).is_dir() for name in QRELS_DIRECTORIES):
         for split in _evaluation_splits(path):
             for pair in beir.read(path, split=split):
                 yield pair.query, pair.passage
+                yield "", _untitled(pair.passage)
     else:
         for row in read_rows(path):
             yield from _row_texts(row)
 
 
+def _untitled(passage: str) -> str:
+    """What follows the first line, which may be a title that the same passage lacks elsewhere."""
+    return passage.partition("\n")[2]
+
+
 def _evaluation_splits(path: Path) -> list[str]:
-    splits = splits_of(path / "qrels")
+    splits = splits_of(path)
     if splits <= {"train"}:
         raise UserError(
-            f"{path}/qrels has no evaluation split, only {', '.join(splits) or 'no files'}; give a "
-            "file of the benchmark's texts instead"
+            f"{path}: its qrels has no evaluation split, only {', '.join(splits) or 'no files'}; "
+            "give a file of the benchmark's texts instead"
         )
     return sorted(splits - {"train"})
 
@@ -119,7 +129,9 @@ def _row_texts(row: Row) -> Iterator[tuple[str, str]]:
         if name in _QUERY_NAMES:
             yield text_field(row, name), ""
         elif name in _PASSAGE_NAMES:
-            yield "", text_field(row, name)
+            for title, text in passages_in(row, name):
+                yield "", text
+                yield "", titled(title, text)
         elif name == _EITHER_NAME:
             text = text_field(row, name)
             yield text, text

@@ -3,7 +3,7 @@
 The directory holds `corpus.jsonl` (_id, title, text), `queries.jsonl` (_id, text) and
 `qrels/<split>.tsv` (query-id, corpus-id, score), each optionally compressed. Instead of jsonl there
 may be parquet, a directory of such files as on the Hub too (`corpus/`, `queries/`); instead of tsv,
-all that `qrels.read_judgements` reads.
+all that `qrels.find_qrels` finds and `qrels.read_judgements` reads.
 """
 
 from collections import Counter
@@ -44,7 +44,7 @@ def read(
     qrels = find_qrels(path, f"qrels/{split}")
     rows = read_judgements(qrels)
     queries = _texts(find_file(path, "queries.jsonl", "queries.parquet", "queries"))
-    yield from join(qrels, rows, queries, passages, min_score=min_score, dropped=dropped)
+    yield from join(qrels[0], rows, queries, passages, min_score=min_score, dropped=dropped)
 
 
 def _texts(file: Path) -> Iterator[Text]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.sources.files import Row, id_field, read_rows, text_field, title_field
+from data_pipeline.sources.files import Row, id_field, one_split, read_rows, text_field, title_field
 from data_pipeline.sources.pairs import SourcePair, titled
 from inf_jax.core.errors import UserError
 
@@ -36,17 +36,23 @@ def read(
         an earlier one with the same id.
 
     Raises:
-      UserError: `fields` names no passage or an unknown part, a row lacks a field, the field
-        holds no text, or different rows have the same id; or as `read_rows`.
+      UserError: `fields` names no passage or an unknown part, a row lacks a field (the title: all
+        rows lack it), the field holds no text, different rows have the same id, or the directory
+        has several splits; or as `read_rows`.
     """
     names = {part: (n,) if isinstance(n, str) else tuple(n) for part, n in fields.items()}
     if unknown := [part for part in names if part not in _PARTS]:
         raise UserError(f"fields: no part {unknown[0]!r}; name the fields of {', '.join(_PARTS)}")
     if not names.get("passage"):
         raise UserError("fields: no field is named for 'passage'; add {'passage': '<its name>'}")
+    one_split(path)
     dropped = Counter() if dropped is None else dropped
     seen: dict[str, int] = {}  # id -> hash of the pair
+    titled_rows = "title" not in names  # a title is optional, but its name may be a wrong one
     for row in read_rows(path):
+        titled_rows = titled_rows or any(
+            _value(row.values, name) is not _MISSING for name in names["title"]
+        )
         for pair in _pairs(row, names, dropped):
             if "id" in names:
                 identity = hash(pair)
@@ -59,6 +65,11 @@ def read(
                         "a field whose values are unique, or none, and rows are numbered"
                     )
             yield pair
+    if not titled_rows:
+        raise UserError(
+            f"{path}: no row has the field {' or '.join(names['title'])!r}; name the field of the "
+            "passages' titles, or none"
+        )
 
 
 def _pairs(
@@ -70,20 +81,29 @@ def _pairs(
         dropped["empty query"] += 1
         return
     whole, name = parts["passage"]
+    passages = passages_in(whole, name)
     if not isinstance(whole.values.get(name), list):
-        title, text = _passage(whole, name)
+        [(title, text)] = passages
         title = title_field(*parts["title"]) if "title" in parts else title
         id = id_field(*parts["id"]) if "id" in parts else Path(row.where).name
         yield SourcePair(id, query, titled(title, text))
         return
-    elements = _elements(whole, name)
-    if not elements:
+    if not passages:
         dropped["no passage"] += 1
-    for number, element in enumerate(elements):
-        title, text = _passage(*element)
+    for number, (title, text) in enumerate(passages):
         if "title" in parts:
-            title = title_field(*_matching(*parts["title"], number, len(elements)))
-        yield SourcePair(_id(row, parts, number, len(elements)), query, titled(title, text))
+            title = title_field(*_matching(*parts["title"], number, len(passages)))
+        yield SourcePair(_id(row, parts, number, len(passages)), query, titled(title, text))
+
+
+def passages_in(row: Row, name: str) -> list[tuple[str, str]]:
+    """Title ("" for none) and text of the passage in a field, or of each in a list of passages.
+
+    Raises:
+      UserError: there is no such field, or a passage is neither a text nor an object with one.
+    """
+    several = isinstance(row.values.get(name), list)
+    return [_passage(*each) for each in (_elements(row, name) if several else [(row, name)])]
 
 
 def _id(row: Row, parts: Mapping[str, tuple[Row, str]], number: int, count: int) -> str:
@@ -110,6 +130,8 @@ def _value(values: Mapping[str, Any], name: str) -> Any:
         return values[name]
     first, _, rest = name.partition(".")
     inner = values.get(first)
+    if rest and first in values and inner is None:
+        return None
     if rest and isinstance(inner, Mapping):
         return _value(inner, rest)
     if rest and isinstance(inner, list) and all(isinstance(each, Mapping) for each in inner):

@@ -7,10 +7,10 @@ import bz2
 import codecs
 import gzip
 import io
-import itertools
 import json
 import lzma
 import math
+import re
 import reprlib
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +19,10 @@ from typing import Any, BinaryIO, NamedTuple
 
 from inf_jax.core.errors import UserError
 from inf_jax.io.json_files import parse_json
+
+# Words in the names of files -> the split that they name.
+_SPLITS = {name: name for name in ("train", "test", "dev")} | {"training": "train"}
+_SPLITS |= dict.fromkeys(("eval", "val", "valid", "validation"), "dev")
 
 
 class Row(NamedTuple):
@@ -67,6 +71,21 @@ def read_rows(path: str | Path) -> Iterator[Row]:
         raise no_rows(path)
 
 
+def one_split(path: str | Path) -> None:
+    """Raises UserError if the names of a directory's files say that they are different splits."""
+    files = input_files(path)
+    found: dict[str, str] = {}  # split -> a file of it
+    for name in (file.name for file in files):
+        named = {_SPLITS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in _SPLITS}
+        if len(named) == 1:
+            found.setdefault(*named, name)
+    if len(found) > 1:
+        raise UserError(
+            f"{path} holds files of several splits ({', '.join(sorted(found.values()))}); name the "
+            "one file, or a directory with the files of one split"
+        )
+
+
 def no_rows(path: str | Path) -> UserError:
     """The error for a file, or a directory of files, without any row."""
     return UserError(f"{path} holds no rows; copy it again or give another file")
@@ -81,7 +100,8 @@ def id_field(row: Row, *names: str) -> str:
     """As `text_field`; whole numbers are ids too, and an empty value raises UserError."""
     name = _present(row, names)
     value = row.values.get(name)
-    if isinstance(value, float) and value.is_integer():  # integers of a column that lacks some
+    # integers of a column that lacks some; above 2**53 others have become the same number
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return str(int(value))
     if type(value) is int:  # not a bool
         return str(value)
@@ -185,6 +205,7 @@ def decoded(data: bytes, where: str) -> str:
         raise UserError(f"{where}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
 
 
+_MOST_NESTED = 500  # levels of an element of a JSON array
 _ONE_OBJECT = "each line must be one JSON object; correct the line or remove it"
 
 
@@ -207,20 +228,29 @@ def _check_object(row: Any, where: str) -> dict[str, Any]:
 def _json(path: Path) -> Iterator[Row]:
     # ijson's C backends replace half of a surrogate pair by "?" without an error
     from ijson.backends import python as ijson
-    from ijson.common import JSONError
+    from ijson.common import JSONError, ObjectBuilder
 
-    number = 0
+    number = depth = 0
     try:
         with _open(path) as file:
             if file.peek(len(codecs.BOM_UTF8)).startswith(codecs.BOM_UTF8):
                 file.read(len(codecs.BOM_UTF8))
-            events = ijson.parse(file, use_float=True)
-            first = next(events)
-            if first[1] != "start_array":
+            events = ijson.basic_parse(file, use_float=True)
+            if next(events)[0] != "start_array":
                 raise JSONError("it does not begin with '['")
-            elements = ijson.items(itertools.chain([first], events), "item")
-            for number, row in enumerate(elements, 1):
-                yield Row(f"{path}:{number}", _check_object(row, f"{path}:{number}"))
+            builder = ObjectBuilder()
+            for event, value in events:
+                if depth == 0 and event == "end_array":
+                    continue  # the whole one's
+                builder.event(event, value)
+                depth += event.startswith("start_") - event.startswith("end_")
+                if depth > _MOST_NESTED:
+                    raise JSONError("nested too deeply")
+                if depth == 0:
+                    number += 1
+                    row = _check_object(builder.value, f"{path}:{number}")
+                    builder = ObjectBuilder()
+                    yield Row(f"{path}:{number}", row)
     except (JSONError, json.JSONDecodeError) as error:
         if error.args and isinstance(error.args[0], UnicodeDecodeError):
             raise UserError(

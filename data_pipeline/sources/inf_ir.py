@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_pipeline.sources.files import Row, id_field, read_rows, text_field
+from data_pipeline.sources.files import Row, id_field, one_split, read_rows, text_field
 from inf_jax.core.errors import UserError
 from inf_jax.data.records import FIELDS, Example
 
@@ -29,8 +29,10 @@ def read(path: str | Path, *, dropped: Counter[str] | None = None) -> Iterator[E
       dropped: incremented for each row that repeats an earlier one with the same id.
 
     Raises:
-      UserError: the file is missing or empty, two different rows have the same id, or as `example`.
+      UserError: the file is missing or empty, the directory has several splits, two different rows
+        have the same id, or as `example`.
     """
+    one_split(path)
     dropped = Counter() if dropped is None else dropped
     seen: dict[str, int] = {}  # all ids: a generated one may be another row's own
     for row in read_rows(path):

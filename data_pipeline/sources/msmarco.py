@@ -30,7 +30,7 @@ def read(
     qrels = find_qrels(path, f"qrels.{split}")
     rows = read_judgements(qrels, headerless=(4,))
     queries = _texts(find_file(path, f"queries.{split}.tsv"))
-    yield from join(qrels, rows, queries, passages, min_score=min_score, dropped=dropped)
+    yield from join(qrels[0], rows, queries, passages, min_score=min_score, dropped=dropped)
 
 
 def _texts(file: Path) -> Iterator[Text]:

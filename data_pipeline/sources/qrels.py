@@ -5,6 +5,7 @@ streamed.
 """
 
 import csv
+import itertools
 import re
 import unicodedata
 from collections import Counter
@@ -36,6 +37,8 @@ _NAMES = {
 }
 _TABLES = (".tsv", ".txt", ".csv")
 _TYPES = (*_TABLES, ".jsonl", ".parquet")
+QRELS_DIRECTORIES = ("qrels", "default")  # BEIR's, and the Hub's name of what has no other
+_PART = re.compile(r"-\d+-of-\d+$")  # of a split in several files
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}(\.0*)?")
 
 
@@ -47,35 +50,56 @@ class Text(NamedTuple):
     text: str
 
 
-def find_qrels(directory: str | Path, stem: str) -> Path:
-    """The file of judgements `<stem>.tsv`, or of another of the types that are read."""
-    return find_file(directory, *(f"{stem}{suffix}" for suffix in _TYPES))
+def find_qrels(directory: str | Path, stem: str) -> list[Path]:
+    """The files of judgements: `<stem>.tsv`, or one of another of the types that are read, or the
+    Hub's parquet files, `<stem>-00000-of-00001.parquet`, also in the directory `default`.
+
+    Raises:
+      UserError: as `find_file`.
+    """
+    try:
+        return [find_file(directory, *(f"{stem}{suffix}" for suffix in _TYPES))]
+    except UserError:
+        folder, _, name = stem.rpartition("/")
+        for place in (folder, *QRELS_DIRECTORIES[1:]) if folder else ():
+            parts = sorted(
+                f for f in Path(directory, place).glob("*.parquet") if _PART.sub("", f.stem) == name
+            )
+            if parts:
+                return parts
+        raise
 
 
 def splits_of(directory: Path) -> set[str]:
-    """The splits whose judgements a directory holds: its files' names without their types."""
+    """The splits whose judgements BEIR's directory holds: its files' names without their types."""
     return {
-        file.name[: file.name.lower().rindex(file_type(file))]
-        for file in directory.iterdir()
+        _PART.sub("", file.name[: file.name.lower().rindex(file_type(file))])
+        for name in QRELS_DIRECTORIES
+        for file in directory.glob(f"{name}/*")
         if file_type(file) in _TYPES and not file.name.startswith(".")
     }
 
 
-def read_judgements(file: Path, *, headerless: Collection[int] = (3, 4)) -> Iterator[Row]:
-    """Yields the judgements of a file, with the COLUMNS as texts.
+def read_judgements(
+    files: Iterable[Path], *, headerless: Collection[int] = (3, 4)
+) -> Iterator[Row]:
+    """Yields the judgements of files, with the COLUMNS as texts.
 
     Args:
-      file: jsonl or parquet with fields of these names (or common others, such as query_id, docid,
-        relevance); or a table with commas (.csv), tabs or, if its first line has none, white space
-        between the columns, which a header names or which are as `headerless` says.
+      files: each jsonl or parquet with fields of these names (or common others, such as query_id,
+        docid, relevance); or a table with commas (.csv), tabs or, if its first line has none, white
+        space between the columns, which a header names or which are as `headerless` says.
       headerless: numbers of columns of a table whose first line may be a judgement: 3 for the
         COLUMNS, 4 for TREC's, with an iteration before the passage.
 
     Raises:
       UserError: a row or file is damaged, or lacks a column; names the row.
     """
-    table = file_type(file) in _TABLES
-    for row in _table_rows(file, headerless) if table else read_rows(file):
+    rows = (
+        _table_rows(file, headerless) if file_type(file) in _TABLES else read_rows(file)
+        for file in files
+    )
+    for row in itertools.chain.from_iterable(rows):
         values = {_plain(name): value for name, value in row.values.items()}
         row = Row(row.where, values)
         ids = {name: comparable_id(id_field(row, *_NAMES[name])) for name in COLUMNS[:2]}

@@ -160,6 +160,53 @@ def test_beir_without_the_training_split(tmp_path):
     assert evaluation.shares_passage(PASSAGE) == ""  # of train, and not relevant in dev
 
 
+def test_a_title_that_only_one_of_both_has():
+    evaluation = BenchmarkTexts(1)
+    evaluation.add(passage=PASSAGE)
+    assert evaluation.shares_passage(f"Bees\n{PASSAGE}") == "evaluation_passage"
+
+
+@pytest.mark.parametrize("threshold", [0.8, 1])
+def test_titles_of_beir(tmp_path, threshold):
+    directory = beir(tmp_path, test=[("q1", "d1", "1")])
+    row = {"_id": "d1", "title": "A long title of an article on wasps and paper", "text": OTHER}
+    write_jsonl(directory / "corpus.jsonl", row)
+    evaluation = BenchmarkTexts.read([directory], threshold=threshold)
+    for text in (OTHER, f"{row['title']} {OTHER}"):
+        assert evaluation.shares_passage(text) == "evaluation_passage"
+
+
+def test_parquet_of_the_hub(tmp_path):
+    directory = beir(tmp_path, test=[("q1", "d1", "1")])
+    (directory / "qrels" / "test.tsv").unlink()
+    (directory / "qrels").rename(directory / "default")
+    for split, query in (("train", "q0"), ("test", "q1")):
+        row = {"query-id": query, "corpus-id": "d1", "score": 1}
+        name = f"{split}-00000-of-00001.parquet"
+        pa.parquet.write_table(pa.Table.from_pylist([row]), directory / "default" / name)
+    evaluation = read(directory)
+    shared = [evaluation.shares_query(f"{QUERY} number {n}") for n in range(2)]
+    assert shared == ["", "evaluation_query"]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"query": QUERY, "positive_passages": [{"docid": "7", "title": "Bees", "text": PASSAGE}]},
+        {"question": QUERY, "positive_ctxs": [{"title": "", "text": OTHER}, {"text": PASSAGE}]},
+        {"query": QUERY, "pos": [OTHER, PASSAGE], "neg": []},
+        {"question": QUERY, "context": PASSAGE, "answers": {"text": ["juice"]}},
+        {"anchor": QUERY, "positive": PASSAGE},
+        {"query_positive_fewshot": QUERY, "document_positive": PASSAGE},
+    ],
+)
+def test_rows_of_common_training_and_evaluation_sets(tmp_path, row):
+    evaluation = read(write_jsonl(tmp_path / "x.jsonl", row))
+    assert evaluation.shares_query(QUERY) == "evaluation_query"
+    for text in (PASSAGE, f"Bees\n{PASSAGE}"):
+        assert evaluation.shares_passage(text) == "evaluation_passage"
+
+
 def test_beir_of_training_alone(tmp_path):
     with pytest.raises(UserError, match=r"qrels has no evaluation split, only train; give"):
         read(beir(tmp_path, train=[("q0", "d0", "1")]))

@@ -188,6 +188,47 @@ def test_parquet_in_folders_as_on_the_hub(tmp_path):
     assert pairs("beir", write(tmp_path, files))[0] == ONE
 
 
+@pytest.mark.parametrize("directory", ["qrels", "default"])
+def test_judgements_in_parts_as_on_the_hub(tmp_path, directory):
+    other = {**JUDGED, "corpus-id": "d2"}
+    files = {
+        "corpus.jsonl": CORPUS,
+        "queries.jsonl": QUERIES,
+        f"{directory}/train-00000-of-00002.parquet": parquet(JUDGED),
+        f"{directory}/train-00001-of-00002.parquet": parquet(other),
+        f"{directory}/train-small-00000-of-00001.parquet": parquet({**JUDGED, "score": 0}),
+        f"{directory}/test-00000-of-00001.parquet": parquet({**JUDGED, "score": 0}),
+    }
+    wanted = [(QUERY, PASSAGE), (QUERY, "Wood\nsplits")]
+    assert pairs("beir", write(tmp_path, files))[0] == wanted
+    with pytest.raises(UserError, match=r"neither .*/dev\.tsv nor"):
+        pairs("beir", tmp_path, split="dev")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train.jsonl", "test.jsonl"),
+        ("nq-dev.jsonl", "nq-train.jsonl"),
+        ("a.jsonl", "train_1.jsonl"),
+    ],
+)
+def test_a_directory_of_several_splits(tmp_path, names):
+    files = dict.fromkeys((*names, "x.validation.jsonl"), lines({"query": "a", "passage": "b"}))
+    write(tmp_path, files)
+    with pytest.raises(UserError, match=r"holds files of several splits \(.*\); name the one file"):
+        pairs("fields", tmp_path, fields={"query": "query", "passage": "passage"})
+    with pytest.raises(UserError, match="holds files of several splits"):
+        list(inf_ir.read(tmp_path))
+
+
+def test_a_directory_of_one_split(tmp_path):
+    data = lines({"query": QUERY, "passage": PASSAGE})
+    names = ("train-00000-of-00002.jsonl", "training.ndjson", "contest.jsonl", "train_test.jsonl")
+    write(tmp_path, dict.fromkeys(names, data))
+    assert len(pairs("fields", tmp_path, fields={"query": "query", "passage": "passage"})[0]) == 4
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -326,6 +367,32 @@ def test_ids_of_lists(tmp_path):
         assert pair.id == expected
 
 
+def test_a_title_that_no_row_has(tmp_path):
+    row = {"query": QUERY, "passage": PASSAGE}
+    with pytest.raises(UserError, match=r"x\.jsonl: no row has the field 'titel'; name the field"):
+        rows(tmp_path, row, {**row, "title": "Wedge"}, title="titel")
+    assert rows(tmp_path, row, {**row, "title": "Wedge"}, title="title")[0] == [*ONE, *TITLED]
+
+
+def test_a_list_that_is_null(tmp_path):
+    found, _ = rows(
+        tmp_path,
+        {"query": "a", "positive_ctxs": None},
+        {"query": QUERY, "positive_ctxs": [{"text": PASSAGE}]},
+        passage="positive_ctxs.text",
+    )
+    assert found == [("a", ""), *ONE]  # dropped and counted later, as every empty passage
+
+
+def test_an_array_of_deep_objects(tmp_path):
+    deep = f'[{{"query": "{QUERY}", "passage": {"[" * 10**5}{"]" * 10**5}}}]'
+    path = write(tmp_path, {"x.json": deep}) / "x.json"
+    with pytest.raises(UserError, match=r"x\.json:1: malformed JSON, nested too deeply"):
+        list(read_rows(path))
+    write(tmp_path, {"x.json": '[{"a": [1, {"b": [null]}], "c": {}}, {}]'})
+    assert [row.values for row in read_rows(path)] == [{"a": [1, {"b": [None]}], "c": {}}, {}]
+
+
 def test_rows_without_passages_are_counted(tmp_path):
     found, dropped = rows(tmp_path, {**TEVATRON, "passage": []}, FLAG | {"passage": [PASSAGE]})
     assert (found, dropped) == (ONE, {"no passage": 1})
@@ -336,6 +403,8 @@ def test_repeated_rows_with_ids(tmp_path):
     found, dropped = rows(tmp_path, row, row, id="id")
     assert (found, dropped) == (ONE, {"repeated row": 1})
     assert rows(tmp_path, row, {**row, "id": 2.0}, id="id")[0] == ONE * 2
+    with pytest.raises(UserError, match=r"x\.jsonl:1: field 'id' holds float 1e\+17, expected"):
+        rows(tmp_path, {**row, "id": 1e17}, id="id")  # others are rounded to it
     with pytest.raises(UserError, match=r"x\.jsonl:2: id '1' occurs a second time with other text"):
         rows(tmp_path, row, {**row, "passage": "Another"}, id="id")
 
