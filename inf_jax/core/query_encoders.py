@@ -44,10 +44,10 @@ class Joint:
         return [[[QUERY], extra], [[PASSAGE]]]
 
     def text_lengths(self, texts, parts, drawn, *, special: int, limit: int) -> np.ndarray:
-        """int64[p, columns], tokens of each text of p pairs; 0 where it is absent.
+        """int[p, columns], tokens of each text of p pairs; 0 where it is absent.
 
         Args:
-          texts: int64[p, 2], tokens of instructed query and passage; 0 where absent.
+          texts: int[p, 2], tokens of instructed query and passage; 0 where absent.
           parts: int[p, 3], tokens of the instructed query before truncation, of its query and of
             its instruction.
           drawn: int64[p, m], the pair whose instruction is sampled; -1 for none.

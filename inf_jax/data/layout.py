@@ -102,12 +102,12 @@ class BatchLayout:
     def text_lengths(
         self, dataset: TokenisedDataset, examples: np.ndarray, drawn: np.ndarray
     ) -> np.ndarray:
-        """int64[p, columns], tokens of each text of a step; 0 where it is absent.
+        """int[p, columns], tokens of each text of a step; 0 where it is absent.
 
         `examples` are those of the step, int64[p / 3]; `drawn` as of `sample_instructions`.
         """
         return self.query_encoder.text_lengths(
-            dataset.text_lengths[examples].reshape(-1, 2).astype(np.int64),
+            dataset.text_lengths[examples].reshape(-1, 2),
             dataset.part_lengths[examples].reshape(-1, 3),
             drawn,
             special=sum(map(len, dataset.special)),

@@ -131,15 +131,15 @@ class Loader:
         return assign_step(self.dataset, self.layout, examples, seed=self.seed, step=step)
 
     def _negatives(self, assignment: StepAssignment) -> InstructionNegatives:
-        mine, hashes = assignment.of_host(self._mine), assignment.hashes
+        mine, instructions = assignment.of_host(self._mine), assignment.instructions
         rows = mine.ravel()
         if self.layout.query_encoder.samples_instructions:
-            poison = sibling_slots(mine, assignment.sibling).ravel()
-            sources, valid = of_rows(rows, assignment.sibling, assignment.drawn)
+            poison = sibling_slots(mine, instructions.sibling).ravel()
+            sources, valid = of_rows(rows, instructions.sibling, assignment.drawn)
         else:
-            poison, (sources, valid) = None, of_chunk(mine, assignment.usable)
-        ids = split_hashes(instruction_ids(rows, sources, hashes, assignment.known))
-        return InstructionNegatives(ids, poison, valid)
+            poison, (sources, valid) = None, of_chunk(mine, instructions.usable)
+        ids = instruction_ids(rows, sources, instructions.hashes, instructions.known)
+        return InstructionNegatives(split_hashes(ids), poison, valid)
 
 
 def to_mesh(mesh: jax.sharding.Mesh) -> Callable[[Batch], Batch]:

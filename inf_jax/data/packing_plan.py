@@ -5,14 +5,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from inf_jax.core.packing import rows_needed
+from inf_jax.core.packing import rows_of_chunks
 from inf_jax.core.query_encoders import FIRST_EXTRA
 from inf_jax.data.layout import BatchLayout
 from inf_jax.data.records import PAIRS_PER_EXAMPLE
 from inf_jax.data.sampler import StepAssignment
 
 PLANNED_TEXTS = 2_000_000  # above this many texts the shape is planned on a sample of the steps
-SAMPLED_STEPS = 64
+SAMPLED_STEPS = 64  # fewer of large steps, whose many chunks are a sample by themselves
+SAMPLED_TEXTS = 16_000_000
+LEAST_STEPS = 8
 MARGIN = 1.03  # rows added to the largest sampled need
 
 
@@ -27,7 +29,7 @@ class PackingPlan(NamedTuple):
       pairs: mean pairs of a step.
       sampled_tokens: mean tokens of the sampled instruction negatives of a step.
       sampled: mean sampled instruction negatives of a pair.
-      poisons: mean poisoned instructions of a pair, which cost no tokens.
+      poisons: mean poisoned instructions of a pair, which cost no tokens; 0 without block I.
     """
 
     rows: tuple[int, ...]
@@ -58,19 +60,20 @@ def plan_packing(
     a row."""
     texts_a_step = layout.columns * PAIRS_PER_EXAMPLE * layout.batch_size
     exact = steps * texts_a_step <= PLANNED_TEXTS
-    spread = np.linspace(0, steps - 1, SAMPLED_STEPS).astype(int)
+    count = min(SAMPLED_STEPS, max(LEAST_STEPS, SAMPLED_TEXTS // texts_a_step))
+    spread = np.linspace(0, steps - 1, count).astype(int)
     sample = np.arange(steps) if exact else np.unique(spread)
     rows, counts = [], []
     for step in sample.tolist():
         assignment = assign(step)
-        lengths, hashes = assignment.lengths, assignment.hashes
+        lengths, instructions = assignment.lengths, assignment.instructions
         rows.append(_rows_needed(assignment, layout))
         sums = (
             lengths.sum(),
             np.count_nonzero(lengths[:, 0]),
             lengths[:, FIRST_EXTRA : FIRST_EXTRA + layout.sampled].sum(),
             np.count_nonzero(assignment.drawn >= 0),
-            np.count_nonzero(hashes[assignment.sibling] != hashes),
+            instructions.poisoned if instructions else 0,
         )
         counts.append(sums)
     most = np.max(rows, axis=0)
@@ -92,9 +95,11 @@ def plan_packing(
 
 def _rows_needed(assignment: StepAssignment, layout: BatchLayout) -> list[int]:
     """Rows that the fullest chunk needs, one number a grid."""
+    columns = np.vstack([assignment.lengths, np.zeros_like(assignment.lengths[:1])]).T
     needs = []
-    for chunk in assignment.chunks:
-        texts = [layout.grid_texts(chunk, grid) for grid in range(len(layout.grids))]
-        lengths = [np.where(p >= 0, assignment.lengths[p, columns], 0) for p, columns in texts]
-        needs.append([rows_needed(x, layout.row_tokens, layout.texts_per_row) for x in lengths])
-    return np.max(needs, axis=0).tolist()
+    for groups in layout.grids:
+        # an empty slot is pair -1, the row of zeros
+        texts = [columns[column][assignment.chunks] for group in groups for column in group]
+        each = rows_of_chunks(np.hstack(texts), layout.row_tokens, layout.texts_per_row)
+        needs.append(int(each.max()))
+    return needs

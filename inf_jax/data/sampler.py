@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from inf_jax.core.packing import assign_to_chunks
+from inf_jax.core.query_encoders import PASSAGE
 from inf_jax.data.layout import BatchLayout
 from inf_jax.data.negatives import sample_instructions, siblings
 from inf_jax.data.records import PAIRS_PER_EXAMPLE
@@ -171,7 +172,25 @@ def _generator(seed: int, number: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, number]))
 
 
-_NONE = np.empty(0, np.int64), np.empty(0, np.uint64)
+class StepInstructions(NamedTuple):
+    """The instructions of the p pairs of a step.
+
+    Attributes:
+      hashes: uint64[p], of each pair's instruction.
+      usable: bool[p], pairs that have an instruction.
+      sibling: int64[p], the pair with the same query and the other instruction, or its own number.
+      known: `KnownInstructions.of` the pairs, by the whole dataset.
+    """
+
+    hashes: np.ndarray
+    usable: np.ndarray
+    sibling: np.ndarray
+    known: tuple[np.ndarray, np.ndarray]
+
+    @property
+    def poisoned(self) -> int:
+        """Pairs whose sibling has another instruction."""
+        return np.count_nonzero(self.hashes[self.sibling] != self.hashes)
 
 
 class StepAssignment(NamedTuple):
@@ -180,22 +199,16 @@ class StepAssignment(NamedTuple):
     Attributes:
       examples: int64[B].
       chunks: int64[c, n], the pairs of each chunk; -1 for an empty slot.
-      lengths: int64[p, columns], tokens of each text (`BatchLayout.text_lengths`).
-      hashes: uint64[p], of each pair's instruction.
-      usable: bool[p], pairs that have an instruction.
-      sibling: int64[p], the pair with the same query and the other instruction, or its own number.
+      lengths: int[p, columns], tokens of each text (`BatchLayout.text_lengths`).
       drawn: int64[p, m], the pair whose instruction is sampled; -1 for none.
-      known: `KnownInstructions.of` the pairs, by the whole dataset; none without block I.
+      instructions: of the pairs, for block I; None without it.
     """
 
     examples: np.ndarray
     chunks: np.ndarray
     lengths: np.ndarray
-    hashes: np.ndarray
-    usable: np.ndarray
-    sibling: np.ndarray
     drawn: np.ndarray
-    known: tuple[np.ndarray, np.ndarray]
+    instructions: StepInstructions | None
 
     def of_host(self, chunks: np.ndarray) -> np.ndarray:
         """int64[h, n], the pairs whose records a host reads; `chunks` as of `mesh.local_parts`."""
@@ -206,20 +219,23 @@ def assign_step(
     dataset: TokenisedDataset, layout: BatchLayout, examples: np.ndarray, *, seed: int, step: int
 ) -> StepAssignment:
     """Samples instruction negatives for these examples' pairs and assigns the pairs to chunks."""
-    present = dataset.text_lengths[examples, ::2].ravel() > 0
-    hashes = dataset.instruction_hashes[examples].ravel()
-    usable = dataset.part_lengths[examples, :, 2].ravel() > 0
-    sibling = siblings(present)
-    known = dataset.known_instructions(examples) if layout.block_i else _NONE
-    options = {"count": layout.sampled, "seed": seed, "step": step, "known": known}
-    drawn = sample_instructions(hashes, usable, sibling, **options)
+    drawn, instructions = np.empty((len(examples) * PAIRS_PER_EXAMPLE, 0), np.int64), None
+    if layout.block_i:
+        present = dataset.text_lengths[examples, ::2].ravel() > 0
+        hashes = dataset.instruction_hashes[examples].ravel()
+        usable = dataset.part_lengths[examples, :, 2].ravel() > 0
+        known = dataset.known_instructions(examples)
+        instructions = StepInstructions(hashes, usable, siblings(present), known)
+        options = {"count": layout.sampled, "seed": seed, "step": step, "known": known}
+        drawn = sample_instructions(*instructions[:3], **options)
     lengths = layout.text_lengths(dataset, examples, drawn)
-    chunks = _chunks(layout, present, lengths.sum(1))
-    return StepAssignment(examples, chunks, lengths, hashes, usable, sibling, drawn, known)
+    chunks = _chunks(layout, lengths)
+    return StepAssignment(examples, chunks, lengths, drawn, instructions)
 
 
-def _chunks(layout: BatchLayout, present: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """int64[c, n] of the pairs (bool and int64[p]); -1 for an empty slot."""
+def _chunks(layout: BatchLayout, lengths: np.ndarray) -> np.ndarray:
+    """int64[c, n] of the pairs, by the lengths of their texts; -1 for an empty slot."""
+    present, tokens = lengths[:, PASSAGE] > 0, sum(lengths.T)
 
     def in_chunks(items: np.ndarray, weights: np.ndarray, per_chunk: int) -> np.ndarray:
         padded = np.full(layout.chunks * per_chunk, -1)

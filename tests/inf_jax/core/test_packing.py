@@ -72,6 +72,35 @@ def test_pack_chunk_refuses_too_small_a_grid():
         )
 
 
+# row_tokens: within a word of a bit set, at its edge, some words, the most, and beyond
+@pytest.mark.parametrize("row_tokens", [20, 63, 64, 130, 4031, 5000])
+@pytest.mark.parametrize("absent", [0, 0.3])
+def test_rows_of_many_chunks_are_those_of_each(row_tokens, absent):
+    rng = np.random.default_rng(row_tokens)
+    for texts_per_row in (1, 2, 3, 8):
+        longest = int(rng.integers(1, row_tokens + 1))
+        lengths = rng.integers(0, longest + 1, (70, int(rng.integers(1, 40))))
+        lengths[rng.random(lengths.shape) < absent] = 0
+        lengths[3], lengths[5] = 0, row_tokens
+        expected = [packing.rows_needed(chunk, row_tokens, texts_per_row) for chunk in lengths]
+        found = packing.rows_of_chunks(lengths, row_tokens, texts_per_row)
+        assert found.tolist() == expected
+        assert packing.rows_of_chunks(lengths[:3], row_tokens, texts_per_row).tolist() == (
+            expected[:3]
+        )
+    with pytest.raises(UserError, match="does not fit a row"):
+        packing.rows_of_chunks(lengths, row_tokens - 1, 8)
+
+
+@pytest.mark.parametrize("longest", [1, 100, 70_000])  # 16 bits are sorted in another way
+def test_assignment_is_that_of_older_versions(longest):
+    """The order of a run may never change."""
+    lengths = np.random.default_rng(0).integers(0, longest + 1, 6 * 35)
+    runs = np.argsort(-lengths, kind="stable").reshape(-1, 6)
+    runs[1::2] = runs[1::2, ::-1].copy()
+    np.testing.assert_array_equal(packing.assign_to_chunks(lengths, 6), np.sort(runs.T, axis=1))
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(0, 100), min_size=8, max_size=64), st.sampled_from([1, 2, 4, 8]))
 def test_assignment_is_an_even_partition(lengths, chunks):
