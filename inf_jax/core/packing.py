@@ -142,12 +142,12 @@ def rows_of_chunks(lengths: np.ndarray, row_tokens: int, texts_per_row: int) -> 
 
 
 class _OpenRows:
-    """The open rows of c chunks, as in `best_fit`, but all chunks a text further at a time.
+    """The open rows of c chunks, as in `best_fit`; each step places a text in each chunk.
 
     Of each number of free tokens there is a stack of rows: `_top` holds the last one and `_below`,
     of each row, the one under it, as entries of the row's number and, in the lowest bits, its
-    texts; -1 for none. Bit sets say which stacks hold a row. A row that is not opened yet counts as one with all
-    tokens free. All arrays are flat, [..., c].
+    texts; -1 for none. Bit sets say which stacks hold a row. A row that is not opened yet counts as
+    one with all tokens free. All arrays are flat, [..., c].
 
     Args:
       alone: int64[k, c], falling: the first texts of each chunk, of which each opens a row.

@@ -85,8 +85,9 @@ def test_rows_of_many_chunks_are_those_of_each(row_tokens, absent):
         expected = [packing.rows_needed(chunk, row_tokens, texts_per_row) for chunk in lengths]
         found = packing.rows_of_chunks(lengths, row_tokens, texts_per_row)
         assert found.tolist() == expected
-        assert packing.rows_of_chunks(lengths[:3], row_tokens, texts_per_row).tolist() == (
-            expected[:3]
+        assert (
+            packing.rows_of_chunks(lengths[:3], row_tokens, texts_per_row).tolist()
+            == (expected[:3])
         )
     with pytest.raises(UserError, match="does not fit a row"):
         packing.rows_of_chunks(lengths, row_tokens - 1, 8)
