@@ -1,4 +1,4 @@
-"""The command train, in processes of its own: killed, resumed, on one device and on eight."""
+"""The command train: killed and resumed in processes of its own; on one device and on eight."""
 
 import json
 import re
@@ -42,6 +42,27 @@ def run(file, *overrides, **options):
     return out
 
 
+@pytest.fixture
+def train_on(tiny_config, tmp_path, monkeypatch, capsys):
+    """Trains on the first of this process's eight devices, with these keys of sections."""
+
+    def call(name, devices, **sections):
+        config = tiny_config.copy_and_resolve_references()
+        config.out_dir = str(tmp_path / name)
+        for section, values in sections.items():
+            config[section].update(values)
+        with monkeypatch.context() as patch:
+            for list_devices in ("devices", "local_devices"):
+                found = getattr(jax, list_devices)()[:devices]
+                patch.setattr(jax, list_devices, lambda found=found: found)
+            train.main(config)
+        out = capsys.readouterr().out
+        assert f"{devices} x cpu" in out
+        return out, read_metrics(Path(config.out_dir) / "metrics.jsonl")
+
+    return call
+
+
 def final_state(config):
     training = make_training(run_config(config))
     manager = checkpoint.make_manager(Path(config.out_dir) / "checkpoints", keep=9)
@@ -79,23 +100,20 @@ def test_killed_and_resumed_equals_undisturbed_bit_for_bit(tiny_config, tmp_path
     assert "all 20 steps are done" in run(file, to_killed)
 
 
-def test_eight_devices_give_the_loss_curve_of_one(tiny_config, tmp_path):
+def test_eight_devices_give_the_loss_curve_of_one(tiny_config, train_on):
     tiny_config.train.steps = 20
     tiny_config.train.checkpoint_every = 20
     tiny_config.optim.lr = 1e-3
-    file = write_config(tiny_config, tmp_path / "c.py")
     curves = {}
-    for name, devices, extra in (
-        ("one", 1, []),
-        ("eight", 8, []),
-        ("fsdp_gradcache", 8, ["--config.mesh.fsdp=4", "--config.train.chunks_per_device=2"]),
-        ("tensor", 4, ["--config.mesh.fsdp=2", "--config.mesh.tensor=2"]),
+    for name, devices, sections in (
+        ("one", 1, {}),
+        ("eight", 8, {}),
+        ("fsdp_gradcache", 8, {"mesh": {"fsdp": 4}, "train": {"chunks_per_device": 2}}),
+        ("tensor", 4, {"mesh": {"fsdp": 2, "tensor": 2}}),
     ):
-        out_dir = tmp_path / name
-        out = run(file, f"--config.out_dir={out_dir}", *extra, devices=devices)
-        assert f"{devices} x cpu" in out
+        out, lines = train_on(name, devices, **sections)
         assert "negatives a query, block P" in out
-        curves[name] = [line["loss"] for line in read_metrics(out_dir / "metrics.jsonl")]
+        curves[name] = [line["loss"] for line in lines]
         assert len(curves[name]) == 20
     assert curves["one"][-1] < 0.8 * curves["one"][0]  # it learns
     np.testing.assert_allclose(curves["eight"], curves["one"], rtol=1e-4)
@@ -104,24 +122,21 @@ def test_eight_devices_give_the_loss_curve_of_one(tiny_config, tmp_path):
 
 
 @pytest.mark.parametrize("objective", ["uni(P,I)", "multi(P,I,IQ)"])
-def test_instruction_negatives_give_one_loss_curve(tiny_config, tmp_path, objective):
+def test_instruction_negatives_give_one_loss_curve(tiny_config, train_on, objective):
     tiny_config.train.steps = 20
     tiny_config.train.checkpoint_every = 20
     tiny_config.optim.lr = 1e-3
     tiny_config.loss.objective = objective
     tiny_config.loss.instruction_negatives = 2
-    file = write_config(tiny_config, tmp_path / "c.py")
     curves = {}
-    for name, devices, extra in (
-        ("one", 1, []),
-        ("gradcache", 8, ["--config.train.chunks_per_device=2", "--config.mesh.fsdp=2"]),
+    for name, devices, sections in (
+        ("one", 1, {}),
+        ("gradcache", 8, {"train": {"chunks_per_device": 2}, "mesh": {"fsdp": 2}}),
     ):
-        out_dir = tmp_path / name
-        out = run(file, f"--config.out_dir={out_dir}", *extra, devices=devices)
+        out, lines = train_on(name, devices, **sections)
         assert re.search(r"block I, a query .* 2\.00 sampled, 0\.67 poisoned at no cost", out)
         assert re.search(r"block I, tokens a step .* \d+, \d\d\.\d% of all", out)
         assert re.search(r"negatives a query, block I .* 3 ", out)
-        lines = read_metrics(out_dir / "metrics.jsonl")
         assert all(line["negatives/I"] == pytest.approx(2 + 2 / 3) for line in lines)
         curves[name] = [line["loss"] for line in lines]
     assert len(curves["one"]) == 20
@@ -181,18 +196,15 @@ def test_losses_train_and_evaluate(tiny_config, name):
 
 
 @pytest.mark.parametrize("towers", ["shared", "separate"])
-def test_attention_query_encoder_is_the_same_in_chunks_and_on_a_mesh(tiny_config, tmp_path, towers):
+def test_attention_query_encoder_is_the_same_in_chunks_and_on_a_mesh(tiny_config, train_on, towers):
     """Block I over all pairs of a chunk: the same 16 chunks on 8 devices and on one."""
     tiny_config.model.query_encoder = "attention"
     tiny_config.model.towers = towers
     tiny_config.loss.objective = "multi(P,I,IQ)"
     tiny_config.train.batch_size = 32
-    file, curves = write_config(tiny_config, tmp_path / "c.py"), []
+    curves = []
     for devices, chunks in ((8, 2), (1, 16)):
-        out_dir = tmp_path / str(devices)
-        extra = f"--config.out_dir={out_dir}", f"--config.train.chunks_per_device={chunks}"
-        run(file, *extra, devices=devices)
-        lines = read_metrics(out_dir / "metrics.jsonl")
+        _, lines = train_on(str(devices), devices, train={"chunks_per_device": chunks})
         curves.append([[x["loss"], x["negatives/I"], x["masked/I"]] for x in lines])
         assert all(x["negatives/I"] > 0 for x in lines)
     np.testing.assert_allclose(curves[0], curves[1], rtol=1e-4)
