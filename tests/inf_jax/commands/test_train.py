@@ -101,15 +101,14 @@ def test_killed_and_resumed_equals_undisturbed_bit_for_bit(tiny_config, tmp_path
 
 
 def test_eight_devices_give_the_loss_curve_of_one(tiny_config, train_on):
-    tiny_config.train.steps = 20
-    tiny_config.train.checkpoint_every = 20
+    tiny_config.train.update({"steps": 20, "checkpoint_every": 20, "health": False})
     tiny_config.optim.lr = 1e-3
     curves = {}
     for name, devices, sections in (
         ("one", 1, {}),
         ("eight", 8, {}),
         ("fsdp_gradcache", 8, {"mesh": {"fsdp": 4}, "train": {"chunks_per_device": 2}}),
-        ("tensor", 4, {"mesh": {"fsdp": 2, "tensor": 2}}),
+        ("tensor", 4, {"mesh": {"fsdp": 2, "tensor": 2}, "train": {"health": True}}),
     ):
         out, lines = train_on(name, devices, **sections)
         assert "negatives a query, block P" in out
@@ -123,8 +122,7 @@ def test_eight_devices_give_the_loss_curve_of_one(tiny_config, train_on):
 
 @pytest.mark.parametrize("objective", ["uni(P,I)", "multi(P,I,IQ)"])
 def test_instruction_negatives_give_one_loss_curve(tiny_config, train_on, objective):
-    tiny_config.train.steps = 20
-    tiny_config.train.checkpoint_every = 20
+    tiny_config.train.update({"steps": 20, "checkpoint_every": 20, "health": False})
     tiny_config.optim.lr = 1e-3
     tiny_config.loss.objective = objective
     tiny_config.loss.instruction_negatives = 2
@@ -201,7 +199,7 @@ def test_attention_query_encoder_is_the_same_in_chunks_and_on_a_mesh(tiny_config
     tiny_config.model.query_encoder = "attention"
     tiny_config.model.towers = towers
     tiny_config.loss.objective = "multi(P,I,IQ)"
-    tiny_config.train.batch_size = 32
+    tiny_config.train.update({"batch_size": 32, "health": False})
     curves = []
     for devices, chunks in ((8, 2), (1, 16)):
         _, lines = train_on(str(devices), devices, train={"chunks_per_device": chunks})
