@@ -32,6 +32,7 @@ from inf_jax.io import storage
 from inf_jax.io.json_files import read_json
 from inf_jax.models.hf.backbone import Backbone, load_model
 from inf_jax.models.hf.config import read_config
+from inf_jax.monitoring.compilation import use_compilation_cache
 from inf_jax.monitoring.metrics_log import read_losses
 from inf_jax.retriever.encode import shortened
 from inf_jax.retriever.from_config import retriever_config
@@ -56,6 +57,7 @@ def main(resolved: ConfigDict) -> None:
         model or the dataset does not allow.
     """
     config = run_config(resolved)
+    use_compilation_cache(config.train.compilation_cache)
     out_dir = storage.as_path(config.out_dir)
     storage.check_access(out_dir)
     checkpoints = out_dir / "checkpoints"

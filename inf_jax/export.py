@@ -33,6 +33,7 @@ from inf_jax.hf_export.writer import ExportOptions, export_hf
 from inf_jax.io import storage
 from inf_jax.io.json_files import read_json
 from inf_jax.models.hf.backbone import load_model
+from inf_jax.monitoring.compilation import use_compilation_cache
 from inf_jax.retriever.from_config import retriever_config
 from inf_jax.training.initial_params import checkpoint_of_run, trained_params
 
@@ -47,6 +48,7 @@ def main(resolved: ConfigDict) -> None:
         fails its verification.
     """
     config = run_config(resolved)
+    use_compilation_cache(config.train.compilation_cache)
     out_dir = storage.as_path(config.out_dir)
     target = storage.as_path(config.export.dir or out_dir / "export")
     storage.check_access(target)

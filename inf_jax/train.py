@@ -12,6 +12,7 @@ one run (`distributed.cluster`); the primary one writes all files but the checkp
 
 import contextlib
 import time
+from collections.abc import Mapping
 
 import jax
 from ml_collections import ConfigDict
@@ -29,6 +30,7 @@ from inf_jax.distributed import coordination
 from inf_jax.distributed.entry_point import run_distributed
 from inf_jax.distributed.preemption import CONTINUE, STOP, PreemptionGuard
 from inf_jax.io import storage
+from inf_jax.monitoring.compilation import CompileCounter, use_compilation_cache
 from inf_jax.monitoring.metrics_log import GROWING, MetricsLog, NoLog
 from inf_jax.monitoring.wandb_log import WandbLog, import_wandb
 from inf_jax.monitoring.watch import Watch, watching_start
@@ -43,13 +45,15 @@ def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
       UserError: see `make_training`, `Saver`, `StepResults`.
       SystemExit: the run was asked to stop and has saved its state.
     """
-    begun, config = time.time(), run_config(resolved)
+    config = run_config(resolved)
     out_dir, steps, dev_every = config.out_dir, config.train.steps, config.train.dev_every
     if config.train.wandb_project:
         import_wandb(config.train.wandb_project)
     dataset_dir(config)  # raises before any long work, and before out_dir is written
     coordination.check_shared(storage.as_path(out_dir), storage.check_access)
+    cache = use_compilation_cache(config.train.compilation_cache, out_dir=storage.as_path(out_dir))
     with (
+        CompileCounter() as compiles,
         coordination.on_primary(storage.locked(storage.as_path(out_dir))),
         PreemptionGuard(save_every_s=60 * config.train.checkpoint_minutes) as guard,
         contextlib.closing(Saver(config, resolved, resume=resume)) as saver,
@@ -61,14 +65,15 @@ def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
         if first >= steps:
             _say(f"{out_dir}: all {steps} steps are done, nothing to train after {first}")
             return
-        log = start_log(config, resolved, training, saver, work_dir)
+        compilation = {"compiled so far": str(compiles), "compilation cache": cache or "none"}
+        log = start_log(config, resolved, training, saver, work_dir, more=compilation)
         watch = Watch(
             config.train,
             work_of(training, dims=config.loss.dims),
             out_dir=storage.as_path(out_dir),
             work_dir=work_dir.path,
             first=first,
-            begun=begun,
+            compiles=compiles,
             log=log,
             checkpoints=saver.checkpoints,
         )
@@ -81,6 +86,8 @@ def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
             for step, batch in enumerate(watch.timer.batches(batches), first):
                 with watch.step(step, in_flight=results.pending):
                     state, metrics = training.program.step(state, batch)
+                if step == first:
+                    _say(f"compiled: {compiles}")
                 results.finish()  # of the step before; the devices already work on this one
                 done = step + 1
                 if training.dev and (done % dev_every == 0 or done == steps):
@@ -114,9 +121,11 @@ def start_log(
     training: Training,
     saver: Saver,
     work_dir: storage.WorkDir,
+    *,
+    more: Mapping[str, str],
 ) -> MetricsLog | NoLog:
-    """Claims the out_dir, writes its first files, prints the banner and opens the log, all on the
-    primary process alone. UserError: another run has written to the out_dir."""
+    """Claims the out_dir, writes its first files, prints the banner, with `more` lines, and opens
+    the log, all on the primary process alone. UserError: another run has written to the out_dir."""
     if not coordination.is_primary():
         return NoLog()
     out_dir = storage.as_path(config.out_dir)
@@ -125,7 +134,7 @@ def start_log(
     save_resolved(resolved, out_dir / "config.json")
     with storage.new_file(out_dir / "command.txt") as file:
         file.write(f"{command_line()}\n".encode())
-    banner(config, training, first_step=saver.first_step)
+    banner(config, training, first_step=saver.first_step, more=more)
     for name in GROWING:
         work_dir.pull(name)
     wandb, train = None, config.train

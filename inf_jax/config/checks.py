@@ -34,6 +34,7 @@ def check_config(config: ConfigDict) -> None:
             ("out_dir", out_dir, checkpoint_path_problem),
             ("model.start_from", config.model.start_from, checkpoint_path_problem),
             ("export.dir", config.export.dir, url_problem),
+            ("train.compilation_cache", config.train.compilation_cache, url_problem),
         )
         if path and (problem := check(path))
     ]

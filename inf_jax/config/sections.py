@@ -112,6 +112,12 @@ class TrainConfig:
     spike_steps: int = key(20, "consecutive steps above max_spike that stop it", rule="positive")
     profile_at: int = key(0, "first traced step; 0: at SIGUSR1 only", rule="not negative")
     profile_steps: int = key(5, "steps of a trace", rule="positive")
+    compilation_cache: str = key(
+        "auto",
+        "directory or gs:// path of compiled programs; auto: OUT_DIR or ~/.cache, none on a CPU; "
+        "empty: none",
+        path=True,
+    )
     wandb_project: str = key("", "Weights & Biases project (extra wandb); empty: off")
 
 

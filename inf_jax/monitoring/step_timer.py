@@ -7,6 +7,8 @@
     rates       mean examples, pairs and real tokens of a step / mean step time.
     MFU         planning.flops.model_flops of a step / (devices x peak x step time); the peak is
                 that of bfloat16 whatever model.dtype is. Left out if the peak is unknown.
+    compile_s   seconds of compiling and of loading compiled programs, of all starts; so are the
+                numbers of programs that were compiled and that the cache had.
     goodput     sum of the step times of the steps that the run kept / wall time since its first
                 start. A step repeated after a kill counts once; compilation, restoring, waits for
                 checkpoints, lost steps and the time between two starts do not count.
@@ -30,9 +32,10 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
+from inf_jax.monitoring.compilation import COMPILED, CompileCounter
 from inf_jax.monitoring.metrics_log import is_number, metric_lines
 
-_COMPILED = "/jax/core/compile/backend_compile_duration"
+_COMPILATION = tuple(CompileCounter().figures())
 _T = TypeVar("_T")
 
 
@@ -58,11 +61,13 @@ class History(NamedTuple):
     Attributes:
       begun: time of the first start, seconds since the epoch; None if there is none.
       steps, waits: float64[n], seconds per step that was kept; NaN for a wait not counted.
+      compilation: `CompileCounter.figures`, of all of them.
     """
 
     begun: float | None
     steps: np.ndarray
     waits: np.ndarray
+    compilation: dict[str, float]
 
 
 def _is_timing(line: Mapping[str, Any]) -> bool:
@@ -83,17 +88,19 @@ def _is_timing(line: Mapping[str, Any]) -> bool:
 def read_history(path: Path, *, first: int) -> History:
     """Reads the timings of the steps before `first`; of a repeated step, the last one."""
     begun, steps, waits = None, np.full(first, np.nan), np.full(first, np.nan)
+    compilation: dict[str, float] = {}
     for line in metric_lines(path, _is_timing):
         if "start" in line:
             begun = line["at"] if begun is None else begun
             continue
+        compilation |= {name: line[name] for name in _COMPILATION if is_number(line.get(name))}
         seconds, wait = line["step_s"], line["wait_s"]
         start = line["step"] + 1 - len(seconds)
         count = min(len(seconds), max(0, first - start))
         steps[start : start + count] = seconds[:count]
         waits[start : start + count] = np.array(wait[:count], np.float64)  # null is NaN
     known = ~np.isnan(steps)
-    return History(begun, steps[known], waits[known])
+    return History(begun, steps[known], waits[known], compilation)
 
 
 class StepTimer(contextlib.AbstractContextManager):
@@ -105,6 +112,7 @@ class StepTimer(contextlib.AbstractContextManager):
       first: this start's first step.
       every: a window ends after each step that is a multiple of this.
       begun: beginning of this start, seconds since the epoch.
+      compiles: open since then; None: not reported.
       show: called with (step, figures) at the end of a window.
     """
 
@@ -117,9 +125,13 @@ class StepTimer(contextlib.AbstractContextManager):
         every: int,
         begun: float,
         show: Callable[[int, dict[str, float]], None],
+        compiles: CompileCounter | None = None,
     ):
         self._work, self._every, self._show = work, every, show
-        history = read_history(path, first=first) if path else History(None, *np.empty((2, 0)))
+        history = History(None, *np.empty((2, 0)), {})
+        if path:
+            history = read_history(path, first=first)
+        self._compiles, self._compiled_before = compiles, history.compilation
         self._begun = begun if history.begun is None else history.begun
         self._steps, self._waits = array("d", history.steps), array("d", history.waits)
         self._written, self._useful = len(self._steps), sum(self._steps)
@@ -219,6 +231,9 @@ class StepTimer(contextlib.AbstractContextManager):
         figures["tokens_per_s"] = work.tokens / mean
         if work.peak:
             figures["mfu"] = work.flops / (work.peak * mean)
+        compiled = self._compiles.figures() if self._compiles else {}
+        for name, value in compiled.items():
+            figures[name] = value + self._compiled_before.get(name, 0)
         passed = max(time.time() - self._begun, self._useful, 1e-9)  # a clock may be set back
         figures["goodput"] = self._useful / passed
         return {name: float(f"{value:.6g}") for name, value in figures.items()} | memory()
@@ -227,7 +242,7 @@ class StepTimer(contextlib.AbstractContextManager):
         self._file.write(json.dumps(line).encode() + b"\n")
 
     def _on_event(self, event: str, *_: float, **__: object) -> None:
-        if event == _COMPILED and threading.get_ident() == self._thread:
+        if event == COMPILED and threading.get_ident() == self._thread:
             self._compiled = True
 
 

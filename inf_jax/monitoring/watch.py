@@ -9,6 +9,7 @@ import jax
 from inf_jax.config.sections import TrainConfig
 from inf_jax.distributed.coordination import is_primary
 from inf_jax.io.storage import AnyPath
+from inf_jax.monitoring.compilation import CompileCounter
 from inf_jax.monitoring.loss_guard import LossGuard
 from inf_jax.monitoring.metrics_log import MetricsLog, NoLog, read_losses
 from inf_jax.monitoring.profiler import Profiler
@@ -31,7 +32,7 @@ class Watch(contextlib.ExitStack):
       out_dir: of the run; holds metrics.jsonl.
       work_dir: local directory for this process's files of out_dir (`storage.WorkDir`).
       first: this start's first step.
-      begun: beginning of this start, seconds since the epoch.
+      compiles: open since the beginning of this start.
       log: receives the timing figures.
       checkpoints: () -> steps that have a checkpoint.
 
@@ -47,7 +48,7 @@ class Watch(contextlib.ExitStack):
         out_dir: AnyPath,
         work_dir: Path,
         first: int,
-        begun: float,
+        compiles: CompileCounter,
         log: MetricsLog | NoLog,
         checkpoints: Callable[[], Iterable[int]],
     ):
@@ -58,7 +59,8 @@ class Watch(contextlib.ExitStack):
             work=work,
             first=first,
             every=options.log_every,
-            begun=begun,
+            begun=compiles.begun,
+            compiles=compiles,
             show=log.timing,
         )
         earlier: list[float] = []

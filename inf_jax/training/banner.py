@@ -1,5 +1,7 @@
 """Prints the table at the start of a training run and the tables at its end."""
 
+from collections.abc import Mapping
+
 import jax
 
 from inf_jax.config.sections import RunConfig
@@ -32,6 +34,9 @@ _PACE = {
     "tokens_per_s": ("tokens/s", 1, ",.0f"),
     "mfu": ("MFU", 1, ".1%"),
     "goodput": ("goodput", 1, ".1%"),
+    "compile_s": ("compiling, s, all starts", 1, ",.1f"),
+    "programs_compiled": ("programs compiled", 1, ",.0f"),
+    "programs_cached": ("programs from the cache", 1, ",.0f"),
     "device_bytes": ("device memory, GiB", 2**30, ".2f"),
     "device_peak_bytes": ("device memory, peak GiB", 2**30, ".2f"),
     "host_peak_bytes": ("host memory, peak GiB", 2**30, ".2f"),
@@ -60,8 +65,10 @@ def work_of(training: Training, *, dims: tuple[int, ...] = ()) -> StepWork:
     )
 
 
-def banner(config: RunConfig, training: Training, *, first_step: int) -> None:
-    """Prints what is trained on which data and devices, and the negatives of each query."""
+def banner(
+    config: RunConfig, training: Training, *, first_step: int, more: Mapping[str, str]
+) -> None:
+    """Prints what is trained on which data and devices, the negatives of each query, and `more`."""
     loader, mesh, steps = training.loader, training.program.mesh, config.train.steps
     plan, layout, data = loader.plan, loader.layout, loader.dataset
     negatives = count_negatives(
@@ -94,6 +101,7 @@ def banner(config: RunConfig, training: Training, *, first_step: int) -> None:
             *((f"negatives a query, block {b}", n) for b, n in negatives.items()),
             *_instruction_negatives(loader),
             *_old_order(loader),
+            *more.items(),
         ],
     )
     if warning:

@@ -25,6 +25,10 @@ def test_config_refuses_what_is_no_place(tiny_config, place):
 def test_config_takes_a_bucket_for_results_only(tiny_config):
     tiny_config.out_dir = "gs://my-runs.example/a/b"
     check_config(tiny_config)
+    tiny_config.train.compilation_cache = "s3://runs/programs"
+    with pytest.raises(UserError, match=r"compilation_cache=.*a local directory, or gs://BUCKET/"):
+        check_config(tiny_config)
+    tiny_config.train.compilation_cache = "gs://runs/programs"
     tiny_config.data.dir = "gs://runs/data"
     with pytest.raises(UserError, match=r"data\.dir=.*gcloud storage cp"):
         check_config(tiny_config)
@@ -34,6 +38,7 @@ def test_keys_that_are_paths():
     paths = {each.name for sections in SECTIONS.values() for each in keys(sections) if each.path}
     assert paths == {
         *("out_dir", "data.dir", "model.name", "model.start_from", "eval.base_from", "export.dir"),
+        "train.compilation_cache",
         *("source.path", "evaluation.paths", "score.model", "review.path", "corpus.data_dir"),
         *(f"{stage}.prompt" for stage in ("query", "generate", "judge", "judge_2")),
     }

@@ -11,6 +11,7 @@ import pytest
 
 from inf_jax.core.errors import UserError
 from inf_jax.monitoring import step_timer
+from inf_jax.monitoring.compilation import CACHE_HIT, COMPILED, CompileCounter
 from inf_jax.monitoring.metrics_log import read_metrics
 from inf_jax.planning.chips import CHIPS, peak_flops
 
@@ -59,7 +60,7 @@ def start(clock, path, first, steps, *, killed=False, wait=1, compute=2, save=()
         with found.dispatch():
             if step == first:
                 clock.sleep(50)
-                found._on_event(step_timer._COMPILED, 50.0, fun_name="step")
+                found._on_event(COMPILED, 50.0, fun_name="step")
 
     found.__enter__()
     pending = None
@@ -208,3 +209,38 @@ def test_lines_without_their_fields(tmp_path, line):
     path.write_text(f'{{"start": 0, "at": 5.0}}\n{line}\n')
     with pytest.raises(UserError, match=r"timing\.jsonl, line 2: its fields are missing or of an"):
         step_timer.read_history(path, first=4)
+
+
+def test_compiling_counts_over_all_starts(clock, tmp_path):
+    path, shown = tmp_path / "timing.jsonl", {}
+
+    def one_start(first, seconds):
+        compiles = CompileCounter()
+        found = step_timer.StepTimer(
+            path,
+            work=WORK,
+            first=first,
+            every=1,
+            begun=clock.time(),
+            compiles=compiles,
+            show=shown.__setitem__,
+        )
+        with found:
+            for step, _ in enumerate(found.batches("ab"), first):
+                compiles._on_duration(COMPILED, seconds)
+                compiles._on_duration("/jax/core/compile/jaxpr_trace_duration", 99.0)
+                if seconds == 0.5:
+                    compiles._on_event(CACHE_HIT)
+                clock.sleep(3)
+                found.arrived(step)
+
+    one_start(0, 20.0)
+    assert [shown[n]["compile_s"] for n in (0, 1)] == [20.0, 40.0]
+    one_start(2, 0.5)
+    last = shown[3]
+    assert (last["compile_s"], last["programs_compiled"], last["programs_cached"]) == (41.0, 2, 2)
+    assert read_metrics(path)[-1]["compile_s"] == 41.0
+    old = [line for line in read_metrics(path) if "start" in line or line.pop("compile_s")]
+    path.write_text("".join(json.dumps(line) + "\n" for line in old))  # of an older version
+    one_start(4, 0.5)
+    assert shown[5]["compile_s"] == 1.0

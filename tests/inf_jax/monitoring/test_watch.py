@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -24,6 +23,7 @@ from inf_jax.core.errors import UserError
 from inf_jax.io.tfrecord import CorruptRecordError, read_records
 from inf_jax.monitoring import metrics_log as report
 from inf_jax.monitoring import wandb_log
+from inf_jax.monitoring.compilation import CompileCounter
 from inf_jax.monitoring.metrics_log import read_metrics
 from inf_jax.monitoring.profiler import Profiler
 from inf_jax.monitoring.step_timer import StepWork
@@ -235,7 +235,7 @@ def test_spikes_are_judged_by_the_losses_before_a_resume(tiny_config, tmp_path):
         out_dir=out_dir,
         work_dir=out_dir,
         first=60,
-        begun=time.time(),
+        compiles=CompileCounter(),
         log=report.NoLog(),
         checkpoints=lambda: [30, 60],
     )

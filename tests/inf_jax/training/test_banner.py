@@ -58,7 +58,7 @@ def test_a_step_larger_than_the_data_is_said_in_the_banner_and_the_plan(tiny_con
     tiny_config.train.batch_size = 72
     config = run_config(tiny_config)
     training = make_training(config, order=1)
-    banner(config, training, first_step=0)
+    banner(config, training, first_step=0, more={"compilation cache": "none"})
     warning = (
         "WARNING: train.batch_size=72 is larger than the data: a step holds each of the 60 "
         "examples 1 or 2 times; lower it, or add data\n"
