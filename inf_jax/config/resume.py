@@ -51,8 +51,8 @@ def check_same_run(
         was = saved
         for name in key.split("."):
             was = was.get(name, _ABSENT) if isinstance(was, dict) else _ABSENT
-        if was is _ABSENT:  # the key is newer than the run, which had its default
-            was = _as_json(value_of(defaults(), key))
+        if was is _ABSENT:  # the key is newer than the run
+            was = _before(key, saved)
         now = _as_json(value_of(config, key))
         if was != now:
             (allowed if free else refused).append(f"{key} was {was!r}, is now {now!r}")
@@ -61,6 +61,13 @@ def check_same_run(
             f"{source}: the run in this out_dir had another config ({'; '.join(refused)}); {remedy}"
         )
     return allowed
+
+
+def _before(key: str, saved: Mapping[str, Any]) -> Any:
+    """What a run did whose saved config does not have a key: as a rule, the key's default."""
+    if key == "model.attention_dropout":  # model.dropout was the rate of attention weights as well
+        return saved.get("model", {}).get("dropout", 0.0)
+    return _as_json(value_of(defaults(), key))
 
 
 def _as_json(value: Any) -> Any:

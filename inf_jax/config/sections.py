@@ -42,7 +42,10 @@ class ModelConfig:
     projection_bias: bool = key(False, "whether that layer has a bias")
     normalise: bool = key(True, "scale vectors to unit length")
     dtype: str = key("float32", "compute dtype; weights are float32", choices.DTYPES)
-    dropout: float = key(0.0, "dropout rate", rule="below one")
+    dropout: float = key(0.0, "dropout rate of embeddings and layer outputs", rule="below one")
+    attention_dropout: float = key(
+        0.0, "dropout rate of attention weights; above 0: XLA's attention alone", rule="below one"
+    )
     scan_layers: bool = key(True, "compile one layer and scan; False: faster on CPU and GPU")
     remat: str = key("none", "activations to rematerialise", choices.REMAT_POLICIES)
     start_from: str = key(

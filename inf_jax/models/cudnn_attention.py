@@ -32,7 +32,7 @@ def cudnn_limitation(
     if bias:
         return "the model adds a position bias to its attention scores"
     if dropout:
-        return "model.dropout drops attention weights"
+        return "model.attention_dropout drops attention weights"
     if softcap is not None:
         return "the model caps its attention scores"
     if q.dtype not in (jnp.bfloat16, jnp.float16):

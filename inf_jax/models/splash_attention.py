@@ -52,7 +52,7 @@ def splash_limitation(
     if bias:
         return "the model adds a position bias to its attention scores"
     if dropout:
-        return "model.dropout drops attention weights"
+        return "model.attention_dropout drops attention weights"
     if q.shape[2] % LANES:
         return f"rows have {q.shape[2]} tokens, not a multiple of {LANES}"
     return ""

@@ -160,7 +160,7 @@ def checkpoint_of_run(
         config,
         saved.config,
         f"{directory}/{saved.step}",
-        besides=besides,
+        besides=(*besides, "model.attention_dropout"),  # of training alone
         remedy=f"{purpose} it with the config and flags of its training",
     )
     return saved

@@ -64,12 +64,13 @@ def make_program(
     encoding = _encoding(config, encoder, mesh)
     schedule = make_schedule(config.optim, steps=train.steps)
     tx = make_optimizer(config.optim, schedule)
+    drops = config.model.dropout or config.model.attention_dropout
     step = make_train_step(
         encoding,
         loss,
         tx,
         schedule=schedule,
-        dropout_key=jax.random.key(config.seed) if config.model.dropout else None,
+        dropout_key=jax.random.key(config.seed) if drops else None,
         frozen_layers=config.model.freeze_layers,
         with_health=train.health,
     )

@@ -103,7 +103,8 @@ def configured_encoder(
     """
     section = config.model
     shape = shape.with_mask(section.mask)
-    shape = dataclasses.replace(shape, dropout=section.dropout, attention_dropout=section.dropout)
+    rates = {"dropout": section.dropout, "attention_dropout": section.attention_dropout}
+    shape = dataclasses.replace(shape, **rates)
     longest = max(config.data.max_query_tokens, config.data.max_passage_tokens)
     if longest > shape.max_positions:
         raise UserError(

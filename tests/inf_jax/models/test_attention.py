@@ -115,12 +115,12 @@ def test_windows():
 LIMITATIONS = {
     "splash": [
         ({"bias": True}, {}, "adds a position bias"),
-        ({"dropout": True}, {}, r"model\.dropout drops attention weights"),
+        ({"dropout": True}, {}, r"model\.attention_dropout drops attention weights"),
         ({}, {"tokens": 64}, "rows have 64 tokens, not a multiple of 128"),
     ],
     "cudnn": [
         ({"bias": True}, {}, "adds a position bias"),
-        ({"dropout": True}, {}, r"model\.dropout drops attention weights"),
+        ({"dropout": True}, {}, r"model\.attention_dropout drops attention weights"),
         ({"softcap": 2.0}, {}, "caps its attention scores"),
         ({}, {"dtype": jnp.float32}, r"model\.dtype is float32"),
         ({}, {"width": 12}, "head width is 12"),
