@@ -1,7 +1,8 @@
 """Packaging; `launch/setup_env.sh` installs `.[torch,minilm,pipeline,beam,gcs,peft,test]`.
 
 Lower bounds are the oldest releases that this version was run with, upper bounds the next release
-that may break it; launch/constraints.txt has the exact set of the tests.
+that may break it; launch/constraints.txt (for Python 3.11) and launch/constraints_py312.txt (newer)
+have the exact sets of the tests.
 """
 
 import re
@@ -23,7 +24,7 @@ BASE = [
     "google-crc32c>=1.9,<2",
     "huggingface_hub>=2.4,<3",
     "importlib_resources>=7.1",  # tensorflow-datasets needs it and does not say so
-    "jax>=0.10.2,<0.11",
+    "jax>=0.10.2,<0.12",
     "jinja2>=3.1,<4",  # for the cards; huggingface_hub does not require it
     "jaxtyping>=0.3.11,<0.4",
     "matplotlib>=3.11,<4",
@@ -74,12 +75,16 @@ EXTRAS = {
     ],
     "tf": ["tensorflow-cpu==2.21.*"],  # the tests that compare our TFRecords with TensorFlow's
     "gcs": ["gcsfs>=2026.9,<2027"],  # out_dir in a gs:// bucket
-    "tpu": ["jax[tpu]>=0.10.2,<0.11", "gcsfs>=2026.9,<2027"],
-    "gpu": ["jax[cuda13]>=0.10.2,<0.11"],
+    "tpu": ["jax[tpu]>=0.10.2,<0.12", "gcsfs>=2026.9,<2027"],
+    "gpu": ["jax[cuda13]>=0.10.2,<0.12"],
     # export.adapter's check; torch is pinned here for the reason given above
     "peft": ["peft==0.21.2", "torch==2.13.0"],
     "wandb": ["wandb>=0.31,<0.32"],
-    "aot": ["libtpu==0.0.42.*"],  # compiling for a TPU without one; the release of jax[tpu] 0.10.2
+    # compiling for a TPU without one: the release of jax[tpu], which is 0.10.2 on Python 3.11
+    "aot": [
+        "libtpu==0.0.42.*; python_version < '3.12'",
+        "libtpu==0.0.48.*; python_version >= '3.12'",
+    ],
 }
 
 setup(

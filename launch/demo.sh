@@ -45,7 +45,8 @@ step() { # step NAME COMMAND...: prints, runs and times a command
   seconds+=($((SECONDS - started)))
 }
 
-readonly python=.venv/bin/python
+venv=$(bash launch/setup_env.sh --where)
+readonly python=$venv/bin/python
 run=(--config=configs/medquad_minilm.py "$@")
 step build "$python" -m data_pipeline.build --source=medquad --data-dir="$data_dir"
 step train "$python" -m inf_jax.train "${run[@]}"

@@ -3,13 +3,15 @@
 # after an interrupted installation it starts from scratch.
 #
 #   bash launch/setup_env.sh                       with uv if it is on PATH, else with venv and pip
-#   PYTHON=/path/to/python3.12 bash launch/setup_env.sh
+#   PYTHON=/path/to/python3.12 bash launch/setup_env.sh     makes .venv-3.12, which can lie beside .venv
+#   EXTRAS=pipeline,test bash launch/setup_env.sh  other extras of setup.py than those
+#   bash launch/setup_env.sh --where               only prints the environment's directory
+#
+# The exact versions: launch/constraints.txt for Python 3.11, launch/constraints_py312.txt for newer ones.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-readonly venv=.venv
-readonly python=$venv/bin/python
-readonly state=$venv/.inf_jax-state # a hash of what is installed, or "installing"
+readonly extras=${EXTRAS:-torch,minilm,pipeline,beam,gcs,peft,test}
 readonly installing=installing
 
 say() { printf 'environment: %s\n' "$*"; }
@@ -19,12 +21,21 @@ die() {
 }
 new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 have_uv() { command -v uv >/dev/null; }
+environment() { # its directory: that of PYTHON's version, or .venv
+  local version
+  if [[ -z ${PYTHON:-} ]]; then
+    echo .venv
+    return
+  fi
+  new_enough "$PYTHON" || die "PYTHON=$PYTHON: cannot be run, or is older than Python 3.11"
+  version=$("$PYTHON" -c 'print("%d.%d" % __import__("sys").version_info[:2])')
+  echo ".venv-$version"
+}
 
 # find_python: a Python that is new enough, or the version that uv finds or downloads.
 find_python() {
   local candidate
   if [[ -n ${PYTHON:-} ]]; then
-    new_enough "$PYTHON" || die "PYTHON=$PYTHON: cannot be run, or is older than Python 3.11"
     echo "$PYTHON"
     return
   fi
@@ -39,7 +50,7 @@ find_python() {
   echo ">=3.11"
 }
 
-# make_venv FLAG: FLAG is uv's --clear or --allow-existing, for an existing .venv.
+# make_venv FLAG: FLAG is uv's --clear or --allow-existing, for an existing environment.
 make_venv() {
   local base
   base=$(find_python)
@@ -54,7 +65,19 @@ make_venv() {
   fi
 }
 
-wanted=$({ cat setup.py launch/constraints.txt launch/setup_env.sh && pwd; } | sha256sum)
+venv=$(environment)
+readonly venv python=$venv/bin/python
+readonly state=$venv/.inf_jax-state # a hash of what is installed, or "installing"
+if [[ ${1:-} == --where ]]; then
+  echo "$venv"
+  exit 0
+fi
+
+wanted=$({
+  cat setup.py launch/constraints.txt launch/constraints_py312.txt launch/setup_env.sh
+  echo "$extras"
+  pwd
+} | sha256sum)
 wanted=${wanted%% *}
 installed=$(cat "$state" 2>/dev/null || true)
 if [[ $installed == "$wanted" ]] && "$python" -c '' 2>/dev/null; then
@@ -75,17 +98,22 @@ elif ! "$python" -m pip --version >/dev/null 2>&1; then
 fi
 echo "$installing" >"$state"
 
+constraints=launch/constraints.txt
+if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 12))'; then constraints=launch/constraints_py312.txt; fi
+export PIP_DISABLE_PIP_VERSION_CHECK=1
+
 # torch first, and with pip: if PyTorch's index can be reached, its CPU build is preferred to the CUDA build
 # of the same release, which needs gigabytes. Without dependencies, so that pip waits for an index that does
 # not answer only once (half a minute), and not once per package.
-export PIP_DISABLE_PIP_VERSION_CHECK=1
-torch=$(grep '^torch==' launch/constraints.txt)
-say "installing $torch, CPU build (200 MB)"
-"$python" -m pip install --no-deps --retries 1 --timeout 15 "$torch" \
-  --extra-index-url https://download.pytorch.org/whl/cpu || die "$torch could not be installed, see above"
+if [[ ,$extras, =~ ,(torch|minilm|peft), ]]; then
+  torch=$(grep '^torch==' "$constraints")
+  say "installing $torch, CPU build (200 MB)"
+  "$python" -m pip install --no-deps --retries 1 --timeout 15 "$torch" \
+    --extra-index-url https://download.pytorch.org/whl/cpu || die "$torch could not be installed, see above"
+fi
 
-say "installing the rest (about 100 packages, 1 to 3 minutes)"
-rest=(-c launch/constraints.txt -e ".[torch,minilm,pipeline,beam,gcs,peft,test]")
+say "installing the rest of $constraints (about 100 packages, 1 to 3 minutes)"
+rest=(-c "$constraints" -e ".[$extras]")
 if have_uv; then
   uv pip install --quiet --python "$python" --compile-bytecode "${rest[@]}"
 else

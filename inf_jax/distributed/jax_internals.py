@@ -1,6 +1,6 @@
 """The parts of JAX's private API that the processes of a run use, in one place.
 
-For jax 0.10.2, which launch/constraints.txt pins. There is no public way to
+For jax 0.10.2 to 0.11.2, which launch/constraints*.txt pin. There is no public way to
 
 - reach the coordination service's key-value store and named barriers with a time limit
   (`jax.experimental.multihost_utils` goes through the devices and waits forever);

@@ -87,8 +87,7 @@ def topology(name: str, *, slices: int = 1) -> Topology:
 def _tpu(kind: str, name: str, shape: tuple[int, ...], slices: int) -> list[jax.Device]:
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
-            f"topology {name!r}: compiling for a TPU needs libtpu (484 MB): "
-            "pip install -e '.[aot]' -c launch/constraints.txt"
+            f"topology {name!r}: compiling for a TPU needs libtpu (484 MB): pip install -e '.[aot]'"
         )
     from jax.experimental import topologies
 

@@ -80,8 +80,7 @@ def compiler(args: argparse.Namespace) -> Callable[[dict | None], Any]:
         libtpu = importlib.metadata.version("libtpu")
     except importlib.metadata.PackageNotFoundError:
         raise SystemExit(
-            "error: --aot needs libtpu (484 MB), which is not installed: "
-            "pip install -e '.[aot]' -c launch/constraints.txt"
+            "error: --aot needs libtpu (484 MB), which is not installed: pip install -e '.[aot]'"
         ) from None
     import jax
 

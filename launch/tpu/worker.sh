@@ -14,6 +14,7 @@
 set -euo pipefail
 
 readonly uv_version=0.13.9 python_version=3.11 # the Python of launch/constraints.txt
+readonly pinned=(src/launch/constraints.txt src/launch/constraints_tpu.txt)
 base=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 readonly base uv=$base/uv/bin/uv python=$base/venv/bin/python lock=$base/run.lock
 
@@ -50,7 +51,7 @@ setup() { # setup COMMIT
   rm -rf src
   mv src.new src
 
-  wanted=$({ cat src/setup.py src/launch/constraints*.txt src/launch/tpu/worker.sh; } | sha256sum)
+  wanted=$({ cat src/setup.py "${pinned[@]}" src/launch/tpu/worker.sh; } | sha256sum)
   if [[ $(cat venv.state 2>/dev/null || true) == "$wanted" ]] && "$python" -c ''; then
     echo "commit $commit, environment up to date"
     return
@@ -89,7 +90,7 @@ preflight() { # preflight BUCKET GIB CLOCK DEVICES WORKERS SECONDS
   [[ -z $(git -C src status --porcelain) ]] || fail "src was modified by hand; run setup again"
 
   installed >packages
-  other=$(grep -hv '^#' src/launch/constraints*.txt | normalised | LC_ALL=C comm -13 - packages)
+  other=$(grep -hv '^#' "${pinned[@]}" | normalised | LC_ALL=C comm -13 - packages)
   [[ -z $other ]] || fail "not the pinned versions: ${other//$'\n'/ }; remove ~/inf_jax_pod/venv and run setup again"
   free=$(($(df -Pk "$base" | awk 'NR == 2 {print $4}') / 1048576))
   ((free >= gib)) || fail "$free GiB of disk are free, $gib are required (--disk-gib); are there old files in \$HOME?"

@@ -40,7 +40,8 @@ echo "uv $*" >>"$HOME/calls"
 [[ ! -e $FAKE/uv_fails ]] || { echo "no matching distribution"; exit 1; }
 case "$1 $2" in
   venv*) mkdir -p venv/bin; cp "$FAKE/stubs/.python" venv/bin/python ;;
-  "pip install") { grep -hv '^#' launch/constraints*.txt; echo "-e file:///x"; } >"$HOME/freeze" ;;
+  "pip install")
+    { grep -hv '^#' launch/constraints{,_tpu}.txt; echo "-e file:///x"; } >"$HOME/freeze" ;;
   "pip freeze") cat "$FAKE/freeze.$WORKER" 2>/dev/null || cat "$HOME/freeze" ;;
 esac
 """

@@ -33,13 +33,17 @@ def metadata() -> dict:
     return given
 
 
-@pytest.fixture(scope="module")
-def constraints() -> dict[str, str]:
-    """launch/constraints.txt as {canonical name: version}."""
-    lines = (ROOT / "launch" / "constraints.txt").read_text().splitlines()
+PINNED = {"constraints.txt": "3.11", "constraints_py312.txt": "3.12"}  # for which Python
+
+
+@pytest.fixture(scope="module", params=PINNED)
+def constraints(request) -> dict[str, str]:
+    """A file of launch/ as {canonical name: version}, and "python"."""
+    lines = (ROOT / "launch" / request.param).read_text().splitlines()
     exact = [re.fullmatch(r"([\w.-]+)==([\w.]+)", li) for li in lines if not li.startswith("#")]
     assert all(exact), "a line that is not NAME==VERSION"
-    return {canonicalize_name(match[1]): match[2] for match in exact}
+    found = {canonicalize_name(match[1]): match[2] for match in exact}
+    return {**found, "python": PINNED[request.param]}
 
 
 def _imports(path: Path, *, everywhere: bool) -> set[str]:
@@ -130,11 +134,18 @@ def test_constraints_fit_any_machine(constraints):
     assert not [n for n in constraints if re.search("nvidia|cuda|triton|tensorflow-cpu|inf-jax", n)]
 
 
+def test_constraints_are_of_the_newest_jax_of_their_python(constraints):
+    assert constraints["jax"] == constraints["jaxlib"]
+    assert constraints["jax"].startswith({"3.11": "0.10.", "3.12": "0.11."}[constraints["python"]])
+
+
 def test_constraints_of_tpu_workers_add_to_the_others(metadata, constraints):
     lines = (ROOT / "launch" / "constraints_tpu.txt").read_text().splitlines()
     more = dict(line.split("==") for line in lines if not line.startswith("#"))
     assert not more.keys() & constraints.keys()
-    [libtpu] = map(Requirement, metadata["extras_require"]["aot"])  # the release of jax's own pin
+    of_workers = {"python_version": "3.11"}
+    aot = map(Requirement, metadata["extras_require"]["aot"])  # the release of jax's own pin
+    [libtpu] = [r for r in aot if r.marker.evaluate(of_workers)]
     assert libtpu.specifier.contains(more["libtpu"])
 
 
@@ -165,12 +176,15 @@ class Machine:
     """A copy of the scripts on a machine whose python is a stub that records its calls.
 
     pip fails in a call that contains the word `fail`; with the word `kill` the script is killed.
+    `python3` is of version 3.11, `new-python` of 3.12.
     """
 
     STUB = r"""#!/bin/sh
 echo "$(basename "$0") $*" >> "$STUB_LOG"
 case "$*" in
   "-m venv"*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+  "-c print"*) echo VERSION ;;
+  "-c "*"< (3, 12)"*) [ VERSION = 3.12 ] || exit 1 ;;
   "-m pip install"*"$STUB_KILL"*) [ -z "$STUB_KILL" ] || kill -9 "$PPID" ;;
 esac
 case "$*" in "-m pip install"*"$STUB_FAIL"*) [ -z "$STUB_FAIL" ] || exit 1 ;; esac
@@ -180,24 +194,28 @@ case "$*" in "-m pip install"*"$STUB_FAIL"*) [ -z "$STUB_FAIL" ] || exit 1 ;; es
         self.root, self.bin, self.log = root / "project", root / "bin", root / "log"
         (self.root / "launch").mkdir(parents=True)
         self.bin.mkdir()
-        for name in ("setup.py", "launch/setup_env.sh", "launch/constraints.txt"):
+        for name in ("setup.py", "launch/setup_env.sh", *(f"launch/{file}" for file in PINNED)):
             shutil.copy(ROOT / name, self.root / name)
         for tool in "bash sh cat cp rm mv mkdir grep dirname basename sha256sum".split():
             (self.bin / tool).symlink_to(shutil.which(tool))
-        (self.bin / "python3").write_text(self.STUB)
-        (self.bin / "python3").chmod(0o755)
+        for name, version in {"python3": "3.11", "new-python": "3.12"}.items():
+            (self.bin / name).write_text(self.STUB.replace("VERSION", version))
+            (self.bin / name).chmod(0o755)
 
-    def setup_env(self, *, fail: str = "", kill: str = "") -> tuple[int, str, list[str]]:
+    def setup_env(
+        self, *arguments: str, fail: str = "", kill: str = "", **environment: str
+    ) -> tuple[int, str, list[str]]:
         """Runs setup_env.sh from another directory: exit code, output, calls of pip and venv."""
         self.log.write_text("")
         done = subprocess.run(
-            [self.bin / "bash", self.root / "launch" / "setup_env.sh"],
+            [self.bin / "bash", self.root / "launch" / "setup_env.sh", *arguments],
             cwd=self.bin,
             env={
                 "PATH": str(self.bin),
                 "STUB_LOG": str(self.log),
                 "STUB_FAIL": fail,
                 "STUB_KILL": kill,
+                **environment,
             },
             capture_output=True,
             text=True,
@@ -222,6 +240,22 @@ def test_setup_env_installs_torch_first_and_once(tmp_path):
     code, output, calls = machine.setup_env()
     assert (code, calls) == (0, [])
     assert "nothing to install" in output
+
+
+def test_setup_env_of_another_python_lies_beside_the_first(tmp_path):
+    machine = Machine(tmp_path)
+    machine.setup_env()
+    code, output, calls = machine.setup_env(PYTHON="new-python", EXTRAS="pipeline,test")
+    assert code == 0, output
+    venv, rest = calls  # none of these extras needs torch
+    assert venv == "new-python -m venv .venv-3.12"
+    assert "-c launch/constraints_py312.txt -e .[pipeline,test]" in rest
+    assert "-c launch/constraints_py312.txt" in machine.setup_env(PYTHON="new-python")[2][-1]
+    assert "nothing to install" in machine.setup_env()[1]
+    assert machine.setup_env("--where", PYTHON="new-python")[:2] == (0, ".venv-3.12\n")
+    assert machine.setup_env("--where")[:2] == (0, ".venv\n")
+    code, output, calls = machine.setup_env(PYTHON="/no/such/python")
+    assert (code, calls) == (1, []) and "PYTHON=/no/such/python: cannot be run" in output
 
 
 def test_setup_env_installs_again_when_the_set_changes(tmp_path):
