@@ -10,7 +10,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 readonly short=(
   tests/inf_jax/losses/test_contrastive_golden.py
   tests/inf_jax/models/test_transformer.py::test_hidden_states
-  "tests/inf_jax/training/test_step.py::test_any_mesh_and_chunking_gives_the_same_gradients"
+  "tests/inf_jax/training/test_step.py::test_any_mesh_and_chunking_gives_the_same_gradients[mesh2-1-ring-options2]"
   tests/inf_jax/commands/test_train.py::test_killed_and_resumed_equals_undisturbed_bit_for_bit
 )
 
