@@ -52,7 +52,8 @@ def killed(gcs, tiny_config, tmp_path, monkeypatch):
     """The config of a run in gs://runs/deep/run that was killed, and its log as the kill left it;
     the checkpoint of step 2 is whole, no later one is."""
     tiny_config.out_dir = "gs://runs/deep/run"
-    tiny_config.train.steps, tiny_config.optim.lr = 7, 1e-3
+    tiny_config.train.update({"steps": 7, "health": False})
+    tiny_config.optim.lr = 1e-3
     objects = gcs.make("runs", failures=1).objects
     file = write_config(tiny_config, tmp_path / "c.py")
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # a kill leaves its WorkDir there

@@ -61,6 +61,13 @@ run(train.main, train.__doc__)
 """
 
 
+@pytest.fixture
+def tiny_config(tiny_config):
+    """A run that compiles fast."""
+    tiny_config.train.health = False
+    return tiny_config
+
+
 def steps_in(directory):
     return sorted(int(path.name) for path in Path(directory).iterdir())
 
@@ -175,7 +182,7 @@ def test_no_room_for_a_checkpoint(tiny_config, monkeypatch):
         train.main(tiny_config)
 
 
-def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(tiny_config, tmp_path):
+def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(tiny_config, tmp_path, capsys):
     tiny_config.train.update({"steps": 20, "checkpoint_every": 4})
     file = write_config(tiny_config, tmp_path / "c.py")
     (out,), codes = finish(start(file, program=("-c", FULL)))
@@ -187,9 +194,8 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(tiny_config, t
         said,
     ), out
     assert "inf_jax/" not in out  # TensorStore's own threads may print as well
-    (out,), codes = finish(start(file, "--resume"))
-    assert codes == [0], out
-    assert "steps 4 to 20" in out
+    train.main(tiny_config, resume=True)
+    assert "steps 4 to 20" in capsys.readouterr().out
     assert steps_in(Path(tiny_config.out_dir, "checkpoints")) == [16, 20]
 
 

@@ -30,7 +30,7 @@ from inf_jax.monitoring.step_timer import StepWork
 from inf_jax.monitoring.watch import Watch
 from inf_jax.monitoring.watchdog import HUNG
 from inf_jax.training.setup import make_training
-from tests.inf_jax.processes import write_config
+from tests.inf_jax.processes import WITHOUT_TORCH, write_config
 from tests.xla_flags import quick_flags
 
 ROOT = Path(__file__).parents[3]
@@ -88,14 +88,14 @@ def init(**keys):
 """
 
 
-def start(file, *overrides, program=("-m", "inf_jax.train"), path=ROOT, **environment):
+def start(file, *overrides, program=("-m", "inf_jax.train"), path="", **environment):
     """The main, in a process of its own; what one compiled the next one finds."""
     return subprocess.Popen(
         [sys.executable, *program, f"--config={file}", *overrides],
         env=os.environ
         | {
             "XLA_FLAGS": quick_flags(devices=1),
-            "PYTHONPATH": str(path),
+            "PYTHONPATH": f"{WITHOUT_TORCH}:{ROOT}:{path}".rstrip(":"),
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "JAX_COMPILATION_CACHE_DIR": str(file.parent / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -140,7 +140,7 @@ def test_watched_run(tiny_config, tmp_path):
     overrides = (f"--config.out_dir={out_dir}", "--config.train.wandb_project=plants")
     overrides += (f"--config.train.hang_minutes={10 / 60}", "--config.train.profile_steps=3")
     environment = {
-        "path": f"{ROOT}:{tmp_path / 'site'}",
+        "path": tmp_path / "site",
         "WANDB_CALLS": str(calls),
         "WANDB_API_KEY": "5ecret",
     }
