@@ -1,14 +1,16 @@
-"""Plans a run before renting hardware: memory, FLOPs and predicted time on a TPU topology.
+"""Plans a run before renting hardware: memory, FLOPs and predicted time on TPUs or GPUs.
 
     python -m inf_jax.plan --config=medquad_minilm --topology=v5e:16x16 [--slices=2]
     python -m inf_jax.plan --config=medquad_minilm --topology=v5e:16x16 --search=batch_size
     python -m inf_jax.plan --config=medquad_minilm --compare=v5e:16x16,v5p:8x8x8
 
 Compiles the step that training runs for the chips of a topology, on any machine with libtpu (the
-extra aot; --topology=cpu:8 tries the command without it). Needs neither data nor weights: the
+extra aot) or, for the GPUs of a host (--topology=h100:8), JAX's CUDA plugin (the extra gpu);
+--topology=cpu:8 tries the command without either. Needs neither data nor weights: the
 model's shape comes from its config.json or from plan_models.json; text lengths are measured on the
 dataset if it is built, else assumed. Predicted seconds are those of a roofline model
-(inf_jax/planning/roofline.py), a lower bound and not a measurement. A run that does not fit exits
+(inf_jax/planning/roofline.py), not a measurement: on TPUs a lower bound, on GPUs an estimate with
+the shares of the rates that programs reach. A run that does not fit exits
 with code 1 and lists the keys that may help.
 """
 

@@ -152,8 +152,28 @@ CHIPS = {name: _chip(figures) for name, figures in _FIGURES.items()} | {
     "h200": _gpu(989.5, 140.4, 4800, 450, 50, _reached(0.763, 67), "h200"),
     "b200": _gpu(2250, 179, 8000, 900, 50, _reached(0.776, 80), "hgx"),
 }
-# Names of CHIPS whose programs XLA's GPU compiler makes, and their CUDA compute capability.
-GPUS = {"a100_40": (8, 0), "a100": (8, 0), "h100": (9, 0), "h200": (9, 0), "b200": (10, 0)}
+
+
+class Multiprocessors(NamedTuple):
+    """What XLA's GPU compiler asks of a chip, from NVIDIA's architecture papers; KiB, MiB, GHz."""
+
+    count: int
+    lanes: int
+    shared_kib: int
+    block_kib: int
+    cache_mib: int
+    ghz: float
+    capability: int
+
+
+# The names of CHIPS that are GPUs.
+GPUS = {
+    "a100_40": Multiprocessors(108, 64, 164, 163, 40, 1.41, 8),
+    "a100": Multiprocessors(108, 64, 164, 163, 40, 1.41, 8),
+    "h100": Multiprocessors(132, 128, 228, 227, 50, 1.98, 9),
+    "h200": Multiprocessors(132, 128, 228, 227, 50, 1.98, 9),
+    "b200": Multiprocessors(148, 128, 228, 227, 126, 1.965, 10),
+}
 
 # jax.Device.device_kind -> a chip, and how many devices of that kind it has.
 _KINDS = {

@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from inf_jax.core.errors import UserError, first_line
 from inf_jax.planning import hlo
 from inf_jax.planning.advice import exhausted
+from inf_jax.planning.chips import LOWER_BOUND
 from inf_jax.planning.flops import product_flops
 from inf_jax.planning.hlo_cost import InstructionCost, instruction_costs
 from inf_jax.planning.roofline import collective_seconds, predict
@@ -53,12 +55,21 @@ def make_plan(
         "slices": target.slices,
         "chips": target.chips,
         "devices": mesh.size,
-        "chip": {"source": target.chip.source, "flops": target.chip.flops},
+        "chip": {"source": target.chip.source, "flops": target.chip.flops}
+        | ({} if chip.reached == LOWER_BOUND else {"reached": chip.reached._asdict()}),
         "mesh": dict(mesh.shape),
     } | planned.facts
     limit = chip.usable if hbm is None else hbm
     at_rest = sum(map(_shard_bytes, jax.tree.leaves((planned.state, planned.batch))))
-    traced = planned.step.trace(planned.state, planned.batch)
+    try:
+        traced = planned.step.trace(planned.state, planned.batch)
+    except RuntimeError as error:
+        if "cuDNN" not in str(error):
+            raise
+        raise UserError(
+            f"{target.name}: attention by cuDNN needs its library ({first_line(error)}): "
+            "pip install -e '.[gpu]', or choose model.attention=xla"
+        ) from None
     try:
         compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:

@@ -36,7 +36,7 @@ class PlanOptions:
 def add_plan_flags(parser: FlagParser) -> None:
     """Adds the flags of `PlanOptions`."""
     add = parser.add
-    names = "v4:AxBxC, v5e:AxB, v5p:AxBxC, v6e:AxB, tpu7x:AxBxC, or cpu:N"
+    names = "v4:AxBxC, v5e:AxB, v5p:AxBxC, v6e:AxB, tpu7x:AxBxC, h100:N (a100, h200, b200), cpu:N"
     add("--topology", names, default="", metavar="NAME")
     text = "a table of several topologies"
     add("--compare", text, of=names_among(()), default=(), metavar="NAME,NAME")

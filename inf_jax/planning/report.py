@@ -70,8 +70,9 @@ def print_plan(plan: dict[str, Any]) -> None:
             ("kind", "devices", "mesh axes", "in program", "runs", "MiB", "overlapped", "ms"),
         )
     rates, compiler = plan["rates"], seconds["compiler"]
+    estimated = "reached" in plan["chip"]
     table(
-        "predicted (roofline: a lower bound)",
+        "predicted, at rates that programs reach" if estimated else "predicted: a lower bound",
         [
             ("compute at peak, s", f"{seconds['compute']:.4f}"),
             ("memory at its rate, s", f"{seconds['memory']:.4f}"),
