@@ -263,13 +263,28 @@ class Transformer(nnx.Module):
         if config.embedding_scale != 1.0:
             x = x * config.embedding_scale
         if config.positions == "learned":
-            x = x + jnp.take(self.position[...], positions + config.position_offset, axis=0)
+            rows = _position_rows(tokens, positions, config.position_offset)
+            x = x + jnp.take(self.position[...], rows, axis=0)
         if config.type_vocab_size:
             x = x + self.token_type[0][None, None, :]
         return self.norm(x) if config.embedding_norm else x
 
     def _finish(self, x: Float[Array, "r t d"]) -> Float[Array, "r t d"]:
         return self.final_norm(x) if self.config.final_norm else x
+
+
+def _position_rows(
+    tokens: Int[Array, "r t"], positions: Int[Array, "r t"], offset: int
+) -> Int[Array, "r t"]:
+    """Rows of the position table. With an offset, as in RoBERTa, a padding token inside a text
+    ("<pad>" is in some corpora) has the row of its id, `offset` - 1, and is not counted."""
+    if not offset:
+        return positions
+    padding = (tokens == offset - 1).astype(positions.dtype)
+    before = jnp.cumsum(padding, axis=1) - padding
+    start = jnp.arange(tokens.shape[1], dtype=positions.dtype)[None] - positions
+    inside = before - jnp.take_along_axis(before, start, axis=1)
+    return jnp.where(padding > 0, offset - 1, positions - inside + offset)
 
 
 def _key_bias_cancels(config: EncoderConfig) -> bool:

@@ -127,3 +127,17 @@ def test_t5_has_no_limit_of_length(name):
     (theirs,) = check.torch_states(GOLDEN / name, shape, texts)
     (ours,) = check.packed_states(params_of(name), shape, texts)
     np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
+
+
+def test_padding_tokens_inside_a_text():
+    """ "<pad>" is in some corpora; RoBERTa's positions do not count it."""
+    pytest.importorskip("torch")
+    fields = json.loads((GOLDEN / "xlm_roberta" / "config.json").read_text())
+    pad = fields["pad_token_id"]
+    texts = [[0, 5, pad, pad, 7, 8, 2], [0, pad, 6, 2], [pad], [0, 9, 10, 2]]
+    texts = [np.array(text, np.int32) for text in texts]
+    shape = shape_of("xlm_roberta")
+    ours = check.packed_states(params_of("xlm_roberta"), shape, texts)
+    theirs = check.torch_states(GOLDEN / "xlm_roberta", shape, texts)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
