@@ -9,8 +9,9 @@ import importlib.metadata
 import json
 import logging
 import os
+import string
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ _PROBES = (
     "one  two\nthree\tfour can't don't foo_bar <b> http://a.b/c?d=1&e#f",
     "“quotes” – dashes… ﬁ ① ½ x\u0301 \u200b 🙂👩‍🔬",
     "中文字 日本語のテキスト 한국어 русский العربية हिन्दी ไทย",
+    " ".join(f"a{mark}b {mark}" for mark in string.punctuation),
+    "control\x01 characters\x7f; long words: " + "wo" * 60,
 )
 
 
@@ -193,7 +196,7 @@ def _check_file(path: Path, tokenizer: Any, fields: Mapping[str, Any], source: P
     rebuilt = tokenizer.backend_tokenizer
     file.encode_special_tokens = rebuilt.encode_special_tokens
     _apply_flags(file, tokenizer, fields, source)
-    for probe in _PROBES:
+    for probe in (*_PROBES, *_replaced(json.loads(file.to_str())["normalizer"])):
         ours, theirs = file.encode(probe), rebuilt.encode(probe)
         if ours.ids != theirs.ids:
             version = importlib.metadata.version("transformers")
@@ -211,6 +214,17 @@ def _check_file(path: Path, tokenizer: Any, fields: Mapping[str, Any], source: P
                 f"{_difference(ours.tokens, theirs.tokens)}, which transformers {version} and "
                 f"sentence-transformers take; {remedy}"
             )
+
+
+def _replaced(normalizer: Any) -> Iterator[str]:
+    """A text for each string that a tokenizer.json's normalizer replaces by another."""
+    if isinstance(normalizer, list):
+        for step in normalizer:
+            yield from _replaced(step)
+    elif isinstance(normalizer, dict):
+        if isinstance(found := normalizer.get("String"), str):
+            yield f"a{found}b {found} c"
+        yield from _replaced(list(normalizer.values()))
 
 
 def _parts(one: tokenizers.Tokenizer, other: tokenizers.Tokenizer, text: str) -> str:

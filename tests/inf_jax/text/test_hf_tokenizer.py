@@ -44,6 +44,13 @@ TEMPLATE = {
 }
 
 
+def replacing(old: str) -> dict:
+    """The normalizer, after which `old` becomes another mark."""
+    replace = {"type": "Replace", "pattern": {"String": old}, "content": "?"}
+    lower = NORMALIZER | {"strip_accents": None, "lowercase": True}
+    return {"type": "Sequence", "normalizers": [lower, replace]}
+
+
 @pytest.mark.parametrize(
     ("file", "config", "part"),
     [
@@ -54,6 +61,8 @@ TEMPLATE = {
         ({}, {"tokenize_chinese_chars": False}, "the normalizer"),
         ({"normalizer": None}, {}, "the normalizer"),
         ({"normalizer": {"type": "Lowercase"}}, {}, "the normalizer"),
+        ({"normalizer": replacing("!")}, {}, "the normalizer"),
+        ({"normalizer": replacing("§ 7")}, {}, "the normalizer"),
         ({"pre_tokenizer": {"type": "WhitespaceSplit"}}, {}, "the pre_tokenizer"),
         ({"post_processor": TEMPLATE}, {}, "the post_processor"),
         ({"post_processor": None}, {}, "the post_processor"),
