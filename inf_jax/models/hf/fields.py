@@ -23,7 +23,8 @@ IGNORED = frozenset(
     temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
     encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores
     return_dict_in_generate forced_bos_token_id forced_eos_token_id remove_invalid_values
-    exponential_decay_length_penalty suppress_tokens begin_suppress_tokens""".split()
+    exponential_decay_length_penalty suppress_tokens begin_suppress_tokens tie_encoder_decoder
+    eos_token_ids xla_device _commit_hash""".split()
 )
 
 
@@ -51,9 +52,13 @@ class Fields:
             if name in self._fields and self._fields[name] not in allowed
         ]
         known = self.seen | required.keys() | ignored | IGNORED | {"model_type"}
-        problems += [f"unknown field {name!r}" for name in sorted(self._fields.keys() - known)]
+        unknown = sorted(self._fields.keys() - known)
+        problems += [f"unknown field {name!r}" for name in unknown]
         if problems := problems + self.problems:
-            raise UserError(f"{source}: not a supported model: {'; '.join(problems)}")
+            remedy = "; in a copy, take out fields on which the vectors do not depend"
+            raise UserError(
+                f"{source}: not a supported model: {'; '.join(problems)}{remedy * bool(unknown)}"
+            )
 
     def get(
         self,

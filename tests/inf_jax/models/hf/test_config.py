@@ -62,7 +62,7 @@ def test_absent_fields_get_the_defaults_of_transformers(name):
     fields = fields_of(name)
     kind = type(transformers.AutoConfig.for_model(fields["model_type"]))
     read = []
-    with pytest.raises(UserError, match="unknown field 'a_new_part'"):
+    with pytest.raises(UserError, match="unknown field 'a_new_part'; in a copy, take out fields"):
         config_from_hf(fields | {"a_new_part": None})
     for field in fields:
         left = without(fields, field)
@@ -313,3 +313,14 @@ def test_adapters_are_refused_by_name(whole, tmp_path):
 def test_numbers_that_are_no_sizes(name, number):
     with pytest.raises(UserError, match=rf"{name}.* \(too large\)"):
         config_from_hf(fields_of("bert") | {name: number})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tie_encoder_decoder": False, "begin_suppress_tokens": None},  # all of transformers 4's
+        {"xla_device": None, "eos_token_ids": 0, "pruned_heads": {}},  # of transformers 2 and 3
+    ],
+)
+def test_fields_of_whole_older_configs(fields):
+    assert config_from_hf(fields_of("bert") | fields) == config_from_hf(fields_of("bert"))
