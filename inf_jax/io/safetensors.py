@@ -91,7 +91,8 @@ def _header(file: Path) -> dict[str, Stored]:
         old = ", ".join(sorted(p.name for p in file.parent.glob("*.bin")))
         raise UserError(
             f"{file}: no such file; convert {old or 'a model with *.bin files only'} to "
-            "safetensors first: transformers' AutoModel.from_pretrained(name).save_pretrained("
+            "safetensors first: SentenceTransformer(name).save(directory) if there is a "
+            "modules.json, else transformers' AutoModel.from_pretrained(name).save_pretrained("
             "directory), and the same for its tokenizer"
         )
     try:

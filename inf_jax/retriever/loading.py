@@ -2,7 +2,9 @@
 
 import dataclasses
 import logging
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -15,7 +17,8 @@ from inf_jax.io.json_files import read_json
 from inf_jax.models.config import EncoderConfig
 from inf_jax.models.encoder import make_encoder
 from inf_jax.models.hf import sentence_transformers as st_files
-from inf_jax.models.hf.config import read_config, refuse_own_code
+from inf_jax.models.hf.config import read_config, refuse_adapter, refuse_own_code
+from inf_jax.models.hf.module_settings import TransformerSettings
 from inf_jax.models.hf.resolve import resolve_model
 from inf_jax.models.hf.sentence_transformers import prompt_of
 from inf_jax.models.hf.weights import load_weights
@@ -77,12 +80,16 @@ def load(
             for role, folder in folders.items()
         }
     else:
+        refuse_adapter(directory)  # other libraries look here too for weights in a folder of it
         model = _foreign_model(directory)
         first = directory / model.path
         shape = _shape(first, mask)
         lower_case, include_prompt = model.transformer.lower_case, model.include_prompt
         head = st_files.read_projection(directory, model.dense, width=shape.width)
         config = _foreign_config(model, first, shape, head)
+        if shape.positions != "learned":  # files may allow more than max_position_embeddings
+            longest = max(config.text.max_query_tokens, config.text.max_passage_tokens)
+            shape = dataclasses.replace(shape, max_positions=max(longest, shape.max_positions))
         folders, heads = {"shared": first}, {"shared": head}
     config = _with_templates(config, query_template, passage_template)
     prompts = [prompt_of(x) for x in (config.text.query_template, config.text.passage_template)]
@@ -167,14 +174,13 @@ def _foreign_config(
             raise UserError(
                 f"{path}: {name}={side!r} is not covered, only 'right'; change it in a copy"
             )
-    lengths = model.transformer
-    limit = lengths.max_length or tokenizer.get("model_max_length") or shape.max_positions
-    if isinstance(limit, bool) or not isinstance(limit, int | float):
-        raise UserError(f"{path}: model_max_length={limit!r} is not a number of tokens; correct it")
-    limits = [
-        int(min(own or limit, shape.max_positions))
-        for own in (lengths.query_length, lengths.document_length)
-    ]
+    inputs = tokenizer.get("model_input_names", "attention_mask")
+    if "attention_mask" not in (inputs or ()):
+        raise UserError(
+            f"{path}: model_input_names={inputs!r} has no attention_mask: other libraries would "
+            "attend to padding, which is not covered; add it in a copy"
+        )
+    limits = _limits(model.transformer, tokenizer, shape, path)
     query, passage = (
         prompt.replace("{", "{{").replace("}", "}}")
         for prompt in (model.query_prompt, model.passage_prompt)
@@ -189,3 +195,22 @@ def _foreign_config(
         truncate_dim=model.truncate_dim if model.truncate_dim < size else 0,
         similarity=model.similarity,
     )
+
+
+def _limits(
+    lengths: TransformerSettings, tokenizer: Mapping, shape: EncoderConfig, path: Path
+) -> list[int]:
+    """Most tokens of a query and of a passage; `tokenizer` is the contents of `path`.
+
+    A limit of the sentence-transformers files may exceed max_position_embeddings where positions
+    have no table; the tokenizer's own may not.
+    """
+    known = [tokenizer[name] for name in ("model_max_length", "max_len") if name in tokenizer]
+    own = (known[0] if known else None) or shape.max_positions  # max_len: before transformers 3
+    if isinstance(own, bool) or not isinstance(own, int | float):
+        raise UserError(f"{path}: model_max_length={own!r} is not a number of tokens; correct it")
+    most = shape.max_positions if shape.positions == "learned" else math.inf
+    limit = min(lengths.max_length or min(own, shape.max_positions), most)
+    return [
+        int(min(each or limit, most)) for each in (lengths.query_length, lengths.document_length)
+    ]

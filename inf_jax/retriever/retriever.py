@@ -100,8 +100,8 @@ class Retriever:
           instruction: one for all texts, or an iterable of one each; "" for a query without
             instruction. None: the texts are passages.
           dim: keep the first `dim` entries of each vector (Matryoshka), scaled to unit length
-            again if the model's vectors have unit length; None: as many as the model's settings
-            say, usually all.
+            again if the model's vectors have unit length and are compared by cosine; None: as many
+            as the model's settings say, usually all.
           out: floating-point array [n, e], for example a `np.memmap` or float16; it is filled and
             returned. None: a new float32 array.
           progress: show a progress bar; a string is its label.
@@ -177,8 +177,9 @@ class Retriever:
         return vectors[0] if isinstance(passages, str) else vectors
 
     def similarity(self, queries: np.ndarray, passages: np.ndarray) -> np.ndarray:
-        """float32[n, m] of vectors float32[n, e] and float32[m, e] of this model, compared as its
-        `config.similarity` says; a higher one is nearer."""
+        """float32[n, m] of vectors float32[n, e] and float32[m, e] of this model, or one of them,
+        float32[e], compared as its `config.similarity` says; a higher one is nearer. Raises
+        UserError for other shapes."""
         return similarities(queries, passages, kind=self.config.similarity)
 
     def _queries(
@@ -256,7 +257,9 @@ class Retriever:
         """`shortened` of each block; a wrong `dim` is an error at once."""
         self._width(dim)
         dim = (self.config.truncate_dim or None) if dim is None else dim
-        return (shortened(block, dim, normalise=self.config.normalise) for block in blocks)
+        # Only cosines stay what they are; the other similarities are meant of the cut vectors.
+        unit = self.config.normalise and self.config.similarity == "cosine"
+        return (shortened(block, dim, normalise=unit) for block in blocks)
 
     def _width(self, dim: int | None) -> int:
         """Entries of a vector with this `dim`."""

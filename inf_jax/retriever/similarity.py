@@ -3,21 +3,32 @@
 import numpy as np
 
 from inf_jax.core.choices import SIMILARITIES
+from inf_jax.core.errors import UserError
 
 
 def similarities(queries: np.ndarray, passages: np.ndarray, *, kind: str) -> np.ndarray:
     """The similarity of each query to each passage; a higher one is nearer.
 
     Args:
-      queries: float32[n, e].
-      passages: float32[m, e].
+      queries: float32[n, e]; float32[e] is one query.
+      passages: float32[m, e], likewise.
       kind: "cosine", "dot", or "euclidean" or "manhattan", the negative distance.
 
     Returns:
       float32[n, m].
+
+    Raises:
+      UserError: vectors of different lengths, or no vectors.
     """
     if kind not in SIMILARITIES:
         raise ValueError(f"unknown similarity {kind!r}; choose one of {', '.join(SIMILARITIES)}")
+    shapes = np.shape(queries), np.shape(passages)
+    queries, passages = np.atleast_2d(queries), np.atleast_2d(passages)
+    if queries.ndim != 2 or passages.ndim != 2 or queries.shape[1] != passages.shape[1]:
+        raise UserError(
+            f"similarity of arrays of shapes {shapes[0]} and {shapes[1]}: give vectors of the same "
+            "number of entries, as rows"
+        )
     if kind in ("euclidean", "manhattan"):
         order = 2 if kind == "euclidean" else 1  # a row at a time: [m, e] and no more
         rows = [-np.linalg.norm(passages - query, ord=order, axis=1) for query in queries]

@@ -63,18 +63,27 @@ def refuse_own_code(directory: Path, mask: str) -> None:
         )
 
 
+def refuse_adapter(directory: Path) -> None:
+    """Raises UserError if a directory is a PEFT adapter, which is not applied; says how to merge it
+    into its base."""
+    path = directory / "adapter_config.json"
+    if not path.exists():
+        return
+    fields = read_json(path, kind=dict, remedy="download it again")
+    kind, base = fields.get("peft_type"), fields.get("base_model_name_or_path")
+    # PEFT needs the class that the adapter was made for; SentenceTransformer.add_adapter names none
+    of_base = "AutoModelForCausalLM" if fields.get("task_type") == "CAUSAL_LM" else "AutoModel"
+    raise UserError(
+        f"{path}: a PEFT adapter ({kind}) of the model {base!r} is not applied here; merge it: "
+        f"peft.PeftModel.from_pretrained(transformers.{of_base}.from_pretrained({base!r}), "
+        f"{str(directory)!r}).merge_and_unload().save_pretrained(NEW), copy the directory's other "
+        "files but adapter_* (tokenizer, modules.json, 1_Pooling, ...) to NEW, and name that"
+    )
+
+
 def read_config(directory: str | Path) -> EncoderConfig:
     """`config_from_hf` of `<directory>/config.json`; UserError for a PEFT adapter too."""
     path = Path(directory) / "config.json"
-    adapter = Path(directory) / "adapter_config.json"
-    if adapter.exists():
-        fields = read_json(adapter, kind=dict, remedy="download it again")
-        kind, base = fields.get("peft_type"), fields.get("base_model_name_or_path")
-        raise UserError(
-            f"{adapter}: a PEFT adapter ({kind}) of the model {base!r} is not applied here; merge "
-            "it: peft.AutoPeftModelForFeatureExtraction.from_pretrained(DIRECTORY)"
-            ".merge_and_unload().save_pretrained(NEW), copy the other files of the directory "
-            "(tokenizer, modules.json, 1_Pooling, ...) to NEW, and name that"
-        )
+    refuse_adapter(path.parent)
     fields = read_json(path, remedy="name a Hugging Face model directory or hub id")
     return config_from_hf(fields, str(path))

@@ -185,9 +185,9 @@ def read_projection(
 
 def _modules(path: Path) -> list[dict[str, Any]]:
     """The modules that modules.json lists, each with a type and a path; [] without the file."""
-    modules = read_json(path, default=None)
-    if modules is None:
+    if not path.exists():
         return []
+    modules = read_json(path)
     if not (modules and isinstance(modules, list)) or not all(
         isinstance(module, dict)
         and isinstance(module.get("type"), str)

@@ -2,6 +2,7 @@
 as from that library, or a UserError that says what is not covered."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -16,8 +17,11 @@ from inf_jax.core import choices
 from inf_jax.core.errors import UserError
 from inf_jax.models.hf import sentence_transformers as st_files
 from inf_jax.models.hf.backbone import load_model
+from inf_jax.models.hf.config import read_config
 from inf_jax.models.hf.module_settings import NAMES, TransformerSettings, read_transformer
+from inf_jax.models.hf.weights import load_weights
 from inf_jax.text.templates import TextConfig
+from tests.inf_jax.models.tiny_backbones import backbone
 
 TRANSFORMER, USAGE = "sentence_bert_config.json", "config_sentence_transformers.json"
 POOLING, NORMALIZE = "1_Pooling/config.json", "2_Normalize/config.json"
@@ -218,6 +222,77 @@ def test_new_class_paths_of_version_6(directory):
     assert_equal(directory)
 
 
+def test_the_tokenizers_own_limit_by_its_older_name(directory):
+    write(directory, TRANSFORMER, whole=True)
+    write(directory, "tokenizer_config.json", model_max_length=..., max_len=9)
+    assert inf_jax.load(directory).config.text.max_passage_tokens == 9
+    assert_equal(directory)
+    # null is not absent: no limit but that of the positions
+    write(directory, "tokenizer_config.json", model_max_length=None)
+    assert inf_jax.load(directory).config.text.max_passage_tokens == 64
+
+
+def test_limits_above_the_positions(tmp_path):
+    """They count where positions have no table, as in the library; the tokenizer's own does not."""
+    directory = backbone(tmp_path / "model", "qwen2", "qwen3-embedding")
+    write(directory, "config.json", max_position_embeddings=16)
+    lengths = TransformerSettings(max_length=40, query_length=32)
+    st_files.write(directory, st_files.StModel("last", True, transformer=lengths), width=32)
+    text = inf_jax.load(directory).config.text
+    assert (text.max_query_tokens, text.max_passage_tokens) == (32, 40)
+    assert_equal(directory)
+    write(directory, TRANSFORMER, whole=True)
+    write(directory, "tokenizer_config.json", model_max_length=96)
+    assert inf_jax.load(directory).config.text.max_passage_tokens == 16
+
+
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+def test_cut_vectors_are_compared_as_in_the_library(directory, similarity):
+    """Only where cosines are compared does unit length after the cut change nothing."""
+    st = pytest.importorskip("sentence_transformers")
+    write(directory, USAGE, truncate_dim=8, similarity_fn_name=similarity)
+    theirs = st.SentenceTransformer(str(directory), device="cpu", local_files_only=True)
+    ours = inf_jax.load(directory)
+    a, b = ours.encode_passages(TEXTS), theirs.encode_document(TEXTS)
+    np.testing.assert_allclose(ours.similarity(a, a), theirs.similarity(b, b), atol=1e-5)
+    length = np.linalg.norm(a, axis=1)
+    assert (similarity == "cosine") == bool(np.allclose(length, 1, atol=1e-5))
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # in PEFT
+@pytest.mark.parametrize("task", [None, "FEATURE_EXTRACTION", "CAUSAL_LM"])
+def test_adapters_are_merged_as_their_refusal_says(tmp_path, task):
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    base, adapter, new = (tmp_path / name for name in ("base", "adapter", "new"))
+    backbone(base, "qwen2", "qwen3-embedding")
+    model_class = "AutoModelForCausalLM" if task == "CAUSAL_LM" else "AutoModel"
+    model = getattr(transformers, model_class).from_pretrained(base)
+    lora = peft.LoraConfig(task_type=task, r=2, target_modules=["q_proj"], init_lora_weights=False)
+    model = peft.get_peft_model(model, lora)
+    model.save_pretrained(adapter)
+    with pytest.raises(UserError, match=r"a PEFT adapter \(LORA\)") as refusal:
+        inf_jax.load(adapter)
+    code = re.search("merge it: (.*), copy the", str(refusal.value))[1].replace("NEW", "new")
+    eval(code, {"peft": peft, "transformers": transformers, "new": new})
+    name = "layers/0/self_attn/q_proj/weight".replace("/", ".")
+    shape = read_config(new)
+    merged, before = (load_weights(x, shape).params["blocks"] for x in (new, base))
+    of_peft = model.merge_and_unload().state_dict()
+    expected = next(x for key, x in of_peft.items() if key.endswith(name)).numpy()
+    found = merged["query_kernel"][0]
+    np.testing.assert_allclose(found.reshape(len(found), -1).T, expected, atol=1e-6)
+    assert not np.allclose(found, before["query_kernel"][0], atol=1e-3)
+
+
+def test_an_adapter_beside_a_folder_with_the_weights(directory):
+    listed = modules("Transformer", "Pooling")
+    listed[0]["path"] = "0_Transformer"
+    (directory / "modules.json").write_text(json.dumps(listed))
+    write(directory, "adapter_config.json", peft_type="LORA")
+    with pytest.raises(UserError, match=r"adapter_config\.json: a PEFT adapter \(LORA\)"):
+        inf_jax.load(directory)
+
+
 def dense(directory: Path, **fields) -> None:
     folder = directory / "2_Dense"
     folder.mkdir()
@@ -312,6 +387,10 @@ REFUSED = {
         {"file": "tokenizer_config.json", "fields": {"model_max_length": "9"}},
         "model_max_length='9' is not a number",
     ),
+    "no attention mask": (
+        {"file": "tokenizer_config.json", "fields": {"model_input_names": ["input_ids"]}},
+        r"model_input_names=\['input_ids'\] has no attention_mask",
+    ),
     "code of the model": (
         {"file": "config.json", "fields": {"auto_map": {"AutoModel": "modeling.Own"}}},
         "has code of its own.*modeling.Own.*model.mask='bidirectional'",
@@ -338,6 +417,7 @@ def test_fields_are_refused_by_name(directory, case):
     [
         ([], "not a list of modules"),
         ({}, "not a list of modules"),
+        (None, "not a list of modules"),
         ([{"path": "x"}], "not a list of modules"),
         (modules("Transformer"), "modules Transformer are not covered"),
         (modules("Transformer", "Dense"), "Dense are not covered"),
@@ -432,6 +512,15 @@ def test_similarities(directory, name):
     found = inf_jax.load(directory).similarity(a, b[:2])
     assert found.shape == (3, 2) and found.dtype == np.float32
     np.testing.assert_allclose(found, theirs.similarity(a, b[:2]), rtol=1e-5, atol=1e-6)
+
+
+def test_shapes_for_similarities(model):
+    found = inf_jax.load(model)
+    a, b = np.random.default_rng(0).normal(size=(2, 3, 32)).astype(np.float32)
+    np.testing.assert_array_equal(found.similarity(a[0], b), found.similarity(a[:1], b))
+    for wrong in (b[:, :8], b[None], np.float32(1)):
+        with pytest.raises(UserError, match="vectors of the same number of entries"):
+            found.similarity(a, wrong)
 
 
 @pytest.mark.parametrize(
