@@ -8,7 +8,8 @@ the devices. "auto" is
   so all must see one directory, and a host that replaces a preempted one has nothing of its own;
 - else ~/.cache/inf_jax/compiled (or below XDG_CACHE_HOME);
 - none on a CPU: its programs hold instructions of that very CPU, but a home directory may be shared
-  with hosts of other kinds, and XLA rejects such a program loudly or crashes (jax issue 38445).
+  with hosts of other kinds, and XLA rejects such a program loudly or crashes (jax issue 38445);
+  nor do the processes of a run on CPUs find each other's programs.
 
 JAX_COMPILATION_CACHE_DIR of the environment replaces all this. The cache may be deleted at any
 time; whoever can write to it can run code in the commands that read it.
