@@ -16,6 +16,7 @@ readonly short=(
 
 bash launch/setup_env.sh
 venv=$(bash launch/setup_env.sh --where)
+unset PYTHONDONTWRITEBYTECODE # the tests start many processes: each would compile the sources again
 set -x
 if [[ ${1:-} == --short ]]; then
   exec "$venv/bin/python" -m pytest -n 2 "${short[@]}" "${@:2}"
