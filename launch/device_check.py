@@ -11,6 +11,7 @@ own; the exit code is 1 where something is wrong. `--tiny` rehearses all of it o
 
 import argparse
 import contextlib
+import fcntl
 import json
 import os
 import subprocess
@@ -27,14 +28,14 @@ from inf_jax.core.errors import UserError, main_guard
 ROOT = Path(__file__).resolve().parent.parent
 
 # Name -> function. Those of a stage run side by side, each in a process of its own: a crash of the
-# compiler costs one of them.
+# compiler costs one of them. Training compiles beside the checks and waits for their end.
+CHECKS = {
+    "losses": ".device.correctness:check_losses",
+    "models": ".device.correctness:check_models",
+    "attention": ".device.correctness:check_attention",
+}
 STAGES = (
-    {
-        "losses": ".device.correctness:check_losses",
-        "models": ".device.correctness:check_models",
-        "attention": ".device.correctness:check_attention",
-    },
-    {"train": ".device.training:measure_training"},
+    CHECKS | {"train": ".device.training:measure_training"},
     {"loss speed": ".device.loss:measure_loss"},
     {"retrieval": ".device.retrieval:measure_retrieval"},
     {"attention speed": ".device.retrieval:measure_attention"},
@@ -78,6 +79,13 @@ class Recorder:
             file.write(json.dumps(line) + "\n")
 
     @contextlib.contextmanager
+    def lock(self, *, alone: bool) -> Iterator[None]:
+        """Holds the device: `alone` waits until no other section does."""
+        with self._path.with_name("device.lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+            yield
+
+    @contextlib.contextmanager
     def case(self, name: str) -> Iterator[None]:
         """Turns an exception inside a case into a result that is not ok."""
         try:
@@ -104,7 +112,8 @@ def run_section(name: str, path: Path, *, deadline: float, tiny: bool) -> int:
     where = {n: f for stage in STAGES for n, f in stage.items()}[name]
     module, _, function = where.partition(":")
     out = Recorder(path, name, deadline=deadline, tiny=tiny)
-    with out.case("the whole section"):
+    together = out.lock(alone=False) if name in CHECKS else contextlib.nullcontext()
+    with together, out.case("the whole section"):
         getattr(import_module(module, "launch"), function)(out)
     return int(out.failed)
 

@@ -18,31 +18,25 @@ from .peers import free, loss_peer
 from .training import OBJECTIVE, SCALE, program_bytes, random_ids, seconds_of
 
 PAIRS = (16384, 65536, 262144)
-TILES = ((2048, 2048), (8192, 8192), (2048, 8192), (8192, 2048), (16384, 4096))
 
 
 class LossCase(NamedTuple):
-    """A loss of `pairs` rows: objective, mask, and tile, None for the default."""
+    """A loss of `pairs` rows: objective and mask."""
 
     pairs: int
     objective: str = OBJECTIVE
     mask: str = "identity"
-    tile: tuple[int, int] | None = None
 
     def __str__(self) -> str:
-        tile = f", tile {self.tile[0]} x {self.tile[1]}" if self.tile else ""
-        return f"{self.objective}, {self.pairs} pairs, {self.mask}{tile}"
+        return f"{self.objective}, {self.pairs} pairs, {self.mask}"
 
 
 def measure_loss(out) -> None:
     """Loss and gradients of bfloat16 tiles, beside dense PyTorch."""
     width, (first, middle, last) = (32, (128, 256, 320)) if out.tiny else (1024, PAIRS)
-    tiles = ((64, 128),) if out.tiny else TILES
     cases = [LossCase(b, o) for b in (first, middle) for o in (OBJECTIVE, "uni(P)")]
     peers = list(cases)
     cases += [LossCase(last), LossCase(middle, mask="faithful")]
-    cases += [LossCase(middle, tile=tile) for tile in tiles]
-    cases += [LossCase(middle, "uni(P)", tile=tile) for tile in tiles[:2]]
     with ThreadPoolExecutor(8) as pool:
         prepared = [pool.submit(_compiled_loss, case, width) for case in cases]
     for case, program in zip(cases, prepared, strict=True):
@@ -81,7 +75,6 @@ def _compiled_loss(case: LossCase, width: int):
             ids=ids,
             mask=case.mask,
             engine="blockwise",
-            tile=case.tile,
             tile_dtype="bfloat16",
         )[0]
 

@@ -67,7 +67,7 @@ def _search(out, dtype: str, q: np.ndarray, p: np.ndarray, k: int) -> None:
     kind, sizes = jnp.dtype(dtype), f"{len(q)} queries in {len(p)} x {p.shape[1]}, top {k}"
     on_device = jnp.asarray(q, kind), jnp.asarray(p, kind)
     (right, places), theirs = search_peer(q, p, k, dtype)
-    for block in (64,) if out.tiny else (8192, 65536, 262144):
+    for block in (64,) if out.tiny else (8192, 65536):
         found = functools.partial(topk, k=k, block=block)
         seconds = seconds_of(found, *on_device, repeats=1)
         scores, indices = (np.asarray(x) for x in found(*on_device))
