@@ -109,9 +109,11 @@ def _transformers(
         if projection is not None:
             pooled = pooled @ torch.from_numpy(projection["kernel"])
             pooled = pooled + torch.from_numpy(projection.get("bias", np.zeros(1, np.float32)))
+        if config.normalise:
+            pooled = torch.nn.functional.normalize(pooled, dim=1)
         if config.truncate_dim:
             pooled = pooled[:, : config.truncate_dim]
-        if config.normalise:
+        if config.unit_after_cut:
             pooled = torch.nn.functional.normalize(pooled, dim=1)
         vectors.append(pooled.numpy())
     return np.concatenate(vectors)
@@ -141,7 +143,7 @@ def _sentence_transformers(
         ):
             if passed:
                 # cut vectors are not scaled again without being told
-                options["normalize_embeddings"] = config.normalise and config.truncate_dim > 0
+                options["normalize_embeddings"] = config.unit_after_cut and config.truncate_dim > 0
                 embedded = model.encode(passed, show_progress_bar=False, **options)
                 vector_of |= dict(zip(rendered, embedded, strict=True))
         vectors += [vector_of[text] for text in texts]

@@ -257,8 +257,7 @@ class Retriever:
         """`shortened` of each block; a wrong `dim` is an error at once."""
         self._width(dim)
         dim = (self.config.truncate_dim or None) if dim is None else dim
-        # Only cosines stay what they are; the other similarities are meant of the cut vectors.
-        unit = self.config.normalise and self.config.similarity == "cosine"
+        unit = self.config.unit_after_cut
         return (shortened(block, dim, normalise=unit) for block in blocks)
 
     def _width(self, dim: int | None) -> int:

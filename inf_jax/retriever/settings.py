@@ -53,6 +53,12 @@ class RetrieverConfig:
         """What differs between the query encoders."""
         return query_encoder(self.query_encoder)
 
+    @property
+    def unit_after_cut(self) -> bool:
+        """Whether cut vectors are scaled to unit length again. Only cosines stay what they are, so
+        that vectors for another similarity keep the lengths that the cut gives them."""
+        return self.normalise and self.similarity == "cosine"
+
     def encoder_options(self, **execution) -> EncoderOptions:
         """Options of the encoder; `execution` are those that do not change the vectors."""
         return EncoderOptions(
