@@ -129,7 +129,9 @@ def source_files(directory: Path, split: str) -> list[tuple[Path, int]]:
             )
             for n in (f"{number:05d}" for number in range(len(counts)))
         ]
-    except (KeyError, TypeError, AttributeError) as error:
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{info_path}: not a dataset_info.json of TFDS ({first_line(error)}); build it again"
         ) from error

@@ -82,8 +82,12 @@ class TokenisedDataset:
             self.special: tuple[np.ndarray, np.ndarray] = before, after
             self._composition = Composition(**manifest["composition"])
             self._template: str = recipe["text"]["query_template"]
-            shards = [(s["file"], s["examples"]) for s in manifest["shards"]]
-        except (KeyError, TypeError) as error:
+            shards = [(os.fspath(s["file"]), s["examples"]) for s in manifest["shards"]]
+            if not shards:
+                raise ValueError("it names no shards")
+        except UserError:
+            raise
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(
                 f"{path} is not a manifest ({first_line(error)}); delete it and tokenise again"
             ) from error

@@ -35,6 +35,20 @@ def test_missing_source_files_are_named(run, source, damage, message):
         run()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"shardLengths": ["x"]}, {"filepathTemplate": "{"}, {"filepathTemplate": "{0}"}],
+    ids=str,
+)
+def test_wrong_values_in_dataset_info(run, source, change):
+    path = source / "dataset_info.json"
+    info = json.loads(path.read_text())
+    info["splits"] = [split | change for split in info["splits"]]
+    path.write_text(json.dumps(info))
+    with pytest.raises(UserError, match=r"not a dataset_info\.json of TFDS \(.*; build it again"):
+        run()
+
+
 def test_missing_split(run):
     with pytest.raises(UserError, match=r"no split 'test'; it has dev, train"):
         run(split="test")

@@ -1,5 +1,6 @@
 """Reading tokenised examples: by number, from the index alone, damage named."""
 
+import json
 import pickle
 from pathlib import Path
 
@@ -166,6 +167,22 @@ def test_a_bad_manifest(run, manifest, message):
     (directory / "manifest.json").write_text(manifest)
     with pytest.raises(UserError, match=message):
         TokenisedDataset(directory)
+
+
+def test_a_manifest_with_wrong_values(run):
+    directory = run()
+    path = directory / "manifest.json"
+    whole = json.loads(path.read_text())
+    for name, values in {
+        "special_tokens": [[["a"], []], [[1]], [], [[10**30], []]],
+        "shards": [[], [{"file": 5, "examples": 8}], [{"file": None, "examples": 8}], 5],
+    }.items():
+        for value in values:
+            path.write_text(json.dumps(whole | {name: value}))
+            with pytest.raises(
+                UserError, match=r"is not a manifest \(.*; delete it"
+            ):
+                TokenisedDataset(directory)
 
 
 def test_no_manifest(tmp_path):
