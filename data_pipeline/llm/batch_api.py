@@ -132,7 +132,7 @@ class BatchApi:
 
 def _objects(data: bytes) -> Iterator[dict[str, Any]]:
     for line in data.split(b"\n"):  # splitlines would split at U+2028 too
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             row = json.loads(line)
             if isinstance(row, dict):
                 yield row

@@ -225,7 +225,7 @@ def _rate_limit_wait(headers: Any) -> float | None:
 
 
 def _parse_seconds(text: str) -> float:
-    """Parses "6m0s", "120ms", "1.5" or seconds since 1970; 1 second for anything else."""
+    """Parses "6m0s", "120ms", "1.5", seconds or milliseconds since 1970; 1 second for the rest."""
     if parts := _DURATION.findall(text):
         return sum(float(number) * _SECONDS[unit] for number, unit in parts)
     try:
@@ -233,5 +233,5 @@ def _parse_seconds(text: str) -> float:
     except ValueError:
         return 1.0
     if seconds > _EPOCH:
-        seconds -= time.time()
+        seconds = seconds / (1000 if seconds > 1000 * _EPOCH else 1) - time.time()
     return max(0.0, seconds) if math.isfinite(seconds) else 1.0

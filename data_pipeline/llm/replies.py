@@ -242,7 +242,7 @@ def read_answer(stage: str, data: bytes | dict[str, Any]) -> Reply:
     except (AttributeError, TypeError, ValueError, RecursionError) as error:
         # the answer may have been computed and billed all the same
         reason = "nested too deeply" if isinstance(error, RecursionError) else type(error).__name__
-        return Reply(UNKNOWN, f"not a chat completion: {reason}")
+        return Reply(UNKNOWN, f"not a chat completion ({reason}): {data[:80]!r}")
     if not isinstance(body, dict):
         return Reply(UNKNOWN, f"not a chat completion: {type(body).__name__}")
     usage = _usage(body)

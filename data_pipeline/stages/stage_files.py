@@ -44,7 +44,8 @@ class StageFile:
             meta = read_json(self._meta, kind=dict)
             if meta["fingerprint"] != self.fingerprint:
                 return None
-            if sha256_of_file(self.path) == meta["sha256"]:
+            whole = all(name in meta for name in ("items", "alive", "complete", "extra"))
+            if whole and sha256_of_file(self.path) == meta["sha256"]:
                 return meta
         return None
 

@@ -229,6 +229,7 @@ def http(status, body, *headers):
         (b"SSH-2.0-OpenSSH\r\n", UNKNOWN, "connection lost"),
         (b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{}", UNKNOWN, "connection lost"),
         (http(200, b""), UNKNOWN, "not a chat completion"),
+        (http(200, b"busy, try later"), UNKNOWN, "b'busy, try later'"),
         (http(200, b"[" * 100_000), UNKNOWN, "nested too deeply"),
         (http(200, b"\xff\xfe\x00"), UNKNOWN, "not a chat completion"),
         (http(200, b"gz", "content-encoding: gzip"), UNKNOWN, "connection lost"),
@@ -245,7 +246,7 @@ def http(status, body, *headers):
         (http(400, b'[{"error": {"message": "x"}}]'), REJECTED, "400 : x"),
         (http(400, b"{}"), REJECTED, "400 : Error code: 400"),
     ],
-    ids=range(19),
+    ids=range(20),
 )
 def test_broken_servers(answer, outcome, says):
     reply = Raw(answer).ask()

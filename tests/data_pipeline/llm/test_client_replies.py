@@ -394,6 +394,7 @@ def test_durations(text, seconds):
 
 def test_a_reset_given_as_a_time():
     assert 0 < _parse_seconds(f"{time.time() + 60:.0f}") <= 61
+    assert 0 < _parse_seconds(f"{1000 * (time.time() + 60):.0f}") <= 61
 
 
 def test_exhausted_rate_limits():

@@ -1,5 +1,7 @@
 """Output files of stages: complete and of the right settings, or absent."""
 
+import json
+
 import pytest
 
 from data_pipeline.items import Item, read_items
@@ -61,6 +63,16 @@ def test_a_damaged_file_is_not_reused(tmp_path, damage):
     assert file.metadata() is None
     with pytest.raises(UserError, match=rf"judged.jsonl:{2 if damage == 'truncated' else 1}.*run"):
         list(read_items(file.path))
+
+
+@pytest.mark.parametrize("name", ["items", "alive", "complete", "extra", "sha256", "fingerprint"])
+def test_metadata_that_lack_a_field_are_none(tmp_path, name):
+    file = _file(tmp_path)
+    _write(file, ITEM)
+    meta = json.loads((tmp_path / "judged.meta.json").read_text())
+    del meta[name]
+    (tmp_path / "judged.meta.json").write_text(json.dumps(meta))
+    assert file.metadata() is None
 
 
 def test_a_missing_file_says_what_to_do(tmp_path):

@@ -179,9 +179,7 @@ def test_a_manifest_with_wrong_values(run):
     }.items():
         for value in values:
             path.write_text(json.dumps(whole | {name: value}))
-            with pytest.raises(
-                UserError, match=r"is not a manifest \(.*; delete it"
-            ):
+            with pytest.raises(UserError, match=r"is not a manifest \(.*; delete it"):
                 TokenisedDataset(directory)
 
 
