@@ -168,14 +168,14 @@ def test_async(tmp_path, llm_server, undisturbed):
 
 def test_batches(tmp_path, llm_server, undisturbed):
     """The same with the Batch API: rows fail or are missing, batches fail or expire."""
-    pairs, rng = max(100, PAIRS // 5), random.Random(2)
+    pairs, rng = max(60, PAIRS // 5), random.Random(2)
     server = llm_server("transient,paid,batch", batch_step_s=0.1, batch_rows_per_s=2000)
     runs = Runs(
         tmp_path / "out",
         server.base_url,
         pairs=pairs,
         mode="batch",
-        batch_requests=100,
+        batch_requests=60,
         batch_poll_s=0.25,
     )
     runs.factor = 0.5

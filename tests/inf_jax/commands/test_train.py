@@ -70,7 +70,7 @@ def final_state(config):
     return TrainState(**jax.tree.map(np.asarray, state)), info
 
 
-def test_killed_and_resumed_equals_undisturbed_bit_for_bit(tiny_config, tmp_path):
+def test_killed_and_resumed_equals_undisturbed_bit_for_bit(tiny_config, tmp_path, capsys):
     tiny_config.train.steps = 20
     tiny_config.train.checkpoint_every = 3
     tiny_config.model.dropout = 0.1  # its bits must be the same as well
@@ -97,7 +97,8 @@ def test_killed_and_resumed_equals_undisturbed_bit_for_bit(tiny_config, tmp_path
         np.testing.assert_array_equal(a, b)
     assert read_metrics(log) == read_metrics(Path(tiny_config.out_dir) / "metrics.jsonl")
 
-    assert "all 20 steps are done" in run(file, to_killed)
+    train.main(killed)
+    assert "all 20 steps are done" in capsys.readouterr().out
 
 
 def test_eight_devices_give_the_loss_curve_of_one(tiny_config, train_on):
