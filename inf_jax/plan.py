@@ -2,6 +2,7 @@
 
     python -m inf_jax.plan --config=medquad_minilm --topology=v5e:16x16 [--slices=2]
     python -m inf_jax.plan --config=medquad_minilm --topology=v5e:16x16 --search=batch_size
+    python -m inf_jax.plan --config=medquad_minilm --topology=v5e:16x16 --search=fastest
     python -m inf_jax.plan --config=medquad_minilm --compare=v5e:16x16,v5p:8x8x8
 
 Compiles the step that training runs for the chips of a topology, on any machine with libtpu (the
@@ -27,21 +28,26 @@ from ml_collections import ConfigDict
 from inf_jax.config.checks import check_config
 from inf_jax.config.command_line import EXAMPLE, parse_flags
 from inf_jax.config.defaults import run_config
+from inf_jax.config.schema import value_of
 from inf_jax.config.sections import RunConfig
 from inf_jax.core.console import table
 from inf_jax.core.errors import UserError, main_guard
+from inf_jax.core.query_encoders import query_encoder
 from inf_jax.data.from_config import batch_layout
+from inf_jax.data.records import PAIRS_PER_EXAMPLE
 from inf_jax.data.step_shapes import batch_shapes, plan_inputs
 from inf_jax.distributed.mesh import batch_devices, batch_sharding, make_mesh
 from inf_jax.io.storage import AnyPath, as_path, new_file
+from inf_jax.losses.objective import parse_objective
 from inf_jax.models.hf.backbone import configured_encoder, run_tokenizer
 from inf_jax.planning.advice import advice, largest_fitting, with_option
 from inf_jax.planning.chips import GIB
 from inf_jax.planning.compile import StepToPlan, make_plan
+from inf_jax.planning.fastest import KEYS, flags, search_fastest
 from inf_jax.planning.flops import model_flops
 from inf_jax.planning.model_shapes import model_shape
 from inf_jax.planning.options import PlanOptions, add_plan_flags, plan_options
-from inf_jax.planning.report import compare, print_plan, unfit
+from inf_jax.planning.report import compare, fastest_row, print_plan, unfit
 from inf_jax.planning.topology import Topology, topology
 from inf_jax.training.program import make_program
 
@@ -59,7 +65,9 @@ def main(argv: list[str]) -> None:
         return plan_run(run_config(config), topology(name, slices=options.slices), options)
 
     names = options.topologies
-    if options.search:
+    if options.search == "fastest":
+        result = _fastest(config, names[0], options.slices, planned)
+    elif options.search:
         result = _search(config, names[0], options.slices, planned)
     elif own["compare"]:
         result = [planned(config, name) for name in names]
@@ -156,6 +164,41 @@ def _search(config: ConfigDict, name: str, slices: int, planned: Callable) -> di
     print_plan(plans[best])
     print(f"largest batch that fits: train.batch_size={best:,}\n")
     return plans[best] | {"searched": {n: p["hbm"]["needed"] for n, p in sorted(plans.items())}}
+
+
+def _fastest(config: ConfigDict, name: str, slices: int, planned: Callable) -> dict[str, Any]:
+    """The plan of the fastest form of the step that fits."""
+    devices = len(topology(name, slices=slices).devices) // config.mesh.tensor
+    start = {key: value_of(config, key) for key in KEYS}
+    encoder = query_encoder(config.model.query_encoder)
+    block_i = "I" in parse_objective(config.loss.objective).blocks
+
+    def plan_of(overrides: dict[str, Any]) -> dict[str, Any]:
+        changed = config
+        for key, value in overrides.items():
+            changed = with_option(changed, key, value)
+        print(" ".join(f"{key}={value}" for key, value in overrides.items()), flush=True)
+        return planned(changed, name)
+
+    trials = search_fastest(
+        plan_of,
+        start,
+        most_chunks=max(1, config.train.batch_size * PAIRS_PER_EXAMPLE // devices),
+        most_fsdp=devices // slices,
+        longest=max(config.data.max_query_tokens, config.data.max_passage_tokens),
+        keep_chunks=block_i and not encoder.samples_instructions,
+    )
+    if not trials:
+        raise UserError(f"{name}: no form of this step could be compiled, see above")
+    rows = [(*fastest_row(trial.plan), flags(trial, start) or "as configured") for trial in trials]
+    header = ("s per step", "MFU", "GiB", "compiled / model TFLOP", "flags")
+    best = trials[0].plan
+    print_plan(best)
+    table("forms of the step, the fastest first", rows, header)
+    searched = [
+        {"overrides": t.overrides, "seconds": row[0]} for t, row in zip(trials, rows, strict=True)
+    ]
+    return best | {"overrides": trials[0].overrides, "searched": searched}
 
 
 def _try(config: ConfigDict, name: str, plan: dict[str, Any], planned: Callable) -> None:

@@ -14,7 +14,8 @@ class PlanOptions:
     Attributes:
       topologies: names, see `planning.topology`; several are compared.
       slices: how many of the topology, joined by the data-centre network.
-      search: "batch_size": look for the largest one that fits; or None.
+      search: "batch_size": look for the largest one that fits; "fastest": for the fastest form of
+        the step that fits (`planning.fastest`); or None.
       try_advice: compile each option that may help a run that does not fit.
       json: file for the result; "" for the default.
       query_tokens, passage_tokens: mean lengths, if there is no dataset to measure.
@@ -42,8 +43,8 @@ def add_plan_flags(parser: FlagParser) -> None:
     add("--compare", text, of=names_among(()), default=(), metavar="NAME,NAME")
     text = "number of slices, joined by the data-centre network"
     add("--slices", text, of=at_least(1), default=1, metavar="N")
-    text = "find the largest train.batch_size that fits, within 1/16"
-    add("--search", text, choices=("batch_size",))
+    text = "the largest train.batch_size that fits, within 1/16; or the fastest form of the step"
+    add("--search", text, choices=("batch_size", "fastest"))
     parser.add_boolean("--try", "if it does not fit: compile each option that may help")
     add("--json", "default: OUT_DIR/plan/TOPOLOGY.json", default="", metavar="FILE")
     text = "mean length of queries, if there is no dataset to measure"

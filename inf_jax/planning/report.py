@@ -114,6 +114,18 @@ def compare(plans: list[dict[str, Any]]) -> None:
     table(f"{plans[0]['model']}, {plans[0]['batch']['examples']:,} examples per step", rows, header)
 
 
+def fastest_row(plan: dict[str, Any]) -> tuple[str, str, str, str]:
+    """(seconds of a step, MFU, GiB needed and available, compiled over model FLOPs); where it does
+    not fit, the GiB alone."""
+    memory = plan["hbm"]
+    gib = f"{memory['needed'] / GIB:.2f} of {memory['limit'] / GIB:.2f}"
+    if not memory["fits"] or "seconds" not in plan:
+        return "does not fit", "", gib, ""
+    flops = plan["flops"]
+    ratio = f"{flops['compiled'] / flops['model']:.2f}"
+    return f"{plan['seconds']['step']:.4f}", f"{plan['rates']['mfu']:.1%}", gib, ratio
+
+
 def _print_notes(batch: dict[str, Any]) -> None:
     print(f"lengths {batch['note']}\n")
     if batch["warning"]:
