@@ -195,6 +195,8 @@ def _fastest(config: ConfigDict, name: str, slices: int, planned: Callable) -> d
     best = trials[0].plan
     print_plan(best)
     table("forms of the step, the fastest first", rows, header)
+    if trials[0].fits:
+        print(f"fastest that fits: {flags(trials[0], start) or 'as configured'}\n")
     searched = [
         {"overrides": t.overrides, "seconds": row[0]} for t, row in zip(trials, rows, strict=True)
     ]

@@ -20,7 +20,10 @@ PAIRS = tuple(4096 * 4**n for n in range(5))  # to 1,048,576
 NAMES = tuple(f"{chip}-{pairs}" for chip in TOPOLOGIES for pairs in PAIRS)
 
 RUN_PAIRS = 2**26  # of every run
-CHUNK_PAIRS = {"v5e": 64, "v5p": 256}  # of a device at once; above that, GradCache
+WHOLE_PAIRS = {"v5e": 64, "v5p": 256}  # of a device at once; above that, GradCache
+# Pairs of a chunk of GradCache: so few that all activations of a chunk fit, since backward encodes
+# a chunk again anyway, and with remat its layers once more.
+CHUNK_PAIRS = {"v5e": 32, "v5p": 64}
 
 
 def get_config(name: str = "v5e-65536") -> ConfigDict:
@@ -42,7 +45,6 @@ def get_config(name: str = "v5e-65536") -> ConfigDict:
 
     config.model.name = "intfloat/e5-large-v2"
     config.model.dtype = "bfloat16"
-    config.model.remat = "full"
 
     config.loss.objective = "multi(P,IQ)"
     config.loss.scale = 1 / (0.05 + 1e-4)
@@ -52,7 +54,11 @@ def get_config(name: str = "v5e-65536") -> ConfigDict:
     config.train.steps = RUN_PAIRS // pairs
     config.optim.warmup_steps = config.train.steps // 16
     config.train.batch_size = pairs // 3
-    config.train.chunks_per_device = max(1, pairs // chips // CHUNK_PAIRS[chip])
+    whole = pairs // chips <= WHOLE_PAIRS[chip]
+    config.train.chunks_per_device = 1 if whole else pairs // chips // CHUNK_PAIRS[chip]
+    # the fastest of those planned, see launch/benchmarks.md
+    config.model.remat = "none" if not whole else "dots" if chip == "v5e" else "full"
+    config.model.scan_layers = chip != "v5e"  # unrolled, nothing is copied into stacks
     config.train.checkpoint_every = max(1, config.train.steps // 16)
     config.mesh.fsdp = 8
     return config

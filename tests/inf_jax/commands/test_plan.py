@@ -198,6 +198,30 @@ def test_search(config_file, tmp_path, monkeypatch, capsys):
     assert json.loads(file.read_text())["hbm"]["fits"] is False  # written all the same
 
 
+def test_search_of_the_fastest(config_file, tmp_path, monkeypatch, capsys):
+    def make(config, target, args):
+        seconds = 1.0 + config.model.scan_layers + (config.model.remat == "full")
+        needed = 8 // config.train.chunks_per_device + 8 * (config.model.remat == "none")
+        memory = {"needed": needed, "limit": 8, "free": 8 - needed, "fits": needed <= 8}
+        flops = {"model": 2.0, "compiled": 3.0}
+        found = {"hbm": memory, "flops": flops, "seconds": {"step": seconds}}
+        return found | {"rates": {"mfu": 1 / seconds}}
+
+    monkeypatch.setattr(plan, "plan_run", make)
+    monkeypatch.setattr(plan, "print_plan", lambda found: None)
+    file = tmp_path / "plan.json"
+    options = [f"--config={config_file}", f"--json={file}", "--topology=cpu:8"]
+    plan.main([*options, "--search=fastest", "--config.model.scan_layers=True"])
+    found, said = json.loads(file.read_text()), capsys.readouterr().out
+    assert (
+        found["overrides"] | {"model.remat": "dots", "model.scan_layers": False}
+        == (found["overrides"])
+    )
+    flags = "--config.model.remat=dots --config.model.scan_layers=False"
+    assert f"fastest that fits: {flags}" in said
+    assert "does not fit" in said and "1.50" in said
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
