@@ -40,10 +40,16 @@ from inf_jax.distributed.mesh import batch_devices, batch_sharding, make_mesh
 from inf_jax.io.storage import AnyPath, as_path, new_file
 from inf_jax.losses.objective import parse_objective
 from inf_jax.models.hf.backbone import configured_encoder, run_tokenizer
-from inf_jax.planning.advice import advice, largest_fitting, with_option
+from inf_jax.planning.advice import (
+    KEYS,
+    advice,
+    flags,
+    largest_fitting,
+    search_fastest,
+    with_option,
+)
 from inf_jax.planning.chips import GIB
 from inf_jax.planning.compile import StepToPlan, make_plan
-from inf_jax.planning.fastest import KEYS, flags, search_fastest
 from inf_jax.planning.flops import model_flops
 from inf_jax.planning.model_shapes import model_shape
 from inf_jax.planning.options import PlanOptions, add_plan_flags, plan_options

@@ -15,7 +15,7 @@ class PlanOptions:
       topologies: names, see `planning.topology`; several are compared.
       slices: how many of the topology, joined by the data-centre network.
       search: "batch_size": look for the largest one that fits; "fastest": for the fastest form of
-        the step that fits (`planning.fastest`); or None.
+        the step that fits (`planning.advice`); or None.
       try_advice: compile each option that may help a run that does not fit.
       json: file for the result; "" for the default.
       query_tokens, passage_tokens: mean lengths, if there is no dataset to measure.

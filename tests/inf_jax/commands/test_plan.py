@@ -241,7 +241,7 @@ def test_help(capsys):
         plan.main(["--help"])
     assert not ended.value.code
     said = capsys.readouterr().out
-    assert "--search {batch_size}" in said and "train.batch_size" in said
+    assert "--search {batch_size,fastest}" in said and "train.batch_size" in said
 
 
 @pytest.mark.skipif(

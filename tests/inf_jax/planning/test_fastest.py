@@ -3,7 +3,7 @@
 import pytest
 
 from inf_jax.core.errors import UserError
-from inf_jax.planning.fastest import KEYS, flags, search_fastest
+from inf_jax.planning.advice import KEYS, flags, search_fastest
 
 START = dict(zip(KEYS, ("full", 1, True, 2, "auto", 256), strict=True))
 MEMORY = {"none": 64, "dots": 24, "full": 4}
