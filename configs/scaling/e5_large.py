@@ -21,9 +21,9 @@ NAMES = tuple(f"{chip}-{pairs}" for chip in TOPOLOGIES for pairs in PAIRS)
 
 RUN_PAIRS = 2**26  # of every run
 WHOLE_PAIRS = {"v5e": 64, "v5p": 256}  # of a device at once; above that, GradCache
-# Pairs of a chunk of GradCache: so few that all activations of a chunk fit, since backward encodes
+# Pairs of a chunk of GradCache. On v5e so few that all activations of a chunk fit: backward encodes
 # a chunk again anyway, and with remat its layers once more.
-CHUNK_PAIRS = {"v5e": 32, "v5p": 64}
+CHUNK_PAIRS = {"v5e": 32, "v5p": 256}
 
 
 def get_config(name: str = "v5e-65536") -> ConfigDict:
@@ -56,9 +56,10 @@ def get_config(name: str = "v5e-65536") -> ConfigDict:
     config.train.batch_size = pairs // 3
     whole = pairs // chips <= WHOLE_PAIRS[chip]
     config.train.chunks_per_device = 1 if whole else pairs // chips // CHUNK_PAIRS[chip]
-    # the fastest of those planned, see launch/benchmarks.md
-    config.model.remat = "none" if not whole else "dots" if chip == "v5e" else "full"
-    config.model.scan_layers = chip != "v5e"  # unrolled, nothing is copied into stacks
+    # The fastest that was planned (launch/benchmarks.md). Unrolled, nothing is copied into stacks,
+    # and compiling takes longer.
+    config.model.remat = "full" if chip == "v5p" else "dots" if whole else "none"
+    config.model.scan_layers = chip == "v5p"
     config.train.checkpoint_every = max(1, config.train.steps // 16)
     config.mesh.fsdp = 8
     return config
