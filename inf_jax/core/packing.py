@@ -248,6 +248,21 @@ def pack_chunk(
       UserError: the texts need more rows than the grid has.
     """
     lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+    tokens = np.concatenate([np.empty(0, np.int32), *texts])
+    shape = {"rows": rows, "row_tokens": row_tokens, "texts_per_row": texts_per_row}
+    return pack_texts(tokens, lengths, text_ids, **shape)
+
+
+def pack_texts(
+    ids_of_all: np.ndarray,
+    lengths: np.ndarray,
+    text_ids: np.ndarray,
+    *,
+    rows: int,
+    row_tokens: int,
+    texts_per_row: int,
+) -> Packed:
+    """As `pack_chunk`, of the texts' token ids one after another, int32[sum(lengths)]."""
     row, place_in_row, offset = best_fit(lengths, row_tokens, texts_per_row)
     needed = int(row.max(initial=-1)) + 1
     if needed > rows:
@@ -263,7 +278,7 @@ def pack_chunk(
         inside = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
         start = row[present].astype(np.int64) * row_tokens + offset[present]
         flat = np.repeat(start, count) + inside
-        tokens.ravel()[flat] = np.concatenate([t for t in texts if len(t)])
+        tokens.ravel()[flat] = ids_of_all
         segments.ravel()[flat] = np.repeat(place_in_row[present] + 1, count)
         positions.ravel()[flat] = inside
         ids[row[present], place_in_row[present]] = np.asarray(text_ids)[present]

@@ -25,12 +25,14 @@ class Joint:
     Columns: 0 instructed query, 1 passage, 2... the query under each sampled instruction (block I).
 
     Attributes:
+      stored: columns whose texts records hold as they are.
       samples_instructions: block I takes the poisoned instruction and sampled ones, each a text of
         its own; otherwise it takes all instructions of the chunk, which cost no text.
       pooled: queries are pooled like passages, so that other libraries can encode them too.
     """
 
     name: ClassVar[str] = "joint"
+    stored: ClassVar[tuple[int, ...]] = (QUERY, PASSAGE)
     texts_per_query: ClassVar[int] = 1
     samples_instructions: ClassVar[bool] = True
     pooled: ClassVar[bool] = True
@@ -58,9 +60,7 @@ class Joint:
         return np.hstack([texts, np.where(drawn >= 0, np.minimum(crossed, limit), 0)])
 
     def text(self, texts: Any, pair: int, column: int) -> np.ndarray:
-        """int32[tokens] of a text other than a passage; `texts` is `data.layout.StepTexts`."""
-        if column == QUERY:
-            return texts.stored(pair, QUERY)
+        """int32[tokens] of a text that is not `stored`; `texts` is `data.layout.StepTexts`."""
         return texts.under_sampled_instruction(pair, column - FIRST_EXTRA)
 
     def splicing(self, sampled: int) -> str | None:
@@ -92,6 +92,7 @@ class Attention:
     """
 
     name: ClassVar[str] = "attention"
+    stored: ClassVar[tuple[int, ...]] = (PASSAGE,)
     texts_per_query: ClassVar[int] = 2
     samples_instructions: ClassVar[bool] = False
     pooled: ClassVar[bool] = False

@@ -9,8 +9,8 @@ import functools
 import numpy as np
 
 from inf_jax.core.errors import UserError
-from inf_jax.core.query_encoders import FIRST_EXTRA, PASSAGE, Joint, QueryEncoder
-from inf_jax.data.records import PAIRS_PER_EXAMPLE
+from inf_jax.core.query_encoders import FIRST_EXTRA, Joint, QueryEncoder
+from inf_jax.data.records import PAIRS_PER_EXAMPLE, decode_tokenised
 from inf_jax.data.tokenised import TokenisedDataset
 from inf_jax.text.query_parts import QueryParts, as_own_text, truncate, with_instruction
 
@@ -139,23 +139,38 @@ class StepTexts:
         sources = drawn[needed]
         pairs = np.concatenate([needed.ravel(), sources[sources >= 0]])
         numbers = np.unique(pairs // PAIRS_PER_EXAMPLE)
-        self._records = dict(zip(numbers.tolist(), dataset.read(examples[numbers]), strict=True))
-        self._stored = {number: record.texts() for number, record in self._records.items()}
+        self._place = np.full(len(examples), -1)
+        self._place[numbers] = np.arange(len(numbers))
+        self._batch = dataset.read_batch(examples[numbers])
+        self._starts = self._batch.text_starts()
         self._query_encoder, self._drawn = query_encoder, drawn
         self._limits = {"special": dataset.special, "limit": dataset.max_query_tokens}
+        self._record = functools.cache(lambda number: decode_tokenised(self._batch.data[number]))
 
-    def text(self, pair: int, column: int) -> np.ndarray:
-        """int32[tokens]; empty where the text is absent, or for the pair -1 of an empty slot."""
-        if pair < 0:
-            return np.empty(0, np.int32)
-        if column == PASSAGE:
-            return self.stored(pair, PASSAGE)
-        return self._query_encoder.text(self, pair, column)
+    def texts(self, pairs: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Some texts, one after another; absent ones and those of the pair -1 have no tokens.
 
-    def stored(self, pair: int, column: int) -> np.ndarray:
-        """The instructed query (QUERY) or the passage (PASSAGE) as it was tokenised."""
-        number, place = divmod(pair, PAIRS_PER_EXAMPLE)
-        return self._stored[number][2 * place + column]
+        Args:
+          pairs, columns: int64[k].
+
+        Returns:
+          (int32[sum of lengths], int64[k]), tokens and lengths.
+        """
+        stored = np.isin(columns, self._query_encoder.stored)
+        spliced = [
+            self._query_encoder.text(self, *text) if text[0] >= 0 else np.empty(0, np.int32)
+            for text in zip(pairs[~stored].tolist(), columns[~stored].tolist(), strict=True)
+        ]
+        source = np.concatenate([self._batch.tokens, *spliced])
+        number, place = np.divmod(np.maximum(pairs[stored], 0), PAIRS_PER_EXAMPLE)
+        at = self._place[number], 2 * place + columns[stored]
+        lengths, starts = np.zeros((2, len(pairs)), np.int64)
+        lengths[stored] = np.where(pairs[stored] >= 0, self._batch.lengths[at], 0)
+        starts[stored] = self._starts[at]
+        lengths[~stored] = [len(text) for text in spliced]
+        starts[~stored] = len(source) - np.cumsum(lengths[~stored][::-1])[::-1]
+        shift = starts - (np.cumsum(lengths) - lengths)
+        return source[np.repeat(shift, lengths) + np.arange(lengths.sum())], lengths
 
     def under_sampled_instruction(self, pair: int, number: int) -> np.ndarray:
         """The query with the instruction that was sampled as its n-th; empty where none was."""
@@ -169,13 +184,12 @@ class StepTexts:
         """The "query" or the "instruction" as a text of its own."""
         return as_own_text(self._parts(pair).ids_of(part), **self._limits)
 
-    def hashes(self, pair: int) -> np.ndarray:
-        """uint64[3], of instruction, query and passage; 0 for the pair -1 of an empty slot."""
-        if pair < 0:
-            return np.zeros(3, np.uint64)
-        number, place = divmod(pair, PAIRS_PER_EXAMPLE)
-        return self._records[number].hashes[place]
+    def hashes(self, pairs: np.ndarray) -> np.ndarray:
+        """uint64[..., 3], of instruction, query and passage; 0 for the pair -1 of an empty slot."""
+        number, place = np.divmod(np.maximum(pairs, 0), PAIRS_PER_EXAMPLE)
+        found = self._batch.hashes[self._place[number], place]
+        return np.where(pairs[..., None] >= 0, found, 0)
 
     def _parts(self, pair: int) -> QueryParts:
         number, place = divmod(pair, PAIRS_PER_EXAMPLE)
-        return self._records[number].query_parts(place)
+        return self._record(int(self._place[number])).query_parts(place)

@@ -91,8 +91,8 @@ class Loader:
 
         def pack(chunk: np.ndarray, grid: int, rows: int) -> packing.Packed:
             pairs, columns = layout.grid_texts(chunk, grid)
-            return packing.pack_chunk(
-                list(map(texts.text, pairs.tolist(), columns.tolist())),
+            return packing.pack_texts(
+                *texts.texts(pairs, columns),
                 layout.text_ids(pairs, columns, count=len(assignment.lengths)),
                 rows=rows,
                 row_tokens=layout.row_tokens,
@@ -105,7 +105,7 @@ class Loader:
         ]
         return Batch(
             texts=grids[0] if len(grids) == 1 else tuple(grids),
-            ids=text_ids(np.stack([texts.hashes(p) for p in mine.ravel().tolist()])),
+            ids=text_ids(texts.hashes(mine.ravel())),
             valid=present.reshape(-1),
             negatives=self._negatives(assignment) if layout.block_i else None,
         )

@@ -7,6 +7,7 @@ TensorFlow, which is not imported here.
 """
 
 import dataclasses
+import functools
 import hashlib
 import unicodedata
 from collections.abc import Iterable
@@ -119,6 +120,11 @@ class TokenisedRecord(NamedTuple):
 
 
 _ARRAYS = TokenisedRecord._fields[1:]
+# The features of a record and the arrays that each holds.
+_STORED = {
+    "tokens": {"tokens": "<i4", "uncut": "<i4"},
+    "where": {"lengths": "<i4", "spans": "<i4", "hashes": "<u8"},
+}
 
 
 def part_lengths(spans: np.ndarray) -> np.ndarray:
@@ -157,32 +163,68 @@ def decode_example(data: bytes) -> Example:
     return Example(**values)
 
 
+class TokenisedBatch(NamedTuple):
+    """Several tokenised records, decoded at once; fields as of `TokenisedRecord`, [m, ...] each.
+
+    Attributes:
+      data: the m records' bytes.
+      tokens, uncut: int32[...] of all records, one after another.
+      lengths, hashes, spans: of each record.
+    """
+
+    data: list[bytes]
+    tokens: np.ndarray
+    lengths: np.ndarray
+    hashes: np.ndarray
+    spans: np.ndarray
+    uncut: np.ndarray
+
+    def text_starts(self) -> np.ndarray:
+        """int64[m, 6], the first token of each text in `tokens`."""
+        ends = np.cumsum(self.lengths.ravel(), dtype=np.int64).reshape(self.lengths.shape)
+        return ends - self.lengths
+
+
 def encode_tokenised(record: TokenisedRecord) -> bytes:
-    """The bytes of a tokenised record; hashes as int64 of the same bits: protos have no uint64."""
+    """The bytes of a tokenised record: its arrays as they are in memory, little-endian.
+
+    "where" has one size and comes last (maps are serialised in sorted order), so that
+    `decode_batch` finds all arrays from the record's end.
+    """
     proto = TfExample()
     feature = proto.features.feature
     feature["id"].bytes_list.value.append(record.id.encode())
-    arrays = record._replace(hashes=record.hashes.view(np.int64))
-    for name in _ARRAYS:
-        feature[name].int64_list.value.extend(getattr(arrays, name).ravel().tolist())
+    for name, arrays in _STORED.items():
+        for field, dtype in arrays.items():
+            values = getattr(record, field).astype(dtype).tobytes()
+            feature[name].bytes_list.value.append(values)
     return tf_example_bytes(proto)
 
 
 def decode_tokenised(data: bytes) -> TokenisedRecord:
-    """Inverse of `encode_tokenised`; raises UserError where array sizes do not match."""
+    """Inverse of `encode_tokenised`, also of older versions, which stored lists of int64; raises
+    UserError where array sizes do not match."""
     feature = parse_tf_example(data).features.feature
-    arrays = {name: np.array(feature[name].int64_list.value, np.int64) for name in _ARRAYS}
-    sizes = {name: array.size for name, array in arrays.items()}
+    arrays = {}
+    for name, fields in _STORED.items():
+        stored = list(feature[name].bytes_list.value)
+        for n, (field, dtype) in enumerate(fields.items()):
+            if n < len(stored) and len(stored[n]) % np.dtype(dtype).itemsize == 0:
+                arrays[field] = np.frombuffer(stored[n], dtype).astype(dtype[1:])
+            else:
+                values = np.array(feature[field].int64_list.value, np.int64)
+                arrays[field] = values.view(np.uint64) if field == "hashes" else values
+    sizes = {name: arrays[name].size for name in _ARRAYS}
     expected = {
+        "tokens": int(arrays["lengths"].sum()),
         "lengths": 2 * PAIRS_PER_EXAMPLE,
         "hashes": 3 * PAIRS_PER_EXAMPLE,
         "spans": 5 * PAIRS_PER_EXAMPLE,
-        "tokens": int(arrays["lengths"].sum()),
     }
     ids = feature["id"].bytes_list.value
     if ids and sizes == sizes | expected:
-        lengths, spans = arrays["lengths"], arrays["spans"].reshape(PAIRS_PER_EXAMPLE, 5)
-        expected["uncut"] = int(spans[lengths[::2] < spans[:, 0], 0].sum())
+        spans = arrays["spans"].reshape(PAIRS_PER_EXAMPLE, 5)
+        expected["uncut"] = int(uncut_tokens(arrays["lengths"], spans))
     if not ids or sizes != expected:
         raise UserError(
             f"not a tokenised record: sizes {sizes}, expected {expected}; delete the tokenised "
@@ -191,8 +233,95 @@ def decode_tokenised(data: bytes) -> TokenisedRecord:
     return TokenisedRecord(
         id=ids[0].decode(),
         tokens=arrays["tokens"].astype(np.int32),
-        lengths=lengths.astype(np.int32),
-        hashes=arrays["hashes"].view(np.uint64).reshape(PAIRS_PER_EXAMPLE, 3),
+        lengths=arrays["lengths"].astype(np.int32),
+        hashes=arrays["hashes"].reshape(PAIRS_PER_EXAMPLE, 3),
         spans=spans.astype(np.int32),
         uncut=arrays["uncut"].astype(np.int32),
     )
+
+
+def decode_batch(data: list[bytes]) -> TokenisedBatch:
+    """Decodes several records; UserError as of `decode_tokenised`, which decodes those that are not
+    laid out as `encode_tokenised` does (older versions, other writers)."""
+    ends = [record[-_INDEX_BYTES:] for record in data]
+    if not data or not all(end.startswith(_INDEX_HEADER) for end in ends):
+        return _decode_each(data)
+    index = np.frombuffer(b"".join(ends), np.dtype(_INDEX_ENTRY))
+    lengths, spans = index["lengths"].astype(np.int32), index["spans"].astype(np.int32)
+    sizes = np.stack([4 * lengths.sum(1), 4 * uncut_tokens(lengths, spans)], axis=1)
+    tokens, uncut = [], []
+    for record, (size, rest) in zip(data, sizes.tolist(), strict=True):
+        before, between = _token_headers(size, rest)
+        end = len(record) - _INDEX_BYTES
+        middle = end - rest - len(between)
+        start, head = middle - size, middle - size - len(before)
+        found = record.startswith(before, head) and record.startswith(between, middle)
+        if not found or head < 0 or min(size, rest) < 0:
+            return _decode_each(data)
+        tokens.append(record[start:middle])
+        uncut.append(record[end - rest : end])
+    tokens, uncut = (np.frombuffer(b"".join(x), "<i4").astype(np.int32) for x in (tokens, uncut))
+    return TokenisedBatch(data, tokens, lengths, index["hashes"].astype(np.uint64), spans, uncut)
+
+
+def uncut_tokens(lengths: np.ndarray, spans: np.ndarray) -> np.ndarray:
+    """int64[...], tokens that `TokenisedRecord.uncut` has, of its lengths and spans [..., 6] and
+    [..., 3, 5]."""
+    whole = spans[..., 0]
+    return np.where(lengths[..., ::2] < whole, whole, 0).sum(-1)
+
+
+def _decode_each(data: list[bytes]) -> TokenisedBatch:
+    records = [decode_tokenised(each) for each in data]
+    empty = np.empty(0, np.int32)
+    return TokenisedBatch(
+        data,
+        np.concatenate([empty, *(record.tokens for record in records)]),
+        np.array([r.lengths for r in records], np.int32).reshape(-1, 2 * PAIRS_PER_EXAMPLE),
+        np.array([r.hashes for r in records], np.uint64).reshape(-1, PAIRS_PER_EXAMPLE, 3),
+        np.array([r.spans for r in records], np.int32).reshape(-1, PAIRS_PER_EXAMPLE, 5),
+        np.concatenate([empty, *(record.uncut for record in records)]),
+    )
+
+
+def _varint(value: int) -> bytes:
+    """The protocol buffer's encoding of an int."""
+    groups = [value >> shift & 127 for shift in range(0, max(value.bit_length(), 1), 7)]
+    return bytes([*(group | 128 for group in groups[:-1]), groups[-1]])
+
+
+def _delimited(tag: int, size: int) -> bytes:
+    """What precedes a field of so many bytes: a string, bytes or a message."""
+    return bytes([tag << 3 | 2]) + _varint(size)
+
+
+def _feature_headers(name: str, sizes: list[int]) -> list[bytes]:
+    """What precedes each value of a feature of `bytes_list` of these sizes, in a map of features:
+    entry {1: key, 2: feature {1: bytes_list {1: value, 1: value...}}}."""
+    values = [_delimited(1, size) for size in sizes]
+    body = sum(map(len, values)) + sum(sizes)
+    feature = _delimited(1, body)
+    value = _delimited(2, len(feature) + body)
+    key = _delimited(1, len(name)) + name.encode()
+    entry = _delimited(1, len(key) + len(value) + len(feature) + body)
+    return [entry + key + value + feature + values[0], *values[1:]]
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _token_headers(tokens: int, uncut: int) -> list[bytes]:
+    return _feature_headers("tokens", [tokens, uncut])
+
+
+def _index_layout() -> tuple[bytes, int, list]:
+    """What "where" begins with, its bytes and the fields of its structured array."""
+    shapes = {"lengths": (6,), "spans": (3, 5), "hashes": (3, 3)}
+    fields = _STORED["where"]
+    sizes = [int(np.prod(shapes[name])) * np.dtype(fields[name]).itemsize for name in fields]
+    headers = _feature_headers("where", sizes)
+    entry = []
+    for header, (name, dtype) in zip(headers, fields.items(), strict=True):
+        entry += [(f"before {name}", f"S{len(header)}"), (name, dtype, shapes[name])]
+    return headers[0], sum(map(len, headers)) + sum(sizes), entry
+
+
+_INDEX_HEADER, _INDEX_BYTES, _INDEX_ENTRY = _index_layout()

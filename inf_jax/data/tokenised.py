@@ -15,7 +15,9 @@ from inf_jax.data.negatives import KnownInstructions
 from inf_jax.data.records import (
     PAIRS_PER_EXAMPLE,
     TOKENISED_SCHEMA,
+    TokenisedBatch,
     TokenisedRecord,
+    decode_batch,
     decode_tokenised,
     pair_hashes,
     part_lengths,
@@ -119,30 +121,50 @@ class TokenisedDataset:
           CorruptRecordError: a record is damaged, or disagrees with the index.
           IndexError: a number is out of range.
         """
+        return [decode_tokenised(data) for data in self.read_batch(indices).data]
+
+    def read_batch(self, indices: Sequence[int] | np.ndarray) -> TokenisedBatch:
+        """As `read`, decoded at once: over ten times faster, but for records of older versions."""
         wanted = np.asarray(indices, np.int64)
         if wanted.size and (wanted.min() < 0 or wanted.max() >= self.num_examples):
             bad = wanted[(wanted < 0) | (wanted >= self.num_examples)][0]
             raise IndexError(f"{self.directory} has {self.num_examples} examples, not number {bad}")
         shards = np.searchsorted(self._ends, wanted, side="right")
         in_shard = wanted - np.concatenate(([0], self._ends))[shards]
-        records = []
-        for shard, number in zip(shards.tolist(), in_shard.tolist(), strict=True):
-            records.append(_decode(self._readers[shard], number))
-        for name, values in (
-            ("text_lengths", [record.lengths for record in records]),
-            ("part_lengths", [part_lengths(record.spans) for record in records]),
-            ("instruction_hashes", [record.hashes[:, 0] for record in records]),
+        data: list[bytes] = [b""] * len(wanted)
+        for shard in np.unique(shards).tolist():
+            places = np.flatnonzero(shards == shard)
+            frames = self._readers[shard].read_many(in_shard[places].tolist())
+            for place, each in zip(places.tolist(), frames, strict=True):
+                data[place] = each
+
+        def error(place: int, problem: str) -> CorruptRecordError:
+            return CorruptRecordError(
+                self._readers[shards[place]].path, int(in_shard[place]), problem
+            )
+
+        try:
+            batch = decode_batch(data)
+        except UserError:
+            for place, each in enumerate(data):
+                try:
+                    decode_tokenised(each)
+                except UserError as problem:
+                    raise error(place, str(problem)) from problem
+            raise
+        for name, read in (
+            ("text_lengths", batch.lengths),
+            ("part_lengths", part_lengths(batch.spans)),
+            ("instruction_hashes", batch.hashes[:, :, 0]),
         ):
             indexed = getattr(self, name)[wanted]
-            read = np.array(values).reshape(indexed.shape)
             differs = (read != indexed).any(axis=tuple(range(1, read.ndim)))
             if differs.any():
                 first = int(differs.argmax())
                 values, in_index = read[first].tolist(), indexed[first].tolist()
-                problem = f"its {name.replace('_', ' ')} are {values}, the index says {in_index}"
-                path = self._readers[shards[first]].path
-                raise CorruptRecordError(path, int(in_shard[first]), problem)
-        return records
+                what = f"its {name.replace('_', ' ')} are {values}, the index says {in_index}"
+                raise error(first, what)
+        return batch
 
     def known_instructions(self, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """`KnownInstructions.of` the pairs of these examples, by all examples of the split; reads
@@ -155,8 +177,8 @@ class TokenisedDataset:
         every = []
         for reader, hashes in zip(self._readers, self._pair_hashes, strict=True):
             if hashes is None:
-                records = [_decode(reader, number) for number in range(len(reader))]
-                hashes = pair_hashes(np.array([record.hashes for record in records], np.uint64))
+                data = reader.read_many([*range(len(reader))])
+                hashes = pair_hashes(decode_batch(data).hashes)
             every.append(hashes)
         pairs, present = np.concatenate(every), self.text_lengths[:, ::2] > 0
         return pairs, KnownInstructions(pairs[present], self.instruction_hashes[present])
@@ -182,15 +204,6 @@ class TokenisedDataset:
             f"merges across the boundary of query and instruction, so {what} cannot be spliced "
             f"from tokens ({wrong} of {checked} checked differ); {remedy}"
         )
-
-
-def _decode(reader: Reader, number: int) -> TokenisedRecord:
-    try:
-        return decode_tokenised(reader.read(number))
-    except CorruptRecordError:
-        raise
-    except UserError as error:
-        raise CorruptRecordError(reader.path, number, str(error)) from error
 
 
 def index_path(shard: Path) -> Path:

@@ -10,6 +10,7 @@ compression: it would rule out random access.
 
 import contextlib
 import dataclasses
+import functools
 import mmap
 import os
 import struct
@@ -203,6 +204,28 @@ class Reader:
         data = frame[_HEADER.size : -_CRC.size]
         _check_data(self.path, record, data, frame[-_CRC.size :], self._crcs[record])
         return data
+
+    def read_many(self, records: list[int]) -> list[bytes]:
+        """The data of several records; checks and errors as `read`, in a fraction of its time."""
+        if records and not 0 <= min(records) <= max(records) < len(self):
+            return [self.read(record) for record in records]  # names the one that is not there
+        offsets, lengths, whole = self._offsets, self._lengths, self._map
+        frames = [whole[offsets[n] : offsets[n] + lengths[n] + FRAME_BYTES] for n in records]
+        pairs = zip(records, frames, strict=True)
+        headers = [frame.startswith(_frame_header(lengths[n])) for n, frame in pairs]
+        data = [frame[_HEADER.size : -_CRC.size] for frame in frames]
+        crcs = np.array([google_crc32c.value(each) for each in data], np.uint64)
+        crcs = ((crcs >> 15 | crcs << 17) + 0xA282EAD8 & 0xFFFFFFFF).astype(np.uint32)
+        stored = np.frombuffer(b"".join(frame[-_CRC.size :] for frame in frames), "<u4")
+        good = np.array(headers, bool) & (crcs == stored) & (crcs == self.index.crcs[records])
+        if not good.all():
+            self.read(records[int(good.argmin())])  # raises
+        return data
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _frame_header(length: int) -> bytes:
+    return _HEADER.pack(length, masked_crc32c(_LENGTH.pack(length)))
 
 
 def _check_header(path: str | os.PathLike, record: int, header: bytes) -> int:

@@ -15,6 +15,7 @@ from inf_jax.data.records import (
     Example,
     Pair,
     TokenisedRecord,
+    decode_batch,
     decode_example,
     decode_tokenised,
     encode_example,
@@ -155,6 +156,69 @@ def test_inconsistent_tokenised_record(change):
         decode_tokenised(proto(**(features | change)))
 
 
+def random_records(count: int, seed: int = 0) -> list[TokenisedRecord]:
+    """Records with absent pairs, truncated queries and texts of up to thousands of tokens."""
+    rng, records = np.random.default_rng(seed), []
+    for n in range(count):
+        lengths = rng.integers(1, rng.choice([5, 100, 3000]), 6).astype(np.int32)
+        lengths *= np.repeat([1, *rng.integers(0, 2, 2)], 2).astype(np.int32)
+        spans = np.zeros((3, 5), np.int32)
+        spans[:, 0] = lengths[::2] + rng.integers(0, 2, 3) * 40 * (lengths[::2] > 0)
+        cut = spans[:, 0] > lengths[::2]
+        tokens, uncut = (
+            rng.integers(0, 2**31 - 1, size).astype(np.int32)
+            for size in (lengths.sum(), spans[cut, 0].sum())
+        )
+        hashes = rng.integers(0, 2**64, (3, 3), np.uint64)
+        records.append(TokenisedRecord("é" * (n % 90), tokens, lengths, hashes, spans, uncut))
+    return records
+
+
+def as_before(record: TokenisedRecord) -> bytes:
+    """The bytes of a record as older versions wrote them."""
+    arrays = record._replace(hashes=record.hashes.view(np.int64))._asdict()
+    del arrays["id"]
+    lists = {name: array.ravel().tolist() for name, array in arrays.items()}
+    return proto(id=[record.id.encode()], **{name: x for name, x in lists.items() if x})
+
+
+@pytest.mark.parametrize("old", [[], [3], range(60)])
+def test_records_decoded_at_once_are_those_decoded_one_by_one(old, monkeypatch):
+    records = random_records(60)
+    data = [(as_before if n in old else encode_tokenised)(r) for n, r in enumerate(records)]
+    if not old:  # the fast way: no proto is parsed
+        monkeypatch.setattr("inf_jax.data.records.parse_tf_example", None)
+    batch = decode_batch(data)
+    monkeypatch.undo()
+    for name in ("lengths", "hashes", "spans"):
+        expected = np.stack([getattr(record, name) for record in records])
+        assert getattr(batch, name).dtype == expected.dtype
+        np.testing.assert_array_equal(getattr(batch, name), expected)
+    for name in ("tokens", "uncut"):
+        expected = np.concatenate([getattr(record, name) for record in records])
+        assert getattr(batch, name).dtype == np.int32
+        np.testing.assert_array_equal(getattr(batch, name), expected)
+    for number, each in enumerate(data):
+        for found, expected in zip(decode_tokenised(each), records[number], strict=True):
+            np.testing.assert_array_equal(found, expected)
+        starts, lengths = batch.text_starts()[number], batch.lengths[number]
+        for text, start, length in zip(records[number].texts(), starts, lengths, strict=True):
+            np.testing.assert_array_equal(batch.tokens[start : start + length], text)
+
+
+def test_a_batch_of_other_layouts():
+    records = random_records(3)
+    assert decode_batch([]).lengths.shape == (0, 6)
+    unordered = TfExample.FromString(encode_tokenised(records[1]))
+    unordered.features.feature["zzz"].int64_list.value.append(1)  # comes after the index
+    data = [encode_tokenised(record) for record in records]
+    data[1] = unordered.SerializeToString(deterministic=True)
+    np.testing.assert_array_equal(decode_batch(data).spans[1], records[1].spans)
+    for bad in (b"", b"plain text", data[0][40:]):
+        with pytest.raises(UserError):
+            decode_batch([*data, bad])
+
+
 def test_tensorflow_reads_both():
     tf = pytest.importorskip("tensorflow")
     strings = {name: tf.io.FixedLenFeature([], tf.string) for name in ("id", *FIELDS)}
@@ -171,18 +235,19 @@ def test_tensorflow_reads_both():
         np.array([[1, 0, 1, 1, 0], [2, 0, 1, 1, 1], [0] * 5], np.int32),
         np.array([7, 8], np.int32),
     )
-    integers = {
-        name: tf.io.FixedLenFeature([length], tf.int64)
-        for name, length in (
-            ("tokens", 3),
-            ("lengths", 6),
-            ("hashes", 9),
-            ("spans", 15),
-            ("uncut", 2),
-        )
+    features = {
+        "tokens": tf.io.FixedLenFeature([2], tf.string),
+        "where": tf.io.FixedLenFeature([3], tf.string),
     }
-    parsed = tf.io.parse_single_example(encode_tokenised(record), integers)
-    assert parsed["uncut"].numpy().tolist() == [7, 8]
-    assert parsed["tokens"].numpy().tolist() == [7, 8, 9]
-    assert parsed["lengths"].numpy().tolist() == [1, 2, 0, 0, 0, 0]
-    assert (parsed["hashes"].numpy().view(np.uint64).reshape(3, 3) == record.hashes).all()
+    parsed = tf.io.parse_single_example(encode_tokenised(record), features)
+    kinds = {"tokens": [tf.int32] * 2, "where": [tf.int32, tf.int32, tf.uint64]}
+    tokens, uncut, lengths, spans, hashes = (
+        tf.io.decode_raw(value, kind).numpy()
+        for name in features
+        for value, kind in zip(parsed[name], kinds[name], strict=True)
+    )
+    assert uncut.tolist() == [7, 8]
+    assert tokens.tolist() == [7, 8, 9]
+    assert lengths.tolist() == [1, 2, 0, 0, 0, 0]
+    assert (spans.reshape(3, 5) == record.spans).all()
+    assert (hashes.reshape(3, 3) == record.hashes).all()
