@@ -59,6 +59,7 @@ def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
         contextlib.closing(Saver(config, resolved, resume=resume)) as saver,
         storage.WorkDir(storage.as_path(out_dir)) as work_dir,
     ):
+        config = saver.config
         training = make_training(config, expected=saver.dataset, order=saver.order)
         with watching_start(config.train, work_dir.path):
             state, first = training.start(saver)

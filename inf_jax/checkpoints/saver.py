@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 from inf_jax.checkpoints import manager as checkpoint
 from inf_jax.checkpoints.integrity import fingerprint
 from inf_jax.checkpoints.resume import ResumeInfo, check_frozen, check_same_data
-from inf_jax.config.resume import check_same_run
+from inf_jax.config.defaults import run_config
+from inf_jax.config.resume import check_same_run, continue_older
 from inf_jax.config.schema import keys_of, value_of
 from inf_jax.config.sections import RunConfig
 from inf_jax.core.errors import UserError
@@ -26,10 +27,12 @@ class Saver:
 
     Args:
       config: of the run.
-      resolved: the same as a ConfigDict, saved with the state.
+      resolved: the same as a ConfigDict, saved with the state. A key that is newer than the run
+        that is resumed gets the value that the run had.
       resume: True requires a checkpoint, False forbids one; None allows both.
 
     Attributes:
+      config: of the run, after that.
       first_step: the step that the run begins or continues with.
 
     Raises:
@@ -37,7 +40,7 @@ class Saver:
     """
 
     def __init__(self, config: RunConfig, resolved: ConfigDict, *, resume: bool | None = None):
-        train = config.train
+        self.config, train = config, config.train
         self._directory = f"{config.out_dir}/checkpoints"
         self._steps, self._every = train.steps, train.checkpoint_every
         self._metric, self._keep_best = train.best_metric, train.keep_best
@@ -65,6 +68,10 @@ class Saver:
             )
         saved = checkpoint.read_saved(self._directory, str(newest))
         self._info, source = saved.info, self._manager.directory / str(newest)
+        older = continue_older(resolved, saved.config)
+        self.config = run_config(resolved)
+        if older and is_primary():
+            print(f"{source}: continuing as an older version began it: {', '.join(older)}")
         changed = check_same_run(resolved, saved.config, source)
         if changed and is_primary():
             print(f"{source}: continuing; changed since then: {'; '.join(changed)}")

@@ -63,6 +63,22 @@ def check_same_run(
     return allowed
 
 
+def continue_older(config: ConfigDict, saved: Mapping[str, Any]) -> list[str]:
+    """Gives the keys of `config` that are newer than a run, and not set, the values it had.
+
+    Returns:
+      What was set, as text.
+    """
+    found = []
+    for key in ("model.attention_dropout",):  # of which `_before` knows more than the default
+        section, name = key.split(".")
+        before, now = _before(key, saved), value_of(config, key)
+        if name not in saved.get(section, {}) and now == value_of(defaults(), key) != before:
+            config[section][name] = before
+            found.append(f"{key}={before}")
+    return found
+
+
 def _before(key: str, saved: Mapping[str, Any]) -> Any:
     """What a run did whose saved config does not have a key: as a rule, the key's default."""
     if key == "model.attention_dropout":  # model.dropout was the rate of attention weights as well
