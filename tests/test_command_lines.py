@@ -90,7 +90,8 @@ CASES = [
     (
         "inf_jax.plan",
         [DEMO, "--search=batch-size"],
-        "--search: 'batch-size' is not a choice; did you mean batch_size? (choose from batch_size)",
+        "--search: 'batch-size' is not a choice; did you mean batch_size? "
+        "(choose from batch_size, fastest)",
     ),
     ("inf_jax.models.hf", ["--chek", "x"], unknown("--chek", "--check")),
     ("inf_jax.models.hf", [], "command line: --check missing, e.g. --check=models/e5-base"),

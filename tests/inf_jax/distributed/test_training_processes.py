@@ -47,10 +47,10 @@ def compiled(tmp_path_factory):
 def config(tiny_config):
     """A run that compiles fast."""
     tiny_config.train.update({"steps": 9, "checkpoint_every": 3, "health": False})
-    tiny_config.optim.update({"lr": 1e-3, "schedule": "constant"})
+    # Adam divides a gradient by its size: with 1e-8, the default, the rounding of one near 0, which
+    # differs between meshes, becomes a part of a step (3e-6 in one weight of 4,096).
+    tiny_config.optim.update({"lr": 1e-3, "schedule": "constant", "eps": 1e-4})
     tiny_config.loss.objective = "uni(P)"
-    # with 0 one weight of 4,096 is 3.6e-6 off between meshes: Adam divides rounding by a tiny norm
-    tiny_config.seed = 1
     tiny_config.mesh.fsdp = 2
     return tiny_config
 
