@@ -25,8 +25,9 @@ def topk(
 ) -> tuple[jax.Array, jax.Array]:
     """The k passages with the largest inner product with each query; ties to the lower index.
 
-    No [q, p] matrix is made: each device holds the scores [q, block] of a tile and the best [q, k]
-    so far, about 4 q (block + 4 k) bytes; `topk_blocks` splits the queries.
+    No [q, p] matrix is made: each device holds the scores [q, block] of a tile, those of its best
+    groups (`_best_of_tile`) and the best [q, k] so far, about 4 q (block + 2 sqrt(block k) + 4 k)
+    bytes; `topk_blocks` splits the queries.
 
     Args:
       queries: [q, e]; bfloat16 or float32.
