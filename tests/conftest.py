@@ -31,3 +31,9 @@ LONG = ("tests/test_readme.py", "tests/inf_jax/commands/test_train")
 def pytest_collection_modifyitems(items):
     """The longest files first, so that no worker is left alone with one at the end."""
     items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+
+
+def pytest_make_parametrize_id(val):
+    """Bytes by their number: what a compressor writes differs from process to process (the hour),
+    and pytest-xdist's workers must collect the same names."""
+    return f"{len(val)} bytes" if isinstance(val, bytes) else None
