@@ -155,7 +155,7 @@ def leaks(example: Example, leak_words: int) -> Iterator[str]:
     reasons = {}
     fields = ("instruction_positive", "instruction_negative", "instruction_positive")
     for pair, field in zip(pairs(example), fields, strict=True):
-        if pair and _leaks(*map(tokens, pair), leak_words):
+        if pair and _leaks(*map(tokens, pair[:3]), leak_words):
             reasons[f"leaks_answer:{field}"] = None
     yield from reasons
 

@@ -1,13 +1,11 @@
 """Defines the text record and the tokenised record of an example, and their bytes in a TFRecord.
 
-An example is one positive triplet and its two poisoned ones, under the field names of the released
-InF-IR corpus (arXiv 2505.21439, section 3). It gives up to three pairs (instructed query, passage):
-(Q+, I+, P+), (Q+, I-, P-1), (Q-, I+, P-2). Both records are `tf.train.Example` protos, readable by
-TensorFlow, which is not imported here.
+An example is one or more pairs (instructed query, passage), see `pairs`; those of the released
+InF-IR corpus (arXiv 2505.21439, section 3) have named fields. Both records are `tf.train.Example`
+protos, readable by TensorFlow, which is not imported here.
 """
 
 import dataclasses
-import functools
 import hashlib
 import unicodedata
 from collections.abc import Iterable
@@ -16,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from inf_jax.core.errors import UserError
-from inf_jax.io.tf_example import TfExample, parse_tf_example, tf_example_bytes
+from inf_jax.io.tf_example import TfExample, feature_headers, parse_tf_example, tf_example_bytes
+from inf_jax.io.tf_texts import has_pairs, put_pairs, put_texts, take_pairs, take_texts
 from inf_jax.text.query_parts import QueryParts, TokenSpan
 
 PAIRS_PER_EXAMPLE = 3
@@ -25,7 +24,8 @@ TOKENISED_SCHEMA = 2  # bump when the meaning of a tokenised record changes: cac
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Example:
-    """One positive triplet with its poisoned instruction and poisoned query; "" where absent."""
+    """An example of InF-IR: one positive triplet with its poisoned instruction and poisoned query,
+    under the corpus's field names; "" where absent."""
 
     id: str
     query_positive: str
@@ -41,15 +41,39 @@ FIELDS = tuple(field.name for field in dataclasses.fields(Example) if field.name
 
 
 class Pair(NamedTuple):
-    """One (instructed query, passage) pair, before instruction and query become one text."""
+    """One (instructed query, passage) pair, before instruction ("" for none) and query become one
+    text, with passages that do not fit it; `scores` are a teacher's of the passage and then of each
+    negative, or ()."""
 
     instruction: str
     query: str
     passage: str
+    negatives: tuple[str, ...] = ()
+    scores: tuple[float, ...] = ()
 
 
-def pairs(example: Example) -> tuple[Pair | None, ...]:
-    """The three pairs of an example, positive first; None where the poisoned one is absent."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class PairExample:
+    """An example of any other source: one pair or more, None for an absent one.
+
+    Its features in a text record are those of TFDS for a sequence of pairs: "pairs/query" etc. have
+    a value a pair, lists of negatives and of scores are ragged.
+    """
+
+    id: str
+    pairs: tuple[Pair | None, ...]
+
+
+AnyExample = Example | PairExample
+
+
+def pairs(example: AnyExample) -> tuple[Pair | None, ...]:
+    """The pairs of an example, None where one is absent.
+
+    InF-IR's are three, (Q+, I+, P+), (Q+, I-, P-1) and (Q-, I+, P-2), of which the first is there.
+    """
+    if isinstance(example, PairExample):
+        return example.pairs
     e = example
     poisoned_instruction = Pair(
         e.instruction_negative, e.query_positive, e.hard_negative_document_1
@@ -133,15 +157,17 @@ def part_lengths(spans: np.ndarray) -> np.ndarray:
     return spans[..., [0, 2, 4]]
 
 
-def encode_example(example: Example) -> bytes:
-    """The bytes of a text record: one bytes feature per field, and `id`."""
+def encode_example(example: AnyExample) -> bytes:
+    """The bytes of a text record: `id`, and a feature per field or those of `PairExample`."""
     proto = TfExample()
-    for name in ("id", *FIELDS):
-        proto.features.feature[name].bytes_list.value.append(getattr(example, name).encode())
+    if isinstance(example, PairExample):
+        put_pairs(proto, example.id, [pair or Pair("", "", "") for pair in example.pairs])
+    else:
+        put_texts(proto, {name: getattr(example, name) for name in ("id", *FIELDS)})
     return tf_example_bytes(proto)
 
 
-def fingerprint_of(examples: Iterable[Example]) -> str:
+def fingerprint_of(examples: Iterable[AnyExample]) -> str:
     """SHA-256 of all texts of a split, in hexadecimal digits."""
     digest = hashlib.sha256()
     for example in examples:
@@ -149,18 +175,19 @@ def fingerprint_of(examples: Iterable[Example]) -> str:
     return digest.hexdigest()
 
 
-def decode_example(data: bytes) -> Example:
+def decode_example(data: bytes) -> AnyExample:
     """Inverse of `encode_example`; raises UserError naming a missing field."""
-    feature = parse_tf_example(data).features.feature
+    proto = parse_tf_example(data)
     try:
-        values = {n: feature[n].bytes_list.value[0].decode() for n in ("id", *FIELDS)}
-    except (IndexError, UnicodeDecodeError) as error:
-        missing = [n for n in ("id", *FIELDS) if not feature[n].bytes_list.value]
+        if has_pairs(proto):
+            id, group = take_pairs(proto)
+            return PairExample(id, tuple(Pair(*each) if each[2] else None for each in group))
+        return Example(*take_texts(proto, ("id", *FIELDS)))
+    except ValueError as error:
         raise UserError(
-            f"not a text record of inf_jax: missing or unreadable fields {missing or error}; "
-            "build the dataset again with `python -m data_pipeline.build`"
+            f"not a text record of inf_jax: {error}; build the dataset again with "
+            "`python -m data_pipeline.build`"
         ) from error
-    return Example(**values)
 
 
 class TokenisedBatch(NamedTuple):
@@ -251,7 +278,7 @@ def decode_batch(data: list[bytes]) -> TokenisedBatch:
     sizes = np.stack([4 * lengths.sum(1), 4 * uncut_tokens(lengths, spans)], axis=1)
     tokens, uncut = [], []
     for record, (size, rest) in zip(data, sizes.tolist(), strict=True):
-        before, between = _token_headers(size, rest)
+        before, between = feature_headers("tokens", size, rest)
         end = len(record) - _INDEX_BYTES
         middle = end - rest - len(between)
         start, head = middle - size, middle - size - len(before)
@@ -284,40 +311,12 @@ def _decode_each(data: list[bytes]) -> TokenisedBatch:
     )
 
 
-def _varint(value: int) -> bytes:
-    """The protocol buffer's encoding of an int."""
-    groups = [value >> shift & 127 for shift in range(0, max(value.bit_length(), 1), 7)]
-    return bytes([*(group | 128 for group in groups[:-1]), groups[-1]])
-
-
-def _delimited(tag: int, size: int) -> bytes:
-    """What precedes a field of so many bytes: a string, bytes or a message."""
-    return bytes([tag << 3 | 2]) + _varint(size)
-
-
-def _feature_headers(name: str, sizes: list[int]) -> list[bytes]:
-    """What precedes each value of a feature of `bytes_list` of these sizes, in a map of features:
-    entry {1: key, 2: feature {1: bytes_list {1: value, 1: value...}}}."""
-    values = [_delimited(1, size) for size in sizes]
-    body = sum(map(len, values)) + sum(sizes)
-    feature = _delimited(1, body)
-    value = _delimited(2, len(feature) + body)
-    key = _delimited(1, len(name)) + name.encode()
-    entry = _delimited(1, len(key) + len(value) + len(feature) + body)
-    return [entry + key + value + feature + values[0], *values[1:]]
-
-
-@functools.lru_cache(maxsize=1 << 16)
-def _token_headers(tokens: int, uncut: int) -> list[bytes]:
-    return _feature_headers("tokens", [tokens, uncut])
-
-
 def _index_layout() -> tuple[bytes, int, list]:
     """What "where" begins with, its bytes and the fields of its structured array."""
     shapes = {"lengths": (6,), "spans": (3, 5), "hashes": (3, 3)}
     fields = _STORED["where"]
     sizes = [int(np.prod(shapes[name])) * np.dtype(fields[name]).itemsize for name in fields]
-    headers = _feature_headers("where", sizes)
+    headers = feature_headers("where", *sizes)
     entry = []
     for header, (name, dtype) in zip(headers, fields.items(), strict=True):
         entry += [(f"before {name}", f"S{len(header)}"), (name, dtype, shapes[name])]

@@ -230,7 +230,7 @@ def tokenise_batch(
                 )
             tokens += (query, passage)
             lengths[2 * n : 2 * n + 2] = len(query), len(passage)
-            hashes[n] = [text_hash(part) for part in pair]
+            hashes[n] = [text_hash(part) for part in pair[:3]]
             spans[n] = len(parts.ids), *parts.query, *parts.instruction
             if len(query) < len(parts.ids):
                 uncut.append(parts.ids)

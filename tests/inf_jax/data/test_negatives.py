@@ -210,7 +210,7 @@ def repeated(tmp_path, tokenizer):
 def test_no_sample_is_known_to_fit_by_any_pair_of_the_data(repeated):
     """Also where the pair that says so is in no step with the row."""
     examples, directory = repeated
-    triplets = {tuple(map(text_hash, pair)) for e in examples for pair in pairs(e) if pair}
+    triplets = {tuple(map(text_hash, pair[:3])) for e in examples for pair in pairs(e) if pair}
     loader, drawn = make(TokenisedDataset(directory), instruction_negatives=2, row_tokens=128), 0
     known_poisons = 0
     for step in range(5):

@@ -14,6 +14,7 @@ from inf_jax.data.records import (
     FIELDS,
     Example,
     Pair,
+    PairExample,
     TokenisedRecord,
     decode_batch,
     decode_example,
@@ -53,6 +54,40 @@ def test_pairs():
         assert pairs(dataclasses.replace(EXAMPLE, **{absent: ""}))[1] is None
     for absent in ("query_negative", "hard_negative_document_2"):
         assert pairs(dataclasses.replace(EXAMPLE, **{absent: ""}))[2] is None
+
+
+TEXT = st.text(max_size=12)
+PAIR = st.builds(
+    Pair,
+    *(TEXT, TEXT, st.text(min_size=1, max_size=12)),
+    st.lists(TEXT, max_size=3).map(tuple),
+    st.lists(st.floats(width=32, allow_nan=False), max_size=3).map(tuple),
+)
+
+
+@given(TEXT, st.lists(st.none() | PAIR, min_size=1, max_size=4).map(tuple))
+def test_pair_example_round_trip(id, group):
+    example = PairExample(id, group)
+    assert pairs(example) == group
+    assert decode_example(encode_example(example)) == example
+
+
+@pytest.mark.parametrize(
+    "name, found",
+    [
+        ("id", "missing or unreadable fields .*id"),
+        ("pairs/passage", "unequal numbers"),
+        ("pairs/negatives/ragged_row_lengths_0", "2 values, expected 0"),
+        ("pairs/negatives/ragged_flat_values", "0 values, expected 2"),
+        ("pairs/scores/ragged_row_lengths_0", "unequal numbers"),
+    ],
+)
+def test_a_missing_feature_of_pairs_is_named(name, found):
+    whole = PairExample("1", (Pair("", "q", "p", ("n1", "n2")),))
+    data = TfExample.FromString(encode_example(whole))
+    del data.features.feature[name]
+    with pytest.raises(UserError, match=found):
+        decode_example(data.SerializeToString())
 
 
 def test_text_hash_is_pinned_and_ignores_white_space():
