@@ -7,6 +7,7 @@ Einsum letters: r rows, t tokens, d model width, h heads, g key/value heads, k h
 
 import functools
 import operator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -46,12 +47,15 @@ class Execution(NamedTuple):
       scan_layers: compile one layer and loop over it; else unroll the layers, which is faster on
         a CPU, and on a GPU by a fifth (launch/benchmarks.md).
       remat: name in CHECKPOINT_POLICIES: what the backward pass recomputes.
+      full_remat_layers: this many first layers are recomputed whole, whatever `remat` says. (What
+        the others keep is gone from memory by then.)
       attention: names in `attention.IMPLEMENTATIONS`, to try in order.
     """
 
     dtype: jnp.dtype = jnp.float32
     scan_layers: bool = True
     remat: str = "none"
+    full_remat_layers: int = 0
     attention: tuple[str, ...] = ("xla",)
 
 
@@ -239,21 +243,23 @@ class Transformer(nnx.Module):
         def layer(x: Array, params: nnx.State, context: LayerContext) -> Array:
             return nnx.merge(graphdef, shards.whole(params, execution.dtype))(x, inputs, context)
 
-        layer = shards.remat(layer, CHECKPOINT_POLICIES[execution.remat])
+        first = min(execution.full_remat_layers, config.layers)
         contexts = LayerContexts(config, positions)
+        runs = [
+            (shards.remat(layer, CHECKPOINT_POLICIES[policy]), range(*ends))
+            for policy, ends in (("full", (0, first)), (execution.remat, (first, config.layers)))
+        ]
         if execution.scan_layers and not all_layers:
             numbers = np.arange(config.layers, dtype=np.uint32)
-
-            def step(x: Array, of_layer: tuple) -> tuple[Array, None]:
-                params, number, which = of_layer
-                return layer(x, params, contexts.traced(number, which)), None
-
-            x = jax.lax.scan(step, x, (stacked, numbers, contexts.of_layer))[0]
+            of_layers = stacked, numbers, contexts.of_layer
+            for run, layers in runs:
+                x = _scan(run, x, contexts, of_layers, layers)
             return self._finish(x)
         states = [x]
-        for i in range(config.layers):
-            params = jax.tree.map(operator.itemgetter(i), stacked)
-            states.append(layer(states[-1], params, contexts.static(i)))
+        for run, layers in runs:
+            for i in layers:
+                params = jax.tree.map(operator.itemgetter(i), stacked)
+                states.append(run(states[-1], params, contexts.static(i)))
         states[-1] = self._finish(states[-1])
         return states if all_layers else states[-1]
 
@@ -271,6 +277,23 @@ class Transformer(nnx.Module):
 
     def _finish(self, x: Float[Array, "r t d"]) -> Float[Array, "r t d"]:
         return self.final_norm(x) if self.config.final_norm else x
+
+
+def _scan(
+    layer: Callable, x: Array, contexts: LayerContexts, of_layers: tuple, layers: range
+) -> Array:
+    """x after the consecutive `layers`; `of_layers` are (parameters, numbers, which context), each
+    with a leading axis of all layers."""
+    if not layers:
+        return x
+    if len(layers) < len(of_layers[1]):
+        of_layers = jax.tree.map(operator.itemgetter(slice(layers.start, layers.stop)), of_layers)
+
+    def step(x: Array, of_layer: tuple) -> tuple[Array, None]:
+        params, number, which = of_layer
+        return layer(x, params, contexts.traced(number, which)), None
+
+    return jax.lax.scan(step, x, of_layers)[0]
 
 
 def _position_rows(

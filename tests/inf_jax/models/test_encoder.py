@@ -13,6 +13,7 @@ from inf_jax.models.hf.config import read_config
 from inf_jax.models.hf.weight_tables import rules_of
 from inf_jax.models.pooling import POOLING_FUNCTIONS
 from inf_jax.models.transformer import CHECKPOINT_POLICIES, Execution
+from inf_jax.planning.flops import encoder_flops, product_flops
 from tests.inf_jax.models.goldens import (
     GOLDEN,
     pack,
@@ -54,9 +55,36 @@ def test_gradients_do_not_depend_on_the_execution(bert):
         return jax.jit(jax.grad(scalar))(params)
 
     expected = grads()
-    for scan, remat in ((True, "dots"), (False, "dots"), (False, "full"), (False, "none")):
-        actual = grads(scan_layers=scan, remat=remat)
+    for scan, remat, full in (
+        (True, "dots", 1),
+        (False, "dots", 1),
+        (False, "full", 0),
+        (False, "none", 9),
+    ):
+        actual = grads(scan_layers=scan, remat=remat, full_remat_layers=full)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), actual, expected)
+
+
+@pytest.mark.parametrize("scan_layers", [True, False])
+def test_only_the_first_layers_are_computed_again(bert, scan_layers):
+    """Products of the traced gradient: each of full_remat_layers adds one forward pass."""
+    encoder, params = bert
+    ids, mask, positions = padded_rows("bert", "right")
+    config = encoder.config
+
+    def flops(full: int, remat: str) -> float:
+        execution = Execution(scan_layers=scan_layers, remat=remat, full_remat_layers=full)
+
+        def total(params):
+            return jnp.sum(encoder.hidden(params, ids, mask, positions, execution=execution))
+
+        return product_flops(jax.make_jaxpr(jax.grad(total))(params).jaxpr)
+
+    tokens = ids.size
+    layer = encoder_flops(config, tokens=tokens, squares=tokens * ids.shape[1]) / config.layers
+    again = [flops(n, "none") - flops(0, "none") for n in range(config.layers + 1)]
+    assert again == [n * layer for n in range(config.layers + 1)]
+    assert again[-1] == flops(0, "full") - flops(0, "none")
 
 
 def test_golden_minilm_packed(minilm):
