@@ -48,8 +48,9 @@ class ModelConfig:
     )
     scan_layers: bool = key(True, "compile one layer and scan; False: faster on CPU and GPU")
     remat: str = key("none", "activations to rematerialise", choices.REMAT_POLICIES)
-    full_remat_layers: int = key(
-        0, "first layers with remat full, whatever model.remat says", rule="not negative"
+    remat_first: str = key("full", "the same of the first layers", choices.REMAT_POLICIES)
+    remat_first_layers: int = key(
+        0, "how many layers model.remat_first is for", rule="not negative"
     )
     start_from: str = key(
         "", "out_dir (or its checkpoints/STEP) of a run to start from; keep it", path=True

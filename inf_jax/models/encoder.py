@@ -35,7 +35,7 @@ class EncoderOptions:
       projection: e, width of a linear layer after pooling; 0 for none, then e = d.
       normalise: scale embeddings to unit length.
       dtype: compute dtype, a name in COMPUTE_DTYPES.
-      scan_layers, remat, full_remat_layers: see `transformer.Execution`.
+      scan_layers, remat, remat_first, remat_first_layers: see `transformer.Execution`.
       lora: the adapters among the parameters.
       attention: "auto" or a name in `attention.IMPLEMENTATIONS`.
       device: that programs are compiled for ("auto" depends on it); None for this process's first.
@@ -48,7 +48,8 @@ class EncoderOptions:
     dtype: str = "float32"
     scan_layers: bool = True
     remat: str = "none"
-    full_remat_layers: int = 0
+    remat_first: str = "full"
+    remat_first_layers: int = 0
     lora: Lora | None = None
     attention: str = "xla"
     device: jax.Device | None = None
@@ -162,7 +163,8 @@ def make_encoder(config: EncoderConfig, options: EncoderOptions = EncoderOptions
             COMPUTE_DTYPES[options.dtype],
             options.scan_layers,
             options.remat,
-            options.full_remat_layers,
+            options.remat_first,
+            options.remat_first_layers,
             _implementations(options),
         )
         with jax.named_scope("encoder"):

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from inf_jax.distributed.layer_shards import WHOLE, Shards
@@ -32,9 +33,12 @@ from inf_jax.models.layers import (
 from inf_jax.models.lora import KERNEL, A, B, Lora, initial_adapter, low_rank
 from inf_jax.models.xla_attention import ScoreOptions
 
+_SUMS, _INNER = "sums", "inner"  # activations that a policy may keep by name
 CHECKPOINT_POLICIES = {
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "ffn": jax.checkpoint_policies.save_only_these_names(_SUMS, _INNER),
+    "sums": jax.checkpoint_policies.save_only_these_names(_SUMS),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -46,16 +50,21 @@ class Execution(NamedTuple):
       dtype: compute dtype, whatever the parameters'; norms and softmax run in float32.
       scan_layers: compile one layer and loop over it; else unroll the layers, which is faster on
         a CPU, and on a GPU by a fifth (launch/benchmarks.md).
-      remat: name in CHECKPOINT_POLICIES: what the backward pass recomputes.
-      full_remat_layers: this many first layers are recomputed whole, whatever `remat` says. (What
-        the others keep is gone from memory by then.)
+      remat: name in CHECKPOINT_POLICIES: what the backward pass recomputes. Kept are, in widths d
+        a token besides a layer's input: by "dots" the results of all products (10 in BERT), by
+        "ffn" the two sums with the residual and what enters the activation (2 + f / d or, gated,
+        2 + 2 f / d), by "sums" only the former (2). Where norms come after the sums, "sums" spares
+        5 / 12 of the products of "full".
+      remat_first, remat_first_layers: the policy of this many first layers. (When backward comes to
+        them, what the last layers kept is gone from memory.)
       attention: names in `attention.IMPLEMENTATIONS`, to try in order.
     """
 
     dtype: jnp.dtype = jnp.float32
     scan_layers: bool = True
     remat: str = "none"
-    full_remat_layers: int = 0
+    remat_first: str = "full"
+    remat_first_layers: int = 0
     attention: tuple[str, ...] = ("xla",)
 
 
@@ -127,13 +136,15 @@ class Block(nnx.Module):
             y = dropout(y, config.dropout, inputs.key, site + 2)
             if config.norm_place == "both":
                 y = self.attention_post_norm(y)
-            x = x + y if pre_norm else self.attention_norm(x + y)
+            x = checkpoint_name(x + y, _SUMS)
+            x = x if pre_norm else self.attention_norm(x)
         with jax.named_scope("ffn"):
             y = self._feed_forward(self.ffn_norm(x) if pre_norm else x, inputs.shards)
             y = dropout(y, config.dropout, inputs.key, site + 3)
             if config.norm_place == "both":
                 y = self.ffn_post_norm(y)
-            return x + y if pre_norm else self.ffn_norm(x + y)
+            x = checkpoint_name(x + y, _SUMS)
+            return x if pre_norm else self.ffn_norm(x)
 
     def _attend(
         self, x: Float[Array, "r t d"], inputs: PackedInputs, context: LayerContext
@@ -173,7 +184,8 @@ class Block(nnx.Module):
 
         def inner(name: str) -> Float[Array, "r t f"]:
             y = self._product(name, "rtd,df->rtf", x)
-            return add(y, getattr(self, f"{name}_bias")[...]) if config.ffn_bias else y
+            y = add(y, getattr(self, f"{name}_bias")[...]) if config.ffn_bias else y
+            return checkpoint_name(y, _INNER)
 
         act = ACTIVATIONS[config.activation]
         y = act(inner("gate")) * inner("up") if config.gated else act(inner("up"))
@@ -243,11 +255,14 @@ class Transformer(nnx.Module):
         def layer(x: Array, params: nnx.State, context: LayerContext) -> Array:
             return nnx.merge(graphdef, shards.whole(params, execution.dtype))(x, inputs, context)
 
-        first = min(execution.full_remat_layers, config.layers)
+        first = min(execution.remat_first_layers, config.layers)
         contexts = LayerContexts(config, positions)
         runs = [
             (shards.remat(layer, CHECKPOINT_POLICIES[policy]), range(*ends))
-            for policy, ends in (("full", (0, first)), (execution.remat, (first, config.layers)))
+            for policy, ends in (
+                (execution.remat_first, (0, first)),
+                (execution.remat, (first, config.layers)),
+            )
         ]
         if execution.scan_layers and not all_layers:
             numbers = np.arange(config.layers, dtype=np.uint32)

@@ -55,25 +55,27 @@ def test_gradients_do_not_depend_on_the_execution(bert):
         return jax.jit(jax.grad(scalar))(params)
 
     expected = grads()
-    for scan, remat, full in (
-        (True, "dots", 1),
-        (False, "dots", 1),
-        (False, "full", 0),
-        (False, "none", 9),
+    for scan, remat, first, layers in (
+        (True, "dots", "ffn", 1),
+        (False, "dots", "sums", 1),
+        (False, "full", "none", 1),
+        (False, "none", "full", 0),
     ):
-        actual = grads(scan_layers=scan, remat=remat, full_remat_layers=full)
+        first = {"remat_first": first, "remat_first_layers": layers}
+        actual = grads(scan_layers=scan, remat=remat, **first)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), actual, expected)
 
 
 @pytest.mark.parametrize("scan_layers", [True, False])
 def test_only_the_first_layers_are_computed_again(bert, scan_layers):
-    """Products of the traced gradient: each of full_remat_layers adds one forward pass."""
+    """Products of the traced gradient, beyond those of a gradient that keeps everything."""
     encoder, params = bert
     ids, mask, positions = padded_rows("bert", "right")
     config = encoder.config
 
-    def flops(full: int, remat: str) -> float:
-        execution = Execution(scan_layers=scan_layers, remat=remat, full_remat_layers=full)
+    def flops(first: str, layers: int) -> float:
+        remat = {"remat_first": first, "remat_first_layers": layers}
+        execution = Execution(scan_layers=scan_layers, **remat)
 
         def total(params):
             return jnp.sum(encoder.hidden(params, ids, mask, positions, execution=execution))
@@ -82,9 +84,10 @@ def test_only_the_first_layers_are_computed_again(bert, scan_layers):
 
     tokens = ids.size
     layer = encoder_flops(config, tokens=tokens, squares=tokens * ids.shape[1]) / config.layers
-    again = [flops(n, "none") - flops(0, "none") for n in range(config.layers + 1)]
-    assert again == [n * layer for n in range(config.layers + 1)]
-    assert again[-1] == flops(0, "full") - flops(0, "none")
+    once, d, f = flops("full", 0), config.width, config.ffn
+    assert [flops("full", n) - once for n in (1, 2, 9)] == [layer, 2 * layer, 2 * layer]
+    assert flops("sums", 1) - once == layer - 2 * tokens * d * (d + f)
+    assert flops("ffn", 1) - once == layer - 2 * tokens * d * (d + 2 * f)
 
 
 def test_golden_minilm_packed(minilm):
