@@ -64,7 +64,7 @@ def test_gradcache_reduces_the_gradients_once_a_step(weights, fsdp):
         assert scattered + reduced <= 1.2 * whole
 
 
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+@pytest.mark.parametrize("remat", ["none", "dots", "ffn", "full"])
 @pytest.mark.parametrize("scan_layers", [True, False])
 def test_fsdp_gathers_a_layer_where_it_is_needed(weights, remat, scan_layers):
     """Counted in the traced program: forward and again backward, never two layers in one array."""
