@@ -50,11 +50,10 @@ class Execution(NamedTuple):
       dtype: compute dtype, whatever the parameters'; norms and softmax run in float32.
       scan_layers: compile one layer and loop over it; else unroll the layers, which is faster on
         a CPU, and on a GPU by a fifth (launch/benchmarks.md).
-      remat: name in CHECKPOINT_POLICIES: what the backward pass recomputes. Kept are, in widths d
-        a token besides a layer's input: by "dots" the results of all products (10 in BERT), by
-        "ffn" the two sums with the residual and what enters the activation (2 + f / d or, gated,
-        2 + 2 f / d), by "sums" only the former (2). Where norms come after the sums, "sums" spares
-        5 / 12 of the products of "full".
+      remat: name in CHECKPOINT_POLICIES: what backward recomputes. Besides a layer's input "dots"
+        keeps the results of all products, "ffn" the sums with the residual and what enters the
+        activation, "sums" the former: in BERT 10, 6 and 2 d a token, sparing 12, 9 and 5 of the
+        12 d^2 that "full" recomputes.
       remat_first, remat_first_layers: the policy of this many first layers. (When backward comes to
         them, what the last layers kept is gone from memory.)
       attention: names in `attention.IMPLEMENTATIONS`, to try in order.
@@ -257,13 +256,9 @@ class Transformer(nnx.Module):
 
         first = min(execution.remat_first_layers, config.layers)
         contexts = LayerContexts(config, positions)
-        runs = [
-            (shards.remat(layer, CHECKPOINT_POLICIES[policy]), range(*ends))
-            for policy, ends in (
-                (execution.remat_first, (0, first)),
-                (execution.remat, (first, config.layers)),
-            )
-        ]
+        early = shards.remat(layer, CHECKPOINT_POLICIES[execution.remat_first])
+        late = shards.remat(layer, CHECKPOINT_POLICIES[execution.remat])
+        runs = (early, range(first)), (late, range(first, config.layers))
         if execution.scan_layers and not all_layers:
             numbers = np.arange(config.layers, dtype=np.uint32)
             of_layers = stacked, numbers, contexts.of_layer
