@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
     config.optim.lr = 2e-5
     config.optim.warmup_steps = 15
     config.train.steps = 148
-    config.train.batch_size = 512
+    config.train.batch_size = 1536  # pairs of 512 examples
     config.train.checkpoint_every = 50
     config.eval.max_passage_tokens = 512
     return config

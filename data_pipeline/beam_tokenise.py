@@ -23,6 +23,7 @@ from inf_jax.config.sections import RunConfig
 from inf_jax.core.cli_flags import FlagParser
 from inf_jax.core.errors import main_guard
 from inf_jax.data.from_config import dataset_dir, text_config
+from inf_jax.data.records import most_pairs
 from inf_jax.data.token_shards import EXAMPLES_PER_SHARD, plan_shards
 from inf_jax.models.hf.backbone import load_model
 from inf_jax.text import eos
@@ -55,7 +56,8 @@ def tokenise_on_beam(
     if todo is None:
         return plan.directory
     append_eos = eos.choice_for(config.model.append_eos, config.model.pooling)
-    job = ShardJob(plan, text, model, append_eos, tokenizer.fingerprint, todo)
+    k = most_pairs(plan.sources)
+    job = ShardJob(plan, text, model, append_eos, tokenizer.fingerprint, todo, k)
     starts = itertools.accumulate([count for _, count in plan.sources[:-1]], initial=0)
     files = list(zip(starts, plan.sources, strict=True))
     with (

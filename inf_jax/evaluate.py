@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from inf_jax.checkpoints.resume import check_start
 from inf_jax.config.command_line import run
 from inf_jax.config.defaults import run_config
+from inf_jax.config.resume import as_saved
 from inf_jax.config.sections import RunConfig
 from inf_jax.core.console import table
 from inf_jax.core.errors import UserError, first_line
@@ -116,7 +117,7 @@ def main(resolved: ConfigDict) -> None:
         "queries": len(task.alone),
         "instructed_queries": len(task.queries),
         "passages": len(task.corpus),
-        "config": resolved.to_dict(),
+        "config": as_saved(resolved),
     }
     with storage.new_file(out_dir / "eval.json") as file:
         file.write(json.dumps(result, indent=2).encode() + b"\n")

@@ -34,7 +34,6 @@ from inf_jax.core.console import table
 from inf_jax.core.errors import UserError, main_guard
 from inf_jax.core.query_encoders import query_encoder
 from inf_jax.data.from_config import batch_layout
-from inf_jax.data.records import PAIRS_PER_EXAMPLE
 from inf_jax.data.step_shapes import batch_shapes, plan_inputs
 from inf_jax.distributed.mesh import batch_devices, batch_sharding, make_mesh
 from inf_jax.io.storage import AnyPath, as_path, new_file
@@ -137,12 +136,13 @@ def _step_to_plan(config: RunConfig, mesh: jax.sharding.Mesh, options: PlanOptio
         "objective": str(program.objective),
         "steps": config.train.steps,
         "batch": {
-            "examples": config.train.batch_size,
+            "examples": config.train.batch_size // inputs.pairs_per_example,
             **inputs._asdict(),
             "row_tokens": config.data.row_tokens,
         },
     }
-    layout = batch_layout(config, devices=devices)
+    k = inputs.pairs_per_example
+    layout = batch_layout(config, devices=devices, pairs_per_example=k)
     batch = batch_shapes(layout, inputs.rows, sharding=batch_sharding(mesh))
     return StepToPlan(program.step, program.shapes, batch, flops, facts)
 
@@ -155,7 +155,8 @@ def _search(config: ConfigDict, name: str, slices: int, planned: Callable) -> di
     """The plan of the largest batch that fits."""
     plans: dict[int, dict[str, Any]] = {}
     devices = len(topology(name, slices=slices).devices) // config.mesh.tensor
-    units = devices * config.train.chunks_per_device
+    whole = 1 if config.train.batch_size % 3 else 3  # InF-IR's examples stay whole
+    units = whole * devices * config.train.chunks_per_device
 
     def fits(batch_size: int) -> bool:
         plans[batch_size] = planned(with_option(config, "train.batch_size", batch_size), name)
@@ -189,7 +190,7 @@ def _fastest(config: ConfigDict, name: str, slices: int, planned: Callable) -> d
     trials = search_fastest(
         plan_of,
         start,
-        most_chunks=max(1, config.train.batch_size * PAIRS_PER_EXAMPLE // devices),
+        most_chunks=max(1, config.train.batch_size // devices),
         most_fsdp=devices // slices,
         longest=max(config.data.max_query_tokens, config.data.max_passage_tokens),
         keep_chunks=block_i and not encoder.samples_instructions,

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 READMES = sorted(path.relative_to(ROOT) for path in [ROOT / "README.md", *ROOT.glob("*/README.md")])
 
 # Added to the demo's commands, which take minutes as they are.
-_SMALL = """--config.train.steps=3 --config.train.batch_size=4 --config.optim.warmup_steps=1
+_SMALL = """--config.train.steps=3 --config.train.batch_size=12 --config.optim.warmup_steps=1
     --config.data.max_passage_tokens=32 --config.data.row_tokens=64
     --config.eval.max_passage_tokens=16""".split()
 

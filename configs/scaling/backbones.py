@@ -74,7 +74,7 @@ def get_config(name: str = "modernbert-large") -> ConfigDict:
     config.optim.lr = backbone.lr
     config.train.steps = RUN_PAIRS // PAIRS
     config.optim.warmup_steps = config.train.steps // 16
-    config.train.batch_size = PAIRS // 3
+    config.train.batch_size = PAIRS // 3 * 3  # whole examples of InF-IR
     config.train.checkpoint_every = config.train.steps // 16
     config.mesh.fsdp = backbone.fsdp
     return config

@@ -5,9 +5,9 @@ Plan:      python launch/scaling.py [v5e-65536 ...]   refuses what does not fit
 Hardware:  v5e:16x16 (256 chips) or v5p:8x8x8 (512 chips), see launch/benchmarks.md for their plans
 Time:      not run yet, nothing measured.
 
-One function makes all of them; a name is a chip and a number of pairs. The batch counts pairs: each
-gives a row, and every other pair is its negative. `train.batch_size` counts examples of three
-pairs, so 1,048,576 are 349,525 examples and one empty slot. The rate is 1e-5 at 4,096 pairs and
+One function makes all of them; a name is a chip and a number of pairs. Each pair
+gives a row, and every other pair is its negative. The examples of InF-IR have three pairs and stay
+whole, so 1,048,576 are 349,525 examples and one empty slot. The rate is 1e-5 at 4,096 pairs and
 grows with the square root of the batch; all runs see as many pairs.
 """
 
@@ -53,7 +53,7 @@ def get_config(name: str = "v5e-65536") -> ConfigDict:
     config.optim.lr = 1e-5 * (pairs / 4096) ** 0.5
     config.train.steps = RUN_PAIRS // pairs
     config.optim.warmup_steps = config.train.steps // 16
-    config.train.batch_size = pairs // 3
+    config.train.batch_size = pairs // 3 * 3
     whole = pairs // chips <= WHOLE_PAIRS[chip]
     config.train.chunks_per_device = 1 if whole else pairs // chips // CHUNK_PAIRS[chip]
     # The fastest that was planned (launch/benchmarks.md). Unrolled, nothing is copied into stacks,

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from inf_jax.core.errors import UserError
-from inf_jax.data.records import Example
-from inf_jax.data.splice_check import CHECKED_EXAMPLES
-from inf_jax.data.token_shards import TokenisingPlan, decode_at, write_manifest, write_shard
+from inf_jax.data.records import AnyExample, decode_at
+from inf_jax.data.token_shards import TokenisingPlan, write_manifest, write_shard
 from inf_jax.io.tfrecord import build_index, read_range
 from inf_jax.models.hf.config import read_config
 from inf_jax.models.hf.resolve import resolve_model
+from inf_jax.text.splice_check import CHECKED_EXAMPLES
 from inf_jax.text.templates import TextConfig
 from inf_jax.text.tokenizer import TextTokenizer, load_tokenizer
 
@@ -38,7 +38,7 @@ class Piece(NamedTuple):
     first: int
     count: int
 
-    def read(self) -> Iterator[tuple[int, Example]]:
+    def read(self) -> Iterator[tuple[int, AnyExample]]:
         """Yields the examples, each with its number in the split."""
         records = read_range(self.file, offset=self.offset, first=self.first, count=self.count)
         for n, data in enumerate(records):
@@ -55,6 +55,7 @@ class ShardJob(NamedTuple):
       append_eos: see `inf_jax.text.tokenizer.TextTokenizer`.
       fingerprint: of the tokenizer.
       todo: numbers of the shards to write; the others exist.
+      pairs_per_example: k, of the whole split.
     """
 
     plan: TokenisingPlan
@@ -63,6 +64,7 @@ class ShardJob(NamedTuple):
     append_eos: str
     fingerprint: str
     todo: set[int]
+    pairs_per_example: int
 
     def pieces(self, file: tuple[int, tuple[Path, int]]) -> Iterator[tuple[int, Piece]]:
         """Splits a TFRecord, (number of its first example, (path, number of records)), into pieces;
@@ -77,13 +79,13 @@ class ShardJob(NamedTuple):
                 offset = int(offsets[first])
                 yield shard, Piece(start + first, str(path), offset, first, stop - first)
 
-    def write(self, shard: int, pieces: Iterable[Piece]) -> list[tuple[int, Example]]:
+    def write(self, shard: int, pieces: Iterable[Piece]) -> list[tuple[int, AnyExample]]:
         """Writes a shard unless it exists; returns its examples that belong to the manifest's
         sample, with their numbers."""
         every = -(-self.plan.num_examples // CHECKED_EXAMPLES)  # as `splice_check.sampled`
-        sample: list[tuple[int, Example]] = []
+        sample: list[tuple[int, AnyExample]] = []
 
-        def examples() -> Iterator[Example]:
+        def examples() -> Iterator[AnyExample]:
             for number, example in itertools.chain(*(piece.read() for piece in sorted(pieces))):
                 if number % every == 0:
                     sample.append((number, example))
@@ -91,12 +93,14 @@ class ShardJob(NamedTuple):
 
         if shard in self.todo:
             path, _ = self.plan.shards[shard]
-            write_shard(path, examples(), tokenizer=self._tokenizer(), text=self.text)
+            options = {"tokenizer": self._tokenizer(), "text": self.text}
+            options["pairs_per_example"] = self.pairs_per_example
+            write_shard(path, examples(), **options)
         else:
             collections.deque(examples(), maxlen=0)  # only for the sample
         return sample
 
-    def finish(self, sample: list[tuple[int, Example]]) -> None:
+    def finish(self, sample: list[tuple[int, AnyExample]]) -> None:
         """Writes the manifest."""
         examples = [example for _, example in sorted(sample, key=lambda each: each[0])]
         write_manifest(self.plan, examples, tokenizer=self._tokenizer(), text=self.text)

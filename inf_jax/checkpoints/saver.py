@@ -13,7 +13,7 @@ from inf_jax.checkpoints import manager as checkpoint
 from inf_jax.checkpoints.integrity import fingerprint
 from inf_jax.checkpoints.resume import ResumeInfo, check_frozen, check_same_data
 from inf_jax.config.defaults import run_config
-from inf_jax.config.resume import check_same_run, continue_older
+from inf_jax.config.resume import as_saved, check_same_run, continue_older
 from inf_jax.config.schema import keys_of, value_of
 from inf_jax.config.sections import RunConfig
 from inf_jax.core.errors import UserError
@@ -53,6 +53,7 @@ class Saver:
             best=checkpoint.Best(train.best_metric, train.best_mode),
         )
         self._info: ResumeInfo | None = None
+        self._begun: Mapping[str, Any] | None = None  # the saved config of the run
         newest = self._manager.latest_step()
         if resume and newest is None:
             raise UserError(
@@ -67,7 +68,8 @@ class Saver:
                 "train without --no-resume to continue from it"
             )
         saved = checkpoint.read_saved(self._directory, str(newest))
-        self._info, source = saved.info, self._manager.directory / str(newest)
+        self._info, self._begun = saved.info, saved.config
+        source = self._manager.directory / str(newest)
         older = continue_older(resolved, saved.config)
         self.config = run_config(resolved)
         if older and is_primary():
@@ -165,7 +167,7 @@ class Saver:
         """Starts to save the state after `done` steps: {"params": tree, ...}, without "frozen"."""
         mean = {self._metric: self._sum / self._count} if self._count else None
         self._sum, self._count = 0.0, 0
-        info, config = self._info._replace(step=done), self._resolved.to_dict()
+        info, config = self._info._replace(step=done), as_saved(self._resolved, self._begun)
         checkpoint.save(self._manager, state, info, config=config, metrics=mean)
 
     def wait(self) -> None:

@@ -20,6 +20,10 @@ _MAY_CHANGE = """out_dir data.dir data.prefetch model.scan_layers model.remat
 _MAY_NOT_CHANGE = ("train.batch_size",)
 _RESTORE = "restore the old values or give a new out_dir"
 
+# In saved configs; in those without it, of older versions, train.batch_size counts examples.
+_COUNTS = {"batch_size_counts": "pairs"}
+_PAIRS = 3  # of an example, in those versions
+
 _ABSENT = object()
 
 
@@ -55,6 +59,8 @@ def check_same_run(
         if was is _ABSENT:  # the key is newer than the run
             was = _before(key, saved)
         now = _as_json(value_of(config, key))
+        if key == "train.batch_size" and not _counts_pairs(saved):
+            was = now if now == was else _PAIRS * was
         if was != now:
             (allowed if free else refused).append(f"{key} was {was!r}, is now {now!r}")
     if refused:
@@ -77,7 +83,29 @@ def continue_older(config: ConfigDict, saved: Mapping[str, Any]) -> list[str]:
         if name not in saved.get(section, {}) and now == value_of(defaults(), key) != before:
             config[section][name] = before
             found.append(f"{key}={before}")
+    examples = saved.get("train", {}).get("batch_size")
+    if examples == config.train.batch_size and not _counts_pairs(saved):
+        config.train.batch_size = _PAIRS * examples
+        found.append(f"train.batch_size={_PAIRS * examples} pairs, of {examples} examples")
     return found
+
+
+def as_saved(config: ConfigDict, begun: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The config as plain values, for a file.
+
+    Args:
+      begun: the saved config of the run that is resumed; one of an older version keeps its form, so
+        that the same command goes on from each of its checkpoints.
+    """
+    values = config.to_dict()
+    if begun is None or _counts_pairs(begun):
+        return values | _COUNTS
+    values["train"]["batch_size"] = begun["train"]["batch_size"]
+    return values
+
+
+def _counts_pairs(saved: Mapping[str, Any]) -> bool:
+    return _COUNTS.items() <= saved.items()
 
 
 def _before(key: str, saved: Mapping[str, Any]) -> Any:
@@ -94,4 +122,4 @@ def _as_json(value: Any) -> Any:
 def save_resolved(config: ConfigDict, path: AnyPath) -> None:
     """Writes the config with all defaults as JSON, atomically."""
     with new_file(path) as file:
-        file.write(json.dumps(config.to_dict(), indent=2, sort_keys=True).encode() + b"\n")
+        file.write(json.dumps(as_saved(config), indent=2, sort_keys=True).encode() + b"\n")

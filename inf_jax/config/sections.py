@@ -102,7 +102,7 @@ class TrainConfig:
     """Length of the run, batch, checkpoints and monitoring."""
 
     steps: int = key(100, "steps of the whole run", rule="positive")
-    batch_size: int = key(64, "examples per step (3 pairs each), whole mesh", rule="positive")
+    batch_size: int = key(192, "pairs per step, whole mesh; InF-IR has 3 a row", rule="positive")
     chunks_per_device: int = key(1, "chunks per device, in turn; >1: GradCache", rule="positive")
     log_every: int = key(10, "steps between log lines", rule="positive")
     dev_every: int = key(0, "steps between losses of eval.split; 0: never", rule="not negative")

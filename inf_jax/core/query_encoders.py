@@ -64,7 +64,7 @@ class Joint:
         return texts.under_sampled_instruction(pair, column - FIRST_EXTRA)
 
     def splicing(self, sampled: int) -> str | None:
-        """The field of `data.splice_check.Composition` that must be 0, if any."""
+        """The field of `text.splice_check.Composition` that must be 0, if any."""
         return "crossed" if sampled else None
 
     def candidates(self, pairs: int, sampled: int) -> int:

@@ -10,7 +10,6 @@ from inf_jax.core.errors import UserError
 from inf_jax.core.query_encoders import query_encoder
 from inf_jax.data.layout import BatchLayout
 from inf_jax.data.loader import Loader
-from inf_jax.data.records import PAIRS_PER_EXAMPLE
 from inf_jax.data.sampler import ORDER
 from inf_jax.data.tokenise import tokenise
 from inf_jax.data.tokenised import TokenisedDataset
@@ -51,11 +50,23 @@ def tokenised_split(
     return TokenisedDataset(directory)
 
 
-def batch_layout(config: RunConfig, *, devices: int) -> BatchLayout:
-    """The shapes of a training batch that is split over this many devices."""
+def batch_layout(config: RunConfig, *, devices: int, pairs_per_example: int) -> BatchLayout:
+    """The shapes of a training batch that is split over this many devices.
+
+    Raises:
+      UserError: as of `BatchLayout`, or train.batch_size holds no whole number of examples.
+    """
     block_i = "I" in parse_objective(config.loss.objective).blocks
+    size, k = config.train.batch_size, pairs_per_example
+    if size % k:
+        near = " or ".join(f"{n:,}" for n in (size - size % k, size + k - size % k) if n)
+        raise UserError(
+            f"train.batch_size={size} counts pairs, and an example of data.source="
+            f"{config.data.source} has {k}: give {near} (or {k * size:,}, if examples were meant)"
+        )
     return BatchLayout(
-        batch_size=config.train.batch_size,
+        batch_size=size // k,
+        pairs_per_example=k,
         chunks=devices * config.train.chunks_per_device,
         row_tokens=config.data.row_tokens,
         texts_per_row=config.data.texts_per_row,
@@ -88,12 +99,17 @@ def make_loader(
     Raises:
       UserError: the dataset is missing, or it has too few examples for these devices.
     """
-    layout = batch_layout(config, devices=devices)  # raises before any long work
+    batch_layout(config, devices=devices, pairs_per_example=1)  # raises before any long work
     name = split or config.data.train_split
     with primary_first(f"tokenised {name}"):
         dataset = tokenised_split(config, tokenizer, name, expected=expected)
+    k, size = dataset.pairs_per_example, config.train.batch_size
+    if name != config.data.train_split:  # whose examples may have another number of pairs
+        train = dataclasses.replace(config.train, batch_size=max(k, size - size % k))
+        config = dataclasses.replace(config, train=train)
+    layout = batch_layout(config, devices=devices, pairs_per_example=k)
     if name != config.data.train_split:
-        if dataset.num_examples * PAIRS_PER_EXAMPLE < layout.chunks:
+        if dataset.num_examples * k < layout.chunks:
             raise UserError(
                 f"eval.split={name}: {layout.chunks} chunks need at least {layout.chunks} pairs, "
                 f"has {dataset.num_examples} examples; set train.dev_every=0 or name a larger split"

@@ -10,7 +10,7 @@ import numpy as np
 
 from inf_jax.core.errors import UserError
 from inf_jax.core.query_encoders import FIRST_EXTRA, Joint, QueryEncoder
-from inf_jax.data.records import PAIRS_PER_EXAMPLE, decode_tokenised
+from inf_jax.data.token_records import decode_tokenised
 from inf_jax.data.tokenised import TokenisedDataset
 from inf_jax.text.query_parts import QueryParts, as_own_text, truncate, with_instruction
 
@@ -21,6 +21,7 @@ class BatchLayout:
 
     Attributes:
       batch_size: examples of a step, over all hosts.
+      pairs_per_example: k, of the dataset.
       chunks: c, over all hosts.
       row_tokens: t, tokens of a row.
       texts_per_row: s, most texts of a row.
@@ -40,11 +41,12 @@ class BatchLayout:
     towers: str = "shared"
     query_encoder: QueryEncoder = dataclasses.field(default_factory=Joint)
     instruction_negatives: int | None = None
+    pairs_per_example: int = 3
 
     def __post_init__(self):
-        if self.batch_size * PAIRS_PER_EXAMPLE < self.chunks:
+        if self.pairs < self.chunks:
             raise UserError(
-                f"train.batch_size={self.batch_size} gives fewer pairs than there are chunks "
+                f"train.batch_size={self.pairs} gives fewer pairs than there are chunks "
                 f"({self.chunks}): raise it or lower train.chunks_per_device"
             )
         if self.sampled and not self.query_encoder.samples_instructions:
@@ -65,11 +67,16 @@ class BatchLayout:
         return self.instruction_negatives or 0
 
     @property
+    def pairs(self) -> int:
+        """Pairs of a step, absent ones included."""
+        return self.batch_size * self.pairs_per_example
+
+    @property
     def pairs_per_chunk(self) -> int:
         """n; block I keeps the pairs of an example in one chunk."""
         if self.block_i:
-            return -(-self.batch_size // self.chunks) * PAIRS_PER_EXAMPLE
-        return -(-self.batch_size * PAIRS_PER_EXAMPLE // self.chunks)
+            return -(-self.batch_size // self.chunks) * self.pairs_per_example
+        return -(-self.pairs // self.chunks)
 
     @property
     def instruction_candidates(self) -> int:
@@ -104,7 +111,7 @@ class BatchLayout:
     ) -> np.ndarray:
         """int[p, columns], tokens of each text of a step; 0 where it is absent.
 
-        `examples` are those of the step, int64[p / 3]; `drawn` as of `sample_instructions`.
+        `examples` are those of the step, int64[p / k]; `drawn` as of `sample_instructions`.
         """
         return self.query_encoder.text_lengths(
             dataset.text_lengths[examples].reshape(-1, 2),
@@ -138,7 +145,8 @@ class StepTexts:
     ):
         sources = drawn[needed]
         pairs = np.concatenate([needed.ravel(), sources[sources >= 0]])
-        numbers = np.unique(pairs // PAIRS_PER_EXAMPLE)
+        self._k = dataset.pairs_per_example
+        numbers = np.unique(pairs // self._k)
         self._place = np.full(len(examples), -1)
         self._place[numbers] = np.arange(len(numbers))
         self._batch = dataset.read_batch(examples[numbers])
@@ -162,7 +170,7 @@ class StepTexts:
             for text in zip(pairs[~stored].tolist(), columns[~stored].tolist(), strict=True)
         ]
         source = np.concatenate([self._batch.tokens, *spliced])
-        number, place = np.divmod(np.maximum(pairs[stored], 0), PAIRS_PER_EXAMPLE)
+        number, place = np.divmod(np.maximum(pairs[stored], 0), self._k)
         at = self._place[number], 2 * place + columns[stored]
         lengths, starts = np.zeros((2, len(pairs)), np.int64)
         lengths[stored] = np.where(pairs[stored] >= 0, self._batch.lengths[at], 0)
@@ -186,10 +194,10 @@ class StepTexts:
 
     def hashes(self, pairs: np.ndarray) -> np.ndarray:
         """uint64[..., 3], of instruction, query and passage; 0 for the pair -1 of an empty slot."""
-        number, place = np.divmod(np.maximum(pairs, 0), PAIRS_PER_EXAMPLE)
+        number, place = np.divmod(np.maximum(pairs, 0), self._k)
         found = self._batch.hashes[self._place[number], place]
         return np.where(pairs[..., None] >= 0, found, 0)
 
     def _parts(self, pair: int) -> QueryParts:
-        number, place = divmod(pair, PAIRS_PER_EXAMPLE)
+        number, place = divmod(pair, self._k)
         return self._record(int(self._place[number])).query_parts(place)

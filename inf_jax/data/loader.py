@@ -37,8 +37,8 @@ class Loader:
       plan: the shape of the grids and what fills it.
 
     Raises:
-      UserError: a text is longer than a row, the dataset is empty, texts cannot be spliced, or the
-        order is not known.
+      UserError: a text is longer than a row, the dataset is empty or lacks the instructions that
+        the layout needs, texts cannot be spliced, or the order is not known.
     """
 
     def __init__(
@@ -59,6 +59,9 @@ class Loader:
                 f"the run began with order {order} of its examples, this version knows {known}: "
                 "continue with the version that began it, or give a new out_dir"
             )
+        if layout.pairs_per_example != dataset.pairs_per_example:
+            raise ValueError(f"a layout for {layout.pairs_per_example} pairs an example")
+        _check_instructions(dataset, layout)
         if splicing := layout.query_encoder.splicing(layout.sampled):
             dataset.check_composition(splicing)
         self.dataset, self.layout, self.seed, self.steps = dataset, layout, seed, steps
@@ -140,6 +143,22 @@ class Loader:
             poison, (sources, valid) = None, of_chunk(mine, instructions.usable)
         ids = instruction_ids(rows, sources, instructions.hashes, instructions.known)
         return InstructionNegatives(split_hashes(ids), poison, valid)
+
+
+def _check_instructions(dataset: TokenisedDataset, layout: BatchLayout) -> None:
+    has = dataset.part_lengths[:, :, 2] > 0
+    if layout.block_i and not has.any():
+        raise UserError(
+            f"{dataset.directory}: no pair has an instruction, so there are no negatives of block "
+            "I; leave it out of loss.objective, as in multi(P,IQ)"
+        )
+    alone, empty = layout.query_encoder.texts_per_query > 1, not sum(map(len, dataset.special))
+    if alone and empty and (~has & (dataset.text_lengths[:, ::2] > 0)).any():
+        raise UserError(
+            f"{dataset.directory}: some pairs have no instruction, and this tokenizer adds no "
+            "special tokens that could stand for it as a text of its own; train with "
+            'model.query_encoder="joint"'
+        )
 
 
 def to_mesh(mesh: jax.sharding.Mesh) -> Callable[[Batch], Batch]:

@@ -7,19 +7,38 @@ numpy on the whole global batch: neither mesh nor chunks nor hosts change a samp
 
 import numpy as np
 
-from inf_jax.data.records import PAIRS_PER_EXAMPLE
+from inf_jax.data.records import text_hash
 
 _STREAM = 1 << 32  # added to the seed (below 2**32): another random stream than the epochs' order
 # (the pairs whose instructions rows are encoded with, which exist); the row's own pair where not
 Sources = tuple[np.ndarray, np.ndarray]
 
 
-def siblings(present: np.ndarray) -> np.ndarray:
-    """int64[p], the pair with the same query and the other instruction (pairs 0 and 1 of an
-    example), or its own number; `present` is bool[p], the pairs of whole examples in order."""
-    own = np.arange(len(present))
-    other = own + np.array([1, -1, 0])[own % PAIRS_PER_EXAMPLE]
-    return np.where(present & present[other], other, own)
+def usual_siblings(present: np.ndarray) -> np.ndarray:
+    """int64[n, k], the place in its example of each pair's sibling, the pair with the same query
+    under another instruction, or its own place: as in InF-IR, whose pairs 0 and 1 are such.
+
+    `present` is bool[n, k], False for an absent pair.
+    """
+    places = np.tile(np.arange(present.shape[1]), (len(present), 1))
+    if present.shape[1] > 1:
+        places[present[:, :2].all(1), :2] = [1, 0]
+    return places
+
+
+def find_siblings(hashes: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """As `usual_siblings`, by the hashes of instruction, query and passage, uint64[n, k, 3]; a pair
+    without instruction has none."""
+    k = present.shape[1]
+    places = np.tile(np.arange(k), (len(present), 1))
+    free = present & (hashes[:, :, 0] != np.uint64(text_hash("")))
+    for a in range(k):
+        for b in range(a + 1, k):
+            differ = hashes[:, a, :2] != hashes[:, b, :2]
+            both = free[:, a] & free[:, b] & differ[:, 0] & ~differ[:, 1]
+            places[both, a], places[both, b] = b, a
+            free[both, a] = free[both, b] = False
+    return places
 
 
 class KnownInstructions:
@@ -66,7 +85,7 @@ def sample_instructions(
     Args:
       hashes: uint64[p], hash of each pair's instruction.
       usable: bool[p], pairs that have an instruction.
-      sibling: int64[p], see `siblings`.
+      sibling: int64[p], see `usual_siblings`; the pair's number, not its place.
       seed, step: with a pair's number they decide its samples.
       known: `KnownInstructions.of` these pairs; None for none.
 

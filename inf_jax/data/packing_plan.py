@@ -8,7 +8,6 @@ import numpy as np
 from inf_jax.core.packing import rows_of_chunks
 from inf_jax.core.query_encoders import FIRST_EXTRA
 from inf_jax.data.layout import BatchLayout
-from inf_jax.data.records import PAIRS_PER_EXAMPLE
 from inf_jax.data.sampler import StepAssignment
 
 PLANNED_TEXTS = 2_000_000  # above this many texts the shape is planned on a sample of the steps
@@ -58,7 +57,7 @@ def plan_packing(
 ) -> PackingPlan:
     """The plan of a run; `assign` gives the assignment of a step. UserError: a text is longer than
     a row."""
-    texts_a_step = layout.columns * PAIRS_PER_EXAMPLE * layout.batch_size
+    texts_a_step = layout.columns * layout.pairs
     exact = steps * texts_a_step <= PLANNED_TEXTS
     count = min(SAMPLED_STEPS, max(LEAST_STEPS, SAMPLED_TEXTS // texts_a_step))
     spread = np.linspace(0, steps - 1, count).astype(int)

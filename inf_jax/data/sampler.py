@@ -12,8 +12,7 @@ import numpy as np
 from inf_jax.core.packing import assign_to_chunks
 from inf_jax.core.query_encoders import PASSAGE
 from inf_jax.data.layout import BatchLayout
-from inf_jax.data.negatives import sample_instructions, siblings
-from inf_jax.data.records import PAIRS_PER_EXAMPLE
+from inf_jax.data.negatives import sample_instructions
 from inf_jax.data.tokenised import TokenisedDataset
 
 WINDOW_STEPS = 16  # steps that share their examples' lengths evenly
@@ -219,13 +218,12 @@ def assign_step(
     dataset: TokenisedDataset, layout: BatchLayout, examples: np.ndarray, *, seed: int, step: int
 ) -> StepAssignment:
     """Samples instruction negatives for these examples' pairs and assigns the pairs to chunks."""
-    drawn, instructions = np.empty((len(examples) * PAIRS_PER_EXAMPLE, 0), np.int64), None
+    drawn, instructions = np.empty((len(examples) * layout.pairs_per_example, 0), np.int64), None
     if layout.block_i:
-        present = dataset.text_lengths[examples, ::2].ravel() > 0
         hashes = dataset.instruction_hashes[examples].ravel()
         usable = dataset.part_lengths[examples, :, 2].ravel() > 0
         known = dataset.known_instructions(examples)
-        instructions = StepInstructions(hashes, usable, siblings(present), known)
+        instructions = StepInstructions(hashes, usable, dataset.siblings(examples), known)
         options = {"count": layout.sampled, "seed": seed, "step": step, "known": known}
         drawn = sample_instructions(*instructions[:3], **options)
     lengths = layout.text_lengths(dataset, examples, drawn)
@@ -242,12 +240,12 @@ def _chunks(layout: BatchLayout, lengths: np.ndarray) -> np.ndarray:
         padded[: len(items)] = items
         return padded[assign_to_chunks(np.where(padded >= 0, weights[padded], 0), layout.chunks)]
 
-    n = layout.pairs_per_chunk
+    n, k = layout.pairs_per_chunk, layout.pairs_per_example
     if not layout.block_i:
         return in_chunks(np.flatnonzero(present), tokens, n)
     # whole examples, so that the query with its other instruction is on the same device
-    per_example = (tokens * present).reshape(-1, PAIRS_PER_EXAMPLE).sum(1)
+    per_example = (tokens * present).reshape(-1, k).sum(1)
     every = np.arange(layout.batch_size)
-    examples = in_chunks(every, per_example, n // PAIRS_PER_EXAMPLE)[:, :, None]
-    pairs = PAIRS_PER_EXAMPLE * examples + np.arange(PAIRS_PER_EXAMPLE)[None, None]
+    examples = in_chunks(every, per_example, n // k)[:, :, None]
+    pairs = k * examples + np.arange(k)[None, None]
     return np.where((examples >= 0) & present[pairs], pairs, -1).reshape(layout.chunks, -1)

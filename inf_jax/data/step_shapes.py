@@ -19,7 +19,6 @@ from inf_jax.data.from_config import batch_layout, dataset_dir, make_loader
 from inf_jax.data.layout import BatchLayout
 from inf_jax.data.loader import Loader
 from inf_jax.data.packing_plan import MARGIN
-from inf_jax.data.records import PAIRS_PER_EXAMPLE
 from inf_jax.text.tokenizer import TextTokenizer
 
 
@@ -28,6 +27,7 @@ class StepInputs(NamedTuple):
 
     Attributes:
       chunks, rows, pairs, tokens, fill: see `BatchLayout` and `PackingPlan`.
+      pairs_per_example: of the dataset; without one 3, as InF-IR has, if that divides the batch.
       squares: mean sum over the texts of a step of tokens^2.
       instructions: candidates of a row in block I.
       note: where lengths and fill are from, for people.
@@ -44,6 +44,7 @@ class StepInputs(NamedTuple):
     instructions: int
     note: str
     measured: bool
+    pairs_per_example: int
     warning: str = ""
 
 
@@ -85,17 +86,18 @@ def loader_inputs(loader: Loader) -> StepInputs:
         instructions=loader.layout.instruction_candidates,
         note=f"measured on {loader.dataset.directory}",
         measured=True,
-        warning=_larger_than_data(loader.layout.batch_size, loader.dataset.num_examples),
+        pairs_per_example=loader.layout.pairs_per_example,
+        warning=_larger_than_data(loader.layout, loader.dataset.num_examples),
     )
 
 
-def _larger_than_data(batch_size: int, examples: int) -> str:
-    if batch_size <= examples:
+def _larger_than_data(layout: BatchLayout, examples: int) -> str:
+    if layout.batch_size <= examples:
         return ""
-    least, most = batch_size // examples, -(-batch_size // examples)
+    least, most = layout.batch_size // examples, -(-layout.batch_size // examples)
     times = f"{most}" if least == most else f"{least} or {most}"
     return (
-        f"train.batch_size={batch_size:,} is larger than the data: a step holds each of the "
+        f"train.batch_size={layout.pairs:,} is larger than the data: a step holds each of the "
         f"{examples:,} examples {times} times; lower it, or add data"
     )
 
@@ -103,7 +105,8 @@ def _larger_than_data(batch_size: int, examples: int) -> str:
 def _assumed(
     config: RunConfig, devices: int, query_tokens: float, passage_tokens: float, *, why: str
 ) -> StepInputs:
-    layout, data = batch_layout(config, devices=devices), config.data
+    k, data = 1 if config.train.batch_size % 3 else 3, config.data
+    layout = batch_layout(config, devices=devices, pairs_per_example=k)
     n = layout.pairs_per_chunk
     # the parts of a query that are texts of their own share its tokens
     queries = _spread(query_tokens / layout.query_encoder.texts_per_query, data.max_query_tokens, n)
@@ -116,7 +119,7 @@ def _assumed(
         rows.append(int(np.ceil(needed * MARGIN)))
         tokens += float(texts.sum()) / n
         squares += float(np.square(texts).sum()) / n
-    pairs = layout.batch_size * PAIRS_PER_EXAMPLE
+    pairs = layout.pairs
     return StepInputs(
         chunks=layout.chunks,
         rows=tuple(rows),
@@ -130,6 +133,7 @@ def _assumed(
             f"the mean (--query-tokens, --passage-tokens); {why}"
         ),
         measured=False,
+        pairs_per_example=k,
     )
 
 

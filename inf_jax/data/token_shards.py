@@ -15,28 +15,30 @@ from pathlib import Path
 import numpy as np
 
 from inf_jax.core.errors import UserError, first_line
+from inf_jax.data.negatives import find_siblings, usual_siblings
 from inf_jax.data.records import (
-    PAIRS_PER_EXAMPLE,
-    TOKENISED_SCHEMA,
-    Example,
-    TokenisedRecord,
-    decode_example,
-    encode_tokenised,
+    AnyExample,
+    Pair,
     pair_hashes,
     pairs,
-    part_lengths,
     text_hash,
 )
-from inf_jax.data.splice_check import check_composition
+from inf_jax.data.token_records import (
+    TOKENISED_SCHEMA,
+    TokenisedNegatives,
+    TokenisedRecord,
+    encode_tokenised,
+    part_lengths,
+)
 from inf_jax.data.tokenised import MANIFEST, Sidecar, load_sidecar, write_sidecar
 from inf_jax.io.atomic import atomic_write
 from inf_jax.io.json_files import path_inside, read_json, sha256_of_file
-from inf_jax.io.tfrecord import CorruptRecordError, Reader, Writer, read_records
+from inf_jax.io.tfrecord import Reader, Writer
+from inf_jax.text.splice_check import check_composition
 from inf_jax.text.templates import TextConfig
 from inf_jax.text.tokenizer import TextTokenizer
 
 EXAMPLES_PER_SHARD = 8192  # a killed run repeats at most this many
-_TEXTS = 2 * PAIRS_PER_EXAMPLE
 _BATCH = 1024  # examples tokenised in one call: enough to keep all cores busy, little memory
 
 
@@ -148,22 +150,6 @@ def _checksum(path: Path) -> str:
         raise UserError(f"cannot read {path}: {error.strerror}; build the dataset again") from error
 
 
-def read_sources(sources: list[tuple[Path, int]]) -> Iterator[Example]:
-    """The examples of text TFRecord files, each with its number of records; CorruptRecordError at
-    the first damaged, missing or surplus record."""
-    for path, count in sources:
-        for number, data in enumerate(read_records(path, count=count)):
-            yield decode_at(path, number, data)
-
-
-def decode_at(path: Path, number: int, data: bytes) -> Example:
-    """The example of a record; CorruptRecordError names the file and the record number."""
-    try:
-        return decode_example(data)
-    except UserError as error:
-        raise CorruptRecordError(path, number, str(error)) from error
-
-
 def _shards(directory: Path, num_examples: int, per_shard: int) -> list[tuple[Path, int]]:
     if per_shard < 1:
         raise UserError(f"examples_per_shard={per_shard} must be 1 or more")
@@ -185,45 +171,71 @@ def _is_finished(path: Path, count: int) -> bool:
 
 def write_shard(
     path: Path,
-    examples: Iterable[Example],
+    examples: Iterable[AnyExample],
     *,
+    pairs_per_example: int,
     tokenizer: TextTokenizer,
     text: TextConfig,
     progress: Callable[[int], object] = lambda count: None,
 ) -> None:
     """Writes a shard of these examples, then its index; `progress` is called with the number of
     examples since the last call. UserError: a text has no tokens, or a file cannot be written."""
-    lengths, parts, hashes = [], [], []
+    each: dict[str, list] = {"lengths": [], "parts": [], "hashes": [], "counts": []}
+    negatives = [np.empty(0, np.int32)]
+    options = {"pairs_per_example": pairs_per_example, "tokenizer": tokenizer, "text": text}
     with Writer(path) as writer:
         while batch := list(itertools.islice(examples, _BATCH)):
-            for record in tokenise_batch(batch, tokenizer=tokenizer, text=text):
+            for record in tokenise_batch(batch, **options):
                 writer.write(encode_tokenised(record))
-                lengths.append(record.lengths)
-                parts.append(part_lengths(record.spans))
-                hashes.append(record.hashes)
+                each["lengths"].append(record.lengths)
+                each["parts"].append(part_lengths(record.spans))
+                each["hashes"].append(record.hashes)
+                if found := record.negatives:
+                    negatives.append(found.lengths)
+                each["counts"].append(found.counts if found else [0] * pairs_per_example)
             progress(len(batch))
-    counts = np.array(lengths, np.int32), np.array(parts, np.int32)
-    hashes = np.array(hashes, np.uint64)
-    write_sidecar(path, Sidecar(writer.index, *counts, hashes[:, :, 0], pair_hashes(hashes)))
+    lengths, parts, counts = (
+        np.array(each[name], np.int32) for name in ("lengths", "parts", "counts")
+    )
+    hashes = np.array(each["hashes"], np.uint64)
+    present = lengths[:, ::2] > 0
+    siblings, usual = find_siblings(hashes, present), usual_siblings(present)
+    sidecar = Sidecar(writer.index, lengths, parts, hashes[:, :, 0], pair_hashes(hashes))
+    if (siblings != usual).any():
+        sidecar = sidecar._replace(siblings=siblings.astype(np.int32))
+    if counts.any():
+        sidecar = sidecar._replace(
+            negative_counts=counts, negative_lengths=np.concatenate(negatives)
+        )
+    write_sidecar(path, sidecar)
 
 
 def tokenise_batch(
-    examples: list[Example], *, tokenizer: TextTokenizer, text: TextConfig
+    examples: list[AnyExample],
+    *,
+    pairs_per_example: int,
+    tokenizer: TextTokenizer,
+    text: TextConfig,
 ) -> Iterator[TokenisedRecord]:
     """The records of these examples, in order; UserError where a text has no tokens."""
     all_pairs = [pairs(example) for example in examples]
     present = [pair for group in all_pairs for pair in group if pair is not None]
     queries = iter(tokenizer.query_parts([(p.query, p.instruction) for p in present], text))
-    passages = iter(tokenizer.passages([p.passage for p in present], text))
+    wanted = [p.passage for p in present] + [negative for p in present for negative in p.negatives]
+    every = tokenizer.passages(wanted, text)
+    passages, others = iter(every[: len(present)]), iter(every[len(present) :])
     for example, group in zip(examples, all_pairs, strict=True):
-        tokens, lengths = [], np.zeros(_TEXTS, np.int32)
-        hashes = np.zeros((PAIRS_PER_EXAMPLE, 3), np.uint64)
-        uncut, spans = [np.empty(0, np.int32)], np.zeros((PAIRS_PER_EXAMPLE, 5), np.int32)
+        tokens, lengths = [np.empty(0, np.int32)], np.zeros(2 * pairs_per_example, np.int32)
+        hashes = np.zeros((pairs_per_example, 3), np.uint64)
+        uncut, spans = [np.empty(0, np.int32)], np.zeros((pairs_per_example, 5), np.int32)
+        negatives: list[list[np.ndarray]] = [[] for _ in range(pairs_per_example)]
         for n, pair in enumerate(group):
             if pair is None:
                 continue
             (query, parts), passage = next(queries), next(passages)
-            if not (len(query) and len(passage)):  # length 0 would mean that the pair is absent
+            negatives[n] = list(itertools.islice(others, len(pair.negatives)))
+            # length 0 would mean that the pair is absent
+            if not all(map(len, (query, passage, *negatives[n]))):
                 raise UserError(
                     f"example {example.id!r}: a text of pair {n} has no tokens; remove the example "
                     "with the validation of `python -m data_pipeline.build`"
@@ -235,22 +247,58 @@ def tokenise_batch(
             if len(query) < len(parts.ids):
                 uncut.append(parts.ids)
         yield TokenisedRecord(
-            example.id, np.concatenate(tokens), lengths, hashes, spans, np.concatenate(uncut)
+            example.id,
+            np.concatenate(tokens),
+            lengths,
+            hashes,
+            spans,
+            np.concatenate(uncut),
+            _negatives(example.id, group, negatives),
         )
 
 
+def _negatives(
+    id: str, group: tuple[Pair | None, ...], texts: list[list[np.ndarray]]
+) -> TokenisedNegatives | None:
+    """The negatives of an example's pairs and their teacher scores; None where there are none."""
+    positive_scores, scores = np.full(len(texts), np.nan, np.float32), []
+    for n, pair in enumerate(group):
+        found = pair.scores if pair else ()
+        count = len(texts[n])
+        if len(found) not in (0, 1 + count):
+            raise UserError(
+                f"example {id!r}: pair {n} has {len(found)} teacher scores, expected one of its "
+                f"passage and of each of its {count} negatives; build the dataset again"
+            )
+        positive_scores[n], *rest = found or [np.nan] * (1 + count)
+        scores += rest
+    flat = [ids for each in texts for ids in each]
+    if not flat and np.isnan(positive_scores).all():
+        return None
+    return TokenisedNegatives(
+        counts=np.array([len(each) for each in texts], np.int32),
+        lengths=np.array([len(ids) for ids in flat], np.int32),
+        tokens=np.concatenate([np.empty(0, np.int32), *flat]),
+        hashes=np.array([text_hash(t) for p in group if p for t in p.negatives], np.uint64),
+        positive_scores=positive_scores,
+        scores=np.array(scores, np.float32),
+    )
+
+
 def write_manifest(
-    plan: TokenisingPlan, sample: list[Example], *, tokenizer: TextTokenizer, text: TextConfig
+    plan: TokenisingPlan, sample: list[AnyExample], *, tokenizer: TextTokenizer, text: TextConfig
 ) -> None:
     """Finishes a directory whose shards all exist; `sample` are the examples of `sampled`.
     UserError: an index is missing, or the file cannot be written."""
     lengths = np.concatenate([load_sidecar(shard).text_lengths for shard, _ in plan.shards])
+    queries = [(p.query, p.instruction) for example in sample for p in pairs(example) if p]
     at_limit = lengths.reshape(-1, 2) == (text.max_query_tokens, text.max_passage_tokens)
     manifest = {
         "fingerprint": plan.fingerprint,
         "recipe": plan.recipe,
         "special_tokens": [ids.tolist() for ids in tokenizer.special],
-        "composition": check_composition(sample, tokenizer, text)._asdict(),
+        "composition": check_composition(queries, tokenizer, text)._asdict(),
+        "pairs_per_example": lengths.shape[1] // 2,
         "shards": [{"file": shard.name, "examples": count} for shard, count in plan.shards],
         "texts": int(np.count_nonzero(lengths)),
         "tokens": int(lengths.sum()),

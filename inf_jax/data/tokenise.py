@@ -13,16 +13,15 @@ from pathlib import Path
 import tqdm
 
 from inf_jax.core.errors import UserError
-from inf_jax.data.records import Example
-from inf_jax.data.splice_check import sampled
+from inf_jax.data.records import AnyExample, most_pairs, read_sources
 from inf_jax.data.token_shards import (
     EXAMPLES_PER_SHARD,
     plan_shards,
-    read_sources,
     source_files,
     write_manifest,
     write_shard,
 )
+from inf_jax.text.splice_check import sampled
 from inf_jax.text.templates import TextConfig
 from inf_jax.text.tokenizer import TextTokenizer
 
@@ -68,7 +67,8 @@ def tokenise(
     todo = plan.todo()
     if todo is None:
         return plan.directory
-    sample: list[Example] = []
+    options = {"pairs_per_example": most_pairs(plan.sources), "tokenizer": tokenizer, "text": text}
+    sample: list[AnyExample] = []
     examples = sampled(read_sources(plan.sources), count=plan.num_examples, into=sample)
     with tqdm.tqdm(
         total=plan.num_examples, desc=f"tokenise {split}", unit="ex", disable=not progress
@@ -76,7 +76,7 @@ def tokenise(
         for number, (path, count) in enumerate(plan.shards):
             shard = itertools.islice(examples, count)
             if number in todo:
-                write_shard(path, shard, tokenizer=tokenizer, text=text, progress=bar.update)
+                write_shard(path, shard, progress=bar.update, **options)
             else:
                 bar.update(sum(1 for _ in shard))
         next(examples, None)  # the last source file raises if it holds too many records
@@ -84,7 +84,7 @@ def tokenise(
     return plan.directory
 
 
-def read_examples(dataset_dir: str | os.PathLike, split: str) -> Iterator[Example]:
+def read_examples(dataset_dir: str | os.PathLike, split: str) -> Iterator[AnyExample]:
     """The examples of one split of a TFDS directory, in the order of its files; UserError where it
     is missing, damaged or empty, names file and record."""
     yield from read_sources(source_files(Path(dataset_dir), split))

@@ -11,39 +11,41 @@ from typing import NamedTuple
 import numpy as np
 
 from inf_jax.core.errors import UserError, first_line
-from inf_jax.data.negatives import KnownInstructions
-from inf_jax.data.records import (
-    PAIRS_PER_EXAMPLE,
+from inf_jax.data.negatives import KnownInstructions, usual_siblings
+from inf_jax.data.records import pair_hashes
+from inf_jax.data.token_records import (
     TOKENISED_SCHEMA,
     TokenisedBatch,
     TokenisedRecord,
     decode_batch,
     decode_tokenised,
-    pair_hashes,
     part_lengths,
 )
-from inf_jax.data.splice_check import Composition
 from inf_jax.io.atomic import atomic_file
 from inf_jax.io.json_files import path_inside, read_json
 from inf_jax.io.tfrecord import CorruptRecordError, Index, Reader
+from inf_jax.text.splice_check import Composition
 
 MANIFEST = "manifest.json"
-_TEXTS = 2 * PAIRS_PER_EXAMPLE
 # RuntimeError: a flipped bit can also name a compression method that zipfile lacks
 _DAMAGE = (OSError, EOFError, KeyError, ValueError, TypeError, RuntimeError, zipfile.BadZipFile)
 
 
 class Sidecar(NamedTuple):
-    """What the index file of a shard says of its n examples, so that no record has to be read.
+    """What the index file of a shard says of its n examples of k pairs, so that no record has to
+    be read.
 
     Attributes:
       index: where the records are.
-      text_lengths: int32[n, 6], tokens of IQ0, P0, IQ1, P1, IQ2, P2; 0 for an absent pair.
-      part_lengths: int32[n, 3, 3], tokens of each pair's instructed query before truncation, of its
+      text_lengths: int32[n, 2 * k], tokens of IQ0, P0, IQ1, P1, ...; 0 for an absent pair.
+      part_lengths: int32[n, k, 3], tokens of each pair's instructed query before truncation, of its
         query and of its instruction.
-      instruction_hashes: uint64[n, 3], of each pair's instruction.
-      pair_hashes: uint64[n, 3], of each pair's query and passage together; None in an index of
+      instruction_hashes: uint64[n, k], of each pair's instruction.
+      pair_hashes: uint64[n, k], of each pair's query and passage together; None in an index of
         version 0.1.0.
+      siblings: int32[n, k], `negatives.find_siblings`; None where they are the usual ones.
+      negative_counts: int32[n, k], hard negatives of each pair; None where there are none.
+      negative_lengths: int32[sum(negative_counts)], tokens of each; None where there are none.
     """
 
     index: Index
@@ -51,6 +53,9 @@ class Sidecar(NamedTuple):
     part_lengths: np.ndarray
     instruction_hashes: np.ndarray
     pair_hashes: np.ndarray | None = None
+    siblings: np.ndarray | None = None
+    negative_counts: np.ndarray | None = None
+    negative_lengths: np.ndarray | None = None
 
 
 class TokenisedDataset:
@@ -58,6 +63,8 @@ class TokenisedDataset:
 
     Attributes:
       directory: Path, as `tokenise` returned it.
+      pairs_per_example: k, pairs of an example, absent ones included; an example's pairs have the
+        numbers k * example to k * example + k - 1.
       text_lengths, part_lengths, instruction_hashes: as in `Sidecar`, of all examples.
       special: int32[...] twice, the special tokens before and after every text.
       max_query_tokens: int, the limit of an instructed query.
@@ -79,6 +86,8 @@ class TokenisedDataset:
                     f"{TOKENISED_SCHEMA}; tokenise the split again"
                 )
             self.fingerprint: str = manifest["fingerprint"]
+            # older manifests are of InF-IR's three
+            self.pairs_per_example = k = int(manifest.get("pairs_per_example", 3))
             self.max_query_tokens: int = recipe["text"]["max_query_tokens"]
             before, after = (np.array(ids, np.int32) for ids in manifest["special_tokens"])
             self.special: tuple[np.ndarray, np.ndarray] = before, after
@@ -102,12 +111,19 @@ class TokenisedDataset:
                     f"{index_path(path)} has {len(sidecar.index)} records, {MANIFEST} says "
                     f"{count}; delete {self.directory} and tokenise the split again"
                 )
+            if sidecar.text_lengths.shape[1] != 2 * k:
+                raise UserError(
+                    f"{index_path(path)} has examples of {sidecar.text_lengths.shape[1] / 2:g} "
+                    f"pairs, {MANIFEST} says {k}; delete {self.directory} and tokenise the split "
+                    "again"
+                )
             self._readers.append(Reader(path, sidecar.index))
             sidecars.append(sidecar)
         self.text_lengths, self.part_lengths, self.instruction_hashes = (
             np.concatenate([sidecar[n] for sidecar in sidecars]) for n in (1, 2, 3)
         )
         self._pair_hashes = [sidecar.pair_hashes for sidecar in sidecars]
+        self._siblings = _joined_siblings(sidecars)
         self._ends = np.cumsum([len(reader) for reader in self._readers])
         self.num_examples = len(self.text_lengths)
 
@@ -144,7 +160,7 @@ class TokenisedDataset:
             )
 
         try:
-            batch = decode_batch(data)
+            batch = decode_batch(data, self.pairs_per_example)
         except UserError:
             for place, each in enumerate(data):
                 try:
@@ -166,6 +182,15 @@ class TokenisedDataset:
                 raise error(first, what)
         return batch
 
+    def siblings(self, examples: np.ndarray) -> np.ndarray:
+        """int64[p], of the pairs of these examples, numbered in this order, the number of the pair
+        with the same query under another instruction, or its own number."""
+        if self._siblings is None:
+            places = usual_siblings(self.text_lengths[examples, ::2] > 0)
+        else:
+            places = self._siblings[examples]
+        return (places + self.pairs_per_example * np.arange(len(examples))[:, None]).ravel()
+
     def known_instructions(self, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """`KnownInstructions.of` the pairs of these examples, by all examples of the split; reads
         once all records of a shard whose index lacks `pair_hashes`."""
@@ -178,7 +203,7 @@ class TokenisedDataset:
         for reader, hashes in zip(self._readers, self._pair_hashes, strict=True):
             if hashes is None:
                 data = reader.read_many([*range(len(reader))])
-                hashes = pair_hashes(decode_batch(data).hashes)
+                hashes = pair_hashes(decode_batch(data, self.pairs_per_example).hashes)
             every.append(hashes)
         pairs, present = np.concatenate(every), self.text_lengths[:, ::2] > 0
         return pairs, KnownInstructions(pairs[present], self.instruction_hashes[present])
@@ -206,16 +231,25 @@ class TokenisedDataset:
         )
 
 
+def _joined_siblings(sidecars: list[Sidecar]) -> np.ndarray | None:
+    if all(sidecar.siblings is None for sidecar in sidecars):
+        return None
+    each = [
+        usual_siblings(one.text_lengths[:, ::2] > 0) if one.siblings is None else one.siblings
+        for one in sidecars
+    ]
+    return np.concatenate(each)
+
+
 def index_path(shard: Path) -> Path:
     return shard.with_name(shard.name + ".index.npz")
 
 
 def write_sidecar(shard: Path, sidecar: Sidecar) -> None:
     """Writes the index file of a shard."""
-    index, arrays = dataclasses.asdict(sidecar.index), sidecar._asdict()
-    del arrays["index"]
-    if sidecar.pair_hashes is None:
-        del arrays["pair_hashes"]
+    index = dataclasses.asdict(sidecar.index)
+    names = [name for name in Sidecar._fields[1:] if getattr(sidecar, name) is not None]
+    arrays = {name: getattr(sidecar, name) for name in names}
     with atomic_file(index_path(shard)) as file:
         np.savez(file, **index, **arrays)
 
@@ -226,14 +260,17 @@ def load_sidecar(shard: Path) -> Sidecar:
     try:
         with open(path, "rb") as file, np.load(file) as arrays:
             index = Index(arrays["offsets"], arrays["lengths"], arrays["crcs"])
-            sidecar = Sidecar(index, *(arrays[name] for name in Sidecar._fields[1:-1]))
-            if "pair_hashes" in arrays:
-                sidecar = sidecar._replace(pair_hashes=arrays["pair_hashes"])
-        n = len(index)
-        shapes = [x.shape for x in (index.lengths, index.crcs, *sidecar[1:]) if x is not None]
-        each = (n, PAIRS_PER_EXAMPLE)
-        expected = [(n,), (n,), (n, _TEXTS), (*each, 3), each, each]
-        if shapes != expected[: len(shapes)]:
+            needed, optional = Sidecar._fields[1:4], Sidecar._fields[4:]
+            sidecar = Sidecar(
+                index,
+                **{name: arrays[name] for name in needed},
+                **{name: arrays[name] for name in optional if name in arrays},
+            )
+        n, counts = len(index), sidecar.negative_counts
+        k, total = sidecar.text_lengths.size // (2 * n or 1), 0 if counts is None else counts.sum()
+        shapes = [(n,), (n,), (n, 2 * k), (n, k, 3), *[(n, k)] * 4, (total,)]
+        found = zip((index.lengths, index.crcs, *sidecar[1:]), shapes, strict=True)
+        if any(array is not None and array.shape != shape for array, shape in found):
             raise ValueError("the sizes of its arrays disagree")
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; tokenise the split again") from error

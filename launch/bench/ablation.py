@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from inf_jax.config.command_line import EXAMPLE, override_check, parse
+from inf_jax.config.resume import as_saved
 from inf_jax.config.sections import RunConfig
 from inf_jax.core import console
 from inf_jax.core.cli_flags import FlagParser
@@ -179,7 +180,7 @@ def settings(config: dict) -> dict:
 
 def check_unchanged(cell: Cell) -> None:
     """Raises UserError if the cell was begun with other settings: its scores would not compare."""
-    path, now = cell.directory / "config.json", settings(cell.config.to_dict())
+    path, now = cell.directory / "config.json", settings(as_saved(cell.config))
     if not path.exists():
         return
     was = settings(read_json(path, kind=dict, remedy=f"delete {path.parent}"))
@@ -196,7 +197,7 @@ def finished(cell: Cell) -> dict | None:
     """The cell's eval.json if it is of the last step and of these settings, else None."""
     try:
         scores = read_json(cell.directory / "eval.json", kind=dict)
-        same = settings(scores["config"]) == settings(cell.config.to_dict())
+        same = settings(scores["config"]) == settings(as_saved(cell.config))
         return scores if same and scores["step"] == cell.config.train.steps else None
     except (UserError, KeyError, AttributeError):  # absent, or not an eval.json
         return None
@@ -240,7 +241,7 @@ def write_report(config: ConfigDict, results: list[dict]) -> None:
     header = header if columns else (*header, "result")
     title = (
         f"{config.data.source} {config.eval.split}, {config.train.steps} steps of "
-        f"{config.train.batch_size} examples, times 100"
+        f"{config.train.batch_size} pairs, times 100"
     )
     console.table(f"ablation: {title}", rows, header=header)
     failures = "".join(

@@ -170,7 +170,7 @@ def rows_worker(args: argparse.Namespace, overrides: list[str]) -> Callable[[int
         facts = {
             "model": config.model.name,
             "objective": str(training.program.objective),
-            "batch_size": config.train.batch_size,
+            "batch_size": loader.layout.batch_size,
             "pairs": loader.plan.pairs,
             "max_query_tokens": text.max_query_tokens,
             "max_passage_tokens": text.max_passage_tokens,

@@ -104,7 +104,7 @@ def tiny_config(tiny_model_dir, tiny_dataset_dir, tmp_path):
     config.data.max_passage_tokens = 32
     config.data.row_tokens = 64
     config.model.name = str(tiny_model_dir)
-    config.train.batch_size = 8
+    config.train.batch_size = 24
     config.train.steps = 4
     config.train.checkpoint_every = 2
     config.eval.batch_rows = 2

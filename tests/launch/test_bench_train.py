@@ -17,7 +17,7 @@ LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 @pytest.fixture
 def config_file(tiny_config, tmp_path) -> Path:
     """The tiny run as a config file; 12 examples, so that the 8 chunks have empty slots."""
-    tiny_config.train.batch_size = 12
+    tiny_config.train.batch_size = 36
     tiny_config.loss.mask = "faithful"  # sentence-transformers has no identity masks
     return write_config(tiny_config, tmp_path / "config.py")
 

@@ -26,7 +26,7 @@ def run(tiny_config, tmp_path):
         config.model.update(model)
         config.data.max_query_tokens = config.data.max_passage_tokens = 48
         config.data.row_tokens, config.eval.max_passage_tokens = 96, 48
-        config.train.steps, config.train.checkpoint_every, config.train.batch_size = 2, 2, 16
+        config.train.steps, config.train.checkpoint_every, config.train.batch_size = 2, 2, 48
         config.optim.lr, config.train.health, config.loss.engine = 1e-2, False, "dense"
         train.main(config)
         export.main(config)

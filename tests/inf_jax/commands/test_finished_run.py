@@ -34,7 +34,7 @@ NOT_THE_RUNS = {
     "loss.dims": (8, 16),
     "loss.objective": "uni(P)",
     "optim.lr": 1.0,
-    "train.batch_size": 4,
+    "train.batch_size": 12,
     "seed": 7,
 }
 

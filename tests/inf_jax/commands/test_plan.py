@@ -44,13 +44,15 @@ def changed(config, overrides):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_planned_program_is_the_trained_one(tiny_config, variant):
     """The same lowered program, from shapes alone as from the loader's first batch."""
-    config = changed(tiny_config, {"train.batch_size": 16, **VARIANTS[variant]})
+    config = changed(tiny_config, {"train.batch_size": 48, **VARIANTS[variant]})
     training = make_training(run_config(config))
     real = training.loader.host_batch(0)
     read = run_config(config)
     inputs = plan_inputs(read, lambda: run_tokenizer(read), devices=8, **LENGTHS)
     batch = batch_shapes(
-        batch_layout(read, devices=8), inputs.rows, sharding=batch_sharding(training.program.mesh)
+        batch_layout(read, devices=8, pairs_per_example=3),
+        inputs.rows,
+        sharding=batch_sharding(training.program.mesh),
     )
     assert inputs.measured and "measured on" in inputs.note
     assert (inputs.rows, inputs.fill) == (training.loader.plan.rows, training.loader.plan.fill)
@@ -72,7 +74,7 @@ def test_the_planned_program_is_the_trained_one(tiny_config, variant):
 
 
 def test_assumed_lengths(tiny_config):
-    config = changed(tiny_config, {"data.dir": "nowhere", "train.batch_size": 160})
+    config = changed(tiny_config, {"data.dir": "nowhere", "train.batch_size": 480})
     inputs = plan_inputs(
         run_config(config),
         lambda: run_tokenizer(run_config(config)),
@@ -168,9 +170,10 @@ def fake_plan(per_example: float, limit: float):
     """plan_run of a program whose memory is linear in the batch."""
 
     def make(config, target, args):
-        needed = per_example * config.train.batch_size
+        pairs = config.train.batch_size
+        needed = per_example * pairs // 3
         memory = {"needed": needed, "limit": limit, "free": limit - needed, "at_rest": 0}
-        batch = {"pairs": 3 * config.train.batch_size, "examples": config.train.batch_size}
+        batch = {"pairs": pairs, "examples": pairs // 3}
         found = {"hbm": memory | {"fits": needed <= limit}, "batch": batch, "devices": 8}
         found |= {"topology": target.name, "slices": 1, "tensor_divides": 4}
         found |= {"parameters": 2**20, "trained_parameters": 2**20}

@@ -152,7 +152,7 @@ def test_variants_train(tiny_config, change):
     else:
         tiny_config.model.scan_layers = False
         tiny_config.model.remat = "full"
-    tiny_config.train.batch_size = 16
+    tiny_config.train.batch_size = 48
     train.main(tiny_config)
     out_dir = Path(tiny_config.out_dir)
     lines = read_metrics(out_dir / "metrics.jsonl")
@@ -175,7 +175,7 @@ LOSSES = {
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_train_and_evaluate(tiny_config, name):
     tiny_config.loss.update(LOSSES[name])
-    tiny_config.train.batch_size = 16
+    tiny_config.train.batch_size = 48
     train.main(tiny_config)
     out_dir = Path(tiny_config.out_dir)
     lines = read_metrics(out_dir / "metrics.jsonl")
@@ -200,7 +200,7 @@ def test_attention_query_encoder_is_the_same_in_chunks_and_on_a_mesh(tiny_config
     tiny_config.model.query_encoder = "attention"
     tiny_config.model.towers = towers
     tiny_config.loss.objective = "multi(P,I,IQ)"
-    tiny_config.train.update({"batch_size": 32, "health": False})
+    tiny_config.train.update({"batch_size": 96, "health": False})
     curves = []
     for devices, chunks in ((8, 2), (1, 16)):
         _, lines = train_on(str(devices), devices, train={"chunks_per_device": chunks})

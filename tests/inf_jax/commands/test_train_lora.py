@@ -155,7 +155,7 @@ def test_from_a_full_run_to_adapters_of_one_tower(lora_config, tmp_path, no_torc
     config.model.freeze = "^passage/"
     config.model.frozen_dtype = "bfloat16"
     config.train.steps = 2
-    config.train.batch_size = 16
+    config.train.batch_size = 48
     train.main(config)
     after, start = final_state(config)
     assert after.params.keys() == {"query"}

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from inf_jax.config import defaults
-from inf_jax.config.resume import check_same_run, continue_older
+from inf_jax.config.resume import as_saved, check_same_run, continue_older
 from inf_jax.core.errors import UserError
 
 
@@ -13,7 +13,7 @@ from inf_jax.core.errors import UserError
 def test_a_run_older_than_attention_dropout_dropped_weights_at_the_rate_of_the_rest(rate):
     config = defaults()
     config.model.dropout = rate
-    saved = json.loads(json.dumps(config.to_dict()))
+    saved = json.loads(json.dumps(as_saved(config)))
     check_same_run(config, saved, "run")
     del saved["model"]["attention_dropout"]
     if rate:
@@ -23,15 +23,46 @@ def test_a_run_older_than_attention_dropout_dropped_weights_at_the_rate_of_the_r
     assert continue_older(config, saved) == ([f"model.attention_dropout={rate}"] if rate else [])
     assert config.model.attention_dropout == rate
     check_same_run(config, saved, "run")
-    assert continue_older(config, json.loads(json.dumps(config.to_dict()))) == []
+    assert continue_older(config, json.loads(json.dumps(as_saved(config)))) == []
 
 
 def test_a_given_attention_dropout_is_compared_with_what_an_older_run_did():
     config = defaults()
     config.model.dropout = 0.1
-    saved = json.loads(json.dumps(config.to_dict()))
+    saved = json.loads(json.dumps(as_saved(config)))
     del saved["model"]["attention_dropout"]
     config.model.attention_dropout = 0.2
     assert continue_older(config, saved) == []
     with pytest.raises(UserError, match=r"model\.attention_dropout was 0\.1, is now 0\.2"):
         check_same_run(config, saved, "run")
+
+
+def test_a_run_whose_batch_counted_examples_goes_on_with_as_many_pairs():
+    """By the config that began it or by one that counts pairs, from each of its checkpoints."""
+    config = defaults()
+    config.train.batch_size = 48
+    saved = json.loads(json.dumps(config.to_dict()))
+    saved["train"]["batch_size"] = 16  # examples
+    for given, said in ((16, ["train.batch_size=48 pairs, of 16 examples"]), (48, [])):
+        config.train.batch_size = given
+        check_same_run(config, saved, "run")  # evaluate and export
+        assert continue_older(config, saved) == said
+        assert config.train.batch_size == 48
+        check_same_run(config, saved, "run")
+        assert json.loads(json.dumps(as_saved(config, saved))) == saved
+    config.train.batch_size = 32
+    assert continue_older(config, saved) == []
+    with pytest.raises(UserError, match=r"train\.batch_size was 48, is now 32"):
+        check_same_run(config, saved, "run")
+
+
+def test_a_run_whose_batch_counts_pairs_does_not_change_it():
+    config = defaults()
+    config.train.batch_size = 48
+    saved = json.loads(json.dumps(as_saved(config)))
+    assert json.loads(json.dumps(as_saved(config, saved))) == saved
+    for other in (16, 144):
+        config.train.batch_size = other
+        assert continue_older(config, saved) == []
+        with pytest.raises(UserError, match=rf"train\.batch_size was 48, is now {other}"):
+            check_same_run(config, saved, "run")

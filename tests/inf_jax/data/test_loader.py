@@ -151,7 +151,7 @@ def test_texts_that_cannot_be_spliced_are_refused(dataset, tmp_path):
 
 
 def test_impossible_layouts(dataset):
-    with pytest.raises(UserError, match=r"train\.batch_size=6 gives fewer pairs than there are"):
+    with pytest.raises(UserError, match=r"train\.batch_size=18 gives fewer pairs than there are"):
         make(dataset, chunks=32)
     with pytest.raises(UserError, match=r"raise data\.row_tokens"):
         make(dataset, row_tokens=8)

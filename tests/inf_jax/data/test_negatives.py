@@ -147,10 +147,16 @@ def test_samples_differ_between_steps_and_seeds_and_are_even(dataset):
     assert deal.min() > 0.7 * deal.mean()
 
 
+def siblings(present):
+    """The numbers of the pairs of examples of three, one after another."""
+    places = negatives.usual_siblings(present.reshape(-1, 3))
+    return (places + 3 * np.arange(len(places))[:, None]).ravel()
+
+
 def test_too_few_instructions_fill_with_the_rows_own():
     hashes = np.array([5, 5, 5, 9, 5, 0, 7, 5, 5], np.uint64)
     usable = hashes > 0
-    sibling = negatives.siblings(usable)
+    sibling = siblings(usable)
     assert sibling.tolist() == [1, 0, 2, 4, 3, 5, 7, 6, 8]
     drawn = negatives.sample_instructions(hashes, usable, sibling, count=3, seed=0, step=0)
     own_or_free = [{5}, {5}, {5}, {5, 9}, {5, 9}, None, {5, 7}, {5, 7}, {5}]
@@ -255,7 +261,7 @@ def test_an_index_of_an_older_version_gives_the_same_samples(repeated):
 def test_samples_are_distinct_and_as_many_as_possible(values, count, seed, known):
     hashes = np.array(values[: len(values) // 3 * 3], np.uint64)
     usable = hashes > 0
-    sibling = negatives.siblings(usable)
+    sibling = siblings(usable)
     rows, fit = np.array(sorted(known), np.int64).reshape(-1, 2).T
     drawn = negatives.sample_instructions(
         hashes, usable, sibling, count=count, seed=seed, step=3, known=(rows, fit.astype(np.uint64))

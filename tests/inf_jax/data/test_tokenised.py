@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from inf_jax.core.errors import UserError
-from inf_jax.data.records import encode_example, encode_tokenised, text_hash
+from inf_jax.data.records import encode_example, text_hash
+from inf_jax.data.token_records import encode_tokenised
 from inf_jax.data.tokenised import TokenisedDataset
 from inf_jax.io.tfrecord import CorruptRecordError, Writer
 from inf_jax.text.templates import TextConfig

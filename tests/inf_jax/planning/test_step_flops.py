@@ -23,7 +23,7 @@ def bert_base(**options):
     config.model.scan_layers = False
     config.data.max_passage_tokens = config.data.row_tokens = 128
     config.data.texts_per_row = 1
-    config.train.batch_size = 32
+    config.train.batch_size = 96
     config.train.health = False
     for key, value in options.items():
         section, _, name = key.partition("__")

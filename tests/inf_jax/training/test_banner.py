@@ -55,12 +55,12 @@ def test_health_table():
 
 def test_a_step_larger_than_the_data_is_said_in_the_banner_and_the_plan(tiny_config, capsys):
     """And the order of an older version, where a run that is resumed keeps it."""
-    tiny_config.train.batch_size = 72
+    tiny_config.train.batch_size = 216
     config = run_config(tiny_config)
     training = make_training(config, order=1)
     banner(config, training, first_step=0, more={"compilation cache": "none"})
     warning = (
-        "WARNING: train.batch_size=72 is larger than the data: a step holds each of the 60 "
+        "WARNING: train.batch_size=216 is larger than the data: a step holds each of the 60 "
         "examples 1 or 2 times; lower it, or add data\n"
     )
     said = capsys.readouterr().out

@@ -5,17 +5,17 @@ checks a sample and stores the result; the loader refuses a dataset whose texts 
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from inf_jax.data.records import Example, pairs
 from inf_jax.text.query_parts import as_own_text, truncate, with_instruction
 from inf_jax.text.templates import TextConfig
 from inf_jax.text.tokenizer import TextTokenizer
 
 CHECKED_EXAMPLES = 256  # examples checked, spread over the split
+_T = TypeVar("_T")
 
 
 class Composition(NamedTuple):
@@ -32,7 +32,7 @@ class Composition(NamedTuple):
     alone: int
 
 
-def sampled(examples: Iterable[Example], *, count: int, into: list[Example]) -> Iterator[Example]:
+def sampled(examples: Iterable[_T], *, count: int, into: list[_T]) -> Iterator[_T]:
     """Passes `count` examples on and appends CHECKED_EXAMPLES of them or fewer, evenly spread, to
     `into`."""
     every = -(-count // CHECKED_EXAMPLES)
@@ -43,18 +43,19 @@ def sampled(examples: Iterable[Example], *, count: int, into: list[Example]) -> 
 
 
 def check_composition(
-    examples: list[Example], tokenizer: TextTokenizer, text: TextConfig
+    queries: Sequence[tuple[str, str]], tokenizer: TextTokenizer, text: TextConfig
 ) -> Composition:
-    """Compares the texts that a loader may splice with the tokenizer's ids for them."""
-    present = [p for e in examples for p in pairs(e) if p is not None and p.instruction.strip()]
+    """Compares the texts that a loader may splice with the tokenizer's ids for them; of the
+    (query, instruction) pairs those that have an instruction."""
+    present = [(query, instruction) for query, instruction in queries if instruction.strip()]
     half = len(present) // 2  # not the next pair: neighbours often share an instruction
-    instructions = [p.instruction for p in present[half:] + present[:half]]
-    parts = [p for _, p in tokenizer.query_parts([(p.query, p.instruction) for p in present], text)]
+    instructions = [instruction for _, instruction in present[half:] + present[:half]]
+    parts = [p for _, p in tokenizer.query_parts(present, text)]
     others = parts[half:] + parts[:half]
     limits = {"special": tokenizer.special, "limit": text.max_query_tokens}
 
-    others_queries = [(p.query, i) for p, i in zip(present, instructions, strict=True)]
-    expected = tokenizer.queries(others_queries, text)
+    crossing = [(query, i) for (query, _), i in zip(present, instructions, strict=True)]
+    expected = tokenizer.queries(crossing, text)
     crossed = [
         np.array_equal(truncate(with_instruction(mine, other.ids_of("instruction")), **limits), ids)
         for mine, other, ids in zip(parts, others, expected, strict=True)
@@ -64,11 +65,12 @@ def check_composition(
         text, passage_template="{passage}", max_passage_tokens=text.max_query_tokens
     )
     by_itself = np.ones(len(present), bool)
-    for part in ("query", "instruction"):
-        expected = tokenizer.passages([getattr(p, part) for p in present], bare)
-        by_itself &= [
+    for n, part in enumerate(("query", "instruction")):
+        expected = tokenizer.passages([each[n] for each in present], bare)
+        same = [
             np.array_equal(as_own_text(mine.ids_of(part), **limits), ids)
             for mine, ids in zip(parts, expected, strict=True)
         ]
+        by_itself &= np.array(same, bool)
     checked = len(present)
     return Composition(checked, checked - sum(crossed), int(checked - by_itself.sum()))
