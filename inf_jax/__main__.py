@@ -10,6 +10,8 @@ _COMMANDS = {
     "evaluate": "score a run's checkpoint and its base model on the eval split",
     "export": "write a checkpoint as a verified Hugging Face directory",
     "tokenise": "tokenise a dataset ahead of training",
+    "encode": "write the vectors of a corpus, or of queries, as shards",
+    "search": "find the nearest passages among such vectors, exactly",
     "plan": "memory, time and cost of a run, before hardware is rented",
 }
 

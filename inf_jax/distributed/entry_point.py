@@ -1,6 +1,7 @@
 """Wraps a command's `main` for one process or for several that run it together."""
 
 import contextlib
+import functools
 import os
 import sys
 import time
@@ -16,7 +17,7 @@ _GRACE_S = 5.0  # for an error that all processes raise at about the same time
 
 
 def run_distributed(main: Callable[..., None]) -> Callable[..., None]:
-    """A training command's main that all processes of a run execute: joined before it, all ended
+    """A command's main that all processes of a run execute: joined before it, all ended
     after it.
 
     An error ends its process at once, without JAX's wait for the others: they may be inside a
@@ -24,9 +25,10 @@ def run_distributed(main: Callable[..., None]) -> Callable[..., None]:
     heartbeats).
     """
 
-    def distributed_main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
+    @functools.wraps(main)
+    def distributed_main(*args, **kwargs) -> None:
         with _end_all_on_error() if initialise() else contextlib.nullcontext():
-            main(resolved, resume=resume)
+            main(*args, **kwargs)
 
     return distributed_main
 

@@ -82,6 +82,65 @@ def topk_blocks(
         yield scores, indices
 
 
+class PartSearch:
+    """`topk` of passages that come in parts, of which the devices hold one or two at a time.
+
+    Equal scores go to the passage of the part that came first, there to the lower index. All parts
+    and all blocks of queries have the same shapes on the devices: one program serves all, and a
+    score does not depend on the mesh or on what else is searched.
+
+    Args:
+      queries: float32[q, e].
+      k: 1 or more.
+      rows: most passages of a part.
+      block: passages per tile, as of `topk`.
+      mesh: a part is sharded over all its axes.
+
+    Raises:
+      UserError: `k` below 1.
+    """
+
+    def __init__(
+        self, queries: np.ndarray, k: int, *, rows: int, mesh: Mesh, block: int | None = None
+    ):
+        if k < 1:
+            raise UserError(f"k={k}: must be 1 or more")
+        self._count, self._rows, self._mesh = len(queries), rows + -rows % mesh.size, mesh
+        self._block = _default_block(mesh) if block is None else block
+        replicated = NamedSharding(mesh, PartitionSpec())
+        self._queries, self._best = [], []
+        for start in range(0, len(queries), QUERIES):
+            part = queries[start : start + QUERIES]
+            part = np.pad(part, ((0, QUERIES - len(part)), (0, 0)))
+            none = np.full((QUERIES, k), -np.inf, np.float32), np.full((QUERIES, k), -1, np.int32)
+            self._queries.append(jax.device_put(part, replicated))
+            self._best.append(jax.device_put(none, replicated))
+
+    def add(self, passages: np.ndarray, first: int) -> None:
+        """Searches a part, floating-point [n, e]; its passages have the numbers from `first` on.
+
+        Raises:
+          UserError: numbers that int32 does not hold.
+        """
+        real = len(passages)
+        if first + real > np.iinfo(np.int32).max:
+            raise UserError(f"passages up to number {first + real}: at most 2^31 - 1 are searched")
+        passages = np.pad(passages, ((0, self._rows - real), (0, 0)))
+        sharding = NamedSharding(self._mesh, PartitionSpec(self._mesh.axis_names))
+        passages = jax.device_put(passages, sharding)
+        self._best = [
+            _add_part(best, queries, passages, first, real, block=self._block, mesh=self._mesh)
+            for best, queries in zip(self._best, self._queries, strict=True)
+        ]
+
+    def best(self) -> tuple[np.ndarray, np.ndarray]:
+        """(scores float32[q, k], descending; numbers int32[q, k]) of all parts so far; -inf where
+        there are fewer than k."""
+        blocks = [[np.asarray(x) for x in best] for best in self._best]
+        scores, numbers = (np.concatenate(x)[: self._count] for x in zip(*blocks, strict=True))
+        return scores, numbers
+
+
 def _searcher(
     queries: jax.Array, passages: jax.Array, k: int, block: int | None, mesh: Mesh | None
 ) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
@@ -94,8 +153,7 @@ def _searcher(
     if not 1 <= k <= p:
         raise UserError(f"k={k} with {p} passages: k must be 1 to {p}; pass min(k, passages)")
     if block is None:
-        device = jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
-        block = BLOCK if device.platform == "cpu" else ACCELERATOR_BLOCK
+        block = _default_block(mesh)
     if block < 1:
         raise UserError(f"block={block}: must be 1 or more")
     if mesh is None:
@@ -111,6 +169,11 @@ def _searcher(
     )
 
 
+def _default_block(mesh: Mesh | None) -> int:
+    device = jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
+    return BLOCK if device.platform == "cpu" else ACCELERATOR_BLOCK
+
+
 @functools.partial(jax.jit, static_argnames=("k", "block"))
 def _topk(queries: jax.Array, passages: jax.Array, *, k: int, block: int):
     return _scan(queries, passages, k=k, block=block, first=0, real=passages.shape[0])
@@ -120,10 +183,17 @@ def _topk(queries: jax.Array, passages: jax.Array, *, k: int, block: int):
 def _topk_sharded(
     queries: jax.Array, passages: jax.Array, *, k: int, block: int, real: int, mesh: Mesh
 ):
-    """Each device searches its slice, then merges the best of all in the order of indices."""
+    return _on_mesh(queries, passages, real, k=k, block=block, mesh=mesh)
+
+
+def _on_mesh(queries, passages, real, *, k: int, block: int, mesh: Mesh):
+    """Each device searches its slice, then merges the best of all in the order of indices.
+
+    The first `real` passages count.
+    """
     axes = mesh.axis_names
 
-    def local(queries: jax.Array, passages: jax.Array):
+    def local(queries: jax.Array, passages: jax.Array, real: jax.Array):
         count = passages.shape[0]
         first = jax.lax.axis_index(axes) * count
         best = _scan(queries, passages, k=min(k, count), block=block, first=first, real=real)
@@ -133,13 +203,23 @@ def _topk_sharded(
     return jax.shard_map(
         local,
         mesh=mesh,
-        in_specs=(PartitionSpec(), PartitionSpec(axes)),
+        in_specs=(PartitionSpec(), PartitionSpec(axes), PartitionSpec()),
         out_specs=PartitionSpec(),
         check_vma=False,  # each device merges the same gathered results
-    )(queries, passages)
+    )(queries, passages, jnp.int32(real))
 
 
-def _scan(queries, passages, *, k: int, block: int, first, real: int):
+@functools.partial(jax.jit, static_argnames=("block", "mesh"))
+def _add_part(best, queries, passages, first, real, *, block: int, mesh: Mesh):
+    """The best [q, k] so far, with a part whose first passage has number `first`."""
+    k = best[0].shape[1]
+    count = min(k, passages.shape[0])
+    scores, indices = _on_mesh(queries, passages, real, k=count, block=block, mesh=mesh)
+    found = scores, first + indices
+    return _best(*(jnp.concatenate(pair, 1) for pair in zip(best, found, strict=True)), k)
+
+
+def _scan(queries, passages, *, k: int, block: int, first, real):
     """(scores, indices) [q, k] of `passages`: a slice from number `first` on of `real` passages."""
     count = passages.shape[0]
     block = min(block, count)

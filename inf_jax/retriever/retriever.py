@@ -1,6 +1,8 @@
 """Encodes queries and passages with a trained model, its tokenizer and its templates."""
 
+import dataclasses
 import functools
+import json
 from collections.abc import Callable, Iterable, Iterator
 
 import jax
@@ -8,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from inf_jax.checkpoints.integrity import fingerprint
 from inf_jax.core.errors import UserError
 from inf_jax.distributed.mesh import local_mesh
 from inf_jax.distributed.sharding import state_shardings
@@ -153,7 +156,7 @@ class Retriever:
             range, an `out` of another shape.
         """
         blocks, count = self._queries(queries, instructions, dim, progress)
-        vectors = gather(blocks, count=count, width=self._width(dim), out=out)
+        vectors = gather(blocks, count=count, width=self.width(dim), out=out)
         return vectors[0] if isinstance(queries, str) else vectors
 
     def encode_passages(
@@ -173,8 +176,21 @@ class Retriever:
             shape.
         """
         blocks, count = self._passages(passages, dim, progress)
-        vectors = gather(blocks, count=count, width=self._width(dim), out=out)
+        vectors = gather(blocks, count=count, width=self.width(dim), out=out)
         return vectors[0] if isinstance(passages, str) else vectors
+
+    @functools.cached_property
+    def identity(self) -> dict[str, str]:
+        """What decides this model's vectors besides templates and limits of texts, by name; equal
+        for the same model on any mesh, so that vectors of two models are told apart."""
+        settings = dataclasses.asdict(self.config)
+        del settings["text"]
+        return {
+            "weights": fingerprint(self._params),
+            "tokenizer": self.tokenizer.fingerprint[:16],
+            "settings": json.dumps(settings, sort_keys=True),
+            "attention": "causal" if self._encoder.config.causal else "bidirectional",
+        }
 
     def similarity(self, queries: np.ndarray, passages: np.ndarray) -> np.ndarray:
         """float32[n, m] of vectors float32[n, e] and float32[m, e] of this model, or one of them,
@@ -255,13 +271,13 @@ class Retriever:
 
     def _shortened(self, blocks: Iterable[np.ndarray], dim: int | None) -> Iterator[np.ndarray]:
         """`shortened` of each block; a wrong `dim` is an error at once."""
-        self._width(dim)
+        self.width(dim)
         dim = (self.config.truncate_dim or None) if dim is None else dim
         unit = self.config.unit_after_cut
         return (shortened(block, dim, normalise=unit) for block in blocks)
 
-    def _width(self, dim: int | None) -> int:
-        """Entries of a vector with this `dim`."""
+    def width(self, dim: int | None) -> int:
+        """Entries of a vector with this `dim`, see `encode`; UserError where it is out of range."""
         if dim is None:
             return self.embedding_size
         none = np.empty((0, self._encoder.width), np.float32)
