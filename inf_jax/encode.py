@@ -23,7 +23,7 @@ from inf_jax.io import storage
 from inf_jax.vectors.command import add_model_flags, check_place, load_model_of, text_source
 from inf_jax.vectors.encoding import SHARD_SIZE, encode_source, make_manifest
 from inf_jax.vectors.searching import local_share
-from inf_jax.vectors.store import MANIFEST, STORED, VectorStore, open_for_writing
+from inf_jax.vectors.store import STORE_MANIFEST, STORED, VectorStore, open_for_writing
 from inf_jax.vectors.texts import ROLES
 
 _WAIT_S = 24 * 3600.0  # for the shares of other processes; one that dies ends the wait at once
@@ -70,7 +70,7 @@ def _report(store: VectorStore, written: int, out: str) -> None:
         *((f"template, {role}", f"{text!r}") for role, (text, _) in made.templates.items()),
     ]
     table(f"encoded with {made.model}", rows)
-    print(f"wrote {out}/{MANIFEST} and its shards")
+    print(f"wrote {out}/{STORE_MANIFEST} and its shards")
 
 
 def _flags() -> FlagParser:

@@ -24,7 +24,7 @@ from inf_jax.io import storage
 from inf_jax.vectors.command import add_model_flags, check_place, load_model_of, text_source
 from inf_jax.vectors.encoding import comparable, make_manifest
 from inf_jax.vectors.searching import local_share, read_queries, search_store, write_run
-from inf_jax.vectors.store import MANIFEST, VectorStore
+from inf_jax.vectors.store import STORE_MANIFEST, VectorStore
 
 
 def main(args: argparse.Namespace) -> None:
@@ -36,8 +36,11 @@ def main(args: argparse.Namespace) -> None:
     store = VectorStore(storage.as_path(check_place("--vectors", args.vectors)))
     store.check_role("passage")
     store.check_complete()
-    run = storage.as_path(check_place("--run", args.run))
-    storage.check_access(run.parent)
+    folder, _, _ = args.run.rpartition("/")
+    check_place("--run", folder)
+    run, primary = storage.as_path(args.run), coordination.is_primary()
+    if primary:
+        storage.check_access(run.parent)
     names, queries = _queries(args, store)
     k = min(args.k, store.manifest.count)
     found = search_store(
@@ -46,9 +49,9 @@ def main(args: argparse.Namespace) -> None:
         k,
         mesh=local_mesh(),
         share=local_share(),
-        progress=coordination.is_primary(),
+        progress=primary,
     )
-    if not coordination.is_primary():
+    if not primary:
         for _ in found:
             pass
         return
@@ -61,7 +64,7 @@ def main(args: argparse.Namespace) -> None:
 def _queries(args: argparse.Namespace, store: VectorStore) -> tuple[list[str], np.ndarray]:
     """(ids, float32[q, e]), checked against the passages."""
     path = storage.as_path(check_place("--queries", args.queries))
-    if (path / MANIFEST).exists():
+    if (path / STORE_MANIFEST).exists():
         queries = VectorStore(path)
         queries.check_role("query")
         queries.check_complete()

@@ -93,6 +93,32 @@ CASES = [
         "--search: 'batch-size' is not a choice; did you mean batch_size? "
         "(choose from batch_size, fastest)",
     ),
+    (
+        "inf_jax.encode",
+        ["--txts=x"],
+        unknown("--txts", "--texts"),
+    ),
+    (
+        "inf_jax.encode",
+        ["--model=m"],
+        "command line: --texts and --out missing, e.g. --texts=corpus.jsonl --out=out/vectors",
+    ),
+    (
+        "inf_jax.encode",
+        ["--model=m", "--texts=t", "--out=s3://bucket/x"],
+        "--out=s3://bucket/x: a local directory, or gs://BUCKET/DIRECTORY",
+    ),
+    (
+        "inf_jax.encode",
+        ["--model=m", "--texts=t", "--out=o", "--role=passages"],
+        "--role: 'passages' is not a choice; did you mean passage? (choose from passage, query)",
+    ),
+    ("inf_jax.search", ["--quries=x"], unknown("--quries", "--queries")),
+    (
+        "inf_jax.search",
+        ["--vectors=v", "--queries=q", "--run=r", "--k=0"],
+        "--k: must be at least 1, not 0",
+    ),
     ("inf_jax.models.hf", ["--chek", "x"], unknown("--chek", "--check")),
     ("inf_jax.models.hf", [], "command line: --check missing, e.g. --check=models/e5-base"),
     ("inf_jax.models.hf", ["--check"], "--check: expected at least one argument"),
@@ -226,7 +252,7 @@ CASES = [
         "inf_jax",
         ["trian"],
         "inf-jax: command: 'trian' is not a choice; did you mean train? "
-        "(choose from train, evaluate, export, tokenise, plan)",
+        "(choose from train, evaluate, export, tokenise, encode, search, plan)",
     ),
     (
         "data_pipeline",

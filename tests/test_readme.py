@@ -73,6 +73,10 @@ ELSEWHERE = {
     "--config.data.dir=out/beam --runner=DirectRunner": (
         "tests/data_pipeline/commands/test_beam_tokenise.py"
     ),
+    "inf-jax encode --model=out/medquad_minilm/export --texts=data_pipeline/samples/pubmedqa "
+    "--out=out/vectors": "tests/inf_jax/vectors, on a tiny model",
+    "inf-jax search --vectors=out/vectors --queries=data_pipeline/samples/pubmedqa "
+    "--model=out/medquad_minilm/export --run=out/run.trec": "likewise",
     "inf-jax plan --config=medquad_minilm --topology=cpu:8": (
         "tests/inf_jax/commands/test_plan.py, on a tiny model"
     ),

@@ -12,7 +12,7 @@ from inf_jax.retriever.retriever import Retriever
 from inf_jax.retriever.settings import RetrieverConfig
 from inf_jax.retriever.similarity import unit_vectors
 from inf_jax.vectors.store import Manifest, VectorStore
-from inf_jax.vectors.texts import Checked, Text, TextSource
+from inf_jax.vectors.texts import Checked, TextRecord, TextSource
 
 SHARD_SIZE = 1 << 16
 
@@ -112,14 +112,14 @@ def comparable(blocks: Iterable[np.ndarray], config: RetrieverConfig) -> Iterato
 
 def _noting_ids(
     source: TextSource, records: Iterator[tuple[str, Any]], ids: list[str]
-) -> Iterator[Text]:
+) -> Iterator[TextRecord]:
     for where, record in records:
         text = source.parse(where, record)
         ids.append(text.id)
         yield text
 
 
-def _query_blocks(retriever: Retriever, texts: list[Text], width: int) -> Iterator:
+def _query_blocks(retriever: Retriever, texts: list[TextRecord], width: int) -> Iterator:
     queries, instructions = ([text[n] for text in texts] for n in (1, 2))
     return retriever.encode_blocks(queries, instruction=instructions, dim=width)
 

@@ -22,7 +22,7 @@ from inf_jax.core.errors import UserError, first_line
 from inf_jax.io import gcs, storage
 from inf_jax.io.json_files import read_json, write_json
 
-MANIFEST = "vectors.json"
+STORE_MANIFEST = "vectors.json"
 FORMAT = 1
 STORED = ("float16", "float32")
 _REMEDY = "encode again into another directory"
@@ -101,7 +101,7 @@ class VectorStore:
 
     def __init__(self, directory: storage.AnyPath):
         self.directory = directory
-        path = directory / MANIFEST
+        path = directory / STORE_MANIFEST
         fields = read_json(path, kind=dict, remedy="name a directory that `inf-jax encode` wrote")
         if fields.get("format") != FORMAT:
             raise UserError(f"{path}: format {fields.get('format')!r}, this version reads {FORMAT}")
@@ -192,7 +192,8 @@ class VectorStore:
             raise UserError(f"{path}: {first_line(error)}; {_REMEDY}") from None
         expected = (self.manifest.rows(shard), self.manifest.width)
         if fortran or shape != expected or dtype != np.dtype(self.manifest.dtype):
-            raise UserError(f"{path}: {dtype}{list(shape)} where {expected} are expected")
+            wanted = f"{self.manifest.dtype}{list(expected)}"
+            raise UserError(f"{path}: {dtype}{list(shape)} where {wanted} is expected; {_REMEDY}")
         return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape)
 
     def ids(self, shard: int) -> list[str]:
@@ -245,12 +246,12 @@ def open_for_writing(directory: storage.AnyPath, manifest: Manifest) -> VectorSt
     Raises:
       UserError: the directory holds other vectors, or something else.
     """
-    path = directory / MANIFEST
+    path = directory / STORE_MANIFEST
     now = dataclasses.asdict(manifest)
     if not path.exists():
         if directory.exists() and any(file.name[0] != "." for file in directory.iterdir()):
             raise UserError(
-                f"{directory}: is not empty and holds no {MANIFEST}; choose another directory"
+                f"{directory}: is not empty and holds no {STORE_MANIFEST}; choose another directory"
             )
         write_json(path, now)
     store = VectorStore(directory)

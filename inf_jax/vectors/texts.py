@@ -9,7 +9,7 @@
 | directory with dataset_info.json | passages of a built dataset, with the ids of `evaluate` |
 
 Records are read one after another and never held together. Those of an object have the fields
-`FIELDS`; a title goes before the text with a space, as in BEIR.
+`TEXT_FIELDS`; a title goes before the text with a space, as in BEIR.
 """
 
 import array
@@ -32,7 +32,7 @@ from inf_jax.io.paths import is_url
 from inf_jax.text.checks import check_text
 
 ROLES = ("passage", "query")
-FIELDS = {  # the first that a record has
+TEXT_FIELDS = {  # the first that a record has
     "id": ("_id", "id", "docid", "doc_id", "pid", "passage_id", "qid", "query_id"),
     "passage": ("text", "contents", "passage", "body", "document"),
     "query": ("text", "query", "question"),
@@ -43,7 +43,7 @@ _INFO = "dataset_info.json"
 _ROWS = 4096  # of parquet, decoded at once
 
 
-class Text(NamedTuple):
+class TextRecord(NamedTuple):
     """A passage, or a query with its instruction; "" where it has none."""
 
     id: str
@@ -70,7 +70,7 @@ class TextSource:
     Args:
       path: a file or directory, see the module.
       role: "passage" or "query".
-      id_field, text_field: of the objects, in place of `FIELDS`; titles are then left out.
+      id_field, text_field: of the objects, in place of `TEXT_FIELDS`; titles are then left out.
       split: of a built dataset.
       instruction: of queries without one of their own.
     """
@@ -102,7 +102,7 @@ class TextSource:
             self._refuse_same_ids(twice)
         return Checked(len(hashes), digest.hexdigest()[:16])
 
-    def texts(self) -> Iterator[Text]:
+    def texts(self) -> Iterator[TextRecord]:
         """All records in order. Raises UserError where one cannot be used; names it."""
         return (self.parse(*record) for record in self.records())
 
@@ -117,9 +117,9 @@ class TextSource:
             return ((where, _columns(where, line)) for where, line in _lines(file))
         return _lines(file)
 
-    def parse(self, where: str, record: Any) -> Text:
+    def parse(self, where: str, record: Any) -> TextRecord:
         """The text of a record of `records`; UserError where it cannot be used."""
-        if isinstance(record, Text):
+        if isinstance(record, TextRecord):
             return record
         if isinstance(record, list):
             return self._checked(where, *record)
@@ -135,7 +135,7 @@ class TextSource:
             name = str(name)
         return self._checked(where, name, f"{title} {text}".strip() if title else text, own)
 
-    def _checked(self, where: str, name: Any, text: Any, instruction: Any = "") -> Text:
+    def _checked(self, where: str, name: Any, text: Any, instruction: Any = "") -> TextRecord:
         if not isinstance(name, str) or not name or len(name.split()) != 1 or name.strip() != name:
             raise UserError(
                 f"{where}: the id {name!r} is not a string without white space, which separates "
@@ -143,14 +143,14 @@ class TextSource:
             )
         for what, value in (("id", name), ("text", text), ("instruction", instruction)):
             check_text(value, f"{where}: {what}")
-        return Text(name, text, instruction or self.instruction)
+        return TextRecord(name, text, instruction or self.instruction)
 
     def _field(self, where: str, record: dict, kind: str, chosen: str) -> Any:
-        for name in (chosen,) if chosen else FIELDS[kind]:
+        for name in (chosen,) if chosen else TEXT_FIELDS[kind]:
             if record.get(name) is not None:
                 return record[name]
         flag = "--id-field" if kind == "id" else "--text-field"
-        wanted = chosen or " or ".join(FIELDS[kind])
+        wanted = chosen or " or ".join(TEXT_FIELDS[kind])
         raise UserError(
             f"{where}: no {wanted} among its fields ({', '.join(map(str, record))}); name the "
             f"right one with {flag}"
@@ -182,7 +182,7 @@ class TextSource:
             + "; name the file itself"
         )
 
-    def _examples(self, directory: Path) -> Iterator[tuple[str, Text]]:
+    def _examples(self, directory: Path) -> Iterator[tuple[str, TextRecord]]:
         """The different passages of a split, with the ids that `task_from_examples` gives."""
         if not self.split:
             raise UserError(f"{directory}: name the split of this dataset, --split=train")
@@ -191,7 +191,7 @@ class TextSource:
             for pair in pairs(example):
                 if pair is None or (number := text_hash(pair.passage)) in seen:
                     continue
-                yield example.id, Text(f"p{len(seen)}", pair.passage)
+                yield example.id, TextRecord(f"p{len(seen)}", pair.passage)
                 seen.add(number)
 
     def _refuse_same_ids(self, twice: set[int]) -> None:

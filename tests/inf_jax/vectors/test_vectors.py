@@ -4,13 +4,21 @@ import gzip
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
 import inf_jax
 from inf_jax import encode, search
 from inf_jax.core.errors import UserError
-from inf_jax.vectors.store import VectorStore
+from inf_jax.data.tokenise import read_examples
+from inf_jax.distributed.mesh import local_mesh, make_mesh
+from inf_jax.evaluation.task import task_from_examples
+from inf_jax.vectors import searching
+from inf_jax.vectors.encoding import Share, encode_source
+from inf_jax.vectors.searching import read_queries, search_store
+from inf_jax.vectors.store import VectorStore, open_for_writing
+from inf_jax.vectors.texts import TextSource
 
 WORDS = "amber birch cedar dahlia grows on wet hills near the coast frost and beetles".split()
 MODEL = "--passage-template=passage: {passage}"
@@ -51,6 +59,13 @@ def encoded(tmp_path_factory, tiny_model_dir, corpus):
 
 
 @pytest.fixture(scope="module")
+def queries(tmp_path_factory, tiny_model_dir, corpus):
+    out = tmp_path_factory.mktemp("queries") / "out"
+    run(encode, tiny_model_dir, texts=corpus, out=out, role="query", dtype="float32")
+    return out
+
+
+@pytest.fixture(scope="module")
 def retriever(tiny_model_dir):
     return inf_jax.load(tiny_model_dir, passage_template="passage: {passage}")
 
@@ -69,13 +84,15 @@ def test_vectors_are_those_of_the_retriever(encoded, texts, retriever):
     np.testing.assert_array_equal(np.load(encoded / "shard-00001.npy"), found[16:32])
 
 
-def test_a_run_is_the_full_sort(encoded, corpus, texts, tiny_model_dir, retriever, tmp_path):
+def test_a_run_is_the_full_sort(
+    encoded, queries, corpus, texts, tiny_model_dir, retriever, tmp_path
+):
     run(search, tiny_model_dir, vectors=encoded, queries=corpus, run=tmp_path / "a.trec", k=20)
     rows = [line.split() for line in (tmp_path / "a.trec").read_text().splitlines()]
     stored = np.concatenate([VectorStore(encoded).vectors(n) for n in range(5)]).astype(np.float32)
     instructions = ["", "", "Tell what harms it.", "", ""]
-    queries = retriever.encode_queries([f"what {w}" for w in WORDS[:5]], instructions)
-    scores = queries @ stored.T
+    vectors = retriever.encode_queries([f"what {w}" for w in WORDS[:5]], instructions)
+    scores = vectors @ stored.T
     order = np.argsort(-scores, axis=1, kind="stable")[:, :20]
     assert [r[0] for r in rows] == [f"q{n}" for n in range(5) for _ in range(20)]
     assert [r[3] for r in rows] == [str(n) for _ in range(5) for n in range(1, 21)]
@@ -91,10 +108,7 @@ def test_a_run_is_the_full_sort(encoded, corpus, texts, tiny_model_dir, retrieve
         assert len(mine) == 20
         worst = np.sort(scores[n])[-20]
         assert all(scores[n][names.index(d)] >= worst - 1e-6 for d in mine)
-    # queries that were encoded before
-    vectors = tmp_path / "queries"
-    run(encode, tiny_model_dir, texts=corpus, out=vectors, role="query", dtype="float32")
-    run(search, "", vectors=encoded, queries=vectors, run=tmp_path / "b.trec", k=20)
+    run(search, "", vectors=encoded, queries=queries, run=tmp_path / "b.trec", k=20)
     assert (tmp_path / "a.trec").read_bytes() == (tmp_path / "b.trec").read_bytes()
 
 
@@ -111,7 +125,7 @@ def test_what_is_finished_is_reused_and_the_rest_has_the_same_bytes(
     write = VectorStore.write
     monkeypatch.setattr(VectorStore, "write", lambda s, n, *a: written.append(n) or write(s, n, *a))
     with pytest.raises(UserError, match=r"1 of 5 shards are not finished"):
-        run(search, tiny_model_dir, vectors=out, queries=corpus, run=tmp_path / "x")
+        run(search, "", vectors=out, queries=corpus, run=tmp_path / "x")
     run(encode, tiny_model_dir, texts=corpus, out=out, shard_size=16)
     assert written == [1, 3, 4]
     assert {name: data for name, data in files(out).items() if "partial" not in name} == whole
@@ -134,10 +148,6 @@ def test_kinds_of_files(kind, texts, encoded, tiny_model_dir, tmp_path):
 
 
 def test_the_passages_of_a_dataset_have_the_ids_of_evaluate(tiny_dataset_dir):
-    from inf_jax.data.tokenise import read_examples
-    from inf_jax.evaluation.task import task_from_examples
-    from inf_jax.vectors.texts import TextSource
-
     source = TextSource(tiny_dataset_dir, split="dev")
     task = task_from_examples(read_examples(tiny_dataset_dir, "dev"))
     assert {text.id: text.text for text in source.texts()} == task.corpus
@@ -170,24 +180,28 @@ OTHER = "vectors of another model than the queries'"
         (manifest(format=2), "format 2, this version reads 1"),
         (manifest(count=0), "count=0 cannot be"),
         (manifest(role="query"), "holds query vectors where those of passage"),
-        (manifest(width=31), r"shard-00000.npy: float16\[16, 32\] where \(16, 31\)"),
+        (manifest(dtype="float32"), r"shard-00000.npy: float16\[16, 32\] where float32"),
+        (manifest(width=31), rf"{OTHER} \(entries: 31, of the queries 32\)"),
         (manifest(identity={"weights": "0" * 16}), rf"{OTHER} \(weights: 0000000000000000"),
         (manifest(templates={"passage": ["{passage}", 64]}), rf"{OTHER} \(passage template"),
     ],
 )
-def test_refused_vectors(act, message, encoded, corpus, tiny_model_dir, tmp_path):
+def test_refused_vectors(act, message, encoded, queries, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(encoded, out)
     act(out)
     with pytest.raises(UserError, match=message):
-        run(search, tiny_model_dir, vectors=out, queries=corpus, run=tmp_path / "run", k=70)
+        run(search, "", vectors=out, queries=queries, run=tmp_path / "run", k=70)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([{"id": "a", "text": "x"}, {"id": "a", "text": "y"}], "line 2: the id 'a' is also that of"),
+        (
+            [{"id": "a", "text": "x"}, {"id": "a", "text": "y"}],
+            "line 2: the id 'a' is also that of",
+        ),
         ([{"id": 1, "text": "x"}, {"id": "1", "text": "y"}], "line 2: the id '1' is also that of"),
         ([{"id": "a", "words": "x"}], r"line 1: no text or .* among its fields \(id, words\)"),
         ([{"text": "x"}], "line 1: no _id or id"),
@@ -209,14 +223,46 @@ def test_refused_texts(lines, message, tiny_model_dir, tmp_path):
 
 
 def test_other_texts_or_settings_are_refused(encoded, corpus, tiny_model_dir, tmp_path):
-    for flags, what in (
-        ({"shard_size": 17}, "shard_size: 16, now 17"),
-        ({"shard_size": 16, "dtype": "float32"}, "dtype: float16, now float32"),
-        ({"shard_size": 16, "dim": 8}, "width: 32, now 8"),
-        ({"shard_size": 16, "role": "query"}, "role: passage, now query"),
-    ):
-        with pytest.raises(UserError, match=what):
-            run(encode, tiny_model_dir, texts=corpus, out=encoded, **flags)
+    with pytest.raises(UserError, match=r"dtype: float16, now float32; width: 32, now 8"):
+        run(
+            encode, tiny_model_dir, texts=corpus, out=encoded, shard_size=16, dtype="float32", dim=8
+        )
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="is not empty and holds no vectors.json"):
+    with pytest.raises(UserError, match="is not empty and holds no"):
         run(encode, tiny_model_dir, texts=corpus, out=tmp_path)
+
+
+def test_shares_of_several_processes(encoded, queries, corpus, retriever, tmp_path, monkeypatch):
+    """The same bytes and the same run, whatever the number of processes and devices."""
+    store, source = VectorStore(encoded), TextSource(corpus)
+    half = tmp_path / "half"
+    for process in range(3):
+        other = open_for_writing(half, store.manifest)
+        encode_source(retriever, source, other, share=Share(process, 3), progress=False)
+    assert files(half) == files(encoded)
+    vectors = read_queries(VectorStore(queries))[1]
+    whole = local_mesh()
+    assert whole.size > 1
+    one = make_mesh(devices=jax.devices()[:1])
+    (expected,) = search_store(vectors, store, 9, mesh=whole)
+    parts = []
+    for process in range(3):
+        with monkeypatch.context() as patch:  # what this process finds
+            gathered = lambda x: parts.append(x) or x[None]  # noqa: E731
+            patch.setattr(searching.multihost_utils, "process_allgather", gathered)
+            list(search_store(vectors, store, 9, mesh=one, share=Share(process, 3)))
+    parts = iter([np.stack(parts[0::2]), np.stack(parts[1::2])])
+    monkeypatch.setattr(searching.multihost_utils, "process_allgather", lambda _: next(parts))
+    (found,) = search_store(vectors, store, 9, mesh=one, share=Share(0, 3))
+    for x, y in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_in_a_bucket(encoded, queries, corpus, tiny_model_dir, run_dir, tmp_path):
+    run(encode, tiny_model_dir, texts=corpus, out=run_dir, shard_size=16)
+    assert {path.name: path.read_bytes() for path in run_dir.iterdir()} == files(encoded)
+    for directory, name in ((run_dir, "gs://runs/a/run.trec"), (encoded, tmp_path / "run.trec")):
+        run(search, "", vectors=directory, queries=queries, run=name, k=7)
+    assert (run_dir.parent / "a/run.trec").read_bytes() == (tmp_path / "run.trec").read_bytes()
+    with pytest.raises(UserError, match="--run=gs://runs: a local directory, or gs://"):
+        run(search, "", vectors=encoded, queries=queries, run="gs://runs/run.trec")
