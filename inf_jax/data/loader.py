@@ -69,7 +69,7 @@ class Loader:
         self._mine = np.arange(layout.chunks) if mine is None else np.asarray(mine)
         tokens = dataset.text_lengths.sum(1)
         self._examples = ORDERS[order](tokens, seed=seed, batch_size=layout.batch_size).examples
-        self.plan = plan_packing(self._assign, layout, steps=steps)
+        self.plan = plan_packing(self._assign, layout, steps=steps, refit=order > 2)
 
     def example_indices(self, step: int) -> np.ndarray:
         """int64[batch_size], the examples of a step."""
@@ -131,7 +131,8 @@ class Loader:
 
     def _assign(self, step: int) -> StepAssignment:
         examples = self.example_indices(step)
-        return assign_step(self.dataset, self.layout, examples, seed=self.seed, step=step)
+        options = {"seed": self.seed, "step": step, "order": self.order}
+        return assign_step(self.dataset, self.layout, examples, **options)
 
     def _negatives(self, assignment: StepAssignment) -> InstructionNegatives:
         mine, instructions = assignment.of_host(self._mine), assignment.instructions

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from inf_jax.core.packing import rows_of_chunks
+from inf_jax.core.packing import fit, rows_of_chunks
 from inf_jax.core.query_encoders import FIRST_EXTRA
 from inf_jax.data.layout import BatchLayout
 from inf_jax.data.sampler import StepAssignment
@@ -14,7 +14,10 @@ PLANNED_TEXTS = 2_000_000  # above this many texts the shape is planned on a sam
 SAMPLED_STEPS = 64  # fewer of large steps, whose many chunks are a sample by themselves
 SAMPLED_TEXTS = 16_000_000
 LEAST_STEPS = 8
-MARGIN = 1.03  # rows added to the largest sampled need
+MARGIN = 1.03  # rows of orders 1 and 2 added to the largest sampled need
+# Chunks of a step that are fitted again with more effort, a fraction of a millisecond each. The
+# plan makes fewer attempts than a step may: that is its margin for the steps outside the sample.
+_REFITTED, _PLANNED_ATTEMPTS, _ATTEMPTS = 64, 3, 16
 
 
 class PackingPlan(NamedTuple):
@@ -23,6 +26,7 @@ class PackingPlan(NamedTuple):
     Attributes:
       rows: of a chunk's grid, one number a grid (one for shared towers, two for separate).
       exact: all steps were assigned; otherwise a sample, and a rare step may need a larger shape.
+      refit: chunks that need more rows are fitted again with more effort.
       fill: mean share of token slots that hold a token.
       tokens: mean real tokens of a step, over the whole mesh.
       pairs: mean pairs of a step.
@@ -33,6 +37,7 @@ class PackingPlan(NamedTuple):
 
     rows: tuple[int, ...]
     exact: bool
+    refit: bool
     fill: float
     tokens: float
     pairs: float
@@ -46,27 +51,36 @@ class PackingPlan(NamedTuple):
         if self.exact:
             return self.rows
         larger = []
-        for need, planned in zip(_rows_needed(assignment, layout), self.rows, strict=True):
+        for grid, planned in enumerate(self.rows):
+            needed = _Needs(assignment, layout, grid).most(planned, _ATTEMPTS * self.refit)
             stride = max(1, planned // 8)
-            larger.append(planned + -(-max(0, need - planned) // stride) * stride)
+            larger.append(planned + -(-max(0, needed - planned) // stride) * stride)
         return tuple(larger)
 
 
 def plan_packing(
-    assign: Callable[[int], StepAssignment], layout: BatchLayout, *, steps: int
+    assign: Callable[[int], StepAssignment], layout: BatchLayout, *, steps: int, refit: bool
 ) -> PackingPlan:
     """The plan of a run; `assign` gives the assignment of a step. UserError: a text is longer than
-    a row."""
+    a row.
+
+    Args:
+      refit: see `PackingPlan`; False for orders 1 and 2, whose shapes stay as they were.
+    """
     texts_a_step = layout.columns * layout.pairs
     exact = steps * texts_a_step <= PLANNED_TEXTS
     count = min(SAMPLED_STEPS, max(LEAST_STEPS, SAMPLED_TEXTS // texts_a_step))
+    if refit:
+        count = max(count, PLANNED_TEXTS // 4 // texts_a_step)
     spread = np.linspace(0, steps - 1, count).astype(int)
     sample = np.arange(steps) if exact else np.unique(spread)
-    rows, counts = [], []
+    rows, counts = [0] * len(layout.grids), []
     for step in sample.tolist():
         assignment = assign(step)
         lengths, instructions = assignment.lengths, assignment.instructions
-        rows.append(_rows_needed(assignment, layout))
+        for grid, so_far in enumerate(rows):
+            needs = _Needs(assignment, layout, grid)
+            rows[grid] = needs.with_few_refits(so_far) if refit else max(so_far, needs.rows.max())
         sums = (
             lengths.sum(),
             np.count_nonzero(lengths[:, 0]),
@@ -75,14 +89,14 @@ def plan_packing(
             instructions.poisoned if instructions else 0,
         )
         counts.append(sums)
-    most = np.max(rows, axis=0)
-    if not exact:
-        most = np.ceil(most * MARGIN).astype(int)
-    capacity = layout.chunks * most.sum() * layout.row_tokens
+    if not (exact or refit):
+        rows = [np.ceil(r * MARGIN) for r in rows]
+    capacity = layout.chunks * sum(rows) * layout.row_tokens
     tokens, pairs, sampled_tokens, sampled, poisons = np.mean(counts, axis=0).tolist()
     return PackingPlan(
-        rows=tuple(int(r) for r in most),
+        rows=tuple(int(r) for r in rows),
         exact=exact,
+        refit=refit,
         fill=float(tokens / capacity),
         tokens=tokens,
         pairs=pairs,
@@ -92,13 +106,37 @@ def plan_packing(
     )
 
 
-def _rows_needed(assignment: StepAssignment, layout: BatchLayout) -> list[int]:
-    """Rows that the fullest chunk needs, one number a grid."""
-    columns = np.vstack([assignment.lengths, np.zeros_like(assignment.lengths[:1])]).T
-    needs = []
-    for groups in layout.grids:
+class _Needs:
+    """Rows that each chunk of a step needs in a grid, int64[c]: `rows`, of a first fit."""
+
+    def __init__(self, assignment: StepAssignment, layout: BatchLayout, grid: int):
+        columns = np.vstack([assignment.lengths, np.zeros_like(assignment.lengths[:1])]).T
         # an empty slot is pair -1, the row of zeros
-        texts = [columns[column][assignment.chunks] for group in groups for column in group]
-        each = rows_of_chunks(np.hstack(texts), layout.row_tokens, layout.texts_per_row)
-        needs.append(int(each.max()))
-    return needs
+        groups = layout.grids[grid]
+        self._texts = np.hstack([columns[c][assignment.chunks] for group in groups for c in group])
+        self._row = layout.row_tokens, layout.texts_per_row
+        self.rows = rows_of_chunks(self._texts, *self._row)
+
+    def most(self, planned: int, attempts: int) -> int:
+        """The rows that all chunks fit after these attempts of those above `planned`; 0 of no
+        chunk above it."""
+        return max((self._refit(n, planned, attempts) for n in self._above(planned)), default=0)
+
+    def with_few_refits(self, least: int) -> int:
+        """As `most`, at least `least`, and so many that few chunks have to be fitted again."""
+        fullest = np.sort(self.rows)[-_REFITTED - 1 :]
+        tokens = int(self._texts.sum(1).max())
+        rows = max(least, -(-tokens // self._row[0]))
+        if len(fullest) > _REFITTED:
+            rows = max(rows, int(fullest[0]))
+        for chunk in self._above(rows):
+            if self.rows[chunk] > rows:
+                rows = max(rows, self._refit(chunk, rows, _PLANNED_ATTEMPTS))
+        return rows
+
+    def _above(self, rows: int) -> list[int]:
+        return np.flatnonzero(self.rows > rows).tolist()
+
+    def _refit(self, chunk: int, rows: int, attempts: int) -> int:
+        found, _, _ = fit(self._texts[chunk], *self._row, rows=rows, attempts=attempts)
+        return int(found.max(initial=-1)) + 1

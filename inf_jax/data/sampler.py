@@ -5,18 +5,19 @@ the records of its own chunks alone.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from inf_jax.core.packing import assign_to_chunks
 from inf_jax.core.query_encoders import PASSAGE
 from inf_jax.data.layout import BatchLayout
 from inf_jax.data.negatives import sample_instructions
 from inf_jax.data.tokenised import TokenisedDataset
 
 WINDOW_STEPS = 16  # steps that share their examples' lengths evenly
-ORDER = 2  # of new runs; a run that is resumed keeps the order that it began with
+ORDER = 3  # of new runs; a run that is resumed keeps the order that it began with
+_BALANCED_RUNS = 256  # see `balance_chunks`
 _SHUFFLE = 2 << 32  # added to the seed (below 2**32): another random stream than the epochs' order
 
 
@@ -164,11 +165,56 @@ class StraddlingOrder:
         return _generator(self._seed, epoch).permutation(len(self._tokens))
 
 
-ORDERS = {1: StraddlingOrder, ORDER: ExampleOrder}
+ORDERS = {1: StraddlingOrder, 2: ExampleOrder, ORDER: ExampleOrder}
 
 
 def _generator(seed: int, number: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, number]))
+
+
+def assign_to_chunks(lengths: np.ndarray, chunks: int) -> np.ndarray:
+    """Assigns pairs to chunks in snake order: equal in number and near equal in tokens.
+
+    Sorted by length, each run of `chunks` pairs is assigned forwards and the next one backwards.
+
+    Args:
+      lengths: int[b], tokens of each pair; b a multiple of `chunks`.
+
+    Returns:
+      int64[chunks, b // chunks], the pairs of each chunk, in rising order.
+    """
+    lengths = np.asarray(lengths)
+    order = _stable_argsort(lengths.max(initial=0) - lengths)
+    forwards = np.arange(chunks)
+    both_ways = np.concatenate([forwards, forwards[::-1]])
+    chunk_of = np.empty(len(order), np.int64)
+    chunk_of[order] = np.resize(both_ways, len(order))
+    return _stable_argsort(chunk_of).reshape(chunks, -1)
+
+
+def balance_chunks(lengths: np.ndarray, chunks: int) -> np.ndarray:
+    """As `assign_to_chunks`, more equal in tokens.
+
+    The longest of each run of `chunks` pairs goes to the chunk with the fewest tokens so far, the
+    next one to the next (in the last 256 runs; in those before them the order is the snake's).
+    """
+    lengths = np.asarray(lengths)
+    runs = _stable_argsort(lengths.max(initial=0) - lengths).reshape(-1, chunks)
+    first = max(0, len(runs) - _BALANCED_RUNS)
+    runs[1:first:2] = runs[1:first:2, ::-1].copy()
+    tokens = lengths[runs[:first]].sum(0, dtype=np.int64)
+    for number, run in enumerate(runs[first:] if chunks > 1 else (), first):
+        lightest = _stable_argsort(tokens - tokens.min())
+        tokens[lightest] += lengths[run]
+        runs[number, lightest] = run.copy()
+    return np.sort(runs.T, axis=1)
+
+
+def _stable_argsort(values: np.ndarray) -> np.ndarray:
+    """int64[b], a stable order of values from 0; numpy sorts 16 bits by radix, 20 times faster."""
+    if values.max(initial=0) < 1 << 16:
+        values = values.astype(np.uint16)
+    return np.argsort(values, kind="stable")
 
 
 class StepInstructions(NamedTuple):
@@ -215,9 +261,16 @@ class StepAssignment(NamedTuple):
 
 
 def assign_step(
-    dataset: TokenisedDataset, layout: BatchLayout, examples: np.ndarray, *, seed: int, step: int
+    dataset: TokenisedDataset,
+    layout: BatchLayout,
+    examples: np.ndarray,
+    *,
+    seed: int,
+    step: int,
+    order: int = ORDER,
 ) -> StepAssignment:
-    """Samples instruction negatives for these examples' pairs and assigns the pairs to chunks."""
+    """Samples instruction negatives for these examples' pairs and assigns the pairs to chunks, as
+    runs of this order (a key of ORDERS) do."""
     drawn, instructions = np.empty((len(examples) * layout.pairs_per_example, 0), np.int64), None
     if layout.block_i:
         hashes = dataset.instruction_hashes[examples].ravel()
@@ -227,18 +280,20 @@ def assign_step(
         options = {"count": layout.sampled, "seed": seed, "step": step, "known": known}
         drawn = sample_instructions(*instructions[:3], **options)
     lengths = layout.text_lengths(dataset, examples, drawn)
-    chunks = _chunks(layout, lengths)
+    chunks = _chunks(layout, lengths, balance_chunks if order > 2 else assign_to_chunks)
     return StepAssignment(examples, chunks, lengths, drawn, instructions)
 
 
-def _chunks(layout: BatchLayout, lengths: np.ndarray) -> np.ndarray:
+def _chunks(
+    layout: BatchLayout, lengths: np.ndarray, assign: Callable[[np.ndarray, int], np.ndarray]
+) -> np.ndarray:
     """int64[c, n] of the pairs, by the lengths of their texts; -1 for an empty slot."""
     present, tokens = lengths[:, PASSAGE] > 0, sum(lengths.T)
 
     def in_chunks(items: np.ndarray, weights: np.ndarray, per_chunk: int) -> np.ndarray:
         padded = np.full(layout.chunks * per_chunk, -1)
         padded[: len(items)] = items
-        return padded[assign_to_chunks(np.where(padded >= 0, weights[padded], 0), layout.chunks)]
+        return padded[assign(np.where(padded >= 0, weights[padded], 0), layout.chunks)]
 
     n, k = layout.pairs_per_chunk, layout.pairs_per_example
     if not layout.block_i:

@@ -18,8 +18,9 @@ from inf_jax.core.query_encoders import PASSAGE
 from inf_jax.data.from_config import batch_layout, dataset_dir, make_loader
 from inf_jax.data.layout import BatchLayout
 from inf_jax.data.loader import Loader
-from inf_jax.data.packing_plan import MARGIN
 from inf_jax.text.tokenizer import TextTokenizer
+
+_MARGIN = 1.03  # rows for lengths that are assumed
 
 
 class StepInputs(NamedTuple):
@@ -116,7 +117,7 @@ def _assumed(
         columns = [column for group in groups for column in group]
         texts = np.concatenate([passages if c == PASSAGE else queries for c in columns])
         needed = packing.rows_needed(texts, layout.row_tokens, layout.texts_per_row)
-        rows.append(int(np.ceil(needed * MARGIN)))
+        rows.append(int(np.ceil(needed * _MARGIN)))
         tokens += float(texts.sum()) / n
         squares += float(np.square(texts).sum()) / n
     pairs = layout.pairs

@@ -112,7 +112,9 @@ def _old_order(loader: Loader) -> list[tuple[str, str]]:
     """What a run that is resumed keeps of an older version."""
     if loader.order == ORDER:
         return []
-    why = "a step near the end of an epoch may hold an example several times"
+    why = "rows are less full"
+    if loader.order == 1:
+        why += ", and a step near the end of an epoch may hold an example several times"
     return [("order", f"{loader.order}, as the run began: {why}")]
 
 

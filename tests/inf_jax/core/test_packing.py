@@ -11,11 +11,16 @@ from inf_jax.core.errors import UserError
 LENGTHS = st.lists(st.integers(0, 32), min_size=1, max_size=60)
 
 
-@settings(max_examples=200, deadline=None)
+def exact_fit(attempt):
+    return lambda *args: packing.exact_fit(*args, attempt=attempt)
+
+
+@pytest.mark.parametrize("pack", [packing.best_fit, exact_fit(0), exact_fit(5)])
+@settings(max_examples=100, deadline=None)
 @given(LENGTHS, st.integers(1, 8))
-def test_best_fit_overlaps_nothing_and_loses_nothing(lengths, texts_per_row):
+def test_rows_overlap_nothing_and_lose_nothing(pack, lengths, texts_per_row):
     lengths = np.array(lengths)
-    row, place, offset = packing.best_fit(lengths, 32, texts_per_row)
+    row, place, offset = pack(lengths, 32, texts_per_row)
     used = np.zeros((row.max(initial=-1) + 1, 32), int)
     for i, length in enumerate(lengths):
         if length == 0:
@@ -29,7 +34,7 @@ def test_best_fit_overlaps_nothing_and_loses_nothing(lengths, texts_per_row):
         assert sorted(place[row == r]) == list(range((row == r).sum()))
         assert 1 <= (row == r).sum() <= texts_per_row
     # best-fit decreasing opens a row only if no open row has room: under 2x the lower bound
-    if texts_per_row == 8:
+    if texts_per_row == 8 and pack is packing.best_fit:
         bound = max(-(-lengths.sum() // 32), -(-np.count_nonzero(lengths) // 8))
         assert len(used) <= 2 * bound
 
@@ -39,6 +44,23 @@ def test_best_fit_takes_the_fullest_row_with_room():
     row, _, offset = packing.best_fit(np.array([20, 15, 10]), 32, 8)
     assert row.tolist() == [0, 1, 0]
     assert offset.tolist() == [0, 0, 20]
+
+
+def test_fit_fills_rows_where_best_fit_leaves_holes():
+    lengths, rows = np.array([23, 9, 5, 8, 8, 11, 17, 6, 9]), 3
+    assert packing.rows_needed(lengths, 32, 8) == rows + 1
+    row, _, _ = packing.fit(lengths, 32, 8, rows=rows)
+    assert np.bincount(row, lengths).tolist() == [32] * rows
+    # The shortest texts are mixed among the others: of the best fit a row holds nothing else.
+    lengths = np.repeat([20, 14, 4, 3], [6, 6, 18, 12])
+    assert packing.rows_needed(lengths, 32, 4) == 12
+    row, _, _ = packing.fit(lengths, 32, 4, rows=11)
+    assert row.max() + 1 == 11 == -(-lengths.size // 4)
+    # What fits is left as it is.
+    for found, best in zip(
+        packing.fit(lengths, 32, 4, rows=12), packing.best_fit(lengths, 32, 4), strict=True
+    ):
+        np.testing.assert_array_equal(found, best)
 
 
 def test_a_text_longer_than_a_row_is_refused():
@@ -91,23 +113,3 @@ def test_rows_of_many_chunks_are_those_of_each(row_tokens, absent):
         )
     with pytest.raises(UserError, match="does not fit a row"):
         packing.rows_of_chunks(lengths, row_tokens - 1, 8)
-
-
-@pytest.mark.parametrize("longest", [1, 100, 70_000])  # 16 bits are sorted in another way
-def test_assignment_is_that_of_older_versions(longest):
-    """The order of a run may never change."""
-    lengths = np.random.default_rng(0).integers(0, longest + 1, 6 * 35)
-    runs = np.argsort(-lengths, kind="stable").reshape(-1, 6)
-    runs[1::2] = runs[1::2, ::-1].copy()
-    np.testing.assert_array_equal(packing.assign_to_chunks(lengths, 6), np.sort(runs.T, axis=1))
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.integers(0, 100), min_size=8, max_size=64), st.sampled_from([1, 2, 4, 8]))
-def test_assignment_is_an_even_partition(lengths, chunks):
-    lengths = np.array(lengths[: len(lengths) // chunks * chunks])
-    assigned = packing.assign_to_chunks(lengths, chunks)
-    assert sorted(assigned.ravel().tolist()) == list(range(len(lengths)))
-    sums = lengths[assigned].sum(1)
-    # two neighbouring runs cancel: chunks differ by at most the longest text
-    assert sums.max() - sums.min() <= lengths.max(initial=0)

@@ -4,11 +4,13 @@ import numpy as np
 
 from inf_jax.data.layout import BatchLayout
 from inf_jax.data.loader import Loader
+from inf_jax.data.sampler import ORDER
 
 
-def make(dataset, *, seed=1, steps=40, mine=None, **changes):
+def make(dataset, *, seed=1, steps=40, mine=None, order=ORDER, **changes):
     shapes = {"batch_size": 6, "chunks": 2, "row_tokens": 64, "texts_per_row": 8}
-    return Loader(dataset, BatchLayout(**shapes | changes), seed=seed, steps=steps, mine=mine)
+    run = {"seed": seed, "steps": steps, "mine": mine, "order": order}
+    return Loader(dataset, BatchLayout(**shapes | changes), **run)
 
 
 def texts_of(batch, n):

@@ -2,11 +2,20 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from inf_jax.core.errors import UserError
 from inf_jax.data.layout import BatchLayout
 from inf_jax.data.loader import Loader
-from inf_jax.data.sampler import ORDERS, WINDOW_STEPS, ExampleOrder, StraddlingOrder
+from inf_jax.data.sampler import (
+    ORDERS,
+    WINDOW_STEPS,
+    ExampleOrder,
+    StraddlingOrder,
+    assign_to_chunks,
+    balance_chunks,
+)
 from tests.inf_jax.data.batches import make
 
 
@@ -89,8 +98,8 @@ def test_the_order_before_the_last_window_of_the_first_epoch_is_that_of_older_ve
 
 def test_an_unknown_order_is_refused(dataset):
     layout = BatchLayout(batch_size=6, chunks=2, row_tokens=64, texts_per_row=8)
-    with pytest.raises(UserError, match=r"began with order 3 .* this version knows 1, 2"):
-        Loader(dataset, layout, seed=1, steps=2, order=3)
+    with pytest.raises(UserError, match=r"began with order 4 .* this version knows 1, 2, 3"):
+        Loader(dataset, layout, seed=1, steps=2, order=4)
 
 
 def test_order_is_a_pure_function(dataset):
@@ -103,3 +112,32 @@ def test_the_order_of_examples_is_that_of_a_run_without_block_i(dataset):
     plain, sampled = make(dataset), make(dataset, instruction_negatives=3)
     for step in (0, 17):
         np.testing.assert_array_equal(plain.example_indices(step), sampled.example_indices(step))
+
+
+@pytest.mark.parametrize("longest", [1, 100, 70_000])  # 16 bits are sorted in another way
+def test_the_snake_is_that_of_older_versions(longest):
+    """The order of a run may never change."""
+    lengths = np.random.default_rng(0).integers(0, longest + 1, 6 * 35)
+    runs = np.argsort(-lengths, kind="stable").reshape(-1, 6)
+    runs[1::2] = runs[1::2, ::-1].copy()
+    np.testing.assert_array_equal(assign_to_chunks(lengths, 6), np.sort(runs.T, axis=1))
+
+
+@pytest.mark.parametrize("assign", [assign_to_chunks, balance_chunks])
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 100), min_size=8, max_size=64), st.sampled_from([1, 2, 4, 8]))
+def test_assignment_is_an_even_partition(assign, lengths, chunks):
+    lengths = np.array(lengths[: len(lengths) // chunks * chunks])
+    assigned = assign(lengths, chunks)
+    assert assigned.shape == (chunks, len(lengths) // chunks)
+    assert (np.diff(assigned, axis=1) > 0).all()
+    assert sorted(assigned.ravel().tolist()) == list(range(len(lengths)))
+
+
+@pytest.mark.parametrize("pairs", [64, 600])  # more than the runs that are balanced
+def test_chunks_hold_nearly_as_many_tokens(pairs):
+    lengths = np.minimum(np.random.default_rng(0).lognormal(4.3, 0.5, 64 * pairs), 270).astype(int)
+    tokens = lengths[balance_chunks(lengths, 64)].sum(1)
+    assert tokens.max() < 1.001 * tokens.mean()
+    snake = lengths[assign_to_chunks(lengths, 64)].sum(1)
+    assert np.ptp(tokens) < 0.5 * np.ptp(snake)

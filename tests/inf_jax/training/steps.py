@@ -13,6 +13,7 @@ from inf_jax.config.sections import LossConfig
 from inf_jax.core import packing
 from inf_jax.core.batch import Batch, TextIds
 from inf_jax.data.loader import to_mesh
+from inf_jax.data.sampler import assign_to_chunks
 from inf_jax.distributed.sharding import state_shardings
 from inf_jax.models.encoder import EncoderOptions, make_encoder
 from inf_jax.models.hf.config import read_config
@@ -45,7 +46,7 @@ def make_batch(pairs, *, chunks, towers="shared"):
     padded = np.full(each * chunks, -1)
     padded[: len(pairs)] = np.arange(len(pairs))
     lengths = np.array([len(q) + len(p) for q, p in pairs] + [0])
-    assigned = padded[packing.assign_to_chunks(lengths[padded], chunks)]
+    assigned = padded[assign_to_chunks(lengths[padded], chunks)]
     empty = np.empty(0, np.int32)
     columns = {"shared": [(0, 1)], "separate": [(0,), (1,)]}[towers]
     grids = []
