@@ -14,7 +14,7 @@ from inf_jax.io.storage import AnyPath, new_file
 
 # Keys and sections that may change between the starts of a run, and between its training and its
 # evaluation or export; and exceptions from them.
-_MAY_CHANGE = """out_dir data.dir data.prefetch model.scan_layers model.remat
+_MAY_CHANGE = """out_dir data.dir data.prefetch data.texts_per_row model.scan_layers model.remat
     model.remat_first model.remat_first_layers model.attention
     optim.max_nonfinite loss.engine mesh eval export train""".split()
 _MAY_NOT_CHANGE = ("train.batch_size",)
@@ -71,7 +71,8 @@ def check_same_run(
 
 
 def continue_older(config: ConfigDict, saved: Mapping[str, Any]) -> list[str]:
-    """Gives the keys of `config` that are newer than a run, and not set, the values it had.
+    """Gives the keys of `config` whose defaults are newer than a run, and that are not set, the
+    values it had.
 
     Returns:
       What was set, as text.
@@ -83,6 +84,10 @@ def continue_older(config: ConfigDict, saved: Mapping[str, Any]) -> list[str]:
         if name not in saved.get(section, {}) and now == value_of(defaults(), key) != before:
             config[section][name] = before
             found.append(f"{key}={before}")
+    texts = saved.get("data", {}).get("texts_per_row", 16)
+    if config.data.texts_per_row == value_of(defaults(), "data.texts_per_row") != texts:
+        config.data.texts_per_row = texts
+        found.append(f"data.texts_per_row={texts}")
     examples = saved.get("train", {}).get("batch_size")
     if examples == config.train.batch_size and not _counts_pairs(saved):
         config.train.batch_size = _PAIRS * examples

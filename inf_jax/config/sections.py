@@ -22,7 +22,11 @@ class DataConfig:
     max_query_tokens: int = key(64, "longer queries are cut", rule="positive")
     max_passage_tokens: int = key(128, "longer passages are cut in training", rule="positive")
     row_tokens: int = key(128, "tokens of a packed row", rule="positive")
-    texts_per_row: int = key(16, "maximum number of texts per packed row", rule="positive")
+    texts_per_row: int = key(
+        0,
+        "maximum number of texts per packed row; 0: one for each 8 tokens, at least 16",
+        rule="not negative",
+    )
     prefetch: int = key(2, "steps whose batches are prepared ahead", rule="positive")
 
 

@@ -87,18 +87,17 @@ def exact_fit(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Fills one row after another: its longest text, then texts that together fill it exactly.
 
-    A row first takes so many of the shortest that it will hold as many texts as the mean of those
-    to come, so that no short ones are left over. It often needs fewer rows than `best_fit`, and
-    sometimes more. All but `attempt` is as there; each prefers other pairs of texts.
+    A row first takes so many short ones that it will hold as many texts as the mean of those to
+    come. Often fewer rows than `best_fit` opens, sometimes more. All but `attempt` is as there;
+    each prefers other pairs of texts.
     """
-    lengths = np.asarray(lengths)
     _check_longest(lengths, row_tokens)
     row, place_in_row, offset = np.full((3, lengths.size), -1, np.int32)
     order = np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)].tolist()
     of_length: list[list[int]] = [[] for _ in range(row_tokens + 1)]
     for text in reversed(order):
         of_length[lengths[text]].append(text)
-    # Bit sets of the lengths that are left, and of what each leaves free in an empty row.
+    # bit sets: the lengths that are left, and what each leaves free in an empty row
     held = sum(1 << n for n, texts in enumerate(of_length) if texts)
     rest = sum(1 << row_tokens - n for n, texts in enumerate(of_length) if texts)
     left, tokens, number, chosen = len(order), int(lengths.sum()), 0, attempt
@@ -122,16 +121,15 @@ def exact_fit(
             if count + 2 < mean - 0.5:
                 next_ = [(held & -held).bit_length() - 1]
                 continue
-            # lengths of at least half of what is free, whose complement is there as well
-            half = (free + 1) // 2
+            half = (free + 1) // 2  # lengths of that and more, whose complement is there as well
             pairs = (held & rest >> row_tokens - free) >> half
             if free == 2 * half and len(of_length[half]) < 2:
                 pairs &= -2
-            if pairs and attempt:
-                chosen = (1103515245 * chosen + 12345) % 2**31
-                above = pairs >> (at := (chosen >> 8) % (free // 2 + 1)) << at
-                pairs = above or 1 << pairs.bit_length() - 1
             if pairs:
+                if attempt:
+                    chosen = (1103515245 * chosen + 12345) % 2**31
+                    at = (chosen >> 8) % (free // 2 + 1)
+                    pairs = pairs >> at << at or 1 << pairs.bit_length() - 1
                 longer = half + (pairs & -pairs).bit_length() - 1
                 next_ = [longer, free - longer]
         number += 1
@@ -315,8 +313,7 @@ def pack_texts(
     ids = np.zeros((rows, texts_per_row), np.uint32)
     present = lengths > 0
     if present.any():
-        # One flat scatter for all texts: token j of a text goes to row * t + offset + j.
-        count = lengths[present]
+        count = lengths[present]  # token j of a text goes to row * t + offset + j
         inside = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
         start = row[present].astype(np.int64) * row_tokens + offset[present]
         flat = np.repeat(start, count) + inside

@@ -69,7 +69,7 @@ def batch_layout(config: RunConfig, *, devices: int, pairs_per_example: int) -> 
         pairs_per_example=k,
         chunks=devices * config.train.chunks_per_device,
         row_tokens=config.data.row_tokens,
-        texts_per_row=config.data.texts_per_row,
+        texts_per_row=config.data.texts_per_row or max(16, config.data.row_tokens // 8),
         towers=config.model.towers,
         query_encoder=query_encoder(config.model.query_encoder),
         instruction_negatives=config.loss.instruction_negatives if block_i else None,

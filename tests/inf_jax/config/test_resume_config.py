@@ -26,6 +26,16 @@ def test_a_run_older_than_attention_dropout_dropped_weights_at_the_rate_of_the_r
     assert continue_older(config, json.loads(json.dumps(as_saved(config)))) == []
 
 
+def test_a_run_whose_rows_held_16_texts_goes_on_with_16():
+    config = defaults()
+    saved = json.loads(json.dumps(as_saved(config)))
+    saved["data"]["texts_per_row"] = 16
+    check_same_run(config, saved, "run")  # evaluate and export
+    assert continue_older(config, saved) == ["data.texts_per_row=16"]
+    assert config.data.texts_per_row == 16
+    assert check_same_run(config, saved, "run") == []
+
+
 def test_a_given_attention_dropout_is_compared_with_what_an_older_run_did():
     config = defaults()
     config.model.dropout = 0.1
