@@ -6,7 +6,7 @@ TFDS stores this module's name in each dataset (`moduleName`).
 import contextlib
 import dataclasses
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,7 +17,7 @@ from data_pipeline.dataset.inputs import FACTORY, INF_IR, MEDQUAD, Inputs
 from data_pipeline.dataset.tfds_adapter import Builder
 from data_pipeline.quality.near_duplicates import is_near
 from data_pipeline.quality.rules import Report, evaluation_hashes, kept
-from inf_jax.data.records import FIELDS, Example
+from inf_jax.data.records import FIELDS, Example, encode_example
 
 REPORT_FILE = "validation_report.json"
 
@@ -42,8 +42,7 @@ class InfIr(Builder):
     def __init__(self, *, beam: bool = False, **kwargs):
         own = [field.name for field in dataclasses.fields(Inputs)[1:]]
         self._own = {name: kwargs.pop(name) for name in own if name in kwargs}
-        self._beam = beam
-        super().__init__(arguments=self._own | {"beam": beam}, **kwargs)
+        super().__init__(beam=beam, arguments=self._own | {"beam": beam}, **kwargs)
         self.reports: dict[str, Report] = {}
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -70,36 +69,34 @@ class InfIr(Builder):
             from data_pipeline.dataset import beam_steps  # Apache Beam is an extra
 
             return beam_steps.split_examples(inputs, Path(self.data_path))
-        # both splits keep the readers' order; TFDS shuffles by id
-        splits = {}
+        # dev is written first, and gives the texts that train may not have
         eval_hashes: set[int] = set()
-        if "dev" in inputs.splits:
-            dev = list(self._kept(inputs, "dev"))
-            eval_hashes.update(*map(evaluation_hashes, dev))
-            splits["dev"] = self._generate_examples(dev, inputs, "dev")
-        train = self._kept(inputs, "train", eval_hashes)
-        splits["train"] = self._generate_examples(train, inputs, "train")
-        return splits
+        return {
+            split: self._generate_examples(self._kept(inputs, split, eval_hashes), inputs, split)
+            for split in inputs.splits
+        }
 
     def _generate_examples(self, examples: Iterable[Example], inputs: Inputs, split: str):
         # disable=None: no bar unless stderr is a terminal; `build` switches TFDS's own off
         for example in tqdm(examples, desc=f"{split}: validating", unit=" examples", disable=None):
-            yield example.id, dataclasses.asdict(example)
+            yield example.id, encode_example(example)
         inputs.check_not_empty(self.reports[split], split)
 
-    def _kept(
-        self, inputs: Inputs, split: str, eval_hashes: Collection[int] = frozenset()
-    ) -> Iterator[Example]:
-        """The examples of one split that pass the rules; counts all in `reports`."""
+    def _kept(self, inputs: Inputs, split: str, eval_hashes: set[int]) -> Iterator[Example]:
+        """The examples of one split that pass the rules; counts all in `reports`, and those of dev
+        add to `eval_hashes`."""
         self.reports[split] = report = Report()
         examples = inputs.config.read(inputs.path(split), dropped=report.dropped_by_source)
-        return kept(
+        for example in kept(
             (e for e in examples if inputs.belongs(e, split)),
             limits=inputs.config.limits,
             report=report,
-            eval_hashes=eval_hashes,
+            eval_hashes=eval_hashes if split == "train" else frozenset(),
             is_near=is_near(inputs.near_duplicates) if inputs.near_duplicates else None,
-        )
+        ):
+            if split == "dev":
+                eval_hashes |= evaluation_hashes(example)
+            yield example
 
     @contextlib.contextmanager
     def writing(self, directory: Path) -> Iterator[None]:

@@ -1,0 +1,21 @@
+"""Records come back by key, those of one key in order, also if they did not fit into memory."""
+
+import hashlib
+import os
+
+import pytest
+
+from data_pipeline.dataset.spill import Spill
+
+
+@pytest.mark.parametrize("limit", [1, 2000, 1 << 30])
+def test_a_spill_sorts(tmp_path, limit):
+    spill, rows = Spill(tmp_path, limit=limit), []
+    for n in range(200):
+        rows.append((hashlib.md5(str(n % 70).encode()).digest(), f"{n} ".encode() * (n % 5)))
+        spill.add(*rows[-1])
+    assert spill.count == 200
+    assert spill.size == sum(len(data) for _, data in rows)
+    assert bool(any(files for _, _, files in os.walk(tmp_path))) == (limit < 1 << 30)
+    assert list(spill) == sorted(rows, key=lambda row: row[0])
+    assert not os.listdir(tmp_path)
