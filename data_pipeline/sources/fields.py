@@ -7,9 +7,16 @@ from typing import Any
 
 from data_pipeline.sources.files import Row, id_field, one_split, read_rows, text_field, title_field
 from data_pipeline.sources.pairs import SourcePair, titled
+from data_pipeline.sources.training.formats import (
+    TEACHER,
+    known_fields,
+    numbered,
+    teacher_scores,
+)
 from inf_jax.core.errors import UserError
 
-_PARTS = ("id", "query", "passage", "title")
+_OPTIONAL = ("title", "instruction", "negatives", *TEACHER)  # a row may lack them
+_PARTS = ("id", "query", "passage", *_OPTIONAL)
 _TEXT, _TITLE = "text", "title"  # of a passage that is an object (Tevatron, DPR)
 _MISSING = object()
 
@@ -17,30 +24,39 @@ _MISSING = object()
 def read(
     path: str | Path,
     *,
-    fields: Mapping[str, str | Sequence[str]],
+    fields: Mapping[str, str | Sequence[str]] | None,
     dropped: Counter[str] | None = None,
 ) -> Iterator[SourcePair]:
     """Yields one pair per row in file order, or one per list element if the passage is a list.
 
-    So the rows of Tevatron (passage: positive_passages), DPR (query: question, passage:
-    positive_ctxs) and FlagEmbedding (passage: pos) are read.
+    So the rows of Tevatron (passage: positive_passages, negatives: negative_passages), DPR (query:
+    question, passage: positive_ctxs, negatives: hard_negative_ctxs), FlagEmbedding (passage: pos,
+    negatives: neg) and sentence-transformers (query: anchor, passage: positive, negatives:
+    negative_*) are read.
 
     Args:
       path: a file, or a directory of jsonl and parquet files.
-      fields: "passage" and optionally "query", "id", "title" -> the field's name, or several names,
-        of which the first that a row has is used. "a.b" is field b of the object a, or of each
-        object of the list a. A passage that is an object is its field "text" under its "title".
-        Without "query", the pairs have passages only. Without "id", ids are `<file name>:<line or
-        row number>`. The passages of a list get `:0`, `:1`, ... appended to their id.
+      fields: "passage" and optionally other parts -> the field's name, or several names, of which
+        the first that a row has is used. "a.b" is field b of the object a, or of each object of the
+        list a; "a_*" is a list of the fields a_1, a_2, ... A passage that is an object is its field
+        "text" under its "title". None for `known_fields` of each row.
+          query: without it, the pairs have passages only.
+          id: without it, ids are `<file name>:<line or row number>`. The passages of a list get
+            `:0`, `:1`, ... appended to their id.
+          title: of the passage.
+          instruction: of the query.
+          negatives: passages that do not fit the query, one or a list; each passage gets all.
+          scores, passage_scores, negative_scores, margins: see `teacher_scores`.
       dropped: incremented for each row whose query is empty, that has no passage, or that repeats
         an earlier one with the same id.
 
     Raises:
-      UserError: `fields` names no passage or an unknown part, a row lacks a field (the title: all
-        rows lack it), the field holds no text, different rows have the same id, or the directory
-        has several splits; or as `read_rows`.
+      UserError: `fields` names no passage or an unknown part, a row lacks a field (but for id,
+        query and passage: all rows lack it), the field holds no text or number, different rows have
+        the same id, or the directory has several splits; or as `read_rows`.
     """
-    names = {part: (n,) if isinstance(n, str) else tuple(n) for part, n in fields.items()}
+    given = fields or {"passage": "passage"}
+    names = {part: (n,) if isinstance(n, str) else tuple(n) for part, n in given.items()}
     if unknown := [part for part in names if part not in _PARTS]:
         raise UserError(f"fields: no part {unknown[0]!r}; name the fields of {', '.join(_PARTS)}")
     if not names.get("passage"):
@@ -48,11 +64,12 @@ def read(
     one_split(path)
     dropped = Counter() if dropped is None else dropped
     seen: dict[str, int] = {}  # id -> hash of the pair
-    titled_rows = "title" not in names  # a title is optional, but its name may be a wrong one
+    wanting = [part for part in _OPTIONAL if part in names]  # a name may be a wrong one
     for row in read_rows(path):
-        titled_rows = titled_rows or any(
-            _value(row.values, name) is not _MISSING for name in names["title"]
-        )
+        row = numbered(row)
+        if fields is None:
+            names = known_fields(row)
+        wanting = [part for part in wanting if not _has(row, names[part], null=True)]
         for pair in _pairs(row, names, dropped):
             if "id" in names:
                 identity = hash(pair)
@@ -65,35 +82,45 @@ def read(
                         "a field whose values are unique, or none, and rows are numbered"
                     )
             yield pair
-    if not titled_rows:
+    for part in wanting:
         raise UserError(
-            f"{path}: no row has the field {' or '.join(names['title'])!r}; name the field of the "
-            "passages' titles, or none"
+            f"{path}: no row has the field {' or '.join(names[part])!r}; name the field of the "
+            f"pairs' {part}, or none"
         )
 
 
 def _pairs(
     row: Row, names: Mapping[str, Sequence[str]], dropped: Counter[str]
 ) -> Iterator[SourcePair]:
-    parts = {part: _select(row, *alternatives) for part, alternatives in names.items()}
+    optional = [part for part in _OPTIONAL if part in names and not _has(row, names[part])]
+    parts = {part: _select(row, *names[part]) for part in names if part not in optional}
     query = text_field(*parts["query"]) if "query" in parts else ""
     if "query" in parts and not query:  # for an item without a query one would be generated
         dropped["empty query"] += 1
         return
     whole, name = parts["passage"]
-    passages = passages_in(whole, name)
-    if not isinstance(whole.values.get(name), list):
-        [(title, text)] = passages
-        title = title_field(*parts["title"]) if "title" in parts else title
-        id = id_field(*parts["id"]) if "id" in parts else Path(row.where).name
-        yield SourcePair(id, query, titled(title, text))
-        return
-    if not passages:
+    passages, several = passages_in(whole, name), isinstance(whole.values.get(name), list)
+    if several and not passages:
         dropped["no passage"] += 1
+    instruction = text_field(*parts["instruction"]) if "instruction" in parts else ""
+    found = passages_in(*parts["negatives"]) if "negatives" in parts else []
+    negatives = tuple(titled(*each) for each in found)
+    teacher = {part: parts[part] for part in TEACHER if part in parts}
     for number, (title, text) in enumerate(passages):
+        if several:
+            id = _id(row, parts, number, len(passages))
+        else:
+            id = id_field(*parts["id"]) if "id" in parts else Path(row.where).name
         if "title" in parts:
             title = title_field(*_matching(*parts["title"], number, len(passages)))
-        yield SourcePair(_id(row, parts, number, len(passages)), query, titled(title, text))
+        yield SourcePair(
+            id,
+            query,
+            titled(title, text),
+            instruction,
+            negatives,
+            teacher_scores(teacher, (number, len(passages)), len(negatives)),
+        )
 
 
 def passages_in(row: Row, name: str) -> list[tuple[str, str]]:
@@ -104,6 +131,12 @@ def passages_in(row: Row, name: str) -> list[tuple[str, str]]:
     """
     several = isinstance(row.values.get(name), list)
     return [_passage(*each) for each in (_elements(row, name) if several else [(row, name)])]
+
+
+def _has(row: Row, names: Sequence[str], *, null: bool = False) -> bool:
+    """Whether a row has one of the fields; `null`: also if it is null."""
+    values = (_value(row.values, name) for name in names)
+    return any(value is not _MISSING and (null or value is not None) for value in values)
 
 
 def _id(row: Row, parts: Mapping[str, tuple[Row, str]], number: int, count: int) -> str:

@@ -225,32 +225,47 @@ def _check_object(row: Any, where: str) -> dict[str, Any]:
     raise UserError(f"{where}: a JSON {type(row).__name__}, expected an object with named fields")
 
 
-def _json(path: Path) -> Iterator[Row]:
+def json_members(path: str | Path) -> Iterator[Row]:
+    """Streams the members of a JSON file that is one object of objects; `where` is `file:name`.
+
+    Raises:
+      UserError: the file is missing or damaged, or is another JSON; names the last good member.
+    """
+    [file] = input_files(path)
+    return _json(file, members=True)
+
+
+def _json(path: Path, *, members: bool = False) -> Iterator[Row]:
     # ijson's C backends replace half of a surrogate pair by "?" without an error
     from ijson.backends import python as ijson
     from ijson.common import JSONError, ObjectBuilder
 
-    number = depth = 0
+    number, depth, name = 0, 0, ""
     try:
         with _open(path) as file:
             if file.peek(len(codecs.BOM_UTF8)).startswith(codecs.BOM_UTF8):
                 file.read(len(codecs.BOM_UTF8))
             events = ijson.basic_parse(file, use_float=True)
-            if next(events)[0] != "start_array":
-                raise JSONError("it does not begin with '['")
+            opening = "start_map" if members else "start_array"
+            if next(events)[0] != opening:
+                raise JSONError(f"it does not begin with '{'{' if members else '['}'")
             builder = ObjectBuilder()
             for event, value in events:
-                if depth == 0 and event == "end_array":
+                if depth == 0 and event == opening.replace("start", "end"):
                     continue  # the whole one's
+                if depth == 0 and event == "map_key":
+                    name = value
+                    continue
                 builder.event(event, value)
                 depth += event.startswith("start_") - event.startswith("end_")
                 if depth > _MOST_NESTED:
                     raise JSONError("nested too deeply")
                 if depth == 0:
                     number += 1
-                    row = _check_object(builder.value, f"{path}:{number}")
+                    where = f"{path}:{name if members else number}"
+                    row = _check_object(builder.value, where)
                     builder = ObjectBuilder()
-                    yield Row(f"{path}:{number}", row)
+                    yield Row(where, row)
     except (JSONError, json.JSONDecodeError) as error:
         if error.args and isinstance(error.args[0], UnicodeDecodeError):
             raise UserError(
@@ -258,8 +273,9 @@ def _json(path: Path) -> Iterator[Row]:
                 "UTF-8"
             ) from error
         raise UserError(
-            f"{path}:{number + 1}: malformed JSON, {error!s:.80}; the file must be one array of "
-            "objects (rename a file with one object a line to .jsonl); correct or download it again"
+            f"{path}:{number + 1}: malformed JSON, {error!s:.80}; the file must be one "
+            f"{'object' if members else 'array'} of objects (rename a file with one object a line "
+            "to .jsonl); correct or download it again"
         ) from error
     except _DAMAGED as error:
         raise unreadable(path, f"row {number}", error) from error

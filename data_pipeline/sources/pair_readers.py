@@ -8,6 +8,7 @@ from typing import Any
 
 from data_pipeline.sources import beir, fields, msmarco, problems
 from data_pipeline.sources.pairs import SourcePair
+from data_pipeline.sources.training import nevir, pubmedqa
 from inf_jax.core.errors import UserError
 
 PAIR_SOURCES: dict[str, Callable[..., Iterator[SourcePair]]] = {
@@ -16,6 +17,8 @@ PAIR_SOURCES: dict[str, Callable[..., Iterator[SourcePair]]] = {
     "fields": fields.read,
     "metamath": problems.read_metamath,
     "leetcode": problems.read_leetcode,
+    "nevir": nevir.read,
+    "pubmedqa": pubmedqa.read,
 }
 
 

@@ -1,4 +1,4 @@
-"""The (query, passage) pair that every source yields and the triplet factory starts from."""
+"""The (query, passage) pair that every source yields, for training and for the triplet factory."""
 
 import dataclasses
 
@@ -11,11 +11,17 @@ class SourcePair:
       id: unique within the source and the same in every run, e.g. `<query id>:<passage id>`.
       query: "" if the source has passages only; the factory then generates one.
       passage: the text that the query must retrieve; its first line is the title, if any.
+      instruction: "" for none; the factory writes its own.
+      negatives: passages that do not answer the query, in the form of `passage`.
+      scores: a teacher's of the passage, then of each negative; () for none.
     """
 
     id: str
     query: str
     passage: str
+    instruction: str = ""
+    negatives: tuple[str, ...] = ()
+    scores: tuple[float, ...] = ()
 
 
 def titled(title: str, text: str) -> str:
