@@ -1,7 +1,9 @@
 """Builds the TFDS dataset of a source, or reuses a complete one built from the same files."""
 
 import contextlib
+import dataclasses
 import errno
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ from inf_jax.core.errors import UserError
 from inf_jax.io.json_files import read_json
 from inf_jax.io.tfrecord import FRAME_BYTES
 
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # errors of a file system without locks
 
 
@@ -26,6 +29,7 @@ def build(
     source: str | InfIrConfig,
     data_dir: str | Path,
     *,
+    name: str = "",
     overwrite: bool = False,
     beam: tfds.download.DownloadConfig | None = None,
     **inputs: Any,
@@ -38,9 +42,10 @@ def build(
     Args:
       source: a config, or the name of one of `InfIr`'s.
       data_dir: root of all datasets; missing directories are created.
+      name: of the dataset, if not the source's.
       overwrite: replace an existing dataset; it stays if the new build fails.
       beam: runner and options of Apache Beam; None to build in this process.
-      **inputs: path_train, path_dev, dev_fraction, near_duplicates, as for `Inputs`.
+      **inputs: the fields of `Inputs`, but for the config.
 
     Returns:
       The dataset's directory, and whether it was written (False: reused).
@@ -50,6 +55,18 @@ def build(
         built from other input.
     """
     config = InfIr.builder_configs[source] if isinstance(source, str) else source
+    if name and name != config.name:
+        if not _NAME.fullmatch(name) or name in InfIr.builder_configs:
+            raise UserError(
+                f"--name={name}: must be letters, digits, '.', '_' and '-', and not another "
+                "source's"
+            )
+        config = dataclasses.replace(config, name=name)
+    if beam and config.plain:
+        raise UserError(
+            f"source {config.name!r} is not built on Beam; build it with "
+            "`python -m data_pipeline.build`, whose memory does not grow with the source"
+        )
     final = Path(data_dir, InfIr.name, config.name, str(InfIr.VERSION))
     recipe = Inputs(config, **inputs).recipe()
     with _exclusive(final):

@@ -10,10 +10,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from data_pipeline.dataset.inputs import FACTORY, INF_IR, MEDQUAD, Inputs
+from data_pipeline.dataset.pair_build import pair_splits
+from data_pipeline.dataset.pair_sources import PAIR_CONFIGS
 from data_pipeline.dataset.tfds_adapter import Builder
 from data_pipeline.quality.near_duplicates import is_near
 from data_pipeline.quality.rules import Report, evaluation_hashes, kept
@@ -28,8 +31,7 @@ class InfIr(Builder):
     Args:
       beam: prepare with Apache Beam, on the runner and options of the `DownloadConfig`; all workers
         must see the same source files and `data_dir`.
-      **kwargs: path_train, path_dev, dev_fraction, near_duplicates, as for `Inputs`; and TFDS's
-        own: `config` (a source's name), `data_dir`.
+      **kwargs: the fields of `Inputs`; and TFDS's own: `config` (a source's name), `data_dir`.
 
     Raises:
       UserError: a source file is missing or damaged, or yields no example.
@@ -37,7 +39,7 @@ class InfIr(Builder):
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar = {"1.0.0": "First release."}
-    BUILDER_CONFIGS: ClassVar = [MEDQUAD, INF_IR, FACTORY]
+    BUILDER_CONFIGS: ClassVar = [MEDQUAD, INF_IR, FACTORY, *PAIR_CONFIGS]
 
     def __init__(self, *, beam: bool = False, **kwargs):
         own = [field.name for field in dataclasses.fields(Inputs)[1:]]
@@ -46,13 +48,22 @@ class InfIr(Builder):
         self.reports: dict[str, Report] = {}
 
     def _info(self) -> tfds.core.DatasetInfo:
-        config = self.builder_config
+        config, text = self.builder_config, tfds.features.Text()
+        described = (
+            "Triplets (instruction, query, passage), each with a poisoned instruction and a "
+            "poisoned query and the passages that fit these."
+        )
+        features = dict.fromkeys(("id", *FIELDS), text)
+        if config.plain:
+            described = "Examples of one (instruction, query, passage) pair or more, each with "
+            described += "negatives and a teacher's scores of passage and negatives, if there are."
+            scores = tfds.features.Sequence(tfds.features.Scalar(np.float32))
+            pair = dict.fromkeys(("instruction", "query", "passage"), text)
+            pair |= {"negatives": tfds.features.Sequence(text), "scores": scores}
+            features = {"id": text, "pairs": tfds.features.Sequence(pair)}
         return self.dataset_info_from_configs(
-            description="Triplets (instruction, query, passage), each with a poisoned instruction "
-            "and a poisoned query and the passages that fit these.",
-            features=tfds.features.FeaturesDict(
-                {name: tfds.features.Text() for name in ("id", *FIELDS)}
-            ),
+            description=described,
+            features=tfds.features.FeaturesDict(features),
             homepage=config.homepage,
             citation=config.citation,
             license=config.license,
@@ -65,6 +76,8 @@ class InfIr(Builder):
         inputs = Inputs(self.builder_config, **self._own)
         self.info.metadata.clear()
         self.info.metadata.update(inputs.recipe())
+        if self.builder_config.plain:
+            return pair_splits(inputs, Path(self.data_path), self.reports)
         if self._beam:
             from data_pipeline.dataset import beam_steps  # Apache Beam is an extra
 

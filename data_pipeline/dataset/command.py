@@ -7,12 +7,22 @@ from rich.console import Console
 
 from data_pipeline.dataset.build import build
 from data_pipeline.dataset.builder import REPORT_FILE, InfIr
-from data_pipeline.dataset.inputs import DEV_FRACTION
+from data_pipeline.dataset.inputs import DEV_FRACTION, MAX_NEGATIVES
 from data_pipeline.quality.rules import Report, report_table
-from inf_jax.core.cli_flags import FlagParser, number
+from inf_jax.core.cli_flags import FlagParser, at_least, number, whole_number
 from inf_jax.core.errors import UserError
 from inf_jax.io.json_files import read_json
 from inf_jax.io.paths import is_url
+
+_OPTIONS = (
+    "fields",
+    "split",
+    "dev_split",
+    "min_score",
+    "negatives",
+    "count",
+    "seed",
+)  # of sources of pairs
 
 
 def build_parser(program: str, doc: str) -> FlagParser:
@@ -21,12 +31,14 @@ def build_parser(program: str, doc: str) -> FlagParser:
     add = parser.add
     sources = list(InfIr.builder_configs)
     add("--source", "where the examples come from", choices=sources, example="medquad")
-    text = "root directory; the dataset is DIR/inf_ir/SOURCE/VERSION"
+    text = "root directory; the dataset is DIR/inf_ir/NAME/VERSION"
     add("--data-dir", text, metavar="DIR", example="out/data")
+    add("--name", "name of the dataset; default is the source", default="", metavar="NAME")
     text = (
         "jsonl, jsonl.gz or parquet file, or a directory of them; medquad: default is the shipped "
-        "sample; others: required, with InF-IR's field names (instruction_positive, ...) and an "
-        "optional id"
+        "sample; inf_ir, factory: with InF-IR's field names (instruction_positive, ...) and an "
+        "optional id; fields: also JSON; beir, msmarco: the directory; pubmedqa: ori_pqal.json or "
+        "the Hub's parquet; nevir: jsonl or parquet"
     )
     add("--path-train", text, default="", metavar="FILE")
     add("--path-dev", "the same for the evaluation split", default="", metavar="FILE")
@@ -42,13 +54,55 @@ def build_parser(program: str, doc: str) -> FlagParser:
     )
     add("--near-duplicates", text, of=number, default=0.0, metavar="S")
     parser.add_boolean("--overwrite", "replace an existing dataset")
+    text = (
+        "fields: the names of the rows' fields, as PART=NAME,...; parts: query, passage, id, "
+        "title, instruction, negatives, scores (of the passage and each negative), passage_scores, "
+        "negative_scores, margins; NAME: a field, a.b in an object or in each of a list, a_* for "
+        "a_1, a_2, ..., or several with | between, of which the first there is counts; default: "
+        "rows of Tevatron, DPR, FlagEmbedding, sentence-transformers and query/passage are known"
+    )
+    add("--fields", text, of=_field_map, metavar="MAP")
+    add("--split", "beir, msmarco: whose judgements are trained on (default: train)")
+    add("--dev-split", "beir, msmarco: whose judgements are the dev split")
+    text = "beir, msmarco: lowest score of a relevant passage (default: 1)"
+    add("--min-score", text, of=whole_number, metavar="N")
+    text = (
+        "beir, msmarco: a file of negatives by id: a table of query, relevant and other passage "
+        "(qidpidtriples), a run of TREC, or rows of query_id, positive_id, negative_id and score "
+        "(a margin) or of qid, pos, neg"
+    )
+    add("--negatives", text, metavar="FILE")
+    text = "pairs: the most negatives that a pair keeps, the first ones; 0 for all"
+    add("--max-negatives", text, of=at_least(0), default=MAX_NEGATIVES, metavar="N")
+    text = (
+        "pairs: files of benchmarks whose queries and passages are dropped: a directory in BEIR's "
+        "layout, jsonl, parquet or JSON, or a TFDS directory of inf_ir"
+    )
+    add("--evaluation", text, many=True, default=(), metavar="FILE")
+    add("--count", "synthetic: number of pairs", of=whole_number, metavar="N")
+    add("--seed", "synthetic: of the pairs (default: 0)", of=whole_number, metavar="N")
     return parser
+
+
+def _field_map(text: str) -> dict[str, list[str]]:
+    fields = {}
+    for each in text.split(","):
+        part, equals, names = each.partition("=")
+        if not (equals and part.strip() and names.strip()):
+            raise argparse.ArgumentTypeError(f"{each!r} is not PART=NAME")
+        fields[part.strip()] = [name.strip() for name in names.split("|")]
+    return fields
 
 
 def run_build(args: argparse.Namespace, beam: tfds.download.DownloadConfig | None = None) -> None:
     """Builds the dataset and prints its report; raises UserError as `build`."""
     options = dict(vars(args))
     options.pop("runner", None)
+    given = {name: options.pop(name) for name in _OPTIONS}
+    options["options"] = {name: value for name, value in given.items() if value is not None}
+    if options["source"] == "fields":
+        options["options"].setdefault("fields", None)
+    options["evaluation"] = tuple(options["evaluation"])
     if is_url(str(options["data_dir"])):
         raise UserError(f"--data-dir={options['data_dir']}: is a URL; give a local directory")
     final, written = build(**options, beam=beam)

@@ -1,8 +1,10 @@
 """Configures builds: the named sources, and the input files and rules of one build."""
 
 import dataclasses
+import inspect
 import json
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,21 @@ from data_pipeline.quality.near_duplicates import is_near
 from data_pipeline.quality.rules import Limits, Report, held_out
 from data_pipeline.sources import inf_ir, medquad
 from data_pipeline.sources.files import Row, input_files, one_split
+from data_pipeline.sources.pairs import SourcePair
 from inf_jax.core.errors import UserError
 from inf_jax.data.records import Example
 from inf_jax.io.json_files import sha256_of_file
 
 DEV_FRACTION = 0.02  # of the queries, where a source has no evaluation file
+MAX_NEGATIVES = 32  # of a pair
 _SAMPLES = Path(__file__).parents[1] / "samples"
+
+
+def split_files(path: str | Path, **options: Any) -> list[Path]:
+    """The files of one split; UserError if there are none, or they are of several splits."""
+    del options
+    one_split(path)
+    return input_files(path)
 
 
 @dataclasses.dataclass(eq=False)
@@ -25,9 +36,11 @@ class InfIrConfig(tfds.core.BuilderConfig):
     """One source: how its files are read, and the limits of its texts.
 
     Attributes:
-      read: read(path, dropped=Counter) -> Iterator[Example].
+      read: read(path, dropped=Counter, **options) -> Iterator[Example], or of SourcePair.
       example: example(row) -> Example, if each row yields one example; None if `read` needs all
         rows together.
+      plain: whether `read` gives pairs (instruction and negatives are optional), no triplets.
+      files: files(path, **options) -> the files that `read` reads.
       path_train, path_dev: files shipped with the package; "" if the user must give them.
       limits: lengths of texts, see `rules.validate`.
       homepage, citation, license: of the source.
@@ -35,6 +48,8 @@ class InfIrConfig(tfds.core.BuilderConfig):
 
     read: Callable[..., Iterator[Example]] = inf_ir.read
     example: Callable[[Row], Example] | None = inf_ir.example
+    plain: bool = False
+    files: Callable[..., list[Path]] = split_files
     path_train: str = ""
     path_dev: str = ""
     limits: Limits = dataclasses.field(default_factory=Limits)
@@ -94,9 +109,15 @@ class Inputs:
       dev_fraction: in [0, 1); 0 for no dev split, and with a dev file.
       near_duplicates: in [0, 1): Jaccard similarity from which an example is dropped as a near
         duplicate of an earlier one (`data_pipeline.quality.near_duplicates`); 0 keeps all.
+      options: the other arguments of the source's `read`, of a source of pairs; "dev_split" is the
+        `split` of its dev.
+      max_negatives: of a pair; 0 for all.
+      evaluation: files of benchmarks' texts, which a source of pairs may not contain, as for
+        `BenchmarkTexts.read`.
 
     Raises:
-      UserError: there is no train file, or a fraction is out of range.
+      UserError: there is no train file, a fraction is out of range, or the source has no such
+        option.
     """
 
     config: InfIrConfig
@@ -104,8 +125,12 @@ class Inputs:
     path_dev: str | Path = ""
     dev_fraction: float = DEV_FRACTION
     near_duplicates: float = 0.0
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    max_negatives: int = MAX_NEGATIVES
+    evaluation: tuple[str, ...] = ()
 
     def __post_init__(self):
+        self._check_options()
         for name in ("dev_fraction", "near_duplicates"):
             if not 0 <= (value := getattr(self, name)) < 1:
                 flag = name.replace("_", "-")
@@ -120,13 +145,44 @@ class Inputs:
                 f"source {self.config.name!r} ships no data; give your file by --path-train=FILE"
             )
         self.path_train, self.path_dev = str(self.path_train), str(self.path_dev)
-        if self.path_dev:
+        if self.separate_dev:
             self.dev_fraction = 0.0
+
+    def _check_options(self) -> None:
+        known = inspect.signature(self.config.read).parameters
+        names = [*known, *(["dev_split"] if "split" in known else [])]
+        given = dict(self.options)
+        if not self.config.plain:
+            given |= {"evaluation": 1} if self.evaluation else {}
+            given |= {"max_negatives": 1} if self.max_negatives != MAX_NEGATIVES else {}
+        if unknown := [name for name in given if name not in names]:
+            flag = unknown[0].replace("_", "-")
+            raise UserError(f"--{flag}: source {self.config.name!r} has no such option")
+        if self.max_negatives < 0:
+            raise UserError(f"--max-negatives={self.max_negatives}: must be 0 or more")
+
+    @property
+    def separate_dev(self) -> bool:
+        """Whether the dev split has files, or a split of the source, of its own."""
+        return bool(self.path_dev or self.options.get("dev_split"))
+
+    def read_pairs(self, split: str, *, dropped: Counter[str]) -> Iterator[SourcePair]:
+        """The pairs of a split's files, of a source of pairs; errors as its reader's."""
+        return self.config.read(self.path(split), dropped=dropped, **self._options(split))
+
+    def _options(self, split: str) -> dict[str, Any]:
+        options = dict(self.options)
+        dev_split = options.pop("dev_split", "")
+        if split == "dev" and dev_split:
+            options["split"] = dev_split
+        if "negatives" in options:
+            options["max_negatives"] = self.max_negatives
+        return options
 
     @property
     def splits(self) -> tuple[str, ...]:
         """Names of the splits; dev first, since its texts are dropped from train."""
-        return ("dev", "train") if self.path_dev or self.dev_fraction else ("train",)
+        return ("dev", "train") if self.separate_dev or self.dev_fraction else ("train",)
 
     def path(self, split: str) -> str:
         """The file of a split."""
@@ -156,9 +212,8 @@ class Inputs:
         Raises:
           UserError: a file is missing, or a directory has files of several splits.
         """
-        sources = {"train": _checksums(self.path_train)}
-        if self.path_dev:
-            sources["dev"] = _checksums(self.path_dev)
+        splits = ["train", *(["dev"] if self.separate_dev else [])]
+        sources = {split: _checksums(self._files(split)) for split in splits}
         recipe = {
             "sources": sources,
             "dev_fraction": self.dev_fraction,
@@ -166,13 +221,30 @@ class Inputs:
         }
         if self.near_duplicates:
             recipe["near_duplicates"] = self.near_duplicates
+        if self.config.plain:
+            recipe["options"] = dict(self.options)
+            if file := self.options.get("negatives"):
+                recipe["options"]["negatives"] = _checksums(_all_files(Path(file)))
+            recipe["max_negatives"] = self.max_negatives
+            if self.evaluation:
+                recipe["evaluation"] = _checksums(
+                    [file for path in self.evaluation for file in _all_files(Path(path))]
+                )
         return json.loads(json.dumps(recipe))  # tuples become lists, as in the stored recipe
 
+    def _files(self, split: str) -> list[Path]:
+        return self.config.files(self.path(split), **self._options(split))
 
-def _checksums(path: str) -> list[dict[str, Any]]:
+
+def _checksums(files: list[Path]) -> list[dict[str, Any]]:
     """Name, size and SHA-256 of each source file; without directory, since files may be moved."""
-    one_split(path)
     return [
         {"file": file.name, "bytes": file.stat().st_size, "sha256": sha256_of_file(file)}
-        for file in input_files(path)
+        for file in files
     ]
+
+
+def _all_files(path: Path) -> list[Path]:
+    if not path.exists():
+        raise UserError(f"{path} does not exist; check the path")
+    return [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())

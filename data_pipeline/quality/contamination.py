@@ -16,7 +16,7 @@ from data_pipeline.sources.folding import bare
 from data_pipeline.sources.pairs import titled
 from data_pipeline.sources.qrels import QRELS_DIRECTORIES, splits_of
 from inf_jax.core.errors import UserError
-from inf_jax.data.records import text_hash
+from inf_jax.data.records import pairs, text_hash
 
 _QUERY_NAMES = ("query", "question", "anchor", *QUERY_FIELDS)
 _QUERY_NAMES += tuple(f"{name}_fewshot" for name in QUERY_FIELDS)
@@ -95,9 +95,7 @@ def _texts(path: Path) -> Iterator[tuple[str, str]]:
         from inf_jax.data.tokenise import read_examples  # slow to import
 
         for example in read_examples(path, "dev"):
-            yield example.query_positive, example.document_positive
-            yield example.query_negative, example.hard_negative_document_2
-            yield "", example.hard_negative_document_1
+            yield from ((pair.query, pair.passage) for pair in pairs(example) if pair)
     elif any((path / name).is_dir() for name in QRELS_DIRECTORIES):
         for split in _evaluation_splits(path):
             for pair in beir.read(path, split=split):

@@ -25,13 +25,13 @@ from data_pipeline.quality.minhash import (
     compact,
     signature,
 )
-from inf_jax.data.records import Example
+from inf_jax.data.records import AnyExample, pairs
 
 _COMPARED = 64  # examples compared at once, which bounds memory
 _QUERY, _PASSAGE = 0, 1
 
 
-def is_near(threshold: float) -> Callable[[Example], bool]:
+def is_near(threshold: float) -> Callable[[AnyExample], bool]:
     """Returns a function that, called for examples in order, says whether each is a near duplicate
     of an earlier one.
 
@@ -40,7 +40,7 @@ def is_near(threshold: float) -> Callable[[Example], bool]:
     """
     examples = NearExamples(threshold)
 
-    def near(example: Example) -> bool:
+    def near(example: AnyExample) -> bool:
         repeated = example in examples
         examples.add(example)
         return repeated
@@ -64,12 +64,12 @@ class NearExamples:
         self._count = 0
         self._sketches = np.empty((0, 2, NUM_PERM), np.uint16)  # grown by a quarter
         self._keys = BandKeys()
-        self._last: tuple[Example, int, tuple[bool, bool]] | None = None
+        self._last: tuple[AnyExample, int, tuple[bool, bool]] | None = None
 
-    def __contains__(self, example: Example) -> bool:
+    def __contains__(self, example: AnyExample) -> bool:
         return self._find(example)[0]
 
-    def add(self, example: Example) -> None:
+    def add(self, example: AnyExample) -> None:
         """Adds an example, whether or not it has near duplicates."""
         if self._find(example)[1]:
             return  # what is near to it is near to the equal one, which is earlier
@@ -81,13 +81,13 @@ class NearExamples:
         self._keys.add(keys, self._count)
         self._count += 1
 
-    def _find(self, example: Example) -> tuple[bool, bool]:
+    def _find(self, example: AnyExample) -> tuple[bool, bool]:
         """Whether there is a near duplicate, and whether there is one with equal signatures."""
         if self._last is None or self._last[:2] != (example, self._count):  # looked up, then added
             self._last = example, self._count, self._compare(example)
         return self._last[2]
 
-    def _compare(self, example: Example) -> tuple[bool, bool]:
+    def _compare(self, example: AnyExample) -> tuple[bool, bool]:
         keys, values = sketch(example, self._threshold)
         numbers, least = self._keys.find(keys), self._threshold * NUM_PERM
         passages = _equal(self._sketches[numbers, _PASSAGE], values[_PASSAGE])
@@ -96,16 +96,17 @@ class NearExamples:
         return near, near and bool((rows == values).all(axis=(1, 2)).any())
 
 
-def item_query(example: Example) -> str:
+def item_query(example: AnyExample) -> str:
     """The text that is compared besides the positive passage."""
-    return f"{example.query_positive} {example.instruction_positive}"
+    positive = pairs(example)[0]
+    return f"{positive.query} {positive.instruction}"
 
 
 @functools.lru_cache(maxsize=1)  # an example is looked up, then added
-def sketch(example: Example, threshold: float) -> tuple[tuple[int, ...], np.ndarray]:
+def sketch(example: AnyExample, threshold: float) -> tuple[tuple[int, ...], np.ndarray]:
     """The band keys of an example's instructed query and of its passage, and the compact signatures
     of both, uint16[2, NUM_PERM]."""
-    both = signature(item_query(example)), signature(example.document_positive)
+    both = signature(item_query(example)), signature(pairs(example)[0].passage)
     keys = (bands(values, threshold=threshold, kind=kind) for kind, values in enumerate(both))
     return sum(keys, ()), np.stack([compact(values) for values in both])
 

@@ -14,7 +14,7 @@ from typing import Any
 from rich.table import Table
 
 from data_pipeline.sources.folding import bare, fold
-from inf_jax.data.records import FIELDS, Example, pairs, text_hash
+from inf_jax.data.records import FIELDS, Example, Pair, pairs, text_hash
 
 QUERY_FIELDS = tuple(field for field in FIELDS if field.startswith("query"))
 DOCUMENT_FIELDS = tuple(field for field in FIELDS if "document" in field)
@@ -124,12 +124,16 @@ def evaluation_hashes(example: Example) -> set[int]:
 
 def held_out(example: Example, fraction: float) -> bool:
     """Whether the example belongs to the evaluation split; all examples of a query do or do not."""
+    return query_number(example.query_positive) < fraction * 2.0**64
+
+
+def query_number(query: str) -> int:
+    """64-bit hash of a query, which decides its split."""
     # folding may decompose what it has composed, and the split of a corpus may never change
-    number = text_hash("held out\x1f" + fold(example.query_positive), compose=False)
-    return number < fraction * 2.0**64
+    return text_hash("held out\x1f" + fold(query), compose=False)
 
 
-_COUNTERS = ("dropped_by_source", "reasons", "absent")
+_COUNTERS = ("dropped_by_source", "reasons", "absent", "negatives")
 
 
 @dataclasses.dataclass
@@ -142,6 +146,8 @@ class Report:
       reasons: violated rules; an example may violate several.
       kept: examples kept.
       absent: kept examples that lack a poison, by the poison's first field.
+      negatives: of pairs: those kept, those dropped by reason, and how many kept pairs have some or
+        have a teacher's scores.
     """
 
     dropped_by_source: Counter[str] = dataclasses.field(default_factory=Counter)
@@ -149,6 +155,7 @@ class Report:
     reasons: Counter[str] = dataclasses.field(default_factory=Counter)
     kept: int = 0
     absent: Counter[str] = dataclasses.field(default_factory=Counter)
+    negatives: Counter[str] = dataclasses.field(default_factory=Counter)
 
     @property
     def rows(self) -> int:
@@ -171,12 +178,14 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """A dict of plain numbers, in a fixed order; `from_json` reads it back."""
         counters = {name: dict(sorted(getattr(self, name).items())) for name in _COUNTERS}
+        if not self.negatives:
+            del counters["negatives"]  # files of triplets stay as they were
         return {"rows": self.rows, "kept": self.kept, "dropped": self.dropped, **counters}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Report":
         """Inverse of `to_json`."""
-        counters = {name: Counter(values[name]) for name in _COUNTERS}
+        counters = {name: Counter(values.get(name, {})) for name in _COUNTERS}
         return cls(dropped=values["dropped"], kept=values["kept"], **counters)
 
 
@@ -229,6 +238,8 @@ def report_table(reports: dict[str, Report]) -> Table:
     line("kept", (r.kept for r in reports.values()), style="bold")
     for poison in sorted(set().union(*(r.absent for r in reports.values()))):
         line(f"kept without {poison}", (r.absent[poison] for r in reports.values()))
+    for name in sorted(set().union(*(r.negatives for r in reports.values()))):
+        line(f"negatives: {name}", (r.negatives[name] for r in reports.values()))
     return table
 
 
@@ -264,10 +275,14 @@ def _same(folded: Example) -> Iterator[str]:
 def _repeats(folded: Example) -> Iterator[str]:
     fields = (FIELDS[1], FIELDS[3], FIELDS[5])  # one field of each pair, to name it
     for pair, field in zip(pairs(folded), fields, strict=True):
-        if pair:
-            query, words = (" ".join(re.findall(r"\w+", t)) for t in (pair.query, pair.instruction))
-            if query and f" {query} " in f" {words} ":
-                yield f"repeats_query:{field}"
+        if pair and contains_query(pair.query, pair.instruction):
+            yield f"repeats_query:{field}"
+
+
+def contains_query(query: str, instruction: str) -> bool:
+    """Whether the instruction has all words of the query in a row; both folded."""
+    query, words = (" ".join(re.findall(r"\w+", text)) for text in (query, instruction))
+    return bool(query) and f" {query} " in f" {words} "
 
 
 def _pair_hashes(example: Example, form: Callable[[str], str]) -> dict[str, int]:
@@ -276,7 +291,12 @@ def _pair_hashes(example: Example, form: Callable[[str], str]) -> dict[str, int]
     names = (("query_positive", "document_positive"), *_POISONS)
     for pair, (query, document) in zip(pairs(example), names, strict=True):
         if pair:
-            instructed = f"{form(pair.query)}\x1f{form(pair.instruction)}"
-            hashes[query] = text_hash(f"query\x1f{instructed}")
-            hashes[document] = text_hash(f"document\x1f{form(pair.passage)}")
+            hashes[query], hashes[document] = identities(pair, form)
     return hashes
+
+
+def identities(pair: Pair, form: Callable[[str], str]) -> tuple[int, int]:
+    """Hashes of a pair's instructed query and of its passage in a normal form."""
+    instructed = f"{form(pair.query)}\x1f{form(pair.instruction)}"
+    passage = f"document\x1f{form(pair.passage)}"
+    return text_hash(f"query\x1f{instructed}"), text_hash(passage)

@@ -14,6 +14,7 @@ from data_pipeline.sources.files import id_field, read_rows, text_field, title_f
 from data_pipeline.sources.pairs import SourcePair, titled
 from data_pipeline.sources.qrels import Text, comparable_id, find_qrels, join, read_judgements
 from data_pipeline.sources.tables import find_file
+from data_pipeline.sources.training import mined
 
 
 def read(
@@ -23,6 +24,8 @@ def read(
     split: str = "train",
     min_score: int = 1,
     passages_only: bool = False,
+    negatives: str | Path = "",
+    max_negatives: int = 0,
 ) -> Iterator[SourcePair]:
     """Yields one pair per relevance judgement, in corpus order, with id `<query id>:<passage id>`.
 
@@ -32,19 +35,25 @@ def read(
       min_score: judgements with a lower score yield no pair.
       passages_only: yield one pair per passage instead, with the passage's id and without a query;
         queries and qrels are not read.
+      negatives: a file of ids, as of `training.mined.lookup`; "" for none.
+      max_negatives: of a pair; 0 for all.
 
     Raises:
       UserError: a file is missing, empty or damaged, has an unexpected header or a malformed row,
         two rows contradict each other, or no judgement yields a pair.
     """
-    passages = _texts(find_file(path, "corpus.jsonl", "corpus.parquet", "corpus"))
+    corpus = find_file(path, "corpus.jsonl", "corpus.parquet", "corpus")
+    passages = _texts(corpus)
     if passages_only:
         yield from (SourcePair(passage.id, "", passage.text) for passage in passages)
         return
     qrels = find_qrels(path, f"qrels/{split}")
     rows = read_judgements(qrels)
     queries = _texts(find_file(path, "queries.jsonl", "queries.parquet", "queries"))
-    yield from join(qrels[0], rows, queries, passages, min_score=min_score, dropped=dropped)
+    options = {"min_score": min_score, "dropped": dropped}
+    if negatives:
+        options["negatives"] = mined.lookup(negatives, _texts(corpus), most=max_negatives)
+    yield from join(qrels[0], rows, queries, passages, **options)
 
 
 def _texts(file: Path) -> Iterator[Text]:

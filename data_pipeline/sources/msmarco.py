@@ -12,6 +12,7 @@ from pathlib import Path
 from data_pipeline.sources.pairs import SourcePair
 from data_pipeline.sources.qrels import Text, comparable_id, find_qrels, join, read_judgements
 from data_pipeline.sources.tables import find_file, read_table
+from data_pipeline.sources.training import mined
 
 
 def read(
@@ -21,18 +22,38 @@ def read(
     split: str = "train",
     min_score: int = 1,
     passages_only: bool = False,
+    negatives: str | Path = "",
+    max_negatives: int = 0,
 ) -> Iterator[SourcePair]:
-    """As `beir.read`; splits have the names in the files: "train", "dev", "dev.small"."""
-    passages = _texts(find_file(path, "collection.tsv"))
+    """As `beir.read`; splits have the names in the files: "train", "dev", "dev.small".
+
+    Args:
+      path: the directory, or a table of texts: query, passage, negative (triples.train.small.tsv),
+        whose ids are `<file name>:<line>` and to which no option applies.
+    """
+    if Path(path).is_file():
+        yield from _triples(Path(path))
+        return
+    collection = find_file(path, "collection.tsv")
+    passages = _texts(collection)
     if passages_only:
         yield from (SourcePair(passage.id, "", passage.text) for passage in passages)
         return
     qrels = find_qrels(path, f"qrels.{split}")
     rows = read_judgements(qrels, headerless=(4,))
     queries = _texts(find_file(path, f"queries.{split}.tsv"))
-    yield from join(qrels[0], rows, queries, passages, min_score=min_score, dropped=dropped)
+    options = {"min_score": min_score, "dropped": dropped}
+    if negatives:
+        options["negatives"] = mined.lookup(negatives, _texts(collection), most=max_negatives)
+    yield from join(qrels[0], rows, queries, passages, **options)
 
 
 def _texts(file: Path) -> Iterator[Text]:
     for row in read_table(file, ("id", "text")):
         yield Text(row.where, comparable_id(row.values["id"]), row.values["text"].strip())
+
+
+def _triples(path: Path) -> Iterator[SourcePair]:
+    for row in read_table(path, ("query", "passage", "negative")):
+        query, passage, negative = (text.strip() for text in row.values.values())
+        yield SourcePair(Path(row.where).name, query, passage, negatives=(negative,))

@@ -9,7 +9,7 @@ import itertools
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -123,6 +123,7 @@ def join(
     *,
     min_score: int,
     dropped: Counter[str] | None,
+    negatives: Callable[[str, str], tuple[tuple[str, ...], tuple[float, ...]]] | None = None,
 ) -> Iterator[SourcePair]:
     """Yields one pair per judgement, in the order of the passages, then of the judgements.
 
@@ -133,6 +134,7 @@ def join(
       qrels: its rows, with the COLUMNS.
       queries, passages: read once each, queries first.
       min_score, dropped: as for `beir.read`.
+      negatives: of the ids of a query and a passage: negatives and scores.
 
     Raises:
       UserError: a score is not an integer, a judged id occurs again with another text, a pair with
@@ -173,7 +175,9 @@ def join(
                 )
             if texts.get(id):
                 matched = True
-                yield SourcePair(f"{id}:{passage.id}", texts[id], passage.text)
+                others, scores = negatives(id, passage.id) if negatives else ((), ())
+                pair_id = f"{id}:{passage.id}"
+                yield SourcePair(pair_id, texts[id], passage.text, "", others, scores)
             else:
                 dropped["empty query" if id in texts else "no such query"] += 1
     for query_ids in filter(None, wanted.values()):

@@ -1,0 +1,73 @@
+"""Rules of pairs: texts that may be absent, and negatives that are no negatives."""
+
+from collections import Counter
+
+import pytest
+
+from data_pipeline.quality.pair_rules import pair_reasons, settle
+from data_pipeline.quality.rules import Limits
+from data_pipeline.sources.pairs import SourcePair
+
+PASSAGE = "a wedge is a tool"
+
+
+@pytest.mark.parametrize(
+    "change, expected",
+    [
+        ({}, []),
+        ({"instruction": "for a child"}, []),
+        ({"query": " "}, ["empty:query"]),
+        ({"passage": ""}, ["empty:passage"]),
+        ({"passage": "a wedge"}, ["too_short:passage"]),
+        ({"passage": "a " * 4097}, ["too_long:passage"]),
+        ({"instruction": "briefly"}, ["too_short:instruction"]),
+        ({"instruction": "Say what a Wedge is"}, ["repeats_query:instruction"]),
+    ],
+)
+def test_pair_reasons(change, expected):
+    values = {"id": "1", "query": "what a wedge is", "passage": PASSAGE} | change
+    assert list(pair_reasons(SourcePair(**values), Limits())) == expected
+
+
+def settled(*pairs, most=0):
+    reasons, dropped = Counter(), Counter()
+    rows = [SourcePair(str(n), "q", *pair) for n, pair in enumerate(pairs)]
+    options = {"limits": Limits(), "most": most, "reasons": reasons, "dropped": dropped}
+    found = [
+        (e.id, p.passage, p.negatives, p.scores) for e in settle(rows, **options) for p in e.pairs
+    ]
+    return found, dict(reasons), {n.removeprefix("dropped: "): c for n, c in dropped.items()}
+
+
+def test_negatives_that_are_positives_are_dropped_with_their_scores():
+    own, decomposed = "un résumé de tout", "un re\u0301sume\u0301  de tout"
+    negatives = ("not a wedge here", decomposed, PASSAGE, "", "not a  wedge here", "too short")
+    found, reasons, dropped = settled(
+        (own, "", negatives, (9.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0)), (PASSAGE,)
+    )
+    assert found == [("0", own, negatives[:1], (9.0, 1.0)), ("1", PASSAGE, (), ())]
+    kinds = "equals_passage other_positive empty repeated too_short".split()
+    assert (reasons, dropped) == ({}, dict.fromkeys(kinds, 1))
+
+
+def test_another_instruction_has_other_positives():
+    found, _, dropped = settled(
+        (PASSAGE, "i one", ("the other passage",)), ("the other passage", "i two", (PASSAGE,))
+    )
+    assert [negatives for *_, negatives, _ in found] == [("the other passage",), (PASSAGE,)]
+    assert not dropped
+
+
+def test_rows_of_one_pair_are_merged():
+    n = [f"negative number {k}" for k in range(5)]
+    found, reasons, dropped = settled(
+        (PASSAGE, "", (n[0],), (0.0, -1.0)),
+        (PASSAGE.upper(), "", (n[1], n[0]), (0.0, -2.0, -1.0)),
+        (PASSAGE, "", (n[2],), (5.0, 1.0)),
+        (PASSAGE,),
+        (PASSAGE, "", (n[3], n[4]), (0.0, -4.0, -5.0)),
+        most=3,
+    )
+    assert found == [("0", PASSAGE, (n[0], n[1], n[3]), (0.0, -1.0, -2.0, -4.0))]
+    assert reasons == {"merged_pair": 2, "duplicate_pair": 2}
+    assert dropped == {"repeated": 1, "over_limit": 1}

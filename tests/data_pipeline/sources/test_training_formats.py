@@ -1,0 +1,238 @@
+"""Negatives and teacher scores of public formats are read, and wrong ones refused."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from data_pipeline.sources import fields
+from data_pipeline.sources.pair_readers import read_pairs
+from data_pipeline.sources.training import synthetic
+from inf_jax.core.errors import UserError
+
+TEVATRON = {
+    "query_id": "1",
+    "query": "q",
+    "positive_passages": [{"docid": "7", "title": "T", "text": "p"}, {"docid": "8", "text": "p2"}],
+    "negative_passages": [{"docid": "9", "title": "", "text": "n"}],
+}
+DPR = {
+    "question": "q",
+    "answers": ["a"],
+    "positive_ctxs": [{"title": "T", "text": "p", "score": 1000, "passage_id": "1"}],
+    "negative_ctxs": [{"title": "", "text": "random"}],
+    "hard_negative_ctxs": [{"title": "N", "text": "n", "score": 9.5}],
+}
+FLAG = {
+    "query": "q",
+    "pos": ["p", "p2"],
+    "neg": ["n", "n2"],
+    "pos_scores": [3.5, 2],
+    "neg_scores": [-1, 0.5],
+    "prompt": "find it",
+}
+CASES = {
+    "tevatron": (TEVATRON, None, [("q", "T\np", ("n",), ()), ("q", "p2", ("n",), ())]),
+    "dpr": (DPR, None, [("q", "T\np", ("N\nn",), ())]),
+    "dpr all negatives": (
+        DPR,
+        {"query": "question", "passage": "positive_ctxs", "negatives": "negative_ctxs"},
+        [("q", "T\np", ("random",), ())],
+    ),
+    "flag_embedding": (
+        FLAG,
+        None,
+        [("q", "p", ("n", "n2"), (3.5, -1, 0.5)), ("q", "p2", ("n", "n2"), (2, -1, 0.5))],
+    ),
+    "flag_embedding without scores": (
+        FLAG | {"pos_scores": None, "neg_scores": None, "pos": ["p"]},
+        None,
+        [("q", "p", ("n", "n2"), ())],
+    ),
+    "pair": ({"anchor": "q", "positive": "p"}, None, [("q", "p", (), ())]),
+    "triplet": (
+        {"anchor": "q", "positive": "p", "negative": "n"},
+        None,
+        [("q", "p", ("n",), ())],
+    ),
+    "n-tuple": (
+        {"query": "q", "positive": "p", **{f"negative_{n}": f"n{n}" for n in (10, 2, 1)}},
+        None,
+        [("q", "p", ("n1", "n2", "n10"), ())],
+    ),
+    "margin": (
+        {"query": "q", "positive": "p", "negative": "n", "score": 2.5},
+        None,
+        [("q", "p", ("n",), (0, -2.5))],
+    ),
+    "margins": (
+        {"query": "q", "positive": "p", "negative_1": "n", "negative_2": "n2", "label": [2, 3]},
+        {"query": "query", "passage": "positive", "negatives": "negative_*", "margins": "label"},
+        [("q", "p", ("n", "n2"), (0, -2, -3))],
+    ),
+    "scores": (
+        {"query": "q", "passage": "p", "negatives": ["n"], "scores": [1, 0.25]},
+        None,
+        [("q", "p", ("n",), (1, 0.25))],
+    ),
+    "score": ({"query": "q", "answer": "p", "score": 4}, None, [("q", "p", (), (4,))]),
+    "mmarco": (
+        {"query": "q", "pos_text": "p", "negs_text": ["n"], "pos_score": 0.9, "negs_score": [0.1]},
+        None,
+        [("q", "p", ("n",), (0.9, 0.1))],
+    ),
+}
+
+
+def read(path, row, names):
+    path.write_text(json.dumps(row) + "\n")
+    return list(fields.read(path, fields=names))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_public_rows(tmp_path, name):
+    row, names, expected = CASES[name]
+    found = read(tmp_path / "rows.jsonl", row, names)
+    assert [(p.query, p.passage, p.negatives, p.scores) for p in found] == expected
+
+
+def test_an_instruction(tmp_path):
+    names = {"query": "query", "passage": "pos", "instruction": "prompt", "negatives": "neg"}
+    assert {p.instruction for p in read(tmp_path / "rows.jsonl", FLAG, names)} == {"find it"}
+    row = {"query": "q", "instruction": "i", "passage": "p"}
+    assert [p.instruction for p in read(tmp_path / "rows.jsonl", row, None)] == ["i"]
+
+
+@pytest.mark.parametrize(
+    "change, names, message",
+    [
+        ({"neg_scores": [1]}, None, "'neg_scores' has 1 scores, expected 2"),
+        ({"pos_scores": [1]}, None, "'pos_scores' has 1 scores, expected 2"),
+        ({"neg_scores": None}, None, "has passage_scores but no negative_scores"),
+        ({"neg_scores": [1, float("nan")]}, None, "'neg_scores' holds nan, expected a finite"),
+        ({"neg_scores": [1, "2"]}, None, "'neg_scores' holds '2', expected a finite number"),
+        ({"scores": [1, 2]}, None, "'scores' has 2 scores, expected 3"),
+        ({"scores": True}, None, "'scores' holds True"),
+        ({"neg": [3]}, None, "holds int 3, expected text"),
+        ({"pos": None, "x": 1}, {"query": "query", "passage": "x"}, "holds int 1"),
+        ({}, {"query": "query", "passage": "pos", "negatives": "negs"}, "no row has the field"),
+        ({}, {"query": "query", "passage": "pos", "margin": "x"}, "no part 'margin'"),
+    ],
+)
+def test_refused_rows(tmp_path, change, names, message):
+    with pytest.raises(UserError, match=message):
+        read(tmp_path / "rows.jsonl", FLAG | change, names)
+
+
+def test_rows_of_no_known_format(tmp_path):
+    with pytest.raises(
+        UserError, match=r"rows.jsonl:1: no field is known to be a passage .*, text;"
+    ):
+        read(tmp_path / "rows.jsonl", {"query": "q", "text": "p"}, None)
+
+
+def pairs_of(source, path):
+    dropped = Counter()
+    return list(read_pairs(source, path, dropped=dropped)), dropped
+
+
+def test_nevir(tmp_path):
+    row = {"id": "5-1", "q1": "a?", "q2": "b?", "doc1": "A", "doc2": "B"}
+    (tmp_path / "x.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row | {"q2": ""}) + "\n")
+    found, dropped = pairs_of("nevir", tmp_path / "x.jsonl")
+    assert [(p.id, p.query, p.passage, p.negatives) for p in found[:2]] == [
+        ("5-1:1", "a?", "A", ("B",)),
+        ("5-1:2", "b?", "B", ("A",)),
+    ]
+    assert (len(found), dropped) == (3, {"empty query": 1})
+
+
+@pytest.mark.parametrize("kind", ["authors", "hub"])
+def test_pubmedqa(tmp_path, kind):
+    texts = ["One.", "Two."]
+    if kind == "authors":
+        path, data = tmp_path / "ori_pqal.json", {"12": {"QUESTION": "why?", "CONTEXTS": texts}}
+    else:
+        path = tmp_path / "hub.jsonl"
+        data = {"pubid": 12, "question": "why?", "context": {"contexts": texts, "labels": []}}
+    path.write_text(json.dumps(data))
+    [pair] = pairs_of("pubmedqa", path)[0]
+    assert (pair.id, pair.query, pair.passage, pair.negatives) == ("12", "why?", "One. Two.", ())
+    path.write_text(json.dumps(data).replace("ontexts", "x").replace("CONTEXTS", "x"))
+    with pytest.raises(UserError, match="no list CONTEXTS"):
+        pairs_of("pubmedqa", path)
+
+
+def test_synthetic_pairs_are_a_function_of_seed_and_number(tmp_path):
+    with open(tmp_path / "text.jsonl", "w") as file:
+        for n in range(1100):
+            text = f"Word{n} is one of the many words. " * 2 + f"What of {n} is known by now?"
+            file.write(json.dumps({"answer": text}) + "\n")
+    made = list(synthetic.read(tmp_path / "text.jsonl", count=5000))
+    assert made[:4100] == list(synthetic.read(tmp_path / "text.jsonl", count=4100))
+    other = list(synthetic.read(tmp_path / "text.jsonl", count=100, seed=1))
+    assert not {p.passage for p in other} & {p.passage for p in made}
+    assert len({p.passage for p in made}) > 4990
+    for pair in made[:20]:
+        assert set(pair.query.split()) <= set(pair.passage.split())
+    with pytest.raises(UserError, match="--count=0"):
+        next(synthetic.read(count=0))
+
+
+MINED = {
+    "triples.tsv": "7\t0\t2\n7\t0\t1\n7\t0\t2\n8\t1\t0\n7\t5\t2\n",
+    "run.trec": "7 Q0 2 1 9.5 bm25\n7 Q0 0 2 9.1 bm25\n7 Q0 1 3 8 bm25\n8 Q0 0 1 3 bm25\n",
+    "margins.jsonl": [
+        {"query_id": "7", "positive_id": "0", "negative_id": n, "score": s}
+        for n, s in (("2", 1.5), ("1", 2.5), ("9", 1))
+    ],
+    "hard.jsonl": [{"qid": 7, "pos": [0], "neg": {"bm25": [2], "other": [{"pid": 1}, 2]}}],
+    "list.jsonl": [{"qid": 7, "pos": [0], "neg": [2, 1]}, {"qid": 8, "pos": [1], "neg": [0]}],
+}
+
+
+@pytest.fixture
+def marco(tmp_path):
+    texts = {n: f"this is passage {n}" for n in range(3)}
+    files = {
+        "collection.tsv": texts,
+        "queries.train.tsv": {7: "query seven", 8: "query eight"},
+    }
+    for name, rows in files.items():
+        (tmp_path / name).write_text("".join(f"{id}\t{text}\n" for id, text in rows.items()))
+    (tmp_path / "qrels.train.tsv").write_text("7\t0\t0\t1\n8\t0\t1\t1\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", MINED)
+def test_negatives_by_id(marco, name):
+    content = MINED[name]
+    if not isinstance(content, str):
+        content = "".join(json.dumps(row) + "\n" for row in content)
+    (marco / name).write_text(content)
+    options = {"dropped": Counter(), "negatives": marco / name}
+    found = {p.id: p for p in read_pairs("msmarco", marco, **options)}
+    texts = ["this is passage 2", "this is passage 1"]
+    expected, scores = texts, ()
+    if name == "triples.tsv":
+        expected = [*texts, texts[0]]
+    elif name == "margins.jsonl":
+        expected, scores = [*texts, ""], (0, -1.5, -2.5, -1)
+    assert found["7:0"].negatives == tuple(expected)
+    assert found["7:0"].scores == scores
+    others = ("this is passage 0",) if content.count("8") or name == "list.jsonl" else ()
+    assert found["8:1"].negatives == others
+    [first, _] = read_pairs("msmarco", marco, **options, max_negatives=1)
+    assert first.negatives == (texts[0],)
+
+
+def test_triples_of_texts_and_negatives_of_another_collection(marco):
+    (marco / "triples.tsv").write_text("q\tp\tn\nq\tp\tn2\n")
+    found = pairs_of("msmarco", marco / "triples.tsv")[0]
+    assert [(p.query, p.passage, p.negatives) for p in found] == [
+        ("q", "p", ("n",)),
+        ("q", "p", ("n2",)),
+    ]
+    (marco / "other.tsv").write_text("7\t0\t11\n")
+    with pytest.raises(UserError, match="none of its negatives is among the passages"):
+        list(read_pairs("msmarco", marco, dropped=Counter(), negatives=marco / "other.tsv"))
