@@ -2,6 +2,7 @@
 
 python -m data_pipeline.build --source=medquad --data-dir=out/data
 python -m data_pipeline.build --source=inf_ir --path-train=inf_ir.parquet --data-dir=out/data
+python -m data_pipeline.build --source=fields --name=nq --path-train=nq.jsonl --data-dir=out/data
 
 A second run reuses an existing dataset. An interrupted run leaves no dataset; run it again.
 """

@@ -47,6 +47,7 @@ NEVIR = InfIrConfig(
     description="NevIR: queries whose two passages differ by a negation, each the other's "
     "negative.",
     read=nevir.read,
+    path_train=str(Path(__file__).parents[1] / "samples" / "nevir" / "train.jsonl.gz"),
     homepage="https://github.com/orionw/NevIR",
     citation="""@inproceedings{weller-etal-2024-nevir,
   author = {Orion Weller and Dawn Lawrie and Benjamin {Van Durme}},

@@ -13,20 +13,15 @@ from data_pipeline.sources.folding import fold
 from data_pipeline.sources.pairs import SourcePair
 from inf_jax.data.records import Pair, PairExample, text_hash
 
-MERGED, REPEATED = "merged_pair", "duplicate_pair"  # reasons for a row that is no pair of its own
+_MERGED, _REPEATED = "merged_pair", "duplicate_pair"  # reasons for a row that is no pair of its own
 
 
 def pair_reasons(pair: SourcePair, limits: Limits) -> Iterator[str]:
     """Each violated rule, as in `rules.validate`: empty:, too_short: and too_long: with query,
     instruction (which may be empty) or passage; repeats_query:instruction."""
-    instruction = fold(pair.instruction)
-    for name, text in (
-        ("query", fold(pair.query)),
-        ("instruction", instruction),
-        ("passage", " ".join(pair.passage.split())),
-    ):
+    for name in ("query", "instruction", "passage"):
         least, most = limits.of(name)
-        words = text.count(" ") + 1 if text else 0
+        words = len(getattr(pair, name).split())
         if not words:
             if name != "instruction":
                 yield f"empty:{name}"
@@ -34,7 +29,7 @@ def pair_reasons(pair: SourcePair, limits: Limits) -> Iterator[str]:
             yield f"too_short:{name}"
         elif words > most:
             yield f"too_long:{name}"
-    if instruction and contains_query(fold(pair.query), instruction):
+    if pair.instruction and contains_query(fold(pair.query), fold(pair.instruction)):
         yield "repeats_query:instruction"
 
 
@@ -52,11 +47,16 @@ def settle(
       pairs: all that the source has of the query.
       limits: of a negative's words, as of any passage.
       most: negatives that a pair keeps, the first ones; 0 for all.
-      reasons: counts MERGED and REPEATED rows; the former bring negatives, the latter no others, or
-        other scores.
+      reasons: counts merged_pair and duplicate_pair rows; the former bring negatives, the latter no
+        others, or other scores.
       dropped: counts negatives by reason: equals_passage, other_positive, repeated, empty,
         too_short, too_long, over_limit.
     """
+    if len(pairs) == 1 and not pairs[0].negatives:  # most, where there are no negatives
+        [pair] = pairs
+        texts = pair.instruction, pair.query, pair.passage
+        yield PairExample(pair.id, (Pair(*texts, scores=pair.scores[:1]),))
+        return
     merged: dict[tuple[str, str], list[SourcePair]] = {}
     known: dict[tuple[str, str], set[str]] = {}  # the negatives of their rows
     positives: dict[str, set[int]] = {}
@@ -65,9 +65,9 @@ def settle(
         rows, negatives = merged.setdefault(key, []), known.setdefault(key, set())
         if rows:
             if negatives.issuperset(pair.negatives) or rows[0].scores[:1] != pair.scores[:1]:
-                reasons[REPEATED] += 1
+                reasons[_REPEATED] += 1
                 continue
-            reasons[MERGED] += 1
+            reasons[_MERGED] += 1
         rows.append(pair)
         negatives.update(pair.negatives)
         positives.setdefault(key[0], set()).add(text_hash(pair.passage))

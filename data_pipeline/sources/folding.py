@@ -13,10 +13,7 @@ _ENDS = " .?!,;:\u2026\u3002\uff1f\uff01\uff0c\uff1b\uff1a\u3001\u061f\u00bf\u00
 def fold(text: str) -> str:
     """The text casefolded, its characters composed (NFC), with single spaces and without hyphens
     between letters."""
-    text = (text if text.isascii() else unicodedata.normalize("NFC", text)).casefold()
-    if "-" in text:
-        text = _HYPHEN.sub(" ", text)
-    return " ".join(text.split())
+    return " ".join(_folded(text).split())
 
 
 def bare(text: str) -> str:
@@ -24,4 +21,12 @@ def bare(text: str) -> str:
 
     For contamination: "What's a wedge?" and "whats a wedge" ask for the same.
     """
-    return " ".join(fold(text).translate(_QUOTES).strip(_ENDS).split())
+    text = _folded(text)
+    if not text.isascii() or any(quote in text for quote in "\"'`"):
+        text = text.translate(_QUOTES)
+    return " ".join(text.split()).strip(_ENDS)
+
+
+def _folded(text: str) -> str:
+    text = text.lower() if text.isascii() else unicodedata.normalize("NFC", text).casefold()
+    return _HYPHEN.sub(" ", text) if "-" in text else text

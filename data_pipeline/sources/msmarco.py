@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from data_pipeline.sources.files import file_type
 from data_pipeline.sources.pairs import SourcePair
 from data_pipeline.sources.qrels import Text, comparable_id, find_qrels, join, read_judgements
 from data_pipeline.sources.tables import find_file, read_table
@@ -31,7 +32,7 @@ def read(
       path: the directory, or a table of texts: query, passage, negative (triples.train.small.tsv),
         whose ids are `<file name>:<line>` and to which no option applies.
     """
-    if Path(path).is_file():
+    if Path(path).is_file() and file_type(Path(path)) in (".tsv", ".txt"):
         yield from _triples(Path(path))
         return
     collection = find_file(path, "collection.tsv")

@@ -79,6 +79,6 @@ async def _judge_all(
 def judge_payload(example: Example, query: str, passage: str) -> dict[str, str]:
     """The payload of the stage judge's prompt for one combination."""
     diagonal = pairs(example)
-    instruction, text, _ = diagonal[INSTRUCTED_QUERIES.index(query)]
+    asked = diagonal[INSTRUCTED_QUERIES.index(query)]
     judged = diagonal[PASSAGES.index(passage)].passage
-    return {"instruction": instruction, "query": text, "passage": judged}
+    return {"instruction": asked.instruction, "query": asked.query, "passage": judged}

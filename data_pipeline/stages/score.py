@@ -92,7 +92,7 @@ def _cosines(retriever, items: list[Item]) -> list[dict[str, float]]:
     triples = [pairs(item.example) for item in items]
     # the positive pair stands in for a missing poison
     complete = [pair or triple[0] for triple in triples for pair in triple]
-    instructions, queries, passages = map(list, zip(*complete, strict=True))
+    instructions, queries, passages, *_ = map(list, zip(*complete, strict=True))
     q = _unit(retriever.encode_queries(queries, instructions)).reshape(len(items), 3, -1)
     p = _unit(retriever.encode_passages(passages)).reshape(q.shape)
     scores = []

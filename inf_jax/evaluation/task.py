@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from inf_jax.core.errors import UserError
-from inf_jax.data.records import Example, pairs, text_hash
+from inf_jax.data.records import AnyExample, PairExample, pairs, text_hash
 
 
 class Task(NamedTuple):
@@ -34,8 +34,9 @@ class Task(NamedTuple):
         return self.queries | self.alone
 
 
-def task_from_examples(examples: Iterable[Example]) -> Task:
-    """The task of a split: its positive pairs are the queries, all its passages the corpus.
+def task_from_examples(examples: Iterable[AnyExample]) -> Task:
+    """The task of a split: its positive pairs are the queries, all its passages and negatives the
+    corpus.
 
     Texts are identified by `text_hash`. A poisoned pair states that its passage fits its query
     under its instruction: the passage is relevant if that instructed query is part of the task,
@@ -60,7 +61,9 @@ def task_from_examples(examples: Iterable[Example]) -> Task:
             key = query, text_hash(pair.instruction)
             relevant[key][document] = 1
             passages_of[query][document] = None
-            if number == 0:
+            for text in pair.negatives:
+                corpus.setdefault(text_hash(text), (f"p{len(corpus)}", text))
+            if number == 0 or isinstance(example, PairExample):
                 group, _ = alone.setdefault(query, (f"q{len(alone)}", pair.query))
                 queries.setdefault(key, (f"{group}_{len(queries)}", pair.query, pair.instruction))
     if not queries:

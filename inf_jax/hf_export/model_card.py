@@ -26,6 +26,23 @@ _DATA = {
         "answers were left out. The authors of MedQuAD do not endorse this model. Its texts are "
         "general information, not medical advice.",
     ),
+    "nevir": (
+        "mit",
+        "[NevIR](https://github.com/orionw/NevIR) by Orion Weller, Dawn Lawrie and Benjamin Van "
+        "Durme ([arXiv 2305.07614](https://arxiv.org/abs/2305.07614)), MIT licence. Each query's "
+        "passage has one negative, which differs by a negation.",
+    ),
+    "pubmedqa": (
+        "mit",
+        "[PubMedQA](https://pubmedqa.github.io) by Qiao Jin and others "
+        "([arXiv 1909.06146](https://arxiv.org/abs/1909.06146)), MIT licence: questions, and the "
+        "abstracts that answer them. They report single studies and are no medical advice.",
+    ),
+    "synthetic": (
+        "cc-by-4.0",
+        "Synthetic pairs for rehearsals: sentences of MedQuAD (CC BY 4.0), recombined at random. "
+        "They say nothing true, and a model trained on them is of no use.",
+    ),
 }
 
 

@@ -45,5 +45,11 @@ def test_help(capsys):
         main(["--help"])
     assert stop.value.code == 0
     out = capsys.readouterr().out
-    for text in ("--path-train", "--dev-fraction", "{medquad,inf_ir,factory}", "0.02", "python -m"):
+    for text in (
+        "--path-train",
+        "--dev-fraction",
+        "{medquad,inf_ir,factory,fields,beir,",
+        "0.02",
+        "python -m",
+    ):
         assert text in out

@@ -3,6 +3,7 @@
 import pytest
 
 from inf_jax.core.errors import UserError
+from inf_jax.data.records import Pair, PairExample
 from inf_jax.data.tokenise import read_examples
 from inf_jax.evaluation.task import task_from_examples
 from tests.inf_jax.evaluation.test_scores import EXAMPLES, example
@@ -66,3 +67,13 @@ def test_split_that_is_not_there(tiny_dataset_dir):
 def test_no_examples():
     with pytest.raises(UserError, match="no examples"):
         task_from_examples([])
+
+
+def test_task_of_pairs_with_negatives():
+    pairs = Pair("", "A", "a1", ("a2", "a3")), Pair("", "B", "b1", ("a1",)), None
+    task = task_from_examples([PairExample("1", pairs), PairExample("2", pairs[:1])])
+    assert list(task.corpus.values()) == ["a1", "a2", "a3", "b1"]
+    assert list(task.queries.values()) == [("A", ""), ("B", "")]
+    a1, _, _, b1 = task.corpus
+    assert list(task.qrels.values()) == [{a1: 1}, {b1: 1}]
+    assert not task.changed
