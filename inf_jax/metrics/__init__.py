@@ -3,12 +3,13 @@
 from inf_jax.metrics.instruction import (
     p_mrr,
     p_mrr_of_ranks,
+    paired_accuracy,
     robustness,
     sicr,
     wise,
     worst_of_groups,
 )
-from inf_jax.metrics.ranking import average_precision, mrr, ndcg, recall
+from inf_jax.metrics.ranking import average_precision, mrr, ndcg, ranking_scores, recall
 
 __all__ = [
     "average_precision",
@@ -16,6 +17,8 @@ __all__ = [
     "ndcg",
     "p_mrr",
     "p_mrr_of_ranks",
+    "paired_accuracy",
+    "ranking_scores",
     "recall",
     "robustness",
     "sicr",

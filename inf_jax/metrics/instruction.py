@@ -1,4 +1,4 @@
-"""Metrics of instruction following: p-MRR, Robustness@k, WISE and SICR.
+"""Metrics of instruction following: p-MRR, Robustness@k, paired accuracy, WISE and SICR.
 
 Layouts and `Score` are as in `metrics.ranking`. The InfoSearch metrics (WISE, SICR) keep the
 ranking rule of their benchmark: Python floats, ties in the order of the run.
@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from inf_jax.core.errors import UserError
-from inf_jax.metrics.ranking import ndcg
+from inf_jax.metrics.ranking import ndcg, recall
 from inf_jax.metrics.runs import (
     RANKINGS,
     Qrels,
@@ -55,6 +55,27 @@ def worst_of_groups(score: Score, *, groups: Mapping[str, str] | None = None) ->
             group = groups[qid]
         worst[group] = min(value, worst.get(group, math.inf))
     return Score(worst)
+
+
+def paired_accuracy(results: Run, qrels: Qrels) -> Score:
+    """Paired accuracy (NevIR, arXiv 2305.07614): share of pairs with both queries answered first.
+
+    Arguments as in `ndcg`; query ids are `<pair>_q1` and `<pair>_q2`, and the relevant document,
+    the only one, must be ranked first for both. `per_query` is by pair.
+
+    Raises:
+      UserError: as `ndcg`; an id of another form, or only one query of a pair.
+    """
+    first = recall(results, qrels, 1).per_query
+    pairs = dict.fromkeys(qid.rpartition("_")[0] for qid in first)
+    for qid in first:
+        if not qid.endswith(("_q1", "_q2")):
+            raise UserError(f"query {qid!r} is neither <pair>_q1 nor <pair>_q2; rename it")
+    for pair in pairs:
+        for qid in (f"{pair}_q1", f"{pair}_q2"):
+            if qid not in first:
+                raise UserError(f"query {qid!r} is not in the run and qrels; both of a pair must")
+    return Score({pair: float(first[f"{pair}_q1"] == 1 == first[f"{pair}_q2"]) for pair in pairs})
 
 
 def p_mrr(results: Run, changed_qrels: Mapping[str, Sequence[str]], *, ties: str = "id") -> Score:
