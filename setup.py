@@ -1,4 +1,5 @@
-"""Packaging; `launch/setup_env.sh` installs `.[torch,minilm,pipeline,beam,gcs,peft,test]`.
+"""Packaging; `launch/setup_env.sh` installs
+`.[torch,minilm,pipeline,beam,gcs,peft,benchmark,test]`.
 
 Lower bounds are the oldest releases that this version was run with, upper bounds the next release
 that may break it; launch/constraints.txt (for Python 3.11) and launch/constraints_py312.txt (newer)
@@ -79,6 +80,15 @@ EXTRAS = {
     "gpu": ["jax[cuda13]>=0.10.2,<0.12"],
     # export.adapter's check; torch is pinned here for the reason given above
     "peft": ["peft==0.21.2", "torch==2.13.0"],
+    "benchmark": ["bm25s>=0.3.16,<0.4", "pyarrow>=25,<27"],  # inf_jax.benchmark; parquet
+    # public benchmarks' files, and mteb's own runs on our models; torch pinned as above
+    "mteb": [
+        "bm25s>=0.3.16,<0.4",
+        "mteb>=2.26.24,<2.27",
+        "pyarrow>=25,<27",
+        "sentence-transformers==6.2.*",
+        "torch==2.13.0",
+    ],
     "wandb": ["wandb>=0.31,<0.32"],
     # compiling for a TPU without one: the release of jax[tpu], which is 0.10.2 on Python 3.11
     "aot": [

@@ -11,7 +11,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-readonly extras=${EXTRAS:-torch,minilm,pipeline,beam,gcs,peft,test}
+readonly extras=${EXTRAS:-torch,minilm,pipeline,beam,gcs,peft,benchmark,test}
 readonly installing=installing
 
 say() { printf 'environment: %s\n' "$*"; }

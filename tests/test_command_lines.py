@@ -74,6 +74,12 @@ CASES = [
         [DEMO, "--config.train.steps=many"],
         "command line: --config.train.steps=many: must be a whole number",
     ),
+    ("inf_jax.benchmark", ["--modle=x"], unknown("--modle", "--model")),
+    (
+        "inf_jax.benchmark",
+        ["--model=bm25"],
+        "command line: --suite missing, e.g. --suite=followir",
+    ),
     ("inf_jax.plan", [DEMO, "--qury-tokens=3"], unknown("--qury-tokens", "--query-tokens")),
     (
         "inf_jax.plan",

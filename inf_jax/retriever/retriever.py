@@ -1,9 +1,11 @@
 """Encodes queries and passages with a trained model, its tokenizer and its templates."""
 
+import copy
 import dataclasses
 import functools
 import json
 from collections.abc import Callable, Iterable, Iterator
+from typing import Self
 
 import jax
 import numpy as np
@@ -191,6 +193,19 @@ class Retriever:
             "settings": json.dumps(settings, sort_keys=True),
             "attention": "causal" if self._encoder.config.causal else "bidirectional",
         }
+
+    def with_query_template(self, template: str) -> Self:
+        """The same model, weights included, with another template of an instructed query.
+
+        Raises:
+          UserError: not such a template, or a model that encodes query and instruction separately.
+        """
+        if not self.config.queries.pooled:
+            raise UserError("query_template: this model encodes query and instruction separately")
+        other = copy.copy(self)
+        text = dataclasses.replace(self.config.text, query_template=template)
+        other.config = dataclasses.replace(self.config, text=text)
+        return other
 
     def similarity(self, queries: np.ndarray, passages: np.ndarray) -> np.ndarray:
         """float32[n, m] of vectors float32[n, e] and float32[m, e] of this model, or one of them,

@@ -16,7 +16,8 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = [*sorted((ROOT / "launch").rglob("*.sh")), ROOT / ".ci" / "run"]
 # from extras: imported within functions only
-OPTIONAL = {"torch", "sentence_transformers", "peft", "apache_beam", "gcsfs", "fsspec", "google"}
+OPTIONAL = set("torch sentence_transformers peft apache_beam gcsfs fsspec google".split())
+OPTIONAL |= {"datasets", "mteb"}
 # ... except in these: one is copied into exports, which need torch; one is imported with Beam
 OF_EXTRAS = {"instructed_encoder.py", "beam_steps.py"}
 
@@ -80,7 +81,8 @@ def test_torch_is_pinned_wherever_it_is_required(metadata):
 def test_requirements_are_what_the_packages_import(metadata):
     base = {canonicalize_name(Requirement(line).name) for line in metadata["install_requires"]}
     pipeline = metadata["extras_require"]["pipeline"]
-    allowed = {"inf_jax": base}
+    benchmark = metadata["extras_require"]["benchmark"]
+    allowed = {"inf_jax": base | {canonicalize_name(Requirement(li).name) for li in benchmark}}
     allowed["data_pipeline"] = base | {canonicalize_name(Requirement(li).name) for li in pipeline}
     distributions = importlib.metadata.packages_distributions()
     used = set()
@@ -236,7 +238,9 @@ def test_setup_env_installs_torch_first_and_once(tmp_path):
     venv, torch, rest = calls
     assert venv == "python3 -m venv .venv"
     assert "pip install" in torch and "torch==2.13.0" in torch and "--no-deps" in torch
-    assert "-c launch/constraints.txt -e .[torch,minilm,pipeline,beam,gcs,peft,test]" in rest
+    assert (
+        "-c launch/constraints.txt -e .[torch,minilm,pipeline,beam,gcs,peft,benchmark,test]" in rest
+    )
     code, output, calls = machine.setup_env()
     assert (code, calls) == (0, [])
     assert "nothing to install" in output

@@ -1,0 +1,133 @@
+"""Scores any model on public benchmarks and on directories of your own, beside others.
+
+    python -m inf_jax.benchmark --model=out/medquad_minilm/export --suite=followir,bright \\
+        --data-dir=/data/hub --baseline=sentence-transformers/all-MiniLM-L6-v2,bm25
+
+--suite names public benchmarks (followir, instructir, ifir, bright, nanobeir, beir, nevir, mair,
+infosearch), retrieval tasks of mteb (NFCorpus), and directories in BEIR's layout, with instructions
+and changed judgements where given (inf_jax/benchmarks/beir_files.py). Public ones are read from
+--data-dir, where `hf download` puts them; a message says how. Several models of --model, separated
+by commas, are seeds of one run and count as one. Prints the template that each model's queries had,
+the scores times 100 and the difference from each baseline with its 95 % interval (paired bootstrap
+over queries), and writes OUT_DIR/scores.json, per_query.parquet and benchmark.png.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from inf_jax.benchmarks.beir_files import IDENTICAL_IDS
+from inf_jax.benchmarks.bootstrap import DRAWS
+from inf_jax.benchmarks.contenders import BM25, ModelOptions, check_models, score_model
+from inf_jax.benchmarks.placement import PLACEMENTS
+from inf_jax.benchmarks.report import compare_models, print_tables, write_results
+from inf_jax.benchmarks.suites import task_sources
+from inf_jax.core.choices import ATTENTION_MASKS, DTYPES
+from inf_jax.core.cli_flags import FlagParser, at_least, names_among
+from inf_jax.core.errors import UsageError, main_guard
+from inf_jax.io import storage
+from inf_jax.text.templates import TextConfig
+
+
+def main(argv: list[str]) -> None:
+    """Runs the command line, given without the program's name.
+
+    Raises:
+      UserError: no such model, task or file, or one that cannot be scored.
+    """
+    args = _flags().parse(argv)
+    labels = {", ".join(args.model): args.model} | {name: [name] for name in args.baseline}
+    if len(labels) < 1 + len(args.baseline) or len(set(args.model)) < len(args.model):
+        raise UsageError("command line: the same model is named twice; leave one out")
+    if args.query_template:
+        if BM25 in args.model:
+            raise UsageError("command line: --query-template with --model=bm25; leave it out")
+        TextConfig(query_template=args.query_template)
+    if len(args.model) > 1:
+        labels = {f"{len(args.model)} seeds": args.model} | dict(list(labels.items())[1:])
+    check_models([name for names in labels.values() for name in names])
+    out_dir = storage.as_path(args.out_dir)
+    storage.check_access(out_dir)
+    sources = task_sources(
+        args.suite, Path(args.data_dir), split=args.split, identical_ids=args.identical_ids
+    )
+    options = ModelOptions(args.placement, args.query_template, args.dtype, args.mask)
+    scores = {}
+    for number, (label, names) in enumerate(labels.items()):
+        template = args.query_template if number == 0 else ""
+        each = [score_model(name, sources, options, template=template) for name in names]
+        scores[label] = {source.name: [one[source.name] for one in each] for source in sources}
+    compared = compare_models(scores, draws=args.draws, seed=args.seed)
+    print_tables(compared)
+    settings = {
+        "models": labels,
+        "suite": args.suite,
+        "split": args.split,
+        "placement": args.placement,
+        "dtype": args.dtype,
+        "draws": args.draws,
+        "seed": args.seed,
+    }
+    write_results(out_dir, compared, settings)
+    print(f"wrote {out_dir}/scores.json, per_query.parquet and benchmark.png")
+
+
+def _flags() -> FlagParser:
+    flags = FlagParser(__doc__, "python -m inf_jax.benchmark")
+    names = names_among(())
+    flags.add(
+        "--model",
+        "directory, hub id, package:MODULE/PATH or bm25; with commas: seeds of one run",
+        of=_some(names),
+        metavar="MODEL",
+        example="out/medquad_minilm/export",
+    )
+    flags.add(
+        "--suite",
+        "benchmarks, tasks of mteb or directories, separated by commas",
+        of=_some(names),
+        metavar="SUITE",
+        example="followir",
+    )
+    flags.add("--baseline", "models to compare with, as --model", default=[], of=names)
+    flags.add("--data-dir", "where the public benchmarks' files are", default=".", metavar="DIR")
+    flags.add("--out-dir", "where results go", default="out/benchmark", metavar="DIR")
+    flags.add("--split", "of directories: the file in qrels", default="test")
+    flags.add(
+        "--identical-ids",
+        "of directories whose query ids are document ids: is a query's own document a result",
+        choices=IDENTICAL_IDS,
+    )
+    flags.add(
+        "--placement",
+        "of instructions: as the benchmark's own code, as mteb, or the model's own template",
+        default="benchmark",
+        choices=PLACEMENTS,
+    )
+    flags.add(
+        "--query-template",
+        "of --model, for all tasks: 'Instruct: {instruction}\\nQuery: {query}'",
+        default="",
+        of=lambda text: text.replace("\\n", "\n"),
+    )
+    flags.add("--dtype", "of the computation", default="float32", choices=DTYPES)
+    flags.add("--mask", "attention mask of the models", default="model", choices=ATTENTION_MASKS)
+    flags.add("--draws", "of the bootstrap", default=DRAWS, of=at_least(1))
+    flags.add("--seed", "of the bootstrap", default=0, of=at_least(0))
+    return flags
+
+
+def _some(convert):
+    """`convert`, and an error where it gives nothing."""
+
+    def checked(text: str) -> list[str]:
+        if not (found := convert(text)):
+            raise argparse.ArgumentTypeError("names nothing")
+        return found
+
+    return checked
+
+
+if __name__ == "__main__":
+    with main_guard():
+        main(sys.argv[1:])

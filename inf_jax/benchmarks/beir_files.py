@@ -1,0 +1,232 @@
+"""Reads a directory in the layout of BEIR, with instructions and changed judgements where given.
+
+    corpus.jsonl                 {"_id", "title", "text"}
+    queries.jsonl                {"_id", "text"} and, if wanted, "instruction", "group", "type"
+    qrels/test.tsv               query-id, corpus-id, score; a header line
+    queries_changed.jsonl        the same ids with changed instructions
+    qrels_changed/test.tsv       what is relevant under those
+
+With the last two, each query is searched with both instructions, as `<id>-og` and `<id>-changed`,
+as in FollowIR: documents that are relevant at first and not then give p-MRR. Queries of one
+`group`, by default those of equal text, are one query under several instructions, whose worst
+nDCG@10 is Robustness@10. `type` is the kind of instruction, for scores by kind. Files may end in
+.gz.
+"""
+
+import gzip
+import zlib
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from inf_jax.benchmarks.task import BenchmarkTask, by_suffix, document_text
+from inf_jax.core.errors import UserError
+from inf_jax.core.json_text import parse_json
+
+IDENTICAL_IDS = ("keep", "ignore")
+_Judged = dict[str, dict[str, int]]
+
+
+class _Row(NamedTuple):
+    text: str
+    instruction: str
+    group: str
+    type: str
+
+
+def read_beir(
+    directory: Path, *, split: str = "test", identical_ids: str | None = None
+) -> BenchmarkTask:
+    """The task of a directory.
+
+    Queries without judgements in the split are left out, as in BEIR and mteb; a judgement of a
+    document that the corpus lacks counts as relevant and never found, as there.
+
+    Args:
+      split: name of the file in `qrels`.
+      identical_ids: "ignore": a document with its query's id is no result, "keep": it is one.
+
+    Raises:
+      UserError: a file is missing or damaged, an id occurs twice, a query or an id is empty, a
+        query of the judgements does not exist, judgements contradict each other, or query ids are
+        document ids and `identical_ids` is None.
+    """
+    corpus: dict[str, str] = {}
+    for where, row in _rows(_file(directory, "corpus.jsonl")):
+        title = _text(row, "title", where, default="")
+        _add(corpus, _id(row, where), document_text(title, _text(row, "text", where)), where)
+    original = _queries(_file(directory, "queries.jsonl"))
+    qrels = _qrels(_file(directory, f"qrels/{split}.tsv"), original)
+    rows = {qid: original[qid] for qid in original if qid in qrels}
+    if not rows:
+        raise UserError(f"{directory}/qrels/{split}.tsv: no judgements")
+    second = [_found(directory, n) for n in ("queries_changed.jsonl", f"qrels_changed/{split}.tsv")]
+    if (second[0] is None) != (second[1] is None):
+        there, missing = ("queries_changed.jsonl", f"qrels_changed/{split}.tsv")[
+            :: 1 if second[0] else -1
+        ]
+        raise UserError(f"{directory}: has {there} but no {missing}; add it, or remove the first")
+    changed: dict[str, list[str]] = {}
+    if second[0]:
+        rows, qrels, changed = _with_changed(rows, qrels, *second)
+    _check_identical(directory, {qid.removesuffix("-og") for qid in rows}, corpus, identical_ids)
+    if identical_ids == "ignore" and changed:
+        raise UserError(
+            f"{directory}: --identical-ids=ignore with queries_changed.jsonl is not covered: leave "
+            "the queries' own documents out of the corpus"
+        )
+    groups = {qid: row.group or row.text for qid, row in rows.items()}
+    repeated = len(set(groups.values())) < len(groups)
+    subsets = by_suffix(list(rows), ("og", "changed")) if changed else {}
+    for qid, row in rows.items():
+        if row.type:
+            subsets.setdefault(f"type={row.type}", []).append(qid)
+    return BenchmarkTask(
+        name=directory.resolve().name,
+        suite="local",
+        corpus=corpus,
+        queries={qid: (row.text, row.instruction) for qid, row in rows.items()},
+        qrels={qid: qrels[qid] for qid in rows},
+        main="p_mrr" if changed else "ndcg@10",
+        ignore_identical_ids=identical_ids == "ignore",
+        changed=changed,
+        groups=groups if repeated else {},
+        subsets=subsets,
+    )
+
+
+def _with_changed(
+    rows: dict[str, _Row], qrels: _Judged, queries: Path, judgements: Path
+) -> tuple[dict[str, _Row], _Judged, dict[str, list[str]]]:
+    """(queries of both instructions, their judgements, base id -> newly irrelevant documents)."""
+    after = _queries(queries)
+    judged = _qrels(judgements, after)
+    changed = {}
+    for qid, row in rows.items():
+        if qid not in after or qid not in judged:
+            place = judgements if qid in after else queries
+            raise UserError(f"{place}: query {qid!r} of the first set is missing; add it")
+        if row.text != after[qid].text:
+            raise UserError(f"{queries}: query {qid!r} has another text; only instructions change")
+        for document, relevance in qrels[qid].items():
+            if document not in judged[qid]:
+                raise UserError(
+                    f"{judgements}: query {qid!r}, document {document!r} is judged under the first "
+                    "instruction and not under the changed one; add its score, 0 if not relevant"
+                )
+            if relevance > 0 and judged[qid][document] <= 0:
+                changed.setdefault(qid, []).append(document)
+    if not changed:
+        raise UserError(
+            f"{judgements}: no document becomes irrelevant under a changed instruction, so that "
+            "there is no p-MRR; compare it with the first judgements"
+        )
+    both = {f"{qid}-og": row for qid, row in rows.items()}
+    both |= {f"{qid}-changed": after[qid] for qid in rows}
+    labels = {f"{qid}-og": qrels[qid] for qid in rows}
+    labels |= {f"{qid}-changed": judged[qid] for qid in rows}
+    return both, labels, changed
+
+
+def _check_identical(
+    directory: Path, queries: set[str], corpus: dict[str, str], choice: str | None
+) -> None:
+    same = sorted(queries & corpus.keys())
+    if same and choice is None:
+        raise UserError(
+            f"{directory}: {len(same):,} query ids are document ids as well ({same[0]!r}), and "
+            "whether a query may find its own document changes the scores: "
+            "--identical-ids=ignore if the queries are part of the corpus, --identical-ids=keep if "
+            "the ids are equal by chance"
+        )
+
+
+def _queries(path: Path) -> dict[str, _Row]:
+    found: dict[str, _Row] = {}
+    for where, row in _rows(path):
+        qid, text = _id(row, where), _text(row, "text", where)
+        if not text.strip():
+            raise UserError(f"{where}: query {qid!r} is empty; remove it, and its judgements")
+        rest = (_text(row, name, where, default="") for name in ("instruction", "group", "type"))
+        _add(found, qid, _Row(text, *rest), where)
+    return found
+
+
+def _qrels(path: Path, queries: dict[str, _Row]) -> _Judged:
+    judged: _Judged = defaultdict(dict)
+    for number, line in enumerate(_lines(path), 1):
+        where, fields = f"{path}, line {number}", line.rstrip("\r\n").split("\t")
+        if not line.strip():
+            continue
+        if len(fields) != 3:
+            raise UserError(
+                f"{where}: {len(fields)} columns where query-id, corpus-id and score are expected, "
+                "separated by tabs; a TREC file has a second column more, take it out"
+            )
+        qid, document, score = (field.strip() for field in fields)
+        try:
+            relevance = int(score)
+        except ValueError:
+            if number == 1:  # the header
+                continue
+            raise UserError(f"{where}: score {score!r} is not a whole number; correct it") from None
+        if qid not in queries:
+            raise UserError(f"{where}: query {qid!r} does not exist; the file is of other queries")
+        if judged[qid].setdefault(document, relevance) != relevance:
+            raise UserError(
+                f"{where}: query {qid!r}, document {document!r} has two scores; keep one"
+            )
+    return dict(judged)
+
+
+def _add(found: dict[str, Any], name: str, value: Any, where: str) -> None:
+    if name in found:
+        raise UserError(f"{where}: _id {name!r} occurs twice; ids must differ")
+    found[name] = value
+
+
+def _id(row: dict, where: str) -> str:
+    value = row.get("_id")
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise UserError(f"{where}: _id is {value!r}; it must be a string that is not empty")
+    return str(value)
+
+
+def _text(row: dict, name: str, where: str, *, default: str | None = None) -> str:
+    value = row.get(name)
+    if value is None and default is not None:
+        return default
+    if not isinstance(value, str):
+        raise UserError(f"{where}: {name} is {value!r}; it must be a string")
+    return value
+
+
+def _found(directory: Path, name: str) -> Path | None:
+    return next((p for p in (directory / name, directory / f"{name}.gz") if p.is_file()), None)
+
+
+def _file(directory: Path, name: str) -> Path:
+    path = _found(directory, name)
+    if path is None:
+        raise UserError(
+            f"{directory}: no {name}; a benchmark's directory holds corpus.jsonl, queries.jsonl "
+            "and qrels/test.tsv, as in BEIR"
+        )
+    return path
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict]]:
+    for number, line in enumerate(_lines(path), 1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            yield where, parse_json(line, where, kind=dict, remedy="correct the line")
+
+
+def _lines(path: Path) -> Iterator[str]:
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rt", encoding="utf-8-sig", newline="\n") as file:
+            yield from file
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+        raise UserError(f"{path}: not readable ({error}); copy it again") from None

@@ -1,0 +1,54 @@
+"""BM25 with bm25s (arXiv 2407.03618), as a model to compare with."""
+
+import numpy as np
+
+from inf_jax.benchmarks.searching import best
+from inf_jax.benchmarks.task import BenchmarkTask
+from inf_jax.core.errors import UserError
+
+SETTINGS = "BM25 of bm25s: lucene, k1 1.5, b 0.75, English stop words, no stemming"
+
+
+def run_of_bm25(task: BenchmarkTask) -> dict[str, dict[str, float]]:
+    """The run of a task, query and instruction as one text; scores as in `SETTINGS`.
+
+    A document without any word of the query is no result, unless it is a candidate.
+
+    Raises:
+      UserError: bm25s is not installed.
+    """
+    try:
+        import bm25s
+    except ImportError:
+        raise UserError(
+            "bm25 needs the extra benchmark: pip install 'inf_jax[benchmark]'"
+        ) from None
+    quiet = {"show_progress": False, "leave": False}
+    index = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
+    words = bm25s.tokenize(list(task.corpus.values()), stopwords="en", **quiet)
+    if not any(words.ids):
+        raise UserError(f"{task.name}: the documents have no words for BM25; leave bm25 out")
+    index.index(words, show_progress=False)
+    texts = [f"{query} {instruction}".strip() for query, instruction in task.queries.values()]
+    queries = bm25s.tokenize(texts, stopwords="en", return_ids=False, **quiet)
+    ids = list(task.corpus)
+    rows = {document: n for n, document in enumerate(ids)}
+    run = {}
+    for qid, query in zip(task.queries, queries, strict=True):
+        known = [word for word in query if word in index.vocab_dict]
+        scores = index.get_scores(known) if known else [0.0] * len(ids)
+        if task.candidates is not None:
+            found = {d: float(scores[rows[d]]) for d in task.candidates.get(qid, ())}
+        else:
+            found = {ids[n]: float(scores[n]) for n in _largest(np.asarray(scores), task.top_k)}
+        run[qid] = best(found, task.top_k)
+    return run
+
+
+def _largest(scores: np.ndarray, k: int) -> np.ndarray:
+    """int[...], where the k largest of scores above 0 are, and those equal to the last of them."""
+    places = np.flatnonzero(scores > 0)
+    if len(places) <= k:
+        return places
+    values = scores[places]
+    return places[values >= np.partition(values, -k)[-k]]

@@ -1,0 +1,365 @@
+"""Directories in BEIR's layout, templates, search, metrics and intervals; without mteb."""
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from inf_jax import metrics
+from inf_jax.benchmarks.beir_files import read_beir
+from inf_jax.benchmarks.bm25 import run_of_bm25
+from inf_jax.benchmarks.bootstrap import differences, paired_bootstrap
+from inf_jax.benchmarks.placement import INSTRUCTION_ORDERS, instructions, query_template
+from inf_jax.benchmarks.scoring import score_run
+from inf_jax.benchmarks.searching import run_of_vectors
+from inf_jax.benchmarks.task import BenchmarkTask
+from inf_jax.core.errors import UserError
+from inf_jax.metrics.runs import Score
+from inf_jax.text.templates import instructed_query
+from tests.inf_jax.metrics.golden import CUTS, EXACT, golden
+
+SAMPLES = Path(__file__).parents[3] / "data_pipeline" / "samples"
+DOCUMENTS = ["amber trees", "birch trees", "cedar trees", "elder"]
+
+
+def write(directory, *, corpus=None, queries=None, qrels=None, **more):
+    """A directory of 4 documents and 2 queries, with what is given in their place."""
+    corpus = corpus or [{"_id": f"d{n}", "text": text} for n, text in enumerate(DOCUMENTS)]
+    queries = queries or [{"_id": "q0", "text": "amber"}, {"_id": "q1", "text": "birch"}]
+    qrels = "q0\td0\t1\nq1\td1\t2\nq1\td2\t0\n" if qrels is None else qrels
+    files = {"corpus.jsonl": corpus, "queries.jsonl": queries, "qrels/test.tsv": qrels, **more}
+    for name, content in files.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not isinstance(content, str):
+            content = "".join(json.dumps(row) + "\n" for row in content)
+        elif name.endswith("tsv"):
+            content = "query-id\tcorpus-id\tscore\n" + content
+        path.write_text(content)
+    return directory
+
+
+def changed(**files):
+    """The second set of `write`'s queries: d0 is no longer relevant to q0."""
+    queries = [
+        {"_id": "q0", "text": "amber", "instruction": "none"},
+        {"_id": "q1", "text": "birch", "instruction": "all"},
+    ]
+    qrels = "q0\td0\t0\nq1\td1\t1\nq1\td2\t0\n"
+    return {"queries_changed.jsonl": queries, "qrels_changed/test.tsv": qrels} | files
+
+
+def test_a_plain_directory(tmp_path):
+    task = read_beir(
+        write(
+            tmp_path,
+            queries=[
+                {"_id": 7, "text": "amber", "instruction": "of trees", "type": "kind"},
+                {"_id": "unjudged", "text": "cedar"},
+            ],
+            qrels="7\td0\t1\n7\tgone\t1\n",
+        )
+    )
+    assert task.queries == {"7": ("amber", "of trees")}
+    assert task.qrels == {"7": {"d0": 1, "gone": 1}}
+    assert task.subsets == {"type=kind": ["7"]} and not task.groups and not task.changed
+    scores = score_run(task, {"7": {"d0": 1.0, "d1": 0.5}})
+    assert scores["recall@10"] == 0.5 == scores["type=kind/recall@10"]  # "gone" is never found
+
+
+def test_changed_instructions(tmp_path):
+    task = read_beir(write(tmp_path, **changed()))
+    assert task.queries["q0-og"] == ("amber", "")
+    assert task.queries["q0-changed"] == ("amber", "none")
+    assert task.changed == {"q0": ["d0"]} and task.main == "p_mrr"
+    run = {qid: {"d0": 1.0, "d1": 0.5} for qid in task.queries}
+    run["q0-changed"] = {"d0": 0.5, "d1": 1.0, "d2": 0.7}
+    scores = score_run(task, run)
+    assert scores["p_mrr"].per_query == {"q0": 1 - 1 / 3}  # d0 from rank 1 to 3
+    assert scores["robustness@10"].per_query.keys() == {"amber", "birch"}
+    assert scores["og/recall@1"] == 0.5
+
+
+BAD = {
+    "no file": ({"qrels_changed/test.tsv": "q0\td0\t0\n"}, "has qrels_changed/test.tsv but no"),
+    "second id": ({"corpus": [{"_id": "a", "text": "x"}] * 2}, "line 2: _id 'a' occurs twice"),
+    "empty query": ({"queries": [{"_id": "q0", "text": " "}]}, "line 1: query 'q0' is empty"),
+    "no id": ({"queries": [{"text": "x"}]}, "queries.jsonl, line 1: _id is None"),
+    "no text": ({"corpus": [{"_id": "a"}]}, "corpus.jsonl, line 1: text is None"),
+    "instruction": (
+        {"queries": [{"_id": "q0", "text": "x", "instruction": 3}]},
+        "instruction is 3; it must be",
+    ),
+    "unknown query": ({"qrels": "q9\td0\t1\n"}, "test.tsv, line 2: query 'q9' does not exist"),
+    "two scores": ({"qrels": "q0\td0\t1\nq0\td0\t2\n"}, "document 'd0' has two scores"),
+    "trec": ({"qrels": "q0\t0\td0\t1\n"}, "4 columns where query-id, corpus-id and score"),
+    "fraction": ({"qrels": "q0\td0\t0.5\n"}, "score '0.5' is not a whole number"),
+    "none": ({"qrels": "\n"}, "test.tsv: no judgements"),
+    "not json": ({"corpus": "{\n"}, "corpus.jsonl, line 1: not JSON"),
+    "same ids": (
+        {"queries": [{"_id": "d0", "text": "x"}], "qrels": "d0\td1\t1\n"},
+        "--identical-ids=ignore if",
+    ),
+    "other text": (
+        changed(
+            **{
+                "queries_changed.jsonl": [{"_id": "q0", "text": "b"}],
+                "qrels_changed/test.tsv": "q0\td0\t0\n",
+            }
+        ),
+        "query 'q0' has another text",
+    ),
+    "one missing": (
+        changed(
+            **{
+                "queries_changed.jsonl": [{"_id": "q0", "text": "amber"}],
+                "qrels_changed/test.tsv": "q0\td0\t0\n",
+            }
+        ),
+        "queries_changed.jsonl: query 'q1' of the first set is missing",
+    ),
+    "unjudged": (
+        changed(**{"qrels_changed/test.tsv": "q0\td0\t0\nq1\td1\t1\n"}),
+        "document 'd2' is judged under the first instruction and not under the changed one",
+    ),
+    "no change": (
+        changed(**{"qrels_changed/test.tsv": "q0\td0\t1\nq1\td1\t1\nq1\td2\t0\n"}),
+        "so that there is no p-MRR",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_directories(name, tmp_path):
+    files, message = BAD[name]
+    with pytest.raises(UserError) as error:
+        read_beir(write(tmp_path, **files))
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_own_documents_are_results_or_not(tmp_path):
+    write(tmp_path, queries=[{"_id": "d0", "text": "amber"}], qrels="d0\td1\t1\n")
+    run = {"d0": {"d0": 1.0, "d1": 0.5}}
+    for choice, expected in (("ignore", 1), ("keep", 0)):
+        assert score_run(read_beir(tmp_path, identical_ids=choice), run)["recall@1"] == expected
+
+
+def test_compressed_files_and_splits(tmp_path):
+    write(tmp_path)
+    for name in ("corpus.jsonl", "qrels/test.tsv"):
+        path = tmp_path / name
+        target = tmp_path / name.replace("test.tsv", "dev.tsv")
+        Path(f"{target}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    assert read_beir(tmp_path, split="dev").qrels["q1"] == {"d1": 2, "d2": 0}
+    with pytest.raises(UserError, match=r"no qrels/test.tsv; a benchmark's directory"):
+        read_beir(tmp_path)
+
+
+def test_the_samples_can_be_read():
+    plain, instructed = (read_beir(SAMPLES / f"benchmark_{n}") for n in ("pubmedqa", "medquad"))
+    assert (len(plain.queries), len(plain.corpus)) == (470, 470)
+    assert (len(instructed.queries), len(instructed.corpus)) == (220, 472)
+    assert len(instructed.changed) == 110
+    lines = (SAMPLES / "pubmedqa/corpus.jsonl").read_text().splitlines()
+    trained = {json.loads(line)["_id"] for line in lines}
+    assert not trained & plain.corpus.keys()
+
+
+def test_templates():
+    plain, prompt = "{query} {instruction}", "query: {query} {instruction}"
+    instruct = "Instruct: {instruction}\nQuery: {query}"
+    assert query_template(plain, "followir", "benchmark") == plain
+    assert query_template(prompt, "bright", "benchmark") == "query: {instruction} {query}"
+    assert query_template(prompt, "instructir", "mteb") == prompt
+    assert query_template(prompt, "bright", "model") == prompt
+    assert {query_template(instruct, suite, "benchmark") for suite in INSTRUCTION_ORDERS} == {
+        instruct
+    }
+    escaped = "{{x}} {query} {instruction}"
+    text = instructed_query("q", "i", query_template(escaped, "instructir", "benchmark"))
+    assert text == "{x} i [SEP] q"
+    tasks = [
+        BenchmarkTask("t", suite, {"d": "x"}, {"q": ("a", "")}, {"q": {"d": 1}}, prompt="find")
+        for suite in ("beir", "bright")
+    ]
+    found = [instructions(t, query_template(prompt, t.suite, "benchmark")) for t in tasks]
+    assert found == [([""], "none"), (["find"], "the task's: find")]
+    assert instructions(tasks[0], instruct) == (["find"], "the task's: find")
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean", "manhattan"])
+def test_search(similarity):
+    """The run that sorting all similarities gives, ties by the larger id first."""
+    rng = np.random.default_rng(0)
+    queries, documents = rng.integers(-1, 2, (5, 3)) + 0.0, rng.integers(-1, 2, (30, 3)) + 0.0
+    corpus = {f"d{n}": "" for n in range(30)}
+    task = BenchmarkTask("t", "local", corpus, {f"q{n}": ("", "") for n in range(5)}, {}, top_k=8)
+    found = run_of_vectors(
+        task, queries.astype(np.float32), documents.astype(np.float32), similarity=similarity
+    )
+    for query, run in zip(queries, found.values(), strict=True):
+        if similarity == "cosine":
+            unit = documents / np.maximum(np.linalg.norm(documents, axis=1, keepdims=True), 1e-9)
+            scores = unit @ (query / max(np.linalg.norm(query), 1e-9))
+        elif similarity == "dot":
+            scores = documents @ query
+        else:
+            order = 2 if similarity == "euclidean" else 1
+            scores = -np.linalg.norm(documents - query, ord=order, axis=1)
+        names = sorted(corpus, key=lambda d: (round(scores[int(d[1:])], 5), d), reverse=True)[:8]
+        assert list(run) == names
+        assert [*run.values()] == pytest.approx([scores[int(d[1:])] for d in names], abs=1e-6)
+
+
+def test_search_refuses():
+    task = BenchmarkTask("t", "local", {"d": ""}, {"q": ("", "")}, {})
+    ones = np.ones((1, 2), np.float32)
+    with pytest.raises(UserError, match="t: 2 query vectors for 1 texts"):
+        run_of_vectors(task, np.ones((2, 2), np.float32), ones)
+    with pytest.raises(UserError, match="the vector of document 'd' is NaN"):
+        run_of_vectors(task, ones, ones * np.nan)
+    with pytest.raises(UserError, match="candidate 'x' of query 'q' is not in the corpus"):
+        BenchmarkTask("t", "local", {"d": ""}, {"q": ("", "")}, {}, candidates={"q": ["x"]})
+    with pytest.raises(UserError, match="t: query 'q' is not in the run"):
+        score_run(task, {"p": {"d": 1.0}})
+
+
+def task_of(case, **fields):
+    ids = {d for run in case["results"].values() for d in run}
+    queries = dict.fromkeys(case["results"], ("", ""))
+    return BenchmarkTask("t", "local", dict.fromkeys(ids, ""), queries, case["qrels"], **fields)
+
+
+@pytest.mark.parametrize("case", golden("trec"))
+def test_golden_ranking_metrics(case):
+    scores = score_run(task_of(case), case["results"])
+    names = {
+        "ndcg": "ndcg_cut",
+        "map": "map_cut",
+        "recall": "recall",
+        "precision": "P",
+        "hit_rate": "success",
+    }
+    for ours, theirs in names.items():
+        for k in CUTS:
+            values = {q: x[f"{theirs}_{k}"] for q, x in case["expected"]["per_query"].items()}
+            assert scores[f"{ours}@{k}"].per_query == pytest.approx(values, abs=EXACT)
+    for k in CUTS:
+        values = case["expected"]["mteb_mrr_per_query_in_results_order"][f"MRR@{k}"]
+        assert [*scores[f"mrr@{k}"].per_query.values()] == pytest.approx(values, abs=EXACT)
+
+
+@pytest.mark.parametrize("case", golden("pmrr"))
+def test_golden_p_mrr(case):
+    task = task_of(
+        {**case, "qrels": {q: {"d0": 1} for q in case["results"]}}, changed=case["changed_qrels"]
+    )
+    score = score_run(task, case["results"])["p_mrr"]
+    assert score == pytest.approx(case["expected"]["p_MRR"], abs=EXACT)
+
+
+@pytest.mark.parametrize("case", golden("instructir"))
+def test_golden_robustness(case):
+    groups = {q: q.split("_")[0] for q in case["results"]}
+    task = task_of(case, groups=groups, ignore_identical_ids=True)
+    score = score_run(task, case["results"])["robustness@10"]
+    assert score == pytest.approx(case["expected"]["robustness_at_10"], abs=EXACT)
+
+
+@pytest.mark.parametrize("case", golden("infosearch"))
+def test_golden_infosearch(case):
+    run = {f"{q}-{mode}": each for mode, runs in case["runs"].items() for q, each in runs.items()}
+    task = task_of(
+        {"results": run, "qrels": {q: {"c0": 1} for q in run}},
+        positives=case["positive_qrels"],
+        negatives=case["negative_qrels"],
+    )
+    scores = score_run(task, run)
+    for ours, theirs in (
+        ("wise", "WISE"),
+        ("ideal_wise", "ideal_WISE"),
+        ("sicr", "SICR"),
+        ("p_mrr", "p-MRR"),
+    ):
+        assert scores[ours] == pytest.approx(case["expected"][theirs], abs=EXACT)
+
+
+def test_paired_accuracy_refuses_half_a_pair():
+    run = {"1_q1": {"a": 1.0}, "1_q2": {"a": 1.0}}
+    judged = {"1_q1": {"a": 1}, "1_q2": {"b": 1}}
+    assert metrics.paired_accuracy(run, judged).per_query == {"1": 0.0}
+    with pytest.raises(UserError, match="'1_q2' is not in the run"):
+        metrics.paired_accuracy({"1_q1": {"a": 1.0}}, judged)
+    with pytest.raises(UserError, match="'1' is neither"):
+        metrics.paired_accuracy({"1": {"a": 1.0}}, {"1": {"a": 1}})
+
+
+def test_bm25(tmp_path):
+    """Its best document has the query's words; one without any is no result but as a candidate."""
+    pytest.importorskip("bm25s")
+    task = read_beir(
+        write(
+            tmp_path,
+            queries=[
+                {"_id": "q0", "text": "amber", "instruction": "not elder"},
+                {"_id": "q1", "text": "the xyzzy"},
+            ],
+            qrels="q0\td0\t1\nq1\td1\t1\n",
+        )
+    )
+    run = run_of_bm25(task)
+    assert run["q0"].keys() == {"d0", "d3"} and run["q1"] == {}
+    assert score_run(task, run)["recall@10"].per_query == {"q0": 1.0, "q1": 0.0}
+    few = BenchmarkTask(
+        "t",
+        "local",
+        task.corpus,
+        task.queries,
+        task.qrels,
+        candidates={"q0": ["d0", "d1"], "q1": ["d2"]},
+    )
+    found = run_of_bm25(few)
+    assert list(found["q0"]) == ["d0", "d1"] and found["q1"] == {"d2": 0.0}
+
+
+def test_intervals_have_their_level():
+    """Of 200 data sets without a difference, about 95 % of the intervals hold 0; seeded."""
+    rng = np.random.default_rng(0)
+    inside = 0
+    for n in range(200):
+        ours, theirs = rng.normal(size=(2, 1, 40, 1))
+        _, drawn = paired_bootstrap(ours, theirs, draws=400, seed=(n,))
+        low, high = np.percentile(drawn, (2.5, 97.5))
+        inside += low <= 0 <= high
+    assert 180 <= inside <= 198
+
+
+def test_intervals_are_paired_and_pool_seeds():
+    rng = np.random.default_rng(1)
+    hard = rng.normal(size=(1, 60, 1))  # what both models share
+    mean, drawn = paired_bootstrap(hard + 0.1, hard, draws=500)
+    assert mean[0] == pytest.approx(0.1)
+    assert np.ptp(drawn) < 1e-9  # unpaired it would be about 0.7
+    seeds = np.concatenate([hard + 0.5, hard - 0.3])  # two seeds, far apart
+    mean, drawn = paired_bootstrap(seeds, hard, draws=500)
+    assert mean[0] == pytest.approx(0.1)
+    values = np.unique(drawn.round(6))
+    assert values == pytest.approx([-0.3, 0.1, 0.5])  # both of one seed, or one each
+    again = paired_bootstrap(seeds, hard, draws=500)[1]
+    assert np.array_equal(again, drawn)
+
+
+def test_differences_are_the_same_in_any_order_of_tasks():
+    rng = np.random.default_rng(2)
+    one, two = (
+        {m: Score({f"q{n}": rng.random() for n in range(20)}) for m in "ab"} for _ in range(2)
+    )
+    first = differences([one], [two], task="t", draws=100)
+    assert first == differences([one], [two], task="t", draws=100)
+    assert first["a"].value == pytest.approx(one["a"] - two["a"])
+    assert first != differences([one], [two], task="t", draws=100, seed=1)
+    with pytest.raises(UserError, match="t, a: the models were scored on different queries"):
+        differences([one], [{m: Score({"q": 1.0}) for m in "ab"}], task="t")

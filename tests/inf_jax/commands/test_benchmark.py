@@ -1,0 +1,123 @@
+"""`inf_jax.benchmark`: models beside each other on directories, files and figure."""
+
+import importlib.util
+import json
+import shutil
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+import inf_jax
+from inf_jax.benchmark import main
+from inf_jax.benchmarks.beir_files import read_beir
+from inf_jax.benchmarks.scoring import score_run
+from inf_jax.benchmarks.searching import run_of_vectors
+from inf_jax.core.errors import UsageError, UserError
+from inf_jax.models import hf
+from inf_jax.models.hf.config import read_config
+from tests.inf_jax.benchmarks.test_benchmarks import changed, write
+from tests.inf_jax.commands.saved_runs import changed as other_weights
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("bm25s") is None, reason="the extra benchmark is not installed"
+)
+
+
+@pytest.fixture(scope="module")
+def other_model(tiny_model_dir, tmp_path_factory):
+    """The tiny model with other weights: the same compiled code."""
+    directory = tmp_path_factory.mktemp("other") / "model"
+    shutil.copytree(tiny_model_dir, directory)
+    shape = read_config(directory)
+    params = hf.load_weights(directory, shape).params
+    hf.save_weights(other_weights(params, 1), directory, shape)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("suite") / "plants", **changed())
+
+
+def scores_of(model, task):
+    retriever = inf_jax.load(model)
+    texts, instructions = zip(*task.queries.values(), strict=True)
+    found = retriever.encode_queries(texts, instructions)
+    run = run_of_vectors(task, found, retriever.encode_passages(task.corpus.values()))
+    return score_run(task, run)
+
+
+def test_models_side_by_side(tiny_model_dir, other_model, directory, tmp_path, capsys):
+    """Two seeds pooled, BM25 beside them; every file agrees with the library's own functions."""
+    out = tmp_path / "out"
+    models = [str(tiny_model_dir), str(other_model)]
+    main([f"--model={','.join(models)}", "--baseline=bm25", f"--suite={directory}",
+          f"--out-dir={out}", "--draws=50"])  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "{query} {instruction}" in printed and "BM25 of bm25s" in printed
+    task = read_beir(directory)
+    each = [scores_of(model, task) for model in models]
+    found = json.loads((out / "scores.json").read_text())
+    ours = found["tasks"]["plants"]["models"]["2 seeds"]
+    for name in ("p_mrr", "ndcg@10", "robustness@10", "changed/recall@1"):
+        expected = [100 * float(scores[name]) for scores in each]
+        assert ours["scores"][name] == pytest.approx(np.mean(expected))
+        assert [seed[name] for seed in ours["seeds"]] == pytest.approx(expected)
+    bm25 = found["tasks"]["plants"]["models"]["bm25"]["scores"]
+    value, low, high = found["tasks"]["plants"]["differences"]["bm25"]["ndcg@10"]
+    assert value == pytest.approx(ours["scores"]["ndcg@10"] - bm25["ndcg@10"])
+    assert low <= value <= high
+    assert f"{value:+.1f} [{low:+.1f}" in printed
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(out / "per_query.parquet").to_pylist()
+    chosen = [r for r in rows if (r["model"], r["seed"], r["metric"]) == ("2 seeds", 1, "ndcg@10")]
+    values = {q: 100 * x for q, x in each[1]["ndcg@10"].per_query.items()}
+    assert {r["id"]: r["value"] for r in chosen} == pytest.approx(values)
+    assert chosen[0]["subsets"] == ["og"] and chosen[0]["task"] == "plants"
+    assert matplotlib.image.imread(out / "benchmark.png").shape[1] == 12 * 130
+
+
+def test_a_template_is_the_models_own(tiny_model_dir, directory, tmp_path, monkeypatch):
+    """--query-template is for --model; what is encoded is what the table shows."""
+    seen = []
+    encode = inf_jax.Retriever.encode_queries
+
+    def spy(self, queries, instructions, **rest):
+        seen.append((self.config.text.query_template, list(instructions)))
+        return encode(self, queries, instructions, **rest)
+
+    monkeypatch.setattr(inf_jax.Retriever, "encode_queries", spy)
+    command = [f"--model={tiny_model_dir}", f"--suite={directory}", f"--out-dir={tmp_path}"]
+    main([*command, r"--query-template=I: {instruction}\nQ: {query}"])
+    main([*command, "--placement=mteb"])
+    given = ["", "", "none", "all"]  # q0-og, q1-og, q0-changed, q1-changed
+    assert seen == [
+        ("I: {instruction}\nQ: {query}", given),
+        ("{query} {instruction}", [""] * 4),  # as one text
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "message"),
+    [
+        (["--model=bm25,bm25"], UsageError, "the same model is named twice"),
+        (["--model=bm25", "--baseline=bm25"], UsageError, "the same model is named twice"),
+        (["--model=,"], UsageError, "names nothing"),
+        (["--model=bm25", "--query-template=x"], UsageError, "--query-template with --model=bm25"),
+        (["--model=bm25", "--baseline=no/such/model"], UserError, "no such directory"),
+        (["--model=bm25", "--placement=front"], UsageError, "'front' is not a choice"),
+        (["--model=bm25", "--suite=./none"], UserError, "--suite: ./none is not a directory"),
+    ],
+)
+def test_refusals(arguments, kind, message, directory, tmp_path):
+    suite = [] if any(a.startswith("--suite") for a in arguments) else [f"--suite={directory}"]
+    with pytest.raises(kind, match=message):
+        main([*arguments, *suite, f"--out-dir={tmp_path / 'out'}"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_directory_without_a_model(directory, tmp_path):
+    with pytest.raises(UserError, match="; name a model there"):
+        main([f"--model={tmp_path}", f"--suite={directory}", f"--out-dir={tmp_path / 'out'}"])
