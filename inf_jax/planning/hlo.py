@@ -126,7 +126,7 @@ class Program:
     def walk(self, name: str = "", times: int = 1) -> Iterator[Collective]:
         """The collectives of a computation that runs `times` times."""
         body = self.computations[name or self.entry]
-        seen = set()
+        fused = self._fused_in(body)
         for place, instruction in enumerate(body):
             kind = instruction.opcode.removesuffix("-start")
             if kind in COLLECTIVES:
@@ -135,10 +135,8 @@ class Program:
                 for inner in self._collectives_in(instruction):
                     yield self._collective(inner, inner.opcode, body, place, times)
             elif instruction.opcode == "fusion":
-                for inner in self._collectives_in(instruction):
-                    if inner.channel() not in seen:
-                        seen.add(inner.channel())
-                        yield self._fused(inner, body, place, times)
+                for inner, last in fused.get(place, ()):
+                    yield self._fused(inner, body[place : last + 1], times)
             elif instruction.opcode == "send" and "megascale" in instruction.rest:
                 part = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.rest)
                 kind = "dcn " + (part[1].lower().replace("_", "-") if part else "send")
@@ -167,17 +165,29 @@ class Program:
         overlapped = any(self._computes(x, size) for x in between)
         return Collective(kind, times, size, blocking, overlapped, _groups(instruction.rest))
 
-    def _fused(self, inner, body, place, times) -> Collective:
-        channel, size = inner.channel(), sum(array_bytes(inner.shape))
-        places = [
-            i
-            for i, x in enumerate(body)
-            if x.opcode == "fusion" and any(y.channel() == channel for y in self._called(x))
-        ]
-        overlapped = any(self._computes(x, size) for x in body[place + 1 : places[-1]])
-        return Collective(
-            inner.opcode, times, size, len(places) == 1, overlapped, _groups(inner.rest)
-        )
+    def _fused_in(self, body: list[Instruction]) -> dict[int, list[tuple[Instruction, int]]]:
+        """{place of the first fusion: (collective, place of the last)}.
+
+        Collectives of one channel follow one another: all fusions but the last of each return its
+        semaphores, in memory space 2.
+        """
+        begun: dict[tuple[str, str], int] = {}
+        found: dict[int, dict[tuple[str, str], tuple[Instruction, int]]] = {}
+        for place, x in enumerate(body):
+            inside = self._collectives_in(x) if x.opcode == "fusion" else []
+            for inner in {y.channel(): y for y in inside}.values():
+                channel = inner.channel()
+                first = found.setdefault(begun.setdefault(channel, place), {})
+                first[channel] = first.get(channel, (inner, 0))[0], place
+                if all(space != 2 for _, _, space in arrays(x.shape)):
+                    del begun[channel]
+        return {place: list(each.values()) for place, each in found.items()}
+
+    def _fused(self, inner: Instruction, fusions: list[Instruction], times: int) -> Collective:
+        size = sum(array_bytes(inner.shape))
+        overlapped = any(self._computes(x, size) for x in fusions[1:-1])
+        blocking = len(fusions) == 1
+        return Collective(inner.opcode, times, size, blocking, overlapped, _groups(inner.rest))
 
     def _computes(self, instruction: Instruction, size: int) -> bool:
         """Whether it is a product, or computes on an array larger than `size` bytes."""

@@ -61,6 +61,8 @@ ENTRY %main (q: f32[8,4], p: bf16[4,4]) -> f32[8,8] {
   %async-collective-start = (bf16[16,4]{1,0}, u32[]{:S(2)}) fusion(%p), kind=kCustom, calls=%begins
   %between = f32[8,8]{1,0} fusion(%q, %q), kind=kOutput, calls=%products
   %async-collective-done = bf16[16,4]{1,0} fusion(%p), kind=kCustom, calls=%ends
+  %async-collective-start.1 = (bf16[16,4]{1,0}, u32[]{:S(2)}) fusion(%p), kind=kCustom, calls=%begins
+  %async-collective-done.1 = bf16[16,4]{1,0} fusion(%p), kind=kCustom, calls=%ends
   %start = (s32[], f32[8,4]{1,0}, f32[8,4]{1,0}) tuple(%zero, %q, %q)
   %while.1 = (s32[], f32[8,4]{1,0}, f32[8,4]{1,0}) while(%start), condition=%condition, body=%body
   %early = (f32[8,8]{1,0}, f32[8,8]{1,0}) all-reduce-start(%between), channel_id=5, to_apply=%add
@@ -73,6 +75,7 @@ ENTRY %main (q: f32[8,4], p: bf16[4,4]) -> f32[8,8] {
 def test_schedule():
     expected = [
         Collective("all-gather", 1, 128, blocking=False, overlapped=True),
+        Collective("all-gather", 1, 128, blocking=False, overlapped=False),  # of the same channel
         Collective("collective-permute", 256, 128, blocking=False, overlapped=True),
         Collective("collective-permute", 256, 32, blocking=True, overlapped=False),
         Collective("all-reduce", 1, 256, blocking=False, overlapped=False),  # nothing in between
@@ -83,13 +86,13 @@ def test_schedule():
     vectors = SCHEDULE.replace("convolution(", "add(")
     assert collectives(vectors) == expected
     small = collectives(vectors.replace("f32[8,8]", "f32[4,4]"))
-    assert [c.overlapped for c in small] == [False] * 5
+    assert [c.overlapped for c in small] == [False] * 6
     # the product moved past the end of the permute: nothing runs beside it any more
     lines = SCHEDULE.splitlines(keepends=True)
     tile = next(line for line in lines if line.startswith("  %tile"))
     lines.remove(tile)
     lines.insert(next(i for i, line in enumerate(lines) if "%ppermute.2" in line), tile)
-    expected[1] = Collective("collective-permute", 256, 128, blocking=False, overlapped=False)
+    expected[2] = Collective("collective-permute", 256, 128, blocking=False, overlapped=False)
     assert collectives("".join(lines)) == expected
     with pytest.raises(ValueError, match="no ENTRY"):
         collectives("HloModule nothing")
