@@ -23,7 +23,8 @@ RUN_PAIRS = 2**24  # of every run
 
 class Backbone(NamedTuple):
     """Attributes: model, pooling, prefixes (of query and passage), lr, fsdp, lora_rank (0 trains
-    all parameters)."""
+    all parameters), remat and the number of first layers with remat full (unless full, layers
+    are unrolled)."""
 
     model: str
     pooling: str
@@ -31,12 +32,16 @@ class Backbone(NamedTuple):
     lr: float
     fsdp: int
     lora_rank: int = 0
+    remat: str = "full"
+    first_layers: int = 0
 
 
 BACKBONES = {
     "e5-large": Backbone("intfloat/e5-large-v2", "mean", ("query: ", "passage: "), 2e-5, 8),
     "modernbert-large": Backbone("answerdotai/ModernBERT-large", "mean", ("", ""), 8e-5, 8),
-    "qwen2.5-1.5b": Backbone("Qwen/Qwen2.5-1.5B", "last", ("", ""), 2e-5, 32),
+    "qwen2.5-1.5b": Backbone(
+        "Qwen/Qwen2.5-1.5B", "last", ("", ""), 2e-5, 32, remat="dots", first_layers=3
+    ),
     "llama-3.1-8b": Backbone("meta-llama/Llama-3.1-8B", "last", ("", ""), 1e-4, 64, lora_rank=16),
 }
 NAMES = tuple(BACKBONES)
@@ -61,7 +66,9 @@ def get_config(name: str = "modernbert-large") -> ConfigDict:
     config.model.name = backbone.model
     config.model.pooling = backbone.pooling
     config.model.dtype = "bfloat16"
-    config.model.remat = "full"
+    config.model.remat = backbone.remat
+    config.model.remat_first_layers = backbone.first_layers
+    config.model.scan_layers = backbone.remat == "full"
     if backbone.lora_rank:
         config.model.lora_rank = backbone.lora_rank
         config.model.lora_alpha = 2.0 * backbone.lora_rank

@@ -11,6 +11,8 @@ whole, so 1,048,576 are 349,525 examples and one empty slot. The rate is 1e-5 at
 grows with the square root of the batch; all runs see as many pairs.
 """
 
+from typing import NamedTuple
+
 from ml_collections import ConfigDict
 
 from inf_jax.config import defaults
@@ -20,18 +22,42 @@ PAIRS = tuple(4096 * 4**n for n in range(5))  # to 1,048,576
 NAMES = tuple(f"{chip}-{pairs}" for chip in TOPOLOGIES for pairs in PAIRS)
 
 RUN_PAIRS = 2**26  # of every run
-WHOLE_PAIRS = {"v5e": 64, "v5p": 256}  # of a device at once; above that, GradCache
-# Pairs of a chunk of GradCache. On v5e so few that all activations of a chunk fit: backward encodes
-# a chunk again anyway, and with remat its layers once more.
-CHUNK_PAIRS = {"v5e": 32, "v5p": 256}
+
+
+class Form(NamedTuple):
+    """How a step is computed, the fastest that was planned (launch/benchmarks.md).
+
+    Attributes:
+      chunks: of a device; above 1, GradCache encodes each chunk twice.
+      remat, first, first_layers: `model.remat`, `remat_first` and `remat_first_layers`: together
+        they keep what fits.
+    """
+
+    chunks: int
+    remat: str
+    first: str = "full"
+    first_layers: int = 0
+
+
+FORMS = {
+    "v5e-4096": Form(1, "none"),
+    "v5e-16384": Form(1, "dots"),
+    "v5e-65536": Form(8, "none"),
+    "v5e-262144": Form(32, "none"),
+    "v5e-1048576": Form(128, "none"),
+    "v5p-4096": Form(1, "none"),
+    "v5p-16384": Form(1, "none"),
+    "v5p-65536": Form(1, "none"),
+    "v5p-262144": Form(1, "dots"),
+    "v5p-1048576": Form(8, "dots"),
+}
 
 
 def get_config(name: str = "v5e-65536") -> ConfigDict:
     """The config of "CHIP-PAIRS", a name of NAMES."""
     if name not in NAMES:
         raise ValueError(f"{name!r}: must be one of {', '.join(NAMES)}")
-    chip, pairs = name.split("-")
-    pairs, (_, chips) = int(pairs), TOPOLOGIES[chip]
+    pairs = int(name.partition("-")[2])
 
     config = defaults()
     config.out_dir = f"out/scaling/e5_large-{name}"
@@ -54,12 +80,11 @@ def get_config(name: str = "v5e-65536") -> ConfigDict:
     config.train.steps = RUN_PAIRS // pairs
     config.optim.warmup_steps = config.train.steps // 16
     config.train.batch_size = pairs // 3 * 3
-    whole = pairs // chips <= WHOLE_PAIRS[chip]
-    config.train.chunks_per_device = 1 if whole else pairs // chips // CHUNK_PAIRS[chip]
-    # The fastest that was planned (launch/benchmarks.md). Unrolled, nothing is copied into stacks,
-    # and compiling takes longer.
-    config.model.remat = "full" if chip == "v5p" else "dots" if whole else "none"
-    config.model.scan_layers = chip == "v5p"
+    form = FORMS[name]
+    config.train.chunks_per_device = form.chunks
+    config.model.remat = form.remat
+    config.model.remat_first, config.model.remat_first_layers = form.first, form.first_layers
+    config.model.scan_layers = False  # nothing is copied into stacks; compiling takes longer
     config.train.checkpoint_every = max(1, config.train.steps // 16)
     config.mesh.fsdp = 8
     return config
