@@ -61,7 +61,7 @@ ENTRY %main (q: f32[8,4], p: bf16[4,4]) -> f32[8,8] {
   %async-collective-start = (bf16[16,4]{1,0}, u32[]{:S(2)}) fusion(%p), kind=kCustom, calls=%begins
   %between = f32[8,8]{1,0} fusion(%q, %q), kind=kOutput, calls=%products
   %async-collective-done = bf16[16,4]{1,0} fusion(%p), kind=kCustom, calls=%ends
-  %async-collective-start.1 = (bf16[16,4]{1,0}, u32[]{:S(2)}) fusion(%p), kind=kCustom, calls=%begins
+  %async-collective-start.1 = (bf16[16,4]{1,0}, u32[]{:S(2)}) fusion(%p), calls=%begins
   %async-collective-done.1 = bf16[16,4]{1,0} fusion(%p), kind=kCustom, calls=%ends
   %start = (s32[], f32[8,4]{1,0}, f32[8,4]{1,0}) tuple(%zero, %q, %q)
   %while.1 = (s32[], f32[8,4]{1,0}, f32[8,4]{1,0}) while(%start), condition=%condition, body=%body
