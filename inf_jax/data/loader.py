@@ -69,7 +69,7 @@ class Loader:
         self._mine = np.arange(layout.chunks) if mine is None else np.asarray(mine)
         tokens = dataset.text_lengths.sum(1)
         self._examples = ORDERS[order](tokens, seed=seed, batch_size=layout.batch_size).examples
-        self.plan = plan_packing(self._assign, layout, steps=steps, refit=order > 2)
+        self.plan = plan_packing(self.assignment, layout, steps=steps, refit=order > 2)
 
     def example_indices(self, step: int) -> np.ndarray:
         """int64[batch_size], the examples of a step."""
@@ -81,7 +81,7 @@ class Loader:
         Raises:
           CorruptRecordError: a record is damaged; names file and record.
         """
-        layout, assignment = self.layout, self._assign(step)
+        layout, assignment = self.layout, self.assignment(step)
         mine = assignment.of_host(self._mine)
         present = mine >= 0
         texts = StepTexts(
@@ -102,10 +102,19 @@ class Loader:
                 texts_per_row=layout.texts_per_row,
             )
 
-        grids = [
-            packing.stack_chunks([pack(chunk, grid, rows) for chunk in mine])
-            for grid, rows in enumerate(self.plan.rows_for(assignment, layout))
-        ]
+        def packed(rows: tuple[int, ...]) -> list[packing.Packed]:
+            return [
+                packing.stack_chunks([pack(chunk, grid, r) for chunk in mine])
+                for grid, r in enumerate(rows)
+            ]
+
+        if self.plan.refit and len(mine) == layout.chunks:  # packing them all is the check
+            try:
+                grids = packed(self.plan.rows)
+            except UserError:
+                grids = packed(self.plan.rows_for(assignment, layout))
+        else:
+            grids = packed(self.plan.rows_for(assignment, layout))
         return Batch(
             texts=grids[0] if len(grids) == 1 else tuple(grids),
             ids=text_ids(texts.hashes(mine.ravel())),
@@ -129,7 +138,8 @@ class Loader:
                 for future in ahead:
                     future.cancel()
 
-    def _assign(self, step: int) -> StepAssignment:
+    def assignment(self, step: int) -> StepAssignment:
+        """The pairs of a step and their chunks, on all hosts."""
         examples = self.example_indices(step)
         options = {"seed": self.seed, "step": step, "order": self.order}
         return assign_step(self.dataset, self.layout, examples, **options)

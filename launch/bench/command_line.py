@@ -6,6 +6,7 @@
     python launch/bench.py factory    requests/s and memory of the data pipeline's LLM stages
     python launch/bench.py plan       does each shipped config fit its TPUs, and how long is a step
     python launch/bench.py memory     peak memory of encoding and evaluation
+    python launch/bench.py input      records/s, and the time of the input beside a step's
 
 Every contender runs in its own process and they take turns, so that other load on the machine slows
 all of them alike: compare figures within one run only. --write appends the result to
@@ -20,11 +21,18 @@ from inf_jax.config.sections import RunConfig
 from inf_jax.core.cli_flags import FlagParser, check_choice
 from inf_jax.core.errors import main_guard
 
-from . import factory, loss, memory, plan, train
+from . import factory, input, loss, memory, plan, train
 
 # Each module has `HELP`, `TAKES_CONFIG`, `add_arguments(parser)`, and `main(args)`, or with
 # TAKES_CONFIG `main(args, overrides)`.
-COMMANDS = {"train": train, "loss": loss, "factory": factory, "plan": plan, "memory": memory}
+COMMANDS = {
+    "train": train,
+    "loss": loss,
+    "factory": factory,
+    "plan": plan,
+    "memory": memory,
+    "input": input,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

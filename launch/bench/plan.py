@@ -83,10 +83,9 @@ def plan(
       SystemExit: no plan was written.
     """
     started = time.perf_counter()
-    name = re.sub(r"\W+", "-", f"{config} {topology} {slices} {' '.join(overrides)}") + ".json"
     with contextlib.ExitStack() as stack:
         folder = cache or stack.enter_context(tempfile.TemporaryDirectory())
-        file = Path(folder).resolve() / name
+        file = Path(folder).resolve() / plan_file(config, topology, slices, overrides)
         if file.exists():
             return json.loads(file.read_text())
         command = [sys.executable, "-m", "inf_jax.plan", f"--config=configs/{config}"]
@@ -98,6 +97,11 @@ def plan(
         result["compile_seconds"] = time.perf_counter() - started
         file.write_text(json.dumps(result, indent=2))
     return result
+
+
+def plan_file(config: str, topology: str, slices: int, overrides: Sequence[str]) -> str:
+    """The name of a plan's file in the directory of --cache."""
+    return re.sub(r"\W+", "-", f"{config} {topology} {slices} {' '.join(overrides)}") + ".json"
 
 
 def summary(rows: Sequence[Sequence[str]], *, version: str, note: str) -> str:
