@@ -34,8 +34,9 @@ _ONE_NEGATIVE = "negative"
 def known_fields(row: Row) -> dict[str, tuple[str, ...]]:
     """The map of fields for a row of one of the known formats.
 
-    A field "scores" has the scores of the passage and the negatives; "score" is that of the
-    passage, or its margin over the one negative (as in MS MARCO's sets for MarginMSE).
+    A field "scores" has the scores of the passage and the negatives; a number "score" is that of
+    the passage or, where a row has one negative as a text, its margin over it (as in MS MARCO's
+    sets for MarginMSE), as is "margin".
 
     Raises:
       UserError: the row has no field that is a passage's in one of them.
@@ -52,8 +53,10 @@ def known_fields(row: Row) -> dict[str, tuple[str, ...]]:
     names["negatives"] += (negatives,)
     if "scores" in row.values:
         names["scores"] = ("scores",)
+    elif any(isinstance(row.values.get(name), str) for name in names["negatives"]):
+        names["margins"] = ("margin", "score")
     elif type(row.values.get("score")) in (int, float):
-        names["margins" if negatives == _ONE_NEGATIVE else "scores"] = ("score",)
+        names["scores"] = ("score",)
     return names
 
 

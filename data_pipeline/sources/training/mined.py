@@ -40,7 +40,7 @@ def lookup(
     Args:
       path: one of
         - a table of the ids of query, relevant passage and other passage, as MS MARCO's
-          qidpidtriples;
+          qidpidtriples, perhaps with the margin, as GPL's gpl-training-data;
         - a run of TREC, with six columns: query, Q0, passage, rank, score, tag;
         - rows with query_id, positive_id, negative_id and optionally score, the margin;
         - rows with qid, pos, neg, ids by system, as the msmarco-hard-negatives of
@@ -106,9 +106,22 @@ def _read_table(path: Path) -> Iterator[_Mined]:
                 )
             yield _Mined(comparable_id(cells[0]), "", [comparable_id(cells[2])], ())
         return
-    for row in read_table(path, _TRIPLE):
+    columns = _TRIPLE if first.count(b"\t") < len(_TRIPLE) else (*_TRIPLE, "margin")
+    for row in read_table(path, columns):
         query, positive, other = (comparable_id(row.values[name]) for name in _TRIPLE)
-        yield _Mined(query, positive, [other], ())
+        yield _Mined(query, positive, [other], _margin(row))
+
+
+def _margin(row: Row) -> tuple[float, ...]:
+    """The number in the column "margin", if there is one."""
+    if "margin" not in row.values:
+        return ()
+    try:
+        number: Any = float(row.values["margin"])
+    except ValueError:
+        number = row.values["margin"]
+    scores = teacher_scores({"margins": (Row(row.where, {"margin": number}), "margin")}, (0, 1), 1)
+    return (-scores[1],)
 
 
 def _ids(row: Row) -> Iterator[str]:

@@ -65,6 +65,11 @@ CASES = {
         None,
         [("q", "p", ("n",), (0, -2.5))],
     ),
+    "gpl": (
+        {"query": "q", "pos": "p", "neg": "n", "qp": 3.0, "qn": 1.0, "margin": 2.0},
+        None,
+        [("q", "p", ("n",), (0, -2))],
+    ),
     "margins": (
         {"query": "q", "positive": "p", "negative_1": "n", "negative_2": "n2", "label": [2, 3]},
         {"query": "query", "passage": "positive", "negatives": "negative_*", "margins": "label"},
@@ -186,6 +191,7 @@ MINED = {
         {"query_id": "7", "positive_id": "0", "negative_id": n, "score": s}
         for n, s in (("2", 1.5), ("1", 2.5), ("9", 1))
     ],
+    "gpl-training-data.tsv": "7\t0\t2\t1.5\n7\t0\t1\t2.5\n7\t0\t9\t1\n",
     "hard.jsonl": [{"qid": 7, "pos": [0], "neg": {"bm25": [2], "other": [{"pid": 1}, 2]}}],
     "list.jsonl": [{"qid": 7, "pos": [0], "neg": [2, 1]}, {"qid": 8, "pos": [1], "neg": [0]}],
 }
@@ -216,11 +222,11 @@ def test_negatives_by_id(marco, name):
     expected, scores = texts, ()
     if name == "triples.tsv":
         expected = [*texts, texts[0]]
-    elif name == "margins.jsonl":
+    elif name in ("margins.jsonl", "gpl-training-data.tsv"):
         expected, scores = [*texts, ""], (0, -1.5, -2.5, -1)
     assert found["7:0"].negatives == tuple(expected)
     assert found["7:0"].scores == scores
-    others = ("this is passage 0",) if content.count("8") or name == "list.jsonl" else ()
+    others = ("this is passage 0",) if "8" in content else ()
     assert found["8:1"].negatives == others
     [first, _] = read_pairs("msmarco", marco, **options, max_negatives=1)
     assert first.negatives == (texts[0],)
