@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import errno
+import logging
 import re
 import shutil
 import tempfile
@@ -69,6 +70,7 @@ def build(
         )
     final = Path(data_dir, InfIr.name, config.name, str(InfIr.VERSION))
     recipe = Inputs(config, **inputs).recipe()
+    logging.getLogger("absl").setLevel(logging.ERROR)  # else TFDS warns of a name of the user's own
     with _exclusive(final):
         for partial in final.parent.glob(f"{PARTIAL_PREFIX}*_{final.name}"):
             shutil.rmtree(partial)

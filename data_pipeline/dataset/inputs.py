@@ -158,6 +158,9 @@ class Inputs:
         if unknown := [name for name in given if name not in names]:
             flag = unknown[0].replace("_", "-")
             raise UserError(f"--{flag}: source {self.config.name!r} has no such option")
+        fields = self.options.get("fields")
+        if fields is not None and "query" not in fields:
+            raise UserError("--fields: names no field for 'query'; add query=NAME")
         if self.max_negatives < 0:
             raise UserError(f"--max-negatives={self.max_negatives}: must be 0 or more")
 

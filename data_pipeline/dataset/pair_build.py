@@ -9,6 +9,7 @@ import array
 import bisect
 import itertools
 import marshal
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -118,15 +119,16 @@ class _PairBuild:
         inputs, report = self._inputs, self._reports[split]
         rows = ((key, marshal.loads(data)) for key, data in self._groups[split])
         for _, group in itertools.groupby(rows, key=lambda row: row[0]):
-            before = report.reasons.total()
+            reasons: Counter[str] = Counter()
             yield from settle(
                 [SourcePair(*row) for _, row in group],
                 limits=inputs.config.limits,
                 most=inputs.max_negatives,
-                reasons=report.reasons,
+                reasons=reasons,
                 dropped=report.negatives,
             )
-            report.dropped += report.reasons.total() - before
+            report.reasons.update(reasons)
+            report.dropped += reasons.total()
 
     def _has(self, number: int) -> bool:
         place = bisect.bisect_left(self._dev, number)

@@ -130,6 +130,7 @@ def test_train_lacks_the_texts_of_dev_and_of_evaluation_files(tmp_path):
         "question 3",
     }
     report = json.loads((final / REPORT_FILE).read_text())
+    assert (report["train"]["rows"], report["dev"]["rows"]) == (4, 2)
     assert report["train"]["reasons"] == {
         "shared_with_eval:evaluation_query": 1,
         "shared_with_eval:passage": 1,
@@ -168,6 +169,7 @@ def test_layouts_with_judgements(tmp_path):
         (["--source=fields", "--path-train=x", "--count=3"], "--count: source 'fields' has no"),
         (["--source=medquad", "--max-negatives=3"], "--max-negatives: source 'medquad' has no"),
         (["--source=fields", "--fields=query"], "'query' is not PART=NAME"),
+        (["--source=fields", "--path-train=x", "--fields=passage=p"], "no field for 'query'"),
         (["--source=fields"], "give your file by --path-train"),
         (["--source=synthetic"], "--count=0: give the number"),
         (["--source=synthetic", "--count=5", "--name=a/b"], "--name=a/b: must be letters"),
