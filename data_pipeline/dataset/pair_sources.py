@@ -1,5 +1,6 @@
 """Lists the sources of pairs that datasets are built from."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from data_pipeline.sources import beir, fields, msmarco
 from data_pipeline.sources.training import nevir, pubmedqa, synthetic
 
 _UNKNOWN = "that of the source"
+_source = functools.partial(InfIrConfig, example=None, plain=True)
 
 
 def _layout_files(path: str | Path, **options: Any) -> list[Path]:
@@ -20,21 +22,21 @@ def _layout_files(path: str | Path, **options: Any) -> list[Path]:
     return [Path(path, file) for file in sorted(shown)]
 
 
-FIELDS_SOURCE = InfIrConfig(
+FIELDS_SOURCE = _source(
     name="fields",
     description="Rows of jsonl, parquet or JSON files: (query, passage) pairs with or without "
     "instruction, negatives and teacher scores.",
     read=fields.read,
     license=_UNKNOWN,
 )
-BEIR = InfIrConfig(
+BEIR = _source(
     name="beir",
     description="Judged (query, passage) pairs of a directory in BEIR's layout.",
     read=beir.read,
     files=_layout_files,
     license=_UNKNOWN,
 )
-MSMARCO = InfIrConfig(
+MSMARCO = _source(
     name="msmarco",
     description="Judged (query, passage) pairs of MS MARCO's passage ranking files.",
     read=msmarco.read,
@@ -42,7 +44,7 @@ MSMARCO = InfIrConfig(
     homepage="https://microsoft.github.io/msmarco/",
     license="see the corpus' homepage: non-commercial research",
 )
-NEVIR = InfIrConfig(
+NEVIR = _source(
     name="nevir",
     description="NevIR: queries whose two passages differ by a negation, each the other's "
     "negative.",
@@ -56,7 +58,7 @@ NEVIR = InfIrConfig(
 }""",
     license="MIT",
 )
-PUBMEDQA = InfIrConfig(
+PUBMEDQA = _source(
     name="pubmedqa",
     description="PubMedQA: questions, and the abstracts that answer them.",
     read=pubmedqa.read,
@@ -68,7 +70,7 @@ PUBMEDQA = InfIrConfig(
 }""",
     license="MIT",
 )
-SYNTHETIC = InfIrConfig(
+SYNTHETIC = _source(
     name="synthetic",
     description="Pairs for rehearsals: sentences of MedQuAD, recombined at random. They say "
     "nothing true.",
@@ -77,5 +79,3 @@ SYNTHETIC = InfIrConfig(
     license="CC BY 4.0, that of MedQuAD",
 )
 PAIR_CONFIGS = [FIELDS_SOURCE, BEIR, MSMARCO, NEVIR, PUBMEDQA, SYNTHETIC]
-for _config in PAIR_CONFIGS:
-    _config.example, _config.plain = None, True

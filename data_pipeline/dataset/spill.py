@@ -1,11 +1,14 @@
 """Sorts records by a key in little memory: beyond a limit they wait in files, by range of keys."""
 
+import contextlib
 import operator
 import os
 import struct
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from inf_jax.core.errors import UserError
 
 KEY_BYTES = 16
 _HEADER = struct.Struct(f"<{KEY_BYTES}sI")
@@ -22,6 +25,9 @@ class Spill:
     Args:
       directory: where files are written, in a directory that is deleted with the last record.
       limit: bytes that are held in memory.
+
+    Raises:
+      UserError: from `add` and while iterating: a file cannot be written or read.
     """
 
     def __init__(self, directory: Path, *, limit: int = _LIMIT):
@@ -46,24 +52,44 @@ class Spill:
         for number, rows in enumerate(self._buckets):
             data = b"".join(rows)
             rows.clear()
-            if self._files and (file := self._file(number)).exists():
-                data = file.read_bytes() + data
-                file.unlink()
+            if self._files:
+                data = self._taken(number) + data
             yield from _sorted(data)
         if self._files:
             os.rmdir(self._files)
+
+    def _taken(self, number: int) -> bytes:
+        """What is in a file, which is deleted."""
+        file = self._file(number)
+        with self._errors():
+            if not file.exists():
+                return b""
+            data = file.read_bytes()
+            file.unlink()
+            return data
 
     def _file(self, number: int) -> Path:
         return Path(self._files, f"{number:04d}")
 
     def _write(self) -> None:
-        self._files = self._files or tempfile.mkdtemp(prefix="sorting-", dir=self._parent)
-        for number, rows in enumerate(self._buckets):
-            if rows:
-                with open(self._file(number), "ab") as file:
-                    file.write(b"".join(rows))
-                rows.clear()
+        with self._errors():
+            self._files = self._files or tempfile.mkdtemp(prefix="sorting-", dir=self._parent)
+            for number, rows in enumerate(self._buckets):
+                if rows:
+                    with open(self._file(number), "ab") as file:
+                        file.write(b"".join(rows))
+                    rows.clear()
         self._held = 0
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"cannot sort records in {self._parent}: {error.strerror}; free space there, or "
+                "choose another --data-dir"
+            ) from error
 
 
 def _sorted(data: bytes) -> Iterator[tuple[bytes, bytes]]:

@@ -6,6 +6,7 @@ import os
 import pytest
 
 from data_pipeline.dataset.spill import Spill
+from inf_jax.core.errors import UserError
 
 
 @pytest.mark.parametrize("limit", [1, 2000, 1 << 30])
@@ -19,3 +20,9 @@ def test_a_spill_sorts(tmp_path, limit):
     assert bool(any(files for _, _, files in os.walk(tmp_path))) == (limit < 1 << 30)
     assert list(spill) == sorted(rows, key=lambda row: row[0])
     assert not os.listdir(tmp_path)
+
+
+def test_a_spill_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot sort records in .*file: Not a directory; free"):
+        Spill(tmp_path / "file", limit=1).add(bytes(16), b"x")
