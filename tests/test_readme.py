@@ -65,6 +65,15 @@ ELSEWHERE = {
     "inf-jax-data build --source=inf_ir --data-dir=out/data --path-train=train.jsonl": (
         "tests/data_pipeline/commands/test_build.py, which makes such a file"
     ),
+    "inf-jax-data build --source=fields --name=nq --path-train=nq-train.jsonl.gz "
+    "--data-dir=out/data": "tests/data_pipeline/dataset/test_pair_build.py, on a file of its own",
+    "inf-jax-data build --source=msmarco --path-train=msmarco/ "
+    "--negatives=qidpidtriples.train.full.2.tsv.gz --dev-split=dev.small --data-dir=out/data": (
+        "tests/data_pipeline/sources/test_training_formats.py, on files of its own"
+    ),
+    "inf-jax-data build --source=synthetic --count=5000000 --data-dir=out/data": (
+        "takes minutes; tests/data_pipeline/dataset/test_pair_build.py"
+    ),
     "inf-jax-data beam-build --source=factory --path-train=out/sample/corpus/train.jsonl "
     "--dev-fraction=0.1 --near-duplicates=0.8 --data-dir=out/beam --runner=DirectRunner": (
         "tests/data_pipeline/commands/test_beam_build.py"
