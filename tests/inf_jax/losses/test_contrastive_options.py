@@ -2,6 +2,7 @@
 
 import doctest
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -123,12 +124,14 @@ def test_matryoshka(engine):
     """The loss of each prefix at unit length, weighted; metrics are of the longest."""
     _, arrays = make(9)
     options = {"objective": "multi(P,I)", "scale": 20.0, "engine": engine}
-    loss, metrics = contrastive_loss(**arrays, **options, dims=(2, 8, 5), dim_weights=(1, 2, 0.5))
+    whole = partial(contrastive_loss, **options, dims=(2, 8, 5), dim_weights=(1, 2, 0.5))
+    part = jax.jit(lambda arrays: contrastive_loss(**arrays, **options))
+    loss, metrics = jax.jit(lambda arrays: whole(**arrays))(arrays)
     parts = {}
     for d in (2, 5, 8):
         cut = {k: arrays[k][..., :d] for k in EMBEDDINGS}
         cut = {k: v / np.linalg.norm(v, axis=-1, keepdims=True) for k, v in cut.items()}
-        parts[d] = contrastive_loss(**{**arrays, **cut}, **options)
+        parts[d] = part({**arrays, **cut})
         np.testing.assert_allclose(metrics[f"loss/dim{d}"], parts[d][0], rtol=1e-5)
     np.testing.assert_allclose(loss, parts[2][0] + 2 * parts[8][0] + 0.5 * parts[5][0], rtol=1e-5)
     assert metrics["loss"] == loss
@@ -149,7 +152,8 @@ def test_distillation_is_torchs_kl():
             **changed, objective="0.5*distil(P)", scale=scale, teacher_scores=holes
         )[0]
 
-    loss, grads = jax.value_and_grad(ours, (0, 1))(arrays["queries"], arrays["passages"])
+    gradients = jax.jit(jax.value_and_grad(ours, (0, 1)))
+    loss, grads = gradients(arrays["queries"], arrays["passages"])
     q, p = (torch.tensor(arrays[k][valid], requires_grad=True) for k in ("queries", "passages"))
     log_ours = torch.log_softmax(scale * torch.einsum("be,bke->bk", q, p), -1)
     theirs = torch.softmax(torch.tensor(teacher[valid]), -1)
@@ -173,8 +177,9 @@ def test_missing_instruction_negatives_are_ignored():
     }
     for mask in ("identity", "faithful"):
         options = {"objective": "uni(I)", "scale": 20.0, "mask": mask}
-        loss, metrics = contrastive_loss(**arrays, **options, instruction_negative_valid=filled)
-        expected, expected_metrics = contrastive_loss(**fewer, **options)
+        run = jax.jit(lambda arrays, options=options: contrastive_loss(**arrays, **options))
+        loss, metrics = run({**arrays, "instruction_negative_valid": filled})
+        expected, expected_metrics = run(fewer)
         assert_close((loss, metrics), (expected, expected_metrics))
 
 

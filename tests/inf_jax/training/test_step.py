@@ -96,7 +96,8 @@ def test_a_learned_scale_stops_at_its_limit(weights):
         learned = params | {"loss": init_coefficients(10.0, -5.0, sigmoid=True)}
         return jax.jit(step)(TrainState(jnp.int32(0), learned, tx.init(learned)), batch)
 
-    embeddings = encode_pairs(EncodingPlan(encoder().encode), params, batch)
+    plan = EncodingPlan(encoder().encode)
+    embeddings = jax.jit(encode_pairs, static_argnums=0)(plan, params, batch)
 
     def loss(log_scale, bias):
         return contrastive_loss(
@@ -110,7 +111,7 @@ def test_a_learned_scale_stops_at_its_limit(weights):
         )[0]
 
     log_scale, bias = np.float32(np.log(10.0)), np.float32(-5.0)
-    slopes = jax.grad(loss, (0, 1))(log_scale, bias)
+    slopes = jax.jit(jax.grad(loss, (0, 1)))(log_scale, bias)
     state, metrics = run(100.0)
     np.testing.assert_allclose(metrics["scale"], 10.0, rtol=1e-6)
     assert metrics["bias"] == -5.0
