@@ -1,5 +1,6 @@
 """Every engine against the dense one: values, gradients and metrics, on any mesh and tile."""
 
+import functools
 from pathlib import Path
 
 import jax
@@ -44,14 +45,16 @@ def value_and_grad(arrays, objective, *, scale=20.0, bias=-1.0, **options):
     names = ("queries", "passages", "instruction_negatives")
     embeddings = {k: arrays[k] for k in names if k in arrays}
     rest = {k: v for k, v in arrays.items() if k not in names}
+    static = tuple({"objective": objective, **options}.items())
+    return _value_and_grad(embeddings, rest, scale, bias, static)
 
+
+@functools.partial(jax.jit, static_argnums=4)  # compiled once for all batches of a shape
+def _value_and_grad(embeddings, rest, scale, bias, static):
     def loss(embeddings, scale, bias):
-        return contrastive_loss(
-            **embeddings, **rest, objective=objective, scale=scale, bias=bias, **options
-        )
+        return contrastive_loss(**embeddings, **rest, scale=scale, bias=bias, **dict(static))
 
-    run = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))
-    return run(embeddings, scale, bias)
+    return jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(embeddings, scale, bias)
 
 
 def assert_close(found, expected, tolerance=1e-5):
