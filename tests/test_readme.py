@@ -11,13 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.xla_flags import quick_flags
+
 ROOT = Path(__file__).resolve().parents[1]
 READMES = sorted(path.relative_to(ROOT) for path in [ROOT / "README.md", *ROOT.glob("*/README.md")])
 
 # Added to the demo's commands, which take minutes as they are.
 _SMALL = """--config.train.steps=3 --config.train.batch_size=12 --config.optim.warmup_steps=1
     --config.data.max_passage_tokens=32 --config.data.row_tokens=64
-    --config.eval.max_passage_tokens=16""".split()
+    --config.model.scan_layers=True --config.eval.max_passage_tokens=16""".split()
 
 # Run in this order, each with what is added to it.
 RUN: dict[str, list[str]] = {
@@ -161,11 +163,12 @@ def clone(tmp_path_factory) -> Path:
     # tpu.sh looks for the first two in the commit that it sends
     for name in ("configs", "launch", "data_pipeline"):
         shutil.copytree(ROOT / name, directory / name)
-    dev = directory / "data_pipeline" / "samples" / "medquad" / "dev.jsonl.gz"
-    with gzip.open(dev) as file:  # to evaluate on all of it takes long
-        lines = file.readlines()[:100]
-    with gzip.open(dev, "wb") as file:
-        file.writelines(lines)
+    for split in ("train", "dev"):  # to tokenise and to evaluate all of it takes long
+        path = directory / "data_pipeline" / "samples" / "medquad" / f"{split}.jsonl.gz"
+        with gzip.open(path) as file:
+            lines = file.readlines()[:100]
+        with gzip.open(path, "wb") as file:
+            file.writelines(lines)
     (directory / "bin").mkdir()
     scripts = {"inf-jax": "-m inf_jax", "inf-jax-data": "-m data_pipeline", "python": ""}
     for name, module in scripts.items():
@@ -185,9 +188,10 @@ def clone(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def environment(clone) -> dict[str, str]:
-    """The variables of the commands: no hub, no key, HOME with a pod.env."""
-    kept = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
+    """The variables of the commands: one device, no hub, no key, HOME with a pod.env."""
+    kept = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
     return kept | {
+        "XLA_FLAGS": quick_flags(),
         "PATH": f"{clone / 'bin'}:{os.environ['PATH']}",
         "HOME": str(clone / "out" / "home"),
         "PYTHONPATH": str(ROOT),
