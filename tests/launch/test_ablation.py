@@ -1,7 +1,6 @@
 """launch/ablate.py on the tiny model: a failing cell, resuming, reuse, other settings."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 
 from inf_jax.core.errors import UserError
 from inf_jax.losses.objective import parse_objective
-from launch.bench.ablation import MASKS, OBJECTIVES, make_cells
+from launch.bench.ablation import MASKS, OBJECTIVES, main, make_cells
 from tests.inf_jax.processes import WITHOUT_TORCH, write_config
 from tests.xla_flags import quick_flags
 
@@ -19,23 +18,28 @@ LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 
 
 @pytest.fixture
-def ablate(tiny_config, tmp_path):
-    """Runs the command with these further arguments; returns (exit code, output)."""
+def ablate(tiny_config, tmp_path, monkeypatch, capsys):
+    """Runs the command with these further arguments; returns (exit code, output).
+
+    In this process: it starts others, for each cell.
+    """
     tiny_config.train.steps = 2
+    tiny_config.train.health = False
     tiny_config.optim.lr = 1e-3
     path = write_config(tiny_config, tmp_path / "config.py")
-    command = [sys.executable, LAUNCH / "ablate.py", f"--config={path}"]
+    monkeypatch.setenv("XLA_FLAGS", quick_flags())
+    monkeypatch.setenv("PYTHONPATH", str(WITHOUT_TORCH))
 
     def call(*more: str) -> tuple[int, str]:
-        done = subprocess.run(
-            [*command, *more],
-            env=os.environ | {"XLA_FLAGS": quick_flags(), "PYTHONPATH": str(WITHOUT_TORCH)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        return done.returncode, done.stdout
+        monkeypatch.setattr(sys, "argv", ["ablate.py", f"--config={path}", *more])
+        capsys.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as exit:
+            code = exit.code
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
 
     return call
 
@@ -119,7 +123,7 @@ def test_grid_with_the_attention_query_encoder_draws_nothing(tiny_config, tmp_pa
     assert [cell.config.loss.instruction_negatives for cell in cells] == [0]
 
 
-def test_impossible_command_lines(ablate, tiny_config):
+def test_impossible_command_lines(tiny_config):
     bucket = tiny_config.copy_and_resolve_references()
     bucket.out_dir = "gs://runs/run"
     with pytest.raises(UserError, match=r"out_dir=gs://runs/run: .* give a local directory"):
@@ -128,5 +132,8 @@ def test_impossible_command_lines(ablate, tiny_config):
         make_cells(tiny_config, [], ["uni(X)"], MASKS)
     with pytest.raises(UserError, match="choose by --objectives and --masks"):
         make_cells(tiny_config, ["--config.loss.mask=faithful"], ["uni(P)"], MASKS)
-    code, out = ablate("--steps=3")
-    assert code == 2 and "unknown flag --steps; did you mean --config.train.steps?" in out
+    done = subprocess.run(
+        [sys.executable, LAUNCH / "ablate.py", "--steps=3"], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "unknown flag --steps; did you mean --config.train.steps?" in done.stderr
