@@ -25,12 +25,22 @@ import jax
 signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-LONG = ("tests/test_readme.py", "tests/inf_jax/commands/test_train")
+LONG = (  # in this order
+    "tests/test_readme.py",
+    "tests/inf_jax/commands/test_train",
+    "tests/inf_jax/losses/test_blockwise.py",
+    "tests/inf_jax/training/test_step",
+    "tests/launch/",
+)
 
 
 def pytest_collection_modifyitems(items):
     """The longest files first, so that no worker is left alone with one at the end."""
-    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+
+    def place(item):
+        return [n for n, start in enumerate(LONG) if item.nodeid.startswith(start)] or [len(LONG)]
+
+    items.sort(key=place)
 
 
 def pytest_make_parametrize_id(val):
