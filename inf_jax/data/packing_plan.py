@@ -106,6 +106,13 @@ def plan_packing(
     )
 
 
+def planned_rows(texts: np.ndarray, row_tokens: int, texts_per_row: int) -> int:
+    """Rows of a chunk of these lengths, int[k], with the effort that a plan makes."""
+    least = -(-int(texts.sum()) // row_tokens)
+    found, _, _ = fit(texts, row_tokens, texts_per_row, rows=least, attempts=_PLANNED_ATTEMPTS)
+    return int(found.max(initial=-1)) + 1
+
+
 class _Needs:
     """Rows that each chunk of a step needs in a grid, int64[c]: `rows`, of a first fit."""
 

@@ -18,9 +18,10 @@ from inf_jax.core.query_encoders import PASSAGE
 from inf_jax.data.from_config import batch_layout, dataset_dir, make_loader
 from inf_jax.data.layout import BatchLayout
 from inf_jax.data.loader import Loader
+from inf_jax.data.packing_plan import planned_rows
 from inf_jax.text.tokenizer import TextTokenizer
 
-_MARGIN = 1.03  # rows for lengths that are assumed
+_FULLEST = 1.01  # tokens of a step's fullest chunk, over their mean
 
 
 class StepInputs(NamedTuple):
@@ -116,8 +117,8 @@ def _assumed(
     for groups in layout.grids:
         columns = [column for group in groups for column in group]
         texts = np.concatenate([passages if c == PASSAGE else queries for c in columns])
-        needed = packing.rows_needed(texts, layout.row_tokens, layout.texts_per_row)
-        rows.append(int(np.ceil(needed * _MARGIN)))
+        fullest = int(np.ceil(_FULLEST * texts.sum() / layout.row_tokens))
+        rows.append(max(fullest, planned_rows(texts, layout.row_tokens, layout.texts_per_row)))
         tokens += float(texts.sum()) / n
         squares += float(np.square(texts).sum()) / n
     pairs = layout.pairs

@@ -3,10 +3,14 @@
 import numpy as np
 import pytest
 
+from inf_jax.config import defaults
+from inf_jax.config.defaults import run_config
 from inf_jax.core.query_encoders import Attention
 from inf_jax.data import packing_plan
+from inf_jax.data.from_config import batch_layout
 from inf_jax.data.layout import BatchLayout
 from inf_jax.data.sampler import ExampleOrder, assign_step
+from inf_jax.data.step_shapes import plan_inputs
 from tests.inf_jax.data.batches import grid_texts, make, texts_of
 
 
@@ -88,6 +92,28 @@ def test_rows_are_full_and_devices_equal(queries, passages, exact, monkeypatch):
         assert plan.rows_for(assignment, layout) == plan.rows
         tokens = np.append(assignment.lengths.sum(1), 0)[assignment.chunks].sum(1)
         assert tokens.max() < 1.01 * tokens.mean()
+
+
+@pytest.mark.parametrize(("pairs", "row_tokens"), [(32, 256), (64, 256), (64, 512)])
+def test_assumed_lengths_fill_rows_as_a_dataset_of_such_lengths_does(
+    pairs, row_tokens, monkeypatch
+):
+    monkeypatch.setattr(packing_plan, "PLANNED_TEXTS", 0)
+    config = defaults()
+    config.data.dir, config.data.row_tokens = "nowhere", row_tokens
+    config.data.max_passage_tokens = 256
+    config.train.batch_size = 16 * pairs // 3 * 3
+    examples, assumed = config.train.batch_size // 3, {"query_tokens": 40, "passage_tokens": 120}
+    inputs = plan_inputs(run_config(config), lambda: None, devices=16, **assumed)
+    rng = np.random.default_rng(0)
+    data = Lengths(*(rng.integers(n // 2, 3 * n // 2 + 1, (2 * examples, 3)) for n in (40, 120)))
+    layout = batch_layout(run_config(config), devices=16, pairs_per_example=3)
+    order = ExampleOrder(data.text_lengths.sum(1), seed=0, batch_size=examples)
+
+    def assign(step):
+        return assign_step(data, layout, order.examples(step), seed=0, step=step)
+
+    assert inputs.rows == packing_plan.plan_packing(assign, layout, steps=2, refit=True).rows
 
 
 @pytest.mark.parametrize("towers", ["shared", "separate"])
