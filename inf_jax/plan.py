@@ -17,7 +17,6 @@ with code 1 and lists the keys that may help.
 
 import functools
 import json
-import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -30,17 +29,18 @@ from inf_jax.config.command_line import EXAMPLE, parse_flags
 from inf_jax.config.defaults import run_config
 from inf_jax.config.schema import value_of
 from inf_jax.config.sections import RunConfig
+from inf_jax.core.choices import AUTO
 from inf_jax.core.console import table
 from inf_jax.core.errors import UserError, main_guard
 from inf_jax.core.query_encoders import query_encoder
-from inf_jax.data.from_config import batch_layout
-from inf_jax.data.step_shapes import batch_shapes, plan_inputs
-from inf_jax.distributed.mesh import batch_devices, batch_sharding, make_mesh
+from inf_jax.data.step_shapes import plan_inputs
+from inf_jax.distributed.mesh import batch_devices, make_mesh
 from inf_jax.io.storage import AnyPath, as_path, new_file
 from inf_jax.losses.objective import parse_objective
 from inf_jax.models.hf.backbone import configured_encoder, run_tokenizer
 from inf_jax.planning.advice import (
     KEYS,
+    SearchLimits,
     advice,
     flags,
     largest_fitting,
@@ -48,13 +48,13 @@ from inf_jax.planning.advice import (
     with_option,
 )
 from inf_jax.planning.chips import GIB
-from inf_jax.planning.compile import StepToPlan, make_plan
-from inf_jax.planning.flops import model_flops
+from inf_jax.planning.compile import make_plan
 from inf_jax.planning.model_shapes import model_shape
 from inf_jax.planning.options import PlanOptions, add_plan_flags, plan_options
-from inf_jax.planning.report import compare, fastest_row, print_plan, unfit
+from inf_jax.planning.report import FASTEST_HEADER, compare, fastest_row, print_plan, unfit
 from inf_jax.planning.topology import Topology, topology
-from inf_jax.training.program import make_program
+from inf_jax.training.automatic import FIRST, open_keys, search_open, settled
+from inf_jax.training.planned import planned_step
 
 
 def main(argv: list[str]) -> None:
@@ -69,19 +69,22 @@ def main(argv: list[str]) -> None:
     def planned(config: ConfigDict, name: str) -> dict[str, Any]:
         return plan_run(run_config(config), topology(name, slices=options.slices), options)
 
+    def settled_plan(name: str) -> tuple[ConfigDict, dict[str, Any]]:
+        return _settled_plan(config, name, options.slices, planned)
+
     names = options.topologies
     if options.search == "fastest":
         result = _fastest(config, names[0], options.slices, planned)
     elif options.search:
         result = _search(config, names[0], options.slices, planned)
     elif own["compare"]:
-        result = [planned(config, name) for name in names]
+        result = [settled_plan(name)[1] for name in names]
         compare(result)
     else:
-        result = planned(config, names[0])
+        chosen, result = settled_plan(names[0])
         print_plan(result)
         if options.try_advice:
-            _try(config, names[0], result, planned)
+            _try(chosen, names[0], result, planned)
     path = as_path(options.json) if options.json else _default_path(config, options)
     with new_file(path) as file:
         file.write(json.dumps(result, indent=2).encode() + b"\n")
@@ -98,61 +101,51 @@ def plan_run(config: RunConfig, target: Topology, options: PlanOptions) -> dict[
     """
     mesh = make_mesh(fsdp=config.mesh.fsdp, tensor=config.mesh.tensor, devices=target.devices)
     hbm = options.hbm_gib * GIB if options.hbm_gib else None
-    plan = make_plan(_step_to_plan(config, mesh, options), target, mesh, hbm=hbm)
+    shape, source = model_shape(config.model.name, options.model_config)
+    encoder = configured_encoder(config, shape, source=source, device=mesh.devices.flat[0])
+    inputs = plan_inputs(
+        config,
+        functools.partial(run_tokenizer, config),
+        devices=batch_devices(mesh),
+        query_tokens=options.query_tokens,
+        passage_tokens=options.passage_tokens,
+    )
+    step = planned_step(config, encoder, mesh, inputs, source=source)
+    plan = make_plan(step, target, mesh, hbm=hbm)
     plan["advice"] = [] if plan["hbm"]["fits"] else advice(config, plan)
     return plan
 
 
-def _step_to_plan(config: RunConfig, mesh: jax.sharding.Mesh, options: PlanOptions) -> StepToPlan:
-    """The step that training runs with this config, from shapes alone."""
-    shape, source = model_shape(config.model.name, options.model_config)
-    encoder = configured_encoder(config, shape, source=source, device=mesh.devices.flat[0])
-    program = make_program(config, encoder, mesh, source=source)
-    devices = batch_devices(mesh)
-    inputs = plan_inputs(
-        config,
-        functools.partial(run_tokenizer, config),
-        devices=devices,
-        query_tokens=options.query_tokens,
-        passage_tokens=options.passage_tokens,
-    )
-    flops = model_flops(
-        shape,
-        program.objective,
-        tokens=inputs.tokens,
-        squares=inputs.squares,
-        pairs=inputs.pairs,
-        instructions=inputs.instructions,
-        dims=config.loss.dims or (encoder.width,),
-        adapter=program.partition.adapter_size,
-    )
-    facts = {
-        "tensor_divides": math.gcd(shape.heads, shape.ffn),  # a multiple of mesh.tensor
-        "model": config.model.name,
-        "model_shape_from": source,
-        "attention": encoder.attention_in_training(config.data.row_tokens),
-        "parameters": _size(program.shapes.whole),
-        "trained_parameters": _size(program.shapes.params),
-        "objective": str(program.objective),
-        "steps": config.train.steps,
-        "batch": {
-            "examples": config.train.batch_size // inputs.pairs_per_example,
-            **inputs._asdict(),
-            "row_tokens": config.data.row_tokens,
-        },
-    }
-    k = inputs.pairs_per_example
-    layout = batch_layout(config, devices=devices, pairs_per_example=k)
-    batch = batch_shapes(layout, inputs.rows, sharding=batch_sharding(mesh))
-    return StepToPlan(program.step, program.shapes, batch, flops, facts)
+def _settled_plan(
+    config: ConfigDict, name: str, slices: int, planned: Callable
+) -> tuple[ConfigDict, dict[str, Any]]:
+    """The config with a value for each "auto", and its plan; what was compared is printed."""
+    keys = open_keys(config)
+    if not keys:
+        return config, planned(config, name)
 
+    def plan_of(form: ConfigDict) -> dict[str, Any]:
+        print(" ".join(f"{key}={value_of(form, key)}" for key in keys), flush=True)
+        return planned(form, name)
 
-def _size(tree: dict) -> int:
-    return sum(x.size for x in jax.tree.leaves(tree))
+    devices = len(topology(name, slices=slices).devices) // config.mesh.tensor
+    trials = search_open(config, plan_of, devices=devices)
+    if not trials:
+        raise UserError(f"{name}: no form of this step could be compiled, see above")
+    start, best = dict.fromkeys(keys, AUTO), trials[0]
+    rows = [(*fastest_row(t.plan), flags(t, start)) for t in trials]
+    table(f"{name}: forms for auto, the fastest first", rows, FASTEST_HEADER)
+    chosen = {key: best.overrides[key] for key in keys}
+    return settled(config, chosen), best.plan | {"overrides": chosen}
 
 
 def _search(config: ConfigDict, name: str, slices: int, planned: Callable) -> dict[str, Any]:
     """The plan of the largest batch that fits."""
+    if keys := open_keys(config):
+        raise UserError(
+            f"--search=batch_size: {' and '.join(keys)} must not be {AUTO}, which depends on the "
+            "batch; for the largest batch of all forms give model.remat=full"
+        )
     plans: dict[int, dict[str, Any]] = {}
     devices = len(topology(name, slices=slices).devices) // config.mesh.tensor
     whole = 1 if config.train.batch_size % 3 else 3  # InF-IR's examples stay whole
@@ -176,6 +169,7 @@ def _search(config: ConfigDict, name: str, slices: int, planned: Callable) -> di
 def _fastest(config: ConfigDict, name: str, slices: int, planned: Callable) -> dict[str, Any]:
     """The plan of the fastest form of the step that fits."""
     devices = len(topology(name, slices=slices).devices) // config.mesh.tensor
+    config = settled(config, {key: FIRST[key] for key in open_keys(config)})
     start = {key: value_of(config, key) for key in KEYS}
     encoder = query_encoder(config.model.query_encoder)
     block_i = "I" in parse_objective(config.loss.objective).blocks
@@ -187,21 +181,20 @@ def _fastest(config: ConfigDict, name: str, slices: int, planned: Callable) -> d
         print(" ".join(f"{key}={value}" for key, value in overrides.items()), flush=True)
         return planned(changed, name)
 
-    trials = search_fastest(
-        plan_of,
-        start,
-        most_chunks=max(1, config.train.batch_size // devices),
-        most_fsdp=devices // slices,
+    limits = SearchLimits(
+        chunks=max(1, config.train.batch_size // devices),
+        fsdp=devices // slices,
         longest=max(config.data.max_query_tokens, config.data.max_passage_tokens),
-        keep_chunks=block_i and not encoder.samples_instructions,
     )
+    in_chunk = block_i and not encoder.samples_instructions  # chunks are part of the objective
+    keys = [k for k in KEYS if k != "train.chunks_per_device" or not in_chunk]
+    trials = search_fastest(plan_of, start, limits, keys=keys)
     if not trials:
         raise UserError(f"{name}: no form of this step could be compiled, see above")
     rows = [(*fastest_row(trial.plan), flags(trial, start) or "as configured") for trial in trials]
-    header = ("s per step", "MFU", "GiB", "compiled / model TFLOP", "flags")
     best = trials[0].plan
     print_plan(best)
-    table("forms of the step, the fastest first", rows, header)
+    table("forms of the step, the fastest first", rows, FASTEST_HEADER)
     if trials[0].fits:
         print(f"fastest that fits: {flags(trials[0], start) or 'as configured'}\n")
     searched = [

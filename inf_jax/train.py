@@ -34,6 +34,7 @@ from inf_jax.monitoring.compilation import CompileCounter, use_compilation_cache
 from inf_jax.monitoring.metrics_log import GROWING, MetricsLog, NoLog
 from inf_jax.monitoring.wandb_log import WandbLog, import_wandb
 from inf_jax.monitoring.watch import Watch, watching_start
+from inf_jax.training.automatic import settle_keys
 from inf_jax.training.banner import banner, summary, work_of
 from inf_jax.training.setup import Training, make_training
 
@@ -45,6 +46,7 @@ def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
       UserError: see `make_training`, `Saver`, `StepResults`.
       SystemExit: the run was asked to stop and has saved its state.
     """
+    resolved = resolved.copy_and_resolve_references()  # "auto" is replaced in it
     config = run_config(resolved)
     out_dir, steps, dev_every = config.out_dir, config.train.steps, config.train.dev_every
     if config.train.wandb_project:
@@ -59,15 +61,18 @@ def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
         contextlib.closing(Saver(config, resolved, resume=resume)) as saver,
         storage.WorkDir(storage.as_path(out_dir)) as work_dir,
     ):
-        config = saver.config
+        choice = settle_keys(resolved, dataset=saver.dataset, order=saver.order)
+        config = run_config(resolved)
         training = make_training(config, expected=saver.dataset, order=saver.order)
         with watching_start(config.train, work_dir.path):
             state, first = training.start(saver)
         if first >= steps:
             _say(f"{out_dir}: all {steps} steps are done, nothing to train after {first}")
             return
-        compilation = {"compiled so far": str(compiles), "compilation cache": cache or "none"}
-        log = start_log(config, resolved, training, saver, work_dir, more=compilation)
+        more = {"compiled so far": str(compiles), "compilation cache": cache or "none"}
+        if choice:
+            _say(f"auto: {choice}")
+        log = start_log(config, resolved, training, saver, work_dir, more=more)
         watch = Watch(
             config.train,
             work_of(training, dims=config.loss.dims),

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from inf_jax.config.schema import key_problems, raise_problems, value_of
 from inf_jax.config.sections import RunConfig
-from inf_jax.core.choices import QUERY_ENCODERS
+from inf_jax.core.choices import AUTO, QUERY_ENCODERS
 from inf_jax.core.errors import UserError
 from inf_jax.core.query_encoders import query_encoder
 from inf_jax.io.paths import checkpoint_path_problem, is_url, url_problem
@@ -96,6 +96,13 @@ def _loss_problems(config: ConfigDict) -> list[str]:
         problems.append(
             f"{sampled}: loss.objective={loss.objective} has no block I that would use them; add "
             "the block or set it to 0"
+        )
+    name, automatic = config.model.query_encoder, config.train.chunks_per_device == AUTO
+    in_chunk = name in QUERY_ENCODERS and not query_encoder(name).samples_instructions
+    if automatic and in_chunk and "I" in objective.blocks:
+        problems.append(
+            f"train.chunks_per_device={AUTO!r}: with model.query_encoder={name!r} and block I a "
+            "query's candidates are those of its chunk; give the number of chunks"
         )
     if objective.has("distil"):
         problems.append(

@@ -164,7 +164,7 @@ def _help_on_keys(sections: Any) -> str:
         title = each.name.rpartition(".")[0]
         if title != section:
             section, lines = title, [*lines, "", f"{title}:"]
-        choices = " | ".join(map(_shown, each.choices))
+        choices = " | ".join(map(_shown, each.choices or each.words))
         text = f"{each.doc} [{_shown(each.default)}] {choices}"
         name, indent = f"  {each.name:<28} ", " " * 31
         indents = {"initial_indent": name, "subsequent_indent": indent}

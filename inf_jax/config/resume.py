@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from inf_jax.config.defaults import defaults
 from inf_jax.config.schema import keys_of, value_of
+from inf_jax.core.choices import AUTO
 from inf_jax.core.errors import UserError
 from inf_jax.io.storage import AnyPath, new_file
 
@@ -18,6 +19,8 @@ _MAY_CHANGE = """out_dir data.dir data.prefetch data.texts_per_row model.scan_la
     model.remat_first model.remat_first_layers model.attention
     optim.max_nonfinite loss.engine mesh eval export train""".split()
 _MAY_NOT_CHANGE = ("train.batch_size",)
+# "auto" of these is replaced by a value when training starts; a run's saved config has that value.
+SETTLED = ("model.remat", "train.chunks_per_device")
 _RESTORE = "restore the old values or give a new out_dir"
 
 # In saved configs; in those without it, of older versions, train.batch_size counts examples.
@@ -59,6 +62,8 @@ def check_same_run(
         if was is _ABSENT:  # the key is newer than the run
             was = _before(key, saved)
         now = _as_json(value_of(config, key))
+        if key in SETTLED and now == AUTO:
+            continue
         if key == "train.batch_size" and not _counts_pairs(saved):
             was = now if now == was else _PAIRS * was
         if was != now:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import RequiredValueError
+from ml_collections.config_dict import FieldReference, RequiredValueError
 
 from inf_jax.core.errors import UserError, first_line
 
@@ -53,6 +53,7 @@ class Key:
       choices: the allowed values; empty: any.
       rule: a name in `VALUE_RULES`, or "".
       path: whether it is a path, or a tuple of paths: `~` at its start is the home directory.
+      words: strings that are allowed besides values of the default's type, such as "auto".
       item: type of the entries of a tuple; None for others.
     """
 
@@ -62,17 +63,27 @@ class Key:
     choices: tuple
     rule: str
     path: bool
+    words: tuple[str, ...] = ()
     item: type | None = None
 
     @property
     def type_name(self) -> str:
         """What its values are, for messages."""
-        return TYPE_NAMES[type(self.default)] if self.item is None else _TUPLE_NAMES[self.item]
+        name = TYPE_NAMES[type(self.default)] if self.item is None else _TUPLE_NAMES[self.item]
+        return " or ".join((name, *self.words))
 
 
-def key(default: Any, doc: str, choices: tuple = (), *, rule: str = "", path: bool = False) -> Any:
+def key(
+    default: Any,
+    doc: str,
+    choices: tuple = (),
+    *,
+    rule: str = "",
+    path: bool = False,
+    words: tuple[str, ...] = (),
+) -> Any:
     """A field of a section; see `Key`. A tuple is annotated with the type of its entries."""
-    metadata = {"doc": doc, "choices": choices, "rule": rule, "path": path}
+    metadata = {"doc": doc, "choices": choices, "rule": rule, "path": path, "words": words}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -92,8 +103,17 @@ def config_dict(sections: Any) -> ConfigDict:
     config = ConfigDict()
     for field in dataclasses.fields(sections):
         value = getattr(sections, field.name)
+        if field.metadata.get("words"):  # another type than the default's is allowed
+            value = FieldReference(value, field_type=object)
         config[field.name] = config_dict(value) if dataclasses.is_dataclass(value) else value
     return config.lock()
+
+
+def set_value(config: ConfigDict, name: str, value: Any) -> None:
+    """Gives a dotted key a value, which may be one of its words."""
+    section, _, last = name.rpartition(".")
+    with config.ignore_type():
+        (value_of(config, section) if section else config)[last] = value
 
 
 def with_home(value: Any) -> Any:
@@ -124,7 +144,7 @@ def from_config_dict(sections: _T, config: ConfigDict) -> _T:
         default, value = getattr(sections, field.name), config[field.name]
         if dataclasses.is_dataclass(default):
             value = from_config_dict(default, value)
-        elif isinstance(default, tuple | float):
+        elif isinstance(default, tuple | float) and value not in field.metadata.get("words", ()):
             value = type(default)(value)
         if field.metadata.get("path"):
             value = with_home(value)
@@ -153,6 +173,8 @@ def type_problems(sections: Any, config: ConfigDict) -> list[str]:
             problems.append(f"{each.name}: has no value ({first_line(error)})")
             continue
         entries = value if each.item and isinstance(value, tuple | list) else [value]
+        if value in each.words:
+            continue
         if not _has_type(value, each.default, each.item):
             problems.append(f"{each.name}={value!r}: must be {each.type_name}")
         elif any(isinstance(x, int) and abs(x) > _LARGEST for x in entries):
@@ -169,6 +191,8 @@ def raise_problems(problems: Iterable[str]) -> None:
 
 
 def _problem(each: Key, value: Any) -> str | None:
+    if value in each.words:
+        return None
     shown = f"{each.name}={value!r}"
     entries = value if isinstance(value, tuple | list) else [value]
     if any(isinstance(x, float) and not math.isfinite(x) for x in entries):

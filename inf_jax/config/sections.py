@@ -51,7 +51,12 @@ class ModelConfig:
         0.0, "dropout rate of attention weights; above 0: XLA's attention alone", rule="below one"
     )
     scan_layers: bool = key(True, "compile one layer and scan; False: faster on CPU and GPU")
-    remat: str = key("none", "activations to rematerialise", choices.REMAT_POLICIES)
+    remat: str = key(
+        "none",
+        "what backward computes again; offload: as full, with layers' inputs in the host's memory; "
+        "auto: the fastest that fits",
+        (choices.AUTO, *choices.REMAT_POLICIES),
+    )
     remat_first: str = key("full", "the same of the first layers", choices.REMAT_POLICIES)
     remat_first_layers: int = key(
         0, "how many layers model.remat_first is for", rule="not negative"
@@ -107,7 +112,12 @@ class TrainConfig:
 
     steps: int = key(100, "steps of the whole run", rule="positive")
     batch_size: int = key(192, "pairs per step, whole mesh; InF-IR has 3 a row", rule="positive")
-    chunks_per_device: int = key(1, "chunks per device, in turn; >1: GradCache", rule="positive")
+    chunks_per_device: int | str = key(
+        1,
+        "chunks per device, in turn; >1: GradCache; auto: the fastest number that fits",
+        rule="positive",
+        words=(choices.AUTO,),
+    )
     log_every: int = key(10, "steps between log lines", rule="positive")
     dev_every: int = key(0, "steps between losses of eval.split; 0: never", rule="not negative")
     dev_batches: int = key(4, "batches of each dev loss", rule="positive")

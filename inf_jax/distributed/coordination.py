@@ -141,12 +141,21 @@ def check_same(facts: Mapping[str, str]) -> None:
         )
 
 
-def _broadcast(name: str, value: Any) -> Any:
+def of_primary(name: str, value: Any) -> Any:
+    """The primary process's value (plain, for JSON), in all processes, after work that may take
+    long; `name` says what it is."""
+    if coordination_client() is None:
+        return value
+    return _broadcast(name, value, timeout_s=_LONG_WORK_S)
+
+
+def _broadcast(name: str, value: Any, *, timeout_s: float | None = None) -> Any:
     """The primary process's value, in all processes; JSON."""
     client, key = coordination_client(), _new_key(name)
     if is_primary():
         client.key_value_set(key, json.dumps(value))
-    return json.loads(client.blocking_key_value_get(key, int(1000 * start_timeout())))
+    wait_s = start_timeout() if timeout_s is None else timeout_s
+    return json.loads(client.blocking_key_value_get(key, int(1000 * wait_s)))
 
 
 def _gather(name: str, value: Any) -> list[Any]:

@@ -10,7 +10,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array
+
+HOST_MEMORY = "pinned_host"  # a kind of memory of a device
+_INPUT = "layer_input"
+# A policy of `jax.checkpoint`: nothing of a layer is kept but its input, in the host's memory.
+OFFLOAD_INPUT = jax.checkpoint_policies.save_and_offload_only_these_names(
+    names_which_can_be_saved=(),
+    names_which_can_be_offloaded=(_INPUT,),
+    offload_src="device",
+    offload_dst=HOST_MEMORY,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,16 +72,25 @@ class Shards:
         return jnp.take(x, (first + jnp.arange(local_heads)) // group, axis=1)
 
     def remat(self, layer: Callable, policy: Callable | None) -> Callable:
-        """`jax.checkpoint` of a layer that gathers its parameters first.
+        """`jax.checkpoint` of a layer (x, ...) that gathers its parameters first.
 
         Whatever the policy keeps (None keeps everything), backward gathers them again.
         """
         if policy is None and self.gather is not None:
             policy = _all_but_gathered
+        if policy is OFFLOAD_INPUT:
+            return jax.checkpoint(_input_named(layer), policy=policy)
         return layer if policy is None else jax.checkpoint(layer, policy=policy)
 
 
 WHOLE = Shards()
+
+
+def _input_named(layer: Callable) -> Callable:
+    def named(x: Array, *others: Any) -> Array:
+        return layer(checkpoint_name(x, _INPUT), *others)
+
+    return named
 
 
 def _all_but_gathered(primitive, *_, **params) -> bool:

@@ -17,7 +17,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from inf_jax.distributed.layer_shards import WHOLE, Shards
+from inf_jax.distributed.layer_shards import OFFLOAD_INPUT, WHOLE, Shards
 from inf_jax.models.attention import attention
 from inf_jax.models.config import EncoderConfig
 from inf_jax.models.dropout import AttentionDropout, DropoutKey, dropout
@@ -40,6 +40,7 @@ CHECKPOINT_POLICIES = {
     "ffn": jax.checkpoint_policies.save_only_these_names(_SUMS, _INNER),
     "sums": jax.checkpoint_policies.save_only_these_names(_SUMS),
     "full": jax.checkpoint_policies.nothing_saveable,
+    "offload": OFFLOAD_INPUT,
 }
 
 

@@ -24,10 +24,10 @@ from pathlib import Path
 
 import jax
 
+from inf_jax.core.choices import AUTO
 from inf_jax.core.errors import UserError, first_line
 from inf_jax.io import storage
 
-AUTO = "auto"
 COMPILED = "/jax/core/compile/backend_compile_duration"  # or loaded from the cache
 CACHE_HIT = "/jax/compilation_cache/cache_hits"
 

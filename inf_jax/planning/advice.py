@@ -2,12 +2,13 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from inf_jax.config.checks import check_config
+from inf_jax.config.schema import set_value
 from inf_jax.config.sections import RunConfig
 from inf_jax.core.choices import GATHERS, REMAT_POLICIES
 from inf_jax.core.errors import UserError
@@ -18,6 +19,7 @@ _LARGE = 0.3  # share of the memory above which the state at rest is worth shard
 _REMAT, _CHUNKS, _SCAN = "model.remat", "train.chunks_per_device", "model.scan_layers"
 _FSDP, _GATHER, _ROW = "mesh.fsdp", "mesh.gather", "data.row_tokens"
 KEYS = (_REMAT, _CHUNKS, _SCAN, _FSDP, _GATHER, _ROW)
+_FAST_POLICIES = ("none", "dots")  # which compute no matrix product again
 
 
 def advice(config: RunConfig, plan: dict[str, Any]) -> list[dict[str, Any]]:
@@ -28,7 +30,6 @@ def advice(config: RunConfig, plan: dict[str, Any]) -> list[dict[str, Any]]:
     """
     memory, batch, mesh = plan["hbm"], plan["batch"], config.mesh
     limit, state = memory["limit"], memory["at_rest"]
-    activations, room = max(memory["needed"] - state, 0), limit - state
     options = []
 
     def option(key: str, value: Any, why: str) -> None:
@@ -36,7 +37,7 @@ def advice(config: RunConfig, plan: dict[str, Any]) -> list[dict[str, Any]]:
 
     if config.loss.engine == "dense":
         option("loss.engine", "ring", "the dense engine holds every score of the batch")
-    if config.model.remat != "full":
+    if config.model.remat not in ("full", "offload"):
         option("model.remat", "full", "the backward pass then keeps no layer's activations")
     if config.model.dtype == "float32":
         option("model.dtype", "bfloat16", "activations take half the memory")
@@ -53,7 +54,7 @@ def advice(config: RunConfig, plan: dict[str, Any]) -> list[dict[str, Any]]:
     if mesh.fsdp > 1 and gathered and whole > _LARGE * limit:
         why = f"all gathered weights and their gradients take {whole / 2**30:.2f} GiB per device"
         option("mesh.gather", "layer", why)
-    times = 2 ** max(1, math.ceil(math.log2(activations / room))) if 0 < room < activations else 2
+    times = max(2, _times(memory))
     if chunks * times <= batch["pairs"] * mesh.tensor / plan["devices"]:
         first = "chunks are encoded one after another (GradCache), for one more forward pass"
         why = first if chunks == 1 else "smaller chunks"
@@ -69,8 +70,7 @@ def advice(config: RunConfig, plan: dict[str, Any]) -> list[dict[str, Any]]:
 def with_option(config: ConfigDict, key: str, value: Any) -> ConfigDict:
     """A checked copy of the config with one dotted key changed."""
     changed = config.copy_and_resolve_references()
-    section, _, name = key.rpartition(".")
-    (changed[section] if section else changed)[name] = value
+    set_value(changed, key, value)
     check_config(changed)
     return changed
 
@@ -131,73 +131,148 @@ class Trial(NamedTuple):
         return self.plan["seconds"]["step"] if self.fits else float("inf")
 
 
+class SearchLimits(NamedTuple):
+    """Bounds of a search.
+
+    Attributes:
+      chunks: most of a device, at least 1.
+      fsdp: most devices of a slice that may share the state.
+      longest: tokens of the longest text, the least row.
+      trials: most forms that are compiled.
+    """
+
+    chunks: int
+    fsdp: int = 1
+    longest: int = 1
+    trials: int = 40
+
+
 def search_fastest(
     planned: Callable[[dict[str, Any]], dict[str, Any]],
     start: Mapping[str, Any],
+    limits: SearchLimits,
     *,
-    most_chunks: int,
-    most_fsdp: int,
-    longest: int,
-    keep_chunks: bool = False,
+    keys: Collection[str] = KEYS,
 ) -> list[Trial]:
     """Compiled forms of a step, the fastest first, then those that do not fit.
 
     A compilation takes minutes, so few are tried. More chunks never need more memory and cost fill
-    and passes over the weights, so each remat policy is tried with the fewest chunks that fit.
-    From the best of these, one key after another is changed and what is faster is kept.
+    and passes over the weights, so the remat policies that compute no product again are tried with
+    the fewest chunks that fit. The others are tried where those need GradCache, in case they need
+    none; with it they cost more than smaller chunks. From the best, one key after another is
+    changed and what is faster is kept; then come remat and fewer chunks once more.
 
     Args:
       planned: {key: value} of KEYS -> a plan; may raise UserError for values that do not suit.
       start: the config's own values of KEYS.
-      most_chunks: of a device, at least 1.
-      most_fsdp: devices of a slice that may share the state.
-      longest: tokens of the longest text, the least row.
-      keep_chunks: the chunks are part of the objective.
+      keys: those of KEYS that may be changed.
     """
-    tried: dict[tuple, Trial | None] = {}
-
-    def trial(overrides: Mapping[str, Any]) -> Trial | None:
-        values = tuple(overrides[key] for key in KEYS)
-        if values not in tried:
-            try:
-                tried[values] = Trial(dict(overrides), planned(dict(overrides)))
-            except UserError as error:
-                print(f"not tried: {error}", flush=True)
-                tried[values] = None
-        return tried[values]
-
-    def fits(overrides: Mapping[str, Any]) -> bool:
-        found = trial(overrides)
-        return found is not None and found.fits
-
-    for remat in REMAT_POLICIES:
-        form = dict(start) | {_REMAT: remat}
-        if fits(form):
-            while not keep_chunks and form[_CHUNKS] > 1:
-                form |= {_CHUNKS: form[_CHUNKS] // 2}
-                if not fits(form):
-                    break
-            continue
-        while not keep_chunks and 2 * form[_CHUNKS] <= most_chunks:
-            form |= {_CHUNKS: 2 * form[_CHUNKS]}
-            if fits(form):
-                break
-
-    def best() -> Trial | None:
-        return min((t for t in tried.values() if t and t.fits), key=_seconds, default=None)
-
-    fsdp = start[_FSDP]
+    search = _Search(planned, limits.trials)
+    fixed = _CHUNKS not in keys
+    fewest = start[_CHUNKS] if fixed else 1
+    policies = REMAT_POLICIES if _REMAT in keys else (start[_REMAT],)
+    for remat in policies:
+        if remat in _FAST_POLICIES or remat == start[_REMAT]:
+            _fewest_chunks(search, dict(start) | {_REMAT: remat}, limits, fixed=fixed)
+    _thriftier(search, start, policies, fewest)
+    for remat in policies:
+        if not search.best():
+            _fewest_chunks(search, dict(start) | {_REMAT: remat}, limits, fixed=fixed)
+    found = search.best()
+    fsdp, row = start[_FSDP], start[_ROW]
     for key, values in (
         (_SCAN, (False, True)),
         (_GATHER, GATHERS[1:] if fsdp > 1 else ()),
-        (_FSDP, [n for n in (fsdp // 2, 2 * fsdp) if n and most_fsdp % n == 0]),
-        (_ROW, [n for n in (longest, 2 * start[_ROW]) if n != start[_ROW]]),
+        (_FSDP, [n for n in (fsdp // 2, 2 * fsdp) if n and limits.fsdp % n == 0]),
+        (_ROW, [n for n in (limits.longest, 2 * row) if n != row]),
     ):
-        found = best()
+        if key in keys:
+            search.change(key, values)
+    if found is not search.best():
+        if _REMAT in keys:
+            search.change(_REMAT, _FAST_POLICIES)
+        while (best := search.best()).overrides[_CHUNKS] > fewest:
+            search.change(_CHUNKS, [best.overrides[_CHUNKS] // 2])
+            if search.best() is best:
+                break
+        _thriftier(search, search.best().overrides, policies, fewest)
+    return sorted(search.done, key=lambda t: (t.seconds, t.plan["hbm"]["needed"]))
+
+
+class _Search:
+    """Forms that have been compiled, each once."""
+
+    def __init__(self, planned: Callable[[dict[str, Any]], dict[str, Any]], most: int):
+        self._planned, self._most = planned, most
+        self._tried: dict[tuple, Trial | None] = {}
+
+    @property
+    def done(self) -> list[Trial]:
+        return [trial for trial in self._tried.values() if trial]
+
+    def best(self) -> Trial | None:
+        return min((t for t in self.done if t.fits), key=_seconds, default=None)
+
+    def trial(self, form: Mapping[str, Any]) -> Trial | None:
+        """None where the values do not suit, or no more forms may be compiled."""
+        values = tuple(form[key] for key in KEYS)
+        if values not in self._tried and len(self._tried) < self._most:
+            try:
+                self._tried[values] = Trial(dict(form), self._planned(dict(form)))
+            except UserError as error:
+                print(f"not tried: {error}", flush=True)
+                self._tried[values] = None
+        return self._tried.get(values)
+
+    def change(self, key: str, values: Iterable[Any]) -> None:
+        """Tries values of one key on the best form."""
+        found = self.best()
         for value in values if found else ():
-            trial(found.overrides | {key: value})
-    done = [t for t in tried.values() if t]
-    return sorted(done, key=lambda t: (t.seconds, t.plan["hbm"]["needed"]))
+            self.trial(found.overrides | {key: value})
+
+
+def _thriftier(
+    search: _Search, form: Mapping[str, Any], policies: Iterable[str], fewest: int
+) -> None:
+    """Tries a form with the fewest chunks and the policies that keep ever less, until one fits;
+    nothing where a fast policy fits so."""
+    whole = [t.overrides[_REMAT] for t in search.done if t.fits and t.overrides[_CHUNKS] == fewest]
+    for remat in policies:
+        if remat not in _FAST_POLICIES and not set(whole) & set(_FAST_POLICIES):
+            found = search.trial(dict(form) | {_REMAT: remat, _CHUNKS: fewest})
+            if found and found.fits:
+                break
+
+
+def _fewest_chunks(
+    search: _Search, form: dict[str, Any], limits: SearchLimits, *, fixed: bool
+) -> None:
+    """Tries a form with the fewest chunks that fit, or only with its own."""
+    found, lower = search.trial(form), 0  # chunks that do not fit
+    while not fixed and found and not found.fits:
+        lower = form[_CHUNKS]
+        chunks = lower * max(2, _times(found.plan["hbm"]))
+        if lower < limits.chunks < chunks:
+            chunks = lower * 2 ** int(math.log2(limits.chunks / lower))
+        if not lower < chunks <= limits.chunks:
+            return
+        form = form | {_CHUNKS: chunks}
+        found = search.trial(form)
+    while not fixed and found and found.fits and form[_CHUNKS] // 2 > lower:
+        if lower and _times(found.plan["hbm"], larger=1.5) > 1:
+            return  # twice the chunk needs at least that much more
+        form = form | {_CHUNKS: form[_CHUNKS] // 2}
+        found = search.trial(form)
+
+
+def _times(memory: Mapping[str, float], *, larger: float = 1.0) -> int:
+    """How many times as many chunks may fit, a power of two: what a step needs beyond its state and
+    its batch shrinks with the chunk. 1 where `larger` times that fits; 2 where no number would."""
+    at_rest = memory.get("at_rest", 0)
+    activations, room = larger * (memory["needed"] - at_rest), memory["limit"] - at_rest
+    if activations <= room:
+        return 1
+    return 2 ** max(1, math.ceil(math.log2(activations / room))) if room > 0 else 2
 
 
 def _seconds(trial: Trial) -> float:
@@ -205,8 +280,9 @@ def _seconds(trial: Trial) -> float:
 
 
 def flags(trial: Trial, start: Mapping[str, Any]) -> str:
-    """The overrides that differ from the config's values, to copy; "" where none do."""
-    changed = {k: v for k, v in trial.overrides.items() if v != start[k]}
+    """The overrides of keys in `start` that differ from the values there, to copy; "" where none
+    do."""
+    changed = {k: v for k, v in trial.overrides.items() if k in start and v != start[k]}
     return " ".join(f"--config.{key}={value}" for key, value in changed.items())
 
 

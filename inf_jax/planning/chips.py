@@ -14,6 +14,8 @@
 |                           | .../data-center/hgx, a board's figures / 8; dense, not sparse     |
 | GPUs: memory              | what nvidia-smi shows; usable is the 75 % that JAX takes of it    |
 |                           | unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise              |
+| TPUs: link to the host    | https://jax-ml.github.io/scaling-book/tpus: 15 GB/s               |
+| GPUs: link to the host    | 16 lanes of PCIe 4 (A100) or 5 (the others), one way              |
 | GPUs: network             | one port a GPU of a DGX: A100 200 Gbit/s, the others 400          |
 | GPUs: reached products    | H200: launch/benchmarks.md (8192^3); the others: ml-engineering,  |
 |                           | https://github.com/stas00/ml-engineering, its table of MAMF       |
@@ -69,6 +71,7 @@ class Chip:
         its matrix units; 0 where their number is not documented.
       source: where the figures are from.
       reached: shares of the rates that programs reach.
+      host_rate: bytes one way between the device and its host's memory.
     """
 
     flops: float
@@ -82,12 +85,13 @@ class Chip:
     clock: float
     source: str
     reached: Reached = LOWER_BOUND
+    host_rate: float = 1.5e10
 
     def share(self, devices: int) -> "Chip":
         """One of the `devices` that JAX sees in a chip: an even share of all its rates."""
         if devices == 1:
             return self
-        shared = ("flops", "hbm", "usable", "hbm_rate", "link_rate", "dcn_rate")
+        shared = ("flops", "hbm", "usable", "hbm_rate", "link_rate", "dcn_rate", "host_rate")
         return dataclasses.replace(self, **{n: getattr(self, n) / devices for n in shared})
 
     def rate(self, shape: tuple[int, ...]) -> float:
@@ -138,6 +142,7 @@ def _gpu(
         clock=0,
         source=f"https://www.nvidia.com/en-us/data-center/{page}",
         reached=reached,
+        host_rate=3.2e10 if page == "a100" else 6.4e10,
     )
 
 
@@ -176,7 +181,7 @@ GPUS = {
 }
 
 # jax.Device.device_kind -> a chip, and how many devices of that kind it has.
-_KINDS = {
+DEVICE_KINDS = {
     "TPU v4": ("v4", 1),  # megacore, as on a Cloud TPU VM
     "TPU v5 lite": ("v5e", 1),
     "TPU v5e": ("v5e", 1),
@@ -197,7 +202,7 @@ _KINDS = {
 
 def chip_of(kind: str) -> Chip | None:
     """The figures of a `jax.Device.device_kind`, for one device; None if not listed."""
-    name, devices = _KINDS.get(kind, ("", 1))
+    name, devices = DEVICE_KINDS.get(kind, ("", 1))
     return CHIPS[name].share(devices) if name else None
 
 

@@ -84,6 +84,7 @@ def make_plan(
         "temp": memory.temp_size_in_bytes,
         "code": memory.generated_code_size_in_bytes,
         "peak": memory.peak_memory_in_bytes,
+        "host": memory.host_temp_size_in_bytes,
     }
     needed = sum(parts[k] for k in ("arguments", "outputs", "temp", "code")) - parts["reused"]
     plan["hbm"] = _memory(at_rest, needed=needed, limit=limit) | parts

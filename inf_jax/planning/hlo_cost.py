@@ -17,6 +17,7 @@ from inf_jax.planning.hlo import Instruction, Program, array_bytes, arrays, body
 
 # Passes of the bfloat16 unit for a product of float32 arrays, by precision (jax.lax.Precision).
 _PASSES = {"highest": 6, "high": 3}
+_HOST = 5  # the memory space of the host, S(5) in a layout
 # Neither reads nor writes memory itself.
 _NO_TRAFFIC = """after-all async-start bitcast call conditional constant custom-call
     get-tuple-element opt-barrier parameter partition-id recv recv-start replica-id send send-start
@@ -43,6 +44,7 @@ class InstructionCost(NamedTuple):
       blocking: the next instruction waits for it; False for the start of an asynchronous copy.
       kernel: name of an attention kernel, else "".
       vector_flops: FLOPs of the vector units, of cuDNN's attention alone.
+      host: bytes between the device and the host's memory.
     """
 
     times: int
@@ -53,6 +55,7 @@ class InstructionCost(NamedTuple):
     blocking: bool
     kernel: str = ""
     vector_flops: float = 0.0
+    host: int = 0
 
 
 def instruction_costs(text: str) -> list[InstructionCost]:
@@ -105,7 +108,22 @@ class _Reader:
             # asynchronous fusions of a GPU move slices and share the memory with all others
             blocking=not x.opcode.endswith("-start") or x.opcode == "fusion-start",
             kernel=kernel,
+            host=self._host(x, computation),
         )
+
+    def _host(self, x: Instruction, computation: str) -> int:
+        """Bytes that are copied to or from the host's memory: those on the device's side."""
+        if x.opcode.endswith("-done") or x.opcode in _NO_TRAFFIC:
+            return 0
+        shapes = [x.shape, *(self._shapes[computation].get(name, "") for name in x.operands)]
+        sized = [
+            (space, size)
+            for shape in shapes
+            for (_, _, space), size in zip(arrays(shape), array_bytes(shape), strict=True)
+        ]
+        if all(space != _HOST for space, _ in sized):
+            return 0
+        return max((size for space, size in sized if space != _HOST), default=0)
 
     def _products(self, x: Instruction, computation: str) -> Iterator[tuple[Instruction, str]]:
         """(matrix product, its computation) of an instruction and of what it calls."""
@@ -118,6 +136,8 @@ class _Reader:
     def _traffic(self, x: Instruction, computation: str) -> int:
         if x.opcode.endswith("-done") or (x.opcode in _NO_TRAFFIC and not kernel_name(x)):
             return 0
+        if host := self._host(x, computation):
+            return host
         shapes = self._shapes[computation]
         operands = [shapes.get(name, "") for name in x.operands]
         if x.opcode in ("copy-start", "slice-start"):

@@ -29,6 +29,8 @@ def print_plan(plan: dict[str, Any]) -> None:
     _print_notes(batch)
     keys = ("arguments", "outputs", "reused", "temp", "code", "peak", "needed")
     rows = [(key, f"{memory[key] / GIB:.2f}") for key in keys if key in memory]
+    if memory.get("host"):  # not the device's
+        rows.append(("in the host's memory", f"{memory['host'] / GIB:.2f}"))
     rows.append(("available", f"{memory['limit'] / GIB:.2f}"))
     verdict = "fits, free" if memory["fits"] else "DOES NOT FIT, over by"
     table("memory per device, GiB", [*rows, (verdict, f"{abs(memory['free']) / GIB:.2f}")])
@@ -79,6 +81,7 @@ def print_plan(plan: dict[str, Any]) -> None:
             ("instruction by instruction, s", f"{seconds['work']:.4f}"),
             ("interconnect, overlapped, s", f"{seconds['hidden']:.4f}"),
             ("interconnect, exposed, s", f"{seconds['exposed']:.4f}"),
+            *([("link to the host, s", f"{seconds['host']:.4f}")] if seconds.get("host") else []),
             ("step, s", f"{seconds['step']:.4f}"),
             *([("step by the compiler's cycles, s", f"{compiler:.4f}")] if compiler else []),
             ("MFU", f"{rates['mfu']:.1%}"),
@@ -114,9 +117,12 @@ def compare(plans: list[dict[str, Any]]) -> None:
     table(f"{plans[0]['model']}, {plans[0]['batch']['examples']:,} examples per step", rows, header)
 
 
+FASTEST_HEADER = ("s per step", "MFU", "GiB", "compiled / model TFLOP", "flags")
+
+
 def fastest_row(plan: dict[str, Any]) -> tuple[str, str, str, str]:
-    """(seconds of a step, MFU, GiB needed and available, compiled over model FLOPs); where it does
-    not fit, the GiB alone."""
+    """(seconds of a step, MFU, GiB needed and available, compiled over model FLOPs), the first
+    cells below FASTEST_HEADER; where it does not fit, the GiB alone."""
     memory = plan["hbm"]
     gib = f"{memory['needed'] / GIB:.2f} of {memory['limit'] / GIB:.2f}"
     if not memory["fits"] or "seconds" not in plan:

@@ -38,7 +38,8 @@ class Seconds(NamedTuple):
       memory: all traffic at the memory's rate.
       work: sum over instructions of the longer of the two, on a GPU at the rates it reaches.
       hidden, exposed: collectives that are and are not overlapped.
-      step: max(work, compute, memory, hidden) + exposed.
+      host: all copies to and from the host's memory at the rate of its link, beside the work.
+      step: max(work, compute, memory, hidden, host) + exposed.
       compiler: the same from the compiler's cycle estimates, which lack attention kernels (these
         keep their bound); None if it gives no cycles or the chip's clock is unknown.
     """
@@ -50,6 +51,7 @@ class Seconds(NamedTuple):
     exposed: float
     step: float
     compiler: float | None
+    host: float = 0.0
 
 
 def collective_seconds(c: Collective, chip: Chip, *, shape: tuple[int, ...], slices: int) -> float:
@@ -103,12 +105,13 @@ def predict(
         seconds = c.times * collective_seconds(c, chip, shape=shape, slices=slices)
         hidden += seconds * c.overlapped
         exposed += seconds * (not c.overlapped)
-    step = max(work, compute, memory, hidden) + exposed
+    host = sum(w.times * w.host for w in costs) / chip.host_rate
+    step = max(work, compute, memory, hidden, host) + exposed
     cycles, compiler = sum(w.times * w.cycles for w in costs), None
     if cycles and chip.clock:
         kernels = sum(bound(w) for w in costs if w.kernel)
-        compiler = max(cycles / chip.clock + kernels, hidden) + exposed
-    return Seconds(compute, memory, work, hidden, exposed, step, compiler)
+        compiler = max(cycles / chip.clock + kernels, hidden, host) + exposed
+    return Seconds(compute, memory, work, hidden, exposed, step, compiler, host)
 
 
 def predicted_seconds(compiled_text: str, device_kind: str) -> Seconds | None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 
 from inf_jax.core.errors import UserError, first_line
-from inf_jax.planning.chips import CHIPS, GPUS, Chip, Multiprocessors
+from inf_jax.planning.chips import CHIPS, DEVICE_KINDS, GPUS, Chip, Multiprocessors
 
 # Without these libtpu looks for TPUs on this machine and logs each failure.
 _ENVIRONMENT = {
@@ -96,6 +96,35 @@ def topology(name: str, *, slices: int = 1) -> Topology:
     else:
         devices = _tpu(kind, name, shape, slices)
     return Topology(name, slices, shape, CHIPS[kind], devices)
+
+
+# Share of a device's memory that a planned program may take: the batches of the next steps lie
+# beside it, and on an H200 steps took up to 1.16 times what was planned (launch/benchmarks.md).
+_PLANNED_SHARE = {"tpu": 0.97, "gpu": 0.85}
+_STAND_IN = "a100"  # for the rates of a device that is not listed: forms are only compared
+
+
+def topology_of(devices: list[jax.Device]) -> Topology:
+    """The devices of a run as a topology. A kind that `chips` does not list has the rates of an
+    A100."""
+    first = devices[0]
+    name, _ = DEVICE_KINDS.get(first.device_kind, (_STAND_IN, 1))
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    places = [getattr(d, "coords", None) for d in devices if getattr(d, "slice_index", 0) == 0]
+    shape = (len(devices) // slices,)
+    if places and all(places):
+        used = (len(set(axis)) for axis in zip(*places, strict=True))
+        shape = tuple(size for size in used if size > 1) or (1,)
+    return Topology(f"{len(devices)} x {first.device_kind}", slices, shape, CHIPS[name], devices)
+
+
+def device_memory() -> float | None:
+    """Bytes that a planned program may take of each of this process's devices; None on a CPU and
+    where a device does not say what it has."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    limits = [each.get("bytes_limit", 0) for each in stats]
+    share = _PLANNED_SHARE.get(jax.local_devices()[0].platform, 0.0)
+    return share * min(limits) or None
 
 
 def _tpu(kind: str, name: str, shape: tuple[int, ...], slices: int) -> list[jax.Device]:

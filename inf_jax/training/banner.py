@@ -95,6 +95,7 @@ def banner(
             ("a step", f"{layout.batch_size} examples, {plan.pairs:.0f} pairs"),
             ("grid (chunks x rows x tokens)", grids),
             ("chunks a device", config.train.chunks_per_device),
+            ("remat", config.model.remat),
             ("tokens a step", f"{plan.tokens:,.0f}, fill {plan.fill:.1%}"),
             ("attention", training.model.encoder.attention_in_training(layout.row_tokens)),
             ("shape", "known for all steps" if plan.exact else "from sampled steps, with a margin"),

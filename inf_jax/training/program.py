@@ -12,6 +12,7 @@ from inf_jax.core.batch import Batch
 from inf_jax.core.errors import UserError
 from inf_jax.core.query_encoders import query_encoder
 from inf_jax.core.trees import join_trees
+from inf_jax.distributed.layer_shards import HOST_MEMORY
 from inf_jax.distributed.mesh import compiler_options, replicated
 from inf_jax.distributed.sharding import state_shardings
 from inf_jax.losses.objective import Objective, parse_objective
@@ -134,4 +135,15 @@ def _check(config: RunConfig, encoder: Encoder, mesh: jax.sharding.Mesh, source:
         )
     if loss.engine == "blockwise" and mesh.size > 1:
         raise UserError(f"loss.engine=blockwise is for one device, here are {mesh.size}: use ring")
+    options = encoder.options
+    early = options.remat_first if options.remat_first_layers else options.remat
+    if "offload" in (options.remat, early):
+        devices = list(mesh.devices.flat)
+        mine = next((d for d in devices if d.process_index == jax.process_index()), devices[0])
+        kinds = [memory.kind for memory in mine.addressable_memories()]
+        if HOST_MEMORY not in kinds:
+            raise UserError(
+                f"model.remat: offload needs memory of the kind {HOST_MEMORY}, which "
+                f"{mine.device_kind} does not have ({', '.join(kinds)}): choose full"
+            )
     encoder.attention_in_training(config.data.row_tokens)  # raises, before any long work

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from inf_jax.config.sections import RunConfig
+from inf_jax.core.choices import AUTO
 from inf_jax.core.errors import UserError
 from inf_jax.core.trees import leaf_paths
 from inf_jax.models.config import EncoderConfig
@@ -119,4 +120,6 @@ def configured_encoder(
     # The other options are keys of the section.
     names = {field.name for field in dataclasses.fields(EncoderOptions)} - {"lora", "device"}
     options = {name: getattr(section, name) for name in names}
+    if section.remat == AUTO:  # where no step is trained; training has settled it
+        options["remat"] = "none"
     return make_encoder(shape, EncoderOptions(**options, lora=lora, device=device))

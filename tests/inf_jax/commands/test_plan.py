@@ -223,6 +223,14 @@ def test_search_of_the_fastest(config_file, tmp_path, monkeypatch, capsys):
     flags = "--config.model.remat=dots --config.model.scan_layers=False"
     assert f"fastest that fits: {flags}" in said
     assert "does not fit" in said and "1.50" in said
+    # only what is left open changes, in any plan; scan_layers stays
+    auto = ["--config.model.remat=auto", "--config.train.chunks_per_device=auto"]
+    plan.main([*options, *auto])
+    found, said = json.loads(file.read_text()), capsys.readouterr().out
+    assert found["overrides"] == {"model.remat": "dots", "train.chunks_per_device": 1}
+    assert "forms for auto, the fastest first" in said and "scan_layers" not in said
+    with pytest.raises(UserError, match=r"--search=batch_size: model.remat and train.chunks_per"):
+        plan.main([*options, *auto, "--search=batch_size"])
 
 
 @pytest.mark.parametrize(

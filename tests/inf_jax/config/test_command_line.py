@@ -218,3 +218,18 @@ def test_command_line_is_what_one_would_type(monkeypatch):
         sys.modules["__main__"], "__spec__", importlib.util.find_spec("inf_jax.train")
     )
     assert command_line() == "python -m inf_jax.train '--config=a b.py'"
+
+
+def test_a_number_or_auto():
+    """A key of numbers takes the word on the command line and in a config file, nothing else."""
+    flag = "--config.train.chunks_per_device"
+    config = parse(["main", DEMO, f"{flag}=auto"])
+    assert config.train.chunks_per_device == "auto" == run_config(config).train.chunks_per_device
+    assert parse(["main", DEMO, f"{flag}=4"]).train.chunks_per_device == 4
+    for wrong in ("two", "1.5", "True", "", "[1]"):
+        with pytest.raises(
+            UserError, match=r"chunks_per_device=.*: must be a whole number or auto"
+        ):
+            parse(["main", DEMO, f"{flag}={wrong}"])
+    with pytest.raises(UserError, match=r"chunks_per_device=0: must be above 0"):
+        parse(["main", DEMO, f"{flag}=0"])

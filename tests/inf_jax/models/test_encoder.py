@@ -52,18 +52,21 @@ def test_gradients_do_not_depend_on_the_execution(bert):
             states = encoder.hidden(params, ids, mask, positions, execution=Execution(**options))
             return jnp.sum(states * weight)
 
+        in_host_memory.append("<host>" in str(jax.make_jaxpr(jax.grad(scalar))(params)))
         return jax.jit(jax.grad(scalar))(params)
 
+    in_host_memory = []
     expected = grads()
     for scan, remat, first, layers in (
         (True, "dots", "ffn", 1),
         (False, "dots", "sums", 1),
-        (False, "full", "none", 1),
+        (False, "offload", "none", 1),
         (False, "none", "full", 0),
     ):
         first = {"remat_first": first, "remat_first_layers": layers}
         actual = grads(scan_layers=scan, remat=remat, **first)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), actual, expected)
+    assert in_host_memory == [False, False, False, True, False]
 
 
 @pytest.mark.parametrize("scan_layers", [True, False])

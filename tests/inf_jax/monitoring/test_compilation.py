@@ -13,6 +13,7 @@ from inf_jax import train
 from inf_jax.monitoring import compilation
 from inf_jax.monitoring.compilation import CompileCounter, use_compilation_cache
 from inf_jax.monitoring.metrics_log import read_metrics
+from inf_jax.training import automatic
 
 OPTIONS = (
     "jax_compilation_cache_dir",
@@ -42,8 +43,11 @@ def new_process():
     compilation_cache.reset_cache()
 
 
-def test_a_second_start_compiles_nothing(no_cache, tiny_config, tmp_path, capsys):
-    """Resumed from a checkpoint in the middle, as on a host that replaces another."""
+def test_a_second_start_compiles_nothing(no_cache, tiny_config, tmp_path, capsys, monkeypatch):
+    """Resumed from a checkpoint in the middle, as on a host that replaces another; the form that
+    the first start compiled and chose is not compiled again either."""
+    tiny_config.model.remat = tiny_config.train.chunks_per_device = "auto"
+    monkeypatch.setattr(automatic, "device_memory", lambda: 2.0**30)
     tiny_config.train.compilation_cache = str(tmp_path / "programs")
     tiny_config.train.health = False  # compiles in half the time
     tiny_config.loss.engine = "dense"
@@ -55,11 +59,20 @@ def test_a_second_start_compiles_nothing(no_cache, tiny_config, tmp_path, capsys
         shutil.rmtree(out_dir / "checkpoints" / "4")  # as if it had been stopped after step 2
         new_process()
     first, both = lines
+    chosen = json.loads((out_dir / "automatic.json").read_text())
+    assert len(chosen["searched"]) == 2 and chosen["values"]["train.chunks_per_device"] == 1
+    saved = json.loads((out_dir / "config.json").read_text())
+    assert saved["model"]["remat"] == chosen["values"]["model.remat"] in ("none", "dots")
     assert first["programs_compiled"] > 10 and first["compile_s"] > 0
     assert first["programs_cached"] < first["programs_compiled"]
     assert both["programs_compiled"] == first["programs_compiled"]
     assert both["programs_cached"] > first["programs_cached"]
-    said = capsys.readouterr().out.split("steps 2 to 4")[1]
+    out = capsys.readouterr().out
+    assert out.count("auto: model.remat=") == 2 and "changed since then" not in out
+    assert out.index("the fastest of 2 forms") < out.index("as chosen at the first start")
+    # the first step has found the program that was compared
+    assert len(list((tmp_path / "programs").glob("jit_step-*-cache"))) == 2
+    said = out.split("steps 2 to 4")[1]
     assert "compiled so far" in said and "compilation cache" in said
     assert "compiled: 0 programs, " in said and "programs from the cache" in said
 

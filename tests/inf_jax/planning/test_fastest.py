@@ -3,11 +3,11 @@
 import pytest
 
 from inf_jax.core.errors import UserError
-from inf_jax.planning.advice import KEYS, flags, search_fastest
+from inf_jax.planning.advice import KEYS, SearchLimits, flags, search_fastest
 
 START = dict(zip(KEYS, ("full", 1, True, 2, "auto", 256), strict=True))
-MEMORY = {"none": 64, "dots": 24, "ffn": 14, "sums": 8, "full": 4}
-SECONDS = {"none": 3.0, "dots": 3.3, "ffn": 3.5, "sums": 3.8, "full": 4.0}
+MEMORY = {"none": 64, "dots": 24, "ffn": 14, "sums": 8, "full": 4, "offload": 3}
+SECONDS = {"none": 3.0, "dots": 3.3, "ffn": 3.5, "sums": 3.8, "full": 4.0, "offload": 4.5}
 
 
 def plan_of(form, *, limit, pairs=16):
@@ -36,8 +36,7 @@ def test_fastest_that_fits(limit):
         count.append(form)
         return plan_of(form, limit=limit)
 
-    limits = {"most_chunks": 16, "most_fsdp": 8, "longest": 128}
-    trials = search_fastest(planned, START, **limits)
+    trials = search_fastest(planned, START, SearchLimits(16, fsdp=8, longest=128))
     forms = [
         START | {"model.remat": r, "train.chunks_per_device": 2**n}
         for r in MEMORY
@@ -55,16 +54,43 @@ def test_fastest_that_fits(limit):
 
 
 def test_flags_name_what_differs_and_nothing_fits():
-    limits = {"most_chunks": 1, "most_fsdp": 2, "longest": 256}
-    trials = search_fastest(lambda f: plan_of(f, limit=1), START, **limits)
-    assert [t.fits for t in trials] == [False] * 5
+    limits = SearchLimits(1, fsdp=2, longest=256)
+    trials = search_fastest(lambda f: plan_of(f, limit=1), START, limits)
+    assert [t.fits for t in trials] == [False] * len(MEMORY)
     assert {flags(t, START) for t in trials} >= {"", "--config.model.remat=none"}
     kept = search_fastest(
         lambda f: plan_of(f, limit=12),
         START,
-        most_chunks=16,
-        most_fsdp=2,
-        longest=256,
-        keep_chunks=True,
+        SearchLimits(16, fsdp=2, longest=256),
+        keys=[key for key in KEYS if key != "train.chunks_per_device"],
     )
     assert {t.overrides["train.chunks_per_device"] for t in kept} == {1}
+
+
+@pytest.mark.parametrize("limit", [40, 20, 9])
+def test_unrolled_layers_leave_room_for_faster_forms(limit):
+    """Remat and chunks are chosen with the loop over layers, and once more without it."""
+
+    def planned(form):
+        return plan_of(form, limit=limit * (1 if form["model.scan_layers"] else 2))
+
+    start, keys = START | {"mesh.fsdp": 1}, KEYS[:3]
+    found = search_fastest(planned, start, SearchLimits(16), keys=keys)[0]
+    forms = [
+        start | dict(zip(keys, (remat, 2**n, scan), strict=True))
+        for remat in MEMORY
+        for n in range(5)
+        for scan in (True, False)
+    ]
+    plans = [plan for form in forms if (plan := planned(form))["hbm"]["fits"]]
+    assert found.seconds == min(plan["seconds"]["step"] for plan in plans)
+
+
+def test_no_more_trials_than_allowed():
+    count = []
+
+    def planned(form):
+        count.append(form)
+        return plan_of(form, limit=30)
+
+    assert search_fastest(planned, START, SearchLimits(16, trials=4))[0].fits and len(count) == 4

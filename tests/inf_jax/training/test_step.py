@@ -39,7 +39,7 @@ def reference(weights):
         ((8, 1, 1), 1, "ring", {}),
         ((2, 4, 1), 2, "ring", {"gather": "layer", "remat": "dots"}),
         ((8, 1, 1), 2, "dense", {}),
-        ((1, 8, 1), 1, "dense", {"remat": "full"}),
+        ((1, 8, 1), 1, "dense", {"remat": "offload"}),
         ((2, 2, 1), 1, "ring", {"scan_layers": False}),
         ((2, 1, 2), 2, "ring", {}),
         ((2, 2, 2), 1, "gather", {"remat": "full", "gather": "step"}),
