@@ -36,16 +36,14 @@ def main(argv: list[str]) -> None:
       UserError: no such model, task or file, or one that cannot be scored.
     """
     args = _flags().parse(argv)
-    labels = {", ".join(args.model): args.model} | {name: [name] for name in args.baseline}
-    if len(labels) < 1 + len(args.baseline) or len(set(args.model)) < len(args.model):
+    if len({*args.model, *args.baseline}) < len(args.model) + len(args.baseline):
         raise UsageError("command line: the same model is named twice; leave one out")
     if args.query_template:
         if BM25 in args.model:
             raise UsageError("command line: --query-template with --model=bm25; leave it out")
         TextConfig(query_template=args.query_template)
-    if len(args.model) > 1:
-        labels = {f"{len(args.model)} seeds": args.model} | dict(list(labels.items())[1:])
-    check_models([name for names in labels.values() for name in names])
+    check_models([*args.model, *args.baseline])
+    labels = _labels(args.model, args.baseline)
     out_dir = storage.as_path(args.out_dir)
     storage.check_access(out_dir)
     sources = task_sources(
@@ -70,6 +68,16 @@ def main(argv: list[str]) -> None:
     }
     write_results(out_dir, compared, settings)
     print(f"wrote {out_dir}/scores.json, per_query.parquet and benchmark.png")
+
+
+def _labels(models: list[str], baselines: list[str]) -> dict[str, list[str]]:
+    """Short label -> models: the last two parts of a path, if they tell the models apart."""
+    short = ["/".join(name.rstrip("/").split("/")[-2:]) for name in (*models, *baselines)]
+    if len(set(short)) < len(short):
+        short = [*models, *baselines]
+    of_models, others = short[: len(models)], short[len(models) :]
+    first = of_models[0] if len(models) == 1 else f"{len(models)} seeds"
+    return {first: models} | {label: [n] for label, n in zip(others, baselines, strict=True)}
 
 
 def _flags() -> FlagParser:

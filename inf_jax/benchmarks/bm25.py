@@ -1,5 +1,7 @@
 """BM25 with bm25s (arXiv 2407.03618), as a model to compare with."""
 
+import logging
+
 import numpy as np
 
 from inf_jax.benchmarks.searching import best
@@ -23,6 +25,7 @@ def run_of_bm25(task: BenchmarkTask) -> dict[str, dict[str, float]]:
         raise UserError(
             "bm25 needs the extra benchmark: pip install 'inf_jax[benchmark]'"
         ) from None
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs at DEBUG
     quiet = {"show_progress": False, "leave": False}
     index = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
     words = bm25s.tokenize(list(task.corpus.values()), stopwords="en", **quiet)

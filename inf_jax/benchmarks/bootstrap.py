@@ -11,12 +11,13 @@ from inf_jax.metrics.runs import Score
 
 DRAWS = 10_000
 LEVEL = 95  # per cent
+_NONE = np.empty(0, np.float32)
 _VALUES = 1 << 23  # query numbers that are drawn at once
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """A mean difference of two models with its 95 % interval, and its draws, float[draws]."""
+    """A mean difference with its 95 % interval, and its draws where they are kept, float[draws]."""
 
     value: float
     low: float
@@ -76,8 +77,14 @@ def differences(
     task: str,
     draws: int = DRAWS,
     seed: int = 0,
+    keep: str = "",
 ) -> dict[str, Difference]:
     """The difference in each metric of two models, each given by the scores of its seeds.
+
+    Args:
+      ours, theirs: metric -> Score, for each seed.
+      task: its name.
+      keep: the metric whose draws are kept.
 
     The draws depend on `seed`, the task and the queries of a metric only.
 
@@ -101,4 +108,6 @@ def differences(
         means, drawn = paired_bootstrap(*values, draws=draws, seed=(seed, key))
         for name, mean, column in zip(names, means, drawn.T, strict=True):
             found[name] = with_interval(mean, column.astype(np.float32))
+            if name != keep:
+                found[name] = dataclasses.replace(found[name], drawn=_NONE)
     return {name: found[name] for name in ours[0]}

@@ -15,11 +15,11 @@ _MAIR = ("MAIR-Bench/MAIR-Queries", "MAIR-Bench/MAIR-Docs")
 # Repository of a dimension of InfoSearch (arXiv 2410.23841) -> revision that its code names.
 _INFOSEARCH = {
     "jianqunZ/Language-v1": "d4915806662132e118e8df242aee059ef5669578",
-    "jianqunZ/Clarity-v1": "",
-    "jianqunZ/Audience-v1": "",
-    "jianqunZ/Length-v1": "",
-    "jianqunZ/Source-v1": "",
-    "jianqunZ/Format-v1": "",
+    "jianqunZ/Clarity-v1": "4c1892c874d09877c00243fac16452f3353039aa",
+    "jianqunZ/Audience-v1": "9bc73db6f3ca419c3fdb4d98e1f0864411756fc8",
+    "jianqunZ/Length-v1": "",  # its code has Language's
+    "jianqunZ/Source-v1": "67dad8949d168785706d82f93e6794e88c8fcd2e",
+    "jianqunZ/Format-v1": "63b53c9e117fa16a469026650861db77f25ab823",
 }
 # InfoSearch's names of its three modes -> ours and those of its files.
 _MODES = {"ori": "og", "ins": "changed", "rev": "reversed"}

@@ -16,6 +16,7 @@ from inf_jax.core.console import table
 from inf_jax.io.storage import AnyPath, new_file
 
 _FEW = 4  # tasks for which more than the main metric is shown
+_OF_SUBSETS = "ndcg@10"
 _COLOURS = ("#12708a", "#b8c0cc", "#c2703d", "#6b8e4e", "#7a5c99")
 _INK = "#2b2f36"
 
@@ -37,8 +38,9 @@ class Compared:
 
 @dataclasses.dataclass(frozen=True)
 class _Row:
-    """A line of tables and figure: values by label, differences by label of another model."""
+    """A line of a table and of the figure: values by label, differences by label of the other."""
 
+    title: str  # of the table
     name: str
     values: Mapping[str, float]
     differences: Mapping[str, Difference]
@@ -57,6 +59,7 @@ def compare_models(
                 task=task,
                 draws=draws,
                 seed=seed,
+                keep=ours[0].main,
             )
             for other in others
         }
@@ -67,7 +70,6 @@ def compare_models(
 
 def print_tables(compared: Compared) -> None:
     """Prints what each model was given, and the scores times 100 with their intervals."""
-    first = next(iter(compared.scores.values()))
     written: dict[tuple[str, ...], list[str]] = {}
     for label, by_task in compared.scores.items():
         for task, (one, *_) in by_task.items():
@@ -78,21 +80,23 @@ def print_tables(compared: Compared) -> None:
         for (label, template, instruction), tasks in written.items()
     ]
     table("text of a query", rows, ("model", "tasks", "template", "instruction"))
-    rows = []
+    by_title: dict[str, list[_Row]] = {}
     for row in _rows(compared):
-        cells = [f"{100 * row.values[compared.label]:.1f}"]
-        for other, difference in row.differences.items():
-            cells += [
-                f"{100 * row.values[other]:.1f}",
-                f"{100 * difference.value:+.1f} [{100 * difference.low:+.1f}, "
-                f"{100 * difference.high:+.1f}]",
-            ]
-        rows.append((row.name, *cells))
+        by_title.setdefault(row.title, []).append(row)
     header = ["times 100", compared.label]
     for other in list(compared.scores)[1:]:
-        header += [other, f"{compared.label} - {other} [95 %]"]
-    counts = sum(each[0].queries for each in first.values())
-    table(f"{len(first)} tasks, {counts:,} queries", rows, tuple(header))
+        header += [other, "difference [95 %]"]
+    for title, rows in by_title.items():
+        table(title, [(row.name, *_cells(row, compared.label)) for row in rows], tuple(header))
+
+
+def _cells(row: "_Row", label: str) -> list[str]:
+    cells = [f"{100 * row.values[label]:.1f}"]
+    for other, difference in row.differences.items():
+        low, high = 100 * difference.low, 100 * difference.high
+        cells.append(f"{100 * row.values[other]:.1f}")
+        cells.append(f"{100 * difference.value:+.1f} [{low:+.1f}, {high:+.1f}]")
+    return cells
 
 
 def write_results(out_dir: AnyPath, compared: Compared, settings: Mapping[str, Any]) -> None:
@@ -113,17 +117,23 @@ def _rows(compared: Compared) -> list[_Row]:
         names = [one.main]
         if few:
             names += [n for n in METRIC_NAMES if n in one.scores and n != one.main]
-            names += [f"{label}/ndcg@10" for label in one.subsets]
+            names += [f"{label}/{_OF_SUBSETS}" for label in one.subsets]
         for name in names:
-            if name in one.scores:
-                title = METRIC_NAMES.get(name) or name.replace("ndcg@", "nDCG@").replace("/", " ")
-                rows.append(
-                    _Row(
-                        f"{task} {title}",
-                        {label: _mean(s[task], name) for label, s in compared.scores.items()},
-                        {other: each[name] for other, each in by_other.items()},
-                    )
+            if name not in one.scores:
+                continue
+            label, slash, _ = name.rpartition("/")
+            shown = (
+                f"{label}: {METRIC_NAMES[_OF_SUBSETS]}" if slash else METRIC_NAMES.get(name, name)
+            )
+            counts = f"{task}: {one.queries:,} queries, {one.documents:,} documents"
+            rows.append(
+                _Row(
+                    counts if few else "main metrics",
+                    shown if few else f"{task} {shown}",
+                    {label: _mean(s[task], name) for label, s in compared.scores.items()},
+                    {other: each[name] for other, each in by_other.items()},
                 )
+            )
     return rows + _suite_rows(compared)
 
 
@@ -155,7 +165,9 @@ def _suite_rows(compared: Compared) -> list[_Row]:
             found[other] = with_interval(
                 total([d.value for d in each]), total([d.drawn for d in each])
             )
-        rows.append(_Row(f"{suite}, mean {METRIC_NAMES.get(main, main)}", values, found))
+        rows.append(
+            _Row("means of suites", f"{suite} {METRIC_NAMES.get(main, main)}", values, found)
+        )
     return rows
 
 
@@ -207,9 +219,7 @@ def _parquet(compared: Compared) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns: dict[str, list] = {
-        name: [] for name in ("model", "seed", "task", "metric", "id", "subsets", "value")
-    }
+    parts = []
     for label, by_task in compared.scores.items():
         for task, seeds in by_task.items():
             labels: dict[str, list[str]] = {}
@@ -220,20 +230,22 @@ def _parquet(compared: Compared) -> bytes:
                 for metric, score in each.scores.items():
                     if "/" in metric:  # the same values as without
                         continue
-                    for unit, value in score.per_query.items():
-                        row = (label, seed, task, metric, unit, labels.get(unit, []), 100 * value)
-                        for column, cell in zip(columns.values(), row, strict=True):
-                            column.append(cell)
-    kinds = {
-        **dict.fromkeys(("model", "task", "metric"), pa.dictionary(pa.int32(), pa.string())),
-        "seed": pa.int32(),
-        "id": pa.string(),
-        "subsets": pa.list_(pa.string()),
-        "value": pa.float64(),
-    }
-    arrays = {name: pa.array(values, kinds[name]) for name, values in columns.items()}
+                    ids, n = list(score.per_query), len(score.per_query)
+                    same = {"model": label, "task": task, "metric": metric}
+                    columns = {
+                        name: pa.DictionaryArray.from_arrays(np.zeros(n, np.int32), [value])
+                        for name, value in same.items()
+                    }
+                    kind = pa.list_(pa.string())
+                    columns |= {
+                        "seed": pa.array(np.full(n, seed, np.int32)),
+                        "id": pa.array(ids, pa.string()),
+                        "subsets": pa.array([labels.get(qid, []) for qid in ids], kind),
+                        "value": pa.array([100 * x for x in score.per_query.values()]),
+                    }
+                    parts.append(pa.table(columns))
     buffer = io.BytesIO()
-    pq.write_table(pa.table(arrays), buffer, compression="zstd")
+    pq.write_table(pa.concat_tables(parts).unify_dictionaries(), buffer, compression="zstd")
     return buffer.getvalue()
 
 
@@ -241,62 +253,52 @@ def _draw(path: AnyPath, compared: Compared) -> None:
     """Bars of the values, and the differences with their intervals."""
     rows, labels = _rows(compared), list(compared.scores)
     others = labels[1:]
-    height = 1.6 + len(rows) * (0.16 + 0.14 * len(labels))
+    height = 1.3 + len(rows) * (0.12 + 0.13 * len(labels))
     figure = Figure(
         figsize=(12 if others else 8, height), dpi=130, layout="constrained", facecolor="white"
     )
     panels = figure.subplots(1, 2 if others else 1, squeeze=False)[0]
-    places = np.arange(len(rows))[::-1]
-    step = 0.8 / len(labels)
+    places, step = np.arange(len(rows))[::-1], 0.8 / len(labels)
     for n, label in enumerate(labels):
         shift = places + 0.4 - step * (n + 0.5)
         values = [100 * row.values[label] for row in rows]
-        colour = _COLOURS[n % len(_COLOURS)]
-        bars = panels[0].barh(shift, values, height=step * 0.9, color=colour, label=_short(label))
+        bars = panels[0].barh(shift, values, height=step * 0.9, color=_COLOURS[n % 5], label=label)
         panels[0].bar_label(bars, fmt="%.1f", padding=2, fontsize=7, color=_INK)
-    panels[0].set_yticks(places, [row.name for row in rows])
+    tasks = [row.title.partition(":")[0] for row in rows]
+    several = len(set(tasks)) > 1 and ":" in rows[0].title
+    names = [
+        f"{task} {row.name}" if several else row.name for task, row in zip(tasks, rows, strict=True)
+    ]
+    panels[0].set_yticks(places, names)
     panels[0].set_title("times 100", fontsize=10, loc="left", color=_INK)
     panels[0].margins(x=0.12)
     for n, other in enumerate(others):
-        shift = places + 0.4 - 0.8 / len(others) * (n + 0.5)
         each = [row.differences[other] for row in rows]
-        values = np.array([d.value for d in each])
-        spread = np.array([[d.value - d.low for d in each], [d.high - d.value for d in each]])
+        values = 100 * np.array([(d.value, d.low, d.high) for d in each]).T
         panels[1].errorbar(
-            100 * values,
-            shift,
-            xerr=100 * np.maximum(spread, 0),
+            values[0],
+            places + 0.4 - 0.8 / len(others) * (n + 0.5),
+            xerr=np.maximum((values[0] - values[1], values[2] - values[0]), 0),
             fmt="o",
             markersize=4,
             capsize=2,
-            color=_COLOURS[(n + 1) % len(_COLOURS)],
-            label=f"minus {_short(other)}",
+            color=_COLOURS[(n + 1) % 5],
         )
     if others:
-        title = f"difference of {_short(compared.label)}, 95 % interval"
+        title = f"{compared.label} minus the other, 95 % interval"
         panels[1].set_title(title, fontsize=10, loc="left", color=_INK)
         panels[1].set_yticks(places, [""] * len(rows))
-        panels[1].set_ylim(panels[0].get_ylim())
     for panel in panels:
+        panel.set_ylim(-0.6, len(rows) - 0.4)
         panel.axvline(0, color="#9aa3af", linewidth=0.8)
         panel.spines[["top", "right", "left"]].set_visible(False)
         panel.tick_params(axis="y", length=0, labelsize=8, colors=_INK)
         panel.tick_params(axis="x", labelsize=8, colors=_INK)
         panel.grid(axis="x", color="#e5e7eb", linewidth=0.6)
         panel.set_axisbelow(True)
-        panel.legend(
-            frameon=False,
-            fontsize=8,
-            loc="lower left",
-            bbox_to_anchor=(0, -0.02 - 0.9 / height),
-            ncols=len(labels),
-        )
+    figure.legend(loc="outside lower left", frameon=False, fontsize=8, ncols=3)
     with new_file(path) as file:
         figure.savefig(file, format="png")
-
-
-def _short(label: str) -> str:
-    return label if len(label) <= 32 else "..." + label[-29:]
 
 
 def _names(tasks: Sequence[str]) -> str:

@@ -15,8 +15,6 @@ METRIC_NAMES = {
     "wise": "WISE",
     "sicr": "SICR",
     "ndcg@10": "nDCG@10",
-    "ndcg@20": "nDCG@20",
-    "map@1000": "MAP@1000",
     "mrr@10": "MRR@10",
     "recall@1": "R@1",
     "recall@100": "R@100",

@@ -2,6 +2,7 @@
 models. All of mteb's tests are in this file, and it is imported in a fixture: that takes seconds.
 """
 
+import gzip
 import importlib.util
 import json
 import sys
@@ -281,9 +282,9 @@ def test_every_metric_is_mtebs(name, mteb, hub, tmp_path):
 
 
 def rows_of_nevir():
-    """Of Orion Weller's NevIR (MIT), beside this file."""
-    path = Path(__file__).parent / "nevir" / "train_50.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """The sample of the pipeline."""
+    path = Path(__file__).parents[3] / "data_pipeline" / "samples" / "nevir" / "train.jsonl.gz"
+    return [json.loads(line) for line in gzip.open(path, "rt")]
 
 
 def test_nevir_itself(mteb, tmp_path):
