@@ -11,7 +11,7 @@ from inf_jax.core.choices import AUTO, QUERY_ENCODERS
 from inf_jax.core.errors import UserError
 from inf_jax.core.query_encoders import query_encoder
 from inf_jax.io.paths import checkpoint_path_problem, is_url, url_problem
-from inf_jax.losses.objective import parse_objective
+from inf_jax.losses.objective import TAUGHT, parse_objective
 
 
 def check_config(config: ConfigDict) -> None:
@@ -104,10 +104,16 @@ def _loss_problems(config: ConfigDict) -> list[str]:
             f"train.chunks_per_device={AUTO!r}: with model.query_encoder={name!r} and block I a "
             "query's candidates are those of its chunk; give the number of chunks"
         )
-    if objective.has("distil"):
+    taught = objective.has(*TAUGHT)
+    if taught and loss.negatives <= 0:
         problems.append(
-            f"loss.objective={loss.objective}: records have no teacher scores; distil is for "
-            "callers of inf_jax.losses.contrastive_loss"
+            f"loss.objective={loss.objective}: a teacher's scores are of a row's own passages; set "
+            "loss.negatives to the number of hard negatives to draw"
+        )
+    if loss.negatives > 0 and not taught and "P" not in objective.blocks:
+        problems.append(
+            f"loss.negatives={loss.negatives}: loss.objective={loss.objective} has no block P that "
+            "would use them; add the block or set it to 0"
         )
     if loss.learn_scale and loss.scale > loss.max_scale:
         problems.append(f"loss.scale={loss.scale} exceeds loss.max_scale={loss.max_scale}")

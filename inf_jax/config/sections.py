@@ -87,6 +87,7 @@ class LossConfig:
     dim_weights: tuple[float, ...] = key((), "weight of each of loss.dims; (): 1 each")
     engine: str = key("auto", "how to compute it; auto: by batch and mesh", ("auto", *ENGINES))
     tile_dtype: str = key("float32", "dtype of embeddings in score products", choices.DTYPES)
+    negatives: int = key(0, "hard negatives drawn per pair of its own list", rule="not negative")
     instruction_negatives: int = key(0, "negatives sampled per pair (block I)", rule="not negative")
 
 

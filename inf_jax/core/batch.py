@@ -32,9 +32,11 @@ def split_hashes(hashes: np.ndarray) -> np.ndarray:
 
 
 def text_ids(hashes: np.ndarray) -> TextIds:
-    """TextIds of uint64[b, 3], the hashes of b pairs as `TokenisedRecord.hashes` has them."""
+    """TextIds of uint64[b, 3 + h], the hashes of instruction, query, passage and h hard negatives
+    of b pairs; for h = 0 the passage's is [b, 2]."""
     halves = split_hashes(hashes)
-    return TextIds(halves[:, 0], halves[:, 1], halves[:, 2])
+    passage = halves[:, 2] if hashes.shape[1] == 3 else halves[:, 2:]
+    return TextIds(halves[:, 0], halves[:, 1], passage)
 
 
 class InstructionNegatives(NamedTuple):
@@ -64,13 +66,19 @@ class Batch(NamedTuple):
       texts: for shared towers one Packed with k = 2n + n * m texts a chunk: n instructed queries,
         their n passages, then the m sampled n_ik of each pair, pair by pair; for separate towers
         (queries, passages), Packed of k = n + n * m and of k = n. With the query encoder
-        "attention" k = 3n: n instructions, n queries, n passages; or k = 2n and k = n.
-      ids: TextIds, uint32[b, 2] each, in chunk order.
+        "attention" k = 3n: n instructions, n queries, n passages; or k = 2n and k = n. The h hard
+        negatives of each pair, pair by pair, come after all these, in the grid of passages.
+      ids: TextIds, uint32[b, 2] each, in chunk order; passage [b, 1 + h, 2] where h is above 0.
       valid: bool[b], False for an empty slot.
       negatives: None where the objective has no block I.
+      passage_valid: bool[b, 1 + h], False where a pair has no such hard negative; None for h = 0.
+      teacher_scores: float32[b, 1 + h], of each passage of a row, -inf where there is none; None
+        where the objective has no teacher.
     """
 
     texts: Packed | tuple[Packed, Packed]
     ids: TextIds
     valid: jax.Array
     negatives: InstructionNegatives | None = None
+    passage_valid: jax.Array | None = None
+    teacher_scores: jax.Array | None = None

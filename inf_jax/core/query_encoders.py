@@ -22,7 +22,8 @@ QUERY, PASSAGE, FIRST_EXTRA = 0, 1, 2
 class Joint:
     """Query and instruction are one text.
 
-    Columns: 0 instructed query, 1 passage, 2... the query under each sampled instruction (block I).
+    Columns: 0 instructed query, 1 passage, 2... the query under each sampled instruction (block I),
+    then the hard negatives of the pair.
 
     Attributes:
       stored: columns whose texts records hold as they are.
@@ -37,13 +38,18 @@ class Joint:
     samples_instructions: ClassVar[bool] = True
     pooled: ClassVar[bool] = True
 
-    def grids(self, towers: str, sampled: int) -> list[list[list[int]]]:
+    def first_negative(self, sampled: int) -> int:
+        """The column of the first hard negative, after all texts of a pair's queries."""
+        return FIRST_EXTRA + sampled
+
+    def grids(self, towers: str, sampled: int, negatives: int = 0) -> list[list[list[int]]]:
         """For each grid the groups of columns that follow each other in a chunk; a group holds its
         texts pair by pair. One grid for shared towers; queries and passages for separate ones."""
-        extra = list(range(FIRST_EXTRA, FIRST_EXTRA + sampled))
+        first = self.first_negative(sampled)
+        extra, hard = list(range(FIRST_EXTRA, first)), list(range(first, first + negatives))
         if towers == "shared":
-            return [[[QUERY], [PASSAGE], extra]]
-        return [[[QUERY], extra], [[PASSAGE]]]
+            return [[[QUERY], [PASSAGE], extra, hard]]
+        return [[[QUERY], extra], [[PASSAGE], hard]]
 
     def text_lengths(self, texts, parts, drawn, *, special: int, limit: int) -> np.ndarray:
         """int[p, columns], tokens of each text of p pairs; 0 where it is absent.
@@ -88,7 +94,8 @@ class Joint:
 class Attention:
     """Query and instruction are texts of their own, combined after encoding.
 
-    Columns: 0 query, 1 passage, 2 instruction. Attributes and methods as in `Joint`.
+    Columns: 0 query, 1 passage, 2 instruction, 3... hard negatives. Attributes and methods as in
+    `Joint`.
     """
 
     name: ClassVar[str] = "attention"
@@ -97,9 +104,14 @@ class Attention:
     samples_instructions: ClassVar[bool] = False
     pooled: ClassVar[bool] = False
 
-    def grids(self, towers: str, sampled: int) -> list[list[list[int]]]:
+    def first_negative(self, sampled: int) -> int:
+        return FIRST_EXTRA + 1
+
+    def grids(self, towers: str, sampled: int, negatives: int = 0) -> list[list[list[int]]]:
+        first = self.first_negative(sampled)
         queries = [[FIRST_EXTRA], [QUERY]]
-        return [[*queries, [PASSAGE]]] if towers == "shared" else [queries, [[PASSAGE]]]
+        passages = [[PASSAGE], list(range(first, first + negatives))]
+        return [[*queries, *passages]] if towers == "shared" else [queries, passages]
 
     def text_lengths(self, texts, parts, drawn, *, special: int, limit: int) -> np.ndarray:
         alone = np.minimum(special + parts[:, 1:], limit) * (texts[:, QUERY, None] > 0)

@@ -14,7 +14,7 @@ from inf_jax.data.sampler import ORDER
 from inf_jax.data.tokenise import tokenise
 from inf_jax.data.tokenised import TokenisedDataset
 from inf_jax.distributed.coordination import primary_first
-from inf_jax.losses.objective import parse_objective
+from inf_jax.losses.objective import TAUGHT, parse_objective
 from inf_jax.text.templates import TextConfig
 from inf_jax.text.tokenizer import TextTokenizer
 
@@ -56,7 +56,8 @@ def batch_layout(config: RunConfig, *, devices: int, pairs_per_example: int) -> 
     Raises:
       UserError: as of `BatchLayout`, or train.batch_size holds no whole number of examples.
     """
-    block_i = "I" in parse_objective(config.loss.objective).blocks
+    objective = parse_objective(config.loss.objective)
+    block_i = "I" in objective.blocks
     size, k = config.train.batch_size, pairs_per_example
     if size % k:
         near = " or ".join(f"{n:,}" for n in (size - size % k, size + k - size % k) if n)
@@ -73,6 +74,8 @@ def batch_layout(config: RunConfig, *, devices: int, pairs_per_example: int) -> 
         towers=config.model.towers,
         query_encoder=query_encoder(config.model.query_encoder),
         instruction_negatives=config.loss.instruction_negatives if block_i else None,
+        negatives=config.loss.negatives,
+        teacher=objective.has(*TAUGHT),
     )
 
 

@@ -29,6 +29,8 @@ class BatchLayout:
       query_encoder: what texts a pair has.
       instruction_negatives: m, sampled instruction negatives per pair, besides its poisoned
         instruction; None where the objective has no block I.
+      negatives: h, hard negatives drawn for a pair from its list.
+      teacher: whether batches hold a teacher's scores.
 
     Raises:
       UserError: more chunks than pairs, or negatives that the query encoder cannot sample.
@@ -42,6 +44,8 @@ class BatchLayout:
     query_encoder: QueryEncoder = dataclasses.field(default_factory=Joint)
     instruction_negatives: int | None = None
     pairs_per_example: int = 3
+    negatives: int = 0
+    teacher: bool = False
 
     def __post_init__(self):
         if self.pairs < self.chunks:
@@ -88,7 +92,12 @@ class BatchLayout:
     @functools.cached_property
     def grids(self) -> list[list[list[int]]]:
         """The columns of each grid, see `Joint.grids`."""
-        return self.query_encoder.grids(self.towers, self.sampled)
+        return self.query_encoder.grids(self.towers, self.sampled, self.negatives)
+
+    @property
+    def first_negative(self) -> int:
+        """The column of the first hard negative."""
+        return self.query_encoder.first_negative(self.sampled)
 
     @functools.cached_property
     def columns(self) -> int:
@@ -107,27 +116,35 @@ class BatchLayout:
         return np.where(columns < FIRST_EXTRA, 2 * pairs + columns, extra)
 
     def text_lengths(
-        self, dataset: TokenisedDataset, examples: np.ndarray, drawn: np.ndarray
+        self,
+        dataset: TokenisedDataset,
+        examples: np.ndarray,
+        drawn: np.ndarray,
+        negatives: np.ndarray,
     ) -> np.ndarray:
         """int[p, columns], tokens of each text of a step; 0 where it is absent.
 
-        `examples` are those of the step, int64[p / k]; `drawn` as of `sample_instructions`.
+        `examples` are those of the step, int64[p / k]; `drawn` as of `sample_instructions`,
+        `negatives` as of `draw_negatives`.
         """
-        return self.query_encoder.text_lengths(
+        lengths = self.query_encoder.text_lengths(
             dataset.text_lengths[examples].reshape(-1, 2),
             dataset.part_lengths[examples].reshape(-1, 3),
             drawn,
             special=sum(map(len, dataset.special)),
             limit=dataset.max_query_tokens,
         )
+        if not self.negatives:
+            return lengths
+        return np.hstack([lengths, dataset.negative_lengths(examples, negatives)])
 
 
 class StepTexts:
     """Texts and hashes of some pairs of a step, read from the dataset.
 
     Args:
-      query_encoder: what a column holds.
-      examples, drawn: see `BatchLayout.text_lengths`.
+      layout: what a column holds.
+      examples, drawn, negatives: see `BatchLayout.text_lengths`.
       needed: int64[...], the pairs that are read, with those whose instructions they sample.
 
     Raises:
@@ -137,11 +154,12 @@ class StepTexts:
     def __init__(
         self,
         dataset: TokenisedDataset,
-        query_encoder: QueryEncoder,
+        layout: BatchLayout,
         *,
         examples: np.ndarray,
         needed: np.ndarray,
         drawn: np.ndarray,
+        negatives: np.ndarray,
     ):
         sources = drawn[needed]
         pairs = np.concatenate([needed.ravel(), sources[sources >= 0]])
@@ -149,9 +167,14 @@ class StepTexts:
         numbers = np.unique(pairs // self._k)
         self._place = np.full(len(examples), -1)
         self._place[numbers] = np.arange(len(numbers))
-        self._batch = dataset.read_batch(examples[numbers])
+        hard = layout.negatives > 0
+        self._batch = dataset.read_batch(examples[numbers], negatives=hard)
         self._starts = self._batch.text_starts()
-        self._query_encoder, self._drawn = query_encoder, drawn
+        self._layout, self._drawn, self._negatives = layout, drawn, negatives
+        if hard:
+            found = self._batch.negatives
+            self._first = np.cumsum(found.counts).reshape(found.counts.shape) - found.counts
+            self._negative_starts = np.cumsum(found.lengths, dtype=np.int64) - found.lengths
         self._limits = {"special": dataset.special, "limit": dataset.max_query_tokens}
         self._record = functools.cache(lambda number: decode_tokenised(self._batch.data[number]))
 
@@ -164,19 +187,27 @@ class StepTexts:
         Returns:
           (int32[sum of lengths], int64[k]), tokens and lengths.
         """
-        stored = np.isin(columns, self._query_encoder.stored)
+        encoder, hard = self._layout.query_encoder, columns >= self._layout.first_negative
+        stored = np.isin(columns, encoder.stored)
+        other = ~(stored | hard)
         spliced = [
-            self._query_encoder.text(self, *text) if text[0] >= 0 else np.empty(0, np.int32)
-            for text in zip(pairs[~stored].tolist(), columns[~stored].tolist(), strict=True)
+            encoder.text(self, *text) if text[0] >= 0 else np.empty(0, np.int32)
+            for text in zip(pairs[other].tolist(), columns[other].tolist(), strict=True)
         ]
-        source = np.concatenate([self._batch.tokens, *spliced])
+        more = [self._batch.negatives.tokens] if hard.any() else []
+        source = np.concatenate([self._batch.tokens, *more, *spliced])
         number, place = np.divmod(np.maximum(pairs[stored], 0), self._k)
         at = self._place[number], 2 * place + columns[stored]
         lengths, starts = np.zeros((2, len(pairs)), np.int64)
         lengths[stored] = np.where(pairs[stored] >= 0, self._batch.lengths[at], 0)
         starts[stored] = self._starts[at]
-        lengths[~stored] = [len(text) for text in spliced]
-        starts[~stored] = len(source) - np.cumsum(lengths[~stored][::-1])[::-1]
+        if hard.any():
+            chosen = columns[hard] - self._layout.first_negative
+            number, there = self._numbers(pairs[hard], chosen)
+            lengths[hard] = np.where(there, self._batch.negatives.lengths[number], 0)
+            starts[hard] = len(self._batch.tokens) + self._negative_starts[number]
+        lengths[other] = [len(text) for text in spliced]
+        starts[other] = len(source) - np.cumsum(lengths[other][::-1])[::-1]
         shift = starts - (np.cumsum(lengths) - lengths)
         return source[np.repeat(shift, lengths) + np.arange(lengths.sum())], lengths
 
@@ -193,10 +224,39 @@ class StepTexts:
         return as_own_text(self._parts(pair).ids_of(part), **self._limits)
 
     def hashes(self, pairs: np.ndarray) -> np.ndarray:
-        """uint64[..., 3], of instruction, query and passage; 0 for the pair -1 of an empty slot."""
+        """uint64[b, 3 + h], of instruction, query, passage and hard negatives of the pairs
+        int64[b]; 0 for the pair -1 of an empty slot, and for a negative that is not there."""
         number, place = np.divmod(np.maximum(pairs, 0), self._k)
         found = self._batch.hashes[self._place[number], place]
-        return np.where(pairs[..., None] >= 0, found, 0)
+        found = np.where(pairs[:, None] >= 0, found, 0)
+        if not self._layout.negatives:
+            return found
+        negatives, there = self._numbers(pairs[:, None], np.arange(self._layout.negatives))
+        hard = np.where(there, self._batch.negatives.hashes[negatives], 0)
+        return np.hstack([found, hard])
+
+    def passage_valid(self, pairs: np.ndarray) -> np.ndarray:
+        """bool[b, 1 + h], whether each passage of the pairs int64[b] is there."""
+        there = self._numbers(pairs[:, None], np.arange(self._layout.negatives))[1]
+        return np.hstack([pairs[:, None] >= 0, there])
+
+    def teacher_scores(self, pairs: np.ndarray) -> np.ndarray:
+        """float32[b, 1 + h], of each passage of the pairs int64[b]; -inf where there is none."""
+        number, place = np.divmod(np.maximum(pairs, 0), self._k)
+        found = self._batch.negatives
+        own = np.where(pairs >= 0, found.positive_scores[self._place[number], place], np.nan)
+        negatives, there = self._numbers(pairs[:, None], np.arange(self._layout.negatives))
+        hard = np.where(there, found.scores[negatives], np.nan)
+        scores = np.hstack([own[:, None], hard]).astype(np.float32)
+        return np.where(np.isnan(scores), np.float32(-np.inf), scores)
+
+    def _numbers(self, pairs: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """int64[...] and bool[...], the places in the batch's negatives of those chosen as n-th for
+        the pairs, and whether they are there."""
+        drawn = np.where(pairs >= 0, self._negatives[np.maximum(pairs, 0), chosen], -1)
+        number, place = np.divmod(np.maximum(pairs, 0), self._k)
+        first = self._first[self._place[number], place]
+        return np.where(drawn >= 0, first + drawn, 0), drawn >= 0
 
     def _parts(self, pair: int) -> QueryParts:
         number, place = divmod(pair, self._k)

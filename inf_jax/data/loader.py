@@ -37,8 +37,8 @@ class Loader:
       plan: the shape of the grids and what fills it.
 
     Raises:
-      UserError: a text is longer than a row, the dataset is empty or lacks the instructions that
-        the layout needs, texts cannot be spliced, or the order is not known.
+      UserError: a text is longer than a row, the dataset is empty or lacks the instructions or
+        negatives that the layout needs, texts cannot be spliced, or the order is not known.
     """
 
     def __init__(
@@ -62,12 +62,13 @@ class Loader:
         if layout.pairs_per_example != dataset.pairs_per_example:
             raise ValueError(f"a layout for {layout.pairs_per_example} pairs an example")
         _check_instructions(dataset, layout)
+        _check_negatives(dataset, layout)
         if splicing := layout.query_encoder.splicing(layout.sampled):
             dataset.check_composition(splicing)
         self.dataset, self.layout, self.seed, self.steps = dataset, layout, seed, steps
         self.order = order
         self._mine = np.arange(layout.chunks) if mine is None else np.asarray(mine)
-        tokens = dataset.text_lengths.sum(1)
+        tokens = dataset.text_lengths.sum(1) + dataset.drawn_tokens(layout.negatives)
         self._examples = ORDERS[order](tokens, seed=seed, batch_size=layout.batch_size).examples
         self.plan = plan_packing(self.assignment, layout, steps=steps, refit=order > 2)
 
@@ -86,11 +87,13 @@ class Loader:
         present = mine >= 0
         texts = StepTexts(
             self.dataset,
-            layout.query_encoder,
+            layout,
             examples=assignment.examples,
             needed=mine[present],
             drawn=assignment.drawn,
+            negatives=assignment.negatives,
         )
+        rows = mine.ravel()
 
         def pack(chunk: np.ndarray, grid: int, rows: int) -> packing.Packed:
             pairs, columns = layout.grid_texts(chunk, grid)
@@ -117,9 +120,11 @@ class Loader:
             grids = packed(self.plan.rows_for(assignment, layout))
         return Batch(
             texts=grids[0] if len(grids) == 1 else tuple(grids),
-            ids=text_ids(texts.hashes(mine.ravel())),
+            ids=text_ids(texts.hashes(rows)),
             valid=present.reshape(-1),
             negatives=self._negatives(assignment) if layout.block_i else None,
+            passage_valid=texts.passage_valid(rows) if layout.negatives else None,
+            teacher_scores=texts.teacher_scores(rows) if layout.teacher else None,
         )
 
     def batches(
@@ -169,6 +174,19 @@ def _check_instructions(dataset: TokenisedDataset, layout: BatchLayout) -> None:
             f"{dataset.directory}: some pairs have no instruction, and this tokenizer adds no "
             "special tokens that could stand for it as a text of its own; train with "
             'model.query_encoder="joint"'
+        )
+
+
+def _check_negatives(dataset: TokenisedDataset, layout: BatchLayout) -> None:
+    if layout.negatives and dataset.negative_counts is None:
+        raise UserError(
+            f"{dataset.directory}: no pair has hard negatives, but loss.negatives="
+            f"{layout.negatives}; set it to 0, or build the dataset from a source with negatives"
+        )
+    if layout.teacher and not dataset.scored:
+        raise UserError(
+            f"{dataset.directory}: no pair has a teacher's scores, which loss.objective "
+            "needs; leave it out, or build the dataset from a source with scores"
         )
 
 

@@ -1,8 +1,9 @@
-"""Chooses the instruction negatives of block I: other instructions under which a query is encoded.
+"""Chooses the negatives of a step: hard negatives, and other instructions for block I.
 
-Block I (losses.objective) needs n_ik, the query of row i under the instruction of row k. The one
-under the example's poisoned instruction is in the batch anyway; the others are sampled here. Pure
-numpy on the whole global batch: neither mesh nor chunks nor hosts change a sample.
+Hard negatives are drawn from the list of each pair. Block I (losses.objective) needs n_ik, the
+query of row i under the instruction of row k. The one under the example's poisoned instruction is
+in the batch anyway; the others are sampled here. Pure numpy on the whole global batch: neither mesh
+nor chunks nor hosts change a sample.
 """
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from inf_jax.data.records import text_hash
 
 _STREAM = 1 << 32  # added to the seed (below 2**32): another random stream than the epochs' order
+_HARD_STREAM = 3 << 32  # and another than `sampler` shuffles by
 # (the pairs whose instructions rows are encoded with, which exist); the row's own pair where not
 Sources = tuple[np.ndarray, np.ndarray]
 
@@ -114,15 +116,8 @@ def sample_instructions(
         rows, excluded = np.divmod(np.unique(np.concatenate(numbers)), len(texts))
     number = np.bincount(rows, minlength=len(pairs))
     available = len(texts) - np.where(number, number, 1 + (low != high))
-    wanted = np.minimum(count, available)
     generator = np.random.Generator(np.random.Philox(key=[seed + _STREAM, step]))
-    uniform = generator.random((len(hashes), count))[pairs]
-    chosen = np.full((len(pairs), count), -1)
-    for n in range(count):
-        last = available - wanted + n
-        pick = (uniform[:, n] * (last + 1)).astype(np.int64)
-        pick = np.where((chosen == pick[:, None]).any(1), last, pick)
-        chosen[:, n] = np.where(n < wanted, pick, -1)
+    chosen = _floyd(available, generator.random((len(hashes), count))[pairs])
     text = chosen + (chosen >= low[:, None])
     text += (text >= high[:, None]) & (low != high)[:, None]
     # In these rows the k-th text left comes after the excluded ones that leave k or fewer before.
@@ -134,6 +129,36 @@ def sample_instructions(
     text[more] = chosen[more] + skipped
     drawn[pairs] = np.where(chosen >= 0, pairs[first][text], -1)
     return drawn
+
+
+def draw_negatives(counts: np.ndarray, *, count: int, seed: int, step: int) -> np.ndarray:
+    """Draws for each pair `count` of its hard negatives, or all if it has fewer, without
+    repetition.
+
+    Args:
+      counts: int[p], hard negatives of each pair.
+      seed, step: with a pair's number they decide what is drawn.
+
+    Returns:
+      int64[p, count], numbers in the pair's list, rising; -1 after the last.
+    """
+    generator = np.random.Generator(np.random.Philox(key=[seed + _HARD_STREAM, step]))
+    chosen = _floyd(counts, generator.random((len(counts), count)))
+    return np.sort(chosen.astype(np.uint64), axis=1).astype(np.int64)  # -1 is the largest
+
+
+def _floyd(available: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+    """int64[r, count], different numbers below `available`, int[r], as many as there are, then -1;
+    of random numbers in [0, 1), [r, count]. Floyd's algorithm."""
+    count = uniform.shape[1]
+    wanted = np.minimum(count, available)
+    chosen = np.full(uniform.shape, -1)
+    for n in range(count):
+        last = available - wanted + n
+        pick = (uniform[:, n] * (last + 1)).astype(np.int64)
+        pick = np.where((chosen == pick[:, None]).any(1), last, pick)
+        chosen[:, n] = np.where(n < wanted, pick, -1)
+    return chosen
 
 
 def sibling_slots(chunks: np.ndarray, sibling: np.ndarray) -> np.ndarray:

@@ -33,6 +33,8 @@ class PackingPlan(NamedTuple):
       sampled_tokens: mean tokens of the sampled instruction negatives of a step.
       sampled: mean sampled instruction negatives of a pair.
       poisons: mean poisoned instructions of a pair, which cost no tokens; 0 without block I.
+      negatives: mean drawn hard negatives of a pair.
+      negative_squares: mean sum over the hard negatives of a step of tokens^2.
     """
 
     rows: tuple[int, ...]
@@ -44,6 +46,8 @@ class PackingPlan(NamedTuple):
     sampled_tokens: float
     sampled: float
     poisons: float
+    negatives: float
+    negative_squares: float
 
     def rows_for(self, assignment: StepAssignment, layout: BatchLayout) -> tuple[int, ...]:
         """The planned rows; where a step needs more, the next of a few larger shapes (each is
@@ -87,12 +91,15 @@ def plan_packing(
             lengths[:, FIRST_EXTRA : FIRST_EXTRA + layout.sampled].sum(),
             np.count_nonzero(assignment.drawn >= 0),
             instructions.poisoned if instructions else 0,
+            np.count_nonzero(assignment.negatives >= 0),
+            np.square(lengths[:, layout.first_negative :], dtype=np.float64).sum(),
         )
         counts.append(sums)
     if not (exact or refit):
         rows = [np.ceil(r * MARGIN) for r in rows]
     capacity = layout.chunks * sum(rows) * layout.row_tokens
-    tokens, pairs, sampled_tokens, sampled, poisons = np.mean(counts, axis=0).tolist()
+    means = np.mean(counts, axis=0).tolist()
+    tokens, pairs, sampled_tokens, sampled, poisons, negatives, squares = means
     return PackingPlan(
         rows=tuple(int(r) for r in rows),
         exact=exact,
@@ -103,6 +110,8 @@ def plan_packing(
         sampled_tokens=sampled_tokens,
         sampled=sampled / pairs,
         poisons=poisons / pairs,
+        negatives=negatives / pairs,
+        negative_squares=squares,
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from inf_jax.core.query_encoders import PASSAGE
 from inf_jax.data.layout import BatchLayout
-from inf_jax.data.negatives import sample_instructions
+from inf_jax.data.negatives import draw_negatives, sample_instructions
 from inf_jax.data.tokenised import TokenisedDataset
 
 WINDOW_STEPS = 16  # steps that share their examples' lengths evenly
@@ -247,6 +247,7 @@ class StepAssignment(NamedTuple):
       lengths: int[p, columns], tokens of each text (`BatchLayout.text_lengths`).
       drawn: int64[p, m], the pair whose instruction is sampled; -1 for none.
       instructions: of the pairs, for block I; None without it.
+      negatives: int64[p, h], the drawn hard negatives, numbers in the pair's list; -1 for none.
     """
 
     examples: np.ndarray
@@ -254,6 +255,7 @@ class StepAssignment(NamedTuple):
     lengths: np.ndarray
     drawn: np.ndarray
     instructions: StepInstructions | None
+    negatives: np.ndarray
 
     def of_host(self, chunks: np.ndarray) -> np.ndarray:
         """int64[h, n], the pairs whose records a host reads; `chunks` as of `mesh.local_parts`."""
@@ -269,8 +271,8 @@ def assign_step(
     step: int,
     order: int = ORDER,
 ) -> StepAssignment:
-    """Samples instruction negatives for these examples' pairs and assigns the pairs to chunks, as
-    runs of this order (a key of ORDERS) do."""
+    """Draws the negatives of these examples' pairs and assigns the pairs to chunks, as runs of this
+    order (a key of ORDERS) do."""
     drawn, instructions = np.empty((len(examples) * layout.pairs_per_example, 0), np.int64), None
     if layout.block_i:
         hashes = dataset.instruction_hashes[examples].ravel()
@@ -279,9 +281,13 @@ def assign_step(
         instructions = StepInstructions(hashes, usable, dataset.siblings(examples), known)
         options = {"count": layout.sampled, "seed": seed, "step": step, "known": known}
         drawn = sample_instructions(*instructions[:3], **options)
-    lengths = layout.text_lengths(dataset, examples, drawn)
+    negatives = np.empty((len(drawn), 0), np.int64)
+    if layout.negatives:
+        counts = dataset.negative_counts[examples].ravel()
+        negatives = draw_negatives(counts, count=layout.negatives, seed=seed, step=step)
+    lengths = layout.text_lengths(dataset, examples, drawn, negatives)
     chunks = _chunks(layout, lengths, balance_chunks if order > 2 else assign_to_chunks)
-    return StepAssignment(examples, chunks, lengths, drawn, instructions)
+    return StepAssignment(examples, chunks, lengths, drawn, instructions, negatives)
 
 
 def _chunks(

@@ -19,6 +19,7 @@ from inf_jax.data.from_config import batch_layout, dataset_dir, make_loader
 from inf_jax.data.layout import BatchLayout
 from inf_jax.data.loader import Loader
 from inf_jax.data.packing_plan import planned_rows
+from inf_jax.losses.objective import Objective
 from inf_jax.text.tokenizer import TextTokenizer
 
 _FULLEST = 1.01  # tokens of a step's fullest chunk, over their mean
@@ -32,6 +33,7 @@ class StepInputs(NamedTuple):
       pairs_per_example: of the dataset; without one 3, as InF-IR has, if that divides the batch.
       squares: mean sum over the texts of a step of tokens^2.
       instructions: candidates of a row in block I.
+      hard_negatives: mean number in a step.
       note: where lengths and fill are from, for people.
       measured: whether they are the dataset's own.
       warning: about a step that is larger than the data; "" for none.
@@ -44,10 +46,16 @@ class StepInputs(NamedTuple):
     squares: float
     fill: float
     instructions: int
+    hard_negatives: float
     note: str
     measured: bool
     pairs_per_example: int
     warning: str = ""
+
+    def candidates(self, objective: Objective) -> float:
+        """Candidates of a row that the objective scores beyond one text of each pair."""
+        used = objective.blocks
+        return self.instructions * ("I" in used) + self.hard_negatives * ("P" in used)
 
 
 def plan_inputs(
@@ -83,9 +91,10 @@ def loader_inputs(loader: Loader) -> StepInputs:
         rows=plan.rows,
         pairs=plan.pairs,
         tokens=plan.tokens,
-        squares=float(squares + sampled),
+        squares=float(squares + sampled + plan.negative_squares),
         fill=plan.fill,
         instructions=loader.layout.instruction_candidates,
+        hard_negatives=plan.negatives * plan.pairs,
         note=f"measured on {loader.dataset.directory}",
         measured=True,
         pairs_per_example=loader.layout.pairs_per_example,
@@ -114,9 +123,10 @@ def _assumed(
     queries = _spread(query_tokens / layout.query_encoder.texts_per_query, data.max_query_tokens, n)
     passages = _spread(passage_tokens, data.max_passage_tokens, n)
     rows, tokens, squares = [], 0.0, 0.0
+    is_passage = lambda column: column == PASSAGE or column >= layout.first_negative  # noqa: E731
     for groups in layout.grids:
         columns = [column for group in groups for column in group]
-        texts = np.concatenate([passages if c == PASSAGE else queries for c in columns])
+        texts = np.concatenate([passages if is_passage(c) else queries for c in columns])
         fullest = int(np.ceil(_FULLEST * texts.sum() / layout.row_tokens))
         rows.append(max(fullest, planned_rows(texts, layout.row_tokens, layout.texts_per_row)))
         tokens += float(texts.sum()) / n
@@ -130,6 +140,7 @@ def _assumed(
         squares=squares * pairs,
         fill=tokens * pairs / (layout.chunks * sum(rows) * layout.row_tokens),
         instructions=layout.instruction_candidates,
+        hard_negatives=float(layout.negatives * pairs),
         note=(
             f"ASSUMED: queries of {query_tokens:g} tokens and passages of {passage_tokens:g} in "
             f"the mean (--query-tokens, --passage-tokens); {why}"
@@ -154,6 +165,7 @@ def batch_shapes(
     def array(*shape: int, dtype=jnp.int32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
+    passages = (1 + layout.negatives,) if layout.negatives else ()
     packed = []
     for r, groups in zip(rows, layout.grids, strict=True):
         grid = array(c, r, layout.row_tokens)
@@ -170,7 +182,9 @@ def batch_shapes(
         )
     return Batch(
         texts=packed[0] if len(packed) == 1 else tuple(packed),
-        ids=TextIds(*(array(c * n, 2, dtype=jnp.uint32) for _ in TextIds._fields)),
+        ids=TextIds(*(array(c * n, *more, 2, dtype=jnp.uint32) for more in ((), (), passages))),
         valid=array(c * n, dtype=jnp.bool_),
         negatives=negatives,
+        passage_valid=array(c * n, *passages, dtype=jnp.bool_) if passages else None,
+        teacher_scores=array(c * n, *passages, dtype=jnp.float32) if layout.teacher else None,
     )

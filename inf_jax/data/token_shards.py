@@ -180,7 +180,8 @@ def write_shard(
 ) -> None:
     """Writes a shard of these examples, then its index; `progress` is called with the number of
     examples since the last call. UserError: a text has no tokens, or a file cannot be written."""
-    each: dict[str, list] = {"lengths": [], "parts": [], "hashes": [], "counts": []}
+    each: dict[str, list] = {"lengths": [], "parts": [], "hashes": [], "counts": [], "scored": []}
+    none = [0] * pairs_per_example
     negatives = [np.empty(0, np.int32)]
     options = {"pairs_per_example": pairs_per_example, "tokenizer": tokenizer, "text": text}
     with Writer(path) as writer:
@@ -192,17 +193,20 @@ def write_shard(
                 each["hashes"].append(record.hashes)
                 if found := record.negatives:
                     negatives.append(found.lengths)
-                each["counts"].append(found.counts if found else [0] * pairs_per_example)
+                each["counts"].append(found.counts if found else none)
+                each["scored"].append(~np.isnan(found.positive_scores) if found else none)
             progress(len(batch))
     lengths, parts, counts = (
         np.array(each[name], np.int32) for name in ("lengths", "parts", "counts")
     )
-    hashes = np.array(each["hashes"], np.uint64)
+    hashes, scored = np.array(each["hashes"], np.uint64), np.array(each["scored"], bool)
     present = lengths[:, ::2] > 0
     siblings, usual = find_siblings(hashes, present), usual_siblings(present)
     sidecar = Sidecar(writer.index, lengths, parts, hashes[:, :, 0], pair_hashes(hashes))
     if (siblings != usual).any():
         sidecar = sidecar._replace(siblings=siblings.astype(np.int32))
+    if scored.any():
+        sidecar = sidecar._replace(scored=scored)
     if counts.any():
         sidecar = sidecar._replace(
             negative_counts=counts, negative_lengths=np.concatenate(negatives)

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,6 +46,7 @@ class Sidecar(NamedTuple):
       siblings: int32[n, k], `negatives.find_siblings`; None where they are the usual ones.
       negative_counts: int32[n, k], hard negatives of each pair; None where there are none.
       negative_lengths: int32[sum(negative_counts)], tokens of each; None where there are none.
+      scored: bool[n, k], pairs with a teacher's scores; None where there are none.
     """
 
     index: Index
@@ -56,6 +57,7 @@ class Sidecar(NamedTuple):
     siblings: np.ndarray | None = None
     negative_counts: np.ndarray | None = None
     negative_lengths: np.ndarray | None = None
+    scored: np.ndarray | None = None
 
 
 class TokenisedDataset:
@@ -66,6 +68,8 @@ class TokenisedDataset:
       pairs_per_example: k, pairs of an example, absent ones included; an example's pairs have the
         numbers k * example to k * example + k - 1.
       text_lengths, part_lengths, instruction_hashes: as in `Sidecar`, of all examples.
+      negative_counts: int32[n, k], hard negatives of each pair; None where there are none.
+      scored: whether any pair has a teacher's scores.
       special: int32[...] twice, the special tokens before and after every text.
       max_query_tokens: int, the limit of an instructed query.
       fingerprint: str, hash of everything that the contents depend on.
@@ -123,7 +127,16 @@ class TokenisedDataset:
             np.concatenate([sidecar[n] for sidecar in sidecars]) for n in (1, 2, 3)
         )
         self._pair_hashes = [sidecar.pair_hashes for sidecar in sidecars]
-        self._siblings = _joined_siblings(sidecars)
+        self._siblings = _joined(
+            sidecars, "siblings", lambda one: usual_siblings(one.text_lengths[:, ::2] > 0)
+        )
+        self.scored = any(sidecar.scored is not None for sidecar in sidecars)
+        self.negative_counts = _joined(
+            sidecars, "negative_counts", lambda one: np.zeros((len(one.index), k), np.int32)
+        )
+        self._negative_lengths = _joined(
+            sidecars, "negative_lengths", lambda one: np.empty(0, np.int32)
+        )
         self._ends = np.cumsum([len(reader) for reader in self._readers])
         self.num_examples = len(self.text_lengths)
 
@@ -139,8 +152,11 @@ class TokenisedDataset:
         """
         return [decode_tokenised(data) for data in self.read_batch(indices).data]
 
-    def read_batch(self, indices: Sequence[int] | np.ndarray) -> TokenisedBatch:
-        """As `read`, decoded at once: over ten times faster, but for records of older versions."""
+    def read_batch(
+        self, indices: Sequence[int] | np.ndarray, *, negatives: bool = False
+    ) -> TokenisedBatch:
+        """As `read`, decoded at once: over ten times faster, but for records of older versions.
+        Hard negatives are left out unless asked for."""
         wanted = np.asarray(indices, np.int64)
         if wanted.size and (wanted.min() < 0 or wanted.max() >= self.num_examples):
             bad = wanted[(wanted < 0) | (wanted >= self.num_examples)][0]
@@ -160,7 +176,7 @@ class TokenisedDataset:
             )
 
         try:
-            batch = decode_batch(data, self.pairs_per_example)
+            batch = decode_batch(data, self.pairs_per_example, negatives=negatives)
         except UserError:
             for place, each in enumerate(data):
                 try:
@@ -168,11 +184,14 @@ class TokenisedDataset:
                 except UserError as problem:
                     raise error(place, str(problem)) from problem
             raise
-        for name, read in (
-            ("text_lengths", batch.lengths),
-            ("part_lengths", part_lengths(batch.spans)),
-            ("instruction_hashes", batch.hashes[:, :, 0]),
-        ):
+        decoded = {
+            "text_lengths": batch.lengths,
+            "part_lengths": part_lengths(batch.spans),
+            "instruction_hashes": batch.hashes[:, :, 0],
+        }
+        if negatives and self.negative_counts is not None:
+            decoded["negative_counts"] = batch.negatives.counts
+        for name, read in decoded.items():
             indexed = getattr(self, name)[wanted]
             differs = (read != indexed).any(axis=tuple(range(1, read.ndim)))
             if differs.any():
@@ -190,6 +209,30 @@ class TokenisedDataset:
         else:
             places = self._siblings[examples]
         return (places + self.pairs_per_example * np.arange(len(examples))[:, None]).ravel()
+
+    def negative_lengths(self, examples: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+        """int[p, h], tokens of the drawn hard negatives of these examples' pairs, int64[p, h]
+        numbers in the pairs' lists; 0 where none is drawn."""
+        number = self._first_negative[examples].reshape(-1, 1) + drawn
+        lengths = self._negative_lengths[np.where(drawn >= 0, number, 0)]
+        return np.where(drawn >= 0, lengths, 0)
+
+    def drawn_tokens(self, count: int) -> np.ndarray:
+        """int64[n], mean tokens of an example's hard negatives if `count` of each pair's are
+        drawn."""
+        if not count:
+            return np.zeros(self.num_examples, np.int64)
+        ends = np.concatenate([[0], np.cumsum(self._negative_lengths, dtype=np.int64)])
+        counts, first = self.negative_counts, self._first_negative
+        tokens = ends[first + counts] - ends[first]
+        mean = tokens * np.minimum(counts, count) / np.maximum(counts, 1)
+        return np.rint(mean.sum(1)).astype(np.int64)
+
+    @functools.cached_property
+    def _first_negative(self) -> np.ndarray:
+        """int64[n, k], the place of each pair's first one in `_negative_lengths`."""
+        counts = self.negative_counts
+        return np.cumsum(counts.ravel(), dtype=np.int64).reshape(counts.shape) - counts
 
     def known_instructions(self, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """`KnownInstructions.of` the pairs of these examples, by all examples of the split; reads
@@ -231,14 +274,15 @@ class TokenisedDataset:
         )
 
 
-def _joined_siblings(sidecars: list[Sidecar]) -> np.ndarray | None:
-    if all(sidecar.siblings is None for sidecar in sidecars):
+def _joined(
+    sidecars: list[Sidecar], name: str, usual: Callable[[Sidecar], np.ndarray]
+) -> np.ndarray | None:
+    """An array of all shards, where one lacks it the usual one; None where all lack it."""
+    each = [getattr(one, name) for one in sidecars]
+    if all(array is None for array in each):
         return None
-    each = [
-        usual_siblings(one.text_lengths[:, ::2] > 0) if one.siblings is None else one.siblings
-        for one in sidecars
-    ]
-    return np.concatenate(each)
+    both = zip(each, sidecars, strict=True)
+    return np.concatenate([usual(one) if array is None else array for array, one in both])
 
 
 def index_path(shard: Path) -> Path:
@@ -268,7 +312,7 @@ def load_sidecar(shard: Path) -> Sidecar:
             )
         n, counts = len(index), sidecar.negative_counts
         k, total = sidecar.text_lengths.size // (2 * n or 1), 0 if counts is None else counts.sum()
-        shapes = [(n,), (n,), (n, 2 * k), (n, k, 3), *[(n, k)] * 4, (total,)]
+        shapes = [(n,), (n,), (n, 2 * k), (n, k, 3), *[(n, k)] * 4, (total,), (n, k)]
         found = zip((index.lengths, index.crcs, *sidecar[1:]), shapes, strict=True)
         if any(array is not None and array.shape != shape for array, shape in found):
             raise ValueError("the sizes of its arrays disagree")

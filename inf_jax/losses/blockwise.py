@@ -242,7 +242,7 @@ def _sides(
     texts = _texts_a_pair(plan, rows, "passages")
 
     def side(fields: set[str], k: int, *, by_column: bool) -> Side:
-        ids = rows.ids
+        ids, present = rows.ids, rows.passage_valid is not None and "passages" in fields
         if ids is not None:
             ids = TextIds(ids.instruction, ids.query, ids.passage[:, :k])
         own = lambda values: {  # noqa: E731
@@ -251,6 +251,7 @@ def _sides(
         needed = rows._replace(
             queries=rows.queries if "queries" in fields else None,
             passages=rows.passages[:, :k] if "passages" in fields else None,
+            passage_valid=rows.passage_valid[:, :k] if present and k > 1 else None,
             ids=ids,
         )
         return Side(needed, positive, own(sums), own(slopes))

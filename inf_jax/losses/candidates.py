@@ -21,6 +21,7 @@ class RowTexts(NamedTuple):
       valid: bool[b], False for an empty slot.
       queries: [b, e].
       passages: [b, 1 + h, e], the positive first.
+      passage_valid: bool[b, 1 + h], False where a row has no such passage, or None: all are there.
       instruction_negatives: [b, m, e] or None.
       ids: TextIds with passage [b, 1 + h, 2], or None: then nothing is masked by identity.
       instruction_negative_ids: uint32[b, m, 2], hashes of the instructions of n_ik, or None.
@@ -33,6 +34,7 @@ class RowTexts(NamedTuple):
     valid: jax.Array
     queries: jax.Array
     passages: jax.Array
+    passage_valid: jax.Array | None = None
     instruction_negatives: jax.Array | None = None
     ids: TextIds | None = None
     instruction_negative_ids: jax.Array | None = None
@@ -78,14 +80,18 @@ def candidates(block: LogitBlock, rows: RowTexts, columns: RowTexts) -> Candidat
 def eligible_texts(
     rows: RowTexts, columns: RowTexts, k: int, *, by_column: bool = False
 ) -> jax.Array:
-    """bool[r, c, k]: text k of the column is in a filled slot and not the row's own positive.
+    """bool[r, c, k]: text k of the column is in a filled slot, there, and not the row's own
+    positive.
 
     by_column: the row is the candidate of the column, so it is the row that must be filled.
     """
     other = (rows.index[:, None] != columns.index[None])[:, :, None]
     hard = jnp.arange(k)[None, None] > 0
     filled = rows.valid[:, None] if by_column else columns.valid[None]
-    return (other | hard) & filled[:, :, None]
+    eligible = (other | hard) & filled[:, :, None]
+    if k > 1 and columns.passage_valid is not None:
+        eligible = eligible & columns.passage_valid[None, :, :k]
+    return eligible
 
 
 def known_positives(rows: TextIds, columns: TextIds, k: int) -> jax.Array:

@@ -8,7 +8,7 @@ from jax.sharding import AxisType, Mesh
 
 from inf_jax.core.errors import UserError
 from inf_jax.losses.candidates import RowTexts
-from inf_jax.losses.objective import ENGINES, MASKS, Objective
+from inf_jax.losses.objective import ENGINES, MASKS, TAUGHT, Objective
 
 
 def check_texts(objective: Objective, rows: RowTexts) -> None:
@@ -23,6 +23,9 @@ def check_texts(objective: Objective, rows: RowTexts) -> None:
         raise UserError(f"embeddings of {queries.dtype} and {passages.dtype}: expected floats")
     if valid is not None and (valid.shape != queries.shape[:1] or valid.dtype != bool):
         raise UserError(f"valid is {valid.dtype}{valid.shape}: expected bool{queries.shape[:1]}")
+    there, shape = rows.passage_valid, passages.shape[:2]
+    if there is not None and (there.shape != shape or there.dtype != bool):
+        raise UserError(f"passage_valid is {there.dtype}{there.shape}: expected bool{shape}")
     if "I" in objective.blocks:
         _check_instruction_negatives(objective, rows)
 
@@ -79,8 +82,8 @@ def check_coefficients(scale: float | jax.Array, bias: float | jax.Array) -> Non
 def check_teacher(
     objective: Objective, passages: jax.Array, teacher_scores: jax.Array | None
 ) -> None:
-    """Passages and teacher scores of a distil term."""
-    if not objective.has("distil"):
+    """Passages and teacher scores of a distil or margin term."""
+    if not objective.has(*TAUGHT):
         return
     if passages.shape[1] < 2:
         raise UserError(

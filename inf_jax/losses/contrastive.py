@@ -17,7 +17,7 @@ from inf_jax.losses.blocks import BLOCKS
 from inf_jax.losses.blockwise import blockwise_sums
 from inf_jax.losses.candidates import RowTexts, known_instructions
 from inf_jax.losses.dense import dense_sums
-from inf_jax.losses.objective import Objective, parse_objective
+from inf_jax.losses.objective import TAUGHT, Objective, parse_objective
 from inf_jax.losses.tiles import BlockwisePlan, Coefficients
 
 DENSE_SCORES = 2**22  # up to so many scores (16 MiB) the auto engine keeps the matrix
@@ -35,6 +35,7 @@ def contrastive_loss(
     ids: TextIds | None = None,
     mask: str = "identity",
     valid: jax.Array | None = None,
+    passage_valid: jax.Array | None = None,
     instruction_negative_ids: jax.Array | None = None,
     instruction_negative_valid: jax.Array | None = None,
     teacher_scores: jax.Array | None = None,
@@ -47,12 +48,14 @@ def contrastive_loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss of the global batch, and its metrics.
 
-    With s the scale, pos_i = s <q_i, p_i>, the blocks of `losses.blocks` and w_t their weights:
+    With s the scale, pos_i = s <q_i, p_i>, t a teacher's scores, the blocks of `losses.blocks` and
+    w_t their weights:
 
       uni(T)     = mean_i [ logsumexp(pos_i, s x + log w_t, all negatives x of T) - pos_i ]
       multi(T)   = sum over the blocks t of T of w_t uni(t)
       sigmoid(T) = mean_i [ softplus(-(pos_i + bias)) + sum_t w_t sum_x softplus(s x + bias) ]
-      distil(P)  = mean_i KL( softmax_h(teacher_scores_ih) || softmax_h(s <q_i, p_ih>) )
+      distil(P)  = mean_i KL( softmax_h(t_ih) || softmax_h(s <q_i, p_ih>) )
+      margin(P)  = mean_i mean_h ( s <q_i, p_i> - s <q_i, p_ih> - (t_i - t_ih) )^2
 
     The positive is counted once (InF-IR, arXiv 2505.21439; the sigmoid loss is SigLIP's, arXiv
     2303.15343). An objective is a weighted sum of such terms. Under jit the rows may be sharded
@@ -83,9 +86,12 @@ def contrastive_loss(
         the batch has the row's query and passage, as the row itself has.
         "faithful": the row's own positive only, by index, as in the paper's code. Static.
       valid: bool[b], False for an empty slot: neither row nor candidate, even if it holds NaN.
+      passage_valid: bool[b, 1 + h], False where a row has no such hard negative, whatever it holds;
+        None: all are there.
       instruction_negative_ids: uint32[b, m, 2], hashes of the instructions of n_ik, for "identity".
       instruction_negative_valid: bool[b, m], False where there is no n_ik; None: all are there.
-      teacher_scores: [b, 1 + h], logits of a teacher for the row's own passages, for distil.
+      teacher_scores: [b, 1 + h], logits of a teacher for the row's own passages, for distil and
+        margin; -inf for all of a row without: its part of the sum is 0.
       dims, dim_weights: Matryoshka (arXiv 2205.13147): the weighted sum of the losses of prefixes
         of the embeddings, of these lengths and at unit norm; () is the whole embedding as it is,
         and weights of 1. Static.
@@ -122,6 +128,7 @@ def contrastive_loss(
         valid=valid,
         queries=queries,
         passages=passages,
+        passage_valid=passage_valid,
         instruction_negatives=instruction_negatives,
         ids=ids,
         instruction_negative_ids=instruction_negative_ids,
@@ -219,8 +226,8 @@ def _loss(
             more = _padded_sums(rest, kept, fixed, coefficients)
             sums, counts = sums | more[0], counts | more[1]
         loss = jnp.sum(weights * terms.row_losses(objective, sums, positive, coefficients))
-    if objective.has("distil"):
-        loss += terms.distil(objective, rows, teacher, coefficients.scale, weights)
+    if objective.has(*TAUGHT):
+        loss += terms.taught_loss(objective, rows, teacher, coefficients.scale, weights)
     counts = {t: counts[t] for t in BLOCKS if t in counts}
     metrics = terms.metrics(sums, counts, positive, coefficients.scale, rows.valid)
     return loss, {name: _metric(value) for name, value in {"loss": loss, **metrics}.items()}
@@ -265,6 +272,8 @@ def _zero_empty_slots(rows: RowTexts) -> RowTexts:
     rows = _map_embeddings(
         rows, lambda x: jnp.where(jnp.expand_dims(rows.valid, tuple(range(1, x.ndim))), x, 0)
     )
+    if rows.passage_valid is not None:
+        rows = rows._replace(passages=jnp.where(rows.passage_valid[:, :, None], rows.passages, 0))
     filled = rows.instruction_negative_valid
     if filled is not None:
         kept = jnp.where(filled[:, :, None], rows.instruction_negatives, 0)

@@ -4,6 +4,7 @@
     multi(P,I,IQ)                      a softmax a block, summed
     sigmoid(P)                         SigLIP: a binary decision for every candidate
     distil(P)                          KL to a teacher's softmax over the row's own passages
+    margin(P)                          MarginMSE: squared error of the margins of a teacher
     multi(P,0.5*IQ) + 0.2*sigmoid(P)   weights of blocks, and sums of terms
 
 `contrastive_loss` has the formulas, `losses.blocks` the blocks. This module does not import JAX.
@@ -16,7 +17,8 @@ import re
 from inf_jax.core.errors import UserError
 from inf_jax.losses.blocks import BLOCKS
 
-KINDS = ("uni", "multi", "sigmoid", "distil")
+KINDS = ("uni", "multi", "sigmoid", "distil", "margin")
+TAUGHT = ("distil", "margin")  # compare a row's own passages with a teacher's scores
 ENGINES = ("dense", "blockwise", "ring", "gather")
 MASKS = ("identity", "faithful")
 _NUMBER = r"(?:(\d+\.?\d*(?:e[+-]?\d+)?|\.\d+)\s*\*\s*)?"
@@ -59,8 +61,8 @@ class Term:
             raise UserError(f"{given}: {len(weights)} weights for {len(self.blocks)} blocks")
         if not all(0 < w < math.inf for w in (*weights, self.weight)):
             raise UserError(f"{given}: weights {weights}, {self.weight} must be above 0")
-        if self.kind == "distil" and self.blocks != ("P",):
-            raise UserError(f"{given}: distil takes block P only: write distil(P)")
+        if self.kind in TAUGHT and self.blocks != ("P",):
+            raise UserError(f"{given}: {self.kind} takes block P only: write {self.kind}(P)")
         by_name = dict(zip(self.blocks, weights, strict=True))
         ordered = tuple(name for name in BLOCKS if name in by_name)
         object.__setattr__(self, "blocks", ordered)
@@ -80,7 +82,7 @@ class Objective:
     @property
     def blocks(self) -> tuple[str, ...]:
         """The blocks with negatives in any term, in the order of `BLOCKS`."""
-        used = {name for term in self.terms if term.kind != "distil" for name in term.blocks}
+        used = {name for term in self.terms if term.kind not in TAUGHT for name in term.blocks}
         return tuple(name for name in BLOCKS if name in used)
 
     def has(self, *kinds: str) -> bool:
@@ -123,14 +125,14 @@ def count_negatives(
     objective: str | Objective,
     *,
     pairs: int,
-    hard_negatives: int = 0,
+    hard_negatives: float = 0,
     instruction_negatives: int = 0,
 ) -> dict[str, int]:
     """Negatives of a row by block, before identity masks, for the start banner.
 
     Args:
       pairs: filled rows of the global batch.
-      hard_negatives: h, passages of a pair beyond its positive.
+      hard_negatives: h, passages of a pair beyond its positive; may be a mean.
       instruction_negatives: m, of a row.
 
     Raises:
@@ -147,7 +149,7 @@ def count_negatives(
             f"objective {objective} has block I: set instruction_negatives to 1 or more"
         )
     sizes = pairs, hard_negatives, instruction_negatives
-    return {name: BLOCKS[name].count(*sizes) for name in objective.blocks}
+    return {name: round(BLOCKS[name].count(*sizes)) for name in objective.blocks}
 
 
 def _factor(weight: float) -> str:

@@ -37,22 +37,38 @@ def row_losses(
     return total
 
 
-def distil(
+def taught_loss(
     objective: Objective, rows: RowTexts, teacher: jax.Array, scale: jax.Array, weights: jax.Array
 ) -> jax.Array:
-    """Weighted sum of each row's KL from the teacher's distribution over its passages to ours.
+    """Weighted sum of each row's losses by a teacher's scores of its passages: the KL from the
+    teacher's distribution to ours, and the mean squared error of the margins of its negatives.
 
     Args:
-      teacher: [b, 1 + h], the teacher's logits; -inf for a missing passage.
+      teacher: [b, 1 + h], the teacher's logits; -inf for a passage of no probability, and for all
+        of a row that has no teacher.
       weights: [b], 0 for an empty slot.
     """
-    ours = jax.nn.log_softmax(scale * dots("be,bke->bk", rows.queries, rows.passages))
-    # empty slots may hold anything
-    theirs = jnp.where(rows.valid[:, None], teacher.astype(scale.dtype), 0)
-    theirs = jax.nn.log_softmax(theirs)
-    factor = sum(term.weight for term in objective.terms if term.kind == "distil")
-    parts = jnp.where(theirs > -jnp.inf, jnp.exp(theirs) * (theirs - ours), 0)
-    return factor * jnp.sum(weights * jnp.sum(parts, axis=1))
+    there = jnp.broadcast_to(rows.valid[:, None], teacher.shape)
+    if rows.passage_valid is not None:
+        there = there & rows.passage_valid
+    scores = scale * dots("be,bke->bk", rows.queries, rows.passages)
+    theirs = jnp.where(there, teacher.astype(scale.dtype), -jnp.inf)  # may be NaN in empty slots
+    scored = theirs > -jnp.inf
+
+    # without -inf, of which a row without passages would make NaN
+    ours = jax.nn.log_softmax(jnp.where(there, scores, jnp.finfo(scale.dtype).min / 4))
+    wanted = jax.nn.log_softmax(jnp.where(jnp.any(scored, 1, keepdims=True), theirs, 0))
+    kl = jnp.sum(jnp.where(scored, jnp.exp(wanted) * (wanted - ours), 0), axis=1)
+
+    both = scored[:, :1] & scored[:, 1:]
+    finite = jnp.where(scored, theirs, 0)
+    errors = (scores[:, :1] - scores[:, 1:]) - (finite[:, :1] - finite[:, 1:])
+    squares = jnp.sum(jnp.where(both, jnp.square(errors), 0), axis=1)
+    margin = squares / jnp.maximum(jnp.sum(both, axis=1), 1)
+
+    values = {"distil": kl, "margin": margin}
+    terms = [term.weight * values[term.kind] for term in objective.terms if term.kind in values]
+    return jnp.sum(weights * sum(terms))
 
 
 def metrics(

@@ -62,7 +62,7 @@ class Instructed(NamedTuple):
       queries: each under its own instruction.
       negatives: [c, a, i] is query a under instruction i; the diagonal is `queries`. None if not
         requested.
-      passages: None if the chunks hold none.
+      passages: of n passages a query [c, n * b, e]; None if the chunks hold none.
     """
 
     queries: Float[Array, "c b e"]
@@ -80,11 +80,12 @@ class Encoder:
       hidden: (params, tokens, segments, positions, **options of Transformer) -> token states.
       encode: (params, packed, key=None, *, shards=WHOLE) -> one float32 embedding per text. A key
         turns dropout on; `shards` says how params are split, see `distributed.layer_shards`.
-      encode_instructed: (params, packed, key=None, *, max_tokens, all_pairs=True, passages=True,
+      encode_instructed: (params, packed, key=None, *, max_tokens, all_pairs=True, passages=1,
         shards=WHOLE) -> Instructed, in one pass, see `instruction_attention`. The k = 3b texts of
-        a chunk are b instructions, their b queries and their b passages; with passages=False
-        k = 2b, without the passages (the query tower of separate ones). `max_tokens` bounds the
-        length of instructions and queries. all_pairs=False computes no `negatives`.
+        a chunk are b instructions, their b queries and their b passages; with passages=n
+        k = (2 + n)b, the passages as they come; 0: none (the query tower of separate ones).
+        `max_tokens` bounds the length of instructions and queries. all_pairs=False computes no
+        `negatives`.
       encode_queries: (params, packed, *, shards=WHOLE) -> the `queries` of chunks of k = 2b texts
         of at most half a row each, as `retriever.encode` packs them.
     """
@@ -200,12 +201,12 @@ def make_encoder(config: EncoderConfig, options: EncoderOptions = EncoderOptions
         *,
         max_tokens: int,
         all_pairs: bool = True,
-        passages: bool = True,
+        passages: int = 1,
         shards: Shards = WHOLE,
     ) -> Instructed:
         states = token_states(params, packed, key, shards)
         k, s = packed.slots.shape[1], packed.text_ids.shape[-1]
-        kinds = 3 if passages else 2
+        kinds = 2 + passages
         b, remainder = divmod(k, kinds)
         if remainder:
             raise ValueError(f"the {k} texts of a chunk are not a multiple of {kinds}")
@@ -228,7 +229,7 @@ def make_encoder(config: EncoderConfig, options: EncoderOptions = EncoderOptions
         return Instructed(queries, negatives, pooled(states, passages_only, None))
 
     def encode_queries(params: dict, packed: Packed, *, shards: Shards = WHOLE) -> Array:
-        wanted = {"all_pairs": False, "passages": False}
+        wanted = {"all_pairs": False, "passages": 0}
         half = packed.tokens.shape[-1] // 2
         return encode_instructed(params, packed, max_tokens=half, shards=shards, **wanted).queries
 

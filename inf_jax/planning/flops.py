@@ -4,17 +4,18 @@ The formula (`model_flops`) counts what any implementation must compute, two per
 real tokens only:
 
     encoder, forward = L (2 T (d k (2 h + 2 g) + n d f) + 4 h k S)
-    loss, forward    = 2 b^2 e for each matrix of scores, 2 b c e for block I
+    loss, forward    = 2 b^2 e for each matrix of scores, 2 b c e for other candidates
     step             = 3 x forward (backward computes two products for each of forward's)
 
 with L layers, d width, h heads of width k, g heads of keys and values, f ffn, n = 2 (gated: 3)
 products of it, T tokens of a step, S the sum of the squares of the texts' lengths (attention within
 a text, ignoring what a causal mask or a window skips), b pairs, e width of the embeddings, c
-candidates of a row in block I. With adapters of P parameters the kernels have no gradient, which
-saves one of backward's two products, and forward has 2 T P more; other frozen parameters count as
-if trained. Not counted: padding, rematerialisation, the products of the optimiser and of the health
-metrics, embedding look-ups, pooling, and the attention between query and instruction of
-query_encoder="attention". MFU is this over peak times seconds.
+candidates of a row in block I and hard negatives of all pairs in block P. With adapters of P
+parameters the kernels have no gradient, which saves one of backward's two products, and forward has
+2 T P more; other frozen parameters count as if trained. Not counted: padding, rematerialisation,
+the products of the optimiser and of the health metrics, embedding look-ups, pooling, and the
+attention between query and instruction of query_encoder="attention". MFU is this over peak times
+seconds.
 """
 
 import math
@@ -32,12 +33,11 @@ def encoder_flops(shape: EncoderConfig, *, tokens: float, squares: float) -> flo
     return shape.layers * (2 * tokens * weights + 4 * hk * squares)
 
 
-def loss_flops(objective: Objective, *, pairs: float, width: int, instructions: float) -> float:
-    """Forward FLOPs of an objective's scores: `pairs` is b, `width` e, `instructions` c."""
+def loss_flops(objective: Objective, *, pairs: float, width: int, candidates: float) -> float:
+    """Forward FLOPs of an objective's scores: `pairs` is b, `width` e, `candidates` c."""
     blocks = [BLOCKS[name] for name in objective.blocks]
     matrices = {block.matrix for block in blocks if not block.per_row}
-    own = any(block.per_row for block in blocks)
-    return 2 * pairs * width * (pairs * len(matrices) + instructions * own)
+    return 2 * pairs * width * (pairs * len(matrices) + candidates)
 
 
 def model_flops(
@@ -47,21 +47,21 @@ def model_flops(
     tokens: float,
     squares: float,
     pairs: float,
-    instructions: float = 0,
+    candidates: float = 0,
     dims: tuple[int, ...] = (),
     adapter: float = 0,
 ) -> float:
     """FLOPs of a step over the whole mesh, by the module's formula.
 
     Args:
-      tokens, squares, pairs, instructions: T, S, b and c.
+      tokens, squares, pairs, candidates: T, S, b and c.
       dims: Matryoshka widths; empty: the embedding's.
       adapter: parameters of a tower's LoRA adapters; 0: the encoder itself is trained.
     """
     forward = encoder_flops(shape, tokens=tokens, squares=squares) + 2 * tokens * adapter
     frozen = encoder_flops(shape, tokens=tokens, squares=0) if adapter else 0
     for width in dims or (shape.width,):
-        forward += loss_flops(objective, pairs=pairs, width=width, instructions=instructions)
+        forward += loss_flops(objective, pairs=pairs, width=width, candidates=candidates)
     return 3 * forward - frozen
 
 

@@ -57,7 +57,7 @@ def work_of(training: Training, *, dims: tuple[int, ...] = ()) -> StepWork:
             tokens=inputs.tokens,
             squares=inputs.squares,
             pairs=inputs.pairs,
-            instructions=inputs.instructions,
+            candidates=inputs.candidates(training.program.objective),
             dims=dims or (training.model.encoder.width,),
             adapter=training.program.partition.adapter_size,
         ),
@@ -74,6 +74,7 @@ def banner(
     negatives = count_negatives(
         training.program.objective,
         pairs=round(plan.pairs),
+        hard_negatives=plan.negatives,
         instruction_negatives=layout.instruction_candidates,
     )
     epochs = steps * layout.batch_size / data.num_examples
@@ -100,6 +101,7 @@ def banner(
             ("attention", training.model.encoder.attention_in_training(layout.row_tokens)),
             ("shape", "known for all steps" if plan.exact else "from sampled steps, with a margin"),
             *((f"negatives a query, block {b}", n) for b, n in negatives.items()),
+            *([("hard negatives a pair", f"{plan.negatives:.2f}")] if layout.negatives else []),
             *_instruction_negatives(loader),
             *_old_order(loader),
             *more.items(),

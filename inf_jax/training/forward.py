@@ -39,7 +39,8 @@ class Embeddings(NamedTuple):
     """Vectors of the b pairs of a batch.
 
     Attributes:
-      queries, passages: float32[b, e].
+      queries: float32[b, e].
+      passages: float32[b, e], or [b, 1 + h, e] with h hard negatives of each pair.
       instruction_negatives: float32[b, 1 + m, e] as `InstructionNegatives.ids`, or None.
     """
 
@@ -67,28 +68,42 @@ def encode_pairs(
     shared = isinstance(batch.texts, Packed)
     query_texts, passage_texts = (batch.texts, None) if shared else batch.texts
     passages = None if shared else run(plan.encode, "passage", passage_texts)
+    h = 0 if batch.passage_valid is None else batch.passage_valid.shape[1] - 1
     flat = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
+
+    def by_pair(x: jax.Array) -> jax.Array:
+        """[b, e] or [b, 1 + h, e] of a chunk's n passages and then the n * h negatives."""
+        if not h:
+            return flat(x)
+        c, k, e = x.shape
+        n = k // (1 + h)
+        hard = x[:, n:].reshape(c, n, h, e)
+        return jnp.concatenate([x[:, :n, None], hard], axis=2).reshape(c * n, 1 + h, e)
+
     if plan.instructed is not None:
-        pairs = batch.negatives is not None
-        encode = functools.partial(plan.instructed, all_pairs=pairs, passages=shared)
+        pairs, count = batch.negatives is not None, (1 + h) * shared
+        encode = functools.partial(plan.instructed, all_pairs=pairs, passages=count)
         vectors = run(encode, "query", query_texts)
         b, e = batch.valid.shape[0], vectors.queries.shape[-1]
         return Embeddings(
             flat(vectors.queries),
-            flat(vectors.passages if shared else passages),
+            by_pair(vectors.passages if shared else passages),
             vectors.negatives.reshape(b, -1, e) if pairs else None,
         )
     vectors = run(plan.encode, "query", query_texts)
-    c, _, e = vectors.shape
+    c, k, e = vectors.shape
     n = batch.valid.shape[0] // c
     if shared:
-        queries, passages, sampled = jnp.split(vectors, [n, 2 * n], axis=1)
+        hard = k - n * h  # after the sampled texts
+        queries, passages, sampled, rest = jnp.split(vectors, [n, 2 * n, hard], axis=1)
+        passages = jnp.concatenate([passages, rest], axis=1) if h else passages
     else:
         queries, sampled = jnp.split(vectors, [n], axis=1)
     if batch.negatives is None:
-        return Embeddings(flat(queries), flat(passages), None)
+        return Embeddings(flat(queries), by_pair(passages), None)
     # inside the chunk: needs nothing from other devices, and no gradient is added twice
     slots = batch.negatives.poison.reshape(c, n, 1)
     poisoned = jnp.take_along_axis(queries, slots, axis=1).reshape(c * n, 1, e)
     sampled = sampled.reshape(c * n, -1, e)
-    return Embeddings(flat(queries), flat(passages), jnp.concatenate([poisoned, sampled], axis=1))
+    negatives = jnp.concatenate([poisoned, sampled], axis=1)
+    return Embeddings(flat(queries), by_pair(passages), negatives)

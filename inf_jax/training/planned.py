@@ -37,7 +37,7 @@ def planned_step(
         tokens=inputs.tokens,
         squares=inputs.squares,
         pairs=inputs.pairs,
-        instructions=inputs.instructions,
+        candidates=inputs.candidates(program.objective),
         dims=config.loss.dims or (encoder.width,),
         adapter=program.partition.adapter_size,
     )

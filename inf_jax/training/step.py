@@ -78,6 +78,8 @@ def make_loss(
                 ids=batch.ids if loss.mask == "identity" else None,
                 mask=loss.mask,
                 valid=batch.valid,
+                passage_valid=batch.passage_valid,
+                teacher_scores=batch.teacher_scores,
                 instruction_negative_ids=None if negatives is None else negatives.ids,
                 instruction_negative_valid=None if negatives is None else negatives.valid,
                 mesh=encoding.mesh,
@@ -93,8 +95,11 @@ def make_loss(
             metrics["bias"] = coefficients["bias"]
         if with_health:
             with jax.named_scope("health"):
-                pairs = embeddings.queries, embeddings.passages
-                metrics |= health(*pairs, valid=batch.valid, ids=batch.ids, mask=loss.mask)
+                pairs, ids = (embeddings.queries, embeddings.passages), batch.ids
+                if batch.passage_valid is not None:  # without hard negatives
+                    pairs = pairs[0], pairs[1][:, 0]
+                    ids = ids._replace(passage=ids.passage[:, 0])
+                metrics |= health(*pairs, valid=batch.valid, ids=ids, mask=loss.mask)
         return value, metrics
 
     return loss_fn

@@ -60,7 +60,7 @@ def measure_loss(out) -> None:
 def _loss_line(out, name: str, case: LossCase, width: int, seconds, memory, loss) -> None:
     peak = peak_flops(jax.local_devices()[0].device_kind)
     objective = parse_objective(case.objective)
-    flops = 3 * loss_flops(objective, pairs=case.pairs, width=width, instructions=0)
+    flops = 3 * loss_flops(objective, pairs=case.pairs, width=width, candidates=0)
     share = flops / seconds / peak if peak else None
     out(name, ms=1e3 * seconds, **{"share of peak": share, "GiB": memory, "loss": loss})
 

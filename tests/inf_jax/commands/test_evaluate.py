@@ -48,7 +48,7 @@ def figures(config, params):
             stack_chunks(packed),
             max_tokens=16,
             all_pairs=False,
-            passages=False,
+            passages=0,
         )
         return np.asarray(found.queries[:, 0])
 

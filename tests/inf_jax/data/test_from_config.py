@@ -4,9 +4,11 @@ import dataclasses
 
 import pytest
 
-from inf_jax.config.sections import DataConfig, RunConfig
+from inf_jax.config.checks import check_config
+from inf_jax.config.defaults import defaults
+from inf_jax.config.sections import DataConfig, RunConfig, TrainConfig
 from inf_jax.core.errors import UserError
-from inf_jax.data.from_config import dataset_dir
+from inf_jax.data.from_config import batch_layout, dataset_dir
 
 
 @pytest.mark.parametrize(
@@ -25,3 +27,39 @@ def test_the_advice_to_build_can_be_pasted(directory, flag, tmp_path, monkeypatc
         dataset_dir(config)
     command = "`python -m data_pipeline.build --source=medquad "
     assert str(error.value).endswith(command + flag)
+
+
+def test_a_batch_counts_pairs_and_holds_whole_examples():
+    def layout(size, k):
+        config = dataclasses.replace(RunConfig(), train=TrainConfig(batch_size=size))
+        return batch_layout(config, devices=2, pairs_per_example=k)
+
+    for size, k, examples in ((48, 3, 16), (48, 1, 48), (16, 4, 4)):
+        found = layout(size, k)
+        assert (found.batch_size, found.pairs) == (examples, size)
+    remedy = r"batch_size=16 counts pairs, .*medquad has 3: give 15 or 18 \(or 48, if examples"
+    with pytest.raises(UserError, match=remedy):
+        layout(16, 3)
+    with pytest.raises(UserError, match="has 5: give 5"):
+        layout(2, 5)
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (
+            {"objective": "uni(P) + distil(P)"},
+            r"distil\(P\): a teacher's scores.*set loss\.neg",
+        ),
+        ({"objective": "margin(P)"}, r"margin\(P\): a teacher's scores are"),
+        ({"objective": "uni(IQ)", "negatives": 2}, r"loss\.negatives=2: .* has no block P"),
+        ({"negatives": -1}, r"loss\.negatives=-1: must not be negative"),
+    ],
+)
+def test_objectives_and_the_negatives_that_they_need(loss, message):
+    config = defaults()
+    config.loss.update(loss)
+    with pytest.raises(UserError, match=message):
+        check_config(config)
+    config.loss.update({"objective": "multi(P,IQ) + 0.5*margin(P)", "negatives": 2})
+    check_config(config)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from inf_jax.core.errors import UserError
 from inf_jax.data.token_records import (
+    TokenisedNegatives,
     TokenisedRecord,
     decode_batch,
     decode_tokenised,
@@ -183,3 +184,68 @@ def test_tensorflow_reads_it():
     assert lengths.tolist() == [1, 2, 0, 0, 0, 0]
     assert (spans.reshape(3, 5) == record.spans).all()
     assert (hashes.reshape(3, 3) == record.hashes).all()
+
+
+def with_negatives(count: int, k: int) -> list[TokenisedRecord]:
+    """Records of k pairs; every third has no negatives, some lists are empty, some have scores."""
+    rng, records = np.random.default_rng(k), []
+    for n in range(count):
+        lengths = rng.integers(1, 9, 2 * k).astype(np.int32)
+        spans = np.zeros((k, 5), np.int32)
+        spans[:, 0] = lengths[::2]
+        tokens = rng.integers(0, 99, lengths.sum()).astype(np.int32)
+        hashes = rng.integers(0, 2**64, (k, 3), np.uint64)
+        record = TokenisedRecord(f"negatives {n}", tokens, lengths, hashes, spans, tokens[:0])
+        if n % 3:
+            counts = rng.integers(0, 4, k).astype(np.int32)
+            sizes = rng.integers(1, 9, counts.sum()).astype(np.int32)
+            ids = rng.integers(0, 99, sizes.sum()).astype(np.int32)
+            scores = rng.normal(size=k + counts.sum()).astype(np.float32)
+            scores[: k * (n % 2)] = np.nan
+            texts = rng.integers(0, 2**64, counts.sum(), np.uint64)
+            found = TokenisedNegatives(counts, sizes, ids, texts, scores[:k], scores[k:])
+            record = record._replace(negatives=found)
+        records.append(record)
+    return records
+
+
+@pytest.mark.parametrize("k", [1, 5])
+def test_negatives_come_back_alone_and_in_batches(k):
+    records = with_negatives(20, k)
+    data = [encode_tokenised(record) for record in records]
+    batch = decode_batch(data, k, negatives=True)
+    np.testing.assert_array_equal(batch.lengths, np.stack([r.lengths for r in records]))
+    assert decode_batch(data, k).negatives is None
+    found, numbers = batch.negatives, np.cumsum(batch.negatives.counts.sum(1))
+    starts = np.cumsum(found.lengths) - found.lengths
+    for n, record in enumerate(records):
+        alone, expected = decode_tokenised(data[n]).negatives, record.negatives
+        if expected is None:
+            assert alone is None and not found.counts[n].any()
+            assert np.isnan(found.positive_scores[n]).all()
+            continue
+        for name, array in expected._asdict().items():
+            assert getattr(alone, name).dtype == array.dtype
+            np.testing.assert_array_equal(getattr(alone, name), array)
+        mine = slice(numbers[n] - expected.counts.sum(), numbers[n])
+        np.testing.assert_array_equal(found.counts[n], expected.counts)
+        np.testing.assert_array_equal(found.positive_scores[n], expected.positive_scores)
+        for name in ("lengths", "hashes", "scores"):
+            np.testing.assert_array_equal(getattr(found, name)[mine], getattr(expected, name))
+        if expected.counts.any():
+            first = starts[mine.start]
+            tokens = found.tokens[first : first + len(expected.tokens)]
+            np.testing.assert_array_equal(tokens, expected.tokens)
+    with pytest.raises(UserError, match=f"record of {k} pairs, expected {k + 1}"):
+        decode_batch(data, k + 1)
+
+
+@pytest.mark.parametrize("place", range(6))
+def test_negatives_that_do_not_fit_each_other(place):
+    record = next(r for r in with_negatives(9, 2) if r.negatives and r.negatives.counts.sum() > 1)
+    proto = TfExample.FromString(encode_tokenised(record))
+    values = proto.features.feature["negatives"].bytes_list.value
+    values[place] = values[place][:-8]
+    for decode in (decode_tokenised, lambda data: decode_batch([data], 2, negatives=True)):
+        with pytest.raises(UserError, match="negatives of a tokenised record do not fit"):
+            decode(proto.SerializeToString(deterministic=True))

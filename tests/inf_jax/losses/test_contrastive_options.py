@@ -165,6 +165,72 @@ def test_distillation_is_torchs_kl():
         assert not np.any(grad[~valid])
 
 
+@pytest.mark.parametrize("kind", ["distil", "margin"])
+def test_losses_by_a_teacher_are_those_of_sentence_transformers(kind):
+    """On the same vectors and scores; a passage that is not there and a row without scores change
+    nothing but the row's share."""
+    torch = pytest.importorskip("torch")
+    losses = pytest.importorskip("sentence_transformers.losses")
+    from sentence_transformers.util import pairwise_dot_score
+
+    _, arrays = make(12, h=3, empty=False)
+    teacher = np.random.default_rng(1).normal(size=(8, 4)).astype(np.float32) * 3
+    scale = 4.0
+    theirs = {"distil": losses.DistillKLDivLoss, "margin": losses.MarginMSELoss}[kind](
+        None, similarity_fct=lambda a, b: scale * pairwise_dot_score(a, b)
+    )
+    q = torch.tensor(arrays["queries"], requires_grad=True)
+    p = [torch.tensor(arrays["passages"][:, n], requires_grad=True) for n in range(4)]
+    expected = theirs.compute_loss_from_embeddings([q, *p], torch.tensor(teacher))
+    expected.backward()
+
+    def ours(queries, passages, **more):
+        changed = {**arrays, "queries": queries, "passages": passages}
+        options = {"objective": f"{kind}(P)", "scale": scale, "teacher_scores": teacher}
+        return contrastive_loss(**changed | options | more)[0]
+
+    loss, grads = jax.value_and_grad(ours, (0, 1))(arrays["queries"], arrays["passages"])
+    np.testing.assert_allclose(loss, expected.item(), rtol=1e-5)
+    assert_close(grads[0], q.grad.numpy(), 1e-5)
+    assert_close(grads[1], np.stack([x.grad.numpy() for x in p], 1), 1e-5)
+
+    # five passages of which the last is not there, and a ninth row without scores
+    wider = {
+        name: np.pad(x, ((0, 1), *[(0, 0)] * (x.ndim - 1)))
+        for name, x in arrays.items()
+        if name in ("queries", "valid")
+    }
+    wider["valid"][8] = True
+    passages = np.pad(arrays["passages"], ((0, 1), (0, 1), (0, 0)), constant_values=np.nan)
+    passages[8, :4] = 1
+    there = np.tile(np.arange(5) < 4, (9, 1))
+    scores = np.pad(teacher, ((0, 1), (0, 1)), constant_values=-np.inf)
+    more = {"passage_valid": there, "teacher_scores": scores, "mask": "faithful"}
+    more |= {"ids": None, "instruction_negatives": None, "instruction_negative_ids": None}
+    loss, grads = jax.value_and_grad(ours, 1)(
+        wider["queries"], passages, **more, valid=wider["valid"]
+    )
+    np.testing.assert_allclose(loss, expected.item() * 8 / 9, rtol=1e-5)
+    assert_close(grads[:8, :4], np.stack([x.grad.numpy() for x in p], 1) * 8 / 9, 1e-5)
+    assert not np.any(grads[8]) and not np.any(grads[:, 4])
+
+
+def test_missing_passages_are_ignored():
+    """As if the pairs had fewer, whatever stands in their places."""
+    _, arrays = make(13, h=3)
+    there = np.tile(np.arange(4) < 2, (8, 1))
+    fewer = {
+        **arrays,
+        "passages": arrays["passages"][:, :2],
+        "ids": arrays["ids"]._replace(passage=arrays["ids"].passage[:, :2]),
+    }
+    holes = {**arrays, "passages": np.where(there[:, :, None], arrays["passages"], np.nan)}
+    for mask in ("identity", "faithful"):
+        options = {"objective": "uni(P,IQ,PP)", "scale": 20.0, "mask": mask}
+        found = contrastive_loss(**holes, **options, passage_valid=there)
+        assert_close(found, contrastive_loss(**fewer, **options))
+
+
 def test_missing_instruction_negatives_are_ignored():
     _, arrays = make(11)
     filled = np.zeros(arrays["instruction_negative_ids"].shape[:2], bool)
@@ -196,6 +262,8 @@ def test_missing_instruction_negatives_are_ignored():
         ({"dims": (4,), "dim_weights": (1, 2)}, "for each of dims"),
         ({"mask": "index"}, "mask='index'"),
         ({"objective": "uni(X)"}, "unknown block 'X'"),
+        ({"objective": "margin(P,IQ)"}, r"margin takes block P only: write margin\(P\)"),
+        ({"passage_valid": np.ones((8, 3), bool)}, r"expected bool\(8, 2\)"),
         ({"scale": 0.0}, "scale=0.0"),
         ({"scale": np.ones(2)}, "one number"),
         ({"queries": np.zeros((8, 7), np.float32)}, r"queries \(8, 7\)"),

@@ -174,10 +174,14 @@ def test_grid_tokens_and_flags_change_nothing(tiny, texts):
     np.testing.assert_allclose(few.queries, whole.queries, atol=1e-6)
     # the query tower of separate ones: no passages in the grid
     apart = pack([chunk[: 2 * N] for chunk in texts])
-    queries = encoder.encode_instructed(params, apart, max_tokens=LONGEST, passages=False)
+    queries = encoder.encode_instructed(params, apart, max_tokens=LONGEST, passages=0)
     assert queries.passages is None
     np.testing.assert_allclose(queries.negatives, whole.negatives, atol=2e-6)
     np.testing.assert_allclose(encoder.encode_queries(params, apart), whole.queries, atol=2e-6)
+    # two passages a query, as with a hard negative
+    more = pack([[*chunk, *chunk[2 * N :]] for chunk in texts], rows=9)
+    found = encoder.encode_instructed(params, more, max_tokens=LONGEST, passages=2).passages
+    np.testing.assert_allclose(found, np.concatenate([whole.passages] * 2, 1), atol=2e-6)
     with pytest.raises(ValueError, match="10 texts of a chunk are not a multiple of 3"):
         encoder.encode_instructed(params, apart, max_tokens=LONGEST)
 

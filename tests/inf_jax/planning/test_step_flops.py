@@ -42,7 +42,8 @@ def test_flops_of_bert_base_against_a_hand_count():
     program = make_program(
         read, configured_encoder(read, shape, source=source), mesh, source=source
     )
-    batch = batch_shapes(batch_layout(read, devices=1), inputs.rows, sharding=batch_sharding(mesh))
+    layout = batch_layout(read, devices=1, pairs_per_example=3)
+    batch = batch_shapes(layout, inputs.rows, sharding=batch_sharding(mesh))
     traced = program.step.trace(program.shapes, batch)
     tokens, pairs = 192 * 128, 96
     model = model_flops(shape, program.objective, tokens=tokens, squares=192 * 128**2, pairs=pairs)
@@ -68,7 +69,8 @@ def test_a_program_with_adapters_has_no_gradients_of_the_kernels():
     program = make_program(
         read, configured_encoder(read, shape, source=source), mesh, source=source
     )
-    batch = batch_shapes(batch_layout(read, devices=1), inputs.rows, sharding=batch_sharding(mesh))
+    layout = batch_layout(read, devices=1, pairs_per_example=3)
+    batch = batch_shapes(layout, inputs.rows, sharding=batch_sharding(mesh))
     traced = program.step.trace(program.shapes, batch)
     adapters = 12 * 16 * (4 * 2 * 768 + 2 * (768 + 3072))
     assert program.partition.adapter_size == adapters
@@ -94,5 +96,5 @@ def test_flops_of_the_blocks():
     one = 3 * 2 * 10 * 10 * 768
     assert loss("uni(P)") == loss("multi(P,IQ)") == one  # rows and columns of one matrix
     assert loss("uni(P,IQ,QQ,PP)") == 3 * one
-    assert loss("uni(P,I)", instructions=3) == one + 3 * 2 * 10 * 3 * 768
+    assert loss("uni(P,I)", candidates=3) == one + 3 * 2 * 10 * 3 * 768
     assert loss("uni(P)", dims=(768, 384)) == 1.5 * one

@@ -83,7 +83,7 @@ def test_attention_encodes_query_and_instruction_apart(tiny_model_dir, towers):
     grid = {"rows": 2, "row_tokens": 32, "texts_per_row": 1}
     alone = [pack_chunk(pair, np.zeros(2, np.uint32), **grid) for pair in zip(*ids, strict=True)]
     expected = encoder.encode_instructed(
-        tree, stack_chunks(alone), max_tokens=32, all_pairs=False, passages=False
+        tree, stack_chunks(alone), max_tokens=32, all_pairs=False, passages=0
     ).queries[:, 0]
     assert found.shape == (4, 32) and found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=2e-6, rtol=1e-5)
