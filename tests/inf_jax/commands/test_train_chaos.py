@@ -6,7 +6,9 @@ The long form: INF_JAX_POD_CHAOS=300,30 (steps, kills).
 import itertools
 import json
 import os
+import pickle
 import random
+import shutil
 import signal
 import time
 
@@ -88,10 +90,22 @@ def disturb(processes, out_dir, rng, *, first, kills):
     return number, outs, codes
 
 
-def train(file, out_dir, counts, rng, cache):
-    """A run to its end, disturbed KILLS times; a start a line of what happened."""
+def train(file, out_dir, counts, rng, cache, *, begun):
+    """A run to its end, disturbed KILLS times; a start a line of what happened.
+
+    All cases begin alike: the first of them leaves in the directory `begun` what the others find
+    after their first start.
+    """
     story, number = [], 0
     while True:
+        if number == 1 and not begun.exists():
+            shutil.copytree(file.parent, begun, ignore=shutil.ignore_patterns(file.name))
+            (begun / "story.pickle").write_bytes(pickle.dumps((story, rng.getstate())))
+        elif number == 0 and KILLS and begun.exists():
+            shutil.copytree(begun, file.parent, dirs_exist_ok=True)
+            story, state = pickle.loads((begun / "story.pickle").read_bytes())
+            rng.setstate(state)
+            number = 1
         before = checkpoints(out_dir)
         first = before[-1] if before else 0
         count = counts[number % len(counts)]
@@ -170,7 +184,8 @@ def test_killed_at_random_the_run_is_the_same(
         assert codes == [0, 0], "\n".join(outs)
 
     seed = int(os.environ.get("INF_JAX_CHAOS_SEED", "0"))
-    story = train(file, tmp_path / "killed", counts, random.Random(seed), cache)
+    rng = random.Random(seed)
+    story = train(file, tmp_path / "killed", counts, rng, cache, begun=shared / "begun")
     print(*story, sep="\n")
     assert len(story) == KILLS + 1
     assert read_metrics(tmp_path / "killed" / "metrics.jsonl")[-1]["step"] == STEPS - 1
