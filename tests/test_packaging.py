@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.samples import shorten
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -18,6 +20,7 @@ def installed(tmp_path_factory) -> Path:
         path = ROOT / name
         copy = shutil.copytree if path.is_dir() else shutil.copy
         copy(path, source / name)
+    shorten(source / "data_pipeline")
     command = [sys.executable, "setup.py", "-q", "build", "--build-lib", str(target)]
     done = subprocess.run(command, cwd=source, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

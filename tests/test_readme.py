@@ -1,6 +1,5 @@
 """Every command of every README is run here, or listed with the reason why not."""
 
-import gzip
 import os
 import re
 import shlex
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.samples import shorten
 from tests.xla_flags import quick_flags
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -163,12 +163,7 @@ def clone(tmp_path_factory) -> Path:
     # tpu.sh looks for the first two in the commit that it sends
     for name in ("configs", "launch", "data_pipeline"):
         shutil.copytree(ROOT / name, directory / name)
-    for split in ("train", "dev"):  # to tokenise and to evaluate all of it takes long
-        path = directory / "data_pipeline" / "samples" / "medquad" / f"{split}.jsonl.gz"
-        with gzip.open(path) as file:
-            lines = file.readlines()[:100]
-        with gzip.open(path, "wb") as file:
-            file.writelines(lines)
+    shorten(directory / "data_pipeline")  # to tokenise and to evaluate all of it takes long
     (directory / "bin").mkdir()
     scripts = {"inf-jax": "-m inf_jax", "inf-jax-data": "-m data_pipeline", "python": ""}
     for name, module in scripts.items():
