@@ -119,6 +119,9 @@ class TrainConfig:
         rule="positive",
         words=(choices.AUTO,),
     )
+    keep_last_chunk: bool = key(
+        False, "GradCache: do not encode the last chunk again; compiling takes twice as long"
+    )
     log_every: int = key(10, "steps between log lines", rule="positive")
     dev_every: int = key(0, "steps between losses of eval.split; 0: never", rule="not negative")
     dev_batches: int = key(4, "batches of each dev loss", rule="positive")

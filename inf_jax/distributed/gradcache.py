@@ -2,7 +2,9 @@
 
 GradCache (Gao et al. 2021, arXiv 2101.06983) encodes without gradients, takes the loss's
 derivatives by the embeddings, and encodes again with them. Here that is a scan over chunks with
-`jax.checkpoint`: forward keeps only the embeddings, backward encodes each chunk again.
+`jax.checkpoint`: forward keeps only the embeddings, backward encodes each chunk again. As backward
+holds one chunk's activations at a time, forward may keep those of the last: of n chunks, n - 1 are
+then encoded again, for a program whose layers are compiled twice.
 """
 
 from collections.abc import Callable
@@ -18,7 +20,14 @@ from inf_jax.distributed.sharding import rule, state_shardings
 
 
 def encode_in_chunks(
-    encode: Callable, tree: dict, packed, *, groups: int, mesh: Mesh | None, gather: str = "auto"
+    encode: Callable,
+    tree: dict,
+    packed,
+    *,
+    groups: int,
+    mesh: Mesh | None,
+    gather: str = "auto",
+    keep_last: bool = False,
 ) -> jax.Array | tuple:
     """encode(tree, packed), with the `groups` chunks of each device one after another.
 
@@ -40,11 +49,12 @@ def encode_in_chunks(
       groups: chunks a device; 1 encodes all at once and keeps the activations.
       mesh: None for one device.
       gather: "step", "layer", or "auto": layer for groups = 1, else step.
+      keep_last: of several groups, keep the activations of the last.
 
     Returns:
       The results of encode, [c, ...].
     """
-    run = encode if groups == 1 else _one_by_one(encode)
+    run = encode if groups == 1 else _one_by_one(encode, keep_last=keep_last)
     if mesh is None or mesh.size == 1:
         return run(tree, packed, shards=WHOLE)
     specs = jax.tree.map(lambda s: s.spec, state_shardings(mesh, tree))
@@ -65,8 +75,8 @@ def encode_in_chunks(
     )(tree, packed)
 
 
-def _one_by_one(encode: Callable) -> Callable:
-    """`encode` as a scan over the chunks; backward encodes each again."""
+def _one_by_one(encode: Callable, *, keep_last: bool) -> Callable:
+    """`encode` as a scan over the chunks; backward encodes each again, or all but the last."""
 
     def run(tree: dict, packed, *, shards: Shards):
         def chunk(carry, packed):
@@ -74,7 +84,11 @@ def _one_by_one(encode: Callable) -> Callable:
             return carry, jax.tree.map(lambda x: x[0], result)
 
         recomputed = jax.checkpoint(chunk, policy=jax.checkpoint_policies.nothing_saveable)
-        return jax.lax.scan(recomputed, None, packed)[1]
+        if not keep_last:
+            return jax.lax.scan(recomputed, None, packed)[1]
+        earlier = jax.lax.scan(recomputed, None, jax.tree.map(lambda x: x[:-1], packed))[1]
+        last = encode(tree, jax.tree.map(lambda x: x[-1:], packed), shards=shards)
+        return jax.tree.map(lambda x, y: jnp.concatenate([x, y]), earlier, last)
 
     return run
 

@@ -44,7 +44,10 @@ AUTOMATIC_FILE = "automatic.json"
 TRIALS = 10  # forms that a start compiles at most
 FIRST = dict(zip(SETTLED, ("none", 1), strict=True))  # what the search begins with
 # The rest of what the choice depends on.
-_SECTIONS, _KEYS = ("data", "model", "loss", "mesh"), ("train.batch_size", "train.health")
+_SECTIONS, _KEYS = (
+    ("data", "model", "loss", "mesh"),
+    ("train.batch_size", "train.keep_last_chunk", "train.health"),
+)
 _NOT = ("data.dir", "data.prefetch", "model.start_from")
 
 

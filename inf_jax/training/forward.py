@@ -25,7 +25,7 @@ class EncodingPlan:
       encode: (tree, packed, key, shards=Shards) -> [c, k, e].
       instructed: for the query encoder "attention", `Encoder.encode_instructed` with its
         max_tokens; None for "joint".
-      groups, mesh, gather: as of `gradcache.encode_in_chunks`.
+      groups, mesh, gather, keep_last: as of `gradcache.encode_in_chunks`.
     """
 
     encode: Encode
@@ -33,6 +33,7 @@ class EncodingPlan:
     groups: int = 1
     mesh: Mesh | None = None
     gather: str = "auto"
+    keep_last: bool = False
 
 
 class Embeddings(NamedTuple):
@@ -63,6 +64,7 @@ def encode_pairs(
             groups=plan.groups,
             mesh=plan.mesh,
             gather=plan.gather,
+            keep_last=plan.keep_last,
         )
 
     shared = isinstance(batch.texts, Packed)

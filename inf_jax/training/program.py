@@ -120,6 +120,7 @@ def _encoding(config: RunConfig, encoder: Encoder, mesh: jax.sharding.Mesh) -> E
         groups=config.train.chunks_per_device,
         mesh=mesh,
         gather=config.mesh.gather,
+        keep_last=config.train.keep_last_chunk,
     )
 
 

@@ -57,6 +57,22 @@ def test_flops_of_bert_base_against_a_hand_count():
     assert traced.lower().cost_analysis()["flops"] == pytest.approx(model, rel=0.05)
 
 
+@pytest.mark.parametrize(("keep_last", "passes"), [(False, 4), (True, 3.5)])
+def test_chunks_are_encoded_twice_but_the_last_need_not(keep_last, passes):
+    """GradCache: one forward pass more than the formula's three, of two chunks; traced."""
+    config, shape, source = bert_base(
+        train__chunks_per_device=2, train__keep_last_chunk=keep_last, model__scan_layers=True
+    )
+    read, mesh = run_config(config), make_mesh(devices=jax.devices()[:1])
+    encoder = configured_encoder(read, shape, source=source)
+    program = make_program(read, encoder, mesh, source=source)
+    layout = batch_layout(read, devices=1, pairs_per_example=3)
+    traced = program.step.trace(program.shapes, batch_shapes(layout, (96,), sharding=None))
+    tokens, squares = 192 * 128, 192 * 128**2
+    model = model_flops(shape, program.objective, tokens=tokens, squares=squares, pairs=96)
+    assert product_flops(traced.jaxpr.jaxpr) == pytest.approx(model * passes / 3, rel=0.01)
+
+
 def test_a_program_with_adapters_has_no_gradients_of_the_kernels():
     """Formula and traced step; and what is at rest: the base in two bytes, without moments."""
     options = {"model__lora_rank": 16, "model__frozen_dtype": "bfloat16"}

@@ -89,8 +89,9 @@ def init_params(tree, towers):
 def make_step(*, mesh, groups=1, dropout=0.0, engine="auto", gather="auto", **options):
     """SGD of rate 1, so that the step leaves params - grads."""
     tx = optax.apply_if_finite(optax.sgd(1.0), 5)
+    chunks = {"groups": groups, "gather": gather, "keep_last": options.pop("keep_last", False)}
     step = make_train_step(
-        EncodingPlan(encoder(dropout, **options).encode, groups=groups, mesh=mesh, gather=gather),
+        EncodingPlan(encoder(dropout, **options).encode, mesh=mesh, **chunks),
         LossConfig(objective="multi(P,IQ)", scale=20.0, engine=engine),
         tx,
         tile=(4, 4),

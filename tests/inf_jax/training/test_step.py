@@ -34,7 +34,7 @@ def reference(weights):
         ((1, 1, 1), 2, "dense", {}),
         ((1, 1, 1), 8, "blockwise", {}),
         ((2, 1, 1), 1, "ring", {}),
-        ((1, 2, 1), 8, "gather", {}),
+        ((1, 2, 1), 8, "gather", {"keep_last": True}),
         ((2, 2, 1), 2, "ring", {}),
         ((8, 1, 1), 1, "ring", {}),
         ((2, 4, 1), 2, "ring", {"gather": "layer", "remat": "dots"}),
