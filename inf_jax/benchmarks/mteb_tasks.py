@@ -18,7 +18,8 @@ from inf_jax.core.errors import UserError, first_line
 SUITES: dict[str, str | tuple[str, ...]] = {
     "followir": "FollowIR",
     "instructir": ("InstructIR",),
-    "ifir": "IFIR",
+    # mteb's list of them is not among its benchmarks
+    "ifir": tuple(f"IFIR{n}" for n in "Aila Cds FiQA Fire NFCorpus Pm Scifact".split()),
     "bright": "BRIGHT(v1.1)",
     "nanobeir": "NanoBEIR",
     "beir": "BEIR",

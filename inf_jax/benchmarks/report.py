@@ -122,9 +122,10 @@ def _rows(compared: Compared) -> list[_Row]:
             if name not in one.scores:
                 continue
             label, slash, _ = name.rpartition("/")
-            shown = (
-                f"{label}: {METRIC_NAMES[_OF_SUBSETS]}" if slash else METRIC_NAMES.get(name, name)
-            )
+            shown = METRIC_NAMES.get(name, name.replace("ndcg", "nDCG"))
+            if slash:  # with few queries an interval says little
+                members = len(one.scores[name].per_query)
+                shown = f"{label}, n={members}: {METRIC_NAMES[_OF_SUBSETS]}"
             counts = f"{task}: {one.queries:,} queries, {one.documents:,} documents"
             rows.append(
                 _Row(

@@ -322,6 +322,11 @@ def test_missing_files_name_the_commands(mteb, tmp_path):
     assert text.count("hf download mteb/") == 3 and "\n" not in text
     assert f"--local-dir={tmp_path}/mteb/Core17InstructionRetrieval" in text
     assert "--revision=67d8733dd0691f08f34ed9dda5941578cba8d91c" in text
+    missing = {"instructir": 1, "ifir": 7, "bright": 1, "nanobeir": 13, "beir": 26, "nevir": 1}
+    for suite, repositories in missing.items():
+        with pytest.raises(UserError) as error:
+            mteb_sources(suite, tmp_path)
+        assert str(error.value).count("hf download ") == repositories
     with pytest.raises(UserError, match="hf download MAIR-Bench/MAIR-Queries --repo-type=dataset"):
         mair_sources(tmp_path)
     with pytest.raises(UserError, match="'Core18' is neither a directory, a suite"):
