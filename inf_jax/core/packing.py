@@ -211,7 +211,8 @@ class _OpenRows:
         sets = np.packbits(stacks, axis=1, bitorder="little")  # [words, 8, c]
         sets = np.ascontiguousarray(sets.swapaxes(1, 2)).view(np.uint64)[..., 0]
         self._words = ((sets != 0) * _BITS[: len(sets), None]).sum(0, dtype=np.uint64)
-        self._sets, self._top, self._below = sets.ravel(), top.ravel(), below.ravel()
+        self._sets = sets.ravel()
+        self._top, self._below = (x.astype(np.int32).ravel() for x in (top, below))
 
     def place(self, chunks: np.ndarray, lengths: np.ndarray) -> None:
         """Places a text of int64[k] tokens in each of k chunks."""
@@ -225,8 +226,7 @@ class _OpenRows:
             word += _lowest_bit(self._words[chunk] >> word.astype(np.uint64))
             free[further] = (word << 6) + _lowest_bit(sets[word * size + chunk])
         # pop its last row, or open one
-        stack = free * size + chunks
-        entry = self._top[stack]
+        entry = self._top[stack := free * size + chunks]
         new = np.flatnonzero(free == self._row_tokens)
         entry[new] = self.opened[chunks[new]] << self._bits
         self.opened[chunks[new]] += 1
@@ -234,8 +234,8 @@ class _OpenRows:
         below = self._below[at]
         below[new] = 0  # there is always another new row
         self._top[stack] = below
-        emptied = np.flatnonzero(below < 0)
-        self._flip(chunks[emptied], free[emptied])
+        if (emptied := np.flatnonzero(below < 0)).size:
+            self._flip(chunks[emptied], free[emptied])
         # push it with what is left, if it takes more texts
         entry += 1
         free -= lengths
@@ -244,8 +244,8 @@ class _OpenRows:
         stack = free * size + chunks
         self._below[at[open_]] = below = self._top[stack]
         self._top[stack] = entry[open_]
-        first = np.flatnonzero(below < 0)
-        self._flip(chunks[first], free[first])
+        if (first := np.flatnonzero(below < 0)).size:
+            self._flip(chunks[first], free[first])
 
     def _flip(self, chunks: np.ndarray, free: np.ndarray) -> None:
         """Flips the bits of stacks that have got their first row or lost their last one."""

@@ -170,6 +170,9 @@ class StepTexts:
         hard = layout.negatives > 0
         self._batch = dataset.read_batch(examples[numbers], negatives=hard)
         self._starts = self._batch.text_starts()
+        self._tokens = self._batch.tokens
+        if self._batch.negatives is not None:
+            self._tokens = np.concatenate([self._tokens, self._batch.negatives.tokens])
         self._layout, self._drawn, self._negatives = layout, drawn, negatives
         if hard:
             found = self._batch.negatives
@@ -194,8 +197,9 @@ class StepTexts:
             encoder.text(self, *text) if text[0] >= 0 else np.empty(0, np.int32)
             for text in zip(pairs[other].tolist(), columns[other].tolist(), strict=True)
         ]
-        more = [self._batch.negatives.tokens] if hard.any() else []
-        source = np.concatenate([self._batch.tokens, *more, *spliced])
+        source = self._tokens
+        if spliced:
+            source = np.concatenate([source, *spliced])
         number, place = np.divmod(np.maximum(pairs[stored], 0), self._k)
         at = self._place[number], 2 * place + columns[stored]
         lengths, starts = np.zeros((2, len(pairs)), np.int64)

@@ -214,9 +214,10 @@ def _decode_from_ends(data: list[bytes], k: int) -> TokenisedBatch | None:
         return None
     index = np.frombuffer(b"".join(ends), np.dtype(entry))
     lengths, spans = index["lengths"].astype(np.int32), index["spans"].astype(np.int32)
-    sizes = np.stack([4 * lengths.sum(1), 4 * uncut_tokens(lengths, spans)], axis=1)
+    # lists of numbers: of lists, one a record, the garbage collector would look at each
+    sizes = (4 * lengths.sum(1)).tolist(), (4 * uncut_tokens(lengths, spans)).tolist()
     tokens, uncut = [], []
-    for record, (size, rest) in zip(data, sizes.tolist(), strict=True):
+    for record, size, rest in zip(data, *sizes, strict=True):
         before, between = feature_headers("tokens", size, rest)
         end = len(record) - size_of_index
         middle = end - rest - len(between)
