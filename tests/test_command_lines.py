@@ -190,7 +190,7 @@ CASES = [
         "launch.bench.command_line",
         ["trian"],
         "benchmark: 'trian' is not a choice; did you mean train? "
-        "(choose from train, loss, factory, plan, memory)",
+        "(choose from train, loss, factory, plan, memory, input, search)",
     ),
     ("launch.bench.command_line", ["train", "--round=3"], unknown("--round", "--rounds")),
     (
@@ -216,6 +216,7 @@ CASES = [
         "--objectives: 'uni(QQ)' is not a choice; did you mean uni(P)? "
         "(choose from multi(P,IQ), uni(P))",
     ),
+    ("launch.bench.command_line", ["search", "--passage=3"], unknown("--passage", "--passages")),
     ("launch.bench.command_line", ["factory", "--record=3"], unknown("--record", "--records")),
     ("launch.bench.ablation", ["--steps=3"], unknown("--steps", "--config.train.steps")),
     (
