@@ -6,38 +6,32 @@ Takes the config and flags of `inf_jax.train`; what may differ from the training
 `eval` and `mesh`, data.source and data.version (to score other data), and what a resumed run may
 change (`config.resume`). Embeds with `Retriever`, as users of the exported model do, prints base,
 trained and gain side by side (`evaluation.scores` defines the scores, all times 100), and writes
-`<out_dir>/eval.json` and `<out_dir>/eval.png`.
+`<out_dir>/eval.json` and `<out_dir>/eval.png`. Several processes, started as for
+training, share the work on all their devices.
 """
 
 import json
 
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from inf_jax.checkpoints.resume import check_start
 from inf_jax.config.command_line import run
-from inf_jax.config.defaults import run_config
+from inf_jax.config.defaults import defaults, run_config
 from inf_jax.config.resume import as_saved
-from inf_jax.config.sections import RunConfig
 from inf_jax.core.console import table
 from inf_jax.core.errors import UserError, first_line
 from inf_jax.data.from_config import dataset_dir
 from inf_jax.data.records import fingerprint_of
 from inf_jax.data.tokenise import read_examples
-from inf_jax.distributed.entry_point import single_process_only
-from inf_jax.distributed.mesh import local_mesh
+from inf_jax.distributed.coordination import is_primary
+from inf_jax.distributed.entry_point import run_distributed
 from inf_jax.evaluation import figure
-from inf_jax.evaluation.scores import METRICS, metrics_of, score_task
-from inf_jax.evaluation.task import Task, task_from_examples
+from inf_jax.evaluation.scores import METRICS, metrics_of
 from inf_jax.io import storage
 from inf_jax.io.json_files import read_json
-from inf_jax.models.hf.backbone import Backbone, load_model
-from inf_jax.models.hf.config import read_config
+from inf_jax.models.hf.backbone import load_model
 from inf_jax.monitoring.compilation import use_compilation_cache
 from inf_jax.monitoring.metrics_log import read_losses
-from inf_jax.retriever.encode import shortened
-from inf_jax.retriever.from_config import retriever_config
-from inf_jax.retriever.retriever import Retriever
 from inf_jax.training.initial_params import (
     Start,
     checkpoint_of_run,
@@ -46,8 +40,13 @@ from inf_jax.training.initial_params import (
     trained_params,
 )
 from inf_jax.training.parameters import make_partition
-
-Scores = dict[int | None, dict[str, float]]  # by number of first entries; None: all
+from inf_jax.training.retrieval import (
+    Scores,
+    check_limits,
+    evaluation_mesh,
+    retrieval_task,
+    score_retrieval,
+)
 
 
 def main(resolved: ConfigDict) -> None:
@@ -70,9 +69,9 @@ def main(resolved: ConfigDict) -> None:
         besides=("data.source", "data.version"),
     )
     model = load_model(config)
-    _check_limits(config, model)
+    check_limits(config, model)
     directory = dataset_dir(config)  # read twice, so that not all examples are in memory
-    task = task_from_examples(read_examples(directory, config.eval.split))
+    task = retrieval_task(config)
     dataset = {
         "source": config.data.source,
         "version": config.data.version,
@@ -84,15 +83,15 @@ def main(resolved: ConfigDict) -> None:
         path = storage.as_path(config.eval.base_from)
         start, names = saved.info.start, metrics_of(task)
         base = _read_base(path, dataset, resolved, start=start, names=names)
-    mesh = local_mesh(config.mesh.fsdp * config.mesh.tensor)
+    mesh = evaluation_mesh(config)
     start = Start() if base else find_start(config.model.start_from, saved.info)
     params = trained_params(checkpoints, saved, config, model, mesh).params
-    trained = _score(config, model, task, params, mesh, label="trained")
+    trained = score_retrieval(config, model, task, params, mesh, label="trained")
     del params  # before the base's are loaded
     if base is None:
         params, found = start_params(model, make_partition(config, model.encoder), mesh, start)
         check_start(saved.info, found, f"model.name={config.model.name}")
-        base = _score(config, model, task, params, mesh, label="base")
+        base = score_retrieval(config, model, task, params, mesh, label="base")
     compared = {
         dim: {
             "base": base[dim],
@@ -102,6 +101,8 @@ def main(resolved: ConfigDict) -> None:
         for dim in trained
     }
     title = f"{config.data.source} {config.eval.split}, step {saved.step:,}"
+    if not is_primary():
+        return
     counts = f"{len(task.queries):,} instructed queries, {len(task.corpus):,} passages"
     for dim, scores in compared.items():
         _print_table(title if dim is None else f"{title}, the first {dim} entries", scores)
@@ -128,51 +129,6 @@ def main(resolved: ConfigDict) -> None:
         bars=[(METRICS[key], whole["base"][key], value) for key, value in whole["trained"].items()],
     )
     print(f"{counts}; wrote {out_dir}/eval.json and {out_dir}/eval.png")
-
-
-def _check_limits(config: RunConfig, model: Backbone) -> None:
-    """Names the key of a value that the model does not allow, before anything is read."""
-    limit, positions = config.eval.max_passage_tokens, model.encoder.config.max_positions
-    if limit > positions:
-        raise UserError(
-            f"eval.max_passage_tokens={limit}, but {model.directory} has {positions} positions; "
-            "lower it"
-        )
-    dims = tuple(config.eval.dims)
-    if max(dims, default=0) > model.encoder.width:
-        raise UserError(f"eval.dims={dims}: the vectors have {model.encoder.width} entries")
-
-
-def _score(
-    config: RunConfig, model: Backbone, task: Task, params: dict, mesh: Mesh, *, label: str
-) -> Scores:
-    """Embeds the task once and scores it for each of eval.dims."""
-    settings = retriever_config(config)
-    retriever = Retriever(
-        params,
-        settings,
-        shape=read_config(model.directory).with_mask(config.model.mask),
-        tokenizer=model.tokenizer,
-        dtype=config.model.dtype,
-        attention=config.model.attention,
-        mesh=mesh,
-        chunk_tokens=config.eval.batch_rows
-        * max(settings.text.max_query_tokens, settings.text.max_passage_tokens),
-    )
-    texts, instructions = zip(*task.searches.values(), strict=True)
-    vectors = (
-        retriever.encode_queries(texts, instructions, progress=f"{label}: queries"),
-        retriever.encode_passages(task.corpus.values(), progress=f"{label}: passages"),
-    )
-    return {
-        dim: score_task(
-            task,
-            *(shortened(each, dim, normalise=settings.normalise) for each in vectors),
-            top_k=config.eval.top_k,
-            mesh=mesh,
-        )
-        for dim in (None, *config.eval.dims)
-    }
 
 
 def _print_table(title: str, scores: dict[str, dict[str, float]]) -> None:
@@ -206,11 +162,13 @@ def _read_base(
             f'({first_line(error)}); set it to "" to measure the base here'
         ) from None
     now = {"dataset": dataset, **json.loads(json.dumps(config.to_dict()))}
+    initial = json.loads(json.dumps(defaults().to_dict()))  # of keys that are newer than the file
     differ = [
         f"{section}.{key}"
         for section, values in was.items()
         for key in values | now[section]
-        if key != "base_from" and values.get(key) != now[section].get(key)
+        if key != "base_from"
+        and values.get(key, initial.get(section, {}).get(key)) != now[section].get(key)
     ]
     if other:
         differ.append("the weights that the run began with")
@@ -223,4 +181,4 @@ def _read_base(
 
 
 if __name__ == "__main__":
-    run(single_process_only(main), __doc__)
+    run(run_distributed(main), __doc__)

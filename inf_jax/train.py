@@ -98,9 +98,13 @@ def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
                 done = step + 1
                 if training.dev and (done % dev_every == 0 or done == steps):
                     metrics |= training.dev_metrics(state)
-                results.pending = step, metrics
                 action = guard.action(done)
-                if saver.due(done, action):
+                saving = saver.due(done, action)
+                if training.scores and training.scores.due(done, saving=saving and action != STOP):
+                    with watch.scoring(step, metrics):
+                        metrics |= training.scores.measure(state)
+                results.pending = step, metrics
+                if saving:
                     results.finish()  # no checkpoint is ahead of the log and its checks
                     with watch.saving():
                         log.flush()

@@ -16,6 +16,7 @@ from inf_jax.config.defaults import run_config
 from inf_jax.config.resume import as_saved, check_same_run, continue_older
 from inf_jax.config.schema import keys_of, value_of
 from inf_jax.config.sections import RunConfig
+from inf_jax.core.choices import RETRIEVAL_METRICS
 from inf_jax.core.errors import UserError
 from inf_jax.distributed.coordination import check_same, is_primary
 from inf_jax.distributed.preemption import CONTINUE
@@ -148,7 +149,12 @@ class Saver:
         return action != CONTINUE or done % self._every == 0 or done == self._steps
 
     def count(self, metrics: dict) -> None:
-        """Adds a step's metrics to the mean by which the next checkpoint is compared."""
+        """Adds a step's metrics to the mean by which the next checkpoint is compared; of retrieval
+        scores only that of the checkpoint's own step counts."""
+        if self._metric in RETRIEVAL_METRICS:
+            value = metrics.get(self._metric)
+            self._sum, self._count = (0.0, 0) if value is None else (value, 1)
+            return
         measured = not self._metric.startswith("dev/") or "dev/loss" in metrics
         if self._keep_best and isinstance(metrics.get(self._metric), float):
             self._sum, self._count = self._sum + metrics[self._metric], self._count + 1

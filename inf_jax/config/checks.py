@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from inf_jax.config.schema import key_problems, raise_problems, value_of
 from inf_jax.config.sections import RunConfig
-from inf_jax.core.choices import AUTO, QUERY_ENCODERS
+from inf_jax.core.choices import AUTO, QUERY_ENCODERS, RETRIEVAL_METRICS
 from inf_jax.core.errors import UserError
 from inf_jax.core.query_encoders import query_encoder
 from inf_jax.io.paths import checkpoint_path_problem, is_url, url_problem
@@ -43,8 +43,7 @@ def check_config(config: ConfigDict) -> None:
             f"data.dir={data.dir!r}: records are read from a local disk; copy them to each host, "
             "`gcloud storage cp -r`"
         )
-    if train.keep_best and train.best_metric.startswith("dev/") and not train.dev_every:
-        problems.append(f"train.best_metric={train.best_metric!r}: needs train.dev_every")
+    problems += _best_problems(config)
     if train.hang_minutes and not 1e-3 <= train.hang_minutes <= 1e5:
         problems.append(f"train.hang_minutes={train.hang_minutes!r}: 0, or from 0.001 to 100,000")
     if out_dir and name and Path(out_dir).resolve() == Path(name).resolve():
@@ -54,6 +53,20 @@ def check_config(config: ConfigDict) -> None:
         )
     problems += _freezing_problems(config) + _head_problems(config) + _loss_problems(config)
     raise_problems([*problems, *_query_encoder_problems(config)])
+
+
+def _best_problems(config: ConfigDict) -> list[str]:
+    train = config.train
+    best = f"train.best_metric={train.best_metric!r}"
+    if not train.keep_best or not train.best_metric.startswith("dev/"):
+        return []
+    if train.best_metric not in RETRIEVAL_METRICS:
+        return [] if train.dev_every else [f"{best}: needs train.dev_every"]
+    if not train.eval_every:
+        return [f"{best}: needs train.eval_every"]
+    if train.best_mode == "min":
+        return [f"{best}: higher is better; set train.best_mode='max'"]
+    return []
 
 
 def _freezing_problems(config: ConfigDict) -> list[str]:

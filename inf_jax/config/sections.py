@@ -125,11 +125,18 @@ class TrainConfig:
     log_every: int = key(10, "steps between log lines", rule="positive")
     dev_every: int = key(0, "steps between losses of eval.split; 0: never", rule="not negative")
     dev_batches: int = key(4, "batches of each dev loss", rule="positive")
+    eval_every: int = key(
+        0,
+        "steps between retrieval scores of eval.split (dev/ndcg@10, ...); 0: never",
+        rule="not negative",
+    )
     checkpoint_every: int = key(100, "steps between checkpoints", rule="positive")
     checkpoint_minutes: float = key(0.0, "minutes between checkpoints; 0: off", rule="not negative")
     keep_checkpoints: int = key(2, "newest checkpoints that are kept", rule="positive")
     keep_best: int = key(0, "best checkpoints that are kept as well", rule="not negative")
-    best_metric: str = key("loss", "metric of the best: loss, dev/loss, ... (its mean is taken)")
+    best_metric: str = key(
+        "loss", "metric of the best: loss, dev/loss, ... (their mean), dev/p_mrr, ..."
+    )
     best_mode: str = key("min", "whether lower or higher is better", ("min", "max"))
     health: bool = key(True, "log alignment, uniformity, rank and histograms of the embeddings")
     hang_minutes: float = key(30.0, "minutes per step before abort; 0: never", rule="not negative")
@@ -161,6 +168,11 @@ class EvalConfig:
 
     split: str = key("dev", "split that is scored")
     checkpoint: str = key("newest", "newest, best (needs train.keep_best), or a step")
+    max_passages: int = key(
+        0,
+        "most passages of the split's task, with as many of its queries as these allow; 0: all",
+        rule="not negative",
+    )
     batch_rows: int = key(64, "packed rows that are encoded at once", rule="positive")
     max_passage_tokens: int = key(256, "longer passages are cut in evaluation", rule="positive")
     top_k: int = key(1000, "passages retrieved per query", rule="positive")

@@ -13,6 +13,14 @@ APPEND_EOS = ("auto", "always", "never")
 DTYPES = ("float32", "bfloat16")
 AUTO = "auto"  # of keys that are settled when a run starts (training.automatic)
 REMAT_POLICIES = ("none", "dots", "ffn", "sums", "full", "offload")  # each keeps less than the last
+RETRIEVAL_METRICS = (  # names in a run's metrics; higher is better
+    "dev/ndcg@10",
+    "dev/recall@1",
+    "dev/mrr@10",
+    "dev/within_focus_accuracy",
+    "dev/p_mrr",
+    "dev/robustness@10",
+)
 ATTENTIONS = ("auto", "xla", "splash", "cudnn")
 GATHERS = ("auto", "layer", "step")
 SCHEDULES = ("linear", "cosine", "constant")

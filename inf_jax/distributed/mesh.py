@@ -7,6 +7,7 @@ a loss is one global mean whatever the mesh.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -90,6 +91,20 @@ def local_parts(mesh: Mesh) -> list[int]:
     count = batch_devices(mesh)
     indices = batch_sharding(mesh).addressable_devices_indices_map((count,)).values()
     return sorted({part.start or 0 for (part,) in indices})
+
+
+def on_devices(tree: Any, sharding: NamedSharding) -> Any:
+    """Arrays of the host on a mesh, which may span processes; all have the same arrays then."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def leaf(x: np.ndarray | jax.Array) -> jax.Array:
+        if isinstance(x, jax.Array) and x.sharding == sharding:
+            return x
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, sharding, host.__getitem__)
+
+    return jax.tree.map(leaf, tree)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from inf_jax.core.errors import UserError
+from inf_jax.distributed.mesh import on_devices
 
 QUERIES = 1024  # searched at once: their scores of a tile of 8192 passages take 32 MiB
 BLOCK, ACCELERATOR_BLOCK = 8192, 65536  # passages a tile: a GPU takes half as long with larger ones
@@ -113,8 +114,8 @@ class PartSearch:
             part = queries[start : start + QUERIES]
             part = np.pad(part, ((0, QUERIES - len(part)), (0, 0)))
             none = np.full((QUERIES, k), -np.inf, np.float32), np.full((QUERIES, k), -1, np.int32)
-            self._queries.append(jax.device_put(part, replicated))
-            self._best.append(jax.device_put(none, replicated))
+            self._queries.append(on_devices(part, replicated))
+            self._best.append(on_devices(none, replicated))
 
     def add(self, passages: np.ndarray, first: int) -> None:
         """Searches a part, floating-point [n, e]; its passages have the numbers from `first` on.
@@ -127,7 +128,7 @@ class PartSearch:
             raise UserError(f"passages up to number {first + real}: at most 2^31 - 1 are searched")
         passages = np.pad(passages, ((0, self._rows - real), (0, 0)))
         sharding = NamedSharding(self._mesh, PartitionSpec(self._mesh.axis_names))
-        passages = jax.device_put(passages, sharding)
+        passages = on_devices(passages, sharding)
         self._best = [
             _add_part(best, queries, passages, first, real, block=self._block, mesh=self._mesh)
             for best, queries in zip(self._best, self._queries, strict=True)
@@ -162,10 +163,10 @@ def _searcher(
     if p % mesh.size:
         pad = jnp.pad if isinstance(passages, jax.Array) else np.pad
         passages = pad(passages, ((0, -p % mesh.size), (0, 0)))
-    sharded = jax.device_put(passages, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
+    sharded = on_devices(passages, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
     replicated = NamedSharding(mesh, PartitionSpec())
     return lambda queries: _topk_sharded(
-        jax.device_put(queries, replicated), sharded, k=k, block=block, real=p, mesh=mesh
+        on_devices(queries, replicated), sharded, k=k, block=block, real=p, mesh=mesh
     )
 
 

@@ -34,6 +34,45 @@ class Task(NamedTuple):
         return self.queries | self.alone
 
 
+def capped(task: Task, most: int) -> Task:
+    """A task with at most so many passages.
+
+    Its queries, with all their instructions, are kept in order as long as the passages that they
+    are judged by fit in; then the first of the other passages fill the corpus.
+
+    Raises:
+      UserError: not even the first query's fit.
+    """
+    if len(task.corpus) <= most:
+        return task
+    members: dict[str, list[str]] = defaultdict(list)
+    for query, group in task.groups.items():
+        members[group].append(query)
+    kept: set[str] = set()
+    groups: set[str] = set()
+    for group in task.alone:
+        judged = {d for q in members[group] for d in (*task.qrels[q], *task.changed.get(q, ()))}
+        if len(kept | judged) > most:
+            break
+        kept |= judged
+        groups.add(group)
+    if not groups:
+        raise UserError(f"{most} passages do not hold those of one query; raise eval.max_passages")
+    for document in task.corpus:
+        if len(kept) == most:
+            break
+        kept.add(document)
+    mine = {query for query, group in task.groups.items() if group in groups}
+    return Task(
+        corpus={d: text for d, text in task.corpus.items() if d in kept},
+        queries={q: x for q, x in task.queries.items() if q in mine},
+        qrels={q: x for q, x in task.qrels.items() if q in mine},
+        changed={q: x for q, x in task.changed.items() if q in mine},
+        groups={q: x for q, x in task.groups.items() if q in mine},
+        alone={group: x for group, x in task.alone.items() if group in groups},
+    )
+
+
 def task_from_examples(examples: Iterable[AnyExample]) -> Task:
     """The task of a split: its positive pairs are the queries, all its passages and negatives the
     corpus.

@@ -9,9 +9,11 @@
                 that of bfloat16 whatever model.dtype is. Left out if the peak is unknown.
     compile_s   seconds of compiling and of loading compiled programs, of all starts; so are the
                 numbers of programs that were compiled and that the cache had.
+    scoring_s   seconds of retrieval scores (train.eval_every), of all starts; scoring_share: their
+                share of the wall time since the first start.
     goodput     sum of the step times of the steps that the run kept / wall time since its first
-                start. A step repeated after a kill counts once; compilation, restoring, waits for
-                checkpoints, lost steps and the time between two starts do not count.
+                start. A step repeated after a kill counts once; compilation, restoring, scoring,
+                waits for checkpoints, lost steps and the time between two starts do not count.
 
 The primary process appends to `timing.jsonl`: for each start {"start": first step, "at": seconds
 since the epoch}, and a line per window, which ends every `log_every` steps and at checkpoints.
@@ -35,7 +37,8 @@ import numpy as np
 from inf_jax.monitoring.compilation import COMPILED, CompileCounter
 from inf_jax.monitoring.metrics_log import is_number, metric_lines
 
-_COMPILATION = tuple(CompileCounter().figures())
+_SCORING = "scoring_s"
+_SUMMED = (*CompileCounter().figures(), _SCORING)  # over all starts
 _T = TypeVar("_T")
 
 
@@ -61,13 +64,13 @@ class History(NamedTuple):
     Attributes:
       begun: time of the first start, seconds since the epoch; None if there is none.
       steps, waits: float64[n], seconds per step that was kept; NaN for a wait not counted.
-      compilation: `CompileCounter.figures`, of all of them.
+      summed: `CompileCounter.figures` and scoring_s, of all of them.
     """
 
     begun: float | None
     steps: np.ndarray
     waits: np.ndarray
-    compilation: dict[str, float]
+    summed: dict[str, float]
 
 
 def _is_timing(line: Mapping[str, Any]) -> bool:
@@ -88,19 +91,19 @@ def _is_timing(line: Mapping[str, Any]) -> bool:
 def read_history(path: Path, *, first: int) -> History:
     """Reads the timings of the steps before `first`; of a repeated step, the last one."""
     begun, steps, waits = None, np.full(first, np.nan), np.full(first, np.nan)
-    compilation: dict[str, float] = {}
+    summed: dict[str, float] = {}
     for line in metric_lines(path, _is_timing):
         if "start" in line:
             begun = line["at"] if begun is None else begun
             continue
-        compilation |= {name: line[name] for name in _COMPILATION if is_number(line.get(name))}
+        summed |= {name: line[name] for name in _SUMMED if is_number(line.get(name))}
         seconds, wait = line["step_s"], line["wait_s"]
         start = line["step"] + 1 - len(seconds)
         count = min(len(seconds), max(0, first - start))
         steps[start : start + count] = seconds[:count]
         waits[start : start + count] = np.array(wait[:count], np.float64)  # null is NaN
     known = ~np.isnan(steps)
-    return History(begun, steps[known], waits[known], compilation)
+    return History(begun, steps[known], waits[known], summed)
 
 
 class StepTimer(contextlib.AbstractContextManager):
@@ -131,7 +134,8 @@ class StepTimer(contextlib.AbstractContextManager):
         history = History(None, *np.empty((2, 0)), {})
         if path:
             history = read_history(path, first=first)
-        self._compiles, self._compiled_before = compiles, history.compilation
+        self._compiles, self._before = compiles, history.summed
+        self._scoring = 0.0
         self._begun = begun if history.begun is None else history.begun
         self._steps, self._waits = array("d", history.steps), array("d", history.waits)
         self._written, self._useful = len(self._steps), sum(self._steps)
@@ -188,6 +192,14 @@ class StepTimer(contextlib.AbstractContextManager):
         finally:
             self._excluded += time.perf_counter() - began
 
+    @contextlib.contextmanager
+    def scoring(self) -> Iterator[None]:
+        """Wraps the retrieval scores of a step whose own work is done; see `excluded`."""
+        began = time.perf_counter()
+        with self.excluded():
+            yield
+        self._scoring += time.perf_counter() - began
+
     def arrived(self, step: int) -> None:
         """Records that the result of this step is on the host."""
         now = time.perf_counter()
@@ -233,9 +245,11 @@ class StepTimer(contextlib.AbstractContextManager):
             figures["mfu"] = work.flops / (work.peak * mean)
         compiled = self._compiles.figures() if self._compiles else {}
         for name, value in compiled.items():
-            figures[name] = value + self._compiled_before.get(name, 0)
+            figures[name] = value + self._before.get(name, 0)
         passed = max(time.time() - self._begun, self._useful, 1e-9)  # a clock may be set back
         figures["goodput"] = self._useful / passed
+        if scoring := self._before.get(_SCORING, 0) + self._scoring:
+            figures[_SCORING], figures["scoring_share"] = scoring, scoring / passed
         return {name: float(f"{value:.6g}") for name, value in figures.items()} | memory()
 
     def _append(self, line: dict) -> None:

@@ -93,6 +93,15 @@ class Watch(contextlib.ExitStack):
         with self.timer.dispatch(), jax.profiler.StepTraceAnnotation("train", step_num=step):
             yield
 
+    @contextlib.contextmanager
+    def scoring(self, step: int, in_flight: object) -> Iterator[None]:
+        """Wraps the retrieval scores of a step, whose results are `in_flight`."""
+        jax.block_until_ready(in_flight)
+        with self.timer.scoring():
+            self._watchdog.finished(step)  # scoring has a time limit of its own
+            yield
+        self._watchdog.finished(step)
+
     def finished(self, step: int, loss: float) -> None:
         """Records that the result of a step is on the host and logged.
 

@@ -13,7 +13,14 @@ from jax.sharding import Mesh
 from inf_jax.core.errors import UserError
 from inf_jax.core.packing import Packed, best_fit, pack_chunk, rows_needed, stack_chunks
 from inf_jax.distributed.gradcache import encode_in_chunks
-from inf_jax.distributed.mesh import batch_sharding, compiler_options, local_mesh
+from inf_jax.distributed.mesh import (
+    batch_devices,
+    batch_sharding,
+    compiler_options,
+    local_mesh,
+    on_devices,
+    replicated,
+)
 from inf_jax.distributed.sharding import state_shardings
 from inf_jax.retriever.similarity import unit_vectors
 
@@ -101,7 +108,8 @@ def encode_texts(
       instructions: n arrays likewise, encoded separately from them; both of a pair have at most
         `grid.row_tokens // 2` tokens and share a row. None: texts only.
       grid: rows of each device.
-      mesh: one chunk per device; None: all devices of this process.
+      mesh: one chunk per device, or per group of devices of the axis "tensor"; it may span
+        processes, which then give the same texts. None: all devices of this process.
       on_progress: called with the number of texts that were encoded since the last call.
 
     Returns:
@@ -120,11 +128,11 @@ def encode_texts(
         lengths = lengths + instruction_lengths
         grid = dataclasses.replace(grid, texts_per_row=grid.texts_per_row // 2)
     params = jax.device_put(params, state_shardings(mesh, params))
-    compiled = _compiled(encode, mesh)
+    compiled, parts = _compiled(encode, mesh), batch_devices(mesh)
     chunks = _chunks(lengths, grid)
 
     def packed(members: list[np.ndarray]) -> Packed:
-        absent = [np.zeros(0, np.int64)] * (mesh.size - len(members))
+        absent = [np.zeros(0, np.int64)] * (parts - len(members))
         filled = stack_chunks([grid.pack([texts[i] for i in m]) for m in [*members, *absent]])
         if instruction_lengths is None:
             return filled
@@ -139,9 +147,9 @@ def encode_texts(
             on_progress(len(chunk))
 
     pending = None
-    for first in range(0, len(chunks), mesh.size):
-        members = chunks[first : first + mesh.size]
-        batch = jax.device_put(packed(members), batch_sharding(mesh))
+    for first in range(0, len(chunks), parts):
+        members = chunks[first : first + parts]
+        batch = on_devices(packed(members), batch_sharding(mesh))
         running = members, compiled(params, batch)
         if pending:  # fetched one call late, so that the device never waits
             keep(*pending)
@@ -178,7 +186,11 @@ def shortened(vectors: np.ndarray, dim: int | None, *, normalise: bool) -> np.nd
 def _compiled(encode: Callable[..., jax.Array], mesh: Mesh) -> Callable[..., jax.Array]:
     """`encode` on a mesh, each device on its own chunk."""
     run = functools.partial(encode_in_chunks, encode, groups=1, mesh=mesh)
-    return jax.jit(run, compiler_options=compiler_options(mesh))
+    whole = replicated(mesh)
+    if whole.is_fully_addressable:
+        return jax.jit(run, compiler_options=compiler_options(mesh))
+    # each process gets the vectors of all
+    return jax.jit(run, out_shardings=whole, compiler_options=compiler_options(mesh))
 
 
 def _chunks(lengths: np.ndarray, grid: Grid) -> list[np.ndarray]:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from inf_jax.checkpoints.integrity import fingerprint
 from inf_jax.core.errors import UserError
-from inf_jax.distributed.mesh import local_mesh
+from inf_jax.distributed.mesh import batch_devices, local_mesh
 from inf_jax.distributed.sharding import state_shardings
 from inf_jax.models.config import EncoderConfig
 from inf_jax.models.encoder import make_encoder, tower
@@ -47,7 +47,8 @@ class Retriever:
       tokenizer: the tokenizer of both towers.
       dtype: dtype of the computation, float32 or bfloat16.
       attention: "auto" or the name of an implementation, see `EncoderOptions`.
-      mesh: devices of this process; None: one copy of the parameters on each of them.
+      mesh: of this process's devices, or of those of all, which then encode the same texts
+        together; None: one copy of the parameters on each device of this process.
       chunk_tokens: tokens that a device encodes at once; more need more memory.
 
     Attributes:
@@ -269,7 +270,7 @@ class Retriever:
                     [np.fromiter(map(len, ids), np.int64) for ids in (tokens, instructions) if ids],
                     limit=limit,
                     chunk_tokens=self._chunk_tokens,
-                    devices=self.mesh.size,
+                    devices=batch_devices(self.mesh),
                     earlier=grids,
                     last=last,
                 )

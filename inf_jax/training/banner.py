@@ -34,6 +34,8 @@ _PACE = {
     "tokens_per_s": ("tokens/s", 1, ",.0f"),
     "mfu": ("MFU", 1, ".1%"),
     "goodput": ("goodput", 1, ".1%"),
+    "scoring_s": ("retrieval scores, s, all starts", 1, ",.1f"),
+    "scoring_share": ("retrieval scores, share of time", 1, ".1%"),
     "compile_s": ("compiling, s, all starts", 1, ",.1f"),
     "programs_compiled": ("programs compiled", 1, ",.0f"),
     "programs_cached": ("programs from the cache", 1, ",.0f"),

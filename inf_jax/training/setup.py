@@ -16,6 +16,7 @@ from inf_jax.distributed.mesh import batch_devices, local_parts, make_mesh
 from inf_jax.models.hf.backbone import Backbone, load_model
 from inf_jax.training.initial_params import Start, find_start, start_params
 from inf_jax.training.program import TrainingProgram, make_program
+from inf_jax.training.retrieval import StepScores
 from inf_jax.training.step import TrainState
 
 
@@ -25,6 +26,7 @@ class Training(NamedTuple):
     Attributes:
       model: the backbone, without its weights.
       loader: of the training split.
+      scores: of the eval split at some steps; None without train.eval_every.
       dev: loader of the dev split, for the batches that are measured; None without train.dev_every.
       base: Start -> {tower: tree} and its fingerprint: the backbone's parameters or another run's.
       start_from: of the config.
@@ -33,6 +35,7 @@ class Training(NamedTuple):
     model: Backbone
     program: TrainingProgram
     loader: Loader
+    scores: StepScores | None
     dev: Loader | None
     base: Callable[[Start], tuple[dict, str]]
     start_from: str
@@ -106,5 +109,8 @@ def make_training(
         share |= {"split": config.eval.split, "steps": config.train.dev_batches}
         dev = make_loader(config, model.tokenizer, **share)
 
+    scores = None
+    if config.train.eval_every:
+        scores = StepScores(config, model, program.partition, mesh)
     base = functools.partial(start_params, model, program.partition, mesh)
-    return Training(model, program, loader, dev, base, config.model.start_from)
+    return Training(model, program, loader, scores, dev, base, config.model.start_from)

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from inf_jax import train
+from inf_jax import evaluate, train
 from inf_jax.checkpoints import manager as checkpoint
 from inf_jax.checkpoints.integrity import fingerprint
 from inf_jax.config.defaults import run_config
@@ -121,6 +121,35 @@ def test_the_best_on_dev_is_kept(tiny_config):
     train.main(tiny_config)
     assert read_metrics(Path(tiny_config.out_dir, "metrics.jsonl")) == lines
     assert steps_in(Path(tiny_config.out_dir, "checkpoints")) == [2, 6]
+
+
+def test_the_best_by_a_retrieval_score_is_the_one_that_evaluate_finds(tiny_config):
+    """Also between two of train.eval_every's steps, and with frozen parameters."""
+    tiny_config.train.update({"steps": 6, "checkpoint_every": 2, "keep_checkpoints": 9})
+    tiny_config.train.update({"eval_every": 5, "keep_best": 1, "best_metric": "dev/p_mrr"})
+    tiny_config.train.best_mode = "max"
+    tiny_config.model.freeze = "word$"
+    tiny_config.eval.max_passages = 17
+    tiny_config.optim.update({"lr": 3e-3, "schedule": "constant"})
+    train.main(tiny_config)
+    out_dir = Path(tiny_config.out_dir)
+    lines = read_metrics(out_dir / "metrics.jsonl")
+    scored = {x["step"] + 1: x for x in lines if "dev/p_mrr" in x}
+    assert list(scored) == [2, 4, 5, 6]
+    found = {}
+    for step in (2, 4, 6):
+        tiny_config.eval.checkpoint = str(step)
+        evaluate.main(tiny_config)
+        result = json.loads((out_dir / "eval.json").read_text())
+        assert result["passages"] == 17
+        found[step] = result["trained"]
+        in_loop = {name: scored[step][f"dev/{name}"] for name in found[step]}
+        assert in_loop == pytest.approx(found[step], abs=1e-5)
+    assert len({scores["p_mrr"] for scores in found.values()}) == 3
+    best = checkpoint.read_saved(out_dir / "checkpoints", "best")
+    assert best.step == max(found, key=lambda step: found[step]["p_mrr"])
+    (*_, window) = read_metrics(out_dir / "timing.jsonl")
+    assert 0 < window["scoring_share"] < 1 - window["goodput"] and window["scoring_s"] > 0
 
 
 def test_resume_flags(tiny_config, capsys):

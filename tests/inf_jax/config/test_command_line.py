@@ -75,6 +75,22 @@ def test_block_i_needs_no_sampled_negatives():
         (["--config.train.hang_minutes=-1"], r"hang_minutes=-1\.0: must not be negative"),
         (["--config.train.max_spike=-1"], r"max_spike=-1\.0: must not be negative"),
         (["--config.train.spike_steps=0"], r"spike_steps=0: must be above 0"),
+        (
+            ["--config.train.keep_best=1", "--config.train.best_metric=dev/p_mrr"],
+            r"train\.best_metric='dev/p_mrr': needs train\.eval_every",
+        ),
+        (
+            [
+                "--config.train.keep_best=1",
+                "--config.train.best_metric=dev/ndcg@10",
+                "--config.train.eval_every=5",
+            ],
+            r"best_metric='dev/ndcg@10': higher is better; set train\.best_mode='max'",
+        ),
+        (
+            ["--config.train.keep_best=1", "--config.train.best_metric=dev/loss"],
+            r"train\.best_metric='dev/loss': needs train\.dev_every",
+        ),
         (["--config.train.profile_at=-1"], r"profile_at=-1: must not be negative"),
         (["--config.train.profile_steps=0"], r"profile_steps=0: must be above 0"),
         (["--config.export.min_cosine=7"], r"min_cosine=7\.0: must be in \(0, 1\]"),

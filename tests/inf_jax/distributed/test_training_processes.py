@@ -1,5 +1,6 @@
 """Training as several processes on 127.0.0.1 with gloo, started as users start it."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors.numpy import load_file
 from inf_jax.checkpoints import manager as checkpoint
 from inf_jax.config.defaults import run_config
 from inf_jax.core.trees import path_name
+from inf_jax.evaluation.scores import METRICS
 from inf_jax.models import hf
 from inf_jax.monitoring.metrics_log import read_metrics
 from inf_jax.training.setup import make_training
@@ -62,8 +64,10 @@ def launch(file, *overrides, devices=DEVICES, **options):
 
 def test_one_two_and_four_processes_are_one_run(config, tmp_path, compiled):
     """Four with two devices each, two with two, one with four; and two that one goes on from."""
+    config.train.eval_every = 3
     file = write_config(config, tmp_path / "c.py")
     training = make_training(run_config(config))
+    scores = {}
 
     def train(name, count, steps, *, starts=1, devices=DEVICES):
         out_dir = tmp_path / name
@@ -83,6 +87,11 @@ def test_one_two_and_four_processes_are_one_run(config, tmp_path, compiled):
         assert len(list((out_dir / "tensorboard").iterdir())) == starts
         lines = read_metrics(out_dir / "metrics.jsonl")
         assert [line["step"] for line in lines] == list(range(steps))
+        dev = {f"dev/{metric}" for metric in METRICS}
+        scores[name] = {x["step"]: {m: x[m] for m in dev} for x in lines if dev <= x.keys()}
+        assert list(scores[name]) == list(range(2, steps, 3))
+        for step, found in scores[name].items():
+            assert found == pytest.approx(scores["one"][step], abs=1e-5)
         return [line["loss"] for line in lines]
 
     def state(name, step):
@@ -112,6 +121,15 @@ def test_one_two_and_four_processes_are_one_run(config, tmp_path, compiled):
         assert_same(name, 6)
     np.testing.assert_allclose(train("two", 1, 9, starts=2), straight, rtol=1e-5)
     assert_same("two", 9)
+    # of a checkpoint that one process wrote
+    overrides = f"--config.out_dir={tmp_path / 'two'}", "--config.eval.checkpoint=6"
+    program = ("-m", "inf_jax.evaluate")
+    outs, codes = launch(file, *overrides, count=2, program=program, cache=compiled)
+    assert codes == [0, 0], "\n".join(outs)
+    assert "within-focus" in outs[0] and "within-focus" not in outs[1]
+    trained = json.loads((tmp_path / "two" / "eval.json").read_text())["trained"]
+    found = {f"dev/{name}": value for name, value in trained.items()}
+    assert found == pytest.approx(scores["two"][5], abs=1e-5)
 
 
 def test_the_primary_process_tokenises_and_an_error_of_one_process_ends_all(

@@ -2,10 +2,12 @@
 
 import pytest
 
+from inf_jax.core.choices import RETRIEVAL_METRICS
 from inf_jax.core.errors import UserError
 from inf_jax.data.records import Pair, PairExample
 from inf_jax.data.tokenise import read_examples
-from inf_jax.evaluation.task import task_from_examples
+from inf_jax.evaluation.scores import METRICS
+from inf_jax.evaluation.task import capped, task_from_examples
 from tests.inf_jax.evaluation.test_scores import EXAMPLES, example
 
 
@@ -22,6 +24,27 @@ def test_task_of_a_split():
     assert list(task.alone.values()) == [("A", ""), ("B", "")]
     # also the layout of InstructIR, for `metrics.robustness` without groups=
     assert [q.rpartition("_")[0] for q in task.queries] == list(task.groups.values())
+
+
+def test_a_capped_task_keeps_whole_queries_and_fills_up():
+    task = task_from_examples(EXAMPLES)
+    names = dict(zip(task.corpus.values(), task.corpus, strict=True))
+    first, second, third = task.queries
+    # A is judged by a1, a2, a3, B by b1, b2
+    for most, corpus, queries in (
+        (6, ["a1", "a2", "b1", "a3", "b2", "c1"], [first, second, third]),
+        (5, ["a1", "a2", "b1", "a3", "b2"], [first, second, third]),
+        (4, ["a1", "a2", "b1", "a3"], [first, second]),
+        (3, ["a1", "a2", "a3"], [first, second]),
+    ):
+        found = capped(task, most)
+        assert list(found.corpus) == [names[text] for text in corpus]
+        assert list(found.queries) == list(found.qrels) == list(found.groups) == queries
+        assert set(found.alone) == {task.groups[query] for query in queries}
+        assert found.qrels == {query: task.qrels[query] for query in queries}
+        assert found.changed == {query: task.changed[query] for query in queries}
+    with pytest.raises(UserError, match=r"2 passages do not hold .*; raise eval.max_passages"):
+        capped(task, 2)
 
 
 def test_several_relevant_passages_and_copies_of_a_text():
@@ -77,3 +100,7 @@ def test_task_of_pairs_with_negatives():
     a1, _, _, b1 = task.corpus
     assert list(task.qrels.values()) == [{a1: 1}, {b1: 1}]
     assert not task.changed
+
+
+def test_the_metrics_of_a_run_are_those_of_a_task():
+    assert tuple(f"dev/{name}" for name in METRICS) == RETRIEVAL_METRICS
