@@ -97,14 +97,14 @@ def _field_map(text: str) -> dict[str, list[str]]:
 def run_build(args: argparse.Namespace, beam: tfds.download.DownloadConfig | None = None) -> None:
     """Builds the dataset and prints its report; raises UserError as `build`."""
     options = dict(vars(args))
+    if is_url(str(options["data_dir"])):
+        raise UserError(f"--data-dir={options['data_dir']}: is a URL; give a local directory")
     options.pop("runner", None)
     given = {name: options.pop(name) for name in _OPTIONS}
     options["options"] = {name: value for name, value in given.items() if value is not None}
     if options["source"] == "fields":
         options["options"].setdefault("fields", None)
     options["evaluation"] = tuple(options["evaluation"])
-    if is_url(str(options["data_dir"])):
-        raise UserError(f"--data-dir={options['data_dir']}: is a URL; give a local directory")
     final, written = build(**options, beam=beam)
     console = Console(soft_wrap=True, highlight=False, markup=False)
     reports = read_json(final / REPORT_FILE, kind=dict)

@@ -162,6 +162,18 @@ def test_layouts_with_judgements(tmp_path):
     assert sorted(examples_of(final.parents[1] / "best" / "1.0.0", "train")) == ["q1:d1"]
 
 
+def test_synthetic_pairs(tmp_path):
+    texts = (f"Word{n} is one of many. What of {n} is known by now?" for n in range(1100))
+    lines = (json.dumps({"answer": text.replace("many", "the many words")}) for text in texts)
+    (tmp_path / "text.jsonl").write_text("\n".join(lines))
+    flags = ["--source=synthetic", f"--path-train={tmp_path / 'text.jsonl'}", "--count=60"]
+    main([*flags, f"--data-dir={tmp_path}", "--dev-fraction=0.1"])
+    final = tmp_path / "inf_ir" / "synthetic" / "1.0.0"
+    ids = [*examples_of(final, "dev"), *examples_of(final, "train")]
+    assert sorted(ids) == sorted(f"0-{n}" for n in range(60))
+    assert "recombined" in tfds.builder_from_directory(final).info.config_description
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [
