@@ -1,6 +1,7 @@
 """What a benchmark asks of a model: documents, queries with instructions, judgements."""
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping, Sequence
 
 from inf_jax.core.errors import UserError
@@ -60,6 +61,14 @@ class BenchmarkTask:
     def __post_init__(self):
         if not self.queries or not self.corpus:
             raise UserError(f"{self.name}: no queries with judgements, or no documents")
+        relevant = {d for judged in self.qrels.values() for d, score in judged.items() if score > 0}
+        if missing := sorted(relevant - self.corpus.keys()):
+            logging.getLogger(__name__).warning(
+                "%s: %d relevant documents are not in the corpus (%s); they count as never found",
+                self.name,
+                len(missing),
+                missing[0],
+            )
         for qid, documents in (self.candidates or {}).items():
             for document in documents:
                 if document not in self.corpus:

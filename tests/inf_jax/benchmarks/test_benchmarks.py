@@ -51,7 +51,7 @@ def changed(**files):
     return {"queries_changed.jsonl": queries, "qrels_changed/test.tsv": qrels} | files
 
 
-def test_a_plain_directory(tmp_path):
+def test_a_plain_directory(tmp_path, caplog):
     task = read_beir(
         write(
             tmp_path,
@@ -62,6 +62,7 @@ def test_a_plain_directory(tmp_path):
             qrels="7\td0\t1\n7\tgone\t1\n",
         )
     )
+    assert "1 relevant documents are not in the corpus (gone)" in caplog.text
     assert task.queries == {"7": ("amber", "of trees")}
     assert task.qrels == {"7": {"d0": 1, "gone": 1}}
     assert task.subsets == {"type=kind": ["7"]} and not task.groups and not task.changed
