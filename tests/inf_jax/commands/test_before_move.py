@@ -39,7 +39,8 @@ def test_a_checkpoint_resumes_and_a_dataset_is_reused(old_run):
     before = [path.stat().st_mtime_ns for path in tokenised]
     old_run.train.steps, examples = 4, old_run.train.batch_size
     train.main(old_run, resume=True)
-    assert old_run.train.batch_size == 3 * examples  # pairs
+    written = json.loads(Path("run/config.json").read_text())
+    assert written["train"]["batch_size"] == 3 * examples  # pairs
     kept = json.loads(Path("run/checkpoints/4/config/metadata").read_text())
     assert kept["train"]["batch_size"] == examples  # so that the same command goes on from there
     lines = map(json.loads, Path("run/metrics.jsonl").read_text().splitlines())
