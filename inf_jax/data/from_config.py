@@ -31,7 +31,10 @@ def dataset_dir(config: RunConfig) -> Path:
     if not (directory / "dataset_info.json").exists():
         flags = [f"--source={config.data.source}", f"--data-dir={Path(config.data.dir)}"]
         build = f"python -m data_pipeline.build {shlex.join(flags)}"
-        raise UserError(f"{directory}: no dataset here; build it with `{build}`")
+        raise UserError(
+            f"{directory}: no dataset here; build it with `{build}` (and --name, if it has one of "
+            "its own)"
+        )
     return directory
 
 

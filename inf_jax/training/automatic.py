@@ -114,8 +114,9 @@ def settle_keys(config: ConfigDict, *, dataset: str | None, order: int | None) -
         return None
     file, facts = as_path(config.out_dir) / AUTOMATIC_FILE, _facts(config)
     saved = read_json(file, {}, kind=dict, remedy="delete it") if is_primary() else {}
-    before = saved.get("values") if saved.get("of") == facts else None
-    values = of_primary("automatic", before)
+    of = saved.get("of", {})  # keys that are newer than the file count as they were: not at all
+    same = bool(of) and of.items() <= facts.items()
+    values = of_primary("automatic", saved["values"] if same else None)
     if values is not None:
         choice = Choice(values, "as chosen at the first start")
     else:
