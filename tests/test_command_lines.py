@@ -159,7 +159,7 @@ CASES = [
         "data_pipeline.build",
         ["--source=medqad", "--data-dir=x"],
         "--source: 'medqad' is not a choice; did you mean medquad? "
-        "(choose from medquad, inf_ir, factory)",
+        "(choose from medquad, inf_ir, factory, fields, beir, msmarco, nevir, pubmedqa, synthetic)",
     ),
     # not abbreviated, and said before what is missing
     ("data_pipeline.build", ["--sourc=medquad"], unknown("--sourc", "--source")),
@@ -259,7 +259,7 @@ CASES = [
         "inf_jax",
         ["trian"],
         "inf-jax: command: 'trian' is not a choice; did you mean train? "
-        "(choose from train, evaluate, export, tokenise, encode, search, plan)",
+        "(choose from train, evaluate, export, tokenise, encode, search, benchmark, mteb, plan)",
     ),
     (
         "data_pipeline",
