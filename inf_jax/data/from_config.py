@@ -32,8 +32,8 @@ def dataset_dir(config: RunConfig) -> Path:
         flags = [f"--source={config.data.source}", f"--data-dir={Path(config.data.dir)}"]
         build = f"python -m data_pipeline.build {shlex.join(flags)}"
         raise UserError(
-            f"{directory}: no dataset here; build it with `{build}` (and --name, if it has one of "
-            "its own)"
+            f"{directory}: no dataset here; build it (and give --name, if it has one of its own) "
+            f"with `{build}`"
         )
     return directory
 
