@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
     sources = task_sources(
         args.suite, Path(args.data_dir), split=args.split, identical_ids=args.identical_ids
     )
-    options = ModelOptions(args.placement, args.query_template, args.dtype, args.mask)
+    options = ModelOptions(args.placement, args.dtype, args.mask)
     scores = {}
     for number, (label, names) in enumerate(labels.items()):
         template = args.query_template if number == 0 else ""

@@ -7,8 +7,9 @@ Texts are a .jsonl, .tsv or .parquet file (.gz as well), a directory in BEIR's l
 dataset (`--split`); `inf_jax.vectors.texts` names the fields. They are read as a stream. Out is a
 local directory or gs://BUCKET/DIRECTORY: per shard vectors (NumPy), ids (text) and checksums
 (`inf_jax.vectors.store`). Started again after whatever end, the command reuses finished shards and
-writes the same bytes as an uninterrupted one. Several processes, started as for training
-(`inf_jax.distributed.cluster`), encode a share each; the texts must be on every host's disk.
+writes the same bytes as an uninterrupted one, on as many devices of the same kind. Several
+processes, started as for training (`inf_jax.distributed.cluster`), encode a share each; the texts
+must be on every host's disk.
 """
 
 import argparse
@@ -65,7 +66,10 @@ def _report(store: VectorStore, written: int, out: str) -> None:
     made = store.manifest
     rows = [
         ("vectors", f"{made.count:,} of {made.role} texts, {made.width} x {made.dtype}"),
-        ("written now", f"{written:,} by this process, the others were there or are of others"),
+        (
+            "written now",
+            f"{written:,} by this process; others wrote the rest, or it was there",
+        ),
         ("shards", f"{made.shards:,}"),
         *((f"template, {role}", f"{text!r}") for role, (text, _) in made.templates.items()),
     ]

@@ -14,15 +14,8 @@ from inf_jax.core.errors import UserError
 from inf_jax.io.json_files import read_json
 from inf_jax.io.paths import is_url
 
-_OPTIONS = (
-    "fields",
-    "split",
-    "dev_split",
-    "min_score",
-    "negatives",
-    "count",
-    "seed",
-)  # of sources of pairs
+# Options of the readers of single sources of pairs.
+_OPTIONS = ("fields", "split", "dev_split", "min_score", "negatives", "count", "seed")
 
 
 def build_parser(program: str, doc: str) -> FlagParser:

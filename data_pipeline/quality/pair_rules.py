@@ -52,7 +52,7 @@ def settle(
       dropped: counts negatives by reason: equals_passage, other_positive, repeated, empty,
         too_short, too_long, over_limit.
     """
-    if len(pairs) == 1 and not pairs[0].negatives:  # most, where there are no negatives
+    if len(pairs) == 1 and not pairs[0].negatives:  # the usual case
         [pair] = pairs
         texts = pair.instruction, pair.query, pair.passage
         yield PairExample(pair.id, (Pair(*texts, scores=pair.scores[:1]),))

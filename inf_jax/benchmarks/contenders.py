@@ -21,26 +21,24 @@ BM25 = "bm25"
 
 @dataclasses.dataclass(frozen=True)
 class ModelOptions:
-    """How models are opened and their queries written.
+    """How models are opened and their instructions placed.
 
     Attributes:
       placement: see `benchmarks.placement.query_template`.
-      query_template: in place of the templates of the first model; "" for those.
       dtype, mask: see `inf_jax.load`.
     """
 
     placement: str = "benchmark"
-    query_template: str = ""
     dtype: str = "float32"
     mask: str = "model"
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskScores:
-    """What is kept of a task: its texts are not.
+    """What is kept of a task that a model was scored on: its texts are not.
 
     Attributes:
-      task: without corpus, queries and judgements.
+      name, suite, family, main, subsets: as of `BenchmarkTask`; no family is the task's own name.
       queries, documents: their numbers.
       scores: as of `scoring.score_run`.
       template: of an instructed query, as the model got it.

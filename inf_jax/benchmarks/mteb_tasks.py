@@ -1,7 +1,8 @@
 """Retrieval tasks of mteb (extra mteb), from local copies of their repositories.
 
 mteb reads the files of a task; embedding, search and metrics are ours, equal to mteb's own run
-(tests/inf_jax/test_mteb.py). mteb is imported when a task is asked for, since that takes seconds.
+(tests/inf_jax/benchmarks/test_mteb.py). mteb is imported when a task is asked for, since that takes
+seconds.
 """
 
 import copy

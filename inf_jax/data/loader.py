@@ -93,7 +93,7 @@ class Loader:
             drawn=assignment.drawn,
             negatives=assignment.negatives,
         )
-        rows = mine.ravel()
+        pairs_of_host = mine.ravel()
 
         def pack(chunk: np.ndarray, grid: int, rows: int) -> packing.Packed:
             pairs, columns = layout.grid_texts(chunk, grid)
@@ -120,11 +120,11 @@ class Loader:
             grids = packed(self.plan.rows_for(assignment, layout))
         return Batch(
             texts=grids[0] if len(grids) == 1 else tuple(grids),
-            ids=text_ids(texts.hashes(rows)),
+            ids=text_ids(texts.hashes(pairs_of_host)),
             valid=present.reshape(-1),
             negatives=self._negatives(assignment) if layout.block_i else None,
-            passage_valid=texts.passage_valid(rows) if layout.negatives else None,
-            teacher_scores=texts.teacher_scores(rows) if layout.teacher else None,
+            passage_valid=texts.passage_valid(pairs_of_host) if layout.negatives else None,
+            teacher_scores=texts.teacher_scores(pairs_of_host) if layout.teacher else None,
         )
 
     def batches(

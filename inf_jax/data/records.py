@@ -1,8 +1,8 @@
 """Defines the text record of an example, its bytes in a TFRecord, and the hashes of its texts.
 
 An example is one or more pairs (instructed query, passage), see `pairs`; those of the released
-InF-IR corpus (arXiv 2505.21439, section 3) have named fields. Both records are `tf.train.Example`
-protos, readable by TensorFlow, which is not imported here.
+InF-IR corpus (arXiv 2505.21439, section 3) have named fields. Records of either kind are
+`tf.train.Example` protos, readable by TensorFlow, which is not imported here.
 """
 
 import dataclasses

@@ -17,8 +17,7 @@ _GRACE_S = 5.0  # for an error that all processes raise at about the same time
 
 
 def run_distributed(main: Callable[..., None]) -> Callable[..., None]:
-    """A command's main that all processes of a run execute: joined before it, all ended
-    after it.
+    """A command's main that all processes of a run execute: joined before it, all ended after it.
 
     An error ends its process at once, without JAX's wait for the others: they may be inside a
     collective that only a death ends (on CPUs at once; on TPUs and GPUs after 100 s without

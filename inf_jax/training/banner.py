@@ -101,7 +101,7 @@ def banner(
             ("remat", config.model.remat),
             ("tokens a step", f"{plan.tokens:,.0f}, fill {plan.fill:.1%}"),
             ("attention", training.model.encoder.attention_in_training(layout.row_tokens)),
-            ("shape", "known for all steps" if plan.exact else "from sampled steps, with a margin"),
+            ("shape", "known for all steps" if plan.exact else "from sampled steps"),
             *((f"negatives a query, block {b}", n) for b, n in negatives.items()),
             *([("hard negatives a pair", f"{plan.negatives:.2f}")] if layout.negatives else []),
             *_instruction_negatives(loader),

@@ -5,7 +5,8 @@
     shard-00000.ids     n lines, UTF-8
     shard-00000.json    n, and the SHA-256 of both; written last: a shard without it is unfinished
 
-A shard's bytes depend on its texts, the model and the settings alone, whoever writes it and when.
+A shard's bytes depend on its texts, the model, the settings and the devices of the process that
+writes it (their kind and number: other programs round differently), not on when it is written.
 """
 
 import contextlib

@@ -21,7 +21,6 @@ little.
 """
 
 import argparse
-import dataclasses
 import importlib.util
 import itertools
 import json
@@ -57,7 +56,6 @@ def add_arguments(parser: FlagParser) -> None:
     """Flags of `bench.py input`."""
     add = parser.add
     add("--only", "only these configs", many=True, default=[], metavar="CONFIG")
-    add("--from", "where the records are", choices=["local"], default="local", metavar="PLACE")
     add("--records", "made-up records", of=at_least(BATCH), default=2**18, metavar="N")
     add("--rounds", "turns of each contender", of=at_least(1), default=5, metavar="N")
     add("--seconds", "of consuming each config", of=at_least(1), default=10, metavar="N")
@@ -214,7 +212,6 @@ def _of_config(data: Any, *, config: str, seconds: float, step: float) -> dict[s
     chips = int(np.prod(shape))
     reset_peak_memory()
     layout = batch_layout(run, devices=chips, pairs_per_example=1)
-    layout = dataclasses.replace(layout, batch_size=run.train.batch_size)
     mine = range(CHIPS_PER_HOST * run.train.chunks_per_device)
     loader = Loader(data, layout, seed=run.seed, steps=run.train.steps, mine=mine)
     step = step or _least_seconds(run, loader_inputs(loader), chips * CHIPS[kind].flops)

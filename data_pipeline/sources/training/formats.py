@@ -8,12 +8,8 @@ from typing import Any
 from data_pipeline.sources.files import Row
 from inf_jax.core.errors import UserError
 
-TEACHER = (
-    "scores",
-    "passage_scores",
-    "negative_scores",
-    "margins",
-)  # parts with a teacher's scores
+# Parts with a teacher's scores.
+TEACHER = ("scores", "passage_scores", "negative_scores", "margins")
 _NUMBERED = re.compile(r"(.+_)([0-9]+)")
 # The fields of formats whose rows are recognised without a map of fields: Tevatron's, DPR's,
 # FlagEmbedding's, sentence-transformers', and plain pairs.
