@@ -24,7 +24,7 @@ from inf_jax.core.cli_flags import FlagParser
 from inf_jax.core.errors import main_guard
 from inf_jax.data.from_config import dataset_dir, text_config
 from inf_jax.data.records import most_pairs
-from inf_jax.data.token_shards import EXAMPLES_PER_SHARD, plan_shards
+from inf_jax.data.tokenised.shards import EXAMPLES_PER_SHARD, plan_shards
 from inf_jax.models.hf.backbone import load_model
 from inf_jax.text import eos
 

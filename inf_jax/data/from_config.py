@@ -12,7 +12,7 @@ from inf_jax.data.layout import BatchLayout
 from inf_jax.data.loader import Loader
 from inf_jax.data.sampler import ORDER
 from inf_jax.data.tokenise import tokenise
-from inf_jax.data.tokenised import TokenisedDataset
+from inf_jax.data.tokenised.dataset import TokenisedDataset
 from inf_jax.distributed.coordination import primary_first
 from inf_jax.losses.objective import TAUGHT, parse_objective
 from inf_jax.text.templates import TextConfig

@@ -10,8 +10,8 @@ import numpy as np
 
 from inf_jax.core.errors import UserError
 from inf_jax.core.query_encoders import FIRST_EXTRA, Joint, QueryEncoder
-from inf_jax.data.token_records import decode_tokenised
-from inf_jax.data.tokenised import TokenisedDataset
+from inf_jax.data.tokenised.dataset import TokenisedDataset
+from inf_jax.data.tokenised.records import decode_tokenised
 from inf_jax.text.query_parts import QueryParts, as_own_text, truncate, with_instruction
 
 

@@ -20,7 +20,7 @@ from inf_jax.data.layout import BatchLayout, StepTexts
 from inf_jax.data.negatives import instruction_ids, of_chunk, of_rows, sibling_slots
 from inf_jax.data.packing_plan import plan_packing
 from inf_jax.data.sampler import ORDER, ORDERS, StepAssignment, assign_step
-from inf_jax.data.tokenised import TokenisedDataset
+from inf_jax.data.tokenised.dataset import TokenisedDataset
 from inf_jax.distributed.mesh import batch_devices, batch_sharding, local_parts
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from inf_jax.core.query_encoders import PASSAGE
 from inf_jax.data.layout import BatchLayout
 from inf_jax.data.negatives import draw_negatives, sample_instructions
-from inf_jax.data.tokenised import TokenisedDataset
+from inf_jax.data.tokenised.dataset import TokenisedDataset
 
 WINDOW_STEPS = 16  # steps that share their examples' lengths evenly
 ORDER = 3  # of new runs; a run that is resumed keeps the order that it began with

@@ -14,7 +14,7 @@ import tqdm
 
 from inf_jax.core.errors import UserError
 from inf_jax.data.records import AnyExample, most_pairs, read_sources
-from inf_jax.data.token_shards import (
+from inf_jax.data.tokenised.shards import (
     EXAMPLES_PER_SHARD,
     plan_shards,
     source_files,

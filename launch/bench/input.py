@@ -178,7 +178,7 @@ def published(report: str) -> dict[str, float]:
 def _inf_jax(directory: Path) -> Callable[[dict], Any]:
     from inf_jax.data.layout import BatchLayout
     from inf_jax.data.loader import Loader
-    from inf_jax.data.tokenised import TokenisedDataset
+    from inf_jax.data.tokenised.dataset import TokenisedDataset
 
     data = TokenisedDataset(directory)
     shape = {"row_tokens": 256, "texts_per_row": 32, "pairs_per_example": 1}

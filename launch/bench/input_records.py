@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from inf_jax.data.records import pair_hashes
-from inf_jax.data.token_records import (
+from inf_jax.data.tokenised.dataset import MANIFEST, Sidecar, write_sidecar
+from inf_jax.data.tokenised.records import (
     TOKENISED_SCHEMA,
     TokenisedRecord,
     encode_tokenised,
     part_lengths,
 )
-from inf_jax.data.tokenised import MANIFEST, Sidecar, write_sidecar
 from inf_jax.io.tfrecord import Writer
 
 LONGEST = (32, 256)  # tokens of a query and of a passage

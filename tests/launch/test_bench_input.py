@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from inf_jax.data.tokenised import TokenisedDataset
+from inf_jax.data.tokenised.dataset import TokenisedDataset
 from launch.bench import input as bench_input
 from launch.bench.input_records import write_records
 

@@ -10,7 +10,7 @@ from inf_jax.core.errors import UserError
 from inf_jax.core.query_encoders import Attention
 from inf_jax.data.loader import to_mesh
 from inf_jax.data.records import pairs, text_hash
-from inf_jax.data.tokenised import TokenisedDataset
+from inf_jax.data.tokenised.dataset import TokenisedDataset
 from inf_jax.distributed.mesh import make_mesh
 from inf_jax.io.tfrecord import CorruptRecordError
 from inf_jax.text.templates import TextConfig

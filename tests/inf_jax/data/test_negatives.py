@@ -13,7 +13,7 @@ from inf_jax.data import negatives
 from inf_jax.data.from_config import tokenised_split
 from inf_jax.data.records import Example, pair_hashes, pairs, text_hash
 from inf_jax.data.tokenise import tokenise
-from inf_jax.data.tokenised import TokenisedDataset
+from inf_jax.data.tokenised.dataset import TokenisedDataset
 from inf_jax.models.hf.backbone import load_model
 from inf_jax.text.templates import TextConfig
 from inf_jax.text.tokenizer import load_tokenizer

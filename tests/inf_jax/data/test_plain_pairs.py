@@ -6,7 +6,7 @@ import pytest
 from inf_jax.core.errors import UserError
 from inf_jax.core.query_encoders import Attention
 from inf_jax.data.records import Pair, PairExample, pairs
-from inf_jax.data.tokenised import TokenisedDataset
+from inf_jax.data.tokenised.dataset import TokenisedDataset
 from tests.inf_jax.data.batches import hash_of, make, texts_of
 from tests.inf_jax.data.small_split import TEXT, make_dataset
 

@@ -10,7 +10,7 @@ import tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from inf_jax.core.errors import UserError
-from inf_jax.data.tokenised import TokenisedDataset
+from inf_jax.data.tokenised.dataset import TokenisedDataset
 from inf_jax.text.splice_check import CHECKED_EXAMPLES, sampled
 from inf_jax.text.tokenizer import TextTokenizer
 from tests.inf_jax.data.small_split import EXAMPLES, TEXT, make_dataset

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inf_jax.core.errors import UserError
-from inf_jax.data.token_records import (
+from inf_jax.data.tokenised.records import (
     TokenisedNegatives,
     TokenisedRecord,
     decode_batch,
@@ -120,7 +120,7 @@ def test_records_decoded_at_once_are_those_decoded_one_by_one(old, monkeypatch):
     records = random_records(60)
     data = [(as_before if n in old else encode_tokenised)(r) for n, r in enumerate(records)]
     if not old:  # the fast way: no proto is parsed
-        monkeypatch.setattr("inf_jax.data.token_records.parse_tf_example", None)
+        monkeypatch.setattr("inf_jax.data.tokenised.records.parse_tf_example", None)
     batch = decode_batch(data, 3)
     monkeypatch.undo()
     for name in ("lengths", "hashes", "spans"):

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from inf_jax.core.errors import UserError
 from inf_jax.data.records import encode_example
-from inf_jax.data.tokenised import TokenisedDataset
+from inf_jax.data.tokenised.dataset import TokenisedDataset
 from inf_jax.io.tfrecord import CorruptRecordError, Writer
 from inf_jax.text.tokenizer import TextTokenizer
 from tests.inf_jax.data.small_split import EXAMPLES, make_dataset

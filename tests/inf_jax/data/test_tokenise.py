@@ -15,8 +15,8 @@ from transformers import AutoTokenizer
 
 from inf_jax.core.errors import UserError
 from inf_jax.data.records import text_hash
-from inf_jax.data.token_records import encode_tokenised
-from inf_jax.data.tokenised import TokenisedDataset
+from inf_jax.data.tokenised.dataset import TokenisedDataset
+from inf_jax.data.tokenised.records import encode_tokenised
 from inf_jax.text.tokenizer import load_tokenizer
 from tests.inf_jax.data.small_split import EXAMPLES, MINILM, TEXT, contents, make_dataset
 

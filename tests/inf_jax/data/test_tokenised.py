@@ -9,8 +9,8 @@ import pytest
 
 from inf_jax.core.errors import UserError
 from inf_jax.data.records import encode_example, text_hash
-from inf_jax.data.token_records import encode_tokenised
-from inf_jax.data.tokenised import TokenisedDataset
+from inf_jax.data.tokenised.dataset import TokenisedDataset
+from inf_jax.data.tokenised.records import encode_tokenised
 from inf_jax.io.tfrecord import CorruptRecordError, Writer
 from inf_jax.text.templates import TextConfig
 from tests.inf_jax.data.small_split import EXAMPLES, contents

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from inf_jax.data.records import PairExample
 from inf_jax.data.tokenise import tokenise
-from inf_jax.data.tokenised import TokenisedDataset
+from inf_jax.data.tokenised.dataset import TokenisedDataset
 from inf_jax.text.templates import TextConfig
 from inf_jax.text.tokenizer import TextTokenizer
 from tests.inf_jax.data.small_split import make_dataset

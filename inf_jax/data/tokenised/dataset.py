@@ -13,7 +13,7 @@ import numpy as np
 from inf_jax.core.errors import UserError, first_line
 from inf_jax.data.negatives import KnownInstructions, usual_siblings
 from inf_jax.data.records import pair_hashes
-from inf_jax.data.token_records import (
+from inf_jax.data.tokenised.records import (
     TOKENISED_SCHEMA,
     TokenisedBatch,
     TokenisedRecord,

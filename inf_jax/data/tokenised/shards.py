@@ -23,14 +23,14 @@ from inf_jax.data.records import (
     pairs,
     text_hash,
 )
-from inf_jax.data.token_records import (
+from inf_jax.data.tokenised.dataset import MANIFEST, Sidecar, load_sidecar, write_sidecar
+from inf_jax.data.tokenised.records import (
     TOKENISED_SCHEMA,
     TokenisedNegatives,
     TokenisedRecord,
     encode_tokenised,
     part_lengths,
 )
-from inf_jax.data.tokenised import MANIFEST, Sidecar, load_sidecar, write_sidecar
 from inf_jax.io.atomic import atomic_write
 from inf_jax.io.json_files import path_inside, read_json, sha256_of_file
 from inf_jax.io.tfrecord import Reader, Writer
