@@ -146,6 +146,7 @@ def _search(config: ConfigDict, name: str, slices: int, planned: Callable) -> di
             f"--search=batch_size: {' and '.join(keys)} must not be {AUTO}, which depends on the "
             "batch; for the largest batch of all forms give model.remat=full"
         )
+    config = with_option(config, "data.repeat_in_step", True)  # what fits is asked, not the data
     plans: dict[int, dict[str, Any]] = {}
     devices = len(topology(name, slices=slices).devices) // config.mesh.tensor
     whole = 1 if config.train.batch_size % 3 else 3  # InF-IR's examples stay whole

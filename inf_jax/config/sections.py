@@ -27,6 +27,9 @@ class DataConfig:
         "maximum number of texts per packed row; 0: one for each 8 tokens, at least 16",
         rule="not negative",
     )
+    repeat_in_step: bool = key(
+        False, "take a step larger than the data, which holds examples several times"
+    )
     prefetch: int = key(2, "steps whose batches are prepared ahead", rule="positive")
 
 

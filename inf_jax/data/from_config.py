@@ -8,7 +8,7 @@ from pathlib import Path
 from inf_jax.config.sections import RunConfig
 from inf_jax.core.errors import UserError
 from inf_jax.core.query_encoders import query_encoder
-from inf_jax.data.layout import BatchLayout
+from inf_jax.data.layout import BatchLayout, larger_than_data
 from inf_jax.data.loader import Loader
 from inf_jax.data.sampler import ORDER
 from inf_jax.data.tokenise import tokenise
@@ -103,7 +103,8 @@ def make_loader(
       order: of the examples, a key of `sampler.ORDERS`; None is that of new runs.
 
     Raises:
-      UserError: the dataset is missing, or it has too few examples for these devices.
+      UserError: the dataset is missing, it has too few examples for these devices, or a step of a
+        new run is larger than it (but with data.repeat_in_step).
     """
     batch_layout(config, devices=devices, pairs_per_example=1)  # raises before any long work
     name = split or config.data.train_split
@@ -122,6 +123,9 @@ def make_loader(
             )
         size = min(layout.batch_size, dataset.num_examples)
         layout = dataclasses.replace(layout, batch_size=size)
+    problem = larger_than_data(layout, dataset.num_examples)
+    if problem and order is None and not config.data.repeat_in_step:
+        raise UserError(f"{problem}, or set data.repeat_in_step=true")
     each = config.train.chunks_per_device
     return Loader(
         dataset,

@@ -139,6 +139,18 @@ class BatchLayout:
         return np.hstack([lengths, dataset.negative_lengths(examples, negatives)])
 
 
+def larger_than_data(layout: BatchLayout, examples: int) -> str:
+    """What is said of a step that is larger than the data of so many examples; "" if it is not."""
+    if layout.batch_size <= examples:
+        return ""
+    least, most = layout.batch_size // examples, -(-layout.batch_size // examples)
+    times = f"{most}" if least == most else f"{least} or {most}"
+    return (
+        f"train.batch_size={layout.pairs:,} is larger than the data: a step holds each of the "
+        f"{examples:,} examples {times} times; lower it, or add data"
+    )
+
+
 class StepTexts:
     """Texts and hashes of some pairs of a step, read from the dataset.
 

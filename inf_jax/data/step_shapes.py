@@ -16,7 +16,7 @@ from inf_jax.core.batch import Batch, InstructionNegatives, TextIds
 from inf_jax.core.errors import UserError
 from inf_jax.core.query_encoders import PASSAGE
 from inf_jax.data.from_config import batch_layout, dataset_dir, make_loader
-from inf_jax.data.layout import BatchLayout
+from inf_jax.data.layout import BatchLayout, larger_than_data
 from inf_jax.data.loader import Loader
 from inf_jax.data.packing_plan import planned_rows
 from inf_jax.losses.objective import Objective
@@ -98,18 +98,7 @@ def loader_inputs(loader: Loader) -> StepInputs:
         note=f"measured on {loader.dataset.directory}",
         measured=True,
         pairs_per_example=loader.layout.pairs_per_example,
-        warning=_larger_than_data(loader.layout, loader.dataset.num_examples),
-    )
-
-
-def _larger_than_data(layout: BatchLayout, examples: int) -> str:
-    if layout.batch_size <= examples:
-        return ""
-    least, most = layout.batch_size // examples, -(-layout.batch_size // examples)
-    times = f"{most}" if least == most else f"{least} or {most}"
-    return (
-        f"train.batch_size={layout.pairs:,} is larger than the data: a step holds each of the "
-        f"{examples:,} examples {times} times; lower it, or add data"
+        warning=larger_than_data(loader.layout, loader.dataset.num_examples),
     )
 
 

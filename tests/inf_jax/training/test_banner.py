@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 from inf_jax.config.defaults import run_config
+from inf_jax.core.errors import UserError
+from inf_jax.data.from_config import make_loader
 from inf_jax.data.step_shapes import loader_inputs
+from inf_jax.models.hf.backbone import run_tokenizer
 from inf_jax.planning.report import compare
 from inf_jax.training.banner import banner, health_rows, pace_rows, work_of
 from inf_jax.training.setup import make_training
@@ -53,11 +56,19 @@ def test_health_table():
     assert health_rows(json.loads('{"loss": 1.0}')) == []
 
 
-def test_a_step_larger_than_the_data_is_said_in_the_banner_and_the_plan(tiny_config, capsys):
+def test_a_step_larger_than_the_data_is_refused_or_said_in_the_banner_and_the_plan(
+    tiny_config, capsys
+):
     """And the order of an older version, where a run that is resumed keeps it."""
     tiny_config.train.batch_size = 216
     config = run_config(tiny_config)
-    training = make_training(config, order=1)
+    remedy = r"batch_size=216 is larger than the data: .* 60 examples 1 or 2 times.*repeat_in_step"
+    with pytest.raises(UserError, match=remedy):
+        make_loader(config, run_tokenizer(config), devices=1)
+    tiny_config.data.repeat_in_step = True
+    allowed = run_config(tiny_config)
+    assert make_loader(allowed, run_tokenizer(allowed), devices=1).plan.pairs == 216
+    training = make_training(config, order=1)  # a run begun before this was refused
     banner(config, training, first_step=0, more={"compilation cache": "none"})
     warning = (
         "WARNING: train.batch_size=216 is larger than the data: a step holds each of the 60 "
