@@ -7,6 +7,7 @@
     python launch/bench.py plan       does each shipped config fit its TPUs, and how long is a step
     python launch/bench.py memory     peak memory of encoding and evaluation
     python launch/bench.py input      records/s, and the time of the input beside a step's
+    python launch/bench.py rehearsal  memory and rate of millions of synthetic pairs, end to end
     python launch/bench.py search     exact top-k search, beside FAISS
 
 Every contender runs in its own process and they take turns, so that other load on the machine slows
@@ -22,7 +23,7 @@ from inf_jax.config.sections import RunConfig
 from inf_jax.core.cli_flags import FlagParser, check_choice
 from inf_jax.core.errors import main_guard
 
-from . import factory, input, loss, memory, plan, search, train
+from . import factory, input, loss, memory, plan, rehearsal, search, train
 
 # Each module has `HELP`, `TAKES_CONFIG`, `add_arguments(parser)`, and `main(args)`, or with
 # TAKES_CONFIG `main(args, overrides)`.
@@ -33,6 +34,7 @@ COMMANDS = {
     "plan": plan,
     "memory": memory,
     "input": input,
+    "rehearsal": rehearsal,
     "search": search,
 }
 
