@@ -16,8 +16,8 @@ class ResumeInfo(NamedTuple):
       groups: chunks of a step where a chunk's rows are each other's negatives (block I with the
         query encoder "attention"), else 0.
       frozen: `integrity.fingerprint` of the frozen parameters, which are not saved; "" for none.
-      order: of the examples, a key of `data.sampler.ORDERS`; a checkpoint without it is of a run
-        that began with order 1.
+      order: of the examples, a key of `data.example_order.ORDERS`; a checkpoint without it is of a
+        run that began with order 1.
       start: fingerprint of what the run began with: the backbone's weights, or the checkpoint of
         model.start_from (`manager.Saved`). "" in runs of versions that did not record it.
       start_step: step of that checkpoint; None for a backbone.

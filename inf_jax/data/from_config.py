@@ -100,7 +100,7 @@ def make_loader(
       parts: this process's parts of a batch, see `mesh.local_parts`; None is all.
       split: of another split than the training split, a batch is at most all of it.
       expected: the tokenised split must have this fingerprint.
-      order: of the examples, a key of `sampler.ORDERS`; None is that of new runs.
+      order: of the examples, a key of `example_order.ORDERS`; None is that of new runs.
 
     Raises:
       UserError: the dataset is missing, it has too few examples for these devices, or a step of a

@@ -16,10 +16,11 @@ import numpy as np
 from inf_jax.core import packing
 from inf_jax.core.batch import Batch, InstructionNegatives, split_hashes, text_ids
 from inf_jax.core.errors import UserError
+from inf_jax.data.example_order import ORDERS
 from inf_jax.data.layout import BatchLayout, StepTexts
 from inf_jax.data.negatives import instruction_ids, of_chunk, of_rows, sibling_slots
 from inf_jax.data.packing_plan import plan_packing
-from inf_jax.data.sampler import ORDER, ORDERS, StepAssignment, assign_step
+from inf_jax.data.sampler import ORDER, StepAssignment, assign_step
 from inf_jax.data.tokenised.dataset import TokenisedDataset
 from inf_jax.distributed.mesh import batch_devices, batch_sharding, local_parts
 
@@ -31,7 +32,7 @@ class Loader:
       seed: of the order and the samples.
       steps: steps of the run, for the plan.
       mine: numbers of this host's chunks, ascending; None is all.
-      order: a key of `sampler.ORDERS`.
+      order: a key of `example_order.ORDERS`.
 
     Attributes:
       plan: the shape of the grids and what fills it.

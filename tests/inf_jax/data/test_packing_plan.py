@@ -7,9 +7,10 @@ from inf_jax.config import defaults
 from inf_jax.config.defaults import run_config
 from inf_jax.core.query_encoders import Attention
 from inf_jax.data import packing_plan
+from inf_jax.data.example_order import ExampleOrder
 from inf_jax.data.from_config import batch_layout
 from inf_jax.data.layout import BatchLayout
-from inf_jax.data.sampler import ExampleOrder, assign_step
+from inf_jax.data.sampler import assign_step
 from inf_jax.data.step_shapes import plan_inputs
 from tests.inf_jax.data.batches import grid_texts, make, texts_of
 

@@ -6,16 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inf_jax.core.errors import UserError
-from inf_jax.data.layout import BatchLayout
-from inf_jax.data.loader import Loader
-from inf_jax.data.sampler import (
+from inf_jax.data.example_order import (
     ORDERS,
     WINDOW_STEPS,
+    Cuts,
     ExampleOrder,
     StraddlingOrder,
-    assign_to_chunks,
-    balance_chunks,
 )
+from inf_jax.data.layout import BatchLayout
+from inf_jax.data.loader import Loader
+from inf_jax.data.sampler import assign_to_chunks, balance_chunks
 from tests.inf_jax.data.batches import make
 
 
@@ -60,6 +60,36 @@ def test_a_step_far_into_a_run_is_the_same_without_those_before(batch_size):
     forwards = [orders[0].examples(step) for step in steps]
     for step, examples in zip(reversed(steps), reversed(forwards), strict=True):
         np.testing.assert_array_equal(orders[1].examples(step), examples)
+
+
+# sizes 9 and 10; 0 and 1; 1 to 5; more than half of the data; more than all of it
+@pytest.mark.parametrize(
+    ("count", "rate", "least", "most"),
+    [(1999, 9.5, 9, 10), (40, 0.3, 0, 1), (100, 3.3, 1, 5), (60, 41.5, 41, 42), (7, 16.4, 16, 17)],
+)
+def test_steps_of_several_sizes(count, rate, least, most):
+    wobble = (lambda step: step % 3) if most - least > 1 else (lambda step: 0)
+    before = lambda step: int(step * rate) + (wobble(step) if step else 0)  # noqa: E731
+    sizes = [before(step + 1) - before(step) for step in range(400)]
+    assert (min(sizes), max(sizes)) == (least, most)
+    tokens = lengths(count)
+    order, again = (
+        ExampleOrder(tokens, seed=3, batch_size=Cuts(before, least, most)) for _ in range(2)
+    )
+    steps, seen, sums = [order.examples(step) for step in range(400)], np.zeros(count, int), []
+    for step, examples in enumerate(steps):
+        times = np.bincount(examples, minlength=count)
+        assert times.sum() == sizes[step]
+        if most <= count:
+            assert times.max(initial=0) <= 1
+        seen += times
+        assert seen.min() == before(step + 1) // count
+        assert seen.max() == -(-before(step + 1) // count)
+        sums.append(tokens[examples].mean() if sizes[step] else 0)
+    for step in (399, 7, 123):
+        np.testing.assert_array_equal(again.examples(step), steps[step])
+    if 9 <= most <= count:  # by length as even as steps of one size, but for the seams
+        assert np.std(sums) < 0.4 * tokens.std() / most**0.5
 
 
 @pytest.mark.parametrize("batch_size", [60, 150])
