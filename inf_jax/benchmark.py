@@ -20,7 +20,9 @@ from inf_jax.benchmarks.beir_files import IDENTICAL_IDS
 from inf_jax.benchmarks.bootstrap import DRAWS
 from inf_jax.benchmarks.contenders import BM25, ModelOptions, check_models, score_model
 from inf_jax.benchmarks.placement import PLACEMENTS
-from inf_jax.benchmarks.report import compare_models, print_tables, write_results
+from inf_jax.benchmarks.report.files import write_results
+from inf_jax.benchmarks.report.rows import compare_models
+from inf_jax.benchmarks.report.tables import print_tables
 from inf_jax.benchmarks.suites import task_sources
 from inf_jax.core.choices import ATTENTION_MASKS, DTYPES
 from inf_jax.core.cli_flags import FlagParser, at_least, names_among

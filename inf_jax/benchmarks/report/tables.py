@@ -1,0 +1,41 @@
+"""Prints what `inf_jax.benchmark` found."""
+
+from collections.abc import Sequence
+
+from inf_jax.benchmarks.report.rows import FEW, Compared, ScoreRow, rows_of
+from inf_jax.core.console import table
+
+
+def print_tables(compared: Compared) -> None:
+    """Prints what each model was given, and the scores times 100 with their intervals."""
+    written: dict[tuple[str, ...], list[str]] = {}
+    for label, by_task in compared.scores.items():
+        for task, (one, *_) in by_task.items():
+            written.setdefault((label, one.template.replace("\n", "\\n"), one.instruction), [])
+            written[label, one.template.replace("\n", "\\n"), one.instruction].append(task)
+    rows = [
+        (label, _names(tasks), template, instruction)
+        for (label, template, instruction), tasks in written.items()
+    ]
+    table("text of a query", rows, ("model", "tasks", "template", "instruction"))
+    by_title: dict[str, list[ScoreRow]] = {}
+    for row in rows_of(compared):
+        by_title.setdefault(row.title, []).append(row)
+    header = ["times 100", compared.label]
+    for other in list(compared.scores)[1:]:
+        header += [other, "difference [95 %]"]
+    for title, rows in by_title.items():
+        table(title, [(row.name, *_cells(row, compared.label)) for row in rows], tuple(header))
+
+
+def _cells(row: ScoreRow, label: str) -> list[str]:
+    cells = [f"{100 * row.values[label]:.1f}"]
+    for other, difference in row.differences.items():
+        low, high = 100 * difference.low, 100 * difference.high
+        cells.append(f"{100 * row.values[other]:.1f}")
+        cells.append(f"{100 * difference.value:+.1f} [{low:+.1f}, {high:+.1f}]")
+    return cells
+
+
+def _names(tasks: Sequence[str]) -> str:
+    return ", ".join(tasks) if len(tasks) <= FEW else f"{tasks[0]} and {len(tasks) - 1} more"
