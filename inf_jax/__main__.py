@@ -9,6 +9,7 @@ _COMMANDS = {
     "train": "train a retriever on a built dataset",
     "evaluate": "score a run's checkpoint and its base model on the eval split",
     "export": "write a checkpoint as a verified Hugging Face directory",
+    "average": "average checkpoints with each other or with the base, and score the mixtures",
     "tokenise": "tokenise a dataset ahead of training",
     "encode": "write the vectors of a corpus, or of queries, as shards",
     "search": "find the nearest passages among such vectors, exactly",

@@ -26,7 +26,7 @@ def start(module: str, arguments: list[str]) -> None:
         importlib.import_module(module).main()
 
 
-ANY = ["train", "evaluate", "export", "tokenise", "plan"]
+ANY = ["train", "evaluate", "export", "average", "tokenise", "plan"]
 CASES = [
     *((f"inf_jax.{name}", [DEMO, "--nonsense=1"], unknown("--nonsense")) for name in ANY),
     *((f"inf_jax.{name}", ["--confg=x"], unknown("--confg", "--config")) for name in ANY),
@@ -259,7 +259,8 @@ CASES = [
         "inf_jax",
         ["trian"],
         "inf-jax: command: 'trian' is not a choice; did you mean train? "
-        "(choose from train, evaluate, export, tokenise, encode, search, benchmark, mteb, plan)",
+        "(choose from train, evaluate, export, average, tokenise, encode, search, benchmark, mteb, "
+        "plan)",
     ),
     (
         "data_pipeline",

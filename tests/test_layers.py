@@ -13,7 +13,7 @@ LAYERS = {
         "core",
         "io text losses metrics distributed",
         "config models",
-        "models/hf data monitoring checkpoints",
+        "models/hf data monitoring checkpoints optim",
         "retriever planning evaluation",
         "training hf_export vectors benchmarks",
     ],

@@ -49,6 +49,15 @@ ELSEWHERE = {
     "export OPENAI_API_KEY=...": "a setting",
     "cp launch/tpu.env.example ~/pod.env": "done by the fixture",
     "python tests/doubles/llm_server.py --port 8000 &": "started by the fixture, on a free port",
+    "inf-jax average --config=medquad_minilm --of base base:0.5,newest newest --score": (
+        "tests/inf_jax/commands/test_average.py"
+    ),
+    "inf-jax average --config=medquad_minilm --of=base:0.5,newest --out=out/half": (
+        "tests/inf_jax/commands/test_average.py"
+    ),
+    "inf-jax export --config=medquad_minilm --config.out_dir=out/half": (
+        "the same with another out_dir"
+    ),
     "inf-jax-data run --config=data_msmarco --dry-run": "needs MS MARCO and a key",
     "inf-jax-data run --config=data_msmarco --max-usd=250": "needs MS MARCO and a key",
     "inf-jax-data run --config=data_sample --config.source.count=0": "the same with 200 pairs",

@@ -25,6 +25,8 @@ from inf_jax.io import storage
 from inf_jax.io.json_files import read_json
 from inf_jax.io.paths import checkpoint_path_problem
 
+AVERAGED = "averaged"  # in the saved config of a checkpoint that `inf_jax.average` wrote
+
 # What Orbax raises on files that are not what it wrote.
 _DAMAGED = (ValueError, LookupError, OSError, TypeError, AttributeError, RecursionError)
 

@@ -69,6 +69,11 @@ class Saver:
                 "train without --no-resume to continue from it"
             )
         saved = checkpoint.read_saved(self._directory, str(newest))
+        if checkpoint.AVERAGED in saved.config:
+            raise UserError(
+                f"{self._directory}: holds an average, which has no state to resume from; give a "
+                f"new out_dir, and model.start_from={config.out_dir} to start from it"
+            )
         self._info, self._begun = saved.info, saved.config
         source = self._manager.directory / str(newest)
         older = continue_older(resolved, saved.config)

@@ -46,15 +46,19 @@ class Start(NamedTuple):
       path: the config's model.start_from; "": the backbone.
       directory: of the checkpoints.
       step, fingerprint: of the checkpoint; None and "" for a backbone.
+      key: what names the path, for messages.
     """
 
     path: str = ""
     directory: AnyPath | None = None
     step: int | None = None
     fingerprint: str = ""
+    key: str = "model.start_from"
 
 
-def find_start(start_from: str, recorded: ResumeInfo | None = None) -> Start:
+def find_start(
+    start_from: str, recorded: ResumeInfo | None = None, *, key: str = "model.start_from"
+) -> Start:
     """What a run starts from, or started from, by its model.start_from.
 
     Args:
@@ -62,6 +66,7 @@ def find_start(start_from: str, recorded: ResumeInfo | None = None) -> Start:
         checkpoints; "": the backbone.
       recorded: of the run itself, once it has started: the checkpoint is then the one it started
         from, whatever the other run has done since.
+      key: what names the path, for messages.
 
     Raises:
       UserError: there is no such checkpoint, or it is not the recorded one any more.
@@ -69,7 +74,7 @@ def find_start(start_from: str, recorded: ResumeInfo | None = None) -> Start:
     if not start_from:
         return Start()
     directory, which = _directory(start_from)
-    name = f"model.start_from={start_from}"
+    name = f"{key}={start_from}"
     if recorded and recorded.start_step is not None:
         if not (directory / str(recorded.start_step)).exists():
             raise UserError(
@@ -88,7 +93,7 @@ def find_start(start_from: str, recorded: ResumeInfo | None = None) -> Start:
         )
     if recorded and recorded.start_step is not None:
         check_start(recorded, saved.fingerprint, f"{name}, checkpoint {saved.step}")
-    return Start(start_from, directory, saved.step, saved.fingerprint)
+    return Start(start_from, directory, saved.step, saved.fingerprint, key)
 
 
 def start_params(
@@ -105,20 +110,20 @@ def start_params(
         # without a projection, which may be random
         weights = {name: x for name, x in tree.items() if name != PROJECTION}
         return dict.fromkeys(partition.base, tree), fingerprint(weights)
-    start_from = start.path
+    source_name = f"{start.key}={start.path}"
     saved = checkpoint.read_saved(start.directory, str(start.step))
     source = _config_of(saved.config)
     theirs = load_model(source)
     if _kind(theirs) != _kind(model):
         raise UserError(
-            f"model.start_from={start_from}: its model has another shape than {model.directory}; "
+            f"{source_name}: its model has another shape than {model.directory}; "
             f"name the run's own backbone, model.name={source.model.name!r}"
         )
-    _check_same_tokens(theirs, model, start_from, source.model.name)
+    _check_same_tokens(theirs, model, source_name, source.model.name)
     if _head(theirs) != _head(model):
         was, bias = _head(theirs)
         raise UserError(
-            f"model.start_from={start_from}: was trained with model.projection={was} and "
+            f"{source_name}: was trained with model.projection={was} and "
             f"model.projection_bias={bias}; give the same"
         )
     params = trained_params(start.directory, saved, source, theirs, mesh).params
@@ -126,7 +131,7 @@ def start_params(
         params = dict.fromkeys(partition.base, params["shared"])
     if params.keys() != partition.base.keys():
         raise UserError(
-            f"model.start_from={start_from}: has separate towers, which cannot start shared ones; "
+            f"{source_name}: has separate towers, which cannot start shared ones; "
             "set model.towers='separate'"
         )
     return jax.device_put(params, shardings), start.fingerprint
@@ -240,14 +245,14 @@ def _head(model: Backbone) -> tuple[int, bool]:
     return model.encoder.options.projection, model.encoder.options.projection_bias
 
 
-def _check_same_tokens(theirs: Backbone, model: Backbone, start_from: str, name: str) -> None:
+def _check_same_tokens(theirs: Backbone, model: Backbone, source: str, name: str) -> None:
     """Raises UserError where a token of both vocabularies has another id now."""
     was, now = theirs.tokenizer.vocabulary(), model.tokenizer.vocabulary()
     others = sorted((was[token], token) for token in was.keys() & now if was[token] != now[token])
     if others:
         number, token = others[0]
         raise UserError(
-            f"model.start_from={start_from}: was trained with another tokenizer than that of "
+            f"{source}: was trained with another tokenizer than that of "
             f"{model.directory} (the token {token!r} had the id {number}, now {now[token]}); name "
             f"the run's own backbone, model.name={name!r}"
         )

@@ -17,8 +17,9 @@ from inf_jax.distributed.mesh import compiler_options, replicated
 from inf_jax.distributed.sharding import state_shardings
 from inf_jax.losses.objective import Objective, parse_objective
 from inf_jax.models.encoder import Encoder
+from inf_jax.optim.optimisers import make_optimizer
+from inf_jax.optim.schedules import make_schedule
 from inf_jax.training.forward import EncodingPlan
-from inf_jax.training.optim import make_optimizer, make_schedule
 from inf_jax.training.parameters import ParameterPartition, make_partition
 from inf_jax.training.step import TrainState, init_coefficients, make_loss, make_train_step
 

@@ -13,9 +13,9 @@ from inf_jax.core.batch import Batch
 from inf_jax.core.trees import join_trees
 from inf_jax.losses import contrastive_loss
 from inf_jax.losses.objective import parse_objective
+from inf_jax.optim.optimisers import without_layers
 from inf_jax.training.forward import EncodingPlan, encode_pairs
 from inf_jax.training.health import health
-from inf_jax.training.optim import without_layers
 
 
 class TrainState(NamedTuple):

@@ -18,12 +18,12 @@ from inf_jax.losses.objective import parse_objective
 from inf_jax.models.config import EncoderConfig
 from inf_jax.models.encoder import EncoderOptions, make_encoder
 from inf_jax.models.hf.config import config_from_hf
+from inf_jax.optim.optimisers import make_optimizer
 from inf_jax.planning.chips import peak_flops
 from inf_jax.planning.flops import model_flops
 from inf_jax.planning.model_shapes import PUBLIC
 from inf_jax.planning.roofline import predicted_seconds
 from inf_jax.training.forward import EncodingPlan
-from inf_jax.training.optim import make_optimizer
 from inf_jax.training.step import TrainState, make_train_step
 
 from .peers import free, training_peer

@@ -11,7 +11,7 @@ from inf_jax.distributed.mesh import batch_sharding, make_mesh
 from inf_jax.distributed.sharding import state_shardings
 from inf_jax.models.encoder import EncoderOptions, make_encoder
 from inf_jax.models.pooling import POOLING_FUNCTIONS, init_projection, pool, project
-from inf_jax.training.optim import decay_mask
+from inf_jax.optim.optimisers import decay_mask
 from tests.inf_jax.models.goldens import GOLDEN, pack, params_of, random_texts, shape_of
 from tests.inf_jax.models.test_encoder_mesh import packed_chunks
 

@@ -7,8 +7,9 @@ import pytest
 
 from inf_jax.config.sections import LossConfig, OptimConfig
 from inf_jax.core.trees import flatten
+from inf_jax.optim.optimisers import decay_mask, make_optimizer
+from inf_jax.optim.schedules import make_schedule
 from inf_jax.training.forward import EncodingPlan
-from inf_jax.training.optim import decay_mask, make_optimizer, make_schedule
 from inf_jax.training.step import TrainState, make_train_step
 from tests.inf_jax.training.steps import encoder, make_batch, make_pairs
 
