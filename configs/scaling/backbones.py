@@ -1,5 +1,11 @@
 """One step's batch for backbones of several families: multi(P,IQ), 16,384 pairs a step on v5e.
 
+Data:      MS MARCO's 532,761 judged pairs; `train` and `plan` refuse less than a step of 16,384.
+           collection.tsv, queries.train.tsv and qrels.train.tsv in msmarco/
+           (https://microsoft.github.io/msmarco/Datasets), then
+           python -m data_pipeline.build --source=msmarco --path-train=msmarco --data-dir=out/data
+           or for a rehearsal, with --config.data.source=synthetic,
+           python -m data_pipeline.build --source=synthetic --count=100000 --data-dir=out/data
 Command:   python -m inf_jax.train --config=configs/scaling/backbones.py:modernbert-large
 Plan:      python launch/bench.py plan --backbones   with and without splash attention
 Hardware:  v5e:16x16 (256 chips), see launch/benchmarks.md for their plans
@@ -56,7 +62,7 @@ def get_config(name: str = "modernbert-large") -> ConfigDict:
     config = defaults()
     config.out_dir = f"out/scaling/{name}"
 
-    config.data.source = "inf_ir"
+    config.data.source = "msmarco"
     config.data.query_template = backbone.prefixes[0] + "{query} {instruction}"
     config.data.passage_template = backbone.prefixes[1] + "{passage}"
     config.data.max_query_tokens = 128
@@ -81,7 +87,7 @@ def get_config(name: str = "modernbert-large") -> ConfigDict:
     config.optim.lr = backbone.lr
     config.train.steps = RUN_PAIRS // PAIRS
     config.optim.warmup_steps = config.train.steps // 16
-    config.train.batch_size = PAIRS // 3 * 3  # whole examples of InF-IR
+    config.train.batch_size = PAIRS
     config.train.checkpoint_every = config.train.steps // 16
     config.mesh.fsdp = backbone.fsdp
     return config

@@ -1,14 +1,22 @@
 """Large batches: E5-large-v2, multi(P,IQ), 4 thousand to a million pairs a step on v5e or v5p.
 
+Data:      more pairs than a step takes; `train` and `plan` refuse less. Up to 262,144 pairs a step
+           MS MARCO's 532,761 judged pairs, with collection.tsv, queries.train.tsv and
+           qrels.train.tsv of https://microsoft.github.io/msmarco/Datasets in msmarco/:
+           python -m data_pipeline.build --source=msmarco --path-train=msmarco --data-dir=out/data
+           above it pairs of your own (--source=fields --name=NAME, --config.data.source=NAME), or
+           for a rehearsal synthetic ones, real sentences recombined, which teach nothing:
+           python -m data_pipeline.build --source=synthetic --count=5000000 --data-dir=out/data
 Command:   python -m inf_jax.train --config=configs/scaling/e5_large.py:v5e-65536
 Plan:      python launch/scaling.py [v5e-65536 ...]   refuses what does not fit
 Hardware:  v5e:16x16 (256 chips) or v5p:8x8x8 (512 chips), see launch/benchmarks.md for their plans
 Time:      not run yet, nothing measured.
 
-One function makes all of them; a name is a chip and a number of pairs. Each pair
-gives a row, and every other pair is its negative. The examples of InF-IR have three pairs and stay
-whole, so 1,048,576 are 349,525 examples and one empty slot. The rate is 1e-5 at 4,096 pairs and
-grows with the square root of the batch; all runs see as many pairs.
+One function makes all of them; a name is a chip and a number of pairs. Each pair gives a row, and
+every other pair is its negative. The rate is 1e-5 at 4,096 pairs and grows with the square root of
+the batch. All runs see 67 million pairs, 126 epochs of MS MARCO: fewer steps may be enough. InF-IR,
+whose examples of three pairs stay whole, needs a multiple of three:
+--config.data.source=inf_ir --config.train.batch_size=65535.
 """
 
 from typing import NamedTuple
@@ -22,6 +30,7 @@ PAIRS = tuple(4096 * 4**n for n in range(5))  # to 1,048,576
 NAMES = tuple(f"{chip}-{pairs}" for chip in TOPOLOGIES for pairs in PAIRS)
 
 RUN_PAIRS = 2**26  # of every run
+MSMARCO_PAIRS = 532_761  # of qrels.train.tsv
 
 
 class Form(NamedTuple):
@@ -62,7 +71,7 @@ def get_config(name: str = "v5e-65536") -> ConfigDict:
     config = defaults()
     config.out_dir = f"out/scaling/e5_large-{name}"
 
-    config.data.source = "inf_ir"
+    config.data.source = "msmarco" if pairs < MSMARCO_PAIRS else "synthetic"
     config.data.query_template = "query: {query} {instruction}"  # E5's prefixes
     config.data.passage_template = "passage: {passage}"
     config.data.max_query_tokens = 128
@@ -79,7 +88,7 @@ def get_config(name: str = "v5e-65536") -> ConfigDict:
     config.optim.lr = 1e-5 * (pairs / 4096) ** 0.5
     config.train.steps = RUN_PAIRS // pairs
     config.optim.warmup_steps = config.train.steps // 16
-    config.train.batch_size = pairs // 3 * 3
+    config.train.batch_size = pairs
     form = FORMS[name]
     config.train.chunks_per_device = form.chunks
     config.model.remat = form.remat

@@ -30,6 +30,8 @@ def dataset_dir(config: RunConfig) -> Path:
     directory = Path(config.data.dir) / "inf_ir" / config.data.source / config.data.version
     if not (directory / "dataset_info.json").exists():
         flags = [f"--source={config.data.source}", f"--data-dir={Path(config.data.dir)}"]
+        if config.data.source == "synthetic":
+            flags.append(f"--count={4 * config.train.batch_size}")
         build = f"python -m data_pipeline.build {shlex.join(flags)}"
         raise UserError(
             f"{directory}: no dataset here; build it (and give --name, if it has one of its own) "

@@ -20,7 +20,7 @@ def test_a_host_of_a_config_is_fed(records):
     assert len(data.read(np.arange(300))) == 300  # agree with the index
     name = "scaling/e5_large.py:v5e-4096"
     found = bench_input._of_config(data, config=name, seconds=0, step=0.001)
-    assert found["pairs"] == 4095
+    assert found["pairs"] == 4096
     assert found["own"] == 4 * 16
     assert 0.9 < found["fill"] < 1
     assert found["wait"] >= 0

@@ -27,6 +27,9 @@ def test_the_advice_to_build_can_be_pasted(directory, flag, tmp_path, monkeypatc
         dataset_dir(config)
     command = "`python -m data_pipeline.build --source=medquad "
     assert str(error.value).endswith(command + flag)
+    config = dataclasses.replace(config, data=DataConfig(dir="d", source="synthetic"))
+    with pytest.raises(UserError, match=r"--source=synthetic --data-dir=d --count=768`"):
+        dataset_dir(config)
 
 
 def test_a_batch_counts_pairs_and_holds_whole_examples():

@@ -21,6 +21,16 @@ def scaling_module(path):
     return module
 
 
+def says_its_data(module, config):
+    """The header has the command that builds the config's data, which holds more than a step."""
+    words = [line.split() for line in module.__doc__.splitlines() if "data_pipeline.build" in line]
+    flags = [word.removeprefix("--").split("=") for line in words for word in line[3:]]
+    assert ["source", config.data.source] in flags
+    most = {"msmarco": 532_761, "synthetic": max(int(v) for f, v in flags if f == "count")}
+    # a quarter may be dropped as too short, as a duplicate or for dev
+    assert config.train.batch_size < 0.75 * most[config.data.source]
+
+
 def test_scaling_configs():
     module = scaling_module(ROOT / "configs" / "scaling" / "e5_large.py")
     assert len(module.NAMES) == 10
@@ -29,7 +39,8 @@ def test_scaling_configs():
         check_config(config)
         pairs, (target, chips) = int(name.split("-")[1]), module.TOPOLOGIES[name.split("-")[0]]
         assert math.prod(parse_topology(target)[1]) == chips
-        assert 0 <= pairs - config.train.batch_size < 3
+        assert config.train.batch_size == pairs
+        says_its_data(module, config)
         assert pairs % (chips * config.train.chunks_per_device) == 0
         assert config.train.steps * pairs == module.RUN_PAIRS
     with pytest.raises(ValueError, match="one of v5e-4096"):
@@ -42,6 +53,7 @@ def test_backbones_configs():
         config = module.get_config(name)
         check_config(config)
         shape, _ = model_shape(config.model.name)
+        says_its_data(module, config)
         assert config.data.row_tokens % 128 == 0  # splash attention wants it
         assert math.prod(parse_topology(module.TOPOLOGY)[1]) % config.mesh.fsdp == 0
         assert shape.width % config.mesh.fsdp == 0
