@@ -49,10 +49,11 @@ def build_parser(program: str, doc: str) -> FlagParser:
     parser.add_boolean("--overwrite", "replace an existing dataset")
     text = (
         "fields: the names of the rows' fields, as PART=NAME,...; parts: query, passage, id, "
-        "title, instruction, negatives, scores (of the passage and each negative), passage_scores, "
-        "negative_scores, margins; NAME: a field, a.b in an object or in each of a list, a_* for "
-        "a_1, a_2, ..., or several with | between, of which the first there is counts; default: "
-        "rows of Tevatron, DPR, FlagEmbedding, sentence-transformers and query/passage are known"
+        "title, instruction, negatives, labels (0 or 1), scores (of the passage and each "
+        "negative), passage_scores, negative_scores, margins; NAME: a field, a.b in an object or "
+        "in each of a list, a_* for a_1, a_2, ..., or several with | between, of which the first "
+        "there is counts; default: rows of Tevatron, DPR, FlagEmbedding, sentence-transformers "
+        "and query/passage are known"
     )
     add("--fields", text, of=_field_map, metavar="MAP")
     add("--split", "beir, msmarco: whose judgements are trained on (default: train)")

@@ -14,6 +14,7 @@ from data_pipeline.quality.near_duplicates import is_near
 from data_pipeline.quality.rules import Limits, Report, held_out
 from data_pipeline.sources import inf_ir, medquad
 from data_pipeline.sources.files import Row, input_files, one_split
+from data_pipeline.sources.pair_readers import OF_READERS
 from data_pipeline.sources.pairs import SourcePair
 from inf_jax.core.errors import UserError
 from inf_jax.data.records import Example
@@ -150,7 +151,7 @@ class Inputs:
 
     def _check_options(self) -> None:
         known = inspect.signature(self.config.read).parameters
-        names = [*known, *(["dev_split"] if "split" in known else [])]
+        names = [*(known.keys() - OF_READERS), *(["dev_split"] if "split" in known else [])]
         given = dict(self.options)
         if not self.config.plain:
             given |= {"evaluation": 1} if self.evaluation else {}
@@ -169,9 +170,15 @@ class Inputs:
         """Whether the dev split has files, or a split of the source, of its own."""
         return bool(self.path_dev or self.options.get("dev_split"))
 
-    def read_pairs(self, split: str, *, dropped: Counter[str]) -> Iterator[SourcePair]:
-        """The pairs of a split's files, of a source of pairs; errors as its reader's."""
-        return self.config.read(self.path(split), dropped=dropped, **self._options(split))
+    def read_pairs(
+        self, split: str, *, dropped: Counter[str], noted: Counter[str]
+    ) -> Iterator[SourcePair]:
+        """The pairs of a split's files, of a source of pairs; errors as its reader's, and
+        `dropped` and `noted` are its counts."""
+        options = self._options(split)
+        if "noted" in inspect.signature(self.config.read).parameters:
+            options["noted"] = noted
+        return self.config.read(self.path(split), dropped=dropped, **options)
 
     def _options(self, split: str) -> dict[str, Any]:
         options = dict(self.options)

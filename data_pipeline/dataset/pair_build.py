@@ -62,7 +62,8 @@ class _PairBuild:
         inputs = self._inputs
         for own in inputs.splits if inputs.separate_dev else ("train",):
             report = self._reports[own]
-            pairs = inputs.read_pairs(own, dropped=report.dropped_by_source)
+            counts = {"dropped": report.dropped_by_source, "noted": report.noted}
+            pairs = inputs.read_pairs(own, **counts)
             for pair in tqdm(pairs, desc=f"{own}: reading", unit=" pairs", disable=None):
                 number = query_number(pair.query)
                 held_out = number < inputs.dev_fraction * 2.0**64
@@ -74,7 +75,7 @@ class _PairBuild:
                 key = (number * _MIX % 2**64).to_bytes(8, "big") + number.to_bytes(8, "big")
                 row = (
                     *(pair.id, pair.query, pair.passage),
-                    *(pair.instruction, pair.negatives, pair.scores),
+                    *(pair.instruction, pair.negatives, pair.scores, pair.relevant),
                 )
                 assert len(key) == KEY_BYTES
                 self._groups[split].add(key, marshal.dumps(row))

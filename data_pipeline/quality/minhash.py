@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from data_pipeline.sources.folding import fold
+from data_pipeline.sources.folding import UNSPACED, fold
 from inf_jax.core.errors import UserError
 
 NUM_PERM = 128  # the estimate's standard deviation is sqrt(s (1 - s) / 128): 0.035 at s = 0.8
@@ -23,9 +23,7 @@ _WORDS = 3  # of a shingle
 _FEW_WORDS = 8  # in shorter texts one changed word would change most shingles
 _CHARACTERS = 5  # of a shingle of a text with few words
 _WEIGHTS = (0.05, 0.95)  # of false positives, which cost one comparison, and false negatives
-# Thai, Lao, Myanmar, Khmer; kana; Han and extensions: scripts without spaces between words.
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff"
-_TOKEN = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+_TOKEN = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 _BLOCK = 4096  # signatures per array
 _RECENT = 1 << 19  # band keys in a dict, up to 70 MB, before they are sorted into arrays
 MOST_SHARING = 64  # texts that share a band key and are compared: the first ones

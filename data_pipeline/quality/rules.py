@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.table import Table
 
-from data_pipeline.sources.folding import bare, fold
+from data_pipeline.sources.folding import UNSPACED, bare, fold, word_range
 from inf_jax.data.records import FIELDS, Example, Pair, pairs, text_hash
 
 QUERY_FIELDS = tuple(field for field in FIELDS if field.startswith("query"))
@@ -25,12 +25,13 @@ _OPPOSITES = (
     ("document_positive", "hard_negative_document_1"),
     ("document_positive", "hard_negative_document_2"),
 )
+_UNSPACED = re.compile(f"[{UNSPACED}]")
 DUPLICATES = ("duplicate_query", "duplicate_document", "near_duplicate")
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Allowed numbers of words (separated by white space) of each kind of text.
+    """Allowed numbers of words (`word_range`) of each kind of text.
 
     Attributes:
       query_words, instruction_words, document_words: (least, most), inclusive.
@@ -133,7 +134,7 @@ def query_number(query: str) -> int:
     return text_hash("held out\x1f" + fold(query), compose=False)
 
 
-_COUNTERS = ("dropped_by_source", "reasons", "absent", "negatives")
+_COUNTERS = ("dropped_by_source", "reasons", "absent", "negatives", "noted")
 
 
 @dataclasses.dataclass
@@ -148,6 +149,7 @@ class Report:
       absent: kept examples that lack a poison, by the poison's first field.
       negatives: of pairs: those kept, those dropped by reason, and how many kept pairs have some or
         have a teacher's scores.
+      noted: what else of the source was left out, without a row less: fields, rows of negatives.
     """
 
     dropped_by_source: Counter[str] = dataclasses.field(default_factory=Counter)
@@ -156,6 +158,7 @@ class Report:
     kept: int = 0
     absent: Counter[str] = dataclasses.field(default_factory=Counter)
     negatives: Counter[str] = dataclasses.field(default_factory=Counter)
+    noted: Counter[str] = dataclasses.field(default_factory=Counter)
 
     @property
     def rows(self) -> int:
@@ -178,8 +181,9 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """A dict of plain numbers, in a fixed order; `from_json` reads it back."""
         counters = {name: dict(sorted(getattr(self, name).items())) for name in _COUNTERS}
-        if not self.negatives:
-            del counters["negatives"]  # files of triplets stay as they were
+        for name in ("negatives", "noted"):  # files of triplets stay as they were
+            if not counters[name]:
+                del counters[name]
         return {"rows": self.rows, "kept": self.kept, "dropped": self.dropped, **counters}
 
     @classmethod
@@ -240,6 +244,8 @@ def report_table(reports: dict[str, Report]) -> Table:
         line(f"kept without {poison}", (r.absent[poison] for r in reports.values()))
     for name in sorted(set().union(*(r.negatives for r in reports.values()))):
         line(f"negatives: {name}", (r.negatives[name] for r in reports.values()))
+    for name in sorted(set().union(*(r.noted for r in reports.values()))):
+        line(f"note: {name}", (r.noted[name] for r in reports.values()))
     return table
 
 
@@ -257,12 +263,9 @@ def _empty(folded: Example) -> Iterator[str]:
 
 def _lengths(folded: Example, limits: Limits) -> Iterator[str]:
     for field in FIELDS:
-        words = len(getattr(folded, field).split())
-        least, most = limits.of(field)
-        if 0 < words < least:
-            yield f"too_short:{field}"
-        elif words > most:
-            yield f"too_long:{field}"
+        text = getattr(folded, field)
+        if text and (reason := wrong_length(text, limits.of(field))):
+            yield f"{reason}:{field}"
 
 
 def _same(folded: Example) -> Iterator[str]:
@@ -279,9 +282,17 @@ def _repeats(folded: Example) -> Iterator[str]:
             yield f"repeats_query:{field}"
 
 
+def wrong_length(text: str, limits: tuple[int, int]) -> str:
+    """ "too_short" or "too_long" for a text that is so by any count of its words, else ""."""
+    fewest, most = word_range(text)
+    return "too_short" if most < limits[0] else "too_long" if fewest > limits[1] else ""
+
+
 def contains_query(query: str, instruction: str) -> bool:
     """Whether the instruction has all words of the query in a row; both folded."""
     query, words = (" ".join(re.findall(r"\w+", text)) for text in (query, instruction))
+    if _UNSPACED.search(query):
+        return query in words
     return bool(query) and f" {query} " in f" {words} "
 
 

@@ -1,5 +1,6 @@
 """Reads pairs from any jsonl, parquet or JSON array file, given its field names."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -8,17 +9,21 @@ from typing import Any
 from data_pipeline.sources.files import Row, id_field, one_split, read_rows, text_field, title_field
 from data_pipeline.sources.pairs import SourcePair, titled
 from data_pipeline.sources.training.formats import (
+    LISTS,
     TEACHER,
     known_fields,
+    labels,
     numbered,
     teacher_scores,
+    unread,
 )
 from inf_jax.core.errors import UserError
 
-_OPTIONAL = ("title", "instruction", "negatives", *TEACHER)  # a row may lack them
+_OPTIONAL = ("title", "instruction", "negatives", "labels", *TEACHER)  # a row may lack them
 _PARTS = ("id", "query", "passage", *_OPTIONAL)
 _TEXT, _TITLE = "text", "title"  # of a passage that is an object (Tevatron, DPR)
 _MISSING = object()
+_QUOTED_LIST = re.compile(r"\[\s*(\".*\"|'.*'|\{.*\})\s*\]", re.DOTALL)
 
 
 def read(
@@ -26,6 +31,7 @@ def read(
     *,
     fields: Mapping[str, str | Sequence[str]] | None,
     dropped: Counter[str] | None = None,
+    noted: Counter[str] | None = None,
 ) -> Iterator[SourcePair]:
     """Yields one pair per row in file order, or one per list element if the passage is a list.
 
@@ -46,9 +52,12 @@ def read(
           title: of the passage.
           instruction: of the query.
           negatives: passages that do not fit the query, one or a list; each passage gets all.
+          labels: 1 for a passage that fits the query, 0 for a negative; those of a row without a
+            passage that fits are negatives of all rows of the query.
           scores, passage_scores, negative_scores, margins: see `teacher_scores`.
       dropped: incremented for each row whose query is empty, that has no passage, or that repeats
         an earlier one with the same id.
+      noted: incremented for each field of a row that is not read.
 
     Raises:
       UserError: `fields` names no passage or an unknown part, a row lacks a field (but for id,
@@ -63,12 +72,14 @@ def read(
         raise UserError("fields: no field is named for 'passage'; add {'passage': '<its name>'}")
     one_split(path)
     dropped = Counter() if dropped is None else dropped
+    noted = Counter() if noted is None else noted
     seen: dict[str, int] = {}  # id -> hash of the pair
     wanting = [part for part in _OPTIONAL if part in names]  # a name may be a wrong one
     for row in read_rows(path):
         row = numbered(row)
         if fields is None:
-            names = known_fields(row)
+            row, names = known_fields(row)
+        noted.update(f"field {name} is not read" for name in unread(row, names))
         wanting = [part for part in wanting if not _has(row, names[part], null=True)]
         for pair in _pairs(row, names, dropped):
             if "id" in names:
@@ -104,23 +115,42 @@ def _pairs(
         dropped["no passage"] += 1
     instruction = text_field(*parts["instruction"]) if "instruction" in parts else ""
     found = passages_in(*parts["negatives"]) if "negatives" in parts else []
-    negatives = tuple(titled(*each) for each in found)
+    _check_texts(passages if name in LISTS else [], whole, name)
+    _check_texts(found, *parts.get("negatives", (row, "")))
+    flags = labels(*parts["labels"], len(passages)) if "labels" in parts else [True] * len(passages)
     teacher = {part: parts[part] for part in TEACHER if part in parts}
+    if teacher and not all(flags):
+        raise UserError(
+            f"{row.where}: has both labels and {' and '.join(teacher)}; name one of them"
+        )
+    texts = []
     for number, (title, text) in enumerate(passages):
+        if "title" in parts:
+            title = title_field(*_matching(*parts["title"], number, len(passages)))
+        texts.append(titled(title, text))
+    others = [text for text, flag in zip(texts, flags, strict=True) if not flag]
+    negatives = (*others, *(titled(*each) for each in found))
+    for number, (text, relevant) in enumerate(zip(texts, flags, strict=True)):
+        if not relevant and any(flags):
+            continue
         if several:
             id = _id(row, parts, number, len(passages))
         else:
             id = id_field(*parts["id"]) if "id" in parts else Path(row.where).name
-        if "title" in parts:
-            title = title_field(*_matching(*parts["title"], number, len(passages)))
-        yield SourcePair(
-            id,
-            query,
-            titled(title, text),
-            instruction,
-            negatives,
-            teacher_scores(teacher, (number, len(passages)), len(negatives)),
-        )
+        place = number, len(passages)
+        scores = teacher_scores(teacher, place, len(negatives)) if relevant else ()
+        own = negatives if relevant else ()
+        yield SourcePair(id, query, text, instruction, own, scores, relevant)
+
+
+def _check_texts(passages: list[tuple[str, str]], row: Row, name: str) -> None:
+    """Raises UserError where a passage is a list that was written into a text."""
+    for _, text in passages:
+        if _QUOTED_LIST.fullmatch(text):
+            raise UserError(
+                f"{row.where}: field {name!r} holds the text {text!r:.40}, which looks like a "
+                "list; write the file again with lists as lists, as jsonl or parquet"
+            )
 
 
 def passages_in(row: Row, name: str) -> list[tuple[str, str]]:

@@ -20,6 +20,7 @@ PAIR_SOURCES: dict[str, Callable[..., Iterator[SourcePair]]] = {
     "nevir": nevir.read,
     "pubmedqa": pubmedqa.read,
 }
+OF_READERS = {"path", "dropped", "noted"}  # parameters of a reader that are no options of a user
 
 
 def read_pairs(
@@ -33,7 +34,7 @@ def read_pairs(
     if source not in PAIR_SOURCES:
         raise UserError(f"no source {source!r}; choose one of {', '.join(PAIR_SOURCES)}")
     read = PAIR_SOURCES[source]
-    known = [name for name in inspect.signature(read).parameters if name not in ("path", "dropped")]
+    known = [name for name in inspect.signature(read).parameters if name not in OF_READERS]
     for name in options:
         if name not in known:
             raise UserError(f"source {source!r} has no option {name!r}, only {', '.join(known)}")

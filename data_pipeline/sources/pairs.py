@@ -14,6 +14,7 @@ class SourcePair:
       instruction: "" for none; the factory writes its own.
       negatives: passages that do not answer the query, in the form of `passage`.
       scores: a teacher's of the passage, then of each negative; () for none.
+      relevant: False for a passage that the source says is a negative of all pairs of the query.
     """
 
     id: str
@@ -22,6 +23,7 @@ class SourcePair:
     instruction: str = ""
     negatives: tuple[str, ...] = ()
     scores: tuple[float, ...] = ()
+    relevant: bool = True
 
 
 def titled(title: str, text: str) -> str:

@@ -16,7 +16,7 @@ from data_pipeline.config import SourceConfig
 from data_pipeline.items import Item
 from data_pipeline.llm.schemas import INSTRUCTION_TYPES
 from data_pipeline.quality.contamination import BenchmarkTexts
-from data_pipeline.quality.rules import Limits
+from data_pipeline.quality.rules import Limits, wrong_length
 from data_pipeline.sources.folding import fold
 from data_pipeline.sources.pair_readers import read_pairs
 from data_pipeline.sources.pairs import SourcePair
@@ -54,9 +54,10 @@ def make_items(
 
     Args:
       pairs: of a source.
-      dropped: counts each pair without an item under one reason: empty:passage, too_short: or
-        too_long: and query or passage, shared_with_eval: and the reason of `evaluation`,
-        not_sampled, duplicate_pair (another with the same texts, or the same pair again).
+      dropped: counts each pair without an item under one reason: not_relevant, empty:passage,
+        too_short: or too_long: and query or passage, shared_with_eval: and the reason of
+        `evaluation`, not_sampled, duplicate_pair (another with the same texts, or the same
+        pair again).
       limits: words of a query (if there is one) and of a passage (`document_words`).
       evaluation: benchmark texts to leave out; None for none.
       count: size of the sample, from which repeated texts are then removed; None for all pairs in
@@ -177,16 +178,15 @@ def check_types(types: Mapping[str, float]) -> None:
 
 def _invalid(pair: SourcePair, limits: Limits, evaluation: BenchmarkTexts | None) -> str:
     """The first reason to drop a pair; "" for a valid one."""
+    if not pair.relevant:
+        return "not_relevant"
     if not pair.passage:
         return "empty:passage"
     texts = {"query": (pair.query, limits.query_words)} if pair.query else {}
     texts["passage"] = (pair.passage, limits.document_words)
-    for name, (text, (least, most)) in texts.items():
-        words = len(text.split())
-        if words < least:
-            return f"too_short:{name}"
-        if words > most:
-            return f"too_long:{name}"
+    for name, text in texts.items():
+        if reason := wrong_length(*text):
+            return f"{reason}:{name}"
     if evaluation is None:
         return ""
     shared = evaluation.shares_query(pair.query) or evaluation.shares_passage(pair.passage)

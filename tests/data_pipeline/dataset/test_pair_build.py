@@ -137,6 +137,26 @@ def test_train_lacks_the_texts_of_dev_and_of_evaluation_files(tmp_path):
     }
 
 
+def test_labelled_rows_and_fields_that_are_not_read(tmp_path, capsys):
+    rows = [
+        {"query": "什么是楔子", "answer": f"楔子是工具{n}。", "label": n, "type": "zh"}
+        for n in (0, 1)
+    ]
+    rows += [{"query": "什么是轮子", "answer": "没有关系的文字", "label": 0, "topic": None}]
+    rows[1]["source"] = "wiki"
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["--source=fields", f"--path-train={tmp_path / 'rows.jsonl'}", "--dev-fraction=0"]
+    main([*flags, f"--data-dir={tmp_path}"])
+    final = tmp_path / "inf_ir" / "fields" / "1.0.0"
+    pair = Pair("", "什么是楔子", "楔子是工具1。", ("楔子是工具0。",))
+    assert examples_of(final, "train") == {"rows.jsonl:2": PairExample("rows.jsonl:2", (pair,))}
+    report = json.loads((final / REPORT_FILE).read_text())["train"]
+    assert (report["rows"], report["kept"]) == (3, 1)
+    assert report["reasons"] == {"merged_pair": 1, "no_relevant_passage": 1}
+    assert report["noted"] == {"field source is not read": 1, "field type is not read": 2}
+    assert "note: field type is not read" in capsys.readouterr().out
+
+
 def test_layouts_with_judgements(tmp_path):
     files = {
         "corpus.jsonl": [

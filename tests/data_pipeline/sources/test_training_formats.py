@@ -31,6 +31,8 @@ FLAG = {
     "neg_scores": [-1, 0.5],
     "prompt": "find it",
 }
+UNSCORED = {"pos_scores": None, "neg_scores": None}
+N = {"negative_1": "n", "negative_2": "n2"}
 CASES = {
     "tevatron": (TEVATRON, None, [("q", "T\np", ("n",), ()), ("q", "p2", ("n",), ())]),
     "dpr": (DPR, None, [("q", "T\np", ("N\nn",), ())]),
@@ -81,6 +83,68 @@ CASES = {
         [("q", "p", ("n",), (1, 0.25))],
     ),
     "score": ({"query": "q", "answer": "p", "score": 4}, None, [("q", "p", (), (4,))]),
+    "texts of numbers": (
+        {"query": "q", "document": "p", "negatives": ["n"]}
+        | {"document_score": "0.87", "negative_scores": ["-1e-1"]},
+        None,
+        [("q", "p", ("n",), (0.87, -0.1))],
+    ),
+    "our own names": (
+        {"query": "q", "passage": "p", "negatives": ["n"]}
+        | {"passage_scores": 2, "negative_scores": [1]},
+        None,
+        [("q", "p", ("n",), (2, 1))],
+    ),
+    "our own margins": (
+        {"query": "q", "passage": "p", "negatives": ["n", "n2"], "margins": [2, 3]},
+        None,
+        [("q", "p", ("n", "n2"), (0, -2, -3))],
+    ),
+    "a list of scores": (
+        {"anchor": "q", "positive": "p", **N, "score": [9, 0.5, 0.25]},
+        None,
+        [("q", "p", ("n", "n2"), (9, 0.5, 0.25))],
+    ),
+    "a list of margins": (
+        {"anchor": "q", "positive": "p", **N, "label": [0.5, 0.25]},
+        None,
+        [("q", "p", ("n", "n2"), (0, -0.5, -0.25))],
+    ),
+    "a list of labels": (
+        {"query": "q", "answer": ["a", "p", "b"], "labels": [0, 1, 0]},
+        None,
+        [("q", "p", ("a", "b"), ())],
+    ),
+    "labels by name": (
+        {"query": "q", "texts": ["a", "p"], "relevant": [False, True], "neg": ["n"]},
+        {"query": "query", "passage": "texts", "labels": "relevant", "negatives": "neg"},
+        [("q", "p", ("a", "n"), ())],
+    ),
+    "one negative and numbered ones": (
+        {"anchor": "q", "positive": "p", "negative": "n0", **N},
+        None,
+        [("q", "p", ("n0", "n", "n2"), ())],
+    ),
+    "a null negative beside numbered ones": (
+        {"anchor": "q", "positive": "p", "negative": None, "negative1": "n", "negative2": "n2"},
+        None,
+        [("q", "p", ("n", "n2"), ())],
+    ),
+    "a title": (
+        {"query": "q", "title": "T", "passage": "p", "negatives": [{"title": "N", "text": "n"}]},
+        None,
+        [("q", "T\np", ("N\nn",), ())],
+    ),
+    "a title that negatives lack": (
+        {"query": "q", "title": "T", "passage": "p", "negatives": ["n"]},
+        None,
+        [("q", "p", ("n",), ())],
+    ),
+    "a question's title": (
+        {"question": "q", "title": "T", "answer": "p"},
+        None,
+        [("q", "p", (), ())],
+    ),
     "mmarco": (
         {"query": "q", "pos_text": "p", "negs_text": ["n"], "pos_score": 0.9, "negs_score": [0.1]},
         None,
@@ -104,7 +168,8 @@ def test_public_rows(tmp_path, name):
 def test_an_instruction(tmp_path):
     names = {"query": "query", "passage": "pos", "instruction": "prompt", "negatives": "neg"}
     assert {p.instruction for p in read(tmp_path / "rows.jsonl", FLAG, names)} == {"find it"}
-    row = {"query": "q", "instruction": "i", "passage": "p"}
+    assert {p.instruction for p in read(tmp_path / "rows.jsonl", FLAG, None)} == {"find it"}
+    row = {"query": "q", "instruction": "i", "passage": "p", "prompt": "another"}
     assert [p.instruction for p in read(tmp_path / "rows.jsonl", row, None)] == ["i"]
 
 
@@ -115,8 +180,24 @@ def test_an_instruction(tmp_path):
         ({"pos_scores": [1]}, None, "'pos_scores' has 1 scores, expected 2"),
         ({"neg_scores": None}, None, "has passage_scores but no negative_scores"),
         ({"neg_scores": [1, float("nan")]}, None, "'neg_scores' holds nan, expected a finite"),
-        ({"neg_scores": [1, "2"]}, None, "'neg_scores' holds '2', expected a finite number"),
-        ({"scores": [1, 2]}, None, "'scores' has 2 scores, expected 3"),
+        ({"neg_scores": [1, "two"]}, None, "'neg_scores' holds 'two', expected a finite number"),
+        ({"neg_scores": [1, -1e39]}, None, "'neg_scores' holds -1e.39, expected a finite number"),
+        ({"neg_scores": [1, 10**400]}, None, "'neg_scores' holds 10000.*, expected a finite"),
+        ({"scores": [1, 2]}, None, "has scores and passage_scores and negative_scores"),
+        ({"scores": [1, 2], **UNSCORED}, None, "'scores' has scores for one passage, but .* has 2"),
+        ({"margins": [1, 2], **UNSCORED}, None, "'margins' has margins for one passage"),
+        ({"pos": ["p"], "scores": [1, 2], **UNSCORED}, None, "'scores' has 2 scores, expected 3"),
+        ({"score": [1, 2], **UNSCORED}, None, "what field 'score', .1, 2., says is not clear"),
+        ({"labels": [1, 0], **UNSCORED}, None, "what field 'labels', .1, 0., says is not clear"),
+        ({"teacher_score": 3}, None, "what field 'teacher_score', 3, says is not clear"),
+        ({"negatives": ["n"]}, None, "has negatives in neg and in negatives; name the field"),
+        ({"neg": '["n", "n2"]'}, None, "field 'neg' holds the text '.*, which looks like a list"),
+        ({"neg": ["['n', 'n2']"]}, None, "field 'neg' holds the text .*, which looks like a list"),
+        (
+            {"pos": '[{"text": "p"}]'},
+            None,
+            "field 'pos' holds the text .*, which looks like a list",
+        ),
         ({"scores": True}, None, "'scores' holds True"),
         ({"neg": [3]}, None, "holds int 3, expected text"),
         ({"pos": None, "x": 1}, {"query": "query", "passage": "x"}, "holds int 1"),
@@ -127,6 +208,44 @@ def test_an_instruction(tmp_path):
 def test_refused_rows(tmp_path, change, names, message):
     with pytest.raises(UserError, match=message):
         read(tmp_path / "rows.jsonl", FLAG | change, names)
+
+
+@pytest.mark.parametrize("name, value", [("label", 1), ("labels", [True]), ("label", 0.0)])
+def test_a_label_of_one_passage(tmp_path, name, value):
+    row = {"query": "q", "answer": "p", name: value}
+    [pair] = read(tmp_path / "rows.jsonl", row, None)
+    assert (pair.passage, pair.negatives, pair.relevant) == ("p", (), bool(value not in (0, [0])))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"score": value} for value in (0, 1, [1], "1")),
+        *({"label": 0.5}, {"label": "entailment"}, {**N, "label": [1, 0]}),
+        *({"negative": "n", "label": 1}, {"neg": ["n"], "score": 0.5}),
+        {"margin": 2, "negative": "n", "score": 1.5},
+    ],
+)
+def test_labels_and_scores_whose_meaning_is_not_clear(tmp_path, change):
+    row = {"query": "q", "passage": "p", **change}
+    with pytest.raises(UserError, match=r"rows.jsonl:1: what field .* name all fields that count"):
+        read(tmp_path / "rows.jsonl", row, None)
+    path, noted = tmp_path / "rows.jsonl", Counter()
+    [pair] = fields.read(path, fields={"query": "query", "passage": "passage"}, noted=noted)
+    assert (pair.passage, pair.negatives, pair.scores) == ("p", (), ())
+    assert noted == {f"field {name} is not read": 1 for name in change}
+
+
+def test_labels_that_are_none(tmp_path):
+    row = {"query": "q", "passage": ["p", "n"], "grade": [2, 0]}
+    names = {"query": "query", "passage": "passage", "labels": "grade"}
+    with pytest.raises(UserError, match="'grade' holds 2, expected 0 or 1"):
+        read(tmp_path / "rows.jsonl", row, names)
+    with pytest.raises(UserError, match="'grade' has 1 labels for 2 passages"):
+        read(tmp_path / "rows.jsonl", row | {"grade": [1]}, names)
+    row |= {"grade": [1, 0], "of": [2, 1]}
+    with pytest.raises(UserError, match="has both labels and passage_scores"):
+        read(tmp_path / "rows.jsonl", row, names | {"passage_scores": "of"})
 
 
 def test_rows_of_no_known_format(tmp_path):
