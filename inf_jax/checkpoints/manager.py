@@ -39,12 +39,14 @@ class Saved(NamedTuple):
       info: resume information.
       config: of its run, as plain values.
       fingerprint: 16 hexadecimal digits of its parameters, data and config.
+      scored: the part of its state that is scored and exported: "params", or "ema", their average.
     """
 
     step: int
     info: ResumeInfo
     config: dict[str, Any]
     fingerprint: str
+    scored: str = "params"
 
 
 class Best(NamedTuple):
@@ -145,24 +147,27 @@ def restore(
     return state, saved.info
 
 
-def restore_params(directory: str | Path, abstract: dict, *, step: int) -> dict:
+def restore_params(
+    directory: str | Path, abstract: dict, *, step: int, part: str = "params"
+) -> dict:
     """A checkpoint's parameters alone; the optimiser state is neither read nor needed.
 
     Args:
       directory: of the checkpoints, as of `make_manager`; nothing is created or deleted in it.
       abstract: ShapeDtypeStructs with shardings, {tower: tree}.
+      part: of the state, see `Saved.scored`.
 
     Raises:
       UserError: the checkpoint does not fit the model or its towers, or is damaged.
     """
-    path, item = _path(directory) / str(step), {"params": abstract}
+    path, item = _path(directory) / str(step), {part: abstract}
     restore_args = ocp.checkpoint_utils.construct_restore_args(item)
     args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
     with _reading(path):
         check_tree(path, item)
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            params = checkpointer.restore(path / "state", args=args)["params"]
-        check_contents(path, {"params": params})
+            params = checkpointer.restore(path / "state", args=args)[part]
+        check_contents(path, {part: params})
     return params
 
 
@@ -184,7 +189,8 @@ def read_saved(directory: str | Path, which: str = "newest") -> Saved | None:
         names = ("position", "config", "checksums")
         info, config, sums = (_metadata(path / str(step), name) for name in names)
         info = _resume_info(info, step)
-        return Saved(step, info, config, _fingerprint(info, config, sums))
+        scored = "ema" if any(name.startswith("ema/") for name in sums) else "params"
+        return Saved(step, info, config, _fingerprint(info, config, sums), scored)
 
 
 def _resume_info(values: Mapping[str, Any], step: int) -> ResumeInfo:
@@ -200,7 +206,7 @@ def _resume_info(values: Mapping[str, Any], step: int) -> ResumeInfo:
 
 
 def _fingerprint(info: ResumeInfo, config: Mapping[str, Any], sums: Mapping[str, int]) -> str:
-    params = {name: number for name, number in sums.items() if name.startswith("params/")}
+    params = {name: x for name, x in sums.items() if name.startswith(("params/", "ema/"))}
     facts = [info.step, info.dataset, info.frozen, config, params]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 

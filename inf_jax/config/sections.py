@@ -108,6 +108,11 @@ class OptimConfig:
     eps: float = key(1e-8, "Adam's epsilon", rule="positive")
     clip_norm: float = key(1.0, "global norm to which gradients are clipped", rule="positive")
     max_nonfinite: int = key(10, "non-finite steps in a row that stop the run", rule="positive")
+    ema: float = key(
+        0.0,
+        "decay of a moving average of the parameters, which is scored and exported; 0: none",
+        rule="below one",
+    )
 
 
 @dataclasses.dataclass(frozen=True)

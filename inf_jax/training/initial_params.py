@@ -174,7 +174,7 @@ def checkpoint_of_run(
 def trained_params(
     directory: AnyPath, saved: checkpoint.Saved, config: RunConfig, model: Backbone, mesh: Mesh
 ) -> Trained:
-    """The parameters of a checkpoint, on the mesh.
+    """The parameters of a checkpoint, on the mesh; their moving average where the run has one.
 
     Args:
       directory: of the checkpoints.
@@ -192,7 +192,7 @@ def trained_params(
     abstract = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
     )
-    trained = checkpoint.restore_params(directory, abstract, step=saved.step)
+    trained = checkpoint.restore_params(directory, abstract, step=saved.step, part=saved.scored)
     frozen = {}
     if partition.frozen:
         start = find_start(config.model.start_from, saved.info)

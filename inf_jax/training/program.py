@@ -17,6 +17,7 @@ from inf_jax.distributed.mesh import compiler_options, replicated
 from inf_jax.distributed.sharding import state_shardings
 from inf_jax.losses.objective import Objective, parse_objective
 from inf_jax.models.encoder import Encoder
+from inf_jax.optim.ema import average_of, with_ema
 from inf_jax.optim.optimisers import make_optimizer
 from inf_jax.optim.schedules import make_schedule
 from inf_jax.training.forward import EncodingPlan
@@ -76,6 +77,8 @@ def make_program(
         frozen_layers=config.model.freeze_layers,
         with_health=train.health,
     )
+    if config.optim.ema:
+        step = with_ema(step, config.optim.ema)
     loss_fn = make_loss(encoding, loss)
 
     def measure(params: dict, frozen: dict, batch: Batch) -> dict[str, jax.Array]:
@@ -86,7 +89,13 @@ def make_program(
         if loss.learn_scale:
             sigmoid = objective.has("sigmoid")
             params["loss"] = init_coefficients(loss.scale, loss.bias, sigmoid=sigmoid)
-        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), partition.fixed(base))
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state=tx.init(params),
+            frozen=partition.fixed(base),
+            ema=average_of(params) if config.optim.ema else {},
+        )
 
     # Shapes first: the state is created on its shards, from a checkpoint or from the backbone.
     shapes = jax.eval_shape(init, partition.base)

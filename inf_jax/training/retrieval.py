@@ -128,8 +128,8 @@ class StepScores:
     def measure(self, state: TrainState) -> dict[str, np.float64]:
         """{"dev/ndcg@10": float64[]}, times 100, of a state; collective."""
         if self._partition.frozen:
-            params = self._plain(state.params, state.frozen)
+            params = self._plain(state.scored, state.frozen)
         else:  # as they are, without a copy
-            params = {tower: state.params[tower] for tower in self._partition.base}
+            params = {tower: state.scored[tower] for tower in self._partition.base}
         scores = score_retrieval(self._config, self._model, self._task, params, self._mesh)[None]
         return {f"dev/{name}": np.float64(value) for name, value in scores.items()}

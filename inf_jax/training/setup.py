@@ -83,7 +83,7 @@ class Training(NamedTuple):
         count = self.dev.steps
         on_devices = self.dev.batches(0, count, to_device=to_mesh(self.program.mesh), prefetch=1)
         with contextlib.closing(on_devices):
-            each = [self.program.measure(state.params, state.frozen, b) for b in on_devices]
+            each = [self.program.measure(state.scored, state.frozen, b) for b in on_devices]
         return {f"dev/{name}": sum(one[name] for one in each) / count for name in each[0]}
 
 

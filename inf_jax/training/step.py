@@ -26,12 +26,14 @@ class TrainState(NamedTuple):
       params: what is trained, {tower: tree}, and "loss" where the scale is learned; float32.
       opt_state: of optax.
       frozen: what is not trained, {tower: tree}, without gradients and moments; not saved.
+      ema: {tower: tree}, the moving average of params (optim.ema); {}: there is none.
     """
 
     step: jax.Array
     params: dict
     opt_state: optax.OptState
     frozen: dict = {}  # noqa: RUF012
+    ema: dict = {}  # noqa: RUF012
 
     @property
     def whole(self) -> dict:
@@ -39,9 +41,15 @@ class TrainState(NamedTuple):
         return join_trees(self.params, self.frozen)
 
     @property
+    def scored(self) -> dict:
+        """The trained parameters that are scored and exported: their average, if there is one."""
+        return self.params | self.ema
+
+    @property
     def saved(self) -> dict:
         """What a checkpoint holds: all but the frozen parameters."""
-        return {name: part for name, part in self._asdict().items() if name != "frozen"}
+        parts = self._asdict()
+        return {n: x for n, x in parts.items() if n != "frozen" and (n != "ema" or x)}
 
 
 def init_coefficients(scale: float, bias: float, *, sigmoid: bool) -> dict[str, jax.Array]:
@@ -157,6 +165,6 @@ def make_train_step(
             # of AdamW's own count: a skipped step does not advance it
             metrics["lr"] = schedule(state.step - state.opt_state.total_notfinite)
         metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
-        return TrainState(state.step + 1, params, opt_state, state.frozen), metrics
+        return state._replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     return step

@@ -10,9 +10,10 @@ from inf_jax.models.hf.backbone import load_model
 from inf_jax.training.step import TrainState
 
 
-def save(config, params, step, **record):
+def save(config, params, step, *, ema=(), **record):
     """Writes a checkpoint with an optimiser state; `record` are further fields of ResumeInfo."""
-    state = TrainState(np.int32(step), params, {"mu": jax.tree.map(np.zeros_like, params)})
+    moments = {"mu": jax.tree.map(np.zeros_like, params)}
+    state = TrainState(np.int32(step), params, moments, ema=dict(ema))
     info = ResumeInfo(step, 0, 8, "dataset", **record)
     with checkpoint.make_manager(f"{config.out_dir}/checkpoints", keep=2) as manager:
         checkpoint.save(manager, state.saved, info, config=config.to_dict())

@@ -56,8 +56,9 @@ def test_mean_and_slerp(tiny_config, tmp_path, capsys):
 
 
 def test_scores_are_those_of_evaluate(tiny_config, tmp_path, capsys):
+    """Of a run with a moving average of its parameters, which is what is scored."""
     base = backbone_of(tiny_config)
-    save(tiny_config, {"shared": changed(base, 0)}, 2)
+    save(tiny_config, {"shared": base}, 2, ema={"shared": changed(base, 0)})
     of = ["base", "base:1,2:3", "newest"]
     out = str(tmp_path / "best")
     average.main(tiny_config, of=of, score=True, best="mrr@10", out=out)

@@ -74,11 +74,13 @@ def test_killed_and_resumed_equals_undisturbed_bit_for_bit(tiny_config, tmp_path
     tiny_config.train.steps = 20
     tiny_config.train.checkpoint_every = 3
     tiny_config.model.dropout = 0.1  # its bits must be the same as well
-    tiny_config.optim.lr = 1e-3
+    tiny_config.optim.update({"lr": 1e-3, "ema": 0.9})
     file = write_config(tiny_config, tmp_path / "c.py")
     run(file)
     straight, where = final_state(tiny_config)
     assert where.step == 20
+    moved = straight.ema["shared"]["word"] - straight.params["shared"]["word"]
+    assert np.abs(moved).max() > 1e-4
 
     killed = tiny_config.copy_and_resolve_references()
     killed.out_dir = str(tmp_path / "killed")

@@ -124,13 +124,13 @@ def test_the_best_on_dev_is_kept(tiny_config):
 
 
 def test_the_best_by_a_retrieval_score_is_the_one_that_evaluate_finds(tiny_config):
-    """Also between two of train.eval_every's steps, and with frozen parameters."""
+    """Also between two of train.eval_every's steps, with frozen parameters, and of an average."""
     tiny_config.train.update({"steps": 6, "checkpoint_every": 2, "keep_checkpoints": 9})
     tiny_config.train.update({"eval_every": 5, "keep_best": 1, "best_metric": "dev/p_mrr"})
     tiny_config.train.best_mode = "max"
     tiny_config.model.freeze = "word$"
     tiny_config.eval.max_passages = 17
-    tiny_config.optim.update({"lr": 3e-3, "schedule": "constant"})
+    tiny_config.optim.update({"lr": 3e-3, "schedule": "constant", "ema": 0.3})
     train.main(tiny_config)
     out_dir = Path(tiny_config.out_dir)
     lines = read_metrics(out_dir / "metrics.jsonl")
@@ -148,6 +148,7 @@ def test_the_best_by_a_retrieval_score_is_the_one_that_evaluate_finds(tiny_confi
     assert len({scores["p_mrr"] for scores in found.values()}) == 3
     best = checkpoint.read_saved(out_dir / "checkpoints", "best")
     assert best.step == max(found, key=lambda step: found[step]["p_mrr"])
+    assert best.scored == "ema"
     (*_, window) = read_metrics(out_dir / "timing.jsonl")
     assert 0 < window["scoring_share"] < 1 - window["goodput"] and window["scoring_s"] > 0
 
