@@ -9,7 +9,8 @@ and changed judgements where given (inf_jax/benchmarks/beir_files.py). Public on
 --data-dir, where `hf download` puts them; a message says how. Several models of --model, separated
 by commas, are seeds of one run and count as one. Prints the template that each model's queries had,
 the scores times 100 and the difference from each baseline with its 95 % interval (paired bootstrap
-over queries), and writes OUT_DIR/scores.json, per_query.parquet and benchmark.png.
+over queries), and writes OUT_DIR/scores.json, per_query.parquet and benchmark.png. --noise also
+scores every model on perturbed instructions and shows what each metric loses.
 """
 
 import argparse
@@ -22,12 +23,13 @@ from inf_jax.benchmarks.contenders import BM25, ModelOptions, check_models, scor
 from inf_jax.benchmarks.placement import PLACEMENTS
 from inf_jax.benchmarks.report.files import write_results
 from inf_jax.benchmarks.report.rows import compare_models
-from inf_jax.benchmarks.report.tables import print_tables
+from inf_jax.benchmarks.report.tables import print_noise, print_tables
 from inf_jax.benchmarks.suites import task_sources
 from inf_jax.core.choices import ATTENTION_MASKS, DTYPES
 from inf_jax.core.cli_flags import FlagParser, at_least, names_among
 from inf_jax.core.errors import UsageError, main_guard
 from inf_jax.io import storage
+from inf_jax.text.noise import RULES
 from inf_jax.text.templates import TextConfig
 
 
@@ -51,7 +53,7 @@ def main(argv: list[str]) -> None:
     sources = task_sources(
         args.suite, Path(args.data_dir), split=args.split, identical_ids=args.identical_ids
     )
-    options = ModelOptions(args.placement, args.dtype, args.mask)
+    options = ModelOptions(args.placement, args.dtype, args.mask, args.noise, args.seed)
     scores = {}
     for number, (label, names) in enumerate(labels.items()):
         template = args.query_template if number == 0 else ""
@@ -59,6 +61,8 @@ def main(argv: list[str]) -> None:
         scores[label] = {source.name: [one[source.name] for one in each] for source in sources}
     compared = compare_models(scores, draws=args.draws, seed=args.seed)
     print_tables(compared)
+    if args.noise:
+        print_noise(compared)
     settings = {
         "models": labels,
         "suite": args.suite,
@@ -67,6 +71,7 @@ def main(argv: list[str]) -> None:
         "dtype": args.dtype,
         "draws": args.draws,
         "seed": args.seed,
+        "noise": args.noise,
     }
     write_results(out_dir, compared, settings)
     print(f"wrote {out_dir}/scores.json, per_query.parquet and benchmark.png")
@@ -83,7 +88,10 @@ def _labels(models: list[str], baselines: list[str]) -> dict[str, list[str]]:
 
 
 def _flags() -> FlagParser:
-    flags = FlagParser(__doc__, "python -m inf_jax.benchmark")
+    rules = "\n".join(f"  {kind}: {rule}" for kind, rule in RULES.items())
+    flags = FlagParser(
+        __doc__, "python -m inf_jax.benchmark", more_help=f"noise in instructions:\n{rules}"
+    )
     names = names_among(())
     flags.add(
         "--model",
@@ -123,7 +131,13 @@ def _flags() -> FlagParser:
     flags.add("--dtype", "of the computation", default="float32", choices=DTYPES)
     flags.add("--mask", "attention mask of the models", default="model", choices=ATTENTION_MASKS)
     flags.add("--draws", "of the bootstrap", default=DRAWS, of=at_least(1))
-    flags.add("--seed", "of the bootstrap", default=0, of=at_least(0))
+    flags.add("--seed", "of the bootstrap and the noise", default=0, of=at_least(0))
+    flags.add(
+        "--noise",
+        f"kinds of noise in instructions to score as well: {', '.join(RULES)}",
+        default=[],
+        of=names_among(RULES),
+    )
     return flags
 
 

@@ -2,9 +2,10 @@
 
 import dataclasses
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from inf_jax.benchmarks.bm25 import SETTINGS, run_of_bm25
+from inf_jax.benchmarks.noise import NoisyScores, noisy_task
 from inf_jax.benchmarks.placement import instructions, only_prompts, task_template
 from inf_jax.benchmarks.scoring import score_run
 from inf_jax.benchmarks.searching import run_of_vectors
@@ -17,20 +18,25 @@ from inf_jax.retriever.retriever import Retriever
 from inf_jax.retriever.settings import SETTINGS_FILE
 
 BM25 = "bm25"
+_Rank = Callable[[BenchmarkTask], dict[str, dict[str, float]]]
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelOptions:
-    """How models are opened and their instructions placed.
+    """How models are opened, and their instructions placed and perturbed.
 
     Attributes:
       placement: see `benchmarks.placement.query_template`.
       dtype, mask: see `inf_jax.load`.
+      noise: kinds of noise in instructions, of `text.noise.RULES`; each is scored as well.
+      noise_seed: of the draws of noise.
     """
 
     placement: str = "benchmark"
     dtype: str = "float32"
     mask: str = "model"
+    noise: Sequence[str] = ()
+    noise_seed: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +49,7 @@ class TaskScores:
       scores: as of `scoring.score_run`.
       template: of an instructed query, as the model got it.
       instruction: whose it is.
+      noise: kind -> the scores with noise in the instructions; empty where a model got none.
     """
 
     name: str
@@ -55,6 +62,7 @@ class TaskScores:
     scores: Mapping[str, Score]
     template: str
     instruction: str
+    noise: Mapping[str, NoisyScores] = dataclasses.field(default_factory=dict)
 
 
 def check_models(models: Sequence[str]) -> None:
@@ -95,10 +103,10 @@ def score_model(
     for source in sources:
         task = source.load()
         if retriever is None:
-            run, used, whose = run_of_bm25(task), SETTINGS, "each query's"
+            rank, used, whose = run_of_bm25, SETTINGS, "each query's"
             whose = whose if task.instructed else "none"
         else:
-            run, used, whose = _run(task, retriever, options.placement, template, name)
+            rank, used, whose = _ranker(task, retriever, options.placement, template, name)
         found[source.name] = TaskScores(
             name=source.name,
             suite=task.suite,
@@ -107,32 +115,47 @@ def score_model(
             subsets=task.subsets,
             queries=len(task.queries),
             documents=len(task.corpus),
-            scores=score_run(task, run),
+            scores=score_run(task, rank(task)),
             template=used,
             instruction=whose,
+            noise={} if whose == "none" else _with_noise(task, rank, options),
         )
     return found
 
 
-def _run(
+def _with_noise(task: BenchmarkTask, rank: _Rank, options: ModelOptions) -> dict[str, NoisyScores]:
+    found = {}
+    for kind in options.noise:
+        noisy, changed = noisy_task(task, kind, options.noise_seed)
+        found[kind] = NoisyScores(score_run(noisy, rank(noisy)), changed)
+    return found
+
+
+def _ranker(
     task: BenchmarkTask, retriever: Retriever, placement: str, template: str, name: str
-) -> tuple[dict[str, dict[str, float]], str, str]:
-    """(run, template, whose instructions) of a dense model."""
+) -> tuple[_Rank, str, str]:
+    """(what ranks the task's documents for its queries, also for those of the same task with other
+    instructions, template, whose instructions) of a dense model."""
     used = template or task_template(retriever.config, task, placement)
     if used:
         retriever = retriever.with_query_template(used)
-    given, whose = instructions(task, used)
-    queries = [query for query, _ in task.queries.values()]
-    if placement == "mteb" and used and only_prompts(used):  # as one text, whose end may be cut
-        both = zip(queries, given, strict=True)
-        queries = [f"{query} {each}" if each else query for query, each in both]
-        given = [""] * len(given)
+    whose = instructions(task, used)[1]
     label = f"{name}, {task.name}"
-    run = run_of_vectors(
-        task,
-        retriever.encode_queries(queries, given, progress=f"{label}: queries"),
-        retriever.encode_passages(task.corpus.values(), progress=f"{label}: documents"),
-        similarity=retriever.config.similarity,
-        mesh=retriever.mesh,
-    )
-    return run, used or "query and instruction are encoded separately", whose
+    documents = retriever.encode_passages(task.corpus.values(), progress=f"{label}: documents")
+
+    def rank(asked: BenchmarkTask) -> dict[str, dict[str, float]]:
+        given, _ = instructions(asked, used)
+        queries = [query for query, _ in asked.queries.values()]
+        if placement == "mteb" and used and only_prompts(used):  # as one text: its end may be cut
+            both = zip(queries, given, strict=True)
+            queries = [f"{query} {each}" if each else query for query, each in both]
+            given = [""] * len(given)
+        return run_of_vectors(
+            asked,
+            retriever.encode_queries(queries, given, progress=f"{label}: queries"),
+            documents,
+            similarity=retriever.config.similarity,
+            mesh=retriever.mesh,
+        )
+
+    return rank, used or "query and instruction are encoded separately", whose

@@ -8,6 +8,7 @@ import numpy as np
 
 from inf_jax.benchmarks.bootstrap import Difference, differences, with_interval
 from inf_jax.benchmarks.contenders import TaskScores
+from inf_jax.benchmarks.noise import losses
 from inf_jax.benchmarks.scoring import METRIC_NAMES
 
 FEW = 4  # tasks for which more than the main metric is shown
@@ -22,11 +23,14 @@ class Compared:
       label: of the model.
       scores: label -> task -> the scores of each seed; the model first.
       differences: task -> label of another model -> metric -> model minus that one.
+      losses: task -> label -> kind of noise -> metric -> without minus with noise in instructions;
+        a model that got none of a task is not there.
     """
 
     label: str
     scores: Mapping[str, Mapping[str, Sequence[TaskScores]]]
     differences: Mapping[str, Mapping[str, Mapping[str, Difference]]]
+    losses: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Difference]]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +62,24 @@ def compare_models(
         }
         for task, ours in scores[label].items()
     }
-    return Compared(label, scores, found)
+    lost = {
+        task: {
+            name: {
+                kind: losses(
+                    [each.scores for each in by_task[task]],
+                    [each.noise[kind].scores for each in by_task[task]],
+                    task=task,
+                    draws=draws,
+                    seed=seed,
+                )
+                for kind in by_task[task][0].noise
+            }
+            for name, by_task in scores.items()
+            if by_task[task][0].noise
+        }
+        for task in found
+    }
+    return Compared(label, scores, found, lost)
 
 
 def rows_of(compared: Compared) -> list[ScoreRow]:
@@ -89,6 +110,37 @@ def rows_of(compared: Compared) -> list[ScoreRow]:
                 )
             )
     return rows + suite_rows(compared)
+
+
+def noise_rows(compared: Compared) -> list[ScoreRow]:
+    """A line for each task, kind of noise and metric, of many tasks the main metric alone: values
+    with the noise, and in place of differences the losses by label of the model."""
+    rows, few = [], len(compared.losses) <= FEW
+    for task, by_label in compared.losses.items():
+        if not by_label:
+            continue
+        one = compared.scores[next(iter(by_label))][task][0]
+        names = [one.main]
+        if few:
+            names += [n for n in METRIC_NAMES if n in one.scores and n != one.main]
+        for kind, noisy in one.noise.items():
+            for name in names:
+                lost = {label: each[kind][name] for label, each in by_label.items()}
+                values = {
+                    label: pooled(compared.scores[label][task], name) - each.value
+                    for label, each in lost.items()
+                }
+                share = f"{kind} changes {noisy.changed:,} of {one.queries:,} instructions"
+                shown = METRIC_NAMES.get(name, name.replace("ndcg", "nDCG"))
+                rows.append(
+                    ScoreRow(
+                        f"{task}: {share}" if few else "main metrics, with noise in instructions",
+                        f"{kind}: {shown}" if few else f"{task}, {kind}: {shown}",
+                        values,
+                        lost,
+                    )
+                )
+    return rows
 
 
 def suite_rows(compared: Compared) -> list[ScoreRow]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from inf_jax.benchmarks.report.rows import FEW, Compared, ScoreRow, rows_of
+from inf_jax.benchmarks.report.rows import FEW, Compared, ScoreRow, noise_rows, rows_of
 from inf_jax.core.console import table
 
 
@@ -25,11 +25,30 @@ def print_tables(compared: Compared) -> None:
     for other in list(compared.scores)[1:]:
         header += [other, "difference [95 %]"]
     for title, rows in by_title.items():
-        table(title, [(row.name, *_cells(row, compared.label)) for row in rows], tuple(header))
+        first = [f"{100 * row.values[compared.label]:.1f}" for row in rows]
+        table(
+            title,
+            [(row.name, one, *_cells(row)) for row, one in zip(rows, first, strict=True)],
+            tuple(header),
+        )
 
 
-def _cells(row: ScoreRow, label: str) -> list[str]:
-    cells = [f"{100 * row.values[label]:.1f}"]
+def print_noise(compared: Compared) -> None:
+    """Prints the scores with noise in instructions, times 100, and what they lose by it."""
+    without = [task for task, by_label in compared.losses.items() if not by_label]
+    if without:
+        print(f"no instructions, hence no noise: {_names(without)}")
+    by_task: dict[tuple[str, ...], list[ScoreRow]] = {}
+    for row in noise_rows(compared):
+        by_task.setdefault((row.title, *row.differences), []).append(row)
+    for (title, *labels), rows in by_task.items():
+        header = ["times 100", *(x for label in labels for x in (label, "loss [95 %]"))]
+        table(title, [(row.name, *_cells(row)) for row in rows], tuple(header))
+
+
+def _cells(row: ScoreRow) -> list[str]:
+    """Of each label of the differences: value, difference [95 %]."""
+    cells = []
     for other, difference in row.differences.items():
         low, high = 100 * difference.low, 100 * difference.high
         cells.append(f"{100 * row.values[other]:.1f}")

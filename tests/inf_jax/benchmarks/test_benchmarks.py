@@ -11,6 +11,7 @@ from inf_jax import metrics
 from inf_jax.benchmarks.beir_files import read_beir
 from inf_jax.benchmarks.bm25 import run_of_bm25
 from inf_jax.benchmarks.bootstrap import differences, paired_bootstrap
+from inf_jax.benchmarks.noise import losses
 from inf_jax.benchmarks.placement import INSTRUCTION_ORDERS, instructions, query_template
 from inf_jax.benchmarks.scoring import score_run
 from inf_jax.benchmarks.searching import run_of_vectors
@@ -351,6 +352,15 @@ def test_intervals_are_paired_and_pool_seeds():
     assert values == pytest.approx([-0.3, 0.1, 0.5])  # both of one seed, or one each
     again = paired_bootstrap(seeds, hard, draws=500)[1]
     assert np.array_equal(again, drawn)
+
+
+def test_losses_by_noise_are_paired_by_query_and_seed():
+    """Two seeds far apart that lose the same have no doubt about the loss."""
+    rng = np.random.default_rng(1)
+    clean = [{"m": Score({f"q{n}": x for n, x in enumerate(rng.random(20) + s)})} for s in (0, 9)]
+    noisy = [{"m": Score({q: x - 0.25 for q, x in s["m"].per_query.items()})} for s in clean]
+    found = losses(clean, noisy, task="t", draws=50, seed=0)["m"]
+    assert (found.value, found.low, found.high) == pytest.approx((0.25, 0.25, 0.25))
 
 
 def test_differences_are_the_same_in_any_order_of_tasks():

@@ -1,8 +1,11 @@
 """`inf_jax.benchmark`: models beside each other on directories, files and figure."""
 
+import dataclasses
+import functools
 import importlib.util
 import json
 import shutil
+from pathlib import Path
 
 import matplotlib.image
 import numpy as np
@@ -16,6 +19,7 @@ from inf_jax.benchmarks.searching import run_of_vectors
 from inf_jax.core.errors import UsageError, UserError
 from inf_jax.models import hf
 from inf_jax.models.hf.config import read_config
+from inf_jax.text.noise import RULES, perturbed
 from tests.inf_jax.benchmarks.test_benchmarks import changed, write
 from tests.inf_jax.commands.saved_runs import changed as other_weights
 
@@ -40,8 +44,11 @@ def directory(tmp_path_factory):
     return write(tmp_path_factory.mktemp("suite") / "plants", **changed())
 
 
+retriever_of = functools.cache(inf_jax.load)
+
+
 def scores_of(model, task):
-    retriever = inf_jax.load(model)
+    retriever = retriever_of(model)
     texts, instructions = zip(*task.queries.values(), strict=True)
     found = retriever.encode_queries(texts, instructions)
     run = run_of_vectors(task, found, retriever.encode_passages(task.corpus.values()))
@@ -73,10 +80,59 @@ def test_models_side_by_side(tiny_model_dir, other_model, directory, tmp_path, c
 
     rows = pq.read_table(out / "per_query.parquet").to_pylist()
     chosen = [r for r in rows if (r["model"], r["seed"], r["metric"]) == ("2 seeds", 1, "ndcg@10")]
+    assert {r["noise"] for r in rows} == {""}
     values = {q: 100 * x for q, x in each[1]["ndcg@10"].per_query.items()}
     assert {r["id"]: r["value"] for r in chosen} == pytest.approx(values)
     assert chosen[0]["subsets"] == ["og"] and chosen[0]["task"] == "plants"
     assert matplotlib.image.imread(out / "benchmark.png").shape[1] == 12 * 130
+
+
+def test_noise(tiny_model_dir, other_model, directory, tmp_path, capsys):
+    """What the metrics of each seed lose is what encoding the perturbed instructions gives."""
+    plain = write(tmp_path / "plain")
+    models = [str(tiny_model_dir), str(other_model)]
+    main([f"--model={','.join(models)}", "--baseline=bm25", f"--suite={directory},{plain}",
+          f"--out-dir={tmp_path}", "--draws=50", "--noise=typos", "--seed=3"])  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "plants: typos changes 1 of 4 instructions" in printed  # "all" and "" have no long word
+    assert "no instructions, hence no noise: plain" in printed
+    task = read_beir(directory)
+    before = [scores_of(model, task) for model in models]
+    found = json.loads((tmp_path / "scores.json").read_text())
+    assert found["settings"]["noise"] == ["typos"]
+    assert found["tasks"]["plain"]["models"]["bm25"]["noise"] == {}
+    each = found["tasks"]["plants"]["models"]
+    assert each["bm25"]["noise"]["typos"]["changed"] == 1
+    queries = {q: (text, perturbed(i, "typos", f"3 {q}")) for q, (text, i) in task.queries.items()}
+    assert queries["q0-changed"][1] not in ("none", "") and queries["q1-changed"][1] == "all"
+    noisy = dataclasses.replace(task, queries=queries)
+    after = [scores_of(model, noisy) for model in models]
+    for name in ("p_mrr", "ndcg@10", "robustness@10", "changed/recall@1"):
+        lost = [100 * float(a[name] - b[name]) for a, b in zip(before, after, strict=True)]
+        value, low, high = each["2 seeds"]["noise"]["typos"]["loss"][name]
+        assert value == pytest.approx(np.mean(lost)) and low <= value <= high
+        expected = np.mean([100 * float(scores[name]) for scores in after])
+        assert each["2 seeds"]["noise"]["typos"]["scores"][name] == pytest.approx(expected)
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(tmp_path / "per_query.parquet").to_pylist()
+    chosen = {
+        r["id"]: r["value"]
+        for r in rows
+        if (r["model"], r["seed"], r["noise"], r["task"], r["metric"])
+        == ("2 seeds", 1, "typos", "plants", "mrr@10")
+    }
+    assert chosen == pytest.approx({q: 100 * x for q, x in after[1]["mrr@10"].per_query.items()})
+
+
+def test_help_and_readme_list_the_kinds_of_noise(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    readme = (Path(inf_jax.__file__).parent / "README.md").read_text()
+    for kind, rule in RULES.items():
+        assert f"  {kind}: {rule}" in text
+        assert f"  - `{kind}`: " in readme
 
 
 def test_a_template_is_the_models_own(tiny_model_dir, directory, tmp_path, monkeypatch):
@@ -107,6 +163,7 @@ def test_a_template_is_the_models_own(tiny_model_dir, directory, tmp_path, monke
         (["--model=,"], UsageError, "names nothing"),
         (["--model=bm25", "--query-template=x"], UsageError, "--query-template with --model=bm25"),
         (["--model=bm25", "--baseline=no/such/model"], UserError, "no such directory"),
+        (["--model=bm25", "--noise=typo"], UsageError, "typo"),
         (["--model=bm25", "--placement=front"], UsageError, "'front' is not a choice"),
         (["--model=bm25", "--suite=./none"], UserError, "--suite: ./none is not a directory"),
     ],
