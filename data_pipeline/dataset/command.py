@@ -62,8 +62,8 @@ def build_parser(program: str, doc: str) -> FlagParser:
     add("--min-score", text, of=whole_number, metavar="N")
     text = (
         "beir, msmarco: a file of negatives by id: a table of query, relevant and other passage "
-        "(qidpidtriples) and perhaps the margin, a run of TREC, or rows of query_id, positive_id, "
-        "negative_id and score (a margin) or of qid, pos, neg"
+        "(qidpidtriples) and perhaps the margin, a run of MS MARCO or TREC, or rows of "
+        "query_id, positive_id, negative_id and score (a margin) or of qid, pos, neg"
     )
     add("--negatives", text, metavar="FILE")
     text = "pairs: the most negatives that a pair keeps, the first ones; 0 for all"

@@ -32,6 +32,17 @@ def split_files(path: str | Path, **options: Any) -> list[Path]:
     return input_files(path)
 
 
+def input_tree(directory: Path) -> Iterator[Path]:
+    """All files below a directory but those that builds and runs wrote there, where `--data-dir` is
+    the directory or in it."""
+    built = {file.parents[3] for file in directory.glob("**/inf_ir/*/*/dataset_info.json")}
+    built |= {file.parents[2] for file in directory.glob("**/inf_ir/*/.*.lock")}  # by this build
+    own = [root / name for root in built for name in ("inf_ir", "tokenised")]
+    for file in directory.rglob("*"):
+        if file.is_file() and not any(file.is_relative_to(each) for each in own):
+            yield file
+
+
 @dataclasses.dataclass(eq=False)
 class InfIrConfig(tfds.core.BuilderConfig):
     """One source: how its files are read, and the limits of its texts.
@@ -257,4 +268,4 @@ def _checksums(files: list[Path]) -> list[dict[str, Any]]:
 def _all_files(path: Path) -> list[Path]:
     if not path.exists():
         raise UserError(f"{path} does not exist; check the path")
-    return [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
+    return [path] if path.is_file() else sorted(input_tree(path))

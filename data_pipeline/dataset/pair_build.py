@@ -23,6 +23,7 @@ from data_pipeline.quality.pair_rules import pair_reasons, settle
 from data_pipeline.quality.rules import Report, identities, query_number
 from data_pipeline.sources.folding import bare
 from data_pipeline.sources.pairs import SourcePair
+from inf_jax.core.errors import UserError
 from inf_jax.data.records import PairExample, encode_example
 
 _MIX = 0x9E3779B97F4A7C15  # dev's queries have the smallest numbers: spreads them over the files
@@ -62,10 +63,12 @@ class _PairBuild:
         inputs = self._inputs
         for own in inputs.splits if inputs.separate_dev else ("train",):
             report = self._reports[own]
+            negatives = False
             counts = {"dropped": report.dropped_by_source, "noted": report.noted}
             pairs = inputs.read_pairs(own, **counts)
             for pair in tqdm(pairs, desc=f"{own}: reading", unit=" pairs", disable=None):
                 number = query_number(pair.query)
+                negatives = negatives or bool(pair.negatives)
                 held_out = number < inputs.dev_fraction * 2.0**64
                 split = "dev" if held_out else own
                 if reasons := [*pair_reasons(pair, inputs.config.limits), *self._shared(pair)]:
@@ -79,6 +82,13 @@ class _PairBuild:
                 )
                 assert len(key) == KEY_BYTES
                 self._groups[split].add(key, marshal.dumps(row))
+
+            if own == "train" and inputs.options.get("negatives") and not negatives:
+                why = ", ".join(f"{n:,} {reason}" for reason, n in report.noted.most_common())
+                raise UserError(
+                    f"--negatives={inputs.options['negatives']}: gives no pair of the train split "
+                    f"a negative{': ' + why if why else ''}; name the file of these judgements"
+                )
 
     def _shared(self, pair: SourcePair) -> Iterator[str]:
         if known := self._evaluation:

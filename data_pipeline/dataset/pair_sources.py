@@ -4,7 +4,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.dataset.inputs import InfIrConfig
+from data_pipeline.dataset.inputs import InfIrConfig, input_tree
 from data_pipeline.sources import beir, fields, msmarco
 from data_pipeline.sources.training import nevir, pubmedqa, synthetic
 
@@ -13,11 +13,11 @@ _source = functools.partial(InfIrConfig, example=None, plain=True)
 
 
 def _layout_files(path: str | Path, **options: Any) -> list[Path]:
-    """All files of a directory that has a layout, but for hidden ones; or the file itself."""
+    """All `input_tree` of a directory with a layout, but hidden ones; or the file itself."""
     del options
     if Path(path).is_file():
         return [Path(path)]
-    files = (file.relative_to(path) for file in Path(path).rglob("*") if file.is_file())
+    files = (file.relative_to(path) for file in input_tree(Path(path)))
     shown = (file for file in files if not any(part.startswith(".") for part in file.parts))
     return [Path(path, file) for file in sorted(shown)]
 

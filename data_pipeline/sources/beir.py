@@ -12,7 +12,14 @@ from pathlib import Path
 
 from data_pipeline.sources.files import id_field, read_rows, text_field, title_field
 from data_pipeline.sources.pairs import SourcePair, titled
-from data_pipeline.sources.qrels import Text, comparable_id, find_qrels, join, read_judgements
+from data_pipeline.sources.qrels import (
+    Text,
+    comparable_id,
+    find_qrels,
+    join,
+    judgements,
+    read_judgements,
+)
 from data_pipeline.sources.tables import find_file
 from data_pipeline.sources.training import mined
 
@@ -26,6 +33,7 @@ def read(
     passages_only: bool = False,
     negatives: str | Path = "",
     max_negatives: int = 0,
+    noted: Counter[str] | None = None,
 ) -> Iterator[SourcePair]:
     """Yields one pair per relevance judgement, in corpus order, with id `<query id>:<passage id>`.
 
@@ -36,7 +44,8 @@ def read(
       passages_only: yield one pair per passage instead, with the passage's id and without a query;
         queries and qrels are not read.
       negatives: a file of ids, as of `training.mined.lookup`; "" for none.
-      max_negatives: of a pair; 0 for all.
+      max_negatives: of a pair; 0 for all. More are given, since later rules drop some.
+      noted: incremented, by reason, for rows of the negatives' file that are left out.
 
     Raises:
       UserError: a file is missing, empty or damaged, has an unexpected header or a malformed row,
@@ -48,11 +57,14 @@ def read(
         yield from (SourcePair(passage.id, "", passage.text) for passage in passages)
         return
     qrels = find_qrels(path, f"qrels/{split}")
-    rows = read_judgements(qrels)
     queries = _texts(find_file(path, "queries.jsonl", "queries.parquet", "queries"))
     options = {"min_score": min_score, "dropped": dropped}
     if negatives:
-        options["negatives"] = mined.lookup(negatives, _texts(corpus), most=max_negatives)
+        judged = judgements(read_judgements(qrels), min_score=min_score)
+        known = {"judged": judged, "most": max_negatives, "noted": noted}
+        options["negatives"] = mined.lookup(negatives, _texts(corpus), **known)
+        del judged, known  # memory
+    rows = read_judgements(qrels)
     yield from join(qrels[0], rows, queries, passages, **options)
 
 

@@ -42,6 +42,10 @@ _PART = re.compile(r"-\d+-of-\d+$")  # of a split in several files
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}(\.0*)?")
 
 
+# query's id -> judged passage's id -> whether it is relevant
+JudgedPairs = dict[str, dict[str, bool]]
+
+
 class Text(NamedTuple):
     """A query or a passage; `where` is `file:line`."""
 
@@ -107,6 +111,21 @@ def read_judgements(
         if not scores:
             text_field(row, "score")  # raises
         yield Row(row.where, {**ids, "score": scores[0]})
+
+
+def judgements(qrels: Iterable[Row], *, min_score: int) -> JudgedPairs:
+    """All judgements; a passage with a score of `min_score` or more is relevant.
+
+    Raises:
+      UserError: a score is not an integer.
+    """
+    found: JudgedPairs = {}
+    names: dict[str, str] = {}  # one string for each passage
+    for row in qrels:
+        query, passage = (row.values[name] for name in COLUMNS[:2])
+        relevant = _score(row) >= min_score
+        found.setdefault(query, {})[names.setdefault(passage, passage)] = relevant
+    return found
 
 
 def comparable_id(text: str) -> str:

@@ -157,7 +157,7 @@ def test_labelled_rows_and_fields_that_are_not_read(tmp_path, capsys):
     assert "note: field type is not read" in capsys.readouterr().out
 
 
-def test_layouts_with_judgements(tmp_path):
+def test_layouts_with_judgements(tmp_path, capsys):
     files = {
         "corpus.jsonl": [
             {"_id": f"d{n}", "title": "T", "text": f"text number {n}"} for n in range(4)
@@ -172,12 +172,26 @@ def test_layouts_with_judgements(tmp_path):
         (tmp_path / "qrels" / f"{split}.tsv").write_text(
             "query-id\tcorpus-id\tscore\n" + "".join(lines)
         )
-    flags = ["--source=beir", f"--path-train={tmp_path}", f"--data-dir={tmp_path / '.data'}"]
-    main([*flags, "--dev-split=test"])
-    final = tmp_path / ".data" / "inf_ir" / "beir" / "1.0.0"
+    (tmp_path / "n.tsv").write_text("q0\td0\td3\nq9\td1\td3\n")
+    flags = ["--source=beir", f"--path-train={tmp_path}", f"--data-dir={tmp_path / 'data'}"]
+    main([*flags, "--dev-split=test", f"--negatives={tmp_path / 'n.tsv'}"])
+    final = tmp_path / "data" / "inf_ir" / "beir" / "1.0.0"
+    noted = {"rows of --negatives whose query is not judged": 1}
+    assert json.loads((final / REPORT_FILE).read_text())["train"]["noted"] == noted
+    assert examples_of(final, "train")["q0:d0"].pairs[0].negatives == ("T\ntext number 3",)
+    (tmp_path / "data" / "tokenised" / "beir").mkdir(parents=True)
+    (tmp_path / "data" / "tokenised" / "beir" / "manifest.json").write_text("{}")
+    written = (final / REPORT_FILE).stat().st_mtime_ns
+    main([*flags, "--dev-split=test", f"--negatives={tmp_path / 'n.tsv'}"])  # reused
+    assert (final / REPORT_FILE).stat().st_mtime_ns == written
     assert sorted(examples_of(final, "train")) == ["q0:d0", "q1:d1", "q2:d2"]
     [example] = examples_of(final, "dev").values()
     assert example.pairs == (Pair("", "which number 3", "T\ntext number 3"),)
+    (tmp_path / "n.tsv").write_text("q9\td1\td3\n")
+    with pytest.raises(SystemExit):
+        main([*flags, "--name=none", f"--negatives={tmp_path / 'n.tsv'}"])
+    error = "gives no pair of the train split a negative: 1 rows of --negatives whose query is not"
+    assert error in capsys.readouterr().err
     main([*flags, "--dev-fraction=0", "--min-score=2", "--name=best"])
     assert sorted(examples_of(final.parents[1] / "best" / "1.0.0", "train")) == ["q1:d1"]
 

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from data_pipeline.sources import fields
+from data_pipeline.sources import fields, msmarco
 from data_pipeline.sources.pair_readers import read_pairs
 from data_pipeline.sources.training import synthetic
 from inf_jax.core.errors import UserError
@@ -312,8 +312,37 @@ MINED = {
     ],
     "gpl-training-data.tsv": "7\t0\t2\t1.5\n7\t0\t1\t2.5\n7\t0\t9\t1\n",
     "hard.jsonl": [{"qid": 7, "pos": [0], "neg": {"bm25": [2], "other": [{"pid": 1}, 2]}}],
+    "ids.jsonl": [
+        {"query": 7, "positive": 0, "negative_1": 2, "negative_2": 1, "negative_3": 9}
+        | {"score": [1.5, 2.5, 1]},
+        {"query": 8, "positive": 1, "negative_1": 0, "negative_2": None, "score": None},
+    ],
+    "scores.jsonl": [
+        {
+            "query_id": 7,
+            "positive_id": 0,
+            "negative_id_1": 2,
+            "negative_id_2": 1,
+            "scores": [3, 2, 1],
+        }
+    ],
+    "ce.jsonl": [
+        {
+            "qid": 7,
+            "pos": [{"pid": 0, "ce-score": 9.5}],
+            "neg": {
+                "bm25": [{"pid": n, "ce-score": s} for n, s in ((2, 8), (9, 8.5))],
+                "dense": [{"pid": 1, "ce-score": 7}],
+            },
+        }
+    ],
+    "run.tsv": "7\t2\t1\n7\t0\t2\n7\t1\t3\n9\t0\t1\n8\t0\t1\n8\t1\t2\n",
+    "run.scored.tsv": "8\t0\t0\t9.5\n7\t2\t0\t9.5\n7\t0\t1\t9\n7\t1\t2\t9\n",
     "list.jsonl": [{"qid": 7, "pos": [0], "neg": [2, 1]}, {"qid": 8, "pos": [1], "neg": [0]}],
 }
+
+
+WITH_8 = ("triples.tsv", "run.trec", "run.tsv", "run.scored.tsv", "list.jsonl", "ids.jsonl")
 
 
 @pytest.fixture
@@ -341,14 +370,92 @@ def test_negatives_by_id(marco, name):
     expected, scores = texts, ()
     if name == "triples.tsv":
         expected = [*texts, texts[0]]
-    elif name in ("margins.jsonl", "gpl-training-data.tsv"):
+    elif name in ("margins.jsonl", "gpl-training-data.tsv", "ids.jsonl"):
         expected, scores = [*texts, ""], (0, -1.5, -2.5, -1)
+    elif name == "scores.jsonl":
+        scores = (0, -1, -2)
+    elif name == "ce.jsonl":
+        expected, scores = [texts[0], texts[1], ""], (0, -1.5, -2.5, -1)
     assert found["7:0"].negatives == tuple(expected)
     assert found["7:0"].scores == scores
-    others = ("this is passage 0",) if "8" in content else ()
-    assert found["8:1"].negatives == others
+    others = ("this is passage 0",) if name in WITH_8 else ()
+    assert found["8:1"].negatives[:1] == others
     [first, _] = read_pairs("msmarco", marco, **options, max_negatives=1)
-    assert first.negatives == (texts[0],)
+    assert first.negatives == tuple(expected[:2])  # a reserve, for what rules of texts drop
+
+
+def negatives_of(marco, rows, **options):
+    text = rows if isinstance(rows, str) else "".join(json.dumps(row) + "\n" for row in rows)
+    path = marco / f"n.{'tsv' if isinstance(rows, str) else 'jsonl'}"
+    path.write_text(text)
+    options = {"dropped": Counter(), "noted": Counter(), "negatives": path} | options
+    return {p.id: p for p in msmarco.read(marco, **options)}, options["noted"]
+
+
+@pytest.mark.parametrize("scores", [(None, 2.0, 5.0), (1.0, None, 5.0), (1.0, 2.0, None)])
+def test_negatives_of_a_pair_with_and_without_scores(marco, scores):
+    rows = [
+        {"query_id": 7, "positive_id": 0, "negative_id": n, "score": score}
+        for n, score in zip((1, 2, 9), scores, strict=True)
+    ]
+    line = 3 if scores[2] is None else 2
+    with pytest.raises(UserError, match=rf"n.jsonl:{line}: has (a|no) score, unlike earlier rows"):
+        negatives_of(marco, rows)
+
+
+def test_what_a_file_of_negatives_has_beyond_the_judgements_is_noted(marco):
+    rows = "7\t0\t2\n7\t0\t0\n5\t0\t1\n7\t1\t2\n"
+    found, noted = negatives_of(marco, rows)
+    assert found["7:0"].negatives == ("this is passage 2",)
+    assert noted == {
+        "rows of --negatives whose query is not judged": 1,
+        "rows of --negatives whose passage is not judged relevant": 1,
+        "negatives that are judged relevant": 1,
+    }
+    found, noted = negatives_of(marco, [{"qid": 7, "neg": {}}, {"qid": 8, "neg": [0]}])
+    assert noted == {"rows of --negatives without a negative": 1}
+    found, noted = negatives_of(marco, "5\t0\t1\n")  # as for a dev split
+    assert not found["7:0"].negatives
+    assert noted == {"rows of --negatives whose query is not judged": 1}
+
+
+@pytest.mark.parametrize(
+    "rows, message",
+    [
+        ("7\t2\t5\n7\t1\t6\n8\t1\t0\n", "2 of 3 rows on judged queries name a relevant passage"),
+        ("7\t2\t1\n8\t0\t1\n", "2 of 2 rows on judged queries"),  # a run of one passage each
+        ([{"qid": 7, "pos": [0]}], "no negative_id, and no list of ids in 'neg'"),
+        ([{"qid": 7, "neg": {"bm25": 3}}], "field 'neg' holds 3, expected a list of ids"),
+        (
+            [{"query_id": 7, "positive_id": 0, "negative_id": 2, "score": 1, "margin": 2}],
+            "has score and margin",
+        ),
+        (
+            [{"query_id": 7, "positive_id": 0, "negative_id": 2, "score": 1e39}],
+            "field 'score' holds 1e.39, expected a finite number",
+        ),
+        ("7\t0\t2\tx\n", "field 'margin' holds 'x', expected a finite number"),
+    ],
+)
+def test_refused_files_of_negatives(marco, rows, message):
+    with pytest.raises(UserError, match=message):
+        negatives_of(marco, rows)
+
+
+def test_systems_take_turns(marco):
+    texts = [("collection.tsv", range(9))]
+    for name, numbers in texts:
+        (marco / name).write_text("".join(f"{n}\tthis is passage {n}\n" for n in numbers))
+    rows = [{"qid": 7, "neg": {"bm25": [1, 2, 3, 4, 5], "a": None, "dense": [6, 0, 1, 7]}}]
+    found, _ = negatives_of(marco, rows, max_negatives=2)
+    assert [text[-1] for text in found["7:0"].negatives] == ["1", "6", "2", "3"]
+
+
+@pytest.mark.parametrize("options", [{"split": "dev"}, {"min_score": 2}, {"negatives": "x.tsv"}])
+def test_options_that_a_table_of_texts_cannot_have(marco, options):
+    (marco / "triples.tsv").write_text("q\tp\tn\n")
+    with pytest.raises(UserError, match="is a table of texts, without judgements"):
+        list(read_pairs("msmarco", marco / "triples.tsv", dropped=Counter(), **options))
 
 
 def test_triples_of_texts_and_negatives_of_another_collection(marco):
