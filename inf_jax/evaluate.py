@@ -20,7 +20,7 @@ from inf_jax.config.defaults import defaults, run_config
 from inf_jax.config.resume import as_saved
 from inf_jax.core.console import table
 from inf_jax.core.errors import UserError, first_line
-from inf_jax.data.from_config import dataset_dir
+from inf_jax.data.from_config import dataset_dir, eval_config
 from inf_jax.data.records import fingerprint_of
 from inf_jax.data.tokenise import read_examples
 from inf_jax.distributed.coordination import is_primary
@@ -48,6 +48,11 @@ from inf_jax.training.retrieval import (
     score_retrieval,
 )
 
+# Keys of an eval.json on which its base scores do not depend, besides what "dataset" says.
+_NOT_OF_THE_BASE = ("eval.base_from", "eval.source", "data.source", "data.version", "data.mixture")
+_NOT_OF_THE_BASE += ("data.mixture_temperature", "data.mixture_batches")
+_NOT_OF_THE_BASE += ("data.max_epochs", "data.at_max_epochs", "data.repeat_in_step")
+
 
 def main(resolved: ConfigDict) -> None:
     """Evaluates one run.
@@ -70,11 +75,12 @@ def main(resolved: ConfigDict) -> None:
     )
     model = load_model(config)
     check_limits(config, model)
-    directory = dataset_dir(config)  # read twice, so that not all examples are in memory
+    scored = eval_config(config)
+    directory = dataset_dir(scored)  # read twice, so that not all examples are in memory
     task = retrieval_task(config)
     dataset = {
-        "source": config.data.source,
-        "version": config.data.version,
+        "source": scored.data.source,
+        "version": scored.data.version,
         "split": config.eval.split,
         "fingerprint": fingerprint_of(read_examples(directory, config.eval.split)),
     }
@@ -100,7 +106,7 @@ def main(resolved: ConfigDict) -> None:
         }
         for dim in trained
     }
-    title = f"{config.data.source} {config.eval.split}, step {saved.step:,}"
+    title = f"{scored.data.source} {config.eval.split}, step {saved.step:,}"
     if not is_primary():
         return
     counts = f"{len(task.queries):,} instructed queries, {len(task.corpus):,} passages"
@@ -167,7 +173,7 @@ def _read_base(
         f"{section}.{key}"
         for section, values in was.items()
         for key in values | now[section]
-        if key != "base_from"
+        if f"{section}.{key}" not in _NOT_OF_THE_BASE
         and values.get(key, initial.get(section, {}).get(key)) != now[section].get(key)
     ]
     if other:

@@ -24,7 +24,7 @@ from inf_jax.config.resume import save_resolved
 from inf_jax.config.sections import RunConfig
 from inf_jax.core.cli_flags import FlagParser
 from inf_jax.core.errors import UserError
-from inf_jax.data.from_config import dataset_dir
+from inf_jax.data.from_config import check_datasets
 from inf_jax.data.loader import to_mesh
 from inf_jax.distributed import coordination
 from inf_jax.distributed.entry_point import run_distributed
@@ -51,7 +51,7 @@ def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
     out_dir, steps, dev_every = config.out_dir, config.train.steps, config.train.dev_every
     if config.train.wandb_project:
         import_wandb(config.train.wandb_project)
-    dataset_dir(config)  # raises before any long work, and before out_dir is written
+    check_datasets(config)  # raises before any long work, and before out_dir is written
     coordination.check_shared(storage.as_path(out_dir), storage.check_access)
     cache = use_compilation_cache(config.train.compilation_cache, out_dir=storage.as_path(out_dir))
     with (

@@ -21,6 +21,8 @@ class ResumeInfo(NamedTuple):
       start: fingerprint of what the run began with: the backbone's weights, or the checkpoint of
         model.start_from (`manager.Saved`). "" in runs of versions that did not record it.
       start_step: step of that checkpoint; None for a backbone.
+      mixture: of sources, `data.mixture.order.Mixing` as text; "" for one source. `dataset` then
+        has the fingerprints of all, with + between them.
     """
 
     step: int
@@ -32,13 +34,14 @@ class ResumeInfo(NamedTuple):
     order: int = 1
     start: str = ""
     start_step: int | None = None
+    mixture: str = ""
 
 
 def check_same_data(saved: ResumeInfo, now: ResumeInfo, directory: str | Path) -> None:
     """Raises UserError where the checkpoint's run read other data, or in another order."""
     differ = [
         f"{name}: {getattr(saved, name)} in the checkpoint, {getattr(now, name)} now"
-        for name in ("seed", "batch_size", "dataset", "groups", "order")
+        for name in ("seed", "batch_size", "dataset", "groups", "order", "mixture")
         if getattr(saved, name) != getattr(now, name)
     ]
     if differ:

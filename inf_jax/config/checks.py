@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from inf_jax.config.mixture import mixture_sources
 from inf_jax.config.schema import key_problems, raise_problems, value_of
 from inf_jax.config.sections import RunConfig
 from inf_jax.core.choices import AUTO, QUERY_ENCODERS, RETRIEVAL_METRICS
@@ -38,6 +39,7 @@ def check_config(config: ConfigDict) -> None:
         )
         if path and (problem := check(path))
     ]
+    problems += _mixture_problems(data)
     if is_url(data.dir):
         problems.append(
             f"data.dir={data.dir!r}: records are read from a local disk; copy them to each host, "
@@ -53,6 +55,23 @@ def check_config(config: ConfigDict) -> None:
         )
     problems += _freezing_problems(config) + _head_problems(config) + _loss_problems(config)
     raise_problems([*problems, *_query_encoder_problems(config)])
+
+
+def _mixture_problems(data: ConfigDict) -> list[str]:
+    try:
+        sources = mixture_sources(data.mixture)
+    except UserError as error:
+        return [f"data.mixture={data.mixture!r}: {error}"]
+    temperature = f"data.mixture_temperature={data.mixture_temperature:g}"
+    if data.mixture_temperature and not sources:
+        return [f"{temperature}: there is no data.mixture"]
+    if data.mixture_temperature and any(source.weight for source in sources):
+        return [f"{temperature}: gives the weights; name data.mixture's sources without theirs"]
+    if len(sources) == 1:
+        return [f"data.mixture={data.mixture!r}: of one source; name it data.source"]
+    if not sources and data.at_max_epochs == "leave":
+        return ["data.at_max_epochs='leave': there is no data.mixture that a source could leave"]
+    return []
 
 
 def _best_problems(config: ConfigDict) -> list[str]:

@@ -25,7 +25,7 @@ class MixtureSource(NamedTuple):
     weight: Fraction | None
 
 
-def parse_mixture(text: str) -> tuple[MixtureSource, ...]:
+def mixture_sources(text: str) -> tuple[MixtureSource, ...]:
     """The entries of `"medquad:2,pubmedqa:1"`, () for "".
 
     Raises:

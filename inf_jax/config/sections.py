@@ -16,6 +16,24 @@ class DataConfig:
     )
     source: str = key("medquad", "name of the dataset: medquad, inf_ir, factory, ...")
     version: str = key("1.0.0", "version of the dataset")
+    mixture: str = key(
+        "",
+        "several sources with weights of their pairs, in place of data.source: medquad:2,nevir:1",
+    )
+    mixture_temperature: float = key(
+        0.0, "above 0: weights are the sources' pairs to the power 1/T", rule="not negative"
+    )
+    mixture_batches: str = key(
+        "mixed", "whether a step is of all sources or of one", choices.MIXTURE_BATCHES
+    )
+    max_epochs: float = key(
+        0.0, "most epochs of a source in a run; 0: no limit", rule="not negative"
+    )
+    at_max_epochs: str = key(
+        "refuse",
+        "a source that would exceed them: refuse the run, or leave the mixture",
+        choices.AT_MAX_EPOCHS,
+    )
     train_split: str = key("train", "split that is trained on")
     query_template: str = key("{query} {instruction}", "text of an instructed query")
     passage_template: str = key("{passage}", "text of a passage")
@@ -175,6 +193,9 @@ class EvalConfig:
     """What `inf_jax.evaluate` scores."""
 
     split: str = key("dev", "split that is scored")
+    source: str = key(
+        "", "its source; empty: data.source, or the first of data.mixture that has the split"
+    )
     checkpoint: str = key("newest", "newest, best (needs train.keep_best), or a step")
     max_passages: int = key(
         0,

@@ -74,6 +74,8 @@ class Batch(NamedTuple):
       passage_valid: bool[b, 1 + h], False where a pair has no such hard negative; None for h = 0.
       teacher_scores: float32[b, 1 + h], of each passage of a row, -inf where there is none; None
         where the objective has no teacher.
+      sources: int32[b], the number of each pair's source in a mixture, -1 in an empty slot; None
+        without a mixture.
     """
 
     texts: Packed | tuple[Packed, Packed]
@@ -82,3 +84,4 @@ class Batch(NamedTuple):
     negatives: InstructionNegatives | None = None
     passage_valid: jax.Array | None = None
     teacher_scores: jax.Array | None = None
+    sources: jax.Array | None = None

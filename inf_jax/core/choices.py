@@ -24,3 +24,5 @@ RETRIEVAL_METRICS = (  # names in a run's metrics; higher is better
 ATTENTIONS = ("auto", "xla", "splash", "cudnn")
 GATHERS = ("auto", "layer", "step")
 SCHEDULES = ("linear", "cosine", "constant")
+MIXTURE_BATCHES = ("mixed", "homogeneous")
+AT_MAX_EPOCHS = ("refuse", "leave")

@@ -3,16 +3,21 @@
 import dataclasses
 import shlex
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
+from inf_jax.config.mixture import mixture_sources, temperature_weights, whole_weights
 from inf_jax.config.sections import RunConfig
 from inf_jax.core.errors import UserError
 from inf_jax.core.query_encoders import query_encoder
-from inf_jax.data.layout import BatchLayout, larger_than_data
-from inf_jax.data.loader import Loader
+from inf_jax.data.layout import BatchLayout
+from inf_jax.data.loader import Loader, larger_than_data
+from inf_jax.data.mixture.dataset import MixtureDataset, check_alike
+from inf_jax.data.mixture.order import Mixing
 from inf_jax.data.sampler import ORDER
 from inf_jax.data.tokenise import tokenise
 from inf_jax.data.tokenised.dataset import TokenisedDataset
+from inf_jax.data.tokenised.shards import split_names
 from inf_jax.distributed.coordination import primary_first
 from inf_jax.losses.objective import TAUGHT, parse_objective
 from inf_jax.text.templates import TextConfig
@@ -38,6 +43,99 @@ def dataset_dir(config: RunConfig) -> Path:
             f"with `{build}`"
         )
     return directory
+
+
+def source_configs(config: RunConfig) -> list[RunConfig]:
+    """The config of each source that is trained on, as if it were the only one."""
+    sources = mixture_sources(config.data.mixture)
+    if not sources:
+        return [config]
+    return [_of_source(config, one.name, one.version) for one in sources]
+
+
+def eval_config(config: RunConfig) -> RunConfig:
+    """The config with the source of eval.split as the only one.
+
+    Raises:
+      UserError: no source of the mixture has the split.
+    """
+    split, sources = config.eval.split, mixture_sources(config.data.mixture)
+    versions = {one.name: one.version for one in sources}
+    if config.eval.source:
+        return _of_source(config, config.eval.source, versions.get(config.eval.source, ""))
+    if not sources:
+        return config
+    for each in source_configs(config):
+        if split in split_names(dataset_dir(each)):
+            return each
+    raise UserError(
+        f"eval.split={split}: none of {', '.join(versions)} has this split; set eval.source to the "
+        "name of a dataset that has it"
+    )
+
+
+def check_datasets(config: RunConfig) -> None:
+    """Raises UserError where a source that is trained on was not built."""
+    for each in source_configs(config):
+        dataset_dir(each)
+
+
+def _of_source(config: RunConfig, name: str, version: str) -> RunConfig:
+    changes = {"source": name, "version": version or config.data.version, "mixture": ""}
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))
+
+
+def training_data(
+    config: RunConfig, tokenizer: TextTokenizer, split: str, *, expected: str | None = None
+) -> TokenisedDataset | MixtureDataset:
+    """The tokenised split of the config's source, or of all sources of its mixture; of another
+    split than the training split, of those that have it.
+
+    Args:
+      expected: the fingerprint of a run that is resumed.
+
+    Raises:
+      UserError: as of `tokenise`, or no source has the split.
+    """
+    configs, trains = source_configs(config), split == config.data.train_split
+    if not config.data.mixture.strip():
+        config = config if trains else eval_config(config)
+        return tokenised_split(config, tokenizer, split, expected=expected)
+    fingerprints = (expected or "").split("+")
+    if len(fingerprints) != len(configs):  # of other sources: refused where a run is resumed
+        fingerprints = [None] * len(configs)
+    numbers = [
+        n for n, each in enumerate(configs) if trains or split in split_names(dataset_dir(each))
+    ]
+    if not numbers:
+        names = ", ".join(each.data.source for each in configs)
+        raise UserError(f"eval.split={split}: none of {names} has this split")
+    found = [
+        tokenised_split(configs[n], tokenizer, split, expected=fingerprints[n]) for n in numbers
+    ]
+    check_alike(found)
+    mixing = _mixing(config, found, numbers)
+    if not trains:
+        mixing = dataclasses.replace(mixing, homogeneous=False, max_epochs=0.0)
+    return MixtureDataset(found, mixing, numbers=numbers)
+
+
+def _mixing(config: RunConfig, found: list[TokenisedDataset], numbers: list[int]) -> Mixing:
+    """Of these of the mixture's sources."""
+    data = config.data
+    sources = [mixture_sources(data.mixture)[n] for n in numbers]
+    if data.mixture_temperature:
+        pairs = [one.num_examples * one.pairs_per_example for one in found]
+        weights = temperature_weights(pairs, data.mixture_temperature)
+    else:
+        weights = whole_weights([source.weight or Fraction(1) for source in sources])
+    return Mixing(
+        names=tuple(source.name for source in sources),
+        weights=weights,
+        homogeneous=data.mixture_batches == "homogeneous",
+        max_epochs=data.max_epochs,
+        leave=data.at_max_epochs == "leave",
+    )
 
 
 def tokenised_split(
@@ -66,6 +164,11 @@ def batch_layout(config: RunConfig, *, devices: int, pairs_per_example: int) -> 
     size, k = config.train.batch_size, pairs_per_example
     if size % k:
         near = " or ".join(f"{n:,}" for n in (size - size % k, size + k - size % k) if n)
+        if config.data.mixture.strip():
+            raise UserError(
+                f"train.batch_size={size} counts pairs, and data.mixture is dealt in units of {k}, "
+                f"whole examples of each source: give {near}"
+            )
         raise UserError(
             f"train.batch_size={size} counts pairs, and an example of data.source="
             f"{config.data.source} has {k}: give {near} (or {k * size:,}, if examples were meant)"
@@ -81,6 +184,7 @@ def batch_layout(config: RunConfig, *, devices: int, pairs_per_example: int) -> 
         instruction_negatives=config.loss.instruction_negatives if block_i else None,
         negatives=config.loss.negatives,
         teacher=objective.has(*TAUGHT),
+        mixture=bool(config.data.mixture.strip()),
     )
 
 
@@ -111,7 +215,7 @@ def make_loader(
     batch_layout(config, devices=devices, pairs_per_example=1)  # raises before any long work
     name = split or config.data.train_split
     with primary_first(f"tokenised {name}"):
-        dataset = tokenised_split(config, tokenizer, name, expected=expected)
+        dataset = training_data(config, tokenizer, name, expected=expected)
     k, size = dataset.pairs_per_example, config.train.batch_size
     if name != config.data.train_split:  # whose examples may have another number of pairs
         train = dataclasses.replace(config.train, batch_size=max(k, size - size % k))
@@ -123,17 +227,26 @@ def make_loader(
                 f"eval.split={name}: {layout.chunks} chunks need at least {layout.chunks} pairs, "
                 f"has {dataset.num_examples} examples; set train.dev_every=0 or name a larger split"
             )
-        size = min(layout.batch_size, dataset.num_examples)
-        layout = dataclasses.replace(layout, batch_size=size)
-    problem = larger_than_data(layout, dataset.num_examples)
-    if problem and order is None and not config.data.repeat_in_step:
-        raise UserError(f"{problem}, or set data.repeat_in_step=true")
-    each = config.train.chunks_per_device
-    return Loader(
+        most = dataset.num_examples
+        if layout.mixture:  # examples of each source, not of all
+            most = max(-(-layout.chunks // k), dataset.units())
+        layout = dataclasses.replace(layout, batch_size=min(layout.batch_size, most))
+    each, steps = config.train.chunks_per_device, steps or config.train.steps
+    loader = Loader(
         dataset,
         layout,
         seed=config.seed,
-        steps=steps or config.train.steps,
+        steps=steps,
         mine=None if parts is None else [n * each + i for n in parts for i in range(each)],
         order=ORDER if order is None else order,
     )
+    problem = larger_than_data(loader) if name == config.data.train_split else ""
+    if problem and order is None and not config.data.repeat_in_step:
+        raise UserError(f"{problem}, or set data.repeat_in_step=true")
+    epochs, most = steps * layout.batch_size / dataset.num_examples, config.data.max_epochs
+    if name == config.data.train_split and not layout.mixture and 0 < most < epochs:
+        raise UserError(
+            f"data.max_epochs={most:g}: {steps:,} steps would read the data {epochs:.2f} times; "
+            "raise it, lower train.steps, or add data"
+        )
+    return loader

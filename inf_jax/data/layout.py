@@ -31,6 +31,8 @@ class BatchLayout:
         instruction; None where the objective has no block I.
       negatives: h, hard negatives drawn for a pair from its list.
       teacher: whether batches hold a teacher's scores.
+      mixture: whether batches hold the number of each pair's source. An "example" is then a unit
+        of `data.mixture.order`.
 
     Raises:
       UserError: more chunks than pairs, or negatives that the query encoder cannot sample.
@@ -46,6 +48,7 @@ class BatchLayout:
     pairs_per_example: int = 3
     negatives: int = 0
     teacher: bool = False
+    mixture: bool = False
 
     def __post_init__(self):
         if self.pairs < self.chunks:
@@ -137,18 +140,6 @@ class BatchLayout:
         if not self.negatives:
             return lengths
         return np.hstack([lengths, dataset.negative_lengths(examples, negatives)])
-
-
-def larger_than_data(layout: BatchLayout, examples: int) -> str:
-    """What is said of a step that is larger than the data of so many examples; "" if it is not."""
-    if layout.batch_size <= examples:
-        return ""
-    least, most = layout.batch_size // examples, -(-layout.batch_size // examples)
-    times = f"{most}" if least == most else f"{least} or {most}"
-    return (
-        f"train.batch_size={layout.pairs:,} is larger than the data: a step holds each of the "
-        f"{examples:,} examples {times} times; lower it, or add data"
-    )
 
 
 class StepTexts:
@@ -276,4 +267,5 @@ class StepTexts:
 
     def _parts(self, pair: int) -> QueryParts:
         number, place = divmod(pair, self._k)
-        return self._record(int(self._place[number])).query_parts(place)
+        record, inside = self._batch.record_of(int(self._place[number]), place)
+        return self._record(record).query_parts(inside)

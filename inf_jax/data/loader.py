@@ -18,6 +18,7 @@ from inf_jax.core.batch import Batch, InstructionNegatives, split_hashes, text_i
 from inf_jax.core.errors import UserError
 from inf_jax.data.example_order import ORDERS
 from inf_jax.data.layout import BatchLayout, StepTexts
+from inf_jax.data.mixture.dataset import MixtureDataset, example_tokens
 from inf_jax.data.negatives import instruction_ids, of_chunk, of_rows, sibling_slots
 from inf_jax.data.packing_plan import plan_packing
 from inf_jax.data.sampler import ORDER, StepAssignment, assign_step
@@ -36,6 +37,7 @@ class Loader:
 
     Attributes:
       plan: the shape of the grids and what fills it.
+      example_order: `ExampleOrder`, or the `MixtureOrder` of a mixture.
 
     Raises:
       UserError: a text is longer than a row, the dataset is empty or lacks the instructions or
@@ -44,7 +46,7 @@ class Loader:
 
     def __init__(
         self,
-        dataset: TokenisedDataset,
+        dataset: TokenisedDataset | MixtureDataset,
         layout: BatchLayout,
         *,
         seed: int,
@@ -62,6 +64,8 @@ class Loader:
             )
         if layout.pairs_per_example != dataset.pairs_per_example:
             raise ValueError(f"a layout for {layout.pairs_per_example} pairs an example")
+        if layout.mixture != isinstance(dataset, MixtureDataset):
+            raise ValueError(f"layout.mixture={layout.mixture} for a {type(dataset).__name__}")
         _check_instructions(dataset, layout)
         _check_negatives(dataset, layout)
         if splicing := layout.query_encoder.splicing(layout.sampled):
@@ -69,13 +73,26 @@ class Loader:
         self.dataset, self.layout, self.seed, self.steps = dataset, layout, seed, steps
         self.order = order
         self._mine = np.arange(layout.chunks) if mine is None else np.asarray(mine)
-        tokens = dataset.text_lengths.sum(1) + dataset.drawn_tokens(layout.negatives)
-        self._examples = ORDERS[order](tokens, seed=seed, batch_size=layout.batch_size).examples
+        if layout.mixture:
+            self.example_order = dataset.order(layout, seed=seed)
+            self.example_order.check(steps)
+        else:
+            tokens = example_tokens(dataset, layout.negatives)
+            of_size = {"seed": seed, "batch_size": layout.batch_size}
+            self.example_order = ORDERS[order](tokens, **of_size)
         self.plan = plan_packing(self.assignment, layout, steps=steps, refit=order > 2)
 
     def example_indices(self, step: int) -> np.ndarray:
-        """int64[batch_size], the examples of a step."""
-        return self._examples(step)
+        """int64[batch_size], the examples of a step; of a mixture [batch_size, m], its units."""
+        return self.example_order.examples(step)
+
+    def examples_by_source(self) -> list[float]:
+        """Examples of a step, the mean of the run, of each of the dataset's sources."""
+        if not self.layout.mixture:
+            return [float(self.layout.batch_size)]
+        epochs = self.example_order.epochs(self.steps)
+        sizes = [one.num_examples for one in self.dataset.sources]
+        return [e * n / self.steps for e, n in zip(epochs, sizes, strict=True)]
 
     def host_batch(self, step: int) -> Batch:
         """This host's chunks of the batch of `step`, in numpy; leading axes hold its share only.
@@ -126,6 +143,7 @@ class Loader:
             negatives=self._negatives(assignment) if layout.block_i else None,
             passage_valid=texts.passage_valid(pairs_of_host) if layout.negatives else None,
             teacher_scores=texts.teacher_scores(pairs_of_host) if layout.teacher else None,
+            sources=self._sources(assignment, pairs_of_host) if layout.mixture else None,
         )
 
     def batches(
@@ -150,6 +168,12 @@ class Loader:
         options = {"seed": self.seed, "step": step, "order": self.order}
         return assign_step(self.dataset, self.layout, examples, **options)
 
+    def _sources(self, assignment: StepAssignment, pairs: np.ndarray) -> np.ndarray:
+        """int32[b], the source's number of each pair; -1 for the pair -1 of an empty slot."""
+        numbers = self.dataset.source_numbers(assignment.examples)
+        found = numbers[np.maximum(pairs, 0) // self.layout.pairs_per_example]
+        return np.where(pairs >= 0, found, -1).astype(np.int32)
+
     def _negatives(self, assignment: StepAssignment) -> InstructionNegatives:
         mine, instructions = assignment.of_host(self._mine), assignment.instructions
         rows = mine.ravel()
@@ -162,23 +186,39 @@ class Loader:
         return InstructionNegatives(split_hashes(ids), poison, valid)
 
 
-def _check_instructions(dataset: TokenisedDataset, layout: BatchLayout) -> None:
-    has = dataset.part_lengths[:, :, 2] > 0
-    if layout.block_i and not has.any():
+def larger_than_data(loader: Loader) -> str:
+    """What is said of steps that are larger than the data; "" if they are not."""
+    layout, examples = loader.layout, loader.dataset.num_examples
+    if layout.mixture:
+        return loader.example_order.larger()
+    if layout.batch_size <= examples:
+        return ""
+    least, most = layout.batch_size // examples, -(-layout.batch_size // examples)
+    times = f"{most}" if least == most else f"{least} or {most}"
+    return (
+        f"train.batch_size={layout.pairs:,} is larger than the data: a step holds each of the "
+        f"{examples:,} examples {times} times; lower it, or add data"
+    )
+
+
+def _check_instructions(dataset: TokenisedDataset | MixtureDataset, layout: BatchLayout) -> None:
+    every = [(one, one.part_lengths[:, :, 2] > 0) for one in dataset.sources]
+    if layout.block_i and not any(has.any() for _, has in every):
         raise UserError(
             f"{dataset.directory}: no pair has an instruction, so there are no negatives of block "
             "I; leave it out of loss.objective, as in multi(P,IQ)"
         )
     alone, empty = layout.query_encoder.texts_per_query > 1, not sum(map(len, dataset.special))
-    if alone and empty and (~has & (dataset.text_lengths[:, ::2] > 0)).any():
-        raise UserError(
-            f"{dataset.directory}: some pairs have no instruction, and this tokenizer adds no "
-            "special tokens that could stand for it as a text of its own; train with "
-            'model.query_encoder="joint"'
-        )
+    for one, has in every if alone and empty else ():
+        if (~has & (one.text_lengths[:, ::2] > 0)).any():
+            raise UserError(
+                f"{one.directory}: some pairs have no instruction, and this tokenizer adds no "
+                "special tokens that could stand for it as a text of its own; train with "
+                'model.query_encoder="joint"'
+            )
 
 
-def _check_negatives(dataset: TokenisedDataset, layout: BatchLayout) -> None:
+def _check_negatives(dataset: TokenisedDataset | MixtureDataset, layout: BatchLayout) -> None:
     if layout.negatives and dataset.negative_counts is None:
         raise UserError(
             f"{dataset.directory}: no pair has hard negatives, but loss.negatives="

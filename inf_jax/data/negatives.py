@@ -6,6 +6,8 @@ in the batch anyway; the others are sampled here. Pure numpy on the whole global
 nor chunks nor hosts change a sample.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from inf_jax.data.records import text_hash
@@ -57,6 +59,16 @@ class KnownInstructions:
         several = np.isin(pairs, repeated) if repeated.size else np.zeros(len(pairs), bool)
         known = np.stack([pairs[several], instructions[several]], axis=1)
         self.pairs, self._instructions = np.unique(known, axis=0).T
+
+    @classmethod
+    def joined(cls, datasets: Sequence) -> "KnownInstructions":
+        """Of all pairs that are there in several `TokenisedDataset`."""
+        present = [one.text_lengths[:, ::2] > 0 for one in datasets]
+        both = list(zip(datasets, present, strict=True))
+        return cls(
+            np.concatenate([one.pair_hashes[there] for one, there in both]),
+            np.concatenate([one.instruction_hashes[there] for one, there in both]),
+        )
 
     def of(self, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(rows, instructions), int64[k] and uint64[k]: for each of the pairs, uint64[p], all
@@ -186,9 +198,9 @@ def of_rows(pairs: np.ndarray, sibling: np.ndarray, drawn: np.ndarray) -> Source
 
 def of_chunk(chunks: np.ndarray, usable: np.ndarray) -> Sources:
     """As `of_rows` where a row takes all instructions of its chunk: [c * n, n] each, of the pairs
-    of the chunks, int64[c, n], that have an instruction, bool[p]."""
-    sources = np.repeat(chunks, chunks.shape[1], axis=0)
-    return _existing(chunks.ravel(), sources, (sources >= 0) & usable[sources])
+    of the chunks, int64[c, n], that have an instruction, bool[p]; a row without one takes none."""
+    sources, rows = np.repeat(chunks, chunks.shape[1], axis=0), chunks.ravel()
+    return _existing(rows, sources, (sources >= 0) & usable[sources] & usable[rows, None])
 
 
 def instruction_ids(

@@ -88,7 +88,7 @@ class StepAssignment(NamedTuple):
     """The pairs of a step and their chunks; p pairs of B examples.
 
     Attributes:
-      examples: int64[B].
+      examples: int64[B], or [B, m] units of a mixture.
       chunks: int64[c, n], the pairs of each chunk; -1 for an empty slot.
       lengths: int[p, columns], tokens of each text (`BatchLayout.text_lengths`).
       drawn: int64[p, m], the pair whose instruction is sampled; -1 for none.
@@ -122,7 +122,7 @@ def assign_step(
     drawn, instructions = np.empty((len(examples) * layout.pairs_per_example, 0), np.int64), None
     if layout.block_i:
         hashes = dataset.instruction_hashes[examples].ravel()
-        usable = dataset.part_lengths[examples, :, 2].ravel() > 0
+        usable = dataset.part_lengths[examples][:, :, 2].ravel() > 0
         known = dataset.known_instructions(examples)
         instructions = StepInstructions(hashes, usable, dataset.siblings(examples), known)
         options = {"count": layout.sampled, "seed": seed, "step": step, "known": known}

@@ -15,9 +15,9 @@ from inf_jax.core import packing
 from inf_jax.core.batch import Batch, InstructionNegatives, TextIds
 from inf_jax.core.errors import UserError
 from inf_jax.core.query_encoders import PASSAGE
-from inf_jax.data.from_config import batch_layout, dataset_dir, make_loader
-from inf_jax.data.layout import BatchLayout, larger_than_data
-from inf_jax.data.loader import Loader
+from inf_jax.data.from_config import batch_layout, check_datasets, make_loader
+from inf_jax.data.layout import BatchLayout
+from inf_jax.data.loader import Loader, larger_than_data
 from inf_jax.data.packing_plan import planned_rows
 from inf_jax.losses.objective import Objective
 from inf_jax.text.tokenizer import TextTokenizer
@@ -31,6 +31,7 @@ class StepInputs(NamedTuple):
     Attributes:
       chunks, rows, pairs, tokens, fill: see `BatchLayout` and `PackingPlan`.
       pairs_per_example: of the dataset; without one 3, as InF-IR has, if that divides the batch.
+      examples: of a step, the mean.
       squares: mean sum over the texts of a step of tokens^2.
       instructions: candidates of a row in block I.
       hard_negatives: mean number in a step.
@@ -50,6 +51,7 @@ class StepInputs(NamedTuple):
     note: str
     measured: bool
     pairs_per_example: int
+    examples: float
     warning: str = ""
 
     def candidates(self, objective: Objective) -> float:
@@ -73,7 +75,7 @@ def plan_inputs(
       query_tokens, passage_tokens: mean lengths, assumed where dataset or tokenizer are missing.
     """
     try:
-        dataset_dir(config)
+        check_datasets(config)
         loaded = tokenizer()
     except UserError as error:
         return _assumed(config, devices, query_tokens, passage_tokens, why=str(error))
@@ -82,10 +84,13 @@ def plan_inputs(
 
 def loader_inputs(loader: Loader) -> StepInputs:
     """The mean input of a loader's steps, measured on its dataset."""
-    plan, lengths = loader.plan, loader.dataset.text_lengths.astype(np.float64)
-    squares = loader.layout.batch_size * np.square(lengths).sum(1).mean()
-    queries = lengths[:, ::2][lengths[:, ::2] > 0]
-    sampled = plan.sampled_tokens * np.square(queries).sum() / queries.sum()
+    plan, counts = loader.plan, loader.examples_by_source()
+    squares, queries = 0.0, np.zeros(2)  # of queries: their tokens and the sum of tokens^2
+    for one, count in zip(loader.dataset.sources, counts, strict=True):
+        lengths, share = one.text_lengths.astype(np.float64), count / one.num_examples
+        squares += share * np.square(lengths).sum()
+        queries += [share * (lengths[:, ::2] ** power).sum() for power in (1, 2)]
+    sampled = plan.sampled_tokens * queries[1] / queries[0]
     return StepInputs(
         chunks=loader.layout.chunks,
         rows=plan.rows,
@@ -98,7 +103,8 @@ def loader_inputs(loader: Loader) -> StepInputs:
         note=f"measured on {loader.dataset.directory}",
         measured=True,
         pairs_per_example=loader.layout.pairs_per_example,
-        warning=larger_than_data(loader.layout, loader.dataset.num_examples),
+        examples=sum(counts),
+        warning=larger_than_data(loader),
     )
 
 
@@ -136,6 +142,7 @@ def _assumed(
         ),
         measured=False,
         pairs_per_example=k,
+        examples=float(layout.batch_size),
     )
 
 
@@ -176,4 +183,5 @@ def batch_shapes(
         negatives=negatives,
         passage_valid=array(c * n, *passages, dtype=jnp.bool_) if passages else None,
         teacher_scores=array(c * n, *passages, dtype=jnp.float32) if layout.teacher else None,
+        sources=array(c * n) if layout.mixture else None,
     )

@@ -6,6 +6,8 @@ import jax
 
 from inf_jax.config.sections import RunConfig
 from inf_jax.core.console import table
+from inf_jax.core.errors import UserError
+from inf_jax.data.from_config import eval_config
 from inf_jax.data.loader import Loader
 from inf_jax.data.sampler import ORDER
 from inf_jax.data.step_shapes import loader_inputs
@@ -50,7 +52,7 @@ def work_of(training: Training, *, dims: tuple[int, ...] = ()) -> StepWork:
     inputs, mesh = loader_inputs(training.loader), training.program.mesh
     peak = peak_flops(mesh.devices.flat[0].device_kind)
     return StepWork(
-        examples=training.loader.layout.batch_size,
+        examples=inputs.examples,
         pairs=inputs.pairs,
         tokens=inputs.tokens,
         flops=model_flops(
@@ -79,9 +81,10 @@ def banner(
         hard_negatives=plan.negatives,
         instruction_negatives=layout.instruction_candidates,
     )
-    epochs = steps * layout.batch_size / data.num_examples
+    inputs = loader_inputs(loader)
+    epochs = steps * inputs.examples / data.num_examples
     grids = " + ".join(f"{layout.chunks}x{r}x{layout.row_tokens}" for r in plan.rows)
-    shapes, warning = training.program.shapes, loader_inputs(loader).warning
+    shapes = training.program.shapes
     parameters, trained = (
         sum(x.size for x in jax.tree.leaves(tree)) for tree in (shapes.whole, shapes.params)
     )
@@ -95,7 +98,8 @@ def banner(
             ("hosts", jax.process_count()),
             ("mesh", " ".join(f"{name}={size}" for name, size in mesh.shape.items())),
             ("examples", f"{data.num_examples:,} ({epochs:.2f} epochs in {steps} steps)"),
-            ("a step", f"{layout.batch_size} examples, {plan.pairs:.0f} pairs"),
+            ("a step", f"{inputs.examples:.0f} examples, {plan.pairs:.0f} pairs"),
+            *_mixture(config, loader),
             ("grid (chunks x rows x tokens)", grids),
             ("chunks a device", config.train.chunks_per_device),
             ("remat", config.model.remat),
@@ -109,8 +113,38 @@ def banner(
             *more.items(),
         ],
     )
-    if warning:
-        print(f"WARNING: {warning}\n")
+    if inputs.warning:
+        print(f"WARNING: {inputs.warning}\n")
+
+
+def _mixture(config: RunConfig, loader: Loader) -> list[tuple[str, str]]:
+    """The sources of a mixture: what they give of the run, and which one is scored."""
+    if not loader.layout.mixture:
+        return []
+    dataset, order, steps = loader.dataset, loader.example_order, loader.steps
+    pairs, leaving = order.pairs_before(steps), dict(order.leaving(steps))
+    counts = zip(dataset.mixing.names, dataset.sources, pairs, order.epochs(steps), strict=True)
+    kind = "each step of one source" if dataset.mixing.homogeneous else "steps of all sources"
+    return [
+        ("mixture", kind),
+        *(
+            (
+                f"  {name}",
+                f"{count / sum(pairs):.2%} of the pairs, {one.num_examples:,} examples, "
+                f"{epochs:.2f} epochs"
+                + (f", until step {leaving[name]:,}" if name in leaving else ""),
+            )
+            for name, one, count, epochs in counts
+        ),
+        ("retrieval scores of", f"{_scored(config)} {config.eval.split}"),
+    ]
+
+
+def _scored(config: RunConfig) -> str:
+    try:
+        return eval_config(config).data.source
+    except UserError:
+        return "no source,"
 
 
 def _old_order(loader: Loader) -> list[tuple[str, str]]:

@@ -51,8 +51,8 @@ def planned_step(
         "objective": str(program.objective),
         "steps": config.train.steps,
         "batch": {
-            "examples": config.train.batch_size // inputs.pairs_per_example,
             **inputs._asdict(),
+            "examples": round(inputs.examples),
             "row_tokens": config.data.row_tokens,
         },
     }

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from inf_jax.config.sections import RunConfig
 from inf_jax.core.choices import RETRIEVAL_METRICS
 from inf_jax.core.errors import UserError
-from inf_jax.data.from_config import dataset_dir
+from inf_jax.data.from_config import dataset_dir, eval_config
 from inf_jax.data.tokenise import read_examples
 from inf_jax.distributed.coordination import is_primary
 from inf_jax.distributed.mesh import make_mesh
@@ -29,7 +29,8 @@ Scores = dict[int | None, dict[str, float]]  # by number of first entries; None:
 
 def retrieval_task(config: RunConfig) -> Task:
     """The task of eval.split, at most eval.max_passages large. Raises UserError."""
-    task = task_from_examples(read_examples(dataset_dir(config), config.eval.split))
+    directory = dataset_dir(eval_config(config))
+    task = task_from_examples(read_examples(directory, config.eval.split))
     return capped(task, config.eval.max_passages) if config.eval.max_passages else task
 
 

@@ -68,6 +68,7 @@ class Training(NamedTuple):
             order=self.loader.order,
             start=start.fingerprint,
             start_step=start.step,
+            mixture=str(self.loader.dataset.mixing) if layout.mixture else "",
         )
 
         def fresh() -> tuple[dict, str]:

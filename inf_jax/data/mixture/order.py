@@ -22,7 +22,7 @@ _OF_SOURCE = 40  # a source's number is shifted by so many bits and added to the
 
 @dataclasses.dataclass(frozen=True)
 class Mixing:
-    """How sources are mixed.
+    """How sources are mixed; `str` tells apart those whose steps differ.
 
     Attributes:
       names: of the sources.
@@ -41,9 +41,9 @@ class Mixing:
 
     def __str__(self) -> str:
         shares = ",".join(f"{n}:{w}" for n, w in zip(self.names, self.weights, strict=True))
-        limit = f", {'leave' if self.leave else 'refuse'} at {self.max_epochs:g} epochs"
         kind = "homogeneous" if self.homogeneous else "mixed"
-        return f"{shares} {kind}{limit if self.max_epochs else ''}"
+        limited = self.max_epochs and self.leave
+        return f"{shares} {kind}" + f", each for {self.max_epochs:g} epochs" * bool(limited)
 
 
 class _Phase(NamedTuple):

@@ -73,6 +73,7 @@ class TokenisedDataset:
       special: int32[...] twice, the special tokens before and after every text.
       max_query_tokens: int, the limit of an instructed query.
       fingerprint: str, hash of everything that the contents depend on.
+      sources: this one alone; a mixture has several.
 
     Raises:
       UserError: a file is missing or unreadable, or counts do not agree; names file and remedy.
@@ -138,6 +139,7 @@ class TokenisedDataset:
             sidecars, "negative_lengths", lambda one: np.empty(0, np.int32)
         )
         self._ends = np.cumsum([len(reader) for reader in self._readers])
+        self.sources = [self]
         self.num_examples = len(self.text_lengths)
 
     def __len__(self) -> int:
@@ -220,7 +222,7 @@ class TokenisedDataset:
     def drawn_tokens(self, count: int) -> np.ndarray:
         """int64[n], mean tokens of an example's hard negatives if `count` of each pair's are
         drawn."""
-        if not count:
+        if not count or self.negative_counts is None:
             return np.zeros(self.num_examples, np.int64)
         ends = np.concatenate([[0], np.cumsum(self._negative_lengths, dtype=np.int64)])
         counts, first = self.negative_counts, self._first_negative
@@ -237,19 +239,22 @@ class TokenisedDataset:
     def known_instructions(self, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """`KnownInstructions.of` the pairs of these examples, by all examples of the split; reads
         once all records of a shard whose index lacks `pair_hashes`."""
-        pairs, known = self._known
-        return known.of(pairs[examples].ravel())
+        return self._known.of(self.pair_hashes[examples].ravel())
 
     @functools.cached_property
-    def _known(self) -> tuple[np.ndarray, KnownInstructions]:
+    def _known(self) -> KnownInstructions:
+        return KnownInstructions.joined([self])
+
+    @functools.cached_property
+    def pair_hashes(self) -> np.ndarray:
+        """uint64[n, k], `records.pair_hashes` of all examples."""
         every = []
         for reader, hashes in zip(self._readers, self._pair_hashes, strict=True):
             if hashes is None:
                 data = reader.read_many([*range(len(reader))])
                 hashes = pair_hashes(decode_batch(data, self.pairs_per_example).hashes)
             every.append(hashes)
-        pairs, present = np.concatenate(every), self.text_lengths[:, ::2] > 0
-        return pairs, KnownInstructions(pairs[present], self.instruction_hashes[present])
+        return np.concatenate(every)
 
     def check_composition(self, kind: str) -> None:
         """Raises UserError where texts of a kind (a field of `Composition`) cannot be spliced."""

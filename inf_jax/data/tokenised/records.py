@@ -88,6 +88,8 @@ class TokenisedBatch(NamedTuple):
       tokens, uncut: int32[...] of all records, one after another.
       lengths, hashes, spans: of each record.
       negatives: of all records; None where they were not asked for.
+      first_records: int64[m + 1], the places in `data` where the records of each one begin, where
+        one is of several records with as many pairs; None: each is one.
     """
 
     data: list[bytes]
@@ -97,6 +99,15 @@ class TokenisedBatch(NamedTuple):
     spans: np.ndarray
     uncut: np.ndarray
     negatives: TokenisedNegatives | None = None
+    first_records: np.ndarray | None = None
+
+    def record_of(self, number: int, place: int) -> tuple[int, int]:
+        """The place in `data` of the record of a pair, and the pair's place in it."""
+        if self.first_records is None:
+            return number, place
+        first, last = self.first_records[number : number + 2].tolist()
+        record, inside = divmod(place, self.hashes.shape[1] // (last - first))
+        return first + record, inside
 
     def text_starts(self) -> np.ndarray:
         """int64[m, 2 * k], the first token of each text in `tokens`."""

@@ -110,6 +110,18 @@ def plan_shards(
     return TokenisingPlan(sources, directory, shards, recipe, fingerprint)
 
 
+def split_names(directory: Path) -> list[str]:
+    """The splits of a TFDS directory that have examples; UserError as of `source_files`."""
+    info_path = directory / "dataset_info.json"
+    info = read_json(info_path, remedy="build the dataset with `python -m data_pipeline.build`")
+    try:
+        return [s["name"] for s in info["splits"] if sum(map(int, s["shardLengths"]))]
+    except (LookupError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{info_path}: not a dataset_info.json of TFDS ({first_line(error)}); build it again"
+        ) from error
+
+
 def source_files(directory: Path, split: str) -> list[tuple[Path, int]]:
     """The text TFRecords of a split in a TFDS directory, each with its number of records."""
     info_path = directory / "dataset_info.json"

@@ -4,13 +4,13 @@ from fractions import Fraction
 
 import pytest
 
-from inf_jax.config.mixture import parse_mixture, temperature_weights, whole_weights
+from inf_jax.config.mixture import mixture_sources, temperature_weights, whole_weights
 from inf_jax.core.errors import UserError
 
 
 def test_the_notation():
-    assert parse_mixture(" ") == ()
-    found = parse_mixture("medquad:2, pubmedqa@1.1.0 : 1/3,ne-vir")
+    assert mixture_sources(" ") == ()
+    found = mixture_sources("medquad:2, pubmedqa@1.1.0 : 1/3,ne-vir")
     assert found == (
         ("medquad", "", 2),
         ("pubmedqa", "1.1.0", Fraction(1, 3)),
@@ -34,7 +34,7 @@ def test_the_notation():
 )
 def test_what_is_no_mixture_is_refused(text, problem):
     with pytest.raises(UserError) as error:
-        parse_mixture(text)
+        mixture_sources(text)
     assert problem in str(error.value)
 
 
