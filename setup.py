@@ -111,9 +111,14 @@ setup(
         *find_packages(include=["inf_jax*", "data_pipeline*"]),
         # configs/ ships as a subpackage, so that --config=medquad_minilm is found without a clone
         "inf_jax.configs",
+        "inf_jax.configs.paper",
         "inf_jax.configs.scaling",
     ],
-    package_dir={"inf_jax.configs": "configs", "inf_jax.configs.scaling": "configs/scaling"},
+    package_dir={
+        "inf_jax.configs": "configs",
+        "inf_jax.configs.paper": "configs/paper",
+        "inf_jax.configs.scaling": "configs/scaling",
+    },
     entry_points={
         "console_scripts": [
             "inf-jax = inf_jax.__main__:main",

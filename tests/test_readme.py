@@ -113,6 +113,10 @@ ELSEWHERE = {
     ),
     'python launch/ablate.py --config=configs/medquad_minilm.py --objectives "uni(P)" '
     '"multi(P,IQ)" --masks identity': "tests/launch/test_ablation.py, on a tiny model",
+    "python launch/reproduce.py --smoke --backbones e5-base-v2": "tests/launch/test_reproduce.py",
+    "python launch/reproduce.py --smoke --questions": ".ci/run",
+    "python launch/reproduce.py --inf-ir=downloads/inf_ir --data-dir=downloads/hub "
+    "--backbones e5-base-v2": "needs a download; tests/launch/test_reproduce.py",
     "python launch/bench.py train": "tests/launch/test_bench_train.py, on a tiny model",
 }
 

@@ -7,6 +7,7 @@
     score     cosines of an embedding model (optional)                                scored.jsonl
     corpus    the human review (optional); one outcome per pair                     outcomes.jsonl
               and the kept examples with InF-IR's field names                   corpus/train.jsonl
+              and all examples, those that were dropped too                corpus/unfiltered.jsonl
     report    report.json, audit.html, DATA_CARD.md
     build     the TFDS dataset data/inf_ir/factory, which training reads
 
@@ -208,9 +209,11 @@ class Factory:
 
     def _corpus(self) -> None:
         path = self.out_dir / "corpus" / "train.jsonl"
+        every = path.with_name("unfiltered.jsonl")
         metadata = self.files["corpus"].metadata()
         recorded = metadata["extra"].get("corpus") if metadata else None
-        if path.exists() and recorded == sha256_of_file(path) and self._done("corpus"):
+        complete = path.exists() and every.exists() and recorded == sha256_of_file(path)
+        if complete and self._done("corpus"):
             return
         items = self._before("corpus").read()
         review = self._config.review
@@ -221,11 +224,15 @@ class Factory:
         with (
             self.files["corpus"].writing(lambda: {"corpus": sha256_of_file(path)}) as write,
             atomic_file(path) as corpus,
+            atomic_file(every) as unfiltered,
         ):
             for item in items:
                 write(item)
-                if item.alive:
-                    corpus.write(_row(item).encode() + b"\n")
+                if item.example:
+                    row = _row(item).encode() + b"\n"
+                    unfiltered.write(row)
+                    if item.alive:
+                        corpus.write(row)
 
     def _report(self) -> None:
         outcomes, config = self._before("report"), self._config

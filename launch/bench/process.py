@@ -1,6 +1,6 @@
 """Worker processes of the benchmarks: asked in turn, pinned to cores, their peak memory measured.
 
-Only the standard library, so that the parent takes no cores and no memory from the contenders.
+Nothing heavy is imported, so that the parent takes no cores and no memory from the contenders.
 """
 
 import contextlib
@@ -14,6 +14,8 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from inf_jax.core.errors import UserError
 
 from .report import ROOT
 
@@ -138,3 +140,28 @@ def _status(name: str) -> int:
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
     raise OSError(f"/proc/self/status has no {name}: this benchmark needs Linux")
+
+
+def run_module(module: str, arguments: Sequence[str], log: Path) -> None:
+    """Runs `python -m MODULE ARGUMENTS` from this checkout, its output to `log`.
+
+    Raises:
+      UserError: another exit code than 0; the message ends with the last lines of the log.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as output:
+        done = subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            env={
+                "TF_CPP_MIN_LOG_LEVEL": "2",
+                "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+                **checkout_environment(),
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    if done.returncode:
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-_TAIL:])
+        raise UserError(f"{module} ended with exit code {done.returncode}, see {log}:\n{tail}")

@@ -34,6 +34,10 @@ def test_a_run_makes_corpus_dataset_and_report(finished):
     assert made["generate"]["prompt"] == "generate_v1" and len(made["judge"]["prompt_hash"]) == 12
     for row in corpus:
         assert all(row[name] for name in ("instruction_positive", "hard_negative_document_2"))
+    every = rows(out_dir / "corpus" / "unfiltered.jsonl")  # those that were dropped as well
+    assert [row for row in every if row["id"] in kept] == corpus
+    assert {row["id"] for row in every} == {row["id"] for row in outcomes if row["example"]}
+    assert len(every) > len(corpus)
     judged = [j for row in outcomes if row["id"] in kept for j in row["judgements"]]
     assert len(judged) == 9 * len(kept)
     assert (out_dir / "data" / "inf_ir" / "factory" / "1.0.0" / "dataset_info.json").exists()
