@@ -122,11 +122,19 @@ def test_tables(tmp_path):
     assert "| e5-base-v2   |    uni(P) |" in (tmp_path / "grid.md").read_text()
     assert (tmp_path / "grid.png").stat().st_size > 1000
 
-    cells = questions("e5-base-v2", Asked())
-    write_questions(tmp_path, [(c, {"scores": scores(2.0, 1.0), "step_s": 0.25}) for c in cells])
+    cells = questions("e5-base-v2", Asked(noises=("typos",)))
+    found = {cell: scores(2.0, 1.0) for cell in cells}
+    noisy = {"typos": {"scores": {"p_mrr": 1.5}, "loss": {"p_mrr": [0.5, 0.1, 0.9]}}}
+    for cell in cells:
+        found[cell]["tasks"]["Core17"]["models"]["seed0/export"]["noise"] = (
+            noisy if cell.noise else {}
+        )
+    write_questions(tmp_path, [(c, {"scores": found[c], "step_s": 0.25}) for c in cells])
     tables = {t["title"]: t["rows"] for t in json.loads((tmp_path / "questions.json").read_text())}
     assert [row[0] for row in tables["joint or attention encoder"]] == ["joint", "attention"]
     assert tables["how many instruction negatives"][0][-1] == "0.25"
+    noise = ["typos", "Core17", "p_mrr", "2.0", "1.5", "+0.5 [+0.1, +0.9]"]
+    assert tables["noisy instructions"] == [noise]
     assert tables["by instruction type"] == [["who", "Core17", "ndcg@10", "40.0", "50.0", "+10.0"]]
 
 

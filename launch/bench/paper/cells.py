@@ -11,6 +11,7 @@ from inf_jax.losses.objective import parse_objective
 ROOT = Path(__file__).resolve().parents[3]
 CONFIG = ROOT / "configs" / "paper" / "inf_embed.py"
 SEEDS = (0, 1, 2)
+NOISY = "noisy instructions"  # the question with a table of its own
 NEGATIVES = (0, 1, 2, 4, 8)  # instructions drawn for a query
 
 
@@ -24,7 +25,7 @@ class Cell(NamedTuple):
       keys: overrides of its config, KEY=VALUE.
       data: name of the dataset: "inf_ir", "unfiltered" or "promptriever".
       seeds: of the runs; their scores are pooled.
-      noise: perturbations of the instructions when scoring, "" for none.
+      noise: kinds of noise in instructions that are scored as well, as of `inf_jax.benchmark`.
     """
 
     question: str
@@ -69,7 +70,7 @@ class Asked(NamedTuple):
 
     Attributes:
       unfiltered, promptriever: whether there are files of these data.
-      noises: perturbations of instructions, of `inf_jax.benchmark --noise`.
+      noises: kinds of noise in instructions, of `inf_jax.benchmark --noise`.
       negatives: numbers of instruction negatives.
       seeds: of the pooled row.
     """

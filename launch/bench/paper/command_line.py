@@ -25,13 +25,12 @@ from inf_jax.config.command_line import override_check
 from inf_jax.config.sections import RunConfig
 from inf_jax.core.cli_flags import FlagParser, at_least, names_among
 from inf_jax.core.errors import UserError, main_guard
+from inf_jax.text.noise import RULES
 
 from . import data, smoke
 from .cells import SEEDS, Asked, Cell, grid, paper_config, questions
 from .results import write_grid, write_questions
 from .runs import Settings, build, failed, result
-
-NOISES = ("typos", "case", "paraphrase", "compound")
 
 
 def main() -> None:
@@ -130,7 +129,7 @@ def _flags() -> FlagParser:
     add("--backbones", "of the grid; --questions takes the first", many=True, choices=choices)
     add("--objectives", "of the grid", many=True, choices=known.OBJECTIVES)
     add("--seeds", "of the grid, pooled", many=True, of=at_least(0), default=[SEEDS[0]])
-    add("--noises", "of --questions", many=True, choices=NOISES, default=NOISES)
+    add("--noises", "of --questions", many=True, choices=tuple(RULES), default=tuple(RULES))
     add("--suite", "benchmarks", default=["followir"], of=names_among(()), metavar="NAMES")
     add("--data-dir", "where the benchmarks' files are", default=".", metavar="DIR")
     add("--out-dir", "default: out/paper, with --smoke out/paper_smoke", default="")

@@ -12,7 +12,7 @@ from inf_jax.core import console
 from inf_jax.io.atomic import atomic_file, atomic_write
 
 from ..report import commit, machine, table
-from .cells import Cell, paper_config
+from .cells import NOISY, Cell, paper_config
 
 # Mean gain in p-MRR over the backbone, abstract of arXiv 2505.21439; it is of all its instruction
 # benchmarks together, and the abstract does not say with which objective.
@@ -38,7 +38,7 @@ def write_questions(out_dir: Path, results: Sequence[tuple[Cell, dict[str, Any]]
     """Prints and writes one table a question."""
     header = ("", "benchmark", "metric", "base", "trained", "gain [95 %]", "seconds a step")
     tables = []
-    for question in dict.fromkeys(cell.question for cell, _ in results):
+    for question in dict.fromkeys(c.question for c, _ in results if c.question != NOISY):
         rows = [
             (*row[1:], f"{found['step_s']:.3g}")
             for cell, found in results
@@ -46,6 +46,8 @@ def write_questions(out_dir: Path, results: Sequence[tuple[Cell, dict[str, Any]]
             for row in _rows(cell, found)
         ]
         tables.append((question, header, rows))
+    noisy = ("noise", "benchmark", "metric", "without", "with", "loss [95 %]")
+    tables.append((NOISY, noisy, [row for cell, found in results for row in _noise(cell, found)]))
     tables.append(("by instruction type", ("", *header[1:-1]), _by_type(results)))
     _write(out_dir, "questions", [each for each in tables if each[2]])
 
@@ -65,6 +67,22 @@ def _rows(cell: Cell, found: Mapping[str, Any]) -> list[tuple[str, ...]]:
                 gain = f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
             values = (f"{theirs[metric]:.1f}", f"{ours[metric]:.1f}", gain)
             rows.append((cell.backbone, cell.name, task, metric, *values))
+    return rows
+
+
+def _noise(cell: Cell, found: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Rows of the kinds of noise of a cell: the trained model's scores without and with it."""
+    rows = []
+    for task, scores in found["scores"]["tasks"].items() if cell.noise else ():
+        base = next(iter(scores["differences"]))
+        ours = next(each for name, each in scores["models"].items() if name != base)
+        for kind, noisy in ours["noise"].items():
+            for metric in dict.fromkeys([scores["main"], *_METRICS]):
+                if metric in noisy["loss"]:
+                    value, low, high = noisy["loss"][metric]
+                    clean, worse = ours["scores"][metric], noisy["scores"][metric]
+                    loss = f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+                    rows.append((kind, task, metric, f"{clean:.1f}", f"{worse:.1f}", loss))
     return rows
 
 
