@@ -14,6 +14,7 @@ import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import apache_beam as beam
 
@@ -99,7 +100,8 @@ class SplitExamples(beam.PTransform):
 
     def expand(self, begin):
         limits, files = self._inputs.config.limits, [str(f) for f in input_files(self._path)]
-        shared = self._dev and self._inputs.dev_fraction  # both splits come from one file
+        # both splits come from one file, which the source reads alike for both
+        shared = self._dev and self._inputs.dev_fraction and not self._inputs.options
         self.read = self._dev.read if shared else self._read(begin.pipeline, files)
         rows, dropped = self.read
         examples = rows | "Belongs" >> beam.Filter(_belongs, self._inputs, self._split)
@@ -152,7 +154,7 @@ class SplitExamples(beam.PTransform):
 
     def _read(self, pipeline, files: list[str]):
         """PCollections of (Position, Example), and of Counters of rows that the reader dropped."""
-        config = self._inputs.config
+        config, options = self._inputs.config, self._inputs.reader_options(self._split)
         if config.example:
             parts = pipeline | "Slices" >> beam.Create(self._slices, reshuffle=True)
             rows = parts | "Read" >> beam.FlatMap(_read, config=config, files=files)
@@ -166,7 +168,7 @@ class SplitExamples(beam.PTransform):
         both = (
             pipeline
             | "Source" >> beam.Create([self._path])
-            | "ReadAll" >> beam.FlatMap(_read_all, config=config).with_outputs(_DROPPED)
+            | "ReadAll" >> beam.FlatMap(_read_all, config=config, **options).with_outputs(_DROPPED)
         )
         return both[None] | "Spread" >> beam.Reshuffle(), both[_DROPPED]
 
@@ -180,9 +182,9 @@ def _read(part: Slice, config: InfIrConfig, files: list[str]) -> Iterator[tuple[
         yield (file, number), config.example(row)
 
 
-def _read_all(path: str, config: InfIrConfig) -> Iterator:
+def _read_all(path: str, config: InfIrConfig, **options: Any) -> Iterator:
     dropped: Counter[str] = Counter()
-    for number, example in enumerate(config.read(path, dropped=dropped)):
+    for number, example in enumerate(config.read(path, dropped=dropped, **options)):
         yield (0, number), example
     yield beam.pvalue.TaggedOutput(_DROPPED, dropped)
 

@@ -99,9 +99,8 @@ class InfIr(Builder):
         """The examples of one split that pass the rules; counts all in `reports`, and those of dev
         add to `eval_hashes`."""
         self.reports[split] = report = Report()
-        examples = inputs.config.read(inputs.path(split), dropped=report.dropped_by_source)
         for example in kept(
-            (e for e in examples if inputs.belongs(e, split)),
+            inputs.read_examples(split, dropped=report.dropped_by_source),
             limits=inputs.config.limits,
             report=report,
             eval_hashes=eval_hashes if split == "train" else frozenset(),

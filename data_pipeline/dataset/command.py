@@ -14,8 +14,11 @@ from inf_jax.core.errors import UserError
 from inf_jax.io.json_files import read_json
 from inf_jax.io.paths import is_url
 
-# Options of the readers of single sources of pairs.
-_OPTIONS = ("fields", "split", "dev_split", "min_score", "negatives", "count", "seed")
+# Options of the readers of single sources.
+_OPTIONS = (
+    *("fields", "split", "dev_split", "min_score", "negatives", "count", "seed"),
+    "hold_out_types",
+)
 
 
 def build_parser(program: str, doc: str) -> FlagParser:
@@ -75,6 +78,11 @@ def build_parser(program: str, doc: str) -> FlagParser:
     add("--evaluation", text, many=True, default=(), metavar="FILE")
     add("--count", "synthetic: number of pairs", of=whole_number, metavar="N")
     add("--seed", "synthetic: of the pairs (default: 0)", of=whole_number, metavar="N")
+    text = (
+        "medquad: question types (qtype) that dev alone has, and no others: its instructions are "
+        'unseen in training; e.g. treatment "exams and tests"'
+    )
+    add("--hold-out-types", text, many=True, metavar="TYPE")
     return parser
 
 

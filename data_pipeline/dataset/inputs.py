@@ -121,8 +121,7 @@ class Inputs:
       dev_fraction: in [0, 1); 0 for no dev split, and with a dev file.
       near_duplicates: in [0, 1): Jaccard similarity from which an example is dropped as a near
         duplicate of an earlier one (`data_pipeline.quality.near_duplicates`); 0 keeps all.
-      options: the other arguments of the source's `read`, of a source of pairs; "dev_split" is the
-        `split` of its dev.
+      options: the other arguments of the source's `read`; "dev_split" is the `split` of its dev.
       max_negatives: of a pair; 0 for all.
       evaluation: files of benchmarks' texts, which a source of pairs may not contain, as for
         `BenchmarkTexts.read`.
@@ -181,23 +180,32 @@ class Inputs:
         """Whether the dev split has files, or a split of the source, of its own."""
         return bool(self.path_dev or self.options.get("dev_split"))
 
+    def read_examples(self, split: str, *, dropped: Counter[str]) -> Iterator[Example]:
+        """The examples of a split, of a source of triplets; errors as its reader's."""
+        path = self.path(split)
+        examples = self.config.read(path, dropped=dropped, **self.reader_options(split))
+        return (example for example in examples if self.belongs(example, split))
+
     def read_pairs(
         self, split: str, *, dropped: Counter[str], noted: Counter[str]
     ) -> Iterator[SourcePair]:
         """The pairs of a split's files, of a source of pairs; errors as its reader's, and
         `dropped` and `noted` are its counts."""
-        options = self._options(split)
+        options = self.reader_options(split)
         if "noted" in inspect.signature(self.config.read).parameters:
             options["noted"] = noted
         return self.config.read(self.path(split), dropped=dropped, **options)
 
-    def _options(self, split: str) -> dict[str, Any]:
+    def reader_options(self, split: str) -> dict[str, Any]:
+        """The other arguments of the source's `read` for a split."""
         options = dict(self.options)
         dev_split = options.pop("dev_split", "")
         if split == "dev" and dev_split:
             options["split"] = dev_split
         if "negatives" in options:
             options["max_negatives"] = self.max_negatives
+        if "hold_out_types" in options:
+            options["held_out"] = split == "dev"
         return options
 
     @property
@@ -242,8 +250,9 @@ class Inputs:
         }
         if self.near_duplicates:
             recipe["near_duplicates"] = self.near_duplicates
-        if self.config.plain:
+        if self.config.plain or self.options:
             recipe["options"] = dict(self.options)
+        if self.config.plain:
             if file := self.options.get("negatives"):
                 recipe["options"]["negatives"] = _checksums(_all_files(Path(file)))
             recipe["max_negatives"] = self.max_negatives
@@ -254,7 +263,7 @@ class Inputs:
         return json.loads(json.dumps(recipe))  # tuples become lists, as in the stored recipe
 
     def _files(self, split: str) -> list[Path]:
-        return self.config.files(self.path(split), **self._options(split))
+        return self.config.files(self.path(split), **self.reader_options(split))
 
 
 def _checksums(files: list[Path]) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ import math
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,7 +66,13 @@ class _Row(NamedTuple):
 _Group = dict[str, _Row]  # one focus's rows by question type
 
 
-def read(path: str | Path, *, dropped: Counter[str] | None = None) -> Iterator[Example]:
+def read(
+    path: str | Path,
+    *,
+    dropped: Counter[str] | None = None,
+    hold_out_types: Collection[str] = (),
+    held_out: bool = False,
+) -> Iterator[Example]:
     """Yields one example for each (focus, question type) that is kept.
 
     Examples of one focus have exactly the same `query_positive`, and no other focus has it.
@@ -74,12 +80,19 @@ def read(path: str | Path, *, dropped: Counter[str] | None = None) -> Iterator[E
     Args:
       path: jsonl, jsonl.gz or parquet with the fields id, focus, qtype, question, answer.
       dropped: incremented, by reason, for each row that yields no example.
+      hold_out_types: question types (`qtype`) whose rows are left out, so that no example, poisoned
+        ones included, has their instructions; those that ask the same count as one.
+      held_out: instead only these types.
 
     Raises:
-      UserError: the file is missing, or a row is damaged, lacks a field or holds no text in one.
+      UserError: the file is missing, or a row is damaged, lacks a field or holds no text in one; or
+        no row is of a type that is held out.
     """
     dropped = Counter() if dropped is None else dropped
-    groups = _groups(_rows(path, dropped), dropped)
+    rows = _rows(path, dropped)
+    if hold_out_types:
+        rows = _of_types(list(rows), hold_out_types, held_out=held_out, path=path, dropped=dropped)
+    groups = _groups(rows, dropped)
     similar = _SimilarFoci(groups)
     # one spelling per focus, since training identifies texts by their hash
     queries = {k: min(group.values(), key=lambda row: row.id).focus for k, group in groups.items()}
@@ -144,7 +157,31 @@ def _rows(path: str | Path, dropped: Counter[str]) -> Iterator[_Row]:
             )
 
 
-def _groups(rows: Iterator[_Row], dropped: Counter[str]) -> dict[str, _Group]:
+def _of_types(
+    rows: list[_Row],
+    types: Collection[str],
+    *,
+    held_out: bool,
+    path: str | Path,
+    dropped: Counter[str],
+) -> Iterator[_Row]:
+    """The rows of these question types (held_out), or those of all others."""
+    there = sorted({row.qtype for row in rows})
+    unknown = sorted(set(types) - set(there))
+    if unknown and not (held_out and len(unknown) < len(set(types))):
+        raise UserError(
+            f"--hold-out-types: {path} has no question of type {unknown[0]!r}; its types are "
+            f"{', '.join(map(repr, there))}"
+        )
+    types = {_SAME_QUESTION.get(name, name) for name in types}
+    for row in rows:
+        if (_SAME_QUESTION.get(row.qtype, row.qtype) in types) == held_out:
+            yield row
+        else:
+            dropped[f"type is {'not ' if held_out else ''}held out"] += 1
+
+
+def _groups(rows: Iterable[_Row], dropped: Counter[str]) -> dict[str, _Group]:
     """The kept rows by focus and question type, in an order independent of the rows' own."""
     rows = list(rows)
     copies = Counter(fold(row.answer) for row in rows)

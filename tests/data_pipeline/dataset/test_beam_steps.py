@@ -91,18 +91,20 @@ def test_near_duplicates_by_hand(tmp_path):
         assert kept == {"a.jsonl:1", "a.jsonl:4", "a.jsonl:5"}
 
 
-def test_medquad_with_a_dev_file(tmp_path):
+@pytest.mark.parametrize("options", [{}, {"hold_out_types": ["treatment", "symptoms"]}])
+def test_medquad_with_a_dev_file(tmp_path, options):
     """A source whose reader needs all rows, with texts shared with the dev split."""
     with gzip.open(SAMPLES / "dev.jsonl.gz", "rt", encoding="utf-8") as file:
         lines = list(file)
     (tmp_path / "train.jsonl").write_text("".join(lines[:200]), encoding="utf-8")
     (tmp_path / "dev.jsonl").write_text("".join(lines[170:220]), encoding="utf-8")
     paths = {"path_train": tmp_path / "train.jsonl", "path_dev": tmp_path / "dev.jsonl"}
-    one, _ = build("medquad", tmp_path / "one", **paths)
-    many, _ = build("medquad", tmp_path / "many", **paths, beam=direct())
+    one, _ = build("medquad", tmp_path / "one", **paths, options=options)
+    many, _ = build("medquad", tmp_path / "many", **paths, options=options, beam=direct())
     assert tree(many) == tree(one)
     report = json.loads((many / REPORT_FILE).read_text())["train"]
     assert report["dropped_by_source"]
+    assert options or report["reasons"]
     assert all(reason.startswith("shared_with_eval:") for reason in report["reasons"])
 
 

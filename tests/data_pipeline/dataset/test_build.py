@@ -182,6 +182,42 @@ def test_held_out_queries(tiny):
     assert report["train"]["rows"] + report["dev"]["rows"] == 8
 
 
+@pytest.mark.parametrize("dev_file", [True, False])
+def test_held_out_question_types(small_medquad, tmp_path, dev_file):
+    types = ["treatment", "symptoms"]
+    inputs = small_medquad
+    if not dev_file:
+        inputs = {"path_train": inputs["path_train"], "dev_fraction": 0.3}
+    arguments = inputs | {"options": {"hold_out_types": types}}
+    final, _ = build("medquad", tmp_path, **arguments)
+    instructions = {}
+    for split in ("train", "dev"):
+        examples = examples_of(final, split)
+        assert len(examples) > 5
+        pairs = [(e.instruction_positive, e.instruction_negative) for e in examples]
+        instructions[split] = {text for both in pairs for text in both}
+    assert not instructions["train"] & instructions["dev"]
+    assert "What is it?" in instructions["train"]
+    assert instructions["dev"] <= {
+        "What are the treatments for it?",
+        "What are the symptoms of it?",
+    }
+    report = json.loads((final / REPORT_FILE).read_text())
+    assert report["train"]["dropped_by_source"]["type is held out"] > 100
+    assert report["dev"]["dropped_by_source"]["type is not held out"] > 9
+    assert build("medquad", tmp_path, **arguments) == (final, False)
+    with pytest.raises(UserError, match=r"built with other options: hold_out_types treatment sym"):
+        build("medquad", tmp_path, **inputs)
+    arguments["options"] = {"hold_out_types": ["treatments"]}
+    with pytest.raises(UserError, match=r"no question of type 'treatments'; its types are 'causes"):
+        build("medquad", tmp_path, **arguments, overwrite=True)
+
+
+def test_only_medquad_has_question_types(tiny):
+    with pytest.raises(UserError, match="--hold-out-types: source 'inf_ir' has no such option"):
+        tiny[1](options={"hold_out_types": ["treatment"]})
+
+
 def test_no_dev_split(tiny):
     final, _ = tiny[1](dev_fraction=0.0)
     assert list(tfds.builder_from_directory(final).info.splits) == ["train"]

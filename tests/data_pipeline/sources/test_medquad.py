@@ -71,6 +71,27 @@ def test_instruction_of_unknown_type():
     assert text == "What is known about its side effects?"
 
 
+def test_types_that_ask_the_same_are_held_out_together(tmp_path):
+    types = ["information", "causes", "genetic changes", "treatment", "symptoms"]
+    rows = [row(n, f"Disease {n // 5}", types[n % 5], question="What?") for n in range(20)]
+    path = write(tmp_path / "rows.jsonl", rows)
+    dropped = Counter()
+    options = {"hold_out_types": ["causes", "treatment"], "dropped": dropped}
+    train = list(medquad.read(path, **options))
+    assert {e.instruction_positive for e in train} == {
+        "What is it?",
+        "What are the symptoms of it?",
+    }
+    assert dropped == {"type is held out": 12}
+    dev = list(medquad.read(path, held_out=True, **options))
+    assert {e.instruction_positive for e in dev} == {
+        "What causes it?",
+        "What are the genetic changes related to it?",
+        "What are the treatments for it?",
+    }
+    assert dropped["type is not held out"] == 8 == len(train) == len(dev)
+
+
 def test_every_row_is_counted(dev):
     examples, dropped = dev
     assert len(examples) + dropped.total() == len(rows_of()) == 999
