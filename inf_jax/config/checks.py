@@ -12,7 +12,7 @@ from inf_jax.core.choices import AUTO, QUERY_ENCODERS, RETRIEVAL_METRICS
 from inf_jax.core.errors import UserError
 from inf_jax.core.query_encoders import query_encoder
 from inf_jax.io.paths import checkpoint_path_problem, is_url, url_problem
-from inf_jax.losses.objective import TAUGHT, parse_objective
+from inf_jax.losses.objective import TAUGHT, Objective, parse_objective
 
 
 def check_config(config: ConfigDict) -> None:
@@ -147,6 +147,7 @@ def _loss_problems(config: ConfigDict) -> list[str]:
             f"loss.negatives={loss.negatives}: loss.objective={loss.objective} has no block P that "
             "would use them; add the block or set it to 0"
         )
+    problems += _by_score_problems(config, objective)
     if loss.learn_scale and loss.scale > loss.max_scale:
         problems.append(f"loss.scale={loss.scale} exceeds loss.max_scale={loss.max_scale}")
     if not _are_dims(loss.dims):
@@ -154,6 +155,30 @@ def _loss_problems(config: ConfigDict) -> list[str]:
     numbers = all(isinstance(w, int | float) and w > 0 for w in loss.dim_weights)
     if loss.dim_weights and (len(loss.dim_weights) != len(loss.dims) or not numbers):
         problems.append(f"loss.dim_weights={loss.dim_weights}: one above 0 for each of loss.dims")
+    return problems
+
+
+def _by_score_problems(config: ConfigDict, objective: Objective) -> list[str]:
+    loss, problems = config.loss, []
+    softmax = {b for t in objective.terms if t.kind in ("uni", "multi") for b in t.blocks}
+    if loss.mask_margin and not set(objective.blocks) - {"I"}:
+        problems.append(
+            f"loss.mask_margin={loss.mask_margin}: loss.objective={loss.objective} has no block "
+            "whose candidates it would mask; set it to 0"
+        )
+    if loss.mask_relative and not loss.mask_margin:
+        problems.append("loss.mask_relative=True: there is no loss.mask_margin")
+    if loss.hardness and not softmax:
+        problems.append(
+            f"loss.hardness={loss.hardness}: loss.objective={loss.objective} has no softmax over "
+            "candidates; set it to 0"
+        )
+    has_hard = loss.negatives > 0 and "P" in softmax
+    if loss.hardness > 0 and loss.hardness_of == "hard" and softmax and not has_hard:
+        problems.append(
+            f"loss.hardness={loss.hardness}: weighs hard negatives in block P, of which this run "
+            "has none: set loss.negatives, or loss.hardness_of='all'"
+        )
     return problems
 
 

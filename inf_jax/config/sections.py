@@ -4,7 +4,7 @@ import dataclasses
 
 from inf_jax.config.schema import key
 from inf_jax.core import choices
-from inf_jax.losses.objective import ENGINES, MASKS
+from inf_jax.losses.objective import ENGINES, HARDNESS_OF, MASKS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +104,15 @@ class LossConfig:
     max_scale: float = key(100.0, "upper limit of a learned scale", rule="positive")
     bias: float = key(-10.0, "bias of the sigmoid objective's logits")
     mask: str = key("identity", "positives: equal texts; faithful: by index, as the paper", MASKS)
+    mask_margin: float = key(
+        0.0, "a candidate above the positive's cosine plus this is no negative; 0: no such mask"
+    )
+    mask_relative: bool = key(False, "that margin is a share of the positive's cosine")
+    hardness: float = key(
+        0.0, "alpha; a candidate of cosine x weighs exp(alpha x) in a softmax", rule="not negative"
+    )
+    hardness_of: str = key("hard", "the row's own hard negatives, or all candidates", HARDNESS_OF)
+    spread: float = key(0.0, "weight of the spread-out regulariser", rule="not negative")
     dims: tuple[int, ...] = key((), "Matryoshka dimensions to train; (): the full one")
     dim_weights: tuple[float, ...] = key((), "weight of each of loss.dims; (): 1 each")
     engine: str = key("auto", "how to compute it; auto: by batch and mesh", ("auto", *ENGINES))

@@ -43,7 +43,7 @@ def blockwise_sums(
     Args:
       plan: static.
       rows: [b], split over the mesh's axes; b a multiple of its size. Empty slots hold no NaN.
-      positive: [b], <q_i, p_i>; used for the counts only, it gets no gradient.
+      positive: [b], <q_i, p_i>; used for counts and score masks, it gets no gradient.
 
     Returns:
       ({"lse/P": [b], ...}, {"P": Counts, ...}) in the dtype of the scores; lse is -inf where a row
@@ -59,7 +59,9 @@ def _keep_sums(plan, rows, positive, coefficients):
 
 def _differentiate(plan, residuals, cotangents):
     rows, positive, coefficients, sums = residuals
-    texts, slopes = _on_mesh(plan, _backward, (rows, sums, cotangents[0]), coefficients)
+    needed = None if plan.by_score.margin is None else positive
+    split = rows, needed, sums, cotangents[0]
+    texts, slopes = _on_mesh(plan, _backward, split, coefficients)
     zeros = jax.tree.map(_zero_cotangent, rows)
     # each device's part of the coefficients' derivatives is an entry of [devices]
     return zeros._replace(**texts), jnp.zeros_like(positive), jax.tree.map(jnp.sum, slopes)
@@ -114,11 +116,16 @@ def _forward(plan: BlockwisePlan, rows: RowTexts, positive: jax.Array, coefficie
 
 
 def _backward(
-    plan: BlockwisePlan, rows: RowTexts, sums: Values, slopes: Values, coefficients: Coefficients
+    plan: BlockwisePlan,
+    rows: RowTexts,
+    positive: jax.Array | None,
+    sums: Values,
+    slopes: Values,
+    coefficients: Coefficients,
 ):
     """({field: derivative by this device's texts}, derivatives by the coefficients, [1] each)."""
     size, width, dtype = *rows.queries.shape, coefficients.scale.dtype
-    left, right = _sides(plan, rows, None, sums, slopes)
+    left, right = _sides(plan, rows, positive, sums, slopes)
     lefts, rights = (tuple(dict.fromkeys(m[i] for m in plan.matrices)) for i in (0, 1))
 
     def zeros(shape: tuple[int, ...]) -> dict[str, jax.Array]:

@@ -1,5 +1,6 @@
 """Checks the arguments of `contrastive_loss`; each mistake gives one clear UserError."""
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -7,8 +8,9 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh
 
 from inf_jax.core.errors import UserError
+from inf_jax.losses.by_score import ByScore
 from inf_jax.losses.candidates import RowTexts
-from inf_jax.losses.objective import ENGINES, MASKS, TAUGHT, Objective
+from inf_jax.losses.objective import ENGINES, HARDNESS_OF, MASKS, TAUGHT, Objective
 
 
 def check_texts(objective: Objective, rows: RowTexts) -> None:
@@ -69,6 +71,19 @@ def check_mask(objective: Objective, rows: RowTexts, mask: str) -> None:
     for name, (array, shape) in hashes.items():
         if array.shape != shape or array.dtype != jnp.uint32:
             raise UserError(f"{name} is {array.dtype}{array.shape}: expected uint32{shape}")
+
+
+def check_by_score(rules: ByScore, spread: float) -> None:
+    """Score mask, hardness and spread."""
+    if rules.margin is not None and not math.isfinite(rules.margin):
+        raise UserError(f"mask_margin={rules.margin}: expected a number, or None")
+    if rules.hardness_of not in HARDNESS_OF:
+        raise UserError(
+            f"hardness_of={rules.hardness_of!r}; choose one of {', '.join(HARDNESS_OF)}"
+        )
+    for name, value in {"hardness": rules.hardness, "spread": spread}.items():
+        if not 0 <= value < math.inf:
+            raise UserError(f"{name}={value}: expected a number of at least 0")
 
 
 def check_coefficients(scale: float | jax.Array, bias: float | jax.Array) -> None:

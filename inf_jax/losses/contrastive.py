@@ -15,6 +15,7 @@ from inf_jax.core.batch import TextIds
 from inf_jax.losses import checks, terms
 from inf_jax.losses.blocks import BLOCKS
 from inf_jax.losses.blockwise import blockwise_sums
+from inf_jax.losses.by_score import ByScore
 from inf_jax.losses.candidates import RowTexts, known_instructions
 from inf_jax.losses.dense import dense_sums
 from inf_jax.losses.objective import TAUGHT, Objective, parse_objective
@@ -41,6 +42,11 @@ def contrastive_loss(
     teacher_scores: jax.Array | None = None,
     dims: Sequence[int] = (),
     dim_weights: Sequence[float] = (),
+    mask_margin: float | None = None,
+    mask_relative: bool = False,
+    hardness: float = 0.0,
+    hardness_of: str = "hard",
+    spread: float = 0.0,
     engine: str = "auto",
     mesh: Mesh | None = None,
     tile: tuple[int, int] | None = None,
@@ -95,6 +101,17 @@ def contrastive_loss(
       dims, dim_weights: Matryoshka (arXiv 2205.13147): the weighted sum of the losses of prefixes
         of the embeddings, of these lengths and at unit norm; () is the whole embedding as it is,
         and weights of 1. Static.
+      mask_margin: a candidate that scores (without scale) above the row's positive plus this is no
+        negative, in all blocks but I: a false negative by the model itself. Qwen3-Embedding (arXiv
+        2506.05176): 0.1; GISTEmbed (arXiv 2402.16829) with itself as guide: minus its margin.
+        None: no such mask. Static.
+      mask_relative: the margin is a share of the positive's score (NV-Retriever, arXiv 2407.15831:
+        -0.05 for 95 percent). Static.
+      hardness: alpha; in softmaxes a candidate of score x weighs exp(alpha x), without gradient:
+        of the row's own hard negatives (hardness_of="hard"; EmbeddingGemma, arXiv 2509.20354: 5) or
+        of all candidates ("all"; LLaVE, arXiv 2503.04812: 9). 0: all weigh 1. Static.
+      spread: weight of the mean square of the inner products of two queries, and of two positives
+        (EmbeddingGemma's regulariser). Static.
       engine: "dense" holds every score; "blockwise" (one device), "ring" and "gather" (all devices
         of `mesh`) go tile by tile; "auto" is dense for small batches, else ring on a mesh of
         several devices, else blockwise. Static.
@@ -107,10 +124,11 @@ def contrastive_loss(
       no row has a negative; and float32 means over the valid rows, without gradient: "loss";
       "positive" and "hardest_negative" (cosines; the latter over rows with a negative, else 0); by
       block t "loss/t" (uni(t), or its part of the sigmoid loss), "negatives/t" (of a row),
-      "masked/t" (share of candidates that the identity mask removed), "accuracy/t" (share of rows
-      whose positive beats every negative), "false_negatives/t" (negatives of a row that score above
-      its positive: suspects). A copy of a positive ties with it up to rounding: under "faithful"
-      the last two depend on the engine. With `dims` these are of the longest prefix, and
+      "masked/t" and "score_masked/t" (shares of candidates that the identity mask and the margin
+      removed), "accuracy/t" (share of rows whose positive beats every negative),
+      "false_negatives/t" (negatives of a row that score above its positive: suspects). A copy of a
+      positive ties with it up to rounding: under "faithful" the last two depend on the engine.
+      "spread" where it is in the loss. With `dims` these are of the longest prefix, and
       "loss/dim<d>" is the loss of each.
 
     Raises:
@@ -137,6 +155,8 @@ def contrastive_loss(
     checks.check_texts(objective, rows)
     checks.check_mask(objective, rows, mask)
     checks.check_coefficients(scale, bias)
+    by_score = ByScore(mask_margin, mask_relative, hardness, hardness_of)
+    checks.check_by_score(by_score, spread)
     checks.check_teacher(objective, passages, teacher_scores)
     checks.check_dims(queries.shape[1], dims, dim_weights)
     checks.check_engine(engine, mesh, tile, tile_dtype)
@@ -147,7 +167,16 @@ def contrastive_loss(
         engine=engine,
         tile=tile or TILES.get(_platform(mesh), TILES["cpu"]),
         mesh=mesh,
+        by_score=by_score,
     )
+
+    def loss_of(rows: RowTexts, coefficients: Coefficients, teacher):
+        loss, metrics = _loss(objective, plan, rows, coefficients, teacher)
+        if not spread:
+            return loss, metrics
+        more = terms.spread_out(rows)
+        loss += spread * more
+        return loss, metrics | {"loss": _metric(loss), "spread": _metric(more)}
 
     def body(rows: RowTexts, scale, bias, teacher) -> tuple[jax.Array, dict[str, jax.Array]]:
         rows = _zero_empty_slots(rows)
@@ -158,8 +187,8 @@ def contrastive_loss(
         dtype = jnp.promote_types(jnp.result_type(rows.queries, rows.passages), jnp.float32)
         coefficients = Coefficients(jnp.asarray(scale, dtype), jnp.asarray(bias, dtype))
         if not dims:
-            return _loss(objective, plan, rows, coefficients, teacher)
-        parts = {d: _loss(objective, plan, _prefix(rows, d), coefficients, teacher) for d in dims}
+            return loss_of(rows, coefficients, teacher)
+        parts = {d: loss_of(_prefix(rows, d), coefficients, teacher) for d in dims}
         weights = dim_weights or (1.0,) * len(dims)
         loss = sum(w * value for w, (value, _) in zip(weights, parts.values(), strict=True))
         metrics = parts[max(dims)][1] | {"loss": _metric(loss)}

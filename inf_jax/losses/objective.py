@@ -21,6 +21,7 @@ KINDS = ("uni", "multi", "sigmoid", "distil", "margin")
 TAUGHT = ("distil", "margin")  # compare a row's own passages with a teacher's scores
 ENGINES = ("dense", "blockwise", "ring", "gather")
 MASKS = ("identity", "faithful")
+HARDNESS_OF = ("hard", "all")
 _NUMBER = r"(?:(\d+\.?\d*(?:e[+-]?\d+)?|\.\d+)\s*\*\s*)?"
 
 

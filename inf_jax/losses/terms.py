@@ -85,18 +85,40 @@ def metrics(
         has = hardest > -jnp.inf
         values["hardest_negative"] = mean(jnp.where(has, hardest, 0), valid & has)
     for t, c in counts.items():
-        negatives, masked, above = (
-            mean(x.astype(jnp.float32), valid) for x in (c.negatives, c.masked, c.above)
+        close = jnp.zeros_like(c.masked) if c.close is None else c.close
+        negatives, masked, above, close = (
+            mean(x.astype(jnp.float32), valid) for x in (c.negatives, c.masked, c.above, close)
         )
+        candidates = jnp.maximum(negatives + masked + close, 1e-9)
         lse, softplus = (sums.get(f"{kind}/{t}") for kind in ("lse", "softplus"))
         values |= {
             f"loss/{t}": mean(softplus if lse is None else _uni(lse, scale * positive), valid),
             f"accuracy/{t}": mean((positive > c.hardest).astype(jnp.float32), valid),
             f"negatives/{t}": negatives,
-            f"masked/{t}": masked / jnp.maximum(negatives + masked, 1e-9),
+            f"masked/{t}": masked / candidates,
             f"false_negatives/{t}": above,
         }
+        if c.close is not None:
+            values[f"score_masked/{t}"] = close / candidates
     return values
+
+
+def spread_out(rows: RowTexts) -> jax.Array:
+    """Mean square of the inner products of two queries, and of two positives (EmbeddingGemma,
+    arXiv 2509.20354, equation 4; the second moment of arXiv 1708.06320).
+
+    The sum over all pairs is the square of the Gram matrix of the entries, so that memory and time
+    are linear in the batch. Empty slots hold zeros.
+    """
+    count = jnp.sum(rows.valid, dtype=jnp.float32)
+    pairs = jnp.maximum(count * (count - 1), 1)
+
+    def of(texts: jax.Array) -> jax.Array:
+        gram = dots("be,bf->ef", texts, texts)
+        own = jnp.square(dots("be,be->b", texts, texts))
+        return (jnp.sum(jnp.square(gram)) - jnp.sum(own)) / pairs
+
+    return of(rows.queries) + of(rows.passages[:, 0])
 
 
 def _uni(lse: jax.Array, pos: jax.Array) -> jax.Array:

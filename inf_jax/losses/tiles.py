@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from inf_jax.losses.blocks import BLOCKS, LogitBlock
+from inf_jax.losses.by_score import NO_RULES, ByScore
 from inf_jax.losses.candidates import RowTexts, dots, eligible_texts, known_positives, texts_of
 
 Values = dict[str, jax.Array]  # "lse/P" or "softplus/P" -> [b]
@@ -25,6 +26,7 @@ class BlockwisePlan:
       engine: dense, blockwise, ring or gather.
       tile: (rows, columns) of a tile on a device, at most.
       mesh: all its axes split the batch; dense and blockwise need none.
+      by_score: rules for candidates.
     """
 
     lse: tuple[str, ...]
@@ -32,6 +34,7 @@ class BlockwisePlan:
     engine: str
     tile: tuple[int, int]
     mesh: Mesh | None = None
+    by_score: ByScore = NO_RULES
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -66,19 +69,35 @@ class Counts(NamedTuple):
       above: int32[b], negatives that score above the row's positive.
       negatives: int32[b], candidates left after the identity mask.
       masked: int32[b], candidates that the identity mask removed.
+      close: int32[b], candidates that the score mask removed; None without one.
     """
 
     hardest: jax.Array
     above: jax.Array
     negatives: jax.Array
     masked: jax.Array
+    close: jax.Array | None = None
+
+
+class Masks(NamedTuple):
+    """bool[r, n], of the scores of a block.
+
+    Attributes:
+      eligible: by index, see `candidates.eligible_texts`.
+      distinct: of these, left by the identity mask.
+      negative: of these, left by the score mask.
+    """
+
+    eligible: jax.Array
+    distinct: jax.Array
+    negative: jax.Array
 
 
 class Partial(NamedTuple):
     """Counts and sums of a block over some of its candidates; None where not needed."""
 
     counts: Counts
-    exponentials: jax.Array | None  # [b], sum of exp(scale * (x - hardest))
+    exponentials: jax.Array | None  # [b], sum of exp(scale * (x - hardest) + what hardness adds)
     softplus: jax.Array | None  # [b], sum of softplus(scale * x + bias)
 
 
@@ -87,7 +106,7 @@ class Side(NamedTuple):
 
     Attributes:
       rows: texts and ids; a field that this side does not need is None.
-      positive: [b], <q_i, p_i>; None in the backward pass.
+      positive: [b], <q_i, p_i>; None in the backward pass without a score mask.
       sums, slopes: in the backward pass, the sums of this side's blocks over the whole batch and
         the loss's derivatives by them; else empty.
     """
@@ -99,15 +118,17 @@ class Side(NamedTuple):
 
 
 def count_scores(
-    scores: jax.Array, eligible: jax.Array, negative: jax.Array, positive: jax.Array, *, axis: int
+    scores: jax.Array, masks: Masks, positive: jax.Array, *, axis: int, by_score: bool
 ) -> Counts:
-    """Counts along an axis of scores [r, n], with bool masks of the same shape."""
+    """Counts along an axis of scores [r, n]; by_score: there is a score mask."""
+    negative = masks.negative
     count = functools.partial(jnp.sum, axis=axis, dtype=jnp.int32)
     return Counts(
         hardest=jnp.max(jnp.where(negative, scores, -jnp.inf), axis),
         above=count(negative & (scores > jnp.expand_dims(positive, axis))),
         negatives=count(negative),
-        masked=count(eligible & ~negative),
+        masked=count(masks.eligible & ~masks.distinct),
+        close=count(masks.distinct & ~negative) if by_score else None,
     )
 
 
@@ -116,7 +137,11 @@ def empty_partial(plan: BlockwisePlan, name: str, shape: Sequence[int], dtype) -
     none = jnp.zeros(shape, jnp.int32)
     zeros = jnp.zeros(shape, dtype)
     return Partial(
-        Counts(jnp.full(shape, -jnp.inf, dtype), none, none, none),
+        Counts(
+            jnp.full(shape, -jnp.inf, dtype),
+            *(none, none, none),
+            close=none if plan.by_score.masks(BLOCKS[name]) else None,
+        ),
         zeros if name in plan.lse else None,
         zeros if name in plan.softplus else None,
     )
@@ -157,13 +182,16 @@ def tile_partials(
         tile = _Tile(plan, matrix, rows, columns)
         for name in names:
             block = BLOCKS[name]
-            x, (eligible, negative) = tile.scores_of(block), tile.masks_of(block)
+            x, masks = tile.scores_of(block), tile.masks_of(block)
             axis, owner = (0, columns) if block.by_column else (1, rows)
-            counts = count_scores(x, eligible, negative, owner.positive, axis=axis)
+            by_score = plan.by_score.masks(block)
+            counts = count_scores(x, masks, owner.positive, axis=axis, by_score=by_score)
+            negative = masks.negative
             exponentials = softplus = None
             if name in plan.lse:
                 shift = jnp.where(counts.hardest == -jnp.inf, 0, counts.hardest)
-                shifted = jnp.exp(coefficients.scale * (x - jnp.expand_dims(shift, axis)))
+                shifted = coefficients.scale * (x - jnp.expand_dims(shift, axis))
+                shifted = jnp.exp(tile.with_hardness(shifted, x, block))
                 exponentials = jnp.sum(jnp.where(negative, shifted, 0), axis)
             if name in plan.softplus:
                 logits = coefficients.scale * x + coefficients.bias
@@ -191,13 +219,13 @@ def tile_gradients(
         tile, slopes = _Tile(plan, matrix, rows, columns), 0
         for name in names:
             block = BLOCKS[name]
-            x, (_, negative) = tile.scores_of(block), tile.masks_of(block)
+            x, negative = tile.scores_of(block), tile.masks_of(block).negative
             logits, slope = coefficients.scale * x, jnp.zeros_like(x)
             owner, axis = (columns, 0) if block.by_column else (rows, 1)
             own = functools.partial(jnp.expand_dims, axis=axis)
             if name in plan.lse:
                 lse, by_lse = owner.sums[f"lse/{name}"], owner.slopes[f"lse/{name}"]
-                slope += jnp.exp(logits - own(lse)) * own(by_lse)
+                slope += jnp.exp(tile.with_hardness(logits - own(lse), x, block)) * own(by_lse)
             if name in plan.softplus:
                 part = jax.nn.sigmoid(logits + coefficients.bias)
                 part *= own(owner.slopes[f"softplus/{name}"])
@@ -218,6 +246,7 @@ class _Tile:
 
     def __init__(self, plan: BlockwisePlan, matrix: tuple[str, str], rows: Side, columns: Side):
         self._rows, self._columns = rows.rows, columns.rows
+        self._by_score, self._positive = plan.by_score, (rows.positive, columns.positive)
         self._left = texts_of(self._rows, matrix[0])[:, 0]
         right = texts_of(self._columns, matrix[1], all_texts=plan.all_texts(matrix[1]))
         self._texts = right.shape[1]  # texts a pair in the plan; this tile has the first k
@@ -231,13 +260,24 @@ class _Tile:
             return self._scores
         return self._scores.reshape(-1, len(self._columns.index), self._k)[:, :, 0]
 
-    def masks_of(self, block: LogitBlock) -> tuple[jax.Array, jax.Array]:
-        """(eligible, negative) in the shape of `scores_of`: before and after the identity mask."""
+    def masks_of(self, block: LogitBlock) -> Masks:
+        """In the shape of `scores_of`."""
         rows, columns, k = self._rows, self._columns, self._k if block.all_texts else 1
-        eligible = negative = eligible_texts(rows, columns, k, by_column=block.by_column)
+        eligible = distinct = eligible_texts(rows, columns, k, by_column=block.by_column)
         if rows.ids is not None:
-            negative = eligible & ~known_positives(rows.ids, columns.ids, k)
-        return tuple(x.reshape(x.shape[0], -1) for x in (eligible, negative))
+            distinct = eligible & ~known_positives(rows.ids, columns.ids, k)
+        eligible, distinct = (x.reshape(x.shape[0], -1) for x in (eligible, distinct))
+        negative = distinct
+        if self._by_score.masks(block):
+            mine = self._positive[block.by_column]
+            positive = jnp.expand_dims(mine, 0 if block.by_column else 1)
+            negative = distinct & self._by_score.kept(self.scores_of(block), positive)
+        return Masks(eligible, distinct, negative)
+
+    def with_hardness(self, logits: jax.Array, scores: jax.Array, block: LogitBlock) -> jax.Array:
+        """The logits of a softmax with what hardness adds, in the shape of `scores_of`."""
+        extra = self._by_score.added(scores, block, self._rows, self._columns)
+        return logits if extra is None else logits + extra
 
     def spread(self, values: jax.Array, block: LogitBlock) -> jax.Array:
         """The inverse of `scores_of`: zeros for the texts that are not in the block."""

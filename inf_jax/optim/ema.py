@@ -1,5 +1,6 @@
 """An exponential moving average of the parameters, kept beside them while they are trained."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -28,7 +29,7 @@ def with_ema(step: Callable, decay: float) -> Callable:
     def averaged(state, batch):
         state, metrics = step(state, batch)
         done = state.step - metrics["skipped_total"]  # float32, exact up to 2^24 steps
-        share = (1 - decay) / -jnp.expm1(jnp.maximum(done, 1) * jnp.log(decay))
+        share = (1 - decay) / -jnp.expm1(jnp.maximum(done, 1) * math.log(decay))
         share = jnp.where(metrics["skipped_in_a_row"] > 0, 0, share)
         towers = {name: state.params[name] for name in state.ema}
         ema = jax.tree.map(lambda mean, x: mean + share * (x - mean), state.ema, towers)

@@ -91,6 +91,16 @@ def test_block_i_needs_no_sampled_negatives():
             ["--config.train.keep_best=1", "--config.train.best_metric=dev/loss"],
             r"train\.best_metric='dev/loss': needs train\.dev_every",
         ),
+        (
+            ["--config.loss.objective=distil(P)", "--config.loss.mask_margin=0.1"],
+            r"loss\.mask_margin=0\.1: loss\.objective=distil\(P\) has no block",
+        ),
+        (["--config.loss.mask_relative=True"], r"mask_relative=True: there is no loss\.mask_marg"),
+        (["--config.loss.hardness=5"], r"loss\.hardness=5\.0: .* set loss\.negatives, or loss"),
+        (
+            ["--config.loss.objective=sigmoid(P)", "--config.loss.hardness=5"],
+            r"loss\.hardness=5\.0: loss\.objective=sigmoid\(P\) has no softmax",
+        ),
         (["--config.train.profile_at=-1"], r"profile_at=-1: must not be negative"),
         (["--config.train.profile_steps=0"], r"profile_steps=0: must be above 0"),
         (["--config.export.min_cosine=7"], r"min_cosine=7\.0: must be in \(0, 1\]"),

@@ -106,6 +106,42 @@ def test_engines_agree_with_dense(objective, mask, b, h, engine, devices, tile):
     assert_close(found, expected)
 
 
+BY_SCORE = [  # objective, hard negatives, engine, devices, tile, rules
+    (f"multi({ALL})", 1, "blockwise", 1, (5, 16), {"mask_margin": 0.05, "hardness": 5.0}),
+    (
+        f"uni({ALL})",
+        3,
+        "ring",
+        8,
+        (2, 4),
+        {"mask_margin": -0.1, "mask_relative": True, "hardness": 3.0, "hardness_of": "all"},
+    ),
+    (
+        "uni(P,IQ) + sigmoid(P,IQ)",
+        1,
+        "gather",
+        8,
+        (4, 16),
+        {"mask_margin": 0.1, "hardness": 5.0, "spread": 2.0},
+    ),
+]
+
+
+@pytest.mark.parametrize(("objective", "h", "engine", "devices", "tile", "rules"), BY_SCORE)
+def test_engines_agree_by_score(objective, h, engine, devices, tile, rules):
+    """Score masks, hardness and spread."""
+    arrays = make(h, b=37, h=h)
+    arrays["passages"][:, 0] += 0.5 * arrays["queries"]  # margins around which candidates lie
+    expected = value_and_grad(arrays, objective, engine="dense", **rules)
+    plain = value_and_grad(arrays, objective, engine="dense")
+    assert 0.02 < expected[0][1]["score_masked/P"] < 0.9 and "score_masked/P" not in plain[0][1]
+    assert expected[0][1]["masked/P"] == pytest.approx(plain[0][1]["masked/P"])
+    assert "score_masked/I" not in expected[0][1]
+    mesh = mesh_of(devices)
+    found = value_and_grad(arrays, objective, engine=engine, mesh=mesh, tile=tile, **rules)
+    assert_close(found, expected)
+
+
 GOLDEN_CASES = [
     *((file, "ring", 8) for file in sorted(p.name for p in GOLDEN.glob("losses_*_tied_*"))),
     *(
