@@ -9,7 +9,7 @@ and changed judgements where given (inf_jax/benchmarks/beir_files.py). Public on
 --data-dir, where `hf download` puts them; a message says how. Several models of --model, separated
 by commas, are seeds of one run and count as one. Prints the template that each model's queries had,
 the scores times 100 and the difference from each baseline with its 95 % interval (paired bootstrap
-over queries), and writes OUT_DIR/scores.json, per_query.parquet and benchmark.png. --noise also
+over questions), and writes OUT_DIR/scores.json, per_query.parquet and benchmark.png. --noise also
 scores every model on perturbed instructions and shows what each metric loses.
 """
 

@@ -20,9 +20,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from inf_jax.benchmarks.task import BenchmarkTask, by_suffix, document_text
+from inf_jax.benchmarks.task import BenchmarkTask, by_suffix
 from inf_jax.core.errors import UserError
 from inf_jax.core.json_text import parse_json
+from inf_jax.text.templates import document_text
 
 IDENTICAL_IDS = ("keep", "ignore")
 _Judged = dict[str, dict[str, int]]
@@ -61,6 +62,7 @@ def read_beir(
     rows = {qid: original[qid] for qid in original if qid in qrels}
     if not rows:
         raise UserError(f"{directory}/qrels/{split}.tsv: no judgements")
+    asked = set(rows)  # ids without the suffixes of the two instructions
     second = [_found(directory, n) for n in ("queries_changed.jsonl", f"qrels_changed/{split}.tsv")]
     if (second[0] is None) != (second[1] is None):
         there, missing = ("queries_changed.jsonl", f"qrels_changed/{split}.tsv")[
@@ -70,7 +72,7 @@ def read_beir(
     changed: dict[str, list[str]] = {}
     if second[0]:
         rows, qrels, changed = _with_changed(rows, qrels, *second)
-    _check_identical(directory, {qid.removesuffix("-og") for qid in rows}, corpus, identical_ids)
+    _check_identical(directory, asked, corpus, identical_ids)
     if identical_ids == "ignore" and changed:
         raise UserError(
             f"{directory}: --identical-ids=ignore with queries_changed.jsonl is not covered: leave "
@@ -155,6 +157,7 @@ def _queries(path: Path) -> dict[str, _Row]:
 
 def _qrels(path: Path, queries: dict[str, _Row]) -> _Judged:
     judged: _Judged = defaultdict(dict)
+    first = True
     for number, line in enumerate(_lines(path), 1):
         where, fields = f"{path}, line {number}", line.rstrip("\r\n").split("\t")
         if not line.strip():
@@ -165,11 +168,12 @@ def _qrels(path: Path, queries: dict[str, _Row]) -> _Judged:
                 "separated by tabs; a TREC file has a second column more, take it out"
             )
         qid, document, score = (field.strip() for field in fields)
+        header, first = first and qid not in queries and not _is_number(score), False
+        if header:
+            continue
         try:
             relevance = int(score)
         except ValueError:
-            if number == 1:  # the header
-                continue
             raise UserError(f"{where}: score {score!r} is not a whole number; correct it") from None
         if qid not in queries:
             raise UserError(f"{where}: query {qid!r} does not exist; the file is of other queries")
@@ -178,6 +182,14 @@ def _qrels(path: Path, queries: dict[str, _Row]) -> _Judged:
                 f"{where}: query {qid!r}, document {document!r} has two scores; keep one"
             )
     return dict(judged)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _add(found: dict[str, Any], name: str, value: Any, where: str) -> None:

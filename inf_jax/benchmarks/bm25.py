@@ -14,7 +14,8 @@ SETTINGS = "BM25 of bm25s: lucene, k1 1.5, b 0.75, English stop words, no stemmi
 def run_of_bm25(task: BenchmarkTask) -> dict[str, dict[str, float]]:
     """The run of a task, query and instruction as one text; scores as in `SETTINGS`.
 
-    A document without any word of the query is no result, unless it is a candidate.
+    The ranking is that of all documents, also those that share no word with the query and score 0,
+    as in mteb: a p-MRR needs their ranks. Equal scores: the larger id first.
 
     Raises:
       UserError: bm25s is not installed.
@@ -34,24 +35,30 @@ def run_of_bm25(task: BenchmarkTask) -> dict[str, dict[str, float]]:
     index.index(words, show_progress=False)
     texts = [f"{query} {instruction}".strip() for query, instruction in task.queries.values()]
     queries = bm25s.tokenize(texts, stopwords="en", return_ids=False, **quiet)
-    ids = list(task.corpus)
-    rows = {document: n for n, document in enumerate(ids)}
+    rows = {document: n for n, document in enumerate(task.corpus)}
+    ids = sorted(rows, reverse=True)
+    order = np.array([rows[document] for document in ids])
     run = {}
     for qid, query in zip(task.queries, queries, strict=True):
         known = [word for word in query if word in index.vocab_dict]
-        scores = index.get_scores(known) if known else [0.0] * len(ids)
+        scores = index.get_scores(known) if known else np.zeros(len(ids), np.float32)
         if task.candidates is not None:
             found = {d: float(scores[rows[d]]) for d in task.candidates.get(qid, ())}
+            run[qid] = best(found, task.top_k)
         else:
-            found = {ids[n]: float(scores[n]) for n in _largest(np.asarray(scores), task.top_k)}
-        run[qid] = best(found, task.top_k)
+            scores = scores[order]
+            places = _first(scores, task.top_k)
+            run[qid] = {ids[n]: float(scores[n]) for n in places}
     return run
 
 
-def _largest(scores: np.ndarray, k: int) -> np.ndarray:
-    """int[...], where the k largest of scores above 0 are, and those equal to the last of them."""
-    places = np.flatnonzero(scores > 0)
-    if len(places) <= k:
-        return places
-    values = scores[places]
-    return places[values >= np.partition(values, -k)[-k]]
+def _first(scores: np.ndarray, k: int) -> np.ndarray:
+    """int[min(k, n)], where the k largest of float[n] are, in order; equals: the first of them."""
+    if k < len(scores):
+        least = np.partition(scores, -k)[-k]
+        above = np.flatnonzero(scores > least)
+        places = np.concatenate((above, np.flatnonzero(scores == least)[: k - len(above)]))
+        places.sort()
+    else:
+        places = np.arange(len(scores))
+    return places[np.argsort(-scores[places], kind="stable")]

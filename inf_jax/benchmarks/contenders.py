@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from inf_jax.benchmarks.bm25 import SETTINGS, run_of_bm25
 from inf_jax.benchmarks.noise import NoisyScores, noisy_task
 from inf_jax.benchmarks.placement import instructions, only_prompts, task_template
-from inf_jax.benchmarks.scoring import score_run
+from inf_jax.benchmarks.scoring import clusters_of, score_run
 from inf_jax.benchmarks.searching import run_of_vectors
 from inf_jax.benchmarks.task import BenchmarkTask, TaskSource
 from inf_jax.core.errors import UserError
@@ -47,6 +47,7 @@ class TaskScores:
       name, suite, family, main, subsets: as of `BenchmarkTask`; no family is the task's own name.
       queries, documents: their numbers.
       scores: as of `scoring.score_run`.
+      clusters: as of `scoring.clusters_of`.
       template: of an instructed query, as the model got it.
       instruction: whose it is.
       noise: kind -> the scores with noise in the instructions; empty where a model got none.
@@ -60,9 +61,15 @@ class TaskScores:
     queries: int
     documents: int
     scores: Mapping[str, Score]
+    clusters: Mapping[str, Mapping[str, str]]
     template: str
     instruction: str
     noise: Mapping[str, NoisyScores] = dataclasses.field(default_factory=dict)
+
+    @property
+    def questions(self) -> int:
+        """Number of clusters of queries, which the intervals draw."""
+        return len(set(self.clusters[""].values()))
 
 
 def check_models(models: Sequence[str]) -> None:
@@ -116,6 +123,7 @@ def score_model(
             queries=len(task.queries),
             documents=len(task.corpus),
             scores=score_run(task, rank(task)),
+            clusters=clusters_of(task),
             template=used,
             instruction=whose,
             noise={} if whose == "none" else _with_noise(task, rank, options),

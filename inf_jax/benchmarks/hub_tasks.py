@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from inf_jax.benchmarks.task import BenchmarkTask, TaskSource, by_suffix, document_text
+from inf_jax.benchmarks.task import BenchmarkTask, TaskSource, by_suffix
 from inf_jax.core.errors import UserError, first_line
+from inf_jax.text.templates import document_text
 
 _MAIR = ("MAIR-Bench/MAIR-Queries", "MAIR-Bench/MAIR-Docs")
 # Repository of a dimension of InfoSearch (arXiv 2410.23841) -> revision that its code names.

@@ -12,8 +12,9 @@ from typing import Any
 
 from inf_jax.benchmarks.hub_tasks import hub_rows, repository, unique
 from inf_jax.benchmarks.placement import prompt_of_task
-from inf_jax.benchmarks.task import BenchmarkTask, TaskSource, by_suffix, document_text
+from inf_jax.benchmarks.task import BenchmarkTask, TaskSource, by_suffix
 from inf_jax.core.errors import UserError, first_line
+from inf_jax.text.templates import document_text
 
 # Suite -> name of mteb's benchmark, or its tasks.
 SUITES: dict[str, str | tuple[str, ...]] = {

@@ -39,13 +39,19 @@ def noisy_task(task: BenchmarkTask, kind: str, seed: int) -> tuple[BenchmarkTask
 
 
 def losses(
-    clean: Sequence[_Scores], noisy: Sequence[_Scores], *, task: str, draws: int, seed: int
+    clean: Sequence[_Scores],
+    noisy: Sequence[_Scores],
+    *,
+    task: str,
+    clusters: Mapping[str, Mapping[str, str]],
+    draws: int,
+    seed: int,
 ) -> dict[str, Difference]:
     """What each metric loses by noise, without minus with it, with its paired interval.
 
     Args:
       clean, noisy: metric -> Score, for each seed of the model; pairs are of one query and seed.
-      task, draws, seed: as of `bootstrap.differences`.
+      task, clusters, draws, seed: as of `bootstrap.differences`.
     """
     lost = [
         {
@@ -55,4 +61,6 @@ def losses(
         for a, b in zip(clean, noisy, strict=True)
     ]
     nothing = {name: Score(dict.fromkeys(each.per_query, 0.0)) for name, each in lost[0].items()}
-    return differences(lost, [nothing], task=task, draws=draws, seed=seed)
+    return differences(
+        lost, [nothing], task=task, clusters=clusters, draws=draws, seed=seed
+    )

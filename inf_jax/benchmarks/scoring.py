@@ -1,5 +1,6 @@
 """A run's scores on a task: every metric that its judgements allow, query by query."""
 
+import re
 from collections.abc import Mapping
 
 from inf_jax import metrics
@@ -77,3 +78,45 @@ def _infosearch(task: BenchmarkTask, run: Run) -> dict[str, Score]:
         both |= {f"{base}-changed": each for base, each in runs["ins"].items()}
         scores["p_mrr"] = metrics.p_mrr(both, task.negatives, ties="order")
     return scores
+
+
+def clusters_of(task: BenchmarkTask) -> dict[str, dict[str, str]]:
+    """What an interval must draw together: queries that are one question.
+
+    They are the members of a group, the queries of a base id (`-og` and `-changed`, InfoSearch's
+    three, NevIR's pair, IFIR's levels), those of equal text, and what is linked by several of
+    these; the scores of a cluster rise and fall together.
+
+    Returns:
+      "" -> query id -> its cluster; and for the metrics that are a mean of groups, pairs or base
+      ids, the metric -> their id -> its cluster.
+    """
+    cluster = {qid: qid for qid in task.queries}
+
+    def first(qid: str) -> str:
+        while cluster[qid] != qid:
+            cluster[qid] = qid = cluster[cluster[qid]]
+        return qid
+
+    members: dict[tuple[str, str], str] = {}
+    bases = bool(task.changed or task.positives or task.pairs)
+    for qid, (text, _) in task.queries.items():
+        keys = [("text", text)]
+        if qid in task.groups:
+            keys.append(("group", task.groups[qid]))
+        if bases:
+            keys.append(("base", qid.rpartition("_" if task.pairs else "-")[0]))
+        if task.suite == "ifir":  # a question at three levels, whose ids hold v1 to v3
+            keys.append(("level", re.sub("v[123]", "", qid)))
+        for key in keys:
+            cluster[first(qid)] = first(members.setdefault(key, qid))
+    units = {kind: {} for kind in ("text", "group", "base", "level")}
+    for (kind, name), qid in members.items():
+        units[kind][name] = first(qid)
+    found = {"": {qid: first(qid) for qid in cluster}}
+    if task.groups:
+        found["robustness@10"] = units["group"]
+    if bases:
+        of_bases = ("p_mrr", "wise", "ideal_wise", "sicr", "paired_accuracy")
+        found |= dict.fromkeys(of_bases, units["base"])
+    return found

@@ -91,12 +91,6 @@ class TaskSource:
     load: Callable[[], BenchmarkTask]
 
 
-def document_text(title: str | None, text: str | None) -> str:
-    """A document's title and text as one, as in mteb and BEIR."""
-    title, text = title or "", text or ""
-    return f"{title} {text}".strip() if title else text.strip()
-
-
 def by_suffix(ids: Sequence[str], suffixes: Sequence[str]) -> dict[str, list[str]]:
     """suffix -> the ids that end in "-<suffix>", for suffixes that occur."""
     found = {s: [qid for qid in ids if qid.endswith(f"-{s}")] for s in suffixes}

@@ -56,6 +56,12 @@ def instructed_query(query: str, instruction: str, template: str) -> str:
     return render_query(query, instruction, template)[0]
 
 
+def document_text(title: str | None, text: str | None) -> str:
+    """A document's title and text as one, as in mteb and BEIR; a query's title is no part of it."""
+    title, text = title or "", text or ""
+    return f"{title} {text}".strip() if title else text.strip()
+
+
 def passage_text(passage: str, template: str) -> str:
     """The text of a passage."""
     return render(pieces(template), {"passage": passage})[0]

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,7 @@ def _as_json(compared: Compared, settings: Mapping[str, Any]) -> dict[str, Any]:
             "suite": one.suite,
             "main": one.main,
             "queries": one.queries,
+            "questions": one.questions,
             "documents": one.documents,
             "models": {
                 label: {
@@ -73,8 +75,9 @@ def _noise(
     }
 
 
-def _times_100(d: Difference) -> list[float]:
-    return [100 * d.value, 100 * d.low, 100 * d.high]
+def _times_100(d: Difference) -> list[float | None]:
+    """[difference, ends of the interval], which JSON has no NaN for."""
+    return [None if math.isnan(x) else 100 * x for x in (d.value, d.low, d.high)]
 
 
 def _parquet(compared: Compared) -> bytes:

@@ -54,6 +54,7 @@ def compare_models(
                 [each.scores for each in ours],
                 [each.scores for each in scores[other][task]],
                 task=task,
+                clusters=ours[0].clusters,
                 draws=draws,
                 seed=seed,
                 keep=ours[0].main,
@@ -69,6 +70,7 @@ def compare_models(
                     [each.scores for each in by_task[task]],
                     [each.noise[kind].scores for each in by_task[task]],
                     task=task,
+                    clusters=by_task[task][0].clusters,
                     draws=draws,
                     seed=seed,
                 )
@@ -100,7 +102,8 @@ def rows_of(compared: Compared) -> list[ScoreRow]:
             if slash:  # with few queries an interval says little
                 members = len(one.scores[name].per_query)
                 shown = f"{label}, n={members}: {METRIC_NAMES[_OF_SUBSETS]}"
-            counts = f"{task}: {one.queries:,} queries, {one.documents:,} documents"
+            asked = f" of {one.questions:,} questions" if one.questions < one.queries else ""
+            counts = f"{task}: {one.queries:,} queries{asked}, {one.documents:,} documents"
             rows.append(
                 ScoreRow(
                     counts if few else "main metrics",

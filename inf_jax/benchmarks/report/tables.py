@@ -1,5 +1,6 @@
 """Prints what `inf_jax.benchmark` found."""
 
+import math
 from collections.abc import Sequence
 
 from inf_jax.benchmarks.report.rows import FEW, Compared, ScoreRow, noise_rows, rows_of
@@ -52,7 +53,8 @@ def _cells(row: ScoreRow) -> list[str]:
     for other, difference in row.differences.items():
         low, high = 100 * difference.low, 100 * difference.high
         cells.append(f"{100 * row.values[other]:.1f}")
-        cells.append(f"{100 * difference.value:+.1f} [{low:+.1f}, {high:+.1f}]")
+        interval = "one question" if math.isnan(low) else f"{low:+.1f}, {high:+.1f}"
+        cells.append(f"{100 * difference.value:+.1f} [{interval}]")
     return cells
 
 

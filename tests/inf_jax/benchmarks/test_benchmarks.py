@@ -1,11 +1,13 @@
 """Directories in BEIR's layout, templates, search, metrics and intervals; without mteb."""
 
+import dataclasses
 import gzip
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from inf_jax import metrics
 from inf_jax.benchmarks.beir_files import read_beir
@@ -13,7 +15,7 @@ from inf_jax.benchmarks.bm25 import run_of_bm25
 from inf_jax.benchmarks.bootstrap import differences, paired_bootstrap
 from inf_jax.benchmarks.noise import losses
 from inf_jax.benchmarks.placement import INSTRUCTION_ORDERS, instructions, query_template
-from inf_jax.benchmarks.scoring import score_run
+from inf_jax.benchmarks.scoring import clusters_of, score_run
 from inf_jax.benchmarks.searching import run_of_vectors
 from inf_jax.benchmarks.task import BenchmarkTask
 from inf_jax.core.errors import UserError
@@ -146,6 +148,29 @@ def test_own_documents_are_results_or_not(tmp_path):
     run = {"d0": {"d0": 1.0, "d1": 0.5}}
     for choice, expected in (("ignore", 1), ("keep", 0)):
         assert score_run(read_beir(tmp_path, identical_ids=choice), run)["recall@1"] == expected
+
+
+def test_ids_that_look_like_those_of_changed_queries(tmp_path):
+    """Without changed judgements "-og" is a part of an id like any other."""
+    corpus = [{"_id": "d0", "text": "amber"}, {"_id": "d1-og", "text": "birch"}]
+    write(tmp_path, corpus=corpus, queries=[{"_id": "d0-og", "text": "x"}], qrels="d0-og\td0\t1\n")
+    assert list(read_beir(tmp_path).queries) == ["d0-og"]
+    write(tmp_path, corpus=corpus, queries=[{"_id": "d1-og", "text": "x"}], qrels="d1-og\td0\t1\n")
+    with pytest.raises(UserError, match=r"1 query ids are document ids as well \('d1-og'\)"):
+        read_beir(tmp_path)
+
+
+def test_headers_of_judgements(tmp_path):
+    """One or none, also after an empty line and a byte order mark."""
+    write(tmp_path)
+    lines = "q0\td0\t1\nq1\td1\t2\n"
+    for text in (lines, "\ufeff\nqid\tdocid\trelevance\n" + lines, f"\ufeff{lines}"):
+        (tmp_path / "qrels/test.tsv").write_text(text)
+        assert read_beir(tmp_path).qrels == {"q0": {"d0": 1}, "q1": {"d1": 2}}
+    for score in ("1.0", "high"):  # a judgement, no header
+        (tmp_path / "qrels/test.tsv").write_text(f"\nq0\td0\t{score}\n{lines}")
+        with pytest.raises(UserError, match=f"line 2: score '{score}' is not a whole number"):
+            read_beir(tmp_path)
 
 
 def test_compressed_files_and_splits(tmp_path):
@@ -300,7 +325,7 @@ def test_paired_accuracy_refuses_half_a_pair():
 
 
 def test_bm25(tmp_path):
-    """Its best document has the query's words; one without any is no result but as a candidate."""
+    """Its best documents have the query's words; the rest follow, the larger id first."""
     pytest.importorskip("bm25s")
     task = read_beir(
         write(
@@ -313,8 +338,11 @@ def test_bm25(tmp_path):
         )
     )
     run = run_of_bm25(task)
-    assert run["q0"].keys() == {"d0", "d3"} and run["q1"] == {}
-    assert score_run(task, run)["recall@10"].per_query == {"q0": 1.0, "q1": 0.0}
+    assert list(run["q0"]) == ["d3", "d0", "d2", "d1"] and run["q0"]["d2"] == 0.0
+    assert run["q1"] == dict.fromkeys(["d3", "d2", "d1", "d0"], 0.0)
+    few = run_of_bm25(dataclasses.replace(task, top_k=3))
+    assert few == {qid: dict(list(found.items())[:3]) for qid, found in run.items()}
+    assert list(few["q0"]) == ["d3", "d0", "d2"]
     few = BenchmarkTask(
         "t",
         "local",
@@ -327,6 +355,26 @@ def test_bm25(tmp_path):
     assert list(found["q0"]) == ["d0", "d1"] and found["q1"] == {"d2": 0.0}
 
 
+def test_bm25_moves_documents_that_share_no_word(tmp_path):
+    """p-MRR does not depend on how many documents have a word of one instruction or the other."""
+    pytest.importorskip("bm25s")
+    corpus = [{"_id": f"d{n:02}", "text": f"filler common w{n}"} for n in range(20)]
+    corpus += [{"_id": "e0", "text": "heart cure"}, {"_id": "e1", "text": "zebra stripes"}]
+    queries = [{"_id": "q", "text": "heart", "instruction": "cure"}]
+    files = {
+        "queries_changed.jsonl": [queries[0] | {"instruction": "common"}],
+        "qrels_changed/test.tsv": "q\te1\t0\nq\te0\t1\n",
+    }
+    directory = write(
+        tmp_path, corpus=corpus, queries=queries, qrels="q\te1\t1\nq\te0\t1\n", **files
+    )
+    task = read_beir(directory)
+    run = run_of_bm25(task)
+    # e1 has no word of either: after e0 alone at first, after e0 and the 20 then
+    assert [list(each).index("e1") + 1 for each in run.values()] == [2, 22]
+    assert score_run(task, run)["p_mrr"] == pytest.approx(1 - 2 / 22)
+
+
 def test_intervals_have_their_level():
     """Of 200 data sets without a difference, about 95 % of the intervals hold 0; seeded."""
     rng = np.random.default_rng(0)
@@ -337,6 +385,83 @@ def test_intervals_have_their_level():
         low, high = np.percentile(drawn, (2.5, 97.5))
         inside += low <= 0 <= high
     assert 180 <= inside <= 198
+
+
+def clustered(rng, count=30):
+    """(a metric that queries of a cluster share but for noise, float[1, n, 1]; their clusters)."""
+    clusters = np.repeat(np.arange(count), rng.integers(1, 9, count))
+    values = rng.normal(size=count)[clusters] + rng.normal(0, 0.3, len(clusters))
+    return values[None, :, None], clusters
+
+
+def test_intervals_of_clusters_are_those_of_scipy():
+    rng = np.random.default_rng(3)
+    (ours, clusters), noise = clustered(rng), rng.normal(0, 0.3)
+    theirs = ours * 0.5 + noise
+    mean, drawn = paired_bootstrap(ours, theirs, clusters=clusters, draws=500, seed=(0,))
+    difference = (ours - theirs).ravel()
+    assert mean[0] == pytest.approx(difference.mean())
+    expected = scipy.stats.bootstrap(
+        (np.bincount(clusters, difference), np.bincount(clusters)),
+        lambda sums, sizes, axis: sums.sum(axis) / sizes.sum(axis),
+        paired=True,
+        n_resamples=500,
+        rng=0,
+    )
+    np.testing.assert_allclose(drawn.ravel(), expected.bootstrap_distribution, atol=1e-12)
+    one = paired_bootstrap(ours, theirs, clusters=np.zeros(ours.shape[1], int), draws=5)
+    assert np.isnan(one[1]).all() and one[0] == pytest.approx(mean)
+
+
+def test_intervals_of_clusters_have_their_level():
+    """Of 200 data sets whose queries come in groups; drawn one by one, 60 % of them hold 0."""
+    rng, inside = np.random.default_rng(4), {False: 0, True: 0}
+    for n in range(200):
+        values, clusters = clustered(rng, 40)
+        for grouped in inside:
+            given = clusters if grouped else None
+            drawn = paired_bootstrap(values, 0 * values, clusters=given, draws=300, seed=(n,))[1]
+            low, high = np.percentile(drawn, (2.5, 97.5))
+            inside[grouped] += low <= 0 <= high
+    assert inside[True] >= 180 and inside[False] < 150
+
+
+def test_what_is_drawn_together(tmp_path):
+    """Queries of a base id, of a group and of equal text, and what is linked by several."""
+    queries = [
+        {"_id": "a", "text": "amber", "group": "one"},
+        {"_id": "b", "text": "birch", "group": "one"},
+        {"_id": "c", "text": "birch", "group": "two"},
+        {"_id": "d", "text": "cedar"},
+    ]
+    qrels = "".join(f"{q['_id']}\td0\t1\n" for q in queries)
+    files = {"queries_changed.jsonl": queries, "qrels_changed/test.tsv": qrels.replace("1", "0")}
+    task = read_beir(write(tmp_path, queries=queries, qrels=qrels, **files))
+    clusters = clusters_of(task)
+    of_query = clusters[""]
+    assert len({of_query[f"{q}-{mode}"] for q in "abc" for mode in ("og", "changed")}) == 1
+    assert of_query["d-og"] == of_query["d-changed"] != of_query["a-og"]
+    assert clusters["p_mrr"]["a"] == clusters["p_mrr"]["c"] == of_query["a-og"]
+    assert clusters["robustness@10"] == {
+        "one": of_query["a-og"],
+        "two": of_query["a-og"],
+        "cedar": of_query["d-og"],
+    }
+    pairs = {f"{pair}_q{n}": (f"{pair}{n}", "") for pair in "xy" for n in "12"}
+    nevir = BenchmarkTask("t", "nevir", {"d": ""}, pairs, {}, pairs=True)
+    assert len({*clusters_of(nevir)[""].values()}) == 2
+    scores = {
+        "ndcg@10": Score(dict.fromkeys(of_query, 1.0)),
+        "p_mrr": Score(dict.fromkeys("abcd", 1.0)),
+    }
+    other = {name: Score(dict.fromkeys(s.per_query, 0.0)) for name, s in scores.items()}
+    other["ndcg@10"] = Score({q: float(of_query[q] == of_query["d-og"]) for q in of_query})
+    found = differences([scores], [other], task="t", clusters=clusters, draws=200)
+    assert {found["ndcg@10"].low, found["ndcg@10"].high} == {
+        0.0,
+        1.0,
+    }  # both clusters, or one twice
+    assert (found["p_mrr"].low, found["p_mrr"].high) == (1.0, 1.0)
 
 
 def test_intervals_are_paired_and_pool_seeds():
