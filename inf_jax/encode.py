@@ -7,7 +7,7 @@ Texts are a .jsonl, .tsv or .parquet file (.gz as well), a directory in BEIR's l
 dataset (`--split`); `inf_jax.vectors.texts` names the fields. They are read as a stream. Out is a
 local directory or gs://BUCKET/DIRECTORY: per shard vectors (NumPy), ids (text) and checksums
 (`inf_jax.vectors.store`). Started again after whatever end, the command reuses finished shards and
-writes the same bytes as an uninterrupted one, on as many devices of the same kind. Several
+writes the same bytes as an uninterrupted one, on any number of devices of one kind. Several
 processes, started as for training (`inf_jax.distributed.cluster`), encode a share each; the texts
 must be on every host's disk.
 """
@@ -55,7 +55,9 @@ def main(args: argparse.Namespace) -> None:
         with coordination.primary_first("vectors"):
             store = open_for_writing(out, manifest)
         primary = coordination.is_primary()
-        written = encode_source(retriever, source, store, share=local_share(), progress=primary)
+        written = encode_source(
+            retriever, source, checked, store, share=local_share(), progress=primary
+        )
         coordination.barrier("encoded", timeout_s=_WAIT_S)
         if primary:
             _report(store, written, args.out)

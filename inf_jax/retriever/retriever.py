@@ -30,6 +30,8 @@ CHUNK_TOKENS = 8192  # tokens that a device encodes at once
 # Texts that are read, tokenised and packed together: a window. Large, so that texts of all lengths
 # fill the rows; two are in memory.
 WINDOW_TEXTS, WINDOW_CHARACTERS = 1 << 15, 1 << 25
+# Of an encoder's shape: what matters in training only, or beside the limits of texts.
+_OF_NO_VECTOR = ("dropout", "attention_dropout", "init_std", "max_positions")
 
 # One encoder per shape: retrievers that differ only in their weights share the compiled code.
 _make_encoder = functools.lru_cache(maxsize=8)(make_encoder)
@@ -54,6 +56,7 @@ class Retriever:
     Attributes:
       embedding_size: int, entries of a vector, e; `config.truncate_dim` if that is set.
       mesh: the mesh on which the parameters are.
+      dtype: of the computation.
 
     Raises:
       UserError: a token limit exceeds the encoder's positions.
@@ -78,6 +81,7 @@ class Retriever:
                 "positions: lower the limits"
             )
         self.config, self.tokenizer, self._chunk_tokens = config, tokenizer, chunk_tokens
+        self.dtype = dtype
         options = config.encoder_options(
             dtype=dtype,
             scan_layers=jax.default_backend() != "cpu",  # unrolled layers are faster there
@@ -129,6 +133,9 @@ class Retriever:
     ) -> Iterator[np.ndarray]:
         """The vectors of `encode` in blocks, in the order of the texts, to be written as they come.
 
+        They are computed in parts of one size, so that their bits do not depend on the number of
+        devices (of one kind); those of a few texts, which `encode` deals out, may in the last bits.
+
         Yields:
           float32[..., e] each, of some ten thousand texts; for texts that are read as they are
           needed, neither texts nor vectors are held beyond two blocks.
@@ -136,8 +143,8 @@ class Retriever:
           UserError: as `encode_queries` and `encode_passages`.
         """
         if instruction is None:
-            return self._passages(texts, dim, progress)[0]
-        return self._queries(texts, instruction, dim, progress)[0]
+            return self._passages(texts, dim, progress, deal=False)[0]
+        return self._queries(texts, instruction, dim, progress, deal=False)[0]
 
     def encode_queries(
         self,
@@ -188,11 +195,15 @@ class Retriever:
         for the same model on any mesh, so that vectors of two models are told apart."""
         settings = dataclasses.asdict(self.config)
         del settings["text"]
+        shape = dataclasses.asdict(self._encoder.config)
+        for name in _OF_NO_VECTOR:
+            del shape[name]
         return {
             "weights": fingerprint(self._params),
             "tokenizer": self.tokenizer.fingerprint[:16],
             "settings": json.dumps(settings, sort_keys=True),
             "attention": "causal" if self._encoder.config.causal else "bidirectional",
+            "architecture": json.dumps(shape, sort_keys=True),
         }
 
     def with_query_template(self, template: str) -> Self:
@@ -220,6 +231,8 @@ class Retriever:
         instructions: str | Iterable[str],
         dim: int | None,
         progress: bool | str,
+        *,
+        deal: bool = True,
     ) -> tuple[Iterator[np.ndarray], int | None]:
         """(blocks of vectors, number of queries if known)."""
         texts, each = TextStream(queries, "queries"), TextStream(instructions, "instructions")
@@ -233,11 +246,17 @@ class Retriever:
             lambda pairs: self.config.queries.tokenise(self.tokenizer, pairs, self.config.text),
             count=texts.count,
             label="queries" if progress is True else progress or "",
+            deal=deal,
         )
         return self._shortened(blocks, dim), texts.count
 
     def _passages(
-        self, passages: str | Iterable[str], dim: int | None, progress: bool | str
+        self,
+        passages: str | Iterable[str],
+        dim: int | None,
+        progress: bool | str,
+        *,
+        deal: bool = True,
     ) -> tuple[Iterator[np.ndarray], int | None]:
         """(blocks of vectors, number of passages if known)."""
         texts = TextStream(passages, "passages")
@@ -247,13 +266,24 @@ class Retriever:
             lambda texts: (self.tokenizer.passages(texts, self.config.text), None),
             count=texts.count,
             label="passages" if progress is True else progress or "",
+            deal=deal,
         )
         return self._shortened(blocks, dim), texts.count
 
     def _encode(
-        self, role: str, texts: Iterable, tokenise: Tokenise, *, count: int | None, label: str
+        self,
+        role: str,
+        texts: Iterable,
+        tokenise: Tokenise,
+        *,
+        count: int | None,
+        label: str,
+        deal: bool,
     ) -> Iterator[np.ndarray]:
-        """The vectors of each window of texts, or (query, instruction) pairs, float32[..., e]."""
+        """The vectors of each window of texts, or (query, instruction) pairs, float32[..., e].
+
+        `deal`: those of one small window are dealt out to all devices.
+        """
         text, grids, done = self.config.text, set(), 0
         limit, encode = text.max_passage_tokens, self._encoder.encode
         if role == "query":
@@ -270,7 +300,7 @@ class Retriever:
                     [np.fromiter(map(len, ids), np.int64) for ids in (tokens, instructions) if ids],
                     limit=limit,
                     chunk_tokens=self._chunk_tokens,
-                    devices=batch_devices(self.mesh),
+                    devices=batch_devices(self.mesh) if deal else 1,
                     earlier=grids,
                     last=last,
                 )

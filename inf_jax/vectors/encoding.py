@@ -60,6 +60,7 @@ def make_manifest(
         templates=templates,
         instruction=source.instruction,
         dtype=dtype,
+        compute_dtype=retriever.dtype,
         width=retriever.width(dim),
         count=checked.count,
         shard_size=shard_size,
@@ -70,6 +71,7 @@ def make_manifest(
 def encode_source(
     retriever: Retriever,
     source: TextSource,
+    checked: Checked,
     store: VectorStore,
     *,
     share: Share = Share(),
@@ -78,6 +80,10 @@ def encode_source(
     """Writes the shards of `share` that are not finished; memory does not grow with the texts.
 
     Each shard is encoded by itself, so that its bytes do not depend on what was finished before.
+    No shard is finished whose texts are not those that were checked.
+
+    Args:
+      checked: of the source.
 
     Returns:
       The number of vectors written.
@@ -93,13 +99,15 @@ def encode_source(
                 bar.update(sum(1 for _ in part))
                 continue
             ids: list[str] = []
-            texts = _noting_ids(source, part, ids)
+            texts = _as_checked(source, checked, part, made.numbers(shard), ids)
             if made.role == "passage":
                 blocks = retriever.encode_blocks((text.text for text in texts), dim=made.width)
             else:
                 blocks = _query_blocks(retriever, list(texts), made.width)
             store.write(shard, _counted(comparable(blocks, retriever.config), bar), ids)
             written += len(ids)
+    if next(records, None) is not None:
+        raise source.changed(f"it has more than its {made.count:,} texts")
     return written
 
 
@@ -110,13 +118,21 @@ def comparable(blocks: Iterable[np.ndarray], config: RetrieverConfig) -> Iterato
     return (unit_vectors(block) if scale else block for block in blocks)
 
 
-def _noting_ids(
-    source: TextSource, records: Iterator[tuple[str, Any]], ids: list[str]
+def _as_checked(
+    source: TextSource,
+    checked: Checked,
+    records: Iterator[tuple[str, Any]],
+    numbers: range,
+    ids: list[str],
 ) -> Iterator[TextRecord]:
-    for where, record in records:
+    """The texts of the records with these numbers, whose ids it notes."""
+    for number, (where, record) in zip(numbers, records, strict=False):
         text = source.parse(where, record)
+        source.check_unchanged(where, text, number, checked)
         ids.append(text.id)
         yield text
+    if len(ids) < len(numbers):
+        raise source.changed(f"it has fewer than its {checked.count:,} texts")
 
 
 def _query_blocks(retriever: Retriever, texts: list[TextRecord], width: int) -> Iterator:

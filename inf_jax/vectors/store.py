@@ -5,8 +5,8 @@
     shard-00000.ids     n lines, UTF-8
     shard-00000.json    n, and the SHA-256 of both; written last: a shard without it is unfinished
 
-A shard's bytes depend on its texts, the model, the settings and the devices of the process that
-writes it (their kind and number: other programs round differently), not on when it is written.
+A shard's bytes depend on its texts, the model, the settings and the kind of device, not on the
+number of devices or processes, nor on when it is written.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -26,6 +26,8 @@ from inf_jax.io.json_files import read_json, write_json
 STORE_MANIFEST = "vectors.json"
 FORMAT = 1
 STORED = ("float16", "float32")
+_NEWER = ("architecture",)  # of `Retriever.identity`, absent in vectors of older versions
+_UNRECORDED = "not recorded by the version that began them"
 _REMEDY = "encode again into another directory"
 
 
@@ -45,6 +47,7 @@ class Manifest:
       count: of the vectors.
       shard_size: vectors of a shard; the last may have fewer.
       texts: fingerprint of ids and texts.
+      compute_dtype: in which the model computed them; "": an older version did not record it.
     """
 
     role: str
@@ -57,6 +60,7 @@ class Manifest:
     count: int
     shard_size: int
     texts: str
+    compute_dtype: str = ""
     format: int = FORMAT
 
     @property
@@ -66,7 +70,12 @@ class Manifest:
 
     def rows(self, shard: int) -> int:
         """Vectors of a shard."""
-        return min(self.shard_size, self.count - shard * self.shard_size)
+        return len(self.numbers(shard))
+
+    def numbers(self, shard: int) -> range:
+        """Which vectors a shard has."""
+        first = shard * self.shard_size
+        return range(first, min(first + self.shard_size, self.count))
 
     def check_suits(self, queries: Self, source: object) -> None:
         """Raises UserError unless these passages may be searched with those queries.
@@ -75,16 +84,40 @@ class Manifest:
           queries: their manifest, or of passages of the model that encodes the queries.
           source: of the passages.
         """
-        for name, was, now in (
-            *((name, value, queries.identity.get(name)) for name, value in self.identity.items()),
-            ("passage template and limit", self.templates["passage"], queries.templates["passage"]),
-            ("entries", self.width, queries.width),
-        ):
-            if was != now:
-                raise UserError(
-                    f"{source}: vectors of another model than the queries' ({name}: {was}, of the "
-                    f"queries {now}); they were made with --model={self.model}"
-                )
+        mine, theirs = (
+            made.identity
+            | {"passage template and limit": made.templates["passage"], "entries": made.width}
+            for made in (self, queries)
+        )
+        for name in _NEWER:
+            if not (name in mine and name in theirs):
+                mine.pop(name, None)
+                theirs.pop(name, None)
+        for name, was, now in _differences(mine, theirs):
+            raise UserError(
+                f"{source}: vectors of another model than the queries' ({name}: {was}, of the "
+                f"queries {now}); they were made with --model={self.model}"
+            )
+
+
+def _differences(was: Mapping, now: Mapping) -> Iterator[tuple[str, Any, Any]]:
+    """(name, was, now) of the entries that differ, also inside of entries and of JSON in them."""
+    for name in [*was, *(name for name in now if name not in was)]:
+        both = [_parsed(values.get(name, _UNRECORDED)) for values in (was, now)]
+        if both[0] == both[1]:
+            continue
+        if all(isinstance(value, dict) for value in both):
+            yield from _differences(*both)
+        else:
+            yield name, *both
+
+
+def _parsed(value: Any) -> Any:
+    """An entry of `Retriever.identity` that is JSON as its value, others as they are."""
+    try:
+        return json.loads(value) if isinstance(value, str) and value[:1] == "{" else value
+    except ValueError:
+        return value
 
 
 class VectorStore:
@@ -111,7 +144,7 @@ class VectorStore:
         except TypeError as error:
             raise UserError(f"{path}: {first_line(error)}; {_REMEDY}") from None
         for field in dataclasses.fields(Manifest):
-            kind, value = field.type, fields[field.name]
+            kind, value = field.type, getattr(self.manifest, field.name)
             kind = getattr(kind, "__origin__", kind)
             if type(value) is not kind or (kind is int and value < 1):
                 raise UserError(f"{path}: {field.name}={value!r} cannot be; {_REMEDY}")
@@ -256,10 +289,15 @@ def open_for_writing(directory: storage.AnyPath, manifest: Manifest) -> VectorSt
             )
         write_json(path, now)
     store = VectorStore(directory)
-    was = json.loads(json.dumps(dataclasses.asdict(store.manifest)))
-    differ = [name for name in now if now[name] != was[name] and name != "model"]
+    was = dataclasses.asdict(store.manifest)
+    was["model"] = now["model"]
+    was["compute_dtype"] = was["compute_dtype"] or _UNRECORDED
+    differ = list(_differences(was, json.loads(json.dumps(now))))
     if differ:
-        shown = "; ".join(f"{name}: {was[name]}, now {now[name]}" for name in differ[:2])
+        shown = "; ".join(
+            f"{name}: {old}" + (f", now {new}" if old != _UNRECORDED else "")
+            for name, old, new in differ[:2]
+        )
         raise UserError(
             f"{directory}: holds vectors of other texts or settings ({shown}); choose another "
             "directory, or delete this one"

@@ -9,10 +9,11 @@
 | directory with dataset_info.json | passages of a built dataset, with the ids of `evaluate` |
 
 Records are read one after another and never held together. Those of an object have the fields
-`TEXT_FIELDS`; a title goes before the text with a space, as in BEIR.
+`TEXT_FIELDS`; a passage's title goes before its text with a space, as in BEIR and for benchmarks.
 """
 
 import array
+import codecs
 import contextlib
 import dataclasses
 import gzip
@@ -30,6 +31,7 @@ from inf_jax.data.records import pairs, text_hash
 from inf_jax.data.tokenise import read_examples
 from inf_jax.io.paths import is_url
 from inf_jax.text.checks import check_text
+from inf_jax.text.templates import document_text
 
 ROLES = ("passage", "query")
 TEXT_FIELDS = {  # the first that a record has
@@ -50,6 +52,10 @@ class TextRecord(NamedTuple):
     text: str
     instruction: str = ""
 
+    def as_bytes(self) -> bytes:
+        """All fields, for hashes."""
+        return b"\0".join((*(field.encode() for field in self), b"\n"))
+
 
 class Checked(NamedTuple):
     """What a first reading of all records gives.
@@ -57,10 +63,12 @@ class Checked(NamedTuple):
     Attributes:
       count: of the records.
       fingerprint: 16 hexadecimal digits of ids, texts and instructions.
+      sums: uint32[count], CRC-32 of each record's.
     """
 
     count: int
     fingerprint: str
+    sums: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,24 +91,36 @@ class TextSource:
     instruction: str = ""
 
     def check(self) -> Checked:
-        """Reads all records, before any long work; of each it keeps 8 bytes.
+        """Reads all records, before any long work; of each it keeps 12 bytes.
 
         Raises:
           UserError: a record that cannot be used, an id that two records share, no records.
         """
-        digest, hashes = hashlib.sha256(), array.array("Q")
+        digest, hashes, sums = hashlib.sha256(), array.array("Q"), array.array("I")
         for text in self.texts():
-            name = text.id.encode()
-            hashes.append(_hash(name))
-            parts = (part.encode() for part in (text.text, text.instruction))
-            digest.update(b"\0".join((name, *parts, b"\n")))
+            hashes.append(_hash(text.id.encode()))
+            sums.append(zlib.crc32(text.as_bytes()))
+            digest.update(text.as_bytes())
         if not hashes:
             raise UserError(f"{self.path}: holds no texts")
         ordered = np.sort(np.frombuffer(hashes, np.uint64))
         twice = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
         if twice:
             self._refuse_same_ids(twice)
-        return Checked(len(hashes), digest.hexdigest()[:16])
+        return Checked(len(hashes), digest.hexdigest()[:16], np.frombuffer(sums, np.uint32))
+
+    def check_unchanged(self, where: str, text: TextRecord, number: int, checked: Checked) -> None:
+        """Raises UserError unless this is the record of that number that `check` read."""
+        same = number < checked.count and zlib.crc32(text.as_bytes()) == checked.sums[number]
+        if not same:
+            raise self.changed(f"at {where}")
+
+    def changed(self, what: str) -> UserError:
+        """The error for texts that changed after `check`."""
+        return UserError(
+            f"{self.path}: was changed while it was encoded ({what}); put back what was there and "
+            "give the command again, or encode what is there now into another directory"
+        )
 
     def texts(self) -> Iterator[TextRecord]:
         """All records in order. Raises UserError where one cannot be used; names it."""
@@ -127,13 +147,17 @@ class TextSource:
             record = parse_json(record, where, kind=dict, remedy="correct that line")
         name = self._field(where, record, "id", self.id_field)
         text = self._field(where, record, self.role, self.text_field)
-        title = "" if self.text_field else record.get("title") or ""
+        title = record.get("title") or ""
+        if self.role == "query" or self.text_field:
+            title = ""
         if not isinstance(title, str):
             raise UserError(f"{where}: title={title!r} is not a string")
+        if self.role == "passage" and isinstance(text, str):
+            text = document_text(title, text)
         own = record.get("instruction") or "" if self.role == "query" else ""
         if isinstance(name, int) and not isinstance(name, bool):
             name = str(name)
-        return self._checked(where, name, f"{title} {text}".strip() if title else text, own)
+        return self._checked(where, name, text, own)
 
     def _checked(self, where: str, name: Any, text: Any, instruction: Any = "") -> TextRecord:
         if not isinstance(name, str) or not name or len(name.split()) != 1 or name.strip() != name:
@@ -224,6 +248,8 @@ def _lines(file: Path) -> Iterator[tuple[str, bytes]]:
     """The lines of a file, compressed or not, that are not blank."""
     with _readable(file), (gzip.open if file.suffix == ".gz" else open)(file, "rb") as lines:
         for number, line in enumerate(lines, 1):
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
             if line.strip():
                 yield f"{file}, line {number}", line
 

@@ -1,5 +1,6 @@
 """`inf-jax encode` and `inf-jax search`: the vectors of a Retriever, and a full sort of them."""
 
+import codecs
 import gzip
 import json
 import shutil
@@ -10,6 +11,7 @@ import pytest
 
 import inf_jax
 from inf_jax import encode, search
+from inf_jax.benchmarks.beir_files import read_beir
 from inf_jax.core.errors import UserError
 from inf_jax.data.tokenise import read_examples
 from inf_jax.distributed.mesh import local_mesh, make_mesh
@@ -137,7 +139,8 @@ def test_kinds_of_files(kind, texts, encoded, tiny_model_dir, tmp_path):
     if kind == "jsonl.gz":
         file.write_bytes(gzip.compress("\n\n".join(map(json.dumps, rows)).encode()))
     elif kind == "tsv":
-        file.write_text("".join(f"{name}\t{text}\r\n" for name, text in texts.items()))
+        lines = "".join(f"{name}\t{text}\r\n" for name, text in texts.items())
+        file.write_bytes(codecs.BOM_UTF8 + lines.encode())
     else:
         pq = pytest.importorskip("pyarrow.parquet")
         pq.write_table(pytest.importorskip("pyarrow").Table.from_pylist(rows), file)
@@ -145,6 +148,20 @@ def test_kinds_of_files(kind, texts, encoded, tiny_model_dir, tmp_path):
     shutil.copytree(encoded, out)
     run(encode, tiny_model_dir, texts=file, out=out, shard_size=16)  # refuses other texts
     assert files(out) == files(encoded)
+
+
+def test_titles_and_white_space_are_those_of_benchmarks(tmp_path):
+    """A passage's title precedes its text, as for `inf-jax benchmark`; a query's is left out."""
+    row = {"_id": "a", "title": "Amber", "text": " grows \n"}
+    jsonl(tmp_path / "corpus.jsonl", [row, row | {"_id": "b", "title": ""}])
+    jsonl(tmp_path / "queries.jsonl", [row])
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "qrels/test.tsv").write_text("a\tb\t1\n")
+    task = read_beir(tmp_path, identical_ids="keep")
+    assert {text.id: text.text for text in TextSource(tmp_path).texts()} == task.corpus
+    assert task.corpus == {"a": "Amber  grows", "b": "grows"}
+    (query,) = TextSource(tmp_path, "query").texts()
+    assert query.text == " grows \n" == task.queries["a"][0]
 
 
 def test_the_passages_of_a_dataset_have_the_ids_of_evaluate(tiny_dataset_dir):
@@ -232,18 +249,85 @@ def test_other_texts_or_settings_are_refused(encoded, corpus, tiny_model_dir, tm
         run(encode, tiny_model_dir, texts=corpus, out=tmp_path)
 
 
+def test_one_computation_for_all_shards(encoded, corpus, tiny_model_dir, tmp_path):
+    """Shards of another precision or of another architecture are not mixed with those there."""
+    flags = {"texts": corpus, "out": encoded, "shard_size": 16}
+    with pytest.raises(UserError, match=r"compute_dtype: float32, now bfloat16\); choose another"):
+        run(encode, tiny_model_dir, compute_dtype="bfloat16", **flags)
+    other = tmp_path / "model"
+    shutil.copytree(tiny_model_dir, other)
+    fields = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(fields | {"layer_norm_eps": 0.5}))
+    with pytest.raises(UserError, match=r"norm_eps: 1e-12, now 0.5\); choose another"):
+        run(encode, other, **flags)
+    with pytest.raises(UserError, match=rf"{OTHER} \(norm_eps: 1e-12, of the queries 0.5\)"):
+        run(search, other, vectors=encoded, queries=corpus, run=tmp_path / "run")
+
+
+def test_vectors_of_an_older_version(encoded, queries, corpus, tiny_model_dir, tmp_path):
+    """They are searched as before; what was computed how is not known, and nothing is added."""
+    fields = json.loads((encoded / "vectors.json").read_text())
+    del fields["compute_dtype"], fields["identity"]["architecture"]
+    out = tmp_path / "out"
+    shutil.copytree(encoded, out)
+    (out / "vectors.json").write_text(json.dumps(fields))
+    for directory, name in ((encoded, "now"), (out, "then")):
+        run(search, "", vectors=directory, queries=queries, run=tmp_path / name, k=9)
+    assert (tmp_path / "now").read_bytes() == (tmp_path / "then").read_bytes()
+    with pytest.raises(UserError, match=r"architecture: not recorded by .* compute_dtype: not rec"):
+        run(encode, tiny_model_dir, texts=corpus, out=out, shard_size=16)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda lines: [
+                *lines[:20],
+                lines[20].replace('"text": "', '"text": "other ', 1),
+                *lines[21:],
+            ],
+            "at .*",
+        ),
+        (lambda lines: lines[:-3], "it has fewer than its 70 texts"),
+        (lambda lines: [*lines, lines[-1]], "it has more than its 70 texts"),
+    ],
+)
+def test_texts_that_change_while_they_are_encoded(
+    change, message, retriever, corpus, encoded, tmp_path
+):
+    file = tmp_path / "corpus.jsonl"
+    file.write_text(text := (corpus / "corpus.jsonl").read_text())
+    source = TextSource(file)
+    checked = source.check()
+    file.write_text("".join(change(text.splitlines(keepends=True))))
+    store = open_for_writing(tmp_path / "out", VectorStore(encoded).manifest)
+    with pytest.raises(UserError, match=rf"was changed while it was encoded \({message}"):
+        encode_source(retriever, source, checked, store, progress=False)
+    whole = files(encoded)
+    assert all(data == whole[name] for name, data in files(tmp_path / "out").items())
+
+
 def test_shares_of_several_processes(encoded, queries, corpus, retriever, tmp_path, monkeypatch):
     """The same bytes and the same run, whatever the number of processes and devices."""
     store, source = VectorStore(encoded), TextSource(corpus)
     half = tmp_path / "half"
-    for process in range(3):
+    one = make_mesh(devices=jax.devices()[:1])
+    alone = inf_jax.Retriever(
+        retriever._params,
+        retriever.config,
+        shape=retriever._encoder.config,
+        tokenizer=retriever.tokenizer,
+        mesh=one,
+    )
+    for process, each in enumerate((retriever, alone, retriever)):
         other = open_for_writing(half, store.manifest)
-        encode_source(retriever, source, other, share=Share(process, 3), progress=False)
+        share = Share(process, 3)
+        encode_source(each, source, source.check(), other, share=share, progress=False)
     assert files(half) == files(encoded)
     vectors = read_queries(VectorStore(queries))[1]
     whole = local_mesh()
     assert whole.size > 1
-    one = make_mesh(devices=jax.devices()[:1])
     (expected,) = search_store(vectors, store, 9, mesh=whole)
     parts = []
     for process in range(3):
