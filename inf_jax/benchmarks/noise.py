@@ -61,6 +61,4 @@ def losses(
         for a, b in zip(clean, noisy, strict=True)
     ]
     nothing = {name: Score(dict.fromkeys(each.per_query, 0.0)) for name, each in lost[0].items()}
-    return differences(
-        lost, [nothing], task=task, clusters=clusters, draws=draws, seed=seed
-    )
+    return differences(lost, [nothing], task=task, clusters=clusters, draws=draws, seed=seed)
