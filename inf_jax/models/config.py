@@ -1,7 +1,7 @@
 """The hyperparameters of a transformer encoder, independent of the file they were read from."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from inf_jax.core.choices import ATTENTION_MASKS
 from inf_jax.core.errors import UserError
@@ -97,6 +97,13 @@ class EncoderConfig:
     dropout: float = 0.0
     attention_dropout: float = 0.0
     init_std: float = 0.02
+
+    def of_vectors(self) -> dict[str, Any]:
+        """The fields that decide a text's vector, beside the weights and the limits of texts."""
+        fields = dataclasses.asdict(self)
+        for name in ("dropout", "attention_dropout", "init_std", "max_positions"):
+            del fields[name]
+        return fields
 
     def with_mask(self, mask: str) -> "EncoderConfig":
         """A copy with this attention mask, one of `ATTENTION_MASKS`. Raises UserError for causal

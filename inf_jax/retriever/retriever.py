@@ -30,8 +30,6 @@ CHUNK_TOKENS = 8192  # tokens that a device encodes at once
 # Texts that are read, tokenised and packed together: a window. Large, so that texts of all lengths
 # fill the rows; two are in memory.
 WINDOW_TEXTS, WINDOW_CHARACTERS = 1 << 15, 1 << 25
-# Of an encoder's shape: what matters in training only, or beside the limits of texts.
-_OF_NO_VECTOR = ("dropout", "attention_dropout", "init_std", "max_positions")
 
 # One encoder per shape: retrievers that differ only in their weights share the compiled code.
 _make_encoder = functools.lru_cache(maxsize=8)(make_encoder)
@@ -143,8 +141,8 @@ class Retriever:
           UserError: as `encode_queries` and `encode_passages`.
         """
         if instruction is None:
-            return self._passages(texts, dim, progress, deal=False)[0]
-        return self._queries(texts, instruction, dim, progress, deal=False)[0]
+            return self._passages(texts, dim, progress, False)[0]
+        return self._queries(texts, instruction, dim, progress, False)[0]
 
     def encode_queries(
         self,
@@ -195,15 +193,12 @@ class Retriever:
         for the same model on any mesh, so that vectors of two models are told apart."""
         settings = dataclasses.asdict(self.config)
         del settings["text"]
-        shape = dataclasses.asdict(self._encoder.config)
-        for name in _OF_NO_VECTOR:
-            del shape[name]
         return {
             "weights": fingerprint(self._params),
             "tokenizer": self.tokenizer.fingerprint[:16],
             "settings": json.dumps(settings, sort_keys=True),
             "attention": "causal" if self._encoder.config.causal else "bidirectional",
-            "architecture": json.dumps(shape, sort_keys=True),
+            "architecture": json.dumps(self._encoder.config.of_vectors(), sort_keys=True),
         }
 
     def with_query_template(self, template: str) -> Self:
@@ -231,7 +226,6 @@ class Retriever:
         instructions: str | Iterable[str],
         dim: int | None,
         progress: bool | str,
-        *,
         deal: bool = True,
     ) -> tuple[Iterator[np.ndarray], int | None]:
         """(blocks of vectors, number of queries if known)."""
@@ -255,7 +249,6 @@ class Retriever:
         passages: str | Iterable[str],
         dim: int | None,
         progress: bool | str,
-        *,
         deal: bool = True,
     ) -> tuple[Iterator[np.ndarray], int | None]:
         """(blocks of vectors, number of passages if known)."""
@@ -280,10 +273,8 @@ class Retriever:
         label: str,
         deal: bool,
     ) -> Iterator[np.ndarray]:
-        """The vectors of each window of texts, or (query, instruction) pairs, float32[..., e].
-
-        `deal`: those of one small window are dealt out to all devices.
-        """
+        """The vectors of each window of texts, or (query, instruction) pairs, float32[..., e]; with
+        `deal` those of one small window are dealt out to all devices."""
         text, grids, done = self.config.text, set(), 0
         limit, encode = text.max_passage_tokens, self._encoder.encode
         if role == "query":
