@@ -5,16 +5,13 @@ separated by segment ids; attention and pooling stay inside a segment. Pure nump
 depends on the order of examples or on the model.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from inf_jax.core.errors import UserError
-
-_BITS = np.uint64(1) << np.arange(64, dtype=np.uint64)
-_FEW_CHUNKS = 64  # up to here `rows_needed` of one chunk after another is faster
-_MOST_TOKENS = 63 * 64  # a bit set of bit sets
 
 
 class Packed(NamedTuple):
@@ -53,32 +50,36 @@ def best_fit(
       UserError: a text longer than a row.
     """
     lengths = np.asarray(lengths)
-    _check_longest(lengths, row_tokens)
+    check_longest(lengths, row_tokens)
     row, place_in_row, offset = np.full((3, lengths.size), -1, np.int32)
     # Open rows by free tokens, and a bit set of the non-empty entries: the smallest free space that
     # is large enough is one shift and one lowest set bit away.
-    open_rows: list[list[int]] = [[] for _ in range(row_tokens + 1)]
+    open_rows: dict[int, list[int]] = defaultdict(list)
     has_free = 0
     used: list[int] = []  # texts of each row
-    for text in np.argsort(-lengths, kind="stable").tolist():
-        length = int(lengths[text])
-        if length == 0:
-            break
+    rows, places, left = [], [], []
+    order = np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)]
+    for length in lengths[order].tolist():
         fitting = has_free >> length
         if fitting:
             free = length + (fitting & -fitting).bit_length() - 1
-            target = open_rows[free].pop()
-            if not open_rows[free]:
+            stack = open_rows[free]
+            target = stack.pop()
+            place = used[target]
+            if not stack:
                 has_free ^= 1 << free
         else:
-            free, target = row_tokens, len(used)
+            free, target, place = row_tokens, len(used), 0
             used.append(0)
-        row[text], place_in_row[text], offset[text] = target, used[target], row_tokens - free
-        used[target] += 1
+        rows.append(target)
+        places.append(place)
+        left.append(free)
+        used[target] = place = place + 1
         free -= length
-        if free and used[target] < texts_per_row:
+        if free and place < texts_per_row:
             open_rows[free].append(target)
             has_free |= 1 << free
+    row[order], place_in_row[order], offset[order] = rows, places, row_tokens - np.array(left, int)
     return row, place_in_row, offset
 
 
@@ -91,7 +92,7 @@ def exact_fit(
     come. Often fewer rows than `best_fit` opens, sometimes more. All but `attempt` is as there;
     each prefers other pairs of texts.
     """
-    _check_longest(lengths, row_tokens)
+    check_longest(lengths, row_tokens)
     row, place_in_row, offset = np.full((3, lengths.size), -1, np.int32)
     order = np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)].tolist()
     of_length: list[list[int]] = [[] for _ in range(row_tokens + 1)]
@@ -155,114 +156,8 @@ def rows_needed(lengths: np.ndarray, row_tokens: int, texts_per_row: int) -> int
     return int(row.max(initial=-1)) + 1
 
 
-def rows_of_chunks(lengths: np.ndarray, row_tokens: int, texts_per_row: int) -> np.ndarray:
-    """`rows_needed` of many chunks at once.
-
-    Args:
-      lengths: int[c, k], tokens of the texts of each chunk; 0 marks an absent text.
-
-    Returns:
-      int64[c].
-
-    Raises:
-      UserError: a text longer than a row.
-    """
-    _check_longest(lengths, row_tokens)
-    if len(lengths) < _FEW_CHUNKS or row_tokens >= _MOST_TOKENS:
-        return np.array([rows_needed(c, row_tokens, texts_per_row) for c in lengths], np.int64)
-    ordered = np.sort(lengths.astype(np.uint16), axis=1)[:, ::-1].T.astype(np.int64)
-    # No two texts of more than half a row fit one row: each opens its own.
-    alone = int((2 * ordered > row_tokens).sum(0).min()) if texts_per_row > 1 else 0
-    rows = _OpenRows(ordered[:alone], row_tokens, texts_per_row, texts=len(ordered))
-    every = np.arange(len(lengths))
-    for texts in ordered[alone:]:
-        chunks = every if texts.all() else np.flatnonzero(texts)
-        rows.place(chunks, texts[chunks])
-    return rows.opened
-
-
-class _OpenRows:
-    """The open rows of c chunks, as in `best_fit`; each step places a text in each chunk.
-
-    Of each number of free tokens there is a stack of rows: `_top` holds the last one and `_below`,
-    of each row, the one under it, as entries of the row's number and, in the lowest bits, its
-    texts; -1 for none. Bit sets say which stacks hold a row. A row that is not opened yet counts as
-    one with all tokens free. All arrays are flat, [..., c].
-
-    Args:
-      alone: int64[k, c], falling: the first texts of each chunk, of which each opens a row.
-      texts: most rows of a chunk.
-    """
-
-    def __init__(self, alone: np.ndarray, row_tokens: int, texts_per_row: int, *, texts: int):
-        count, self._chunks = alone.shape
-        self._row_tokens, self._most = row_tokens, texts_per_row
-        self._bits = texts_per_row.bit_length()
-        self.opened = np.full(self._chunks, count)
-        free, entries = row_tokens - alone, (np.arange(count)[:, None] << self._bits) + 1
-        below = np.full((texts, self._chunks), -1)
-        below[:count][1:] = np.where(free[1:] == free[:-1], entries[:-1], -1)
-        top = np.full((row_tokens + 1, self._chunks), -1)
-        top[free, np.arange(self._chunks)] = entries  # of several in one place the last one stays
-        top[0] = -1
-        stacks = np.zeros((row_tokens // 64 + 1, 64, self._chunks), bool)
-        stacks.reshape(-1, self._chunks)[: row_tokens + 1] = top >= 0
-        stacks.reshape(-1, self._chunks)[row_tokens] = True
-        sets = np.packbits(stacks, axis=1, bitorder="little")  # [words, 8, c]
-        sets = np.ascontiguousarray(sets.swapaxes(1, 2)).view(np.uint64)[..., 0]
-        self._words = ((sets != 0) * _BITS[: len(sets), None]).sum(0, dtype=np.uint64)
-        self._sets = sets.ravel()
-        self._top, self._below = (x.astype(np.int32).ravel() for x in (top, below))
-
-    def place(self, chunks: np.ndarray, lengths: np.ndarray) -> None:
-        """Places a text of int64[k] tokens in each of k chunks."""
-        sets, size = self._sets, self._chunks
-        # the smallest free space that is large enough, often in the same word of the bit set
-        word = lengths >> 6
-        found = sets[word * size + chunks] >> (lengths & 63).astype(np.uint64)
-        free = lengths + _lowest_bit(found)
-        if (further := np.flatnonzero(found == 0)).size:
-            chunk, word = chunks[further], word[further] + 1
-            word += _lowest_bit(self._words[chunk] >> word.astype(np.uint64))
-            free[further] = (word << 6) + _lowest_bit(sets[word * size + chunk])
-        # pop its last row, or open one
-        entry = self._top[stack := free * size + chunks]
-        new = np.flatnonzero(free == self._row_tokens)
-        entry[new] = self.opened[chunks[new]] << self._bits
-        self.opened[chunks[new]] += 1
-        at = (entry >> self._bits) * size + chunks
-        below = self._below[at]
-        below[new] = 0  # there is always another new row
-        self._top[stack] = below
-        if (emptied := np.flatnonzero(below < 0)).size:
-            self._flip(chunks[emptied], free[emptied])
-        # push it with what is left, if it takes more texts
-        entry += 1
-        free -= lengths
-        open_ = np.flatnonzero((free > 0) & (entry & ((1 << self._bits) - 1) < self._most))
-        chunks, free = chunks[open_], free[open_]
-        stack = free * size + chunks
-        self._below[at[open_]] = below = self._top[stack]
-        self._top[stack] = entry[open_]
-        if (first := np.flatnonzero(below < 0)).size:
-            self._flip(chunks[first], free[first])
-
-    def _flip(self, chunks: np.ndarray, free: np.ndarray) -> None:
-        """Flips the bits of stacks that have got their first row or lost their last one."""
-        word = free >> 6
-        at = word * self._chunks + chunks
-        before = self._sets[at]
-        self._sets[at] = after = before ^ _BITS[free & 63]
-        flipped = np.flatnonzero((before == 0) | (after == 0))
-        self._words[chunks[flipped]] ^= _BITS[word[flipped]]
-
-
-def _lowest_bit(sets: np.ndarray) -> np.ndarray:
-    """uint8, the number of the lowest bit of uint64; 64 of none."""
-    return np.bitwise_count((sets & -sets) - _BITS[0])
-
-
-def _check_longest(lengths: np.ndarray, row_tokens: int) -> None:
+def check_longest(lengths: np.ndarray, row_tokens: int) -> None:
+    """Raises UserError where a text is longer than a row."""
     if lengths.size and lengths.max() > row_tokens:
         raise UserError(
             f"a text of {lengths.max()} tokens does not fit a row of {row_tokens}: raise "

@@ -130,13 +130,17 @@ class BatchLayout:
         `examples` are those of the step, int64[p / k]; `drawn` as of `sample_instructions`,
         `negatives` as of `draw_negatives`.
         """
-        lengths = self.query_encoder.text_lengths(
-            dataset.text_lengths[examples].reshape(-1, 2),
-            dataset.part_lengths[examples].reshape(-1, 3),
-            drawn,
-            special=sum(map(len, dataset.special)),
-            limit=dataset.max_query_tokens,
-        )
+        stored = dataset.text_lengths.take(examples, axis=0).reshape(-1, 2)
+        if self.first_negative == len(self.query_encoder.stored):  # there are no other texts
+            lengths = stored
+        else:
+            lengths = self.query_encoder.text_lengths(
+                stored,
+                dataset.part_lengths[examples].reshape(-1, 3),
+                drawn,
+                special=sum(map(len, dataset.special)),
+                limit=dataset.max_query_tokens,
+            )
         if not self.negatives:
             return lengths
         return np.hstack([lengths, dataset.negative_lengths(examples, negatives)])

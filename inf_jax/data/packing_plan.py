@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from inf_jax.core.packing import fit, rows_of_chunks
+from inf_jax.core.packing import fit
 from inf_jax.core.query_encoders import FIRST_EXTRA
 from inf_jax.data.layout import BatchLayout
+from inf_jax.data.row_counts import rows_of_chunks
 from inf_jax.data.sampler import StepAssignment
 
 PLANNED_TEXTS = 2_000_000  # above this many texts the shape is planned on a sample of the steps

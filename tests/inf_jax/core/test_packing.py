@@ -92,24 +92,3 @@ def test_pack_chunk_refuses_too_small_a_grid():
         packing.pack_chunk(
             texts, np.arange(3, dtype=np.uint32), rows=2, row_tokens=20, texts_per_row=4
         )
-
-
-# row_tokens: within a word of a bit set, at its edge, some words, the most, and beyond
-@pytest.mark.parametrize("row_tokens", [20, 63, 64, 130, 4031, 5000])
-@pytest.mark.parametrize("absent", [0, 0.3])
-def test_rows_of_many_chunks_are_those_of_each(row_tokens, absent):
-    rng = np.random.default_rng(row_tokens)
-    for texts_per_row in (1, 2, 3, 8):
-        longest = int(rng.integers(1, row_tokens + 1))
-        lengths = rng.integers(0, longest + 1, (70, int(rng.integers(1, 40))))
-        lengths[rng.random(lengths.shape) < absent] = 0
-        lengths[3], lengths[5] = 0, row_tokens
-        expected = [packing.rows_needed(chunk, row_tokens, texts_per_row) for chunk in lengths]
-        found = packing.rows_of_chunks(lengths, row_tokens, texts_per_row)
-        assert found.tolist() == expected
-        assert (
-            packing.rows_of_chunks(lengths[:3], row_tokens, texts_per_row).tolist()
-            == (expected[:3])
-        )
-    with pytest.raises(UserError, match="does not fit a row"):
-        packing.rows_of_chunks(lengths, row_tokens - 1, 8)
