@@ -70,8 +70,7 @@ def build(
         )
     final = Path(data_dir, InfIr.name, config.name, str(InfIr.VERSION))
     recipe = Inputs(config, **inputs).recipe()
-    logging.getLogger("absl").setLevel(logging.ERROR)  # else TFDS warns of a name of the user's own
-    with _exclusive(final):
+    with _exclusive(final), _quiet():
         for partial in final.parent.glob(f"{PARTIAL_PREFIX}*_{final.name}"):
             shutil.rmtree(partial)
         old = None
@@ -134,6 +133,18 @@ def _brief(value: Any) -> str:
     if isinstance(value, list):
         return " ".join(map(_brief, value))
     return str(value)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings of TFDS, which warns of a name of the user's own."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextlib.contextmanager

@@ -239,6 +239,7 @@ def make_loader(
         steps=steps,
         mine=None if parts is None else [n * each + i for n in parts for i in range(each)],
         order=ORDER if order is None else order,
+        measured=name != config.data.train_split,
     )
     problem = larger_than_data(loader) if name == config.data.train_split else ""
     if problem and order is None and not config.data.repeat_in_step:

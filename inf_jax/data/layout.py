@@ -143,7 +143,10 @@ class BatchLayout:
             )
         if not self.negatives:
             return lengths
-        return np.hstack([lengths, dataset.negative_lengths(examples, negatives)])
+        hard = np.zeros(negatives.shape, np.int64)
+        if (negatives >= 0).any():
+            hard = dataset.negative_lengths(examples, negatives)
+        return np.hstack([lengths, hard])
 
 
 class StepTexts:
@@ -215,8 +218,8 @@ class StepTexts:
         if hard.any():
             chosen = columns[hard] - self._layout.first_negative
             number, there = self._numbers(pairs[hard], chosen)
-            lengths[hard] = np.where(there, self._batch.negatives.lengths[number], 0)
-            starts[hard] = len(self._batch.tokens) + self._negative_starts[number]
+            lengths[hard] = np.where(there, _of(self._batch.negatives.lengths, number), 0)
+            starts[hard] = len(self._batch.tokens) + _of(self._negative_starts, number)
         lengths[other] = [len(text) for text in spliced]
         starts[other] = len(source) - np.cumsum(lengths[other][::-1])[::-1]
         shift = starts - (np.cumsum(lengths) - lengths)
@@ -243,7 +246,7 @@ class StepTexts:
         if not self._layout.negatives:
             return found
         negatives, there = self._numbers(pairs[:, None], np.arange(self._layout.negatives))
-        hard = np.where(there, self._batch.negatives.hashes[negatives], 0)
+        hard = np.where(there, _of(self._batch.negatives.hashes, negatives), 0)
         return np.hstack([found, hard])
 
     def passage_valid(self, pairs: np.ndarray) -> np.ndarray:
@@ -257,7 +260,7 @@ class StepTexts:
         found = self._batch.negatives
         own = np.where(pairs >= 0, found.positive_scores[self._place[number], place], np.nan)
         negatives, there = self._numbers(pairs[:, None], np.arange(self._layout.negatives))
-        hard = np.where(there, found.scores[negatives], np.nan)
+        hard = np.where(there, _of(found.scores, negatives), np.nan)
         scores = np.hstack([own[:, None], hard]).astype(np.float32)
         return np.where(np.isnan(scores), np.float32(-np.inf), scores)
 
@@ -273,3 +276,8 @@ class StepTexts:
         number, place = divmod(pair, self._k)
         record, inside = self._batch.record_of(int(self._place[number]), place)
         return self._record(record).query_parts(inside)
+
+
+def _of(values: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """values[numbers]; zeros where there is no value, as in a batch without hard negatives."""
+    return values[numbers] if values.size else np.zeros(numbers.shape, values.dtype)

@@ -34,6 +34,8 @@ class Loader:
       steps: steps of the run, for the plan.
       mine: numbers of this host's chunks, ascending; None is all.
       order: a key of `example_order.ORDERS`.
+      measured: whether the split is not trained on: what the layout has and none of its pairs, such
+        as hard negatives, is masked then instead of refused.
 
     Attributes:
       plan: the shape of the grids and what fills it.
@@ -53,6 +55,7 @@ class Loader:
         steps: int,
         mine: Sequence[int] | None = None,
         order: int = ORDER,
+        measured: bool = False,
     ):
         if not dataset.num_examples:
             raise UserError(f"{dataset.directory} holds no example")
@@ -66,8 +69,9 @@ class Loader:
             raise ValueError(f"a layout for {layout.pairs_per_example} pairs an example")
         if layout.mixture != isinstance(dataset, MixtureDataset):
             raise ValueError(f"layout.mixture={layout.mixture} for a {type(dataset).__name__}")
-        _check_instructions(dataset, layout)
-        _check_negatives(dataset, layout)
+        _check_instructions(dataset, layout, measured=measured)
+        if not measured:
+            _check_negatives(dataset, layout)
         if splicing := layout.query_encoder.splicing(layout.sampled):
             dataset.check_composition(splicing)
         self.dataset, self.layout, self.seed, self.steps = dataset, layout, seed, steps
@@ -201,9 +205,11 @@ def larger_than_data(loader: Loader) -> str:
     )
 
 
-def _check_instructions(dataset: TokenisedDataset | MixtureDataset, layout: BatchLayout) -> None:
+def _check_instructions(
+    dataset: TokenisedDataset | MixtureDataset, layout: BatchLayout, *, measured: bool
+) -> None:
     every = [(one, one.part_lengths[:, :, 2] > 0) for one in dataset.sources]
-    if layout.block_i and not any(has.any() for _, has in every):
+    if layout.block_i and not any(has.any() for _, has in every) and not measured:
         raise UserError(
             f"{dataset.directory}: no pair has an instruction, so there are no negatives of block "
             "I; leave it out of loss.objective, as in multi(P,IQ)"

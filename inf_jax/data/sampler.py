@@ -129,7 +129,9 @@ def assign_step(
         drawn = sample_instructions(*instructions[:3], **options)
     negatives = np.empty((len(drawn), 0), np.int64)
     if layout.negatives:
-        counts = dataset.negative_counts[examples].ravel()
+        counts = np.zeros(len(drawn), np.int64)  # of a split without any that is measured
+        if dataset.negative_counts is not None:
+            counts = dataset.negative_counts[examples].ravel()
         negatives = draw_negatives(counts, count=layout.negatives, seed=seed, step=step)
     lengths = layout.text_lengths(dataset, examples, drawn, negatives)
     chunks = _chunks(layout, lengths, balance_chunks if order > 2 else assign_to_chunks)

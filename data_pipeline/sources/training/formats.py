@@ -34,10 +34,23 @@ _KNOWN = {
     ),
     "margins": ("margins", "margin"),
 }
-_NEGATIVES = (*LISTS[3:], "negative", "negative_*", "negative*", "neg_*", "neg*")
+_NEGATIVES = (
+    *LISTS[3:],
+    "hard_negatives",
+    "hard_negative",
+    "hard_negative_*",
+    "negative",
+    "negative_*",
+    "negative*",
+    "neg_*",
+    "neg*",
+)
 _UNCLEAR = ("score", "scores", "label", "labels")  # what they mean depends on their values
 _TITLED = ("passage", "document")
-_OPINIONS = ("score", "margin", "label")  # in the names of fields that may not go unread
+# Parts, and words, of the names of fields that may not go unread.
+_OPINIONS = ("score", "margin", "label", "relevan", "similar", "duplicate", "logit")
+_OPINION_WORDS = {"grade", "rating", "teacher", "distance", "qrel", "judgement", "judgment"}
+_NOT_HARD = "negative_ctxs"  # DPR's other negatives, which it leaves out too
 
 
 def known_fields(row: Row) -> tuple[Row, dict[str, tuple[str, ...]]]:
@@ -86,7 +99,9 @@ def known_fields(row: Row) -> tuple[Row, dict[str, tuple[str, ...]]]:
         names["title"] = ("title",)
     names = {part: (found,) for part, each in names.items() if (found := _filled(row, each))}
     for name in unread(row, names):
-        if any(word in name.lower() for word in _OPINIONS):
+        words = set(re.split(r"[^a-z]+", name.lower()))
+        opinion = words & _OPINION_WORDS or any(part in name.lower() for part in _OPINIONS)
+        if opinion or (not others and "negative" in name.lower() and name != _NOT_HARD):
             raise _unclear(row, name)
     return row, names
 
@@ -156,20 +171,21 @@ def _unclear(row: Row, name: str) -> UserError:
     return UserError(
         f"{row.where}: what field {name!r}, {row.values[name]!r:.40}, says is not clear here; name "
         "all fields that count, such as --fields=query=QUESTION,passage=TEXT, with this one as "
-        "labels (0 or 1 for each passage), scores, passage_scores, negative_scores or margins, or "
-        "without it"
+        "labels (0 or 1 for each passage), scores, passage_scores, negative_scores, margins or "
+        "negatives, or without it"
     )
 
 
 def unread(row: Row, names: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    """The row's fields that are not null and that no part of the map names."""
+    """The row's fields that are not empty and that no part of the map names."""
     fields = [name for each in names.values() for name in each]
     used = {*fields, *(name.partition(".")[0] for name in fields)}
     used |= {one for name in fields for one in name.split(" and ")}
     for name, value in row.values.items():
         match = _NUMBERED.fullmatch(name)
         whole = match and f"{match[1]}*"
-        if value is not None and not (name in used or whole in used or name.endswith("*")):
+        empty = value in (None, "", []) or name.endswith("*")
+        if not (empty or name in used or whole in used):
             yield name
 
 

@@ -251,11 +251,14 @@ def tokenise_batch(
             (query, parts), passage = next(queries), next(passages)
             negatives[n] = list(itertools.islice(others, len(pair.negatives)))
             # length 0 would mean that the pair is absent
-            if not all(map(len, (query, passage, *negatives[n]))):
-                raise UserError(
-                    f"example {example.id!r}: a text of pair {n} has no tokens; remove the example "
-                    "with the validation of `python -m data_pipeline.build`"
-                )
+            texts = pair.query, pair.passage, *pair.negatives
+            for place, ids in enumerate((query, passage, *negatives[n])):
+                if not len(ids):
+                    name = ("query", "passage")[place] if place < 2 else f"negative {place - 2}"
+                    raise UserError(
+                        f"example {example.id!r}: the {name} of pair {n}, {texts[place]!r:.40}, "
+                        "has no tokens; remove it from the source, and build the dataset again"
+                    )
             tokens += (query, passage)
             lengths[2 * n : 2 * n + 2] = len(query), len(passage)
             hashes[n] = [text_hash(part) for part in pair[:3]]

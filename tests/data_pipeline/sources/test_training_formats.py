@@ -125,6 +125,11 @@ CASES = {
         None,
         [("q", "p", ("n0", "n", "n2"), ())],
     ),
+    "hard negatives": (
+        {"anchor": "q", "positive": "p", "hard_negative_1": "n", "hard_negative_2": "n2"},
+        None,
+        [("q", "p", ("n", "n2"), ())],
+    ),
     "a null negative beside numbered ones": (
         {"anchor": "q", "positive": "p", "negative": None, "negative1": "n", "negative2": "n2"},
         None,
@@ -223,7 +228,8 @@ def test_a_label_of_one_passage(tmp_path, name, value):
         *({"score": value} for value in (0, 1, [1], "1")),
         *({"label": 0.5}, {"label": "entailment"}, {**N, "label": [1, 0]}),
         *({"negative": "n", "label": 1}, {"neg": ["n"], "score": 0.5}),
-        {"margin": 2, "negative": "n", "score": 1.5},
+        *({"margin": 2, "negative": "n", "score": 1.5}, {"negative_text": "n"}),
+        *({name: 0} for name in ("relevance", "is_relevant", "grade", "is_duplicate", "Rating")),
     ],
 )
 def test_labels_and_scores_whose_meaning_is_not_clear(tmp_path, change):

@@ -9,9 +9,11 @@ import tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from inf_jax.core.errors import UserError
-from inf_jax.data.records import encode_example
+from inf_jax.data.records import Pair, PairExample, encode_example
 from inf_jax.data.tokenised.dataset import TokenisedDataset
+from inf_jax.data.tokenised.shards import tokenise_batch
 from inf_jax.io.tfrecord import CorruptRecordError, Writer
+from inf_jax.text.templates import TextConfig
 from inf_jax.text.tokenizer import TextTokenizer
 from tests.inf_jax.data.small_split import EXAMPLES, make_dataset
 
@@ -120,5 +122,8 @@ def test_a_text_without_tokens(run, source, tmp_path):
     bare = TextTokenizer(PreTrainedTokenizerFast(tokenizer_object=bare))
     shutil.rmtree(source)
     make_dataset(source, {"train": [[dataclasses.replace(EXAMPLES[7], document_positive=" ")]]})
-    with pytest.raises(UserError, match="example 'train-7': a text of pair 0 has no tokens"):
+    with pytest.raises(UserError, match="'train-7': the passage of pair 0, ' ', has no tokens"):
         run(tokenizer=bare)
+    example = PairExample("7", (Pair("", "it", "it", ("it", " ")),))
+    with pytest.raises(UserError, match=r"'7': the negative 1 of pair 0, .* has no tokens"):
+        next(tokenise_batch([example], pairs_per_example=1, tokenizer=bare, text=TextConfig()))

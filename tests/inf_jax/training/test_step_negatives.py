@@ -11,10 +11,12 @@ import numpy as np
 import optax
 import pytest
 
+from inf_jax.config.defaults import run_config
 from inf_jax.config.sections import LossConfig
 from inf_jax.core.batch import TextIds
 from inf_jax.core.errors import UserError
 from inf_jax.core.query_encoders import Attention
+from inf_jax.data.from_config import make_loader
 from inf_jax.data.layout import BatchLayout
 from inf_jax.data.loader import Loader, to_mesh
 from inf_jax.data.records import Pair, PairExample
@@ -24,6 +26,7 @@ from inf_jax.distributed.sharding import state_shardings
 from inf_jax.losses import contrastive_loss
 from inf_jax.losses.objective import count_negatives, parse_objective
 from inf_jax.models.encoder import Instructed
+from inf_jax.models.hf.backbone import run_tokenizer
 from inf_jax.training.forward import EncodingPlan, encode_pairs
 from inf_jax.training.step import TrainState, make_loss, make_train_step
 from tests.inf_jax.training import one_word
@@ -310,3 +313,14 @@ def test_negatives_that_the_data_lacks_are_refused(tmp_path):
         Loader(plain, layout(**shapes), seed=0, steps=1)
     with pytest.raises(UserError, match=r"no pair has a teacher's scores, which loss\.objective"):
         Loader(plain, layout(**shapes, negatives=0, teacher=True), seed=0, steps=1)
+    measured = Loader(plain, layout(**shapes, teacher=True), seed=0, steps=1, measured=True)
+    batch = measured.host_batch(0)  # as of a dev split beside a train split that has them
+    assert batch.passage_valid.tolist() == [[True] + [False] * 7]
+    assert (batch.teacher_scores == -np.inf).all() and batch.teacher_scores.shape == (1, 8)
+
+
+def test_a_dev_split_without_negatives_is_measured(tiny_config):
+    tiny_config.loss.objective, tiny_config.loss.negatives = "uni(P)", 2
+    config = run_config(tiny_config)
+    dev = make_loader(config, run_tokenizer(config), devices=1, split=config.eval.split)
+    assert not dev.host_batch(0).passage_valid[:, 1:].any()
