@@ -23,6 +23,13 @@ def check_config(config: ConfigDict) -> None:
     if data.row_tokens < longest:
         row = f"data.row_tokens={data.row_tokens}"
         problems.append(f"{row}: a row must hold the longest text, {longest} tokens")
+    if config.optim.lr_scaling != "none" and not config.optim.lr_batch:
+        problems.append(
+            f"optim.lr_scaling={config.optim.lr_scaling!r}: give optim.lr_batch, the pairs a step "
+            "that optim.lr is for"
+        )
+    if config.optim.lr_batch and config.optim.lr_scaling == "none":
+        problems.append(f"optim.lr_batch={config.optim.lr_batch}: there is no optim.lr_scaling")
     if warmup > train.steps:
         problems.append(f"optim.warmup_steps={warmup} exceeds train.steps={train.steps}")
     if config.seed >= 2**32:

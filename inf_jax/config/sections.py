@@ -123,16 +123,27 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """AdamW and its learning-rate schedule."""
+    """The optimiser and its learning rates."""
 
+    name: str = key("adamw", "optimiser", choices.OPTIMISERS)
     lr: float = key(1e-5, "peak learning rate", rule="positive")
+    lr_scaling: str = key("none", "how it grows with the batch", choices.LR_SCALINGS)
+    lr_batch: int = key(
+        0, "pairs a step that optim.lr is for, with optim.lr_scaling", rule="not negative"
+    )
+    layer_decay: float = key(
+        1.0, "factor of the rate from each layer to the one before", rule="up to one"
+    )
+    groups: tuple[str, ...] = key(
+        (), "REGEX=FACTOR: factors of the rate by parameter path; the first that is found counts"
+    )
     warmup_steps: int = key(0, "steps of linear warm-up", rule="not negative")
     schedule: str = key("linear", "decay after the warm-up", choices.SCHEDULES)
     final_ratio: float = key(0.0, "last learning rate / peak learning rate", rule="below one")
     weight_decay: float = key(0.01, "for matrices, not biases and norms", rule="not negative")
-    b1: float = key(0.9, "decay of the first moment", rule="below one")
+    b1: float = key(0.9, "decay of the first moment; momentum of Muon", rule="below one")
     b2: float = key(0.999, "decay of the second moment", rule="below one")
-    eps: float = key(1e-8, "Adam's epsilon", rule="positive")
+    eps: float = key(1e-8, "epsilon of Adam, LAMB and Muon", rule="positive")
     clip_norm: float = key(1.0, "global norm to which gradients are clipped", rule="positive")
     max_nonfinite: int = key(10, "non-finite steps in a row that stop the run", rule="positive")
     ema: float = key(

@@ -24,5 +24,7 @@ RETRIEVAL_METRICS = (  # names in a run's metrics; higher is better
 ATTENTIONS = ("auto", "xla", "splash", "cudnn")
 GATHERS = ("auto", "layer", "step")
 SCHEDULES = ("linear", "cosine", "constant")
+OPTIMISERS = ("adamw", "lamb", "lion", "adafactor", "muon")
+LR_SCALINGS = ("none", "sqrt", "linear")
 MIXTURE_BATCHES = ("mixed", "homogeneous")
 AT_MAX_EPOCHS = ("refuse", "leave")

@@ -46,15 +46,25 @@ def rule(name: str) -> PartitionSpec | None:
 def state_shardings(mesh: Mesh, abstract_state):
     """NamedSharding of every leaf of a train state (parameters, optimiser moments, counters).
 
+    A moment is split as its parameter; what an optimiser keeps in another shape (the factors of
+    Adafactor's) is small and replicated.
+
     Raises:
       UserError: lists all arrays that no rule matches or that the mesh does not divide.
     """
     problems = []
+    shapes = {
+        path_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(abstract_state)
+    }
 
     def leaf(path, x) -> NamedSharding:
+        name = path_name(path)
         if x.ndim == 0:  # counters
             return replicated(mesh)
-        name = path_name(path)
+        if name.startswith("opt_state/"):
+            parameter = re.search(r"/((?:shared|query|passage)/.+)$", name)
+            if not parameter or shapes[f"params/{parameter[1]}"] != x.shape:
+                return replicated(mesh)
         spec = rule(name)
         if spec is None:
             problems.append(f"no sharding rule for {name}{x.shape}")

@@ -18,6 +18,7 @@ from inf_jax.distributed.sharding import state_shardings
 from inf_jax.losses.objective import Objective, parse_objective
 from inf_jax.models.encoder import Encoder
 from inf_jax.optim.ema import average_of, with_ema
+from inf_jax.optim.groups import check_groups
 from inf_jax.optim.optimisers import make_optimizer
 from inf_jax.optim.schedules import make_schedule
 from inf_jax.training.forward import EncodingPlan
@@ -65,8 +66,8 @@ def make_program(
     partition = make_partition(config, encoder)
     objective = parse_objective(loss.objective)
     encoding = _encoding(config, encoder, mesh)
-    schedule = make_schedule(config.optim, steps=train.steps)
-    tx = make_optimizer(config.optim, schedule)
+    schedule = make_schedule(config.optim, steps=train.steps, pairs=train.batch_size)
+    tx = make_optimizer(config.optim, schedule, layers=encoder.config.layers)
     drops = config.model.dropout or config.model.attention_dropout
     step = make_train_step(
         encoding,
@@ -97,6 +98,7 @@ def make_program(
             ema=average_of(params) if config.optim.ema else {},
         )
 
+    check_groups(config.optim.groups, jax.eval_shape(partition.trained, partition.base))
     # Shapes first: the state is created on its shards, from a checkpoint or from the backbone.
     shapes = jax.eval_shape(init, partition.base)
     shardings = state_shardings(mesh, shapes)
