@@ -6,10 +6,11 @@ import sys
 
 import pytest
 
+from data_pipeline.sources import inf_ir
 from inf_jax.config.command_line import parse
 from inf_jax.core.errors import UserError
 from inf_jax.planning.model_shapes import model_shape
-from launch.bench.paper import data
+from launch.bench.paper import data, smoke
 from launch.bench.paper.cells import CONFIG, Asked, grid, paper_config, questions
 from launch.bench.paper.command_line import main
 from launch.bench.paper.results import write_grid, write_questions
@@ -66,7 +67,7 @@ def test_questions_are_valid_runs_and_share_them():
         f"m = {m}" for m in (0, 1, 2, 4, 8)
     ]
     without = next(c for c in cells if c.name == "without, the same rows")
-    assert config_of(without).data.query_template == "{query}"
+    assert without.data == "without_instructions" and without.keys == cells[0].keys
 
 
 def test_rows_of_promptriever_are_drawn_by_their_ids(tmp_path):
@@ -87,6 +88,19 @@ def test_rows_of_promptriever_are_drawn_by_their_ids(tmp_path):
     (tmp_path / "d.jsonl").write_text(json.dumps(rows[0]) + "\n")
     with pytest.raises(UserError, match=r"d.jsonl: no row has an instruction"):
         data.instructed_rows(str(tmp_path / "d.jsonl"), tmp_path / "e.jsonl", 1)
+
+
+def test_pairs_without_instructions_are_those_of_the_examples(tmp_path):
+    source = smoke.data(tmp_path)
+    examples = list(inf_ir.read(source))
+    count = data.pairs_without_instructions(str(source), tmp_path / "rows.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert count == len(rows) == 3 * len(examples) == 3 * 64
+    assert rows[0] == {
+        "query": examples[0].query_positive,
+        "passage": examples[0].document_positive,
+    }
+    assert rows[2]["passage"] == examples[0].hard_negative_document_2
 
 
 def scores(trained, base, interval=(1.0, 5.0)):

@@ -11,6 +11,7 @@ from inf_jax.losses.objective import parse_objective
 ROOT = Path(__file__).resolve().parents[3]
 CONFIG = ROOT / "configs" / "paper" / "inf_embed.py"
 SEEDS = (0, 1, 2)
+WITHOUT = "without_instructions"  # the dataset of the same pairs
 NOISY = "noisy instructions"  # the question with a table of its own
 NEGATIVES = (0, 1, 2, 4, 8)  # instructions drawn for a query
 
@@ -23,7 +24,7 @@ class Cell(NamedTuple):
       name: of the row, unique in its question.
       backbone: of configs/paper/inf_embed.py.
       keys: overrides of its config, KEY=VALUE.
-      data: name of the dataset: "inf_ir", "unfiltered" or "promptriever".
+      data: name of the dataset: "inf_ir", "unfiltered", "promptriever" or WITHOUT.
       seeds: of the runs; their scores are pooled.
       noise: kinds of noise in instructions that are scored as well, as of `inf_jax.benchmark`.
     """
@@ -94,7 +95,8 @@ def questions(backbone: str, asked: Asked) -> list[Cell]:
             "do instructions matter",
             "without, the same rows",
             backbone,
-            (*plain, "data.query_template={query}"),
+            plain,
+            data=WITHOUT,
         ),
     ]
     if asked.unfiltered:

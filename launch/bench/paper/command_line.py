@@ -28,7 +28,7 @@ from inf_jax.core.errors import UserError, main_guard
 from inf_jax.text.noise import RULES
 
 from . import data, smoke
-from .cells import SEEDS, Asked, Cell, grid, paper_config, questions
+from .cells import SEEDS, WITHOUT, Asked, Cell, grid, paper_config, questions
 from .results import write_grid, write_questions
 from .runs import Settings, build, failed, result
 
@@ -52,12 +52,17 @@ def reproduce(args: argparse.Namespace, overrides: list[str]) -> None:
             data.check(name, getattr(args, name))
     build(settings, "inf_ir", ["--source=inf_ir", f"--path-train={args.inf_ir}"])
     if args.questions:
+        rows = settings.out_dir / f"{WITHOUT}.jsonl"
+        if not rows.exists():
+            data.pairs_without_instructions(args.inf_ir, rows)
+        build(settings, WITHOUT, ["--source=fields", f"--path-train={rows}"])
         if args.unfiltered:
             build(settings, "unfiltered", ["--source=inf_ir", f"--path-train={args.unfiltered}"])
         if args.promptriever:
-            rows = settings.out_dir / "promptriever.jsonl"
-            count = data.instructed_rows(args.promptriever, rows, args.promptriever_rows)
-            print(f"{count:,} rows of Promptriever")
+            rows = settings.out_dir / f"promptriever-{args.promptriever_rows}.jsonl"
+            if not rows.exists():
+                count = data.instructed_rows(args.promptriever, rows, args.promptriever_rows)
+                print(f"{count:,} rows of Promptriever")
             flags = ["--source=fields", f"--path-train={rows}", f"--fields={data.FIELDS}"]
             build(settings, "promptriever", flags)
         asked = Asked(bool(args.unfiltered), bool(args.promptriever), tuple(args.noises))

@@ -4,8 +4,10 @@ import hashlib
 import json
 from pathlib import Path
 
+from data_pipeline.sources import inf_ir
 from data_pipeline.sources.files import read_rows
 from inf_jax.core.errors import UserError
+from inf_jax.data.records import pairs
 from inf_jax.io.atomic import atomic_file
 
 DOWNLOAD = {
@@ -56,5 +58,21 @@ def instructed_rows(source: str, target: Path, count: int) -> int:
         for row in read_rows(source):
             if instructed(row.values) and rank(row.values) <= limit and written < count:
                 file.write(json.dumps(row.values).encode() + b"\n")
+                written += 1
+    return written
+
+
+def pairs_without_instructions(source: str, target: Path) -> int:
+    """Writes the query and passage of each pair of InF-IR's examples; returns how many.
+
+    Raises:
+      UserError: a file cannot be read.
+    """
+    written = 0
+    with atomic_file(target) as file:
+        for example in inf_ir.read(source):
+            for pair in filter(None, pairs(example)):
+                row = {"query": pair.query, "passage": pair.passage}
+                file.write(json.dumps(row).encode() + b"\n")
                 written += 1
     return written
