@@ -11,9 +11,9 @@ Plan:      python launch/bench.py plan --backbones   with and without splash att
 Hardware:  v5e:16x16 (256 chips), see launch/benchmarks.md for their plans
 Time:      not run yet, nothing measured.
 
-One function makes all of them; a name is a model. Rows hold 512 tokens, a multiple of the 128 that
-the splash kernels need. `mesh.fsdp` is as large as the state asks for: 12 bytes a parameter, with
-LoRA 2.
+One function makes all of them; a name is a model. Rows hold 256 tokens, a multiple of the 128 that
+the splash kernels need (the plans have rows of 512, which 64 pairs fill less). `mesh.fsdp` is as
+large as the state asks for: 12 bytes a parameter, with LoRA 2.
 """
 
 from typing import NamedTuple
@@ -67,7 +67,7 @@ def get_config(name: str = "modernbert-large") -> ConfigDict:
     config.data.passage_template = backbone.prefixes[1] + "{passage}"
     config.data.max_query_tokens = 128
     config.data.max_passage_tokens = 256
-    config.data.row_tokens = 512
+    config.data.row_tokens = 256
 
     config.model.name = backbone.model
     config.model.pooling = backbone.pooling

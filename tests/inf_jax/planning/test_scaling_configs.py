@@ -41,7 +41,8 @@ def test_scaling_configs():
         assert math.prod(parse_topology(target)[1]) == chips
         assert config.train.batch_size == pairs
         says_its_data(module, config)
-        assert pairs % (chips * config.train.chunks_per_device) == 0
+        chunks = chips * config.train.chunks_per_device
+        assert -(-pairs // chunks) * chunks < 1.03 * pairs  # few empty slots
         assert config.train.steps * pairs == module.RUN_PAIRS
     with pytest.raises(ValueError, match="one of v5e-4096"):
         module.get_config("v5e-1")
