@@ -34,6 +34,10 @@ class Packed(NamedTuple):
     slots: np.ndarray
 
 
+class TooFewRowsError(UserError):
+    """The texts of a chunk need more rows than its grid has."""
+
+
 def best_fit(
     lengths: np.ndarray, row_tokens: int, texts_per_row: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -180,7 +184,7 @@ def pack_chunk(
       text_ids: uint32[k], global id of each text.
 
     Raises:
-      UserError: the texts need more rows than the grid has.
+      TooFewRowsError: the texts need more rows than the grid has.
     """
     lengths = np.fromiter(map(len, texts), np.int64, len(texts))
     tokens = np.concatenate([np.empty(0, np.int32), *texts])
@@ -201,7 +205,7 @@ def pack_texts(
     row, place_in_row, offset = fit(lengths, row_tokens, texts_per_row, rows=rows)
     needed = int(row.max(initial=-1)) + 1
     if needed > rows:
-        raise UserError(
+        raise TooFewRowsError(
             f"the texts of a chunk need {needed} rows of {row_tokens}, the grid has {rows}"
         )
     tokens, segments, positions = (np.zeros((rows, row_tokens), np.int32) for _ in range(3))

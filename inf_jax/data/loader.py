@@ -133,10 +133,11 @@ class Loader:
                 for grid, r in enumerate(rows)
             ]
 
-        if self.plan.refit and len(mine) == layout.chunks:  # packing them all is the check
+        # A host that packs all chunks sees whether they fit; it need not count their rows before.
+        if self.plan.refit and len(mine) == layout.chunks:
             try:
                 grids = packed(self.plan.rows)
-            except UserError:
+            except packing.TooFewRowsError:
                 grids = packed(self.plan.rows_for(assignment, layout))
         else:
             grids = packed(self.plan.rows_for(assignment, layout))

@@ -88,7 +88,7 @@ def test_pack_chunk_round_trip(lengths, texts_per_row):
 
 def test_pack_chunk_refuses_too_small_a_grid():
     texts = [np.ones(20, np.int32)] * 3
-    with pytest.raises(UserError, match="need 3 rows of 20, the grid has 2"):
+    with pytest.raises(packing.TooFewRowsError, match="need 3 rows of 20, the grid has 2"):
         packing.pack_chunk(
             texts, np.arange(3, dtype=np.uint32), rows=2, row_tokens=20, texts_per_row=4
         )
