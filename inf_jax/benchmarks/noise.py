@@ -43,7 +43,7 @@ def losses(
     noisy: Sequence[_Scores],
     *,
     task: str,
-    clusters: Mapping[str, Mapping[str, str]],
+    clusters: Mapping[str, Mapping[str, str]] | None = None,
     draws: int,
     seed: int,
 ) -> dict[str, Difference]:
