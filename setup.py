@@ -135,7 +135,7 @@ setup(
             "llm/prices.json",
             "llm/answer_schemas/*.json",
         ],
-        "inf_jax": ["README.md", "planning/*.json", "hf_export/*.jinja"],
+        "inf_jax": ["README.md", "planning/*.json", "hf_export/*.jinja", "inspection/*.jinja"],
     },
     install_requires=BASE,
     extras_require=EXTRAS,

@@ -10,7 +10,9 @@ and changed judgements where given (inf_jax/benchmarks/beir_files.py). Public on
 by commas, are seeds of one run and count as one. Prints the template that each model's queries had,
 the scores times 100 and the difference from each baseline with its 95 % interval (paired bootstrap
 over questions), and writes OUT_DIR/scores.json, per_query.parquet and benchmark.png. --noise also
-scores every model on perturbed instructions and shows what each metric loses.
+scores every model on perturbed instructions and shows what each metric loses. --inspect also writes
+OUT_DIR/inspect.html: the 50 queries whose ranks changed most from the first baseline to the model,
+and between two instructions of a query, with their passages side by side.
 """
 
 import argparse
@@ -22,6 +24,7 @@ from inf_jax.benchmarks.bootstrap import DRAWS
 from inf_jax.benchmarks.contenders import BM25, ModelOptions, check_models, score_model
 from inf_jax.benchmarks.placement import PLACEMENTS
 from inf_jax.benchmarks.report.files import write_results
+from inf_jax.benchmarks.report.inspect import write_inspection
 from inf_jax.benchmarks.report.rows import compare_models
 from inf_jax.benchmarks.report.tables import print_noise, print_tables
 from inf_jax.benchmarks.suites import task_sources
@@ -53,7 +56,9 @@ def main(argv: list[str]) -> None:
     sources = task_sources(
         args.suite, Path(args.data_dir), split=args.split, identical_ids=args.identical_ids
     )
-    options = ModelOptions(args.placement, args.dtype, args.mask, args.noise, args.seed)
+    options = ModelOptions(
+        args.placement, args.dtype, args.mask, args.noise, args.seed, args.inspect
+    )
     scores = {}
     for number, (label, names) in enumerate(labels.items()):
         template = args.query_template if number == 0 else ""
@@ -75,6 +80,11 @@ def main(argv: list[str]) -> None:
     }
     write_results(out_dir, compared, settings)
     print(f"wrote {out_dir}/scores.json, per_query.parquet and benchmark.png")
+    if args.inspect:
+        write_inspection(out_dir / "inspect.html", compared, sources)
+        page = out_dir / "inspect.html"
+        local = "" if storage.is_bucket(args.out_dir) else f": {page.resolve().as_uri()}"
+        print(f"wrote {page}, to open in a browser{local}")
 
 
 def _labels(models: list[str], baselines: list[str]) -> dict[str, list[str]]:
@@ -138,6 +148,7 @@ def _flags() -> FlagParser:
         default=[],
         of=names_among(RULES),
     )
+    flags.add_boolean("--inspect", "also write inspect.html, to look at what changed")
     return flags
 
 

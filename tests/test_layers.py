@@ -14,7 +14,7 @@ LAYERS = {
         "io text losses metrics distributed",
         "config models",
         "models/hf data monitoring checkpoints optim",
-        "retriever planning evaluation",
+        "retriever planning evaluation inspection",
         "training hf_export vectors benchmarks",
     ],
     "data_pipeline": ["llm sources", "items", "quality report", "config dataset", "stages"],

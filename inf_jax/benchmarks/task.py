@@ -81,6 +81,25 @@ class BenchmarkTask:
         """Whether queries have instructions of their own."""
         return any(instruction for _, instruction in self.queries.values())
 
+    @property
+    def relevant(self) -> dict[str, set[str]]:
+        """Query id -> what is relevant to it."""
+        return {
+            qid: {document for document, score in self.qrels[qid].items() if score > 0}
+            for qid in self.queries
+        }
+
+    @property
+    def instruction_groups(self) -> dict[str, list[str]]:
+        """Group -> ids of one query under several instructions, where there are several."""
+        found: dict[str, list[str]] = {}
+        for qid in self.queries:
+            if self.changed or self.positives:
+                found.setdefault(qid.rpartition("-")[0], []).append(qid)
+            elif qid in self.groups:
+                found.setdefault(self.groups[qid], []).append(qid)
+        return {group: members for group, members in found.items() if len(members) > 1}
+
 
 @dataclasses.dataclass(frozen=True)
 class TaskSource:

@@ -55,13 +55,24 @@ def scores_of(model, task):
     return score_run(task, run)
 
 
+def check_page(page):
+    """Sections of the two models and of the two instructions, with texts of the directory."""
+    titles = ["between the models", "another instruction changed", '<h2 id="spread">Scores']
+    places = [page.index(title) for title in titles]
+    assert places == sorted(places) and page.count("<figure>") == 2
+    assert "amber trees" in page and "bm25" in page and "2 seeds" in page
+    assert page.count("<article") >= 1
+
+
 def test_models_side_by_side(tiny_model_dir, other_model, directory, tmp_path, capsys):
     """Two seeds pooled, BM25 beside them; every file agrees with the library's own functions."""
     out = tmp_path / "out"
     models = [str(tiny_model_dir), str(other_model)]
     main([f"--model={','.join(models)}", "--baseline=bm25", f"--suite={directory}",
-          f"--out-dir={out}", "--draws=50"])  # fmt: skip
+          f"--out-dir={out}", "--draws=50", "--inspect"])  # fmt: skip
     printed = capsys.readouterr().out
+    assert f"to open in a browser: {(out / 'inspect.html').as_uri()}" in printed
+    check_page((out / "inspect.html").read_text())
     assert "{query} {instruction}" in printed and "BM25 of bm25s" in printed
     task = read_beir(directory)
     each = [scores_of(model, task) for model in models]
