@@ -21,10 +21,11 @@ from inf_jax.config.command_line import EXAMPLE, parse
 from inf_jax.config.defaults import run_config
 from inf_jax.config.sections import RunConfig
 from inf_jax.core.cli_flags import FlagParser
-from inf_jax.core.errors import main_guard
+from inf_jax.core.errors import UserError, main_guard
 from inf_jax.data.from_config import dataset_dir, text_config
 from inf_jax.data.records import most_pairs
-from inf_jax.data.tokenised.shards import EXAMPLES_PER_SHARD, plan_shards
+from inf_jax.data.tokenised.plans import EXAMPLES_PER_SHARD, plan_shards
+from inf_jax.io.storage import is_bucket
 from inf_jax.models.hf.backbone import load_model
 from inf_jax.text import eos
 
@@ -42,6 +43,12 @@ def tokenise_on_beam(
     """
     import apache_beam as beam
 
+    if is_bucket(config.data.dir) or config.data.shuffle == "windows":
+        raise UserError(
+            f"data.dir={config.data.dir}, data.shuffle={config.data.shuffle}: workers write the "
+            "global order to a file system that they share; for a bucket or windows, tokenise with "
+            "`python -m inf_jax.tokenise`"
+        )
     model = config.model.name
     tokenizer, text = load_model(config).tokenizer, text_config(config)
     plan = plan_shards(

@@ -14,28 +14,33 @@ from inf_jax.core.console import table
 from inf_jax.data.from_config import tokenised_split
 from inf_jax.models.hf.backbone import load_model
 
+_AT_ONCE = 1 << 20  # examples
+
 
 def main(resolved: ConfigDict) -> None:
     """Tokenises the train split of a run, as training would."""
     config = run_config(resolved)
     split = config.data.train_split
     dataset = tokenised_split(config, load_model(config).tokenizer, split)
-    queries, passages = (dataset.text_lengths[:, role::2] for role in (0, 1))
+    texts, tokens, cut = np.zeros((3, 2), np.int64)
+    limits = config.data.max_query_tokens, config.data.max_passage_tokens
+    for first in range(0, dataset.num_examples, _AT_ONCE):
+        lengths = dataset.text_lengths[first : first + _AT_ONCE].reshape(-1, 2)
+        texts += np.count_nonzero(lengths, axis=0)
+        tokens += lengths.sum(0)
+        cut += (lengths == limits).sum(0)
     table(
         f"{split}: {dataset.num_examples:,} examples",
         [
             (
                 name,
-                f"{np.count_nonzero(lengths):,}",
-                f"{lengths.sum():,}",
-                f"{lengths[lengths > 0].mean():.1f}",
-                limit,
-                f"{np.mean(lengths[lengths > 0] == limit):.1%}",
+                f"{texts[role]:,}",
+                f"{tokens[role]:,}",
+                f"{tokens[role] / texts[role]:.1f}",
+                limits[role],
+                f"{cut[role] / texts[role]:.1%}",
             )
-            for name, lengths, limit in (
-                ("instructed queries", queries, config.data.max_query_tokens),
-                ("passages", passages, config.data.max_passage_tokens),
-            )
+            for role, name in enumerate(("instructed queries", "passages"))
         ],
         header=("", "texts", "tokens", "mean", "limit", "at the limit"),
     )

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from inf_jax.core.errors import UserError
 from inf_jax.data.records import AnyExample, decode_at
-from inf_jax.data.tokenised.shards import TokenisingPlan, write_manifest, write_shard
+from inf_jax.data.tokenised.plans import TokenisingPlan
+from inf_jax.data.tokenised.shards import write_manifest, write_shard
 from inf_jax.io.tfrecord import build_index, read_range
 from inf_jax.models.hf.config import read_config
 from inf_jax.models.hf.resolve import resolve_model

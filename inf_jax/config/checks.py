@@ -11,7 +11,7 @@ from inf_jax.config.sections import RunConfig
 from inf_jax.core.choices import AUTO, QUERY_ENCODERS, RETRIEVAL_METRICS
 from inf_jax.core.errors import UserError
 from inf_jax.core.query_encoders import query_encoder
-from inf_jax.io.paths import checkpoint_path_problem, is_url, url_problem
+from inf_jax.io.paths import checkpoint_path_problem, url_problem
 from inf_jax.losses.objective import TAUGHT, Objective, parse_objective
 
 
@@ -41,17 +41,13 @@ def check_config(config: ConfigDict) -> None:
         for key, path, check in (
             ("out_dir", out_dir, checkpoint_path_problem),
             ("model.start_from", config.model.start_from, checkpoint_path_problem),
+            ("data.dir", data.dir, url_problem),
             ("export.dir", config.export.dir, url_problem),
             ("train.compilation_cache", config.train.compilation_cache, url_problem),
         )
         if path and (problem := check(path))
     ]
     problems += _mixture_problems(data)
-    if is_url(data.dir):
-        problems.append(
-            f"data.dir={data.dir!r}: records are read from a local disk; copy them to each host, "
-            "`gcloud storage cp -r`"
-        )
     problems += _best_problems(config)
     if train.hang_minutes and not 1e-3 <= train.hang_minutes <= 1e5:
         problems.append(f"train.hang_minutes={train.hang_minutes!r}: 0, or from 0.001 to 100,000")
@@ -74,6 +70,8 @@ def _mixture_problems(data: ConfigDict) -> list[str]:
         return [f"{temperature}: there is no data.mixture"]
     if data.mixture_temperature and any(source.weight for source in sources):
         return [f"{temperature}: gives the weights; name data.mixture's sources without theirs"]
+    if sources and data.shuffle == "windows":
+        return ["data.shuffle='windows': data.mixture draws from all of its sources; set 'global'"]
     if len(sources) == 1:
         return [f"data.mixture={data.mixture!r}: of one source; name it data.source"]
     if not sources and data.at_max_epochs == "leave":

@@ -15,7 +15,7 @@ from inf_jax.io.storage import AnyPath, new_file
 
 # Keys and sections that may change between the starts of a run, and between its training and its
 # evaluation or export; and exceptions from them.
-_MAY_CHANGE = """out_dir data.dir data.prefetch data.texts_per_row
+_MAY_CHANGE = """out_dir data.dir data.prefetch data.stage_mb data.texts_per_row
     data.max_epochs data.at_max_epochs model.scan_layers model.remat
     model.remat_first model.remat_first_layers model.attention
     optim.max_nonfinite loss.engine mesh eval export train""".split()

@@ -49,6 +49,15 @@ class DataConfig:
         False, "take a step larger than the data, which holds examples several times"
     )
     prefetch: int = key(2, "steps whose batches are prepared ahead", rule="positive")
+    shuffle: str = key(
+        "auto",
+        "global order, or windows of a stored shuffle, read in long stretches; auto: windows for "
+        "large data in a bucket",
+        choices.SHUFFLES,
+    )
+    stage_mb: int = key(
+        8192, "MiB of records that a host keeps, of a bucket or of windows", rule="positive"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

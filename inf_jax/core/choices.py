@@ -23,6 +23,7 @@ RETRIEVAL_METRICS = (  # names in a run's metrics; higher is better
 )
 ATTENTIONS = ("auto", "xla", "splash", "cudnn")
 GATHERS = ("auto", "layer", "step")
+SHUFFLES = ("auto", "global", "windows")  # of data.shuffle
 SCHEDULES = ("linear", "cosine", "constant")
 OPTIMISERS = ("adamw", "lamb", "lion", "adafactor", "muon")
 LR_SCALINGS = ("none", "sqrt", "linear")

@@ -4,7 +4,6 @@ import dataclasses
 import shlex
 from collections.abc import Sequence
 from fractions import Fraction
-from pathlib import Path
 
 from inf_jax.config.mixture import mixture_sources, temperature_weights, whole_weights
 from inf_jax.config.sections import RunConfig
@@ -15,13 +14,18 @@ from inf_jax.data.loader import Loader, larger_than_data
 from inf_jax.data.mixture.dataset import MixtureDataset, check_alike
 from inf_jax.data.mixture.order import Mixing
 from inf_jax.data.sampler import ORDER
-from inf_jax.data.tokenise import tokenise
+from inf_jax.data.tokenise import tokenise_plan
 from inf_jax.data.tokenised.dataset import TokenisedDataset
-from inf_jax.data.tokenised.shards import split_names
+from inf_jax.data.tokenised.opening import open_tokenised
+from inf_jax.data.tokenised.plans import TokenisingPlan, plan_shards, split_names
 from inf_jax.distributed.coordination import primary_first
+from inf_jax.io.storage import AnyPath, as_path, exists, is_bucket
 from inf_jax.losses.objective import TAUGHT, parse_objective
 from inf_jax.text.templates import TextConfig
 from inf_jax.text.tokenizer import TextTokenizer
+
+# data.shuffle=auto: examples and steps of data in a bucket from which on it is read in windows
+_WINDOWS_FROM, _WINDOW_STEPS = 1 << 17, 4
 
 
 def text_config(config: RunConfig) -> TextConfig:
@@ -30,11 +34,17 @@ def text_config(config: RunConfig) -> TextConfig:
     return TextConfig(**{name: getattr(config.data, name) for name in names})
 
 
-def dataset_dir(config: RunConfig) -> Path:
+def dataset_dir(config: RunConfig) -> AnyPath:
     """`<data.dir>/inf_ir/<source>/<version>`; raises UserError where nothing was built."""
-    directory = Path(config.data.dir) / "inf_ir" / config.data.source / config.data.version
-    if not (directory / "dataset_info.json").exists():
-        flags = [f"--source={config.data.source}", f"--data-dir={Path(config.data.dir)}"]
+    root = as_path(config.data.dir)
+    directory = root / "inf_ir" / config.data.source / config.data.version
+    if not exists(directory / "dataset_info.json"):
+        if is_bucket(root):
+            raise UserError(
+                f"{directory}: no dataset here; build it on a local disk with `python -m "
+                f"data_pipeline.build` and upload it: `gcloud storage rsync -r out/data {root}`"
+            )
+        flags = [f"--source={config.data.source}", f"--data-dir={root}"]
         if config.data.source == "synthetic":
             flags.append(f"--count={4 * config.train.batch_size}")
         build = f"python -m data_pipeline.build {shlex.join(flags)}"
@@ -82,6 +92,7 @@ def check_datasets(config: RunConfig) -> None:
 
 def _of_source(config: RunConfig, name: str, version: str) -> RunConfig:
     changes = {"source": name, "version": version or config.data.version, "mixture": ""}
+    changes["shuffle"] = "global"  # of a mixture's sources
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))
 
 
@@ -142,15 +153,29 @@ def tokenised_split(
     config: RunConfig, tokenizer: TextTokenizer, split: str, *, expected: str | None = None
 ) -> TokenisedDataset:
     """The split's tokenised records, written now if there are none; `expected` as of `tokenise`."""
-    directory = tokenise(
+    text = text_config(config)
+    plan = plan_shards(
         dataset_dir(config),
         split,
         tokenizer=tokenizer,
-        text=text_config(config),
-        out_dir=Path(config.data.dir) / "tokenised" / config.data.source,
-        expected=expected,
+        text=text,
+        out_dir=as_path(config.data.dir) / "tokenised" / config.data.source,
     )
-    return TokenisedDataset(directory)
+    plan = _as_ordered(config, plan, expected)
+    directory = tokenise_plan(plan, tokenizer=tokenizer, text=text, expected=expected)
+    return open_tokenised(directory, limit=config.data.stage_mb << 20)
+
+
+def _as_ordered(config: RunConfig, plan: TokenisingPlan, expected: str | None) -> TokenisingPlan:
+    """The plan for records that are shuffled, to be read in windows, or as they are."""
+    train = plan.recipe["split"] == config.data.train_split
+    if not train or config.data.shuffle != "auto":
+        return plan.as_shuffled(train and config.data.shuffle == "windows")
+    count = plan.num_examples
+    large = count >= max(_WINDOWS_FROM, _WINDOW_STEPS * config.train.batch_size)
+    plan = plan.as_shuffled(is_bucket(plan.directory) and large)
+    other = plan.as_shuffled(not plan.shuffled)  # a run goes on as it began, from elsewhere too
+    return other if other.fingerprint == expected else plan
 
 
 def batch_layout(config: RunConfig, *, devices: int, pairs_per_example: int) -> BatchLayout:

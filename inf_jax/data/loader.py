@@ -23,6 +23,7 @@ from inf_jax.data.negatives import instruction_ids, of_chunk, of_rows, sibling_s
 from inf_jax.data.packing_plan import plan_packing
 from inf_jax.data.sampler import ORDER, StepAssignment, assign_step
 from inf_jax.data.tokenised.dataset import TokenisedDataset
+from inf_jax.data.windows import WindowedOrder, WindowReader
 from inf_jax.distributed.mesh import batch_devices, batch_sharding, local_parts
 
 
@@ -77,9 +78,19 @@ class Loader:
         self.dataset, self.layout, self.seed, self.steps = dataset, layout, seed, steps
         self.order = order
         self._mine = np.arange(layout.chunks) if mine is None else np.asarray(mine)
+        self._groups, self._reader = 1, None
         if layout.mixture:
             self.example_order = dataset.order(layout, seed=seed)
             self.example_order.check(steps)
+        elif dataset.windowed:
+            tokens = functools.partial(dataset.tokens_of, negatives=layout.negatives)
+            order_of = {"tokens": tokens, "seed": seed, "batch_size": layout.batch_size}
+            self.example_order = WindowedOrder(dataset.shard_sizes, **order_of)
+            self._groups = self.example_order.groups(layout.chunks)
+            # sampled instructions are from all of the step
+            read = np.arange(layout.chunks) if layout.sampled else self._mine
+            lanes = self.example_order.lanes_of(read, layout.chunks)
+            self._reader = WindowReader(dataset, self.example_order, lanes=lanes, steps=steps)
         else:
             tokens = example_tokens(dataset, layout.negatives)
             of_size = {"seed": seed, "batch_size": layout.batch_size}
@@ -105,6 +116,8 @@ class Loader:
           CorruptRecordError: a record is damaged; names file and record.
         """
         layout, assignment = self.layout, self.assignment(step)
+        if self._reader:
+            self._reader.prepare(step)
         mine = assignment.of_host(self._mine)
         present = mine >= 0
         texts = StepTexts(
@@ -170,7 +183,7 @@ class Loader:
     def assignment(self, step: int) -> StepAssignment:
         """The pairs of a step and their chunks, on all hosts."""
         examples = self.example_indices(step)
-        options = {"seed": self.seed, "step": step, "order": self.order}
+        options = {"seed": self.seed, "step": step, "order": self.order, "groups": self._groups}
         return assign_step(self.dataset, self.layout, examples, **options)
 
     def _sources(self, assignment: StepAssignment, pairs: np.ndarray) -> np.ndarray:
@@ -209,15 +222,17 @@ def larger_than_data(loader: Loader) -> str:
 def _check_instructions(
     dataset: TokenisedDataset | MixtureDataset, layout: BatchLayout, *, measured: bool
 ) -> None:
-    every = [(one, one.part_lengths[:, :, 2] > 0) for one in dataset.sources]
-    if layout.block_i and not any(has.any() for _, has in every) and not measured:
+    if not (layout.block_i or layout.query_encoder.texts_per_query > 1):
+        return
+    some = any(one.instructions[0] for one in dataset.sources)
+    if layout.block_i and not some and not measured:
         raise UserError(
             f"{dataset.directory}: no pair has an instruction, so there are no negatives of block "
             "I; leave it out of loss.objective, as in multi(P,IQ)"
         )
     alone, empty = layout.query_encoder.texts_per_query > 1, not sum(map(len, dataset.special))
-    for one, has in every if alone and empty else ():
-        if (~has & (one.text_lengths[:, ::2] > 0)).any():
+    for one in dataset.sources if alone and empty else ():
+        if one.instructions[1]:
             raise UserError(
                 f"{one.directory}: some pairs have no instruction, and this tokenizer adds no "
                 "special tokens that could stand for it as a text of its own; train with "

@@ -58,7 +58,7 @@ class KnownInstructions:
         repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
         several = np.isin(pairs, repeated) if repeated.size else np.zeros(len(pairs), bool)
         known = np.stack([pairs[several], instructions[several]], axis=1)
-        self.pairs, self._instructions = np.unique(known, axis=0).T
+        self.pairs, self.instructions = np.unique(known, axis=0).T
 
     @classmethod
     def joined(cls, datasets: Sequence) -> "KnownInstructions":
@@ -77,7 +77,7 @@ class KnownInstructions:
         count = last - first
         rows = np.repeat(np.arange(len(pairs)), count)
         inside = np.arange(len(rows)) - np.repeat(np.cumsum(count) - count, count)
-        return rows, self._instructions[first[rows] + inside]
+        return rows, self.instructions[first[rows] + inside]
 
 
 def sample_instructions(

@@ -116,9 +116,14 @@ def assign_step(
     seed: int,
     step: int,
     order: int = ORDER,
+    groups: int = 1,
 ) -> StepAssignment:
     """Draws the negatives of these examples' pairs and assigns the pairs to chunks, as runs of this
-    order (a key of `example_order.ORDERS`) do."""
+    order (a key of `example_order.ORDERS`) do.
+
+    `groups` divides the examples and the chunks: the pairs of the n-th part of the examples go to
+    the n-th part of the chunks.
+    """
     drawn, instructions = np.empty((len(examples) * layout.pairs_per_example, 0), np.int64), None
     if layout.block_i:
         hashes = dataset.instruction_hashes[examples].ravel()
@@ -134,20 +139,28 @@ def assign_step(
             counts = dataset.negative_counts[examples].ravel()
         negatives = draw_negatives(counts, count=layout.negatives, seed=seed, step=step)
     lengths = layout.text_lengths(dataset, examples, drawn, negatives)
-    chunks = _chunks(layout, lengths, balance_chunks if order > 2 else assign_to_chunks)
+    assign = balance_chunks if order > 2 else assign_to_chunks
+    chunks = _chunks(layout, lengths, assign, groups)
     return StepAssignment(examples, chunks, lengths, drawn, instructions, negatives)
 
 
 def _chunks(
-    layout: BatchLayout, lengths: np.ndarray, assign: Callable[[np.ndarray, int], np.ndarray]
+    layout: BatchLayout,
+    lengths: np.ndarray,
+    assign: Callable[[np.ndarray, int], np.ndarray],
+    groups: int,
 ) -> np.ndarray:
     """int64[c, n] of the pairs, by the lengths of their texts; -1 for an empty slot."""
     present, tokens = lengths[:, PASSAGE] > 0, sum(lengths.T)
 
     def in_chunks(items: np.ndarray, weights: np.ndarray, per_chunk: int) -> np.ndarray:
-        padded = np.full(layout.chunks * per_chunk, -1)
-        padded[: len(items)] = items
-        return padded[assign(np.where(padded >= 0, weights[padded], 0), layout.chunks)]
+        bounds, each = np.arange(1, groups) * (len(weights) // groups), layout.chunks // groups
+        parts = []
+        for part in np.split(items, np.searchsorted(items, bounds)):
+            padded = np.full(each * per_chunk, -1)
+            padded[: len(part)] = part
+            parts.append(padded[assign(np.where(padded >= 0, weights[padded], 0), each)])
+        return np.concatenate(parts)
 
     n, k = layout.pairs_per_chunk, layout.pairs_per_example
     if not layout.block_i:

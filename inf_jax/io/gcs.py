@@ -13,17 +13,21 @@ import contextlib
 import functools
 import logging
 import os
+import random
 import re
 import secrets
 import threading
+import time
 import warnings
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from etils import epath
 
 from inf_jax.core.errors import UserError
 
+_DEADLINE_S = 300.0  # of a range that is read
 _TIMEOUT_S = 60.0  # gcsfs and TensorStore would retry for 1 and for 15 minutes
 _ROLES = ("roles/storage.objectUser", "roles/storage.legacyBucketReader")  # the second: buckets.get
 
@@ -62,6 +66,73 @@ def download(path: epath.Path, target: Path) -> bool:
         except FileNotFoundError:
             return False
         return True
+
+
+def read_object_range(
+    path: epath.Path, start: int, stop: int, *, deadline_s: float = _DEADLINE_S
+) -> bytes:
+    """The bytes start..stop-1 of an object, asked for again after failures that may pass, each time
+    after a longer wait, until the deadline. Raises UserError that names the object."""
+    if start >= stop:
+        return b""
+    end, wait = time.monotonic() + deadline_s, 0.5
+    while True:
+        try:
+            data = _ask(path, start, stop)
+            if len(data) == stop - start:
+                return data
+            raise OSError(f"{len(data)} bytes came of {start} to {stop}")
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{path}: no such object, or no such bucket; write it again, or correct the name"
+            ) from error
+        except Exception as error:  # OSError, and classes of gcsfs, aiohttp, google
+            info = object_info(path)
+            if info and info.size < stop:
+                raise UserError(
+                    f"{path}: has {info.size} bytes, at least {stop} are expected: it is cut or "
+                    "another one; write it again"
+                ) from error
+            if _status(error) or isinstance(error, UserError) or time.monotonic() + wait > end:
+                raise explanation(path, f"read bytes {start} to {stop} of it", error) from error
+        time.sleep(wait * (0.5 + random.random()))  # not all hosts at once
+        wait = min(2 * wait, 30.0)
+
+
+def _ask(path: epath.Path, start: int, stop: int) -> bytes:
+    import fsspec
+
+    client, name = fsspec.core.url_to_fs(str(path))
+    ask = client._cat_file  # its sync form has no time limit
+    return fsspec.asyn.sync(client.loop, ask, name, start=start, end=stop, timeout=_TIMEOUT_S)
+
+
+class ObjectInfo(NamedTuple):
+    """Of an object: its size in bytes, and its generation, which every write changes."""
+
+    size: int
+    generation: str
+
+
+def object_info(path: epath.Path) -> ObjectInfo | None:
+    """None where there is no such object. Raises UserError."""
+    with _client(path, "look it up") as (client, name):
+        try:
+            found = client.info(name)
+        except FileNotFoundError:
+            return None
+        return _info(found) if found["type"] == "file" else None
+
+
+def objects_below(directory: epath.Path) -> dict[str, ObjectInfo]:
+    """The objects below a directory, by name relative to it. Raises UserError."""
+    with _client(directory, "list it") as (client, name):
+        found = client.find(name, detail=True)
+        return {path.removeprefix(f"{name}/"): _info(info) for path, info in found.items()}
+
+
+def _info(found: dict) -> ObjectInfo:
+    return ObjectInfo(int(found["size"]), str(found.get("generation", "")))
 
 
 def upload(path: epath.Path, source: bytes | Path) -> None:
@@ -170,10 +241,13 @@ def explained(path: epath.Path, doing: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # OSError, and classes of gcsfs, aiohttp, google, TensorStore
-        raise _explain(path, doing, error) from error
+        raise explanation(path, doing, error) from error
 
 
-def _explain(path: epath.Path, doing: str, error: Exception) -> UserError:
+def explanation(path: epath.Path, doing: str, error: Exception) -> UserError:
+    """What is wrong, in one line with its remedy."""
+    if isinstance(error, UserError):
+        return error
     bucket, _ = split(path)
     reason = " ".join(str(error).split())[:300] or type(error).__name__
     status = _status(error)

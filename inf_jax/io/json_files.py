@@ -7,7 +7,7 @@ from typing import Any
 
 from inf_jax.core.errors import UserError
 from inf_jax.core.json_text import parse_json
-from inf_jax.io.storage import AnyPath, new_file
+from inf_jax.io.storage import AnyPath, new_file, open_to_read, read_bytes
 
 _REQUIRED = object()
 
@@ -22,7 +22,7 @@ def read_json(
     """
     end = f"; {remedy}" if remedy else ""
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
     except FileNotFoundError:
         if default is not _REQUIRED:
             return default
@@ -32,7 +32,7 @@ def read_json(
     return parse_json(data, path, kind=kind, remedy=remedy)
 
 
-def path_inside(directory: Path, name: str, source: object) -> Path:
+def path_inside(directory: AnyPath, name: str, source: object) -> AnyPath:
     """`directory / name` for a name in a file of others; a link may lead elsewhere (hub's cache).
 
     Raises:
@@ -53,7 +53,7 @@ def write_json(path: AnyPath, value: Any, *, sort_keys: bool = False) -> None:
         file.write(f"{text}\n".encode())
 
 
-def sha256_of_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal digits. Raises OSError."""
-    with open(path, "rb") as file:
+def sha256_of_file(path: AnyPath) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal digits. Raises OSError; UserError in a bucket."""
+    with open_to_read(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,9 +6,11 @@ directory is built locally and uploaded with its marker last, and files that gro
 """
 
 import contextlib
+import errno
 import io
 import os
 import secrets
+import shutil
 import socket
 import sys
 import tempfile
@@ -26,6 +28,7 @@ from inf_jax.io.atomic import atomic_directory, atomic_file, lock_directory
 AnyPath = Path | epath.Path  # the second where it is in a bucket
 
 _UPLOADING = ".uploading"  # marks a directory whose upload a kill interrupted as ours
+_READ_AT_ONCE = 16 << 20  # bytes of an object that is read from its beginning to its end
 _OWNER = "owner.txt"  # the run that claimed a directory in a bucket last
 
 
@@ -37,6 +40,68 @@ def is_bucket(path: str | os.PathLike) -> bool:
 def as_path(path: str | os.PathLike) -> AnyPath:
     """A path object, local or in a bucket; UserError if it needs gcsfs, which is not installed."""
     return gcs.open_path(path) if is_bucket(path) else Path(path)
+
+
+def exists(path: AnyPath) -> bool:
+    """Whether there is such a file. Raises UserError where a bucket does not say."""
+    return gcs.object_info(path) is not None if is_bucket(path) else path.exists()
+
+
+def file_size(path: AnyPath) -> int:
+    """Bytes of a file. Raises FileNotFoundError and other OSError; UserError in a bucket."""
+    if not is_bucket(path):
+        return os.stat(path).st_size
+    if (info := gcs.object_info(path)) is None:
+        raise FileNotFoundError(errno.ENOENT, "no such object", str(path))
+    return info.size
+
+
+def read_bytes(path: AnyPath, start: int = 0, stop: int | None = None) -> bytes:
+    """The bytes start..stop-1 of a file, to its end by default; errors as of `file_size`."""
+    if is_bucket(path):
+        return gcs.read_object_range(path, start, file_size(path) if stop is None else stop)
+    with open(path, "rb", 0 if stop else -1) as file:
+        file.seek(start)
+        return file.read(-1 if stop is None else stop - start)
+
+
+def open_to_read(path: AnyPath, buffer: int = 1 << 20) -> io.BufferedReader:
+    """A file open for reading; of an object, long ranges are read one after another. Errors as of
+    `file_size`, and from reading."""
+    if is_bucket(path):
+        return io.BufferedReader(_ObjectReader(path), _READ_AT_ONCE)
+    return open(path, "rb", buffer)
+
+
+def copy_here(source: AnyPath, target: Path) -> None:
+    """Copies a file, mostly an object, to a local disk; errors as of `file_size`, and UserError
+    where the disk is full."""
+    with open_to_read(source) as file, atomic_file(target) as copy:
+        shutil.copyfileobj(file, copy, _READ_AT_ONCE)
+
+
+class _ObjectReader(io.RawIOBase):
+    def __init__(self, path: epath.Path):
+        self._path, self._size, self._at = path, file_size(path), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + {os.SEEK_CUR: self._at, os.SEEK_END: self._size}.get(whence, 0)
+        return self._at
+
+    def readinto(self, into: memoryview) -> int:
+        data = gcs.read_object_range(self._path, self._at, min(self._at + len(into), self._size))
+        into[: len(data)] = data
+        self._at += len(data)
+        return len(data)
 
 
 def check_access(directory: AnyPath) -> None:
@@ -117,7 +182,7 @@ def new_directory(path: AnyPath, *, marker: str) -> Iterator[Path]:
             f"{path} is not empty and holds no {marker}, so it was not created by inf_jax "
             "and will not be overwritten: choose another directory"
         )
-    with _local_directory() as partial:
+    with local_directory() as partial:
         yield partial
         new = {str(f.relative_to(partial)) for f in partial.rglob("*") if f.is_file()}
         gcs.upload(path / _UPLOADING, b"")
@@ -143,7 +208,7 @@ class WorkDir(contextlib.AbstractContextManager):
         self._pushed: dict[Path, tuple[int, int]] = {}
         self._owner = ""
         self._stack = contextlib.ExitStack()
-        self.path = self._stack.enter_context(_local_directory()) if self._remote else out_dir
+        self.path = self._stack.enter_context(local_directory()) if self._remote else out_dir
         self.path.mkdir(parents=True, exist_ok=True)
 
     def pull(self, name: str) -> None:
@@ -177,7 +242,7 @@ class WorkDir(contextlib.AbstractContextManager):
                 self._pushed[file] = stamp
 
     def _check_owner(self) -> None:
-        with _local_directory() as folder:
+        with local_directory() as folder:
             if not gcs.download(self._remote / _OWNER, folder / _OWNER):
                 return  # deleted by hand; another run would have replaced it
             owner = (folder / _OWNER).read_text()
@@ -199,7 +264,8 @@ class WorkDir(contextlib.AbstractContextManager):
 
 
 @contextlib.contextmanager
-def _local_directory() -> Iterator[Path]:
+def local_directory() -> Iterator[Path]:
+    """A new directory in TMPDIR, deleted when the block ends. Raises UserError."""
     try:
         with tempfile.TemporaryDirectory(prefix="inf_jax-") as name:
             yield Path(name)

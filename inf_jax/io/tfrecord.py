@@ -11,17 +11,18 @@ compression: it would rule out random access.
 import contextlib
 import dataclasses
 import functools
+import io
 import mmap
 import os
 import struct
 from collections.abc import Iterator
-from typing import Self
+from typing import BinaryIO, Self
 
 import google_crc32c
 import numpy as np
 
 from inf_jax.core.errors import UserError
-from inf_jax.io.atomic import atomic_file
+from inf_jax.io.storage import AnyPath, new_file, open_to_read
 
 _LENGTH, _CRC, _HEADER = struct.Struct("<Q"), struct.Struct("<I"), struct.Struct("<QI")
 FRAME_BYTES = _HEADER.size + _CRC.size  # what a frame adds to its data
@@ -74,7 +75,7 @@ class Writer:
     writer.index  # Index of what was written
 
     Raises:
-      UserError: as `inf_jax.io.atomic.atomic_file`, from `with` and `write`.
+      UserError: as `inf_jax.io.storage.new_file`, from `with` and `write`.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -83,7 +84,7 @@ class Writer:
         self._lengths, self._crcs = [], []
 
     def __enter__(self) -> Self:
-        self._file = self._stack.enter_context(atomic_file(self.path))
+        self._file = self._stack.enter_context(new_file(self.path))
         return self
 
     def __exit__(self, *error) -> bool | None:
@@ -113,7 +114,8 @@ def read_records(path: str | os.PathLike, *, count: int | None = None) -> Iterat
       CorruptRecordError: at the first damaged, missing or surplus record.
       UserError: the file cannot be opened.
     """
-    return _frames(path, stop=count, whole=True)
+    with _open(path) as file:
+        yield from _frames(path, file, stop=count, whole=True)
 
 
 def read_range(path: str | os.PathLike, *, offset: int, first: int, count: int) -> Iterator[bytes]:
@@ -121,11 +123,13 @@ def read_range(path: str | os.PathLike, *, offset: int, first: int, count: int) 
 
     Errors as `read_records`, but for surplus records.
     """
-    return _frames(path, offset=offset, first=first, stop=first + count)
+    with _open(path) as file:
+        yield from _frames(path, file, offset=offset, first=first, stop=first + count)
 
 
 def _frames(
     path: str | os.PathLike,
+    file: BinaryIO,
     *,
     offset: int = 0,
     first: int = 0,
@@ -133,21 +137,20 @@ def _frames(
     whole: bool = False,
 ) -> Iterator[bytes]:
     """The data of the records from `first` to `stop`, where a `whole` file must end."""
-    with _open(path) as file:
-        size, end, record = os.fstat(file.fileno()).st_size, file.seek(offset), first
-        while (whole or record != stop) and (header := file.read(_HEADER.size)):
-            if record == stop:
-                raise CorruptRecordError(path, record, f"the file must end after {stop} records")
-            length = _check_header(path, record, header)
-            end += FRAME_BYTES + length
-            if end > size:
-                raise CorruptRecordError(
-                    path, record, f"the file is truncated: {size} bytes, the record ends at {end}"
-                )
-            data = file.read(length)
-            _check_data(path, record, data, file.read(_CRC.size))
-            yield data
-            record += 1
+    size, end, record = file.seek(0, os.SEEK_END), file.seek(offset), first
+    while (whole or record != stop) and (header := file.read(_HEADER.size)):
+        if record == stop:
+            raise CorruptRecordError(path, record, f"the file must end after {stop} records")
+        length = _check_header(path, record, header)
+        end += FRAME_BYTES + length
+        if end > size:
+            raise CorruptRecordError(
+                path, record, f"the file is truncated: {size} bytes, the record ends at {end}"
+            )
+        data = file.read(length)
+        _check_data(path, record, data, file.read(_CRC.size))
+        yield data
+        record += 1
     if stop is not None and record < stop:
         raise CorruptRecordError(
             path, record, f"the file is truncated: it must hold {stop} records"
@@ -211,16 +214,46 @@ class Reader:
             return [self.read(record) for record in records]  # names the one that is not there
         offsets, lengths, whole = self._offsets, self._lengths, self._map
         frames = [whole[offsets[n] : offsets[n] + lengths[n] + FRAME_BYTES] for n in records]
-        pairs = zip(records, frames, strict=True)
-        headers = [frame.startswith(_frame_header(lengths[n])) for n, frame in pairs]
-        data = [frame[_HEADER.size : -_CRC.size] for frame in frames]
-        crcs = np.array([google_crc32c.value(each) for each in data], np.uint64)
-        crcs = ((crcs >> 15 | crcs << 17) + 0xA282EAD8 & 0xFFFFFFFF).astype(np.uint32)
-        stored = np.frombuffer(b"".join(frame[-_CRC.size :] for frame in frames), "<u4")
-        good = np.array(headers, bool) & (crcs == stored) & (crcs == self.index.crcs[records])
+        data, crcs, good = data_of_frames(frames)
+        good &= crcs == self.index.crcs[records]
+        good &= np.array([lengths[n] for n in records]) == [len(each) for each in data]
         if not good.all():
             self.read(records[int(good.argmin())])  # raises
         return data
+
+
+def data_of_frames(frames: list[bytes]) -> tuple[list[bytes], np.ndarray, np.ndarray]:
+    """The data of records, uint32[n], their masked CRC-32C, and bool[n], whether both checksums in
+    each frame are right."""
+    data = [frame[_HEADER.size : -_CRC.size] for frame in frames]
+    pairs = zip(data, frames, strict=True)
+    headers = [frame.startswith(_frame_header(len(each))) for each, frame in pairs]
+    crcs = np.array([google_crc32c.value(each) for each in data], np.uint64)
+    crcs = ((crcs >> 15 | crcs << 17) + 0xA282EAD8 & 0xFFFFFFFF).astype(np.uint32)
+    stored = np.frombuffer(b"".join(frame[-_CRC.size :] for frame in frames), "<u4")
+    return data, crcs, np.array(headers, bool) & (crcs == stored)
+
+
+def starts_of_frames(data: bytes) -> np.ndarray:
+    """int64[n + 1], the byte at which each frame of some whole ones starts, and their end, by the
+    lengths alone: beyond len(data) where they are damaged."""
+    starts, at = [0], 0
+    while at + FRAME_BYTES <= len(data):
+        at += FRAME_BYTES + _LENGTH.unpack_from(data, at)[0]
+        starts.append(at)
+    return np.array(starts, np.int64)
+
+
+def crcs_of_frames(data: bytes, starts: np.ndarray) -> np.ndarray:
+    """uint32[n], the masked CRC-32C of the data that each frame stores."""
+    places = (starts[1:, None] - _CRC.size) + np.arange(_CRC.size)
+    return np.frombuffer(np.frombuffer(data, np.uint8)[places].tobytes(), "<u4")
+
+
+def read_frames(path: AnyPath, data: bytes, *, first: int, count: int) -> list[bytes]:
+    """The data of the records of some whole frames of a file; CorruptRecordError as of
+    `read_records`."""
+    return [*_frames(path, io.BytesIO(data), first=first, stop=first + count)]
 
 
 @functools.lru_cache(maxsize=1 << 16)
@@ -255,9 +288,9 @@ def _index(lengths: list[int], crcs: list[int]) -> Index:
     return Index(offsets, sizes, np.array(crcs, np.uint32))
 
 
-def _open(path: str | os.PathLike):
+def _open(path: AnyPath):
     try:
-        return open(path, "rb", _BUFFER)
+        return open_to_read(path, _BUFFER)
     except OSError as error:
         raise UserError(
             f"cannot read {os.fspath(path)}: {error.strerror}; check the path or build it again"

@@ -35,11 +35,16 @@ class Composition(NamedTuple):
 def sampled(examples: Iterable[_T], *, count: int, into: list[_T]) -> Iterator[_T]:
     """Passes `count` examples on and appends CHECKED_EXAMPLES of them or fewer, evenly spread, to
     `into`."""
-    every = -(-count // CHECKED_EXAMPLES)
+    places = sampled_places(count)
     for number, example in enumerate(examples):
-        if number % every == 0:
+        if number in places:
             into.append(example)
         yield example
+
+
+def sampled_places(count: int) -> range:
+    """The numbers of these examples."""
+    return range(0, count, -(-count // CHECKED_EXAMPLES))
 
 
 def check_composition(

@@ -48,7 +48,7 @@ _SECTIONS, _KEYS = (
     ("data", "model", "loss", "mesh"),
     ("train.batch_size", "train.keep_last_chunk", "train.health"),
 )
-_NOT = ("data.dir", "data.prefetch", "model.start_from")
+_NOT = ("data.dir", "data.prefetch", "data.stage_mb", "model.start_from")
 
 
 class Choice(NamedTuple):

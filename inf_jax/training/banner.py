@@ -110,6 +110,7 @@ def banner(
             *([("hard negatives a pair", f"{plan.negatives:.2f}")] if layout.negatives else []),
             *_instruction_negatives(loader),
             *_old_order(loader),
+            *_windows(loader),
             *more.items(),
         ],
     )
@@ -155,6 +156,14 @@ def _old_order(loader: Loader) -> list[tuple[str, str]]:
     if loader.order == 1:
         why += ", and a step near the end of an epoch may hold an example several times"
     return [("order", f"{loader.order}, as the run began: {why}")]
+
+
+def _windows(loader: Loader) -> list[tuple[str, str]]:
+    """How the records of a shuffled split are read."""
+    if loader.layout.mixture or not loader.dataset.windowed:
+        return []
+    order = loader.example_order
+    return [("windows", f"of {len(order.steps(0)):,} steps and {order.lanes} lanes")]
 
 
 def _instruction_negatives(loader: Loader) -> list[tuple[str, str]]:

@@ -36,14 +36,18 @@ class Bucket:
       denied: IAM permissions that are refused, e.g. "storage.objects.create".
       needs_token: whether requests without an Authorization header are refused.
       failures: number of requests still to be answered with 503.
+      latency_s: before each answer.
       requests: permission -> number of requests that needed it.
+      served: object -> bytes of it that were sent.
     """
 
     objects: dict[str, Object] = field(default_factory=dict)
     denied: set[str] = field(default_factory=set)
     needs_token: bool = False
     failures: int = 0
+    latency_s: float = 0.0
     requests: Counter = field(default_factory=Counter)
+    served: Counter = field(default_factory=Counter)
 
 
 class Refused(Exception):
@@ -159,6 +163,8 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         query = {name: values[-1] for name, values in parse_qs(url.query).items()}
         parts = [unquote(part) for part in url.path.split("/")]
+        found = gcs.buckets.get(parts[parts.index("b") + 1]) if "b" in parts else None
+        time.sleep(found.latency_s if found else 0)  # others are answered meanwhile
         try:
             with gcs.lock:
                 at = parts.index("b")
@@ -225,14 +231,16 @@ class _Handler(BaseHTTPRequestHandler):
             del found.objects[name]
             self._send(204, b"")
         elif query.get("alt") == "media":
-            self._media(found.objects[name])
+            self._media(found, name)
         else:
             self._json(resource(bucket, name, found.objects[name]))
 
-    def _media(self, found: Object) -> None:
+    def _media(self, bucket: Bucket, name: str) -> None:
+        found = bucket.objects[name]
         size, headers = len(found.data), {"x-goog-generation": str(found.generation)}
         asked = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
         if not asked:
+            bucket.served[name] += size
             self._send(200, found.data, headers)
             return
         first, last = asked.groups()
@@ -240,6 +248,7 @@ class _Handler(BaseHTTPRequestHandler):
         stop = min(int(last) + 1, size) if first and last else size
         if start >= size:
             raise Refused(416, "Requested range not satisfiable")
+        bucket.served[name] += stop - start
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
         self._send(206, found.data[start:stop], headers)
 

@@ -152,6 +152,10 @@ class _Rows:
     def __init__(self, mixture: MixtureDataset, name: str, shape: tuple[int, ...], dtype: type):
         self._mixture, self._name, self._shape, self._dtype = mixture, name, shape, dtype
 
+    def take(self, units: np.ndarray, axis: int) -> np.ndarray:
+        """As `[units]`; arrays of a dataset take rows faster so."""
+        return self[units]
+
     def __getitem__(self, units: np.ndarray) -> np.ndarray:
         found = np.zeros((len(units), *self._shape), self._dtype)
         for source, rows, examples in self._mixture.by_source(units):

@@ -1,12 +1,8 @@
 """Reads tokenised examples by number from a directory that `data.tokenise` wrote."""
 
-import dataclasses
 import functools
 import os
-import zipfile
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -21,50 +17,20 @@ from inf_jax.data.tokenised.records import (
     decode_tokenised,
     part_lengths,
 )
-from inf_jax.io.atomic import atomic_file
+from inf_jax.data.tokenised.sidecars import index_path, joined, load_sidecar
 from inf_jax.io.json_files import path_inside, read_json
-from inf_jax.io.tfrecord import CorruptRecordError, Index, Reader
+from inf_jax.io.storage import AnyPath, as_path
+from inf_jax.io.tfrecord import CorruptRecordError, Reader
 from inf_jax.text.splice_check import Composition
 
 MANIFEST = "manifest.json"
-# RuntimeError: a flipped bit can also name a compression method that zipfile lacks
-_DAMAGE = (OSError, EOFError, KeyError, ValueError, TypeError, RuntimeError, zipfile.BadZipFile)
-
-
-class Sidecar(NamedTuple):
-    """What the index file of a shard says of its n examples of k pairs, so that no record has to
-    be read.
-
-    Attributes:
-      index: where the records are.
-      text_lengths: int32[n, 2 * k], tokens of IQ0, P0, IQ1, P1, ...; 0 for an absent pair.
-      part_lengths: int32[n, k, 3], tokens of each pair's instructed query before truncation, of its
-        query and of its instruction.
-      instruction_hashes: uint64[n, k], of each pair's instruction.
-      pair_hashes: uint64[n, k], of each pair's query and passage together; None in an index of
-        version 0.1.0.
-      siblings: int32[n, k], `negatives.find_siblings`; None where they are the usual ones.
-      negative_counts: int32[n, k], hard negatives of each pair; None where there are none.
-      negative_lengths: int32[sum(negative_counts)], tokens of each; None where there are none.
-      scored: bool[n, k], pairs with a teacher's scores; None where there are none.
-    """
-
-    index: Index
-    text_lengths: np.ndarray
-    part_lengths: np.ndarray
-    instruction_hashes: np.ndarray
-    pair_hashes: np.ndarray | None = None
-    siblings: np.ndarray | None = None
-    negative_counts: np.ndarray | None = None
-    negative_lengths: np.ndarray | None = None
-    scored: np.ndarray | None = None
 
 
 class TokenisedDataset:
     """Random access to the tokenised examples of one split; threads may share it.
 
     Attributes:
-      directory: Path, as `tokenise` returned it.
+      directory: as `tokenise` returned it.
       pairs_per_example: k, pairs of an example, absent ones included; an example's pairs have the
         numbers k * example to k * example + k - 1.
       text_lengths, part_lengths, instruction_hashes: as in `Sidecar`, of all examples.
@@ -79,8 +45,11 @@ class TokenisedDataset:
       UserError: a file is missing or unreadable, or counts do not agree; names file and remedy.
     """
 
+    windowed = False  # whether `data.windows` orders the examples
+    _compared = ("text_lengths", "part_lengths", "instruction_hashes")  # of records and index
+
     def __init__(self, directory: str | os.PathLike):
-        self.directory = Path(directory)
+        self.directory = as_path(directory)
         path = self.directory / MANIFEST
         manifest = read_json(path, remedy="tokenise the split again, it was not finished")
         try:
@@ -92,7 +61,7 @@ class TokenisedDataset:
                 )
             self.fingerprint: str = manifest["fingerprint"]
             # older manifests are of InF-IR's three
-            self.pairs_per_example = k = int(manifest.get("pairs_per_example", 3))
+            self.pairs_per_example = int(manifest.get("pairs_per_example", 3))
             self.max_query_tokens: int = recipe["text"]["max_query_tokens"]
             before, after = (np.array(ids, np.int32) for ids in manifest["special_tokens"])
             self.special: tuple[np.ndarray, np.ndarray] = before, after
@@ -107,9 +76,13 @@ class TokenisedDataset:
             raise UserError(
                 f"{path} is not a manifest ({first_line(error)}); delete it and tokenise again"
             ) from error
-        self._readers, sidecars = [], []
-        for name, count in shards:
-            path = path_inside(self.directory, name, self.directory / MANIFEST)
+        self._manifest = manifest
+        self._load_index([(path_inside(self.directory, name, path), n) for name, n in shards])
+
+    def _load_index(self, shards: list[tuple[AnyPath, int]]) -> None:
+        """Reads what the index says of these shards, each with its number of examples."""
+        self._readers, sidecars, k = [], [], self.pairs_per_example
+        for path, count in shards:
             sidecar = load_sidecar(path)
             if len(sidecar.index) != count:
                 raise UserError(
@@ -128,16 +101,17 @@ class TokenisedDataset:
             np.concatenate([sidecar[n] for sidecar in sidecars]) for n in (1, 2, 3)
         )
         self._pair_hashes = [sidecar.pair_hashes for sidecar in sidecars]
-        self._siblings = _joined(
+        self._siblings = joined(
             sidecars, "siblings", lambda one: usual_siblings(one.text_lengths[:, ::2] > 0)
         )
         self.scored = any(sidecar.scored is not None for sidecar in sidecars)
-        self.negative_counts = _joined(
+        self.negative_counts = joined(
             sidecars, "negative_counts", lambda one: np.zeros((len(one.index), k), np.int32)
         )
-        self._negative_lengths = _joined(
+        self._negative_lengths = joined(
             sidecars, "negative_lengths", lambda one: np.empty(0, np.int32)
         )
+        self._paths = [path for path, _ in shards]
         self._ends = np.cumsum([len(reader) for reader in self._readers])
         self.sources = [self]
         self.num_examples = len(self.text_lengths)
@@ -163,19 +137,11 @@ class TokenisedDataset:
         if wanted.size and (wanted.min() < 0 or wanted.max() >= self.num_examples):
             bad = wanted[(wanted < 0) | (wanted >= self.num_examples)][0]
             raise IndexError(f"{self.directory} has {self.num_examples} examples, not number {bad}")
-        shards = np.searchsorted(self._ends, wanted, side="right")
-        in_shard = wanted - np.concatenate(([0], self._ends))[shards]
-        data: list[bytes] = [b""] * len(wanted)
-        for shard in np.unique(shards).tolist():
-            places = np.flatnonzero(shards == shard)
-            frames = self._readers[shard].read_many(in_shard[places].tolist())
-            for place, each in zip(places.tolist(), frames, strict=True):
-                data[place] = each
+        shards, in_shard = self._places(wanted)
+        data = self._stored(wanted)
 
         def error(place: int, problem: str) -> CorruptRecordError:
-            return CorruptRecordError(
-                self._readers[shards[place]].path, int(in_shard[place]), problem
-            )
+            return CorruptRecordError(self._paths[shards[place]], int(in_shard[place]), problem)
 
         try:
             batch = decode_batch(data, self.pairs_per_example, negatives=negatives)
@@ -191,6 +157,7 @@ class TokenisedDataset:
             "part_lengths": part_lengths(batch.spans),
             "instruction_hashes": batch.hashes[:, :, 0],
         }
+        decoded = {name: decoded[name] for name in self._compared}
         if negatives and self.negative_counts is not None:
             decoded["negative_counts"] = batch.negatives.counts
         for name, read in decoded.items():
@@ -202,6 +169,28 @@ class TokenisedDataset:
                 what = f"its {name.replace('_', ' ')} are {values}, the index says {in_index}"
                 raise error(first, what)
         return batch
+
+    def _places(self, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """int64[m] each, the shard of each example and its number there."""
+        shards = np.searchsorted(self._ends, examples, side="right")
+        return shards, examples - np.concatenate(([0], self._ends))[shards]
+
+    def _stored(self, examples: np.ndarray) -> list[bytes]:
+        """The records of these examples, int64[m]; CorruptRecordError where one is damaged."""
+        shards, in_shard = self._places(examples)
+        data: list[bytes] = [b""] * len(examples)
+        for shard in np.unique(shards).tolist():
+            places = np.flatnonzero(shards == shard)
+            found = self._readers[shard].read_many(in_shard[places].tolist())
+            for place, each in zip(places.tolist(), found, strict=True):
+                data[place] = each
+        return data
+
+    @functools.cached_property
+    def instructions(self) -> tuple[bool, bool]:
+        """Whether some pair has an instruction, and whether some has none."""
+        has = self.part_lengths[:, :, 2] > 0
+        return bool(has.any()), bool((~has & (self.text_lengths[:, ::2] > 0)).any())
 
     def siblings(self, examples: np.ndarray) -> np.ndarray:
         """int64[p], of the pairs of these examples, numbered in this order, the number of the pair
@@ -215,7 +204,7 @@ class TokenisedDataset:
     def negative_lengths(self, examples: np.ndarray, drawn: np.ndarray) -> np.ndarray:
         """int[p, h], tokens of the drawn hard negatives of these examples' pairs, int64[p, h]
         numbers in the pairs' lists; 0 where none is drawn."""
-        number = self._first_negative[examples].reshape(-1, 1) + drawn
+        number = self._first_negatives(examples).reshape(-1, 1) + drawn
         lengths = self._negative_lengths[np.where(drawn >= 0, number, 0)]
         return np.where(drawn >= 0, lengths, 0)
 
@@ -229,6 +218,10 @@ class TokenisedDataset:
         tokens = ends[first + counts] - ends[first]
         mean = tokens * np.minimum(counts, count) / np.maximum(counts, 1)
         return np.rint(mean.sum(1)).astype(np.int64)
+
+    def _first_negatives(self, examples: np.ndarray) -> np.ndarray:
+        """int64[m, k], the place of each pair's first one in `_negative_lengths`."""
+        return self._first_negative[examples]
 
     @functools.cached_property
     def _first_negative(self) -> np.ndarray:
@@ -277,53 +270,3 @@ class TokenisedDataset:
             f"merges across the boundary of query and instruction, so {what} cannot be spliced "
             f"from tokens ({wrong} of {checked} checked differ); {remedy}"
         )
-
-
-def _joined(
-    sidecars: list[Sidecar], name: str, usual: Callable[[Sidecar], np.ndarray]
-) -> np.ndarray | None:
-    """An array of all shards, where one lacks it the usual one; None where all lack it."""
-    each = [getattr(one, name) for one in sidecars]
-    if all(array is None for array in each):
-        return None
-    both = zip(each, sidecars, strict=True)
-    return np.concatenate([usual(one) if array is None else array for array, one in both])
-
-
-def index_path(shard: Path) -> Path:
-    return shard.with_name(shard.name + ".index.npz")
-
-
-def write_sidecar(shard: Path, sidecar: Sidecar) -> None:
-    """Writes the index file of a shard."""
-    index = dataclasses.asdict(sidecar.index)
-    names = [name for name in Sidecar._fields[1:] if getattr(sidecar, name) is not None]
-    arrays = {name: getattr(sidecar, name) for name in names}
-    with atomic_file(index_path(shard)) as file:
-        np.savez(file, **index, **arrays)
-
-
-def load_sidecar(shard: Path) -> Sidecar:
-    """Reads the index file of a shard; UserError where it is damaged or missing."""
-    path = index_path(shard)
-    try:
-        with open(path, "rb") as file, np.load(file) as arrays:
-            index = Index(arrays["offsets"], arrays["lengths"], arrays["crcs"])
-            needed, optional = Sidecar._fields[1:4], Sidecar._fields[4:]
-            sidecar = Sidecar(
-                index,
-                **{name: arrays[name] for name in needed},
-                **{name: arrays[name] for name in optional if name in arrays},
-            )
-        n, counts = len(index), sidecar.negative_counts
-        k, total = sidecar.text_lengths.size // (2 * n or 1), 0 if counts is None else counts.sum()
-        shapes = [(n,), (n,), (n, 2 * k), (n, k, 3), *[(n, k)] * 4, (total,), (n, k)]
-        found = zip((index.lengths, index.crcs, *sidecar[1:]), shapes, strict=True)
-        if any(array is not None and array.shape != shape for array, shape in found):
-            raise ValueError("the sizes of its arrays disagree")
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing; tokenise the split again") from error
-    except _DAMAGE as error:
-        remedy = "delete it and tokenise the split again"
-        raise UserError(f"{path} is damaged ({error}); {remedy}") from error
-    return sidecar

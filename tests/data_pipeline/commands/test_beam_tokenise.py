@@ -125,5 +125,5 @@ def test_main_says_what_is_wrong(capsys):
         )
     assert stop.value.code == 1
     assert capsys.readouterr().err.startswith(
-        "error: config: data.dir='gs://bucket/data': records are read from a local disk"
+        "error: data.dir=gs://bucket/data, data.shuffle=auto: workers write the global order"
     )

@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from inf_jax.io import storage
 from inf_jax.monitoring.metrics_log import read_metrics
 from inf_jax.retriever import load
 from inf_jax.retriever.settings import SETTINGS_FILE
+from tests.doubles.gcs_server import Object
 from tests.inf_jax.processes import finish, start, write_config
 
 # aiohttp's advice on what gcsfs does
@@ -132,3 +134,27 @@ def test_a_run_in_a_bucket(gcs, killed, tmp_path, capsys, no_torch, monkeypatch)
         assert bucket.download(out_dir / "export" / name, tmp_path / "export" / name)
     assert json.loads((tmp_path / "export" / SETTINGS_FILE).read_text())["run"]["step"] == 7
     assert load(tmp_path / "export").config.text.max_passage_tokens == 32
+
+
+def test_windows_of_a_bucket_go_on_bit_for_bit(
+    gcs, tiny_config, tiny_dataset_dir, tmp_path, no_torch
+):
+    """A run on data in a bucket, which it tokenises there, killed by -9 and started again."""
+    root, objects = tiny_dataset_dir.parents[2], gcs.make("data", failures=1).objects
+    for path in tiny_dataset_dir.iterdir():
+        objects[f"all/{path.relative_to(root).as_posix()}"] = Object(path.read_bytes(), 1)
+    tiny_config.data.update({"dir": "gs://data/all", "shuffle": "windows"})
+    tiny_config.train.update({"steps": 9, "health": False})  # more than an epoch
+    tiny_config.optim.lr = 1e-3
+    file = write_config(tiny_config, tmp_path / "c.py")
+    (out,), codes = finish(start(file, program=("-c", KILLED), devices=8))
+    assert codes == [-signal.SIGKILL], out
+    log = Path(tiny_config.out_dir) / "metrics.jsonl"
+    before = read_metrics(log)
+    train.main(tiny_config, resume=True)
+    after = read_metrics(log)
+    assert [line["step"] for line in before] == [*range(6)]
+    assert [line["step"] for line in after] == [*range(9)]
+    for one, two in zip(before, after, strict=False):
+        assert (one["loss"], one["grad_norm"]) == (two["loss"], two["grad_norm"])
+    assert gcs.buckets["data"].served

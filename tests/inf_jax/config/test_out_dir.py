@@ -22,7 +22,7 @@ def test_config_refuses_what_is_no_place(tiny_config, place):
         check_config(tiny_config)
 
 
-def test_config_takes_a_bucket_for_results_only(tiny_config):
+def test_config_takes_a_bucket(tiny_config):
     tiny_config.out_dir = "gs://my-runs.example/a/b"
     check_config(tiny_config)
     tiny_config.train.compilation_cache = "s3://runs/programs"
@@ -30,7 +30,9 @@ def test_config_takes_a_bucket_for_results_only(tiny_config):
         check_config(tiny_config)
     tiny_config.train.compilation_cache = "gs://runs/programs"
     tiny_config.data.dir = "gs://runs/data"
-    with pytest.raises(UserError, match=r"data\.dir=.*gcloud storage cp"):
+    check_config(tiny_config)
+    tiny_config.data.dir = "s3://runs/data"
+    with pytest.raises(UserError, match=r"data\.dir=.*a local directory, or gs://BUCKET/"):
         check_config(tiny_config)
 
 
