@@ -17,7 +17,7 @@ The rate is of batches of 8,192 records that one host reads, shuffles, packs and
 grain reads the same files, if it is installed: records in the order of the files, parsed, and
 padded to the longest text of the split. Every process is pinned to one core, its threads for
 reading ahead included; seconds are of the processor, so that other load on the machine counts
-little.
+little. Last, the records are read in windows (`input_bucket`), from the disk and from a bucket.
 """
 
 import argparse
@@ -35,6 +35,7 @@ import numpy as np
 
 from inf_jax.core.cli_flags import FlagParser, at_least, check_choice
 
+from . import input_bucket
 from .input_records import LONGEST, write_records
 from .plan import BACKBONES, PROGRAMS, plan_file
 from .process import Worker, peak_memory, reset_peak_memory, serve
@@ -90,7 +91,8 @@ def main(args: argparse.Namespace) -> None:
         ]
         for worker in workers.values():
             worker.close()
-    text = summary(configs, rounds, records=args.records)
+        windows = input_bucket.report(Path(directory), args.records)
+    text = "\n".join([summary(configs, rounds, records=args.records), "", *windows])
     publish("input", text, threads=1, write=args.write)
 
 
@@ -293,4 +295,9 @@ def _grain(directory: Path) -> Callable[[dict], float]:
     return answer
 
 
-WORKERS = {"inf_jax": _inf_jax, "grain": _grain}
+WORKERS = {
+    "inf_jax": _inf_jax,
+    "grain": _grain,
+    "windows": input_bucket.windows,
+    "bucket": input_bucket.bucket,
+}

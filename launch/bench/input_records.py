@@ -6,13 +6,15 @@ from pathlib import Path
 import numpy as np
 
 from inf_jax.data.records import pair_hashes
-from inf_jax.data.tokenised.dataset import MANIFEST, Sidecar, write_sidecar
+from inf_jax.data.tokenised.columns import write_columns
+from inf_jax.data.tokenised.dataset import MANIFEST
 from inf_jax.data.tokenised.records import (
     TOKENISED_SCHEMA,
     TokenisedRecord,
     encode_tokenised,
     part_lengths,
 )
+from inf_jax.data.tokenised.sidecars import Sidecar, load_sidecar, write_sidecar
 from inf_jax.io.tfrecord import Writer
 
 LONGEST = (32, 256)  # tokens of a query and of a passage
@@ -57,4 +59,12 @@ def write_records(directory: Path, count: int) -> None:
         "pairs_per_example": 1,
         "shards": shards,
     }
+    (directory / MANIFEST).write_text(json.dumps(manifest))
+
+
+def as_windows(directory: Path) -> None:
+    """Has the records of `write_records`, which are in random order, read in windows."""
+    manifest = json.loads((directory / MANIFEST).read_text())
+    shards = [directory / shard["file"] for shard in manifest["shards"]]
+    manifest["columns"] = write_columns(directory, map(load_sidecar, shards))
     (directory / MANIFEST).write_text(json.dumps(manifest))
