@@ -34,6 +34,7 @@ from inf_jax.core.cli_flags import FlagParser, check_choice
 from inf_jax.core.console import table
 from inf_jax.core.errors import UsageError, UserError
 from inf_jax.core.trees import select
+from inf_jax.data.from_config import eval_config
 from inf_jax.distributed.coordination import is_primary
 from inf_jax.distributed.entry_point import run_distributed
 from inf_jax.evaluation.scores import METRICS
@@ -199,7 +200,8 @@ def main(
             kept = scores.get(best, 0.0), rows[-1], params, newest
         del params
     if score and is_primary():
-        _print_scores(f"{config.data.source} {config.eval.split}, {method}", rows)
+        source = eval_config(config).data.source
+        _print_scores(f"{source} {config.eval.split}, {method}", rows)
     if kept is not None:
         _write(target, models, resolved, *kept[1:])
     if is_primary():

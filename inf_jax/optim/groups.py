@@ -52,7 +52,7 @@ def check_groups(groups: Sequence[str], params: Any) -> None:
 def scale_by_group(
     groups: Sequence[str], *, layer_decay: float = 1.0, layers: int = 0
 ) -> optax.GradientTransformation:
-    """Multiplies updates by the factors of their parameters.
+    """Multiplies updates, weight decay included, by the factors of their parameters.
 
     The factor of a group is that of the first expression found in the parameter's path, 1 where
     none is. Layer i of n has layer_decay^(n - 1 - i) as a further one, the tables before the first
