@@ -31,7 +31,7 @@ from inf_jax.distributed.entry_point import run_distributed
 from inf_jax.distributed.preemption import CONTINUE, STOP, PreemptionGuard
 from inf_jax.io import storage
 from inf_jax.monitoring.compilation import CompileCounter, use_compilation_cache
-from inf_jax.monitoring.metrics_log import GROWING, MetricsLog, NoLog
+from inf_jax.monitoring.metrics_log import GROWING, MetricsLog, NoLog, of_present_sources
 from inf_jax.monitoring.wandb_log import WandbLog, import_wandb
 from inf_jax.monitoring.watch import Watch, watching_start
 from inf_jax.training.automatic import settle_keys
@@ -182,7 +182,8 @@ class StepResults:
         if self.pending is None:
             return
         (step, metrics), self.pending = self.pending, None
-        values = {name: value.tolist() for name, value in jax.device_get(metrics).items()}
+        on_host = jax.device_get(metrics)
+        values = of_present_sources({name: value.tolist() for name, value in on_host.items()})
         self._log.write(step, values)
         self._saver.count(values)
         self._watch.finished(step, values["loss"])

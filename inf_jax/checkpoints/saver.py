@@ -45,6 +45,9 @@ class Saver:
         self._directory = f"{config.out_dir}/checkpoints"
         self._steps, self._every = train.steps, train.checkpoint_every
         self._metric, self._keep_best = train.best_metric, train.keep_best
+        # of a metric by source, in a mixture, the number of its pairs, which may be 0 in a step
+        dev, source = "dev/" * self._metric.startswith("dev/"), self._metric.rpartition("/")[2]
+        self._pairs = f"{dev}pairs/{source}"
         self._sum, self._count = 0.0, 0
         self._resolved = resolved
         self._manager = checkpoint.make_manager(
@@ -163,7 +166,7 @@ class Saver:
         measured = not self._metric.startswith("dev/") or "dev/loss" in metrics
         if self._keep_best and isinstance(metrics.get(self._metric), float):
             self._sum, self._count = self._sum + metrics[self._metric], self._count + 1
-        elif self._keep_best and measured:
+        elif self._keep_best and measured and metrics.get(self._pairs) != 0:
             scalars = sorted(name for name, value in metrics.items() if isinstance(value, float))
             raise UserError(
                 f"train.best_metric={self._metric!r}: no metric of this run; there are "

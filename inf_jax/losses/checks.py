@@ -46,6 +46,14 @@ def _check_instruction_negatives(objective: Objective, rows: RowTexts) -> None:
         )
 
 
+def check_sources(rows: int, sources: jax.Array | None, names: Sequence[str]) -> None:
+    """A number of each row, and names for the numbers."""
+    if (sources is None) != (not names):
+        raise UserError("give both, sources and source_names, or neither")
+    if sources is not None and (sources.shape != (rows,) or sources.dtype != jnp.int32):
+        raise UserError(f"sources is {sources.dtype}{sources.shape}: expected int32({rows},)")
+
+
 def check_mask(objective: Objective, rows: RowTexts, mask: str) -> None:
     """The mask's name, and the hashes that the identity mask needs."""
     if mask not in MASKS:

@@ -5,7 +5,8 @@ An engine sums each block over the negatives of each row; loss and metrics follo
 """
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from inf_jax.losses.by_score import ByScore
 from inf_jax.losses.candidates import RowTexts, known_instructions
 from inf_jax.losses.dense import dense_sums
 from inf_jax.losses.objective import TAUGHT, Objective, parse_objective
-from inf_jax.losses.tiles import BlockwisePlan, Coefficients
+from inf_jax.losses.tiles import BlockwisePlan, Coefficients, Counts
 
 DENSE_SCORES = 2**22  # up to so many scores (16 MiB) the auto engine keeps the matrix
 TILES = {"cpu": (2048, 1024), "gpu": (8192, 8192), "tpu": (4096, 1024)}
@@ -40,6 +41,8 @@ def contrastive_loss(
     instruction_negative_ids: jax.Array | None = None,
     instruction_negative_valid: jax.Array | None = None,
     teacher_scores: jax.Array | None = None,
+    sources: jax.Array | None = None,
+    source_names: Sequence[str] = (),
     dims: Sequence[int] = (),
     dim_weights: Sequence[float] = (),
     mask_margin: float | None = None,
@@ -98,6 +101,8 @@ def contrastive_loss(
       instruction_negative_valid: bool[b, m], False where there is no n_ik; None: all are there.
       teacher_scores: [b, 1 + h], logits of a teacher for the row's own passages, for distil and
         margin; -inf for all of a row without: its part of the sum is 0.
+      sources: int32[b], a number in `source_names` of each row, for metrics by source.
+      source_names: of the sources. Static.
       dims, dim_weights: Matryoshka (arXiv 2205.13147): the weighted sum of the losses of prefixes
         of the embeddings, of these lengths and at unit norm; () is the whole embedding as it is,
         and weights of 1. Static.
@@ -129,7 +134,8 @@ def contrastive_loss(
       "false_negatives/t" (negatives of a row that score above its positive: suspects). A copy of a
       positive ties with it up to rounding: under "faithful" the last two depend on the engine.
       "spread" where it is in the loss. With `dims` these are of the longest prefix, and
-      "loss/dim<d>" is the loss of each.
+      "loss/dim<d>" is the loss of each. Of the rows of each source n "pairs/n", their number,
+      "loss/n" (without the spread), "accuracy/t/n" and "masked/t/n"; NaN where there are none.
 
     Raises:
       UserError: shapes, dtypes or options that do not fit, or missing arguments.
@@ -158,6 +164,7 @@ def contrastive_loss(
     by_score = ByScore(mask_margin, mask_relative, hardness, hardness_of)
     checks.check_by_score(by_score, spread)
     checks.check_teacher(objective, passages, teacher_scores)
+    checks.check_sources(queries.shape[0], sources, source_names)
     checks.check_dims(queries.shape[1], dims, dim_weights)
     checks.check_engine(engine, mesh, tile, tile_dtype)
     rows = _only_needed(objective, rows, mask)
@@ -170,15 +177,17 @@ def contrastive_loss(
         by_score=by_score,
     )
 
-    def loss_of(rows: RowTexts, coefficients: Coefficients, teacher):
-        loss, metrics = _loss(objective, plan, rows, coefficients, teacher)
+    def loss_of(rows: RowTexts, coefficients: Coefficients, teacher, by_source):
+        loss, metrics = _loss(objective, plan, rows, coefficients, teacher, by_source)
         if not spread:
             return loss, metrics
         more = terms.spread_out(rows)
         loss += spread * more
         return loss, metrics | {"loss": _metric(loss), "spread": _metric(more)}
 
-    def body(rows: RowTexts, scale, bias, teacher) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def body(
+        rows: RowTexts, scale, bias, teacher, sources
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         rows = _zero_empty_slots(rows)
         if rows.instruction_negative_ids is not None:
             rows = rows._replace(instruction_negative_known=known_instructions(rows))
@@ -186,18 +195,23 @@ def contrastive_loss(
             rows = _map_embeddings(rows, lambda x: x.astype(tile_dtype))
         dtype = jnp.promote_types(jnp.result_type(rows.queries, rows.passages), jnp.float32)
         coefficients = Coefficients(jnp.asarray(scale, dtype), jnp.asarray(bias, dtype))
+        by_source = functools.partial(terms.by_source, sources, source_names, rows.valid)
         if not dims:
-            return loss_of(rows, coefficients, teacher)
-        parts = {d: loss_of(_prefix(rows, d), coefficients, teacher) for d in dims}
+            return loss_of(rows, coefficients, teacher, by_source)
+        parts = {d: loss_of(_prefix(rows, d), coefficients, teacher, by_source) for d in dims}
         weights = dim_weights or (1.0,) * len(dims)
         loss = sum(w * value for w, (value, _) in zip(weights, parts.values(), strict=True))
         metrics = parts[max(dims)][1] | {"loss": _metric(loss)}
+        for name in (f"loss/{source}" for source in source_names):
+            metrics[name] = sum(
+                w * m[name] for w, (_, m) in zip(weights, parts.values(), strict=True)
+            )
         return loss, metrics | {f"loss/dim{d}": _metric(value) for d, (value, _) in parts.items()}
 
     context = jax.typeof(queries).sharding.mesh
     if AxisType.Explicit in context.axis_types:  # leave the partitioning to XLA there as well
         body = jax.sharding.auto_axes(body, out_sharding=NamedSharding(context, PartitionSpec()))
-    return body(rows, scale, bias, teacher_scores)
+    return body(rows, scale, bias, teacher_scores, sources)
 
 
 def _choose(engine: str, passages: tuple[int, ...], mesh: Mesh | None) -> str:
@@ -239,6 +253,7 @@ def _loss(
     rows: RowTexts,
     coefficients: Coefficients,
     teacher: jax.Array | None,
+    by_source: Callable[[jax.Array, jax.Array, Mapping[str, Counts]], dict[str, jax.Array]],
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Loss and metrics of checked rows."""
     dtype = coefficients.scale.dtype
@@ -254,12 +269,15 @@ def _loss(
             kept = _without_instruction_negatives(rows)
             more = _padded_sums(rest, kept, fixed, coefficients)
             sums, counts = sums | more[0], counts | more[1]
-        loss = jnp.sum(weights * terms.row_losses(objective, sums, positive, coefficients))
+        each = terms.row_losses(objective, sums, positive, coefficients)
+        loss = jnp.sum(weights * each)
     if objective.has(*TAUGHT):
-        loss += terms.taught_loss(objective, rows, teacher, coefficients.scale, weights)
+        taught = terms.taught_losses(objective, rows, teacher, coefficients.scale)
+        loss, each = loss + jnp.sum(weights * taught), each + taught
     counts = {t: counts[t] for t in BLOCKS if t in counts}
     metrics = terms.metrics(sums, counts, positive, coefficients.scale, rows.valid)
-    return loss, {name: _metric(value) for name, value in {"loss": loss, **metrics}.items()}
+    values = {"loss": loss, **metrics, **by_source(each, positive, counts)}
+    return loss, {name: _metric(value) for name, value in values.items()}
 
 
 def _padded_sums(

@@ -1,6 +1,6 @@
 """Combines per-block sums into per-row losses, and reports the metrics of the loss."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -37,16 +37,15 @@ def row_losses(
     return total
 
 
-def taught_loss(
-    objective: Objective, rows: RowTexts, teacher: jax.Array, scale: jax.Array, weights: jax.Array
+def taught_losses(
+    objective: Objective, rows: RowTexts, teacher: jax.Array, scale: jax.Array
 ) -> jax.Array:
-    """Weighted sum of each row's losses by a teacher's scores of its passages: the KL from the
-    teacher's distribution to ours, and the mean squared error of the margins of its negatives.
+    """[b], each row's losses by a teacher's scores of its passages: the KL from the teacher's
+    distribution to ours, and the mean squared error of the margins of its negatives.
 
     Args:
       teacher: [b, 1 + h], the teacher's logits; -inf for a passage of no probability, and for all
         of a row that has no teacher.
-      weights: [b], 0 for an empty slot.
     """
     there = jnp.broadcast_to(rows.valid[:, None], teacher.shape)
     if rows.passage_valid is not None:
@@ -68,7 +67,7 @@ def taught_loss(
 
     values = {"distil": kl, "margin": margin}
     terms = [term.weight * values[term.kind] for term in objective.terms if term.kind in values]
-    return jnp.sum(weights * sum(terms))
+    return sum(terms)
 
 
 def metrics(
@@ -119,6 +118,34 @@ def spread_out(rows: RowTexts) -> jax.Array:
         return (jnp.sum(jnp.square(gram)) - jnp.sum(own)) / pairs
 
     return of(rows.queries) + of(rows.passages[:, 0])
+
+
+def by_source(
+    sources: jax.Array | None,
+    names: Sequence[str],
+    valid: jax.Array,
+    losses: jax.Array,
+    positive: jax.Array,
+    counts: Mapping[str, Counts],
+) -> dict[str, jax.Array]:
+    """The metrics of `contrastive_loss` by source; {} without sources.
+
+    Args:
+      sources, names: `sources` and `source_names` of `contrastive_loss`.
+      losses, positive: [b], of each row.
+    """
+    if sources is None:
+        return {}
+    mine = (sources[:, None] == jnp.arange(len(names))[None]) & valid[:, None]  # [b, sources]
+    total = lambda values: jnp.sum(jnp.where(mine, values[:, None], 0), axis=0)  # noqa: E731
+    pairs = jnp.sum(mine, axis=0).astype(losses.dtype)
+    parts = {"pairs": pairs, "loss": total(losses) / pairs}
+    for t, c in counts.items():
+        masked, negatives = total(c.masked), total(c.negatives)
+        share = masked / jnp.maximum(negatives + masked, 1)
+        parts[f"accuracy/{t}"] = total((positive > c.hardest).astype(losses.dtype)) / pairs
+        parts[f"masked/{t}"] = jnp.where(pairs > 0, share, jnp.nan)
+    return {f"{kind}/{name}": x[n] for kind, x in parts.items() for n, name in enumerate(names)}
 
 
 def _uni(lse: jax.Array, pos: jax.Array) -> jax.Array:

@@ -148,6 +148,25 @@ def read_metrics(path: AnyPath) -> list[dict]:
     return list(metric_lines(path))
 
 
+def of_present_sources(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics of a step, without those by source (`losses.terms.by_source`) of which it has no
+    pair."""
+    absent = {
+        tuple(name.split("pairs/", 1))
+        for name, value in metrics.items()
+        if value == 0 and name.startswith(("pairs/", "dev/pairs/"))
+    }
+    return {
+        name: value
+        for name, value in metrics.items()
+        if not any(
+            name.endswith(f"/{source}") and name.startswith("dev/") == bool(dev)
+            for dev, source in absent
+        )
+        or "pairs/" in name
+    }
+
+
 def is_number(value: object) -> bool:
     """Whether a value of a log's line is a number; NaN and infinity are."""
     return isinstance(value, float) or (type(value) is int and abs(value) < 1 << 63)

@@ -26,6 +26,7 @@ class EncodingPlan:
       instructed: for the query encoder "attention", `Encoder.encode_instructed` with its
         max_tokens; None for "joint".
       groups, mesh, gather, keep_last: as of `gradcache.encode_in_chunks`.
+      sources: names of the sources that a mixture's batches number, for metrics by source.
     """
 
     encode: Encode
@@ -34,6 +35,7 @@ class EncodingPlan:
     mesh: Mesh | None = None
     gather: str = "auto"
     keep_last: bool = False
+    sources: tuple[str, ...] = ()
 
 
 class Embeddings(NamedTuple):

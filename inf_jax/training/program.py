@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from inf_jax.config.mixture import mixture_sources
 from inf_jax.config.sections import RunConfig
 from inf_jax.core.batch import Batch
 from inf_jax.core.errors import UserError
@@ -31,6 +32,7 @@ class TrainingProgram(NamedTuple):
 
     Attributes:
       mesh, objective: as in the config.
+      sources: names of the mixture's sources; () without one.
       step: jitted (state, batch) -> (state, metrics); the state is donated.
       measure: jitted (params, frozen, batch) -> the loss's metrics, without dropout.
       shapes: TrainState of ShapeDtypeStructs with shardings.
@@ -39,6 +41,7 @@ class TrainingProgram(NamedTuple):
     """
 
     mesh: jax.sharding.Mesh
+    sources: tuple[str, ...]
     objective: Objective
     step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
     measure: Callable[[dict, dict, Batch], dict[str, jax.Array]]
@@ -105,6 +108,7 @@ def make_program(
     options = compiler_options(mesh)
     return TrainingProgram(
         mesh=mesh,
+        sources=encoding.sources,
         objective=objective,
         step=jax.jit(
             step,
@@ -133,6 +137,7 @@ def _encoding(config: RunConfig, encoder: Encoder, mesh: jax.sharding.Mesh) -> E
         mesh=mesh,
         gather=config.mesh.gather,
         keep_last=config.train.keep_last_chunk,
+        sources=tuple(source.name for source in mixture_sources(config.data.mixture)),
     )
 
 

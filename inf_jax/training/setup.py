@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from inf_jax.checkpoints.resume import ResumeInfo
 from inf_jax.checkpoints.saver import Saver
@@ -80,12 +81,21 @@ class Training(NamedTuple):
         return TrainState(**state), saver.first_step
 
     def dev_metrics(self, state: TrainState) -> dict[str, jax.Array]:
-        """Means over always the same batches of the dev split, {"dev/...": scalar}."""
+        """Means over always the same batches of the dev split, {"dev/...": scalar}; of a source's
+        metrics over its pairs in all of them."""
         count = self.dev.steps
         on_devices = self.dev.batches(0, count, to_device=to_mesh(self.program.mesh), prefetch=1)
         with contextlib.closing(on_devices):
             each = [self.program.measure(state.scored, state.frozen, b) for b in on_devices]
-        return {f"dev/{name}": sum(one[name] for one in each) / count for name in each[0]}
+        means = {name: sum(one[name] for one in each) / count for name in each[0]}
+        for source in self.program.sources:
+            pairs = [one[f"pairs/{source}"] for one in each]
+            for name in (n for n in means if n.endswith(f"/{source}")):
+                parts = zip(pairs, each, strict=True)
+                total = sum(jnp.where(n > 0, n * one[name], 0) for n, one in parts)
+                means[name] = total / sum(pairs)
+            means[f"pairs/{source}"] = sum(pairs) / count
+        return {f"dev/{name}": value for name, value in means.items()}
 
 
 def make_training(

@@ -88,6 +88,8 @@ def make_loss(
                 valid=batch.valid,
                 passage_valid=batch.passage_valid,
                 teacher_scores=batch.teacher_scores,
+                sources=batch.sources,
+                source_names=encoding.sources,
                 instruction_negative_ids=None if negatives is None else negatives.ids,
                 instruction_negative_valid=None if negatives is None else negatives.valid,
                 mesh=encoding.mesh,
@@ -140,8 +142,9 @@ def make_train_step(
       tile: rows and columns of a tile of the engines, see `contrastive_loss`.
       with_health: `inf_jax.training.health` among the metrics.
 
-    The metrics are float32: those of `contrastive_loss`, `grad_norm`, `lr`, `skipped_*`, `scale`
-    and `bias` where learned, `health/*`; scalars but for two histograms of the last.
+    The metrics are float32: those of `contrastive_loss` (of a mixture also by source), `grad_norm`,
+    `lr`, `skipped_*`, `scale` and `bias` where learned, `health/*`; scalars but for two histograms
+    of the last.
     """
     loss_fn = make_loss(encoding, loss, tile=tile, with_health=with_health)
     max_log_scale = math.log(loss.max_scale)
