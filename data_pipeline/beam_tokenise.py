@@ -49,6 +49,11 @@ def tokenise_on_beam(
             "global order to a file system that they share; for a bucket or windows, tokenise with "
             "`python -m inf_jax.tokenise`"
         )
+    if config.data.mixture.strip():
+        raise UserError(
+            "beam-tokenise takes one source at a time: give --config.data.mixture= (empty) and "
+            "--config.data.source=NAME for each of the mixture's"
+        )
     model = config.model.name
     tokenizer, text = load_model(config).tokenizer, text_config(config)
     plan = plan_shards(

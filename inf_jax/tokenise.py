@@ -1,4 +1,4 @@
-"""Tokenises the train split of a config; training does the same on first use.
+"""Tokenises the train split of a config, or of each source of its mixture, as training would do.
 
     python -m inf_jax.tokenise --config=medquad_minilm
 
@@ -10,18 +10,26 @@ from ml_collections import ConfigDict
 
 from inf_jax.config.command_line import run
 from inf_jax.config.defaults import run_config
+from inf_jax.config.sections import RunConfig
 from inf_jax.core.console import table
-from inf_jax.data.from_config import tokenised_split
+from inf_jax.data.from_config import source_configs, tokenised_split
 from inf_jax.models.hf.backbone import load_model
+from inf_jax.text.tokenizer import TextTokenizer
 
 _AT_ONCE = 1 << 20  # examples
 
 
 def main(resolved: ConfigDict) -> None:
-    """Tokenises the train split of a run, as training would."""
+    """Tokenises the train split of a run, as training would on first use."""
     config = run_config(resolved)
+    tokenizer = load_model(config).tokenizer
+    for each in source_configs(config):
+        _tokenise(each, tokenizer)
+
+
+def _tokenise(config: RunConfig, tokenizer: TextTokenizer) -> None:
     split = config.data.train_split
-    dataset = tokenised_split(config, load_model(config).tokenizer, split)
+    dataset = tokenised_split(config, tokenizer, split)
     texts, tokens, cut = np.zeros((3, 2), np.int64)
     limits = config.data.max_query_tokens, config.data.max_passage_tokens
     for first in range(0, dataset.num_examples, _AT_ONCE):
@@ -30,7 +38,7 @@ def main(resolved: ConfigDict) -> None:
         tokens += lengths.sum(0)
         cut += (lengths == limits).sum(0)
     table(
-        f"{split}: {dataset.num_examples:,} examples",
+        f"{config.data.source} {split}: {dataset.num_examples:,} examples",
         [
             (
                 name,

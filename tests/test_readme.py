@@ -82,6 +82,14 @@ ELSEWHERE = {
     "--negatives=qidpidtriples.train.full.2.tsv.gz --dev-split=dev.small --data-dir=out/data": (
         "tests/data_pipeline/sources/test_training_formats.py, on files of its own"
     ),
+    "inf-jax-data build --source=nevir --path-train=data_pipeline/samples/nevir/train.jsonl.gz "
+    "--data-dir=out/data": "tests/data_pipeline/sources/test_training_formats.py",
+    "inf-jax-data build --source=beir --name=pubmed --path-train=data_pipeline/samples/pubmedqa "
+    "--data-dir=out/data": "likewise",
+    "inf-jax train --config=medquad_minilm --config.data.mixture=medquad:4,pubmed:1,nevir:0.5 "
+    "--config.loss.negatives=1 --config.data.repeat_in_step=true --config.out_dir=out/mixture": (
+        "tests/inf_jax/data/test_mixture.py, on sources of its own"
+    ),
     "inf-jax-data build --source=synthetic --count=5000000 --data-dir=out/data": (
         "takes minutes; tests/data_pipeline/dataset/test_pair_build.py"
     ),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from inf_jax.config.mixture import mixture_sources
 from inf_jax.evaluation.scores import METRICS
 from inf_jax.hf_export.model_usage import usage
 from inf_jax.hf_export.parity import Parity
@@ -82,8 +83,7 @@ def model_card(
       bidirectional_decoder: whether it is a decoder without its causal mask.
     """
     base = _base_model(run)
-    source = run.config.get("data", {}).get("source", "")
-    licence, data = _DATA.get(source, ("", f"`{source}`." if source else "Not recorded."))
+    licence, data = _data_of(run.config.get("data", {}))
     parity_rows = [("loader", "version", "texts", "min cosine"), *parity.rows()]
     card = ModelCard.from_template(
         _metadata(config, base, licence),
@@ -103,6 +103,26 @@ def model_card(
         parity_table=_table(parity_rows, numbers_from=2),
     )
     return card.content.rstrip() + "\n"
+
+
+def _data_of(config: dict) -> tuple[str, str]:
+    """(licence, description) of the sources of a config's section data; "" for a licence that is
+    not known, or differs among the sources."""
+
+    def of(source: str) -> tuple[str, str]:
+        return _DATA.get(source, ("", f"`{source}`."))
+
+    sources = mixture_sources(config.get("mixture", ""))
+    if not sources:
+        source = config.get("source", "")
+        return of(source) if source else ("", "Not recorded.")
+    licences = {of(source.name)[0] for source in sources}
+    parts = [f"A mixture of {len(sources)} sources, `{config['mixture']}`:"]
+    for source in sources:
+        licence, text = of(source.name)
+        unknown = "" if licence else " Its licence is not known to this program."
+        parts.append(f"- `{source.name}`: {text}{unknown}")
+    return licences.pop() if len(licences) == 1 else "", "\n".join([parts[0], "", *parts[1:]])
 
 
 def base_name(name: str) -> str:
