@@ -167,7 +167,7 @@ class MixtureOrder:
         firsts = [phase.first for phase in self._phases[1:]] + ([self.ends] if self.ends else [])
         return [
             (self._mixing.names[i], first)
-            for old, new, first in zip(self._phases, after, firsts, strict=True)
+            for old, new, first in zip(self._phases, after, firsts, strict=False)
             for i in old.sources
             if i not in new.sources and first < steps
         ]

@@ -115,6 +115,7 @@ def test_an_exhausted_source_leaves_the_mixture(homogeneous):
 def test_a_source_that_is_read_too_often_is_refused():
     order = make_order((1, 1, 1), max_epochs=1.5)
     order.check(60)
+    assert order.leaving(60) == []
     with pytest.raises(UserError, match=r"100 steps would read pubmedqa 1\.78 times, nevir 2\.00"):
         order.check(100)
 
