@@ -99,7 +99,7 @@ class SplitExamples(beam.PTransform):
         self.kept: beam.PCollection | None = None
 
     def expand(self, begin):
-        limits, files = self._inputs.config.limits, [str(f) for f in input_files(self._path)]
+        limits, files = self._inputs.limits, [str(f) for f in input_files(self._path)]
         # both splits come from one file, which the source reads alike for both
         shared = self._dev and self._inputs.dev_fraction and not self._inputs.options
         self.read = self._dev.read if shared else self._read(begin.pipeline, files)

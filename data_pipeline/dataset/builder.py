@@ -101,7 +101,7 @@ class InfIr(Builder):
         self.reports[split] = report = Report()
         for example in kept(
             inputs.read_examples(split, dropped=report.dropped_by_source),
-            limits=inputs.config.limits,
+            limits=inputs.limits,
             report=report,
             eval_hashes=eval_hashes if split == "train" else frozenset(),
             is_near=is_near(inputs.near_duplicates) if inputs.near_duplicates else None,

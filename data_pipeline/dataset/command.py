@@ -17,7 +17,7 @@ from inf_jax.io.paths import is_url
 # Options of the readers of single sources.
 _OPTIONS = (
     *("fields", "split", "dev_split", "min_score", "negatives", "count", "seed"),
-    "hold_out_types",
+    *("hold_out_types", "keyword_instructions"),
 )
 
 
@@ -83,6 +83,8 @@ def build_parser(program: str, doc: str) -> FlagParser:
         'unseen in training; e.g. treatment "exams and tests"'
     )
     add("--hold-out-types", text, many=True, metavar="TYPE")
+    text = "medquad: also train on its passages under instructions that name words of them"
+    parser.add_boolean("--keyword-instructions", text, default=None)
     return parser
 
 

@@ -176,6 +176,13 @@ class Inputs:
             raise UserError(f"--max-negatives={self.max_negatives}: must be 0 or more")
 
     @property
+    def limits(self) -> Limits:
+        """The lengths of texts; with the source's further examples of its passages, these recur."""
+        more = bool(self.options.get("keyword_instructions"))
+        recur = self.config.limits.repeated_documents or more
+        return dataclasses.replace(self.config.limits, repeated_documents=recur)
+
+    @property
     def separate_dev(self) -> bool:
         """Whether the dev split has files, or a split of the source, of its own."""
         return bool(self.path_dev or self.options.get("dev_split"))
@@ -206,6 +213,8 @@ class Inputs:
             options["max_negatives"] = self.max_negatives
         if "hold_out_types" in options:
             options["held_out"] = split == "dev"
+        if split == "dev":
+            options.pop("keyword_instructions", None)
         return options
 
     @property
@@ -246,7 +255,7 @@ class Inputs:
         recipe = {
             "sources": sources,
             "dev_fraction": self.dev_fraction,
-            "limits": dataclasses.asdict(self.config.limits),
+            "limits": dataclasses.asdict(self.limits),
         }
         if self.near_duplicates:
             recipe["near_duplicates"] = self.near_duplicates

@@ -9,6 +9,7 @@ MedQuAD: Ben Abacha and Demner-Fushman, "A question-entailment approach to quest
 Bioinformatics 20:511, 2019.
 """
 
+import functools
 import itertools
 import math
 import re
@@ -20,6 +21,7 @@ from typing import NamedTuple
 
 from data_pipeline.sources.files import id_field, read_rows, text_field
 from data_pipeline.sources.folding import fold
+from data_pipeline.sources.keywords import keyword_examples
 from inf_jax.core.errors import UserError
 from inf_jax.data.records import Example, text_hash
 
@@ -72,6 +74,7 @@ def read(
     dropped: Counter[str] | None = None,
     hold_out_types: Collection[str] = (),
     held_out: bool = False,
+    keyword_instructions: bool = False,
 ) -> Iterator[Example]:
     """Yields one example for each (focus, question type) that is kept.
 
@@ -83,6 +86,7 @@ def read(
       hold_out_types: question types (`qtype`) whose rows are left out, so that no example, poisoned
         ones included, has their instructions; those that ask the same count as one.
       held_out: instead only these types.
+      keyword_instructions: yield those of `keywords.keyword_examples` after them.
 
     Raises:
       UserError: the file is missing, or a row is damaged, lacks a field or holds no text in one; or
@@ -94,6 +98,18 @@ def read(
         rows = _of_types(list(rows), hold_out_types, held_out=held_out, path=path, dropped=dropped)
     groups = _groups(rows, dropped)
     similar = _SimilarFoci(groups)
+    examples = _examples(groups, similar)
+    if not keyword_instructions:
+        yield from examples
+        return
+    examples = list(examples)
+    yield from examples
+    queries = {_key(example.query_positive): example.query_positive for example in examples}
+    near = functools.lru_cache(lambda query: [queries[key] for key in similar.to(_key(query))])
+    yield from keyword_examples(examples, similar=near)
+
+
+def _examples(groups: dict[str, _Group], similar: "_SimilarFoci") -> Iterator[Example]:
     # one spelling per focus, since training identifies texts by their hash
     queries = {k: min(group.values(), key=lambda row: row.id).focus for k, group in groups.items()}
     rows = itertools.chain.from_iterable(group.values() for group in groups.values())

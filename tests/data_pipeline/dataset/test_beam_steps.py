@@ -91,7 +91,9 @@ def test_near_duplicates_by_hand(tmp_path):
         assert kept == {"a.jsonl:1", "a.jsonl:4", "a.jsonl:5"}
 
 
-@pytest.mark.parametrize("options", [{}, {"hold_out_types": ["treatment", "symptoms"]}])
+@pytest.mark.parametrize(
+    "options", [{}, {"hold_out_types": ["treatment", "symptoms"], "keyword_instructions": True}]
+)
 def test_medquad_with_a_dev_file(tmp_path, options):
     """A source whose reader needs all rows, with texts shared with the dev split."""
     with gzip.open(SAMPLES / "dev.jsonl.gz", "rt", encoding="utf-8") as file:
