@@ -120,6 +120,10 @@ ELSEWHERE = {
     "python launch/ablate.py --config=configs/medquad_minilm.py --config.train.steps=30": (
         "tests/launch/test_ablation.py, on a tiny model"
     ),
+    "python launch/ablate.py --config=configs/medquad_minilm.py --seeds 0 1 2 "
+    '--recipes "today:" "slow: optim.lr=5e-5 train.steps=200" "half: average=base,newest"': (
+        "tests/launch/test_recipes.py"
+    ),
     'python launch/ablate.py --config=configs/medquad_minilm.py --objectives "uni(P)" '
     '"multi(P,IQ)" --masks identity': "tests/launch/test_ablation.py, on a tiny model",
     "python launch/reproduce.py --smoke --backbones e5-base-v2": "tests/launch/test_reproduce.py",

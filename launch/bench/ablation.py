@@ -1,42 +1,47 @@
-"""Trains and evaluates one config under many objectives and masks: a grid of short runs.
+"""Trains and evaluates one config under many objectives and masks, or under any list of overrides.
 
     python launch/ablate.py --config=configs/medquad_minilm.py [--config.train.steps=30 ...]
         [--objectives "uni(P)" "multi(P,IQ)" ...] [--masks identity faithful]
+    python launch/ablate.py --config=configs/medquad_minilm.py --seeds 0 1 2
+        --recipes "today:" "slow: optim.lr=5e-5 train.steps=200" "half: average=base,newest"
 
 Each cell of the grid runs `inf_jax.train` and `inf_jax.evaluate` in their own processes, with
 out_dir `<out_dir>/ablation/<objective>-<mask>`; everything else comes from the config. The same
 command resumes: finished cells are reused. A cell that fails is reported and the others go on.
 Writes `<out_dir>/ablation/ablation.md`, `.json` and `.png`: the scores, best p-MRR first.
+
+`--recipes` trains each recipe, `NAME: KEY=VALUE ...`, with each of `--seeds` in its place, and
+goes on in the same way; `average=MIXTURE` of a recipe scores what `inf_jax.average --of` makes of
+its checkpoints. Writes `<out_dir>/recipes/recipes.md`, `.json` and `.png`: means over the seeds
+with intervals, gains over the first recipe (paired by seed), p-MRR against nDCG@10. `--also` names
+further sources of data.dir that each model is scored on.
 """
 
 import argparse
 import json
 import os
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from inf_jax.config.command_line import EXAMPLE, override_check, parse
-from inf_jax.config.resume import as_saved
 from inf_jax.config.sections import RunConfig
 from inf_jax.core import console
-from inf_jax.core.cli_flags import FlagParser
+from inf_jax.core.cli_flags import FlagParser, whole_number
 from inf_jax.core.errors import UserError, main_guard
 from inf_jax.core.query_encoders import query_encoder
 from inf_jax.evaluation.scores import METRICS
 from inf_jax.io.atomic import atomic_file, atomic_write
-from inf_jax.io.json_files import read_json
 from inf_jax.io.storage import is_bucket
 from inf_jax.losses.objective import parse_objective
 
-from .process import checkout_environment
+from .cells import COLUMNS, Cell, CellFailedError, call, check_unchanged, finished
+from .recipes import compare
 from .report import commit, machine, table
 
 OBJECTIVES = """uni(P) uni(IQ) uni(I) uni(P,IQ) uni(P,I) uni(I,IQ) uni(P,I,IQ) uni(P,IQ,QQ,PP)
@@ -44,33 +49,7 @@ multi(P,IQ) multi(P,I) multi(I,IQ) multi(P,I,IQ)""".split()
 MASKS = ("identity", "faithful")
 NEGATIVES = "--config.loss.instruction_negatives="
 OF_THE_GRID = ("--config.loss.objective=", "--config.loss.mask=", "--config.eval.base_from=")
-COLUMNS = {key: METRICS[key] for key in ("p_mrr", "ndcg@10", *METRICS)}  # these two come first
 COLOURS = {"identity": "#12708a", "faithful": "#c9803a"}
-TAIL = 20  # lines shown of a failed command's output
-
-
-class Cell(NamedTuple):
-    """One run of the grid.
-
-    Attributes:
-      objective, mask: of the loss.
-      flags: arguments of `inf_jax.train` and `inf_jax.evaluate`, without eval.base_from.
-      config: the config that these flags give.
-    """
-
-    objective: str
-    mask: str
-    flags: list[str]
-    config: ConfigDict
-
-    @property
-    def directory(self) -> Path:
-        """The cell's out_dir."""
-        return Path(self.config.out_dir)
-
-
-class CellFailedError(Exception):
-    """A command of a cell failed; the message is the end of its output."""
 
 
 def main() -> None:
@@ -81,7 +60,16 @@ def main() -> None:
         add("--config", "what to train", metavar="NAME", example=EXAMPLE)
         add("--objectives", "of the grid", many=True, default=OBJECTIVES, metavar="OBJECTIVE")
         add("--masks", "of the grid", many=True, default=MASKS, choices=MASKS)
-        run_grid(*parser.parse_known(sys.argv[1:], override_check(parser, RunConfig())))
+        add("--recipes", "instead of a grid: 'NAME: KEY=VALUE ...'", many=True, metavar="RECIPE")
+        add("--seeds", "of the recipes", many=True, of=whole_number, default=[0], metavar="N")
+        add(
+            "--also", "of the recipes: data.source to score too", many=True, default=(), metavar="S"
+        )
+        args, overrides = parser.parse_known(sys.argv[1:], override_check(parser, RunConfig()))
+        if args.recipes:
+            compare(args, [f"--config={args.config}", *overrides])
+            return
+        run_grid(args, overrides)
 
 
 def run_grid(args: argparse.Namespace, overrides: list[str]) -> None:
@@ -166,60 +154,6 @@ def make_cells(
             own = [*flags, *loss, f"--config.loss.mask={mask}", f"--config.out_dir={out_dir}"]
             cells.append(Cell(str(objective), mask, own, parse(["ablate", *own])))
     return cells
-
-
-def settings(config: dict) -> dict:
-    """The settings on which a cell's scores depend, by dotted key (`train.steps`)."""
-    flat = {}
-    for name, value in config.items():
-        inner = value.items() if isinstance(value, dict) else [(None, value)]
-        flat |= {f"{name}.{key}" if key else name: v for key, v in inner if name != "export"}
-    flat.pop("eval.base_from", None)  # where the base scores come from does not change them
-    return json.loads(json.dumps(flat))  # JSON files have lists for tuples
-
-
-def check_unchanged(cell: Cell) -> None:
-    """Raises UserError if the cell was begun with other settings: its scores would not compare."""
-    path, now = cell.directory / "config.json", settings(as_saved(cell.config))
-    if not path.exists():
-        return
-    was = settings(read_json(path, kind=dict, remedy=f"delete {path.parent}"))
-    keys = [k for k in was | now if was.get(k) != now.get(k)]
-    if keys:
-        differ = "; ".join(f"{k} was {was.get(k)!r}, is now {now.get(k)!r}" for k in keys)
-        raise UserError(
-            f"{path}: this cell was begun with other settings ({differ}); restore them, give "
-            f"another --config.out_dir, or delete {path.parent}"
-        )
-
-
-def finished(cell: Cell) -> dict | None:
-    """The cell's eval.json if it is of the last step and of these settings, else None."""
-    try:
-        scores = read_json(cell.directory / "eval.json", kind=dict)
-        same = settings(scores["config"]) == settings(as_saved(cell.config))
-        return scores if same and scores["step"] == cell.config.train.steps else None
-    except (UserError, KeyError, AttributeError):  # absent, or not an eval.json
-        return None
-
-
-def call(cell: Cell, command: str, *more: str) -> None:
-    """Runs `python -m inf_jax.<command>`, output to `<command>.log`; raises CellFailedError."""
-    cell.directory.mkdir(parents=True, exist_ok=True)
-    log = cell.directory / f"{command}.log"
-    quiet = {"TF_CPP_MIN_LOG_LEVEL": "2", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-    with log.open("w") as output:
-        done = subprocess.run(
-            [sys.executable, "-m", f"inf_jax.{command}", *cell.flags, *more],
-            env=quiet | checkout_environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            check=False,
-        )
-    if done.returncode:
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-TAIL:])
-        raise CellFailedError(f"inf_jax.{command} ended with exit code {done.returncode}:\n{tail}")
 
 
 def write_report(config: ConfigDict, results: list[dict]) -> None:
