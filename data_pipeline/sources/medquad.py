@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from data_pipeline.sources.files import id_field, read_rows, text_field
 from data_pipeline.sources.folding import fold
-from data_pipeline.sources.keywords import keyword_examples
+from data_pipeline.sources.training.keywords import keyword_examples
 from inf_jax.core.errors import UserError
 from inf_jax.data.records import Example, text_hash
 
@@ -86,7 +86,7 @@ def read(
       hold_out_types: question types (`qtype`) whose rows are left out, so that no example, poisoned
         ones included, has their instructions; those that ask the same count as one.
       held_out: instead only these types.
-      keyword_instructions: yield those of `keywords.keyword_examples` after them.
+      keyword_instructions: yield those of `training.keywords.keyword_examples` after them.
 
     Raises:
       UserError: the file is missing, or a row is damaged, lacks a field or holds no text in one; or

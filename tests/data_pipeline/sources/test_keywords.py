@@ -9,7 +9,7 @@ import pytest
 
 from data_pipeline.quality.rules import Limits, validate
 from data_pipeline.sources import medquad
-from data_pipeline.sources.keywords import TEMPLATES, keyword_examples
+from data_pipeline.sources.training.keywords import INSTRUCTIONS, keyword_examples
 from inf_jax.core.errors import UserError
 from inf_jax.data.records import FIELDS, Example
 
@@ -92,7 +92,7 @@ def test_medquad_with_keywords_passes_the_rules():
     limits = Limits(document_words=(8, 10_000))
     assert sum(validate(e, limits=limits).keep for e in more) > 0.99 * len(more)
     assert len({e.instruction_positive for e in more}) > 500
-    starts = [template.partition("{}")[0] for template in TEMPLATES]
+    starts = [template.partition("{}")[0] for template in INSTRUCTIONS]
     assert all(any(e.instruction_positive.startswith(s) for s in starts) for e in more)
     assert all(getattr(e, name) for e in more for name in FIELDS[:5])
 

@@ -1,9 +1,10 @@
-"""Writes examples whose instruction names words of the passage: "Tell me about its prevalence."
+"""Writes examples whose instruction names words of the passage.
 
-A source with few different instructions teaches a model those few, and what it can do with others
-gets worse. Here the instruction is about what the passage alone of its query's passages mentions,
-so that thousands of instructions differ, and only their words tell which passage is meant. In the
-manner of pseudo-queries (inverse cloze task, arXiv 1906.00300), for instructions.
+As in "Tell me about its prevalence." A source with few different instructions teaches a model those
+few, and what it can do with others gets worse. Here the instruction is about what the passage alone
+of its query's passages mentions, so that thousands of instructions differ, and only their words
+tell which passage is meant: pseudo-queries (inverse cloze task, arXiv 1906.00300), for
+instructions.
 """
 
 import math
@@ -15,7 +16,7 @@ from typing import NamedTuple
 
 from inf_jax.data.records import Example, text_hash
 
-TEMPLATES = (
+INSTRUCTIONS = (
     "What is known about {} in it?",
     "What about {}?",
     "Tell me about its {}.",
@@ -127,7 +128,7 @@ def _named(words: Sequence[str], draw: random.Random) -> list[str]:
 
 
 def _instruction(words: Sequence[str], draw: random.Random) -> str:
-    return draw.choice(TEMPLATES).format(" and ".join(words))
+    return draw.choice(INSTRUCTIONS).format(" and ".join(words))
 
 
 def _poison(
