@@ -3,16 +3,17 @@
     python -m inf_jax.benchmark --model=out/medquad_minilm/export --suite=followir,bright \\
         --data-dir=/data/hub --baseline=sentence-transformers/all-MiniLM-L6-v2,bm25
 
---suite names public benchmarks (followir, instructir, ifir, bright, nanobeir, beir, nevir, mair,
-infosearch), retrieval tasks of mteb (NFCorpus), and directories in BEIR's layout, with instructions
-and changed judgements where given (inf_jax/benchmarks/beir_files.py). Public ones are read from
---data-dir, where `hf download` puts them; a message says how. Several models of --model, separated
-by commas, are seeds of one run and count as one. Prints the template that each model's queries had,
-the scores times 100 and the difference from each baseline with its 95 % interval (paired bootstrap
-over questions), and writes OUT_DIR/scores.json, per_query.parquet and benchmark.png. --noise also
-scores every model on perturbed instructions and shows what each metric loses. --inspect also writes
-OUT_DIR/inspect.html: the 50 queries whose ranks changed most from the first baseline to the model,
-and between two instructions of a query, with their passages side by side.
+--suite names public benchmarks (followir, mfollowir, instructir, ifir, bright, nanobeir, beir,
+nevir, mair, infosearch), retrieval tasks of mteb (NFCorpus), and directories in BEIR's layout, with
+instructions and changed judgements where given (inf_jax/benchmarks/beir_files.py). Public ones are
+read from --data-dir, where `hf download` puts them; a message says how. Several models of --model,
+separated by commas, are seeds of one run and count as one. Prints the template that each model's
+queries had, the scores times 100 and the difference from each baseline with its 95 % interval
+(paired bootstrap over questions), and writes OUT_DIR/scores.json, per_query.parquet and
+benchmark.png. --noise also scores every model on perturbed instructions and shows what each metric
+loses. --inspect also writes OUT_DIR/inspect.html: the 50 queries whose ranks changed most from the
+first baseline to the model, and between two instructions of a query, with their passages side by
+side.
 """
 
 import argparse

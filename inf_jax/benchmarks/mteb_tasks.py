@@ -19,6 +19,7 @@ from inf_jax.text.templates import document_text
 # Suite -> name of mteb's benchmark, or its tasks.
 SUITES: dict[str, str | tuple[str, ...]] = {
     "followir": "FollowIR",
+    "mfollowir": ("mFollowIR", "mFollowIRCrossLingual"),
     "instructir": ("InstructIR",),
     # mteb's list of them is not among its benchmarks
     "ifir": tuple(f"IFIR{n}" for n in "Aila Cds FiQA Fire NFCorpus Pm Scifact".split()),
@@ -32,6 +33,7 @@ _FOLLOWIR = (
     "News21InstructionRetrieval",
     "Robust04InstructionRetrieval",
 )
+_P_MRR = (*_FOLLOWIR, *SUITES["mfollowir"])
 
 
 def mteb_sources(name: str, data_dir: Path) -> list[TaskSource]:
@@ -117,8 +119,9 @@ def read_task(
             queries[row["id"]] = (row["text"], row.get("instruction") or "")
     qrels = {qid: judged[qid] for qid in queries}
     kind, changed = task.metadata.name, {}
-    if kind in _FOLLOWIR and directory is not None:
-        rows = hub_rows(directory, "qrel_diff", "qrel_diff")
+    if kind in _P_MRR and directory is not None:
+        language = "" if kind in _FOLLOWIR else f"-{subset.removeprefix('eng-')}"
+        rows = hub_rows(directory, f"qrel_diff{language}", "qrel_diff")
         changed = {str(row["query-id"]): list(row["corpus-ids"]) for row in rows}
     subsets = by_suffix(list(queries), ("og", "changed")) if changed else {}
     if suite == "ifir":
@@ -151,8 +154,8 @@ def _check(task: Any) -> None:
         raise UserError(f"{metadata.name} is not a text retrieval task of mteb; leave it out")
     if task.skip_first_result or tuple(task.k_values) != (1, 3, 5, 10, 20, 100, 1000):
         raise UserError(f"{metadata.name} skips results or has cut-offs of its own: not covered")
-    if metadata.main_score == "p-MRR" and metadata.name not in _FOLLOWIR:
-        raise UserError(f"{metadata.name}: p-MRR is covered for {', '.join(_FOLLOWIR)} only")
+    if metadata.main_score == "p-MRR" and metadata.name not in _P_MRR:
+        raise UserError(f"{metadata.name}: p-MRR is covered for {', '.join(_P_MRR)} only")
 
 
 def _suite(task: str, asked: str) -> str:
@@ -161,6 +164,8 @@ def _suite(task: str, asked: str) -> str:
         return asked
     if task in _FOLLOWIR:
         return "followir"
+    if task in SUITES["mfollowir"]:
+        return "mfollowir"
     prefixes = {"InstructIR": "instructir", "IFIR": "ifir", "Bright": "bright", "NevIR": "nevir"}
     return next((s for prefix, s in prefixes.items() if task.startswith(prefix)), "mteb")
 

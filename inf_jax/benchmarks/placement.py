@@ -18,6 +18,7 @@ INSTRUCTION_ORDERS = {
     "instructir": "{instruction} [SEP] {query}",  # arXiv 2402.14334
     "local": _AFTER,
     "mair": "{instruction}{query}",  # its code gives the instruction as a prompt
+    "mfollowir": _AFTER,  # arXiv 2501.19264, as FollowIR
     "mteb": _AFTER,
     "nanobeir": _AFTER,
     "nevir": _AFTER,

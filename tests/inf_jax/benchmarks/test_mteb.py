@@ -281,6 +281,35 @@ def test_every_metric_is_mtebs(name, mteb, hub, tmp_path):
     assert "unjudged" not in task.queries
 
 
+@pytest.mark.parametrize("name", ["mFollowIR", "mFollowIRCrossLingual"])
+def test_mfollowir(name, mteb, tmp_path):
+    """A language against mteb's own run; the files have a config for each."""
+    task = mteb.get_task(name)
+    configs = {
+        (f"{config}-{language}", "test" if config == "default" else config): [
+            row | ({"title": language} if config == "corpus" else {}) for row in rows
+        ]
+        for language in ("fas", "rus", "zho")
+        for (config, _), rows in followir().items()
+    }
+    directory = tmp_path / task.metadata.dataset["path"]
+    write(directory, configs)
+    sources = mteb_sources(name, tmp_path)
+    assert [source.suite for source in sources] == ["mfollowir"] * 3
+    here = {**task.metadata.dataset, "path": str(directory)}
+    task.metadata = task.metadata.model_copy(update={"dataset": here})
+    found = mteb.evaluate(
+        Numbers(), task, cache=None, show_progress_bar=False,
+        encode_kwargs={"show_progress_bar": False},
+    )  # fmt: skip
+    theirs = {each["hf_subset"]: each for each in found.task_results[0].scores["test"]}
+    task_ = sources[1].load()  # the others are read in the same way, all three again
+    assert "rus " in task_.corpus["d1"]
+    ours = score_run(task_, our_run(task_))
+    scores = theirs[sources[1].name.removeprefix(f"{name}/")]
+    assert check_scores(scores, ours) == ours.keys()
+
+
 def rows_of_nevir():
     """The sample of the pipeline."""
     path = Path(__file__).parents[3] / "data_pipeline" / "samples" / "nevir" / "train.jsonl.gz"
@@ -322,7 +351,15 @@ def test_missing_files_name_the_commands(mteb, tmp_path):
     assert text.count("hf download mteb/") == 3 and "\n" not in text
     assert f"--local-dir={tmp_path}/mteb/Core17InstructionRetrieval" in text
     assert "--revision=67d8733dd0691f08f34ed9dda5941578cba8d91c" in text
-    missing = {"instructir": 1, "ifir": 7, "bright": 1, "nanobeir": 13, "beir": 26, "nevir": 1}
+    missing = {
+        "mfollowir": 2,
+        "instructir": 1,
+        "ifir": 7,
+        "bright": 1,
+        "nanobeir": 13,
+        "beir": 26,
+        "nevir": 1,
+    }
     for suite, repositories in missing.items():
         with pytest.raises(UserError) as error:
             mteb_sources(suite, tmp_path)
