@@ -17,10 +17,10 @@ side.
 """
 
 import argparse
+import functools
 import sys
 from pathlib import Path
 
-from inf_jax.benchmarks.beir_files import IDENTICAL_IDS
 from inf_jax.benchmarks.bootstrap import DRAWS
 from inf_jax.benchmarks.contenders import BM25, ModelOptions, check_models, score_model
 from inf_jax.benchmarks.placement import PLACEMENTS
@@ -29,12 +29,13 @@ from inf_jax.benchmarks.report.inspect import write_inspection
 from inf_jax.benchmarks.report.rows import compare_models
 from inf_jax.benchmarks.report.tables import print_noise, print_tables
 from inf_jax.benchmarks.suites import task_sources
-from inf_jax.core.choices import ATTENTION_MASKS, DTYPES
+from inf_jax.core.choices import ATTENTION_MASKS, DTYPES, IDENTICAL_IDS
 from inf_jax.core.cli_flags import FlagParser, at_least, names_among
 from inf_jax.core.errors import UsageError, main_guard
 from inf_jax.io import storage
 from inf_jax.text.noise import RULES
 from inf_jax.text.templates import TextConfig
+from inf_jax.training.run_model import is_run, open_model
 
 
 def main(argv: list[str]) -> None:
@@ -50,7 +51,12 @@ def main(argv: list[str]) -> None:
         if BM25 in args.model:
             raise UsageError("command line: --query-template with --model=bm25; leave it out")
         TextConfig(query_template=args.query_template)
-    check_models([*args.model, *args.baseline])
+    models = [*args.model, *args.baseline]
+    check_models(models, is_run)
+    if args.checkpoint != "newest" and not any(map(is_run, models)):
+        raise UsageError(
+            "command line: --checkpoint: no model is the out_dir of a run; leave it out"
+        )
     labels = _labels(args.model, args.baseline)
     out_dir = storage.as_path(args.out_dir)
     storage.check_access(out_dir)
@@ -63,7 +69,11 @@ def main(argv: list[str]) -> None:
     scores = {}
     for number, (label, names) in enumerate(labels.items()):
         template = args.query_template if number == 0 else ""
-        each = [score_model(name, sources, options, template=template) for name in names]
+        open_it = functools.partial(open_model, which=args.checkpoint)
+        each = [
+            score_model(name, sources, options, open_model=open_it, template=template)
+            for name in names
+        ]
         scores[label] = {source.name: [one[source.name] for one in each] for source in sources}
     compared = compare_models(scores, draws=args.draws, seed=args.seed)
     print_tables(compared)
@@ -73,6 +83,7 @@ def main(argv: list[str]) -> None:
         "models": labels,
         "suite": args.suite,
         "split": args.split,
+        "checkpoint": args.checkpoint,
         "placement": args.placement,
         "dtype": args.dtype,
         "draws": args.draws,
@@ -106,7 +117,7 @@ def _flags() -> FlagParser:
     names = names_among(())
     flags.add(
         "--model",
-        "directory, hub id, package:MODULE/PATH or bm25; with commas: seeds of one run",
+        "directory, a run's out_dir, hub id, package:MODULE/PATH, bm25; with commas: seeds of one",
         of=_some(names),
         metavar="MODEL",
         example="out/medquad_minilm/export",
@@ -119,6 +130,11 @@ def _flags() -> FlagParser:
         example="followir",
     )
     flags.add("--baseline", "models to compare with, as --model", default=[], of=names)
+    flags.add(
+        "--checkpoint",
+        "of models that are runs: newest, best (needs train.keep_best) or a step",
+        default="newest",
+    )
     flags.add("--data-dir", "where the public benchmarks' files are", default=".", metavar="DIR")
     flags.add("--out-dir", "where results go", default="out/benchmark", metavar="DIR")
     flags.add("--split", "of directories: the file in qrels", default="test")

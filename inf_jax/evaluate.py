@@ -14,10 +14,12 @@ import json
 
 from ml_collections import ConfigDict
 
+from inf_jax.benchmarks.task import BenchmarkTask
 from inf_jax.checkpoints.resume import check_start
 from inf_jax.config.command_line import run
 from inf_jax.config.defaults import defaults, run_config
 from inf_jax.config.resume import as_saved
+from inf_jax.config.sections import RunConfig
 from inf_jax.core.console import table
 from inf_jax.core.errors import UserError, first_line
 from inf_jax.data.from_config import dataset_dir, eval_config
@@ -26,7 +28,8 @@ from inf_jax.data.tokenise import read_examples
 from inf_jax.distributed.coordination import is_primary
 from inf_jax.distributed.entry_point import run_distributed
 from inf_jax.evaluation import figure
-from inf_jax.evaluation.scores import METRICS, metrics_of
+from inf_jax.evaluation.scores import METRICS
+from inf_jax.evaluation.task import Task
 from inf_jax.io import storage
 from inf_jax.io.json_files import read_json
 from inf_jax.models.hf.backbone import load_model
@@ -46,6 +49,7 @@ from inf_jax.training.retrieval import (
     evaluation_mesh,
     retrieval_task,
     score_retrieval,
+    scores_of,
 )
 
 # Keys of an eval.json on which its base scores do not depend, besides what "dataset" says.
@@ -75,19 +79,12 @@ def main(resolved: ConfigDict) -> None:
     )
     model = load_model(config)
     check_limits(config, model)
-    scored = eval_config(config)
-    directory = dataset_dir(scored)  # read twice, so that not all examples are in memory
     task = retrieval_task(config)
-    dataset = {
-        "source": scored.data.source,
-        "version": scored.data.version,
-        "split": config.eval.split,
-        "fingerprint": fingerprint_of(read_examples(directory, config.eval.split)),
-    }
+    dataset = _dataset(config, task)
     base = None
     if config.eval.base_from:
         path = storage.as_path(config.eval.base_from)
-        start, names = saved.info.start, metrics_of(task)
+        start, names = saved.info.start, scores_of(task)
         base = _read_base(path, dataset, resolved, start=start, names=names)
     mesh = evaluation_mesh(config)
     start = Start() if base else find_start(config.model.start_from, saved.info)
@@ -106,10 +103,11 @@ def main(resolved: ConfigDict) -> None:
         }
         for dim in trained
     }
-    title = f"{scored.data.source} {config.eval.split}, step {saved.step:,}"
+    title = f"{dataset['source']} {dataset['split']}, step {saved.step:,}"
     if not is_primary():
         return
-    counts = f"{len(task.queries):,} instructed queries, {len(task.corpus):,} passages"
+    asked = "instructed queries" if isinstance(task, Task) else "queries"
+    counts = f"{len(task.queries):,} {asked}, {len(task.corpus):,} passages"
     for dim, scores in compared.items():
         _print_table(title if dim is None else f"{title}, the first {dim} entries", scores)
     whole = compared.pop(None)
@@ -121,7 +119,7 @@ def main(resolved: ConfigDict) -> None:
         "fingerprint": saved.fingerprint,  # of the checkpoint
         "start": saved.info.start,  # fingerprint of the base
         "dataset": dataset,
-        "queries": len(task.alone),
+        "queries": len(task.alone if isinstance(task, Task) else task.queries),
         "instructed_queries": len(task.queries),
         "passages": len(task.corpus),
         "config": as_saved(resolved),
@@ -135,6 +133,21 @@ def main(resolved: ConfigDict) -> None:
         bars=[(METRICS[key], whole["base"][key], value) for key, value in whole["trained"].items()],
     )
     print(f"{counts}; wrote {out_dir}/eval.json and {out_dir}/eval.png")
+
+
+def _dataset(config: RunConfig, task: Task | BenchmarkTask) -> dict[str, str]:
+    """What is scored, for eval.json."""
+    if not isinstance(task, Task):
+        split = config.eval.benchmark_split
+        return {"source": task.name, "version": "", "split": split, "fingerprint": task.fingerprint}
+    scored = eval_config(config)
+    examples = read_examples(dataset_dir(scored), config.eval.split)  # again, without holding them
+    return {
+        "source": scored.data.source,
+        "version": scored.data.version,
+        "split": config.eval.split,
+        "fingerprint": fingerprint_of(examples),
+    }
 
 
 def _print_table(title: str, scores: dict[str, dict[str, float]]) -> None:

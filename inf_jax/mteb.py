@@ -22,8 +22,8 @@ import numpy as np
 
 from inf_jax.benchmarks.placement import only_prompts, prompt_of_task
 from inf_jax.core.errors import UserError, main_guard
-from inf_jax.retriever.loading import load
 from inf_jax.retriever.similarity import unit_vectors
+from inf_jax.training.run_model import open_model
 
 _MISSING = "mteb is not installed: pip install 'inf_jax[mteb]'"
 
@@ -32,10 +32,11 @@ class Model:
     """An encoder in mteb's protocol (`mteb.EncoderProtocol`, mteb 2).
 
     Args:
-      name: as of `inf_jax.load`.
+      name: as of `inf_jax.load`, or the out_dir of a run.
       revision: for mteb's results; a hub id's newest revision is loaded in any case.
       device: ignored: JAX's devices are used.
-      load_options: of `inf_jax.load`, for example mask="bidirectional".
+      load_options: of `inf_jax.load`, for example mask="bidirectional"; of a run also `which`:
+        newest, best or a step.
 
     Attributes:
       retriever: the `Retriever`.
@@ -56,7 +57,7 @@ class Model:
             from mteb.models.model_meta import ModelMeta
         except ImportError:
             raise UserError(_MISSING) from None
-        self.retriever = load(name, **load_options)
+        self.retriever = open_model(os.fspath(name), **load_options)
         parts = [part for part in os.fspath(name).split("/") if part not in ("", ".", "..")]
         shown = "/".join(parts[-2:]) if len(parts) > 1 else f"inf_jax/{parts[0]}"
         self.mteb_model_meta = ModelMeta.create_empty({"name": shown, "revision": revision})

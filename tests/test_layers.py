@@ -15,7 +15,9 @@ LAYERS = {
         "config models",
         "models/hf data monitoring checkpoints optim",
         "retriever planning evaluation inspection",
-        "training hf_export vectors benchmarks",
+        "benchmarks",
+        "training hf_export",
+        "vectors",
     ],
     "data_pipeline": ["llm sources", "items", "quality report", "config dataset", "stages"],
 }

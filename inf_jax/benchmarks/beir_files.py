@@ -25,7 +25,6 @@ from inf_jax.core.errors import UserError
 from inf_jax.core.json_text import parse_json
 from inf_jax.text.templates import document_text
 
-IDENTICAL_IDS = ("keep", "ignore")
 _Judged = dict[str, dict[str, int]]
 
 
@@ -37,7 +36,12 @@ class _Row(NamedTuple):
 
 
 def read_beir(
-    directory: Path, *, split: str = "test", identical_ids: str | None = None
+    directory: Path,
+    *,
+    split: str = "test",
+    identical_ids: str | None = None,
+    most: int = 0,
+    flag: str = "--identical-ids",
 ) -> BenchmarkTask:
     """The task of a directory.
 
@@ -47,16 +51,17 @@ def read_beir(
     Args:
       split: name of the file in `qrels`.
       identical_ids: "ignore": a document with its query's id is no result, "keep": it is one.
+      most: above 0: at most so many documents. Queries, each with all of its text or group, are
+        kept in order as long as the documents that they are judged by fit in; then the first of
+        the others fill the corpus. The others are never held.
+      flag: what sets `identical_ids`, for messages.
 
     Raises:
       UserError: a file is missing or damaged, an id occurs twice, a query or an id is empty, a
         query of the judgements does not exist, judgements contradict each other, or query ids are
-        document ids and `identical_ids` is None.
+        document ids and `identical_ids` is None; or not one query fits in `most`.
     """
-    corpus: dict[str, str] = {}
-    for where, row in _rows(_file(directory, "corpus.jsonl")):
-        title = _text(row, "title", where, default="")
-        _add(corpus, _id(row, where), document_text(title, _text(row, "text", where)), where)
+    documents = _file(directory, "corpus.jsonl")
     original = _queries(_file(directory, "queries.jsonl"))
     qrels = _qrels(_file(directory, f"qrels/{split}.tsv"), original)
     rows = {qid: original[qid] for qid in original if qid in qrels}
@@ -72,13 +77,22 @@ def read_beir(
     changed: dict[str, list[str]] = {}
     if second[0]:
         rows, qrels, changed = _with_changed(rows, qrels, *second)
-    _check_identical(directory, asked, corpus, identical_ids)
+    groups = {qid: row.group or row.text for qid, row in rows.items()}
+    if most:
+        kept, needed, same = _fitting(documents, groups, qrels, asked, most)
+        rows = {qid: row for qid, row in rows.items() if qid in kept}
+        changed = {base: x for base, x in changed.items() if f"{base}-og" in kept}
+        groups = {qid: groups[qid] for qid in rows}
+        corpus = _corpus(documents, needed, most)
+    else:
+        corpus = _corpus(documents)
+        same = asked & corpus.keys()
+    _check_identical(directory, same, identical_ids, flag)
     if identical_ids == "ignore" and changed:
         raise UserError(
-            f"{directory}: --identical-ids=ignore with queries_changed.jsonl is not covered: leave "
+            f"{directory}: {flag}=ignore with queries_changed.jsonl is not covered: leave "
             "the queries' own documents out of the corpus"
         )
-    groups = {qid: row.group or row.text for qid, row in rows.items()}
     repeated = len(set(groups.values())) < len(groups)
     subsets = by_suffix(list(rows), ("og", "changed")) if changed else {}
     for qid, row in rows.items():
@@ -131,16 +145,62 @@ def _with_changed(
     return both, labels, changed
 
 
-def _check_identical(
-    directory: Path, queries: set[str], corpus: dict[str, str], choice: str | None
-) -> None:
-    same = sorted(queries & corpus.keys())
+def _corpus(path: Path, needed: set[str] | None = None, most: int = 0) -> dict[str, str]:
+    """id -> text; of at most `most` documents where that is given, those that are needed and the
+    first of the others."""
+    corpus: dict[str, str] = {}
+    others = most - len(needed or ())
+    for where, row in _rows(path):
+        name = _id(row, where)
+        if needed is not None and name not in needed:
+            if not others:
+                continue
+            others -= 1
+        title = _text(row, "title", where, default="")
+        _add(corpus, name, document_text(title, _text(row, "text", where)), where)
+    return corpus
+
+
+def _fitting(
+    path: Path, groups: dict[str, str], qrels: _Judged, asked: set[str], most: int
+) -> tuple[set[str], set[str], set[str]]:
+    """(queries whose judged documents fit in `most`, those documents, ids of `asked` that are
+    documents)."""
+    wanted = {document for qid in groups for document in qrels[qid]}
+    found, same, count = set(), set(), 0
+    for where, row in _rows(path):
+        name, count = _id(row, where), count + 1
+        if name in wanted:
+            found.add(name)
+        if name in asked:
+            same.add(name)
+    if count <= most:
+        return set(groups), found, same
+    members: dict[str, list[str]] = defaultdict(list)
+    for qid in groups:  # a changed query may be of another group than its first form
+        first = f"{qid.removesuffix('-changed')}-og"
+        members[groups.get(first, groups[qid])].append(qid)
+    kept: set[str] = set()
+    needed: set[str] = set()
+    for each in members.values():
+        more = needed.union(*(qrels[qid].keys() & found for qid in each))
+        if len(more) > most:
+            break
+        needed = more
+        kept.update(each)
+    if not kept:
+        raise UserError(
+            f"{path}: {most} documents do not hold those of one query; raise their number"
+        )
+    return kept, needed, same
+
+
+def _check_identical(directory: Path, same: set[str], choice: str | None, flag: str) -> None:
     if same and choice is None:
         raise UserError(
-            f"{directory}: {len(same):,} query ids are document ids as well ({same[0]!r}), and "
-            "whether a query may find its own document changes the scores: "
-            "--identical-ids=ignore if the queries are part of the corpus, --identical-ids=keep if "
-            "the ids are equal by chance"
+            f"{directory}: {len(same):,} query ids are document ids as well ({min(same)!r}), and "
+            f"whether a query may find its own document changes the scores: {flag}=ignore if the "
+            f"queries are part of the corpus, {flag}=keep if the ids are equal by chance"
         )
 
 

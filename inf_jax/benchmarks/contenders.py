@@ -77,9 +77,10 @@ class TaskScores:
         return len(set(self.clusters[""].values()))
 
 
-def check_models(models: Sequence[str]) -> None:
+def check_models(models: Sequence[str], is_run: Callable[[str], bool]) -> None:
     """UserError where there is no such model, or a library is missing that the models or the files
-    of results need: before anything takes long."""
+    of results need: before anything takes long. `is_run`: of a name that is no model's, but a
+    run's."""
     needed = ["pyarrow", *(["bm25s"] if BM25 in models else [])]
     for name in needed:
         if importlib.util.find_spec(name) is None:
@@ -87,7 +88,7 @@ def check_models(models: Sequence[str]) -> None:
                 f"inf_jax.benchmark needs {name}: pip install 'inf_jax[benchmark]' (the extra)"
             )
     for name in models:
-        if name != BM25:
+        if name != BM25 and not is_run(name):
             directory = resolve_model(name)
             if not any(
                 (directory / f).exists() for f in ("config.json", "modules.json", SETTINGS_FILE)
@@ -98,19 +99,27 @@ def check_models(models: Sequence[str]) -> None:
 
 
 def score_model(
-    name: str, sources: Sequence[TaskSource], options: ModelOptions, *, template: str = ""
+    name: str,
+    sources: Sequence[TaskSource],
+    options: ModelOptions,
+    *,
+    open_model: Callable[..., Retriever] = load,
+    template: str = "",
 ) -> dict[str, TaskScores]:
     """The scores of a model by the names of the tasks.
 
     Args:
-      name: "bm25", or a model as of `inf_jax.load`.
+      name: "bm25", or a model as of `open_model`.
+      open_model: as `inf_jax.load`.
       sources: the tasks; one at a time is in memory.
       template: in place of the benchmark's and the model's.
 
     Raises:
       UserError: no such model, or a task that cannot be read or scored.
     """
-    retriever = None if name == BM25 else load(name, dtype=options.dtype, mask=options.mask)
+    retriever = None
+    if name != BM25:
+        retriever = open_model(name, dtype=options.dtype, mask=options.mask)
     found = {}
     for source in sources:
         task = source.load()

@@ -1,6 +1,7 @@
 """What a benchmark asks of a model: documents, queries with instructions, judgements."""
 
 import dataclasses
+import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
@@ -75,6 +76,16 @@ class BenchmarkTask:
                     raise UserError(
                         f"{self.name}: candidate {document!r} of query {qid!r} is not in the corpus"
                     )
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of texts and judgements."""
+        digest = hashlib.sha256()
+        for part in (self.corpus, self.queries, self.qrels, self.changed, self.groups):
+            for item in part.items():
+                digest.update(repr(item).encode(errors="surrogatepass"))
+            digest.update(b"\n")
+        return digest.hexdigest()[:16]
 
     @property
     def instructed(self) -> bool:

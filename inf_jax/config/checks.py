@@ -48,6 +48,11 @@ def check_config(config: ConfigDict) -> None:
         if path and (problem := check(path))
     ]
     problems += _mixture_problems(data)
+    if is_url(config.eval.benchmark):
+        problems.append(
+            f"eval.benchmark={config.eval.benchmark!r}: is read from a local disk; copy it to each "
+            "host, `gcloud storage cp -r`"
+        )
     problems += _best_problems(config)
     if train.hang_minutes and not 1e-3 <= train.hang_minutes <= 1e5:
         problems.append(f"train.hang_minutes={train.hang_minutes!r}: 0, or from 0.001 to 100,000")

@@ -182,7 +182,7 @@ class TrainConfig:
     dev_batches: int = key(4, "batches of each dev loss", rule="positive")
     eval_every: int = key(
         0,
-        "steps between retrieval scores of eval.split (dev/ndcg@10, ...); 0: never",
+        "steps between retrieval scores of eval.split or eval.benchmark (dev/...); 0: never",
         rule="not negative",
     )
     checkpoint_every: int = key(100, "steps between checkpoints", rule="positive")
@@ -222,13 +222,22 @@ class EvalConfig:
     """What `inf_jax.evaluate` scores."""
 
     split: str = key("dev", "split that is scored")
+    benchmark: str = key(
+        "", "directory in BEIR's layout that is scored in place of the split", path=True
+    )
+    benchmark_split: str = key("test", "of eval.benchmark: the file in qrels")
+    identical_ids: str = key(
+        "",
+        "of eval.benchmark, if query ids are document ids: is a query's own document a result",
+        ("", *choices.IDENTICAL_IDS),
+    )
     source: str = key(
         "", "its source; empty: data.source, or the first of data.mixture that has the split"
     )
     checkpoint: str = key("newest", "newest, best (needs train.keep_best), or a step")
     max_passages: int = key(
         0,
-        "most passages of the split's task, with as many of its queries as these allow; 0: all",
+        "most passages of the scored task, with as many of its queries as these allow; 0: all",
         rule="not negative",
     )
     batch_rows: int = key(64, "packed rows that are encoded at once", rule="positive")

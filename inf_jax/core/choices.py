@@ -21,6 +21,7 @@ RETRIEVAL_METRICS = (  # names in a run's metrics; higher is better
     "dev/p_mrr",
     "dev/robustness@10",
 )
+IDENTICAL_IDS = ("keep", "ignore")
 ATTENTIONS = ("auto", "xla", "splash", "cudnn")
 GATHERS = ("auto", "layer", "step")
 SHUFFLES = ("auto", "global", "windows")  # of data.shuffle

@@ -25,3 +25,9 @@ def retriever_config(config: RunConfig) -> RetrieverConfig:
         dims=tuple(config.loss.dims),
         text=text,
     )
+
+
+def chunk_tokens(config: RunConfig) -> int:
+    """Tokens that a device encodes at once when a run is evaluated."""
+    text = retriever_config(config).text
+    return config.eval.batch_rows * max(text.max_query_tokens, text.max_passage_tokens)

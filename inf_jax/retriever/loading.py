@@ -91,7 +91,7 @@ def load(
             longest = max(config.text.max_query_tokens, config.text.max_passage_tokens)
             shape = dataclasses.replace(shape, max_positions=max(longest, shape.max_positions))
         folders, heads = {"shared": first}, {"shared": head}
-    config = _with_templates(config, query_template, passage_template)
+    config = with_templates(config, query_template, passage_template)
     prompts = [prompt_of(x) for x in (config.text.query_template, config.text.passage_template)]
     if not include_prompt and any(prompts):
         raise UserError(
@@ -122,13 +122,14 @@ def _shape(folder: Path, mask: str) -> EncoderConfig:
     return read_config(folder).with_mask(mask)
 
 
-def _with_templates(
-    config: RetrieverConfig, query: str | None, passage: str | None
+def with_templates(
+    config: RetrieverConfig, query_template: str | None, passage_template: str | None
 ) -> RetrieverConfig:
-    """The settings with these templates in place of their own; None leaves one as it is."""
-    if query is not None and not config.queries.pooled:
+    """The settings with these templates in place of their own; None leaves one as it is. Raises
+    UserError for a query's template where query and instruction are encoded separately."""
+    if query_template is not None and not config.queries.pooled:
         raise UserError("query_template: this model encodes query and instruction separately")
-    given = {"query_template": query, "passage_template": passage}
+    given = {"query_template": query_template, "passage_template": passage_template}
     given = {name: template for name, template in given.items() if template is not None}
     return dataclasses.replace(config, text=dataclasses.replace(config.text, **given))
 

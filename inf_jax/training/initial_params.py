@@ -1,7 +1,7 @@
 """Loads the towers that a run starts with, and those of a checkpoint to evaluate or export."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -73,7 +73,7 @@ def find_start(
     """
     if not start_from:
         return Start()
-    directory, which = _directory(start_from)
+    directory, which = checkpoints_of(start_from)
     name = f"{key}={start_from}"
     if recorded and recorded.start_step is not None:
         if not (directory / str(recorded.start_step)).exists():
@@ -112,7 +112,7 @@ def start_params(
         return dict.fromkeys(partition.base, tree), fingerprint(weights)
     source_name = f"{start.key}={start.path}"
     saved = checkpoint.read_saved(start.directory, str(start.step))
-    source = _config_of(saved.config)
+    source = config_of(saved.config)
     theirs = load_model(source)
     if _kind(theirs) != _kind(model):
         raise UserError(
@@ -216,7 +216,7 @@ def _adapters(*trees: Mapping) -> dict:
     return adapters
 
 
-def _directory(start_from: str) -> tuple[AnyPath, str]:
+def checkpoints_of(start_from: str) -> tuple[AnyPath, str]:
     """(directory of checkpoints, which) of a run's out_dir or one of its checkpoints."""
     path = as_path(start_from)
     if path.name.isdecimal() and (path / "state").exists():
@@ -224,11 +224,11 @@ def _directory(start_from: str) -> tuple[AnyPath, str]:
     return path / "checkpoints", "newest"
 
 
-def _config_of(saved: Mapping[str, Any]) -> RunConfig:
-    """The model and data sections of a saved config; keys added since then get their defaults."""
+def config_of(saved: Mapping[str, Any], sections: Sequence[str] = ("model", "data")) -> RunConfig:
+    """Some sections of a saved config; keys added since then get their defaults."""
     config = defaults()
     config.seed = saved.get("seed", config.seed)
-    for section in ("model", "data"):
+    for section in sections:
         for name, value in saved.get(section, {}).items():
             if name in config[section]:
                 config[section][name] = value

@@ -3,19 +3,23 @@
 import argparse
 from pathlib import Path
 
-import inf_jax
 from inf_jax.core.choices import ATTENTION_MASKS, DTYPES
 from inf_jax.core.cli_flags import FlagParser, at_least
 from inf_jax.core.errors import UsageError
 from inf_jax.io.paths import url_problem
 from inf_jax.retriever.retriever import Retriever
+from inf_jax.training.run_model import open_model
 from inf_jax.vectors.texts import TextSource
 
 
 def add_model_flags(parser: FlagParser, *, example: str = "") -> None:
     """Flags of the model and of how texts are read; `example` where a model must be given."""
     add = parser.add
-    add("--model", "export, or any model's directory or hub id", metavar="DIR", example=example)
+    text = "export, out_dir of a run, or any model's directory or hub id"
+    add("--model", text, metavar="DIR", example=example)
+    add(
+        "--checkpoint", "of a run: newest, best (needs train.keep_best) or a step", default="newest"
+    )
     add("--query-template", "in place of the model's own, e.g. 'query: {query} {instruction}'")
     add("--passage-template", "in place of the model's own, e.g. 'passage: {passage}'")
     add("--mask", "attention mask", default="model", choices=ATTENTION_MASKS)
@@ -29,8 +33,9 @@ def add_model_flags(parser: FlagParser, *, example: str = "") -> None:
 
 def load_model_of(args: argparse.Namespace) -> Retriever:
     """The model that the flags name. Raises UserError."""
-    return inf_jax.load(
+    return open_model(
         args.model,
+        which=args.checkpoint,
         dtype=args.compute_dtype,
         fsdp=args.fsdp,
         mask=args.mask,

@@ -185,6 +185,23 @@ def test_compressed_files_and_splits(tmp_path):
         read_beir(tmp_path)
 
 
+def test_a_capped_task(tmp_path):
+    """The first queries, with all of a question, whose judged documents fit; then other ones."""
+    whole = read_beir(SAMPLES / "benchmark_medquad")
+    assert read_beir(SAMPLES / "benchmark_medquad", most=472) == whole
+    task = read_beir(SAMPLES / "benchmark_medquad", most=30)
+    judged = {document for each in task.qrels.values() for document in each}
+    assert len(task.corpus) == 30 and judged <= task.corpus.keys()
+    assert list(task.corpus) == [d for d in whole.corpus if d in task.corpus]
+    assert len(task.queries) == 2 * len(task.changed) > 0
+    assert list(task.changed) == list(whole.changed)[: len(task.changed)]
+    with pytest.raises(UserError, match="1 documents do not hold those of one query"):
+        read_beir(SAMPLES / "benchmark_medquad", most=1)
+    write(tmp_path, queries=[{"_id": "d0", "text": "amber"}], qrels="d0\td1\t1\n")
+    with pytest.raises(UserError, match=r"1 query ids are document ids as well.* --key=ignore if"):
+        read_beir(tmp_path, most=1, flag="--key")
+
+
 def test_the_samples_can_be_read():
     plain, instructed = (read_beir(SAMPLES / f"benchmark_{n}") for n in ("pubmedqa", "medquad"))
     assert (len(plain.queries), len(plain.corpus)) == (470, 470)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import inf_jax
+from inf_jax import evaluate, train
 from inf_jax.benchmark import main
 from inf_jax.benchmarks.beir_files import read_beir
 from inf_jax.benchmarks.scoring import score_run
@@ -19,8 +20,9 @@ from inf_jax.benchmarks.searching import run_of_vectors
 from inf_jax.core.errors import UsageError, UserError
 from inf_jax.models import hf
 from inf_jax.models.hf.config import read_config
+from inf_jax.monitoring.metrics_log import read_metrics
 from inf_jax.text.noise import RULES, perturbed
-from tests.inf_jax.benchmarks.test_benchmarks import changed, write
+from tests.inf_jax.benchmarks.test_benchmarks import SAMPLES, changed, write
 from tests.inf_jax.commands.saved_runs import changed as other_weights
 
 pytestmark = pytest.mark.skipif(
@@ -150,6 +152,36 @@ def test_help_and_readme_list_the_kinds_of_noise(capsys):
         assert f"  - `{kind}`: " in readme
 
 
+def test_a_run_is_scored_as_while_it_trains(tiny_config, tmp_path):
+    """The same scores in the loop, by `evaluate` and by this command on the run's checkpoints."""
+    suite = SAMPLES / "benchmark_medquad"
+    tiny_config.train.update({"steps": 3, "eval_every": 3, "checkpoint_every": 2})
+    tiny_config.train.update({"keep_best": 1, "best_metric": "dev/p_mrr", "best_mode": "max"})
+    tiny_config.optim.update({"lr": 3e-3, "schedule": "constant"})
+    tiny_config.eval.benchmark = str(suite)
+    train.main(tiny_config)
+    out = Path(tiny_config.out_dir)
+    lines = {x["step"] + 1: x for x in read_metrics(out / "metrics.jsonl")}
+    evaluate.main(tiny_config)
+    found = json.loads((out / "eval.json").read_text())
+    assert found["dataset"]["source"] == "benchmark_medquad" and found["passages"] == 472
+    names = {"ndcg@10", "recall@1", "mrr@10", "p_mrr", "robustness@10"}
+    assert found["trained"].keys() == names and found["trained"] != found["base"]
+
+    def command(model, *flags):
+        main([f"--model={model}", f"--suite={suite}", f"--out-dir={tmp_path}", "--draws=1", *flags])
+        tasks = json.loads((tmp_path / "scores.json").read_text())["tasks"]
+        (scores,) = tasks["benchmark_medquad"]["models"].values()
+        return {name: scores["scores"][name] for name in names}
+
+    in_loop = {step: {n: lines[step][f"dev/{n}"] for n in names} for step in (2, 3)}
+    assert found["trained"] == pytest.approx(in_loop[3], abs=1e-5)
+    assert command(out) == pytest.approx(in_loop[3], abs=1e-5)
+    assert command(out / "checkpoints/2") == pytest.approx(in_loop[2], abs=1e-5)
+    best = max(in_loop, key=lambda step: in_loop[step]["p_mrr"])
+    assert command(out, "--checkpoint=best") == pytest.approx(in_loop[best], abs=1e-5)
+
+
 def test_a_template_is_the_models_own(tiny_model_dir, directory, tmp_path, monkeypatch):
     """--query-template is for --model; what is encoded is what the table shows."""
     seen = []
@@ -180,6 +212,7 @@ def test_a_template_is_the_models_own(tiny_model_dir, directory, tmp_path, monke
         (["--model=bm25", "--baseline=no/such/model"], UserError, "no such directory"),
         (["--model=bm25", "--noise=typo"], UsageError, "typo"),
         (["--model=bm25", "--placement=front"], UsageError, "'front' is not a choice"),
+        (["--model=bm25", "--checkpoint=best"], UsageError, "no model is the out_dir of a run"),
         (["--model=bm25", "--suite=./none"], UserError, "--suite: ./none is not a directory"),
     ],
 )
