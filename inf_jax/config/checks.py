@@ -11,7 +11,7 @@ from inf_jax.config.sections import RunConfig
 from inf_jax.core.choices import AUTO, QUERY_ENCODERS, RETRIEVAL_METRICS
 from inf_jax.core.errors import UserError
 from inf_jax.core.query_encoders import query_encoder
-from inf_jax.io.paths import checkpoint_path_problem, url_problem
+from inf_jax.io.paths import checkpoint_path_problem, is_url, url_problem
 from inf_jax.losses.objective import TAUGHT, Objective, parse_objective
 
 
