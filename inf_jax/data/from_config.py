@@ -253,8 +253,9 @@ def make_loader(
                 f"has {dataset.num_examples} examples; set train.dev_every=0 or name a larger split"
             )
         most = dataset.num_examples
-        if layout.mixture:  # examples of each source, not of all
-            most = max(-(-layout.chunks // k), dataset.units())
+        if layout.mixture:  # a source with few is repeated in a step, and its copies are masked
+            pairs = sum(one.num_examples * one.pairs_per_example for one in dataset.sources)
+            most = max(-(-layout.chunks // k), pairs // k)
         layout = dataclasses.replace(layout, batch_size=min(layout.batch_size, most))
     each, steps = config.train.chunks_per_device, steps or config.train.steps
     loader = Loader(

@@ -65,13 +65,6 @@ class MixtureDataset:
             seed=seed,
         )
 
-    def units(self) -> int:
-        """The most units of a step that takes no example of a source twice, at least 1."""
-        parts = zip(self.sources, self._in_unit, self.mixing.weights, strict=True)
-        total = sum(self.mixing.weights)
-        most = min((one.num_examples // n - 1) * total // weight for one, n, weight in parts)
-        return max(1, most)
-
     def source_numbers(self, units: np.ndarray) -> np.ndarray:
         """int32[u], the number of each unit's source."""
         return self.numbers[self._places(units)].astype(np.int32)
