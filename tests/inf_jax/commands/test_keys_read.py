@@ -8,10 +8,12 @@ from inf_jax import evaluate, export, tokenise, train
 from inf_jax.config.defaults import run_config
 from inf_jax.config.schema import keys
 from inf_jax.config.sections import RunConfig
+from inf_jax.training.retrieval import retrieval_task
 from tests.config_reads import recorded_reads
+from tests.inf_jax.benchmarks.test_benchmarks import write
 
 
-def test_every_key_is_read(tiny_config, no_torch, monkeypatch):
+def test_every_key_is_read(tiny_config, no_torch, monkeypatch, tmp_path):
     tiny_config.train.dev_every, tiny_config.train.dev_batches = 2, 1
     tiny_config.loss.objective = "multi(P,I)"  # reads loss.instruction_negatives
     tiny_config.model.lora_rank = 2  # reads the other keys of adapters
@@ -27,6 +29,8 @@ def test_every_key_is_read(tiny_config, no_torch, monkeypatch):
         for command in (train, evaluate, export, tokenise):
             monkeypatch.setattr(command, "run_config", recorded)
             command.main(tiny_config)
+        tiny_config.eval.benchmark = str(write(tmp_path / "plants"))  # in place of eval.split
+        retrieval_task(recorded(tiny_config))
     assert {each.name for each in keys(RunConfig())} - read == set()
 
 
