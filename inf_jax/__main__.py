@@ -13,6 +13,7 @@ _COMMANDS = {
     "tokenise": "tokenise a dataset ahead of training",
     "encode": "write the vectors of a corpus, or of queries, as shards",
     "search": "find the nearest passages among such vectors, exactly",
+    "mine": "find hard negatives for pairs, with margins, ranks and a teacher",
     "benchmark": "score any model on public benchmarks or your own, beside others",
     "mteb": "mteb's own commands, on any model that inf_jax opens",
     "plan": "memory, time and cost of a run, before hardware is rented",

@@ -21,13 +21,16 @@ from inf_jax.core.errors import main_guard
 from inf_jax.distributed import coordination
 from inf_jax.distributed.entry_point import run_distributed
 from inf_jax.io import storage
-from inf_jax.vectors.command import add_model_flags, check_place, load_model_of, text_source
-from inf_jax.vectors.encoding import SHARD_SIZE, encode_source, make_manifest
-from inf_jax.vectors.searching import local_share
-from inf_jax.vectors.store import STORE_MANIFEST, STORED, VectorStore, open_for_writing
+from inf_jax.vectors.command import (
+    add_model_flags,
+    check_place,
+    encode_into,
+    load_model_of,
+    text_source,
+)
+from inf_jax.vectors.encoding import SHARD_SIZE
+from inf_jax.vectors.store import STORE_MANIFEST, STORED, VectorStore
 from inf_jax.vectors.texts import ROLES
-
-_WAIT_S = 24 * 3600.0  # for the shares of other processes; one that dies ends the wait at once
 
 
 def main(args: argparse.Namespace) -> None:
@@ -41,9 +44,9 @@ def main(args: argparse.Namespace) -> None:
     checked = source.check()
     coordination.check_shared(out, storage.check_access)
     with coordination.on_primary(storage.locked(out)):
-        retriever = load_model_of(args)
-        manifest = make_manifest(
-            retriever,
+        store, written = encode_into(
+            out,
+            load_model_of(args),
             source,
             checked,
             model=args.model,
@@ -51,20 +54,11 @@ def main(args: argparse.Namespace) -> None:
             dim=args.dim or None,
             shard_size=args.shard_size,
         )
-        coordination.check_same({name: str(x) for name, x in vars(manifest).items()})
-        with coordination.primary_first("vectors"):
-            store = open_for_writing(out, manifest)
-        primary = coordination.is_primary()
-        written = encode_source(
-            retriever, source, checked, store, share=local_share(), progress=primary
-        )
-        coordination.barrier("encoded", timeout_s=_WAIT_S)
-        if primary:
+        if coordination.is_primary():
             _report(store, written, args.out)
 
 
 def _report(store: VectorStore, written: int, out: str) -> None:
-    store.check_complete()
     made = store.manifest
     rows = [
         ("vectors", f"{made.count:,} of {made.role} texts, {made.width} x {made.dtype}"),

@@ -125,6 +125,24 @@ CASES = [
         ["--vectors=v", "--queries=q", "--run=r", "--k=0"],
         "--k: must be at least 1, not 0",
     ),
+    ("inf_jax.mine", ["--pair=x"], unknown("--pair", "--pairs")),
+    (
+        "inf_jax.mine",
+        ["--model=m"],
+        "command line: --pairs and --out missing, e.g. --pairs=pairs.jsonl --out=mined.jsonl",
+    ),
+    (
+        "inf_jax.mine",
+        ["--pairs=p", "--out=o"],
+        "command line: --model missing, e.g. --model=out/run/export; without one, give "
+        "--candidates=bm25",
+    ),
+    (
+        "inf_jax.mine",
+        ["--pairs=p", "--out=o", "--fields=qury=x"],
+        "--fields: 'qury' is not a choice; did you mean query? "
+        "(choose from query, passage, instruction, id)",
+    ),
     ("inf_jax.models.hf", ["--chek", "x"], unknown("--chek", "--check")),
     ("inf_jax.models.hf", [], "command line: --check missing, e.g. --check=models/e5-base"),
     ("inf_jax.models.hf", ["--check"], "--check: expected at least one argument"),
@@ -259,8 +277,8 @@ CASES = [
         "inf_jax",
         ["trian"],
         "inf-jax: command: 'trian' is not a choice; did you mean train? "
-        "(choose from train, evaluate, export, average, tokenise, encode, search, benchmark, mteb, "
-        "plan)",
+        "(choose from train, evaluate, export, average, tokenise, encode, search, mine, benchmark, "
+        "mteb, plan)",
     ),
     (
         "data_pipeline",

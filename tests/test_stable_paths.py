@@ -17,7 +17,7 @@ NAMES = """inf_jax.load inf_jax.Retriever inf_jax.retriever.Retriever
     inf_jax.config.defaults data_pipeline.config.defaults
     inf_jax.models.hf.load_weights inf_jax.models.hf.save_weights""".split()
 COMMANDS = """inf_jax.train inf_jax.evaluate inf_jax.export inf_jax.tokenise inf_jax.plan
-    inf_jax.average
+    inf_jax.average inf_jax.mine
     inf_jax.encode inf_jax.search inf_jax.models.hf.__main__ inf_jax.__main__ data_pipeline.__main__
     data_pipeline.run data_pipeline.build data_pipeline.beam_build
     data_pipeline.beam_tokenise""".split()

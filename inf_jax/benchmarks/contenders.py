@@ -4,13 +4,14 @@ import dataclasses
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 
-from inf_jax.benchmarks.bm25 import SETTINGS, run_of_bm25
+from inf_jax.benchmarks.bm25 import run_of_bm25
 from inf_jax.benchmarks.noise import NoisyScores, noisy_task
 from inf_jax.benchmarks.placement import instructions, only_prompts, task_template
 from inf_jax.benchmarks.scoring import clusters_of, score_run
 from inf_jax.benchmarks.searching import run_of_vectors
 from inf_jax.benchmarks.task import BenchmarkTask, TaskSource
 from inf_jax.core.errors import UserError
+from inf_jax.evaluation.bm25 import SETTINGS
 from inf_jax.inspection.rankings import KeptRun, keep_run
 from inf_jax.metrics.runs import Run, Score, without_identical_ids
 from inf_jax.models.hf.resolve import resolve_model

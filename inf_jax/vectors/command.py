@@ -2,14 +2,27 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from inf_jax.core.choices import ATTENTION_MASKS, DTYPES
-from inf_jax.core.cli_flags import FlagParser, at_least
-from inf_jax.core.errors import UsageError
+from inf_jax.core.cli_flags import FlagParser, at_least, names_among
+from inf_jax.core.errors import UsageError, UserError
+from inf_jax.distributed import coordination
+from inf_jax.io import storage
+from inf_jax.io.json_files import read_json
 from inf_jax.io.paths import url_problem
+from inf_jax.models.hf.resolve import resolve_model
 from inf_jax.retriever.retriever import Retriever
-from inf_jax.training.run_model import open_model
-from inf_jax.vectors.texts import TextSource
+from inf_jax.training.run_model import is_run, open_model
+from inf_jax.vectors.encoding import encode_source, make_manifest
+from inf_jax.vectors.pairs import PAIR_FIELDS, MiningTexts
+from inf_jax.vectors.searching import local_share, read_queries
+from inf_jax.vectors.store import VectorStore, open_for_writing
+from inf_jax.vectors.texts import Checked, TextSource
+
+_WAIT_S = 24 * 3600.0  # for the shares of other processes; one that dies ends the wait at once
 
 
 def add_model_flags(parser: FlagParser, *, example: str = "") -> None:
@@ -61,3 +74,67 @@ def check_place(flag: str, path: str) -> str:
     if problem := url_problem(path):
         raise UsageError(f"{flag}={path}: {problem}")
     return path
+
+
+def encode_into(
+    out: storage.AnyPath, retriever: Retriever, source: TextSource, checked: Checked, **options: Any
+) -> tuple[VectorStore, int]:
+    """Encodes a source into a directory, goes on with what is there, and waits for all processes.
+
+    Args:
+      options: of `make_manifest`.
+
+    Returns:
+      The complete store, and the number of vectors that this process wrote.
+
+    Raises:
+      UserError: as `make_manifest`, `open_for_writing` and `encode_source`.
+    """
+    manifest = make_manifest(retriever, source, checked, **options)
+    coordination.check_same({name: str(x) for name, x in vars(manifest).items()})
+    with coordination.primary_first("vectors"):
+        store = open_for_writing(out, manifest)
+    primary = coordination.is_primary()
+    written = encode_source(
+        retriever, source, checked, store, share=local_share(), progress=primary
+    )
+    coordination.barrier("encoded", timeout_s=_WAIT_S)
+    if primary:
+        store.check_complete()
+    return store, written
+
+
+def encode_texts(
+    retriever: Retriever, model: str, texts: MiningTexts, directory: Path, shard_size: int
+) -> tuple[np.ndarray, VectorStore]:
+    """The vectors of a task of mining, made now or before: float32[q, e] and the passages' store.
+    Raises UserError as `encode_into`."""
+    options = {"model": model, "dtype": "float32", "shard_size": shard_size}
+    queries, passages = (
+        encode_into(directory / source.role, retriever, source, source.check(), **options)[0]
+        for source in (texts.query_source, texts.passages)
+    )
+    return read_queries(queries)[1], passages
+
+
+def pair_fields(text: str) -> dict[str, str]:
+    """The field of each part that `part=name,part=name` names; for `FlagParser.add`."""
+    fields = dict(part.partition("=")[::2] for part in text.split(",") if part)
+    names_among(PAIR_FIELDS)(",".join(fields))
+    if "" in fields.values():
+        raise argparse.ArgumentTypeError(f"{text!r}: write PART=NAME, e.g. query=question")
+    return fields
+
+
+def refuse_cross_encoder(flag: str, model: str) -> None:
+    """Raises UserError if a model scores pairs of texts and has no vectors."""
+    if is_run(model):
+        return
+    directory = resolve_model(model)
+    fields = read_json(directory / "config.json", default={}, kind=dict)
+    classes = fields.get("architectures") or [""]
+    if "ForSequenceClassification" in str(classes[0]) and not (directory / "modules.json").exists():
+        raise UserError(
+            f"{flag}={model}: is a cross-encoder ({classes[0]}), which has no vectors; name a "
+            "model that encodes texts"
+        )
