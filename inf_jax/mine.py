@@ -30,14 +30,14 @@ from inf_jax.vectors import mining
 from inf_jax.vectors.command import (
     add_model_flags,
     check_place,
-    encode_texts,
+    encode_for_mining,
     load_model_of,
     pair_fields,
     refuse_cross_encoder,
     text_source,
 )
 from inf_jax.vectors.encoding import SHARD_SIZE
-from inf_jax.vectors.pairs import MiningTexts, read_pairs
+from inf_jax.vectors.pairs import MiningTexts, read_pair_rows
 
 _KINDS = ("dense", "bm25")
 
@@ -58,7 +58,7 @@ def main(args: argparse.Namespace) -> None:
             "command line: --model missing, e.g. --model=out/run/export; without one, give "
             "--candidates=bm25"
         )
-    rules = mining.MiningRules(**{name: getattr(args, name) for name in mining.RULES})
+    rules = mining.MiningRules(**{name: getattr(args, name) for name in mining.RULE_NAMES})
     for flag, model in (("--model", args.model), ("--teacher", args.teacher)):
         if model:
             refuse_cross_encoder(flag, model)
@@ -66,7 +66,7 @@ def main(args: argparse.Namespace) -> None:
     if primary:
         storage.check_access(out.parent)
     coordination.check_shared(work, storage.check_access)
-    rows = read_pairs(Path(args.pairs), args.fields, args.split)
+    rows = read_pair_rows(Path(args.pairs), args.fields, args.split)
     rows = [r._replace(instruction=r.instruction or args.instruction) for r in rows]
     corpus = text_source(args.corpus, args, "passage").texts() if args.corpus else ()
     with coordination.on_primary(storage.locked(work)):
@@ -76,7 +76,7 @@ def main(args: argparse.Namespace) -> None:
         k = min(rules.depth(positives.most) + positives.most, len(texts.same))
         found, scores = [], None
         if args.model:
-            queries, store = encode_texts(
+            queries, store = encode_for_mining(
                 load_model_of(args), args.model, texts, work / "model", args.shard_size
             )
             scores = mining.pair_scores(queries, store, positives.query, positives.passage)
@@ -84,7 +84,7 @@ def main(args: argparse.Namespace) -> None:
                 found.append(mining.dense_candidates(queries, store, k, progress=primary))
         if args.teacher:
             teacher = open_model(args.teacher, dtype=args.compute_dtype, fsdp=args.fsdp)
-            queries, store = encode_texts(
+            queries, store = encode_for_mining(
                 teacher, args.teacher, texts, work / "teacher", args.shard_size
             )
             scores = mining.pair_scores(queries, store, positives.query, positives.passage)

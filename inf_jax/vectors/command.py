@@ -104,7 +104,7 @@ def encode_into(
     return store, written
 
 
-def encode_texts(
+def encode_for_mining(
     retriever: Retriever, model: str, texts: MiningTexts, directory: Path, shard_size: int
 ) -> tuple[np.ndarray, VectorStore]:
     """The vectors of a task of mining, made now or before: float32[q, e] and the passages' store.

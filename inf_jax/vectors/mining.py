@@ -24,7 +24,7 @@ SAMPLING = ("top", "random")
 _PAIRS = 1 << 16  # whose vectors are in memory at once
 
 
-class Candidates(NamedTuple):
+class FoundPassages(NamedTuple):
     """Passages of each query: float32[q, k] scores and int64[q, k] numbers, -inf and -1 where there
     are fewer than k."""
 
@@ -79,7 +79,7 @@ class MiningRules:
         return self.range_max or self.range_min + spare * self.negatives + most_positives
 
 
-RULES = tuple(field.name for field in dataclasses.fields(MiningRules))
+RULE_NAMES = tuple(field.name for field in dataclasses.fields(MiningRules))
 
 
 class Positives:
@@ -147,30 +147,30 @@ def pair_scores(
 
 def dense_candidates(
     queries: np.ndarray, store: VectorStore, k: int, *, progress: bool
-) -> Candidates:
+) -> FoundPassages:
     """The k best passages of each query, `search_store`'s."""
     found = search_store(
         queries, store, k, mesh=local_mesh(), share=local_share(), progress=progress
     )
     scores, numbers = (np.concatenate(each) for each in zip(*found, strict=True))
-    return Candidates(scores, numbers.astype(np.int64))
+    return FoundPassages(scores, numbers.astype(np.int64))
 
 
-def rescored(candidates: Candidates, queries: np.ndarray, store: VectorStore) -> Candidates:
+def rescored(candidates: FoundPassages, queries: np.ndarray, store: VectorStore) -> FoundPassages:
     """The same passages with the scores of the model whose vectors these are."""
     rows = np.repeat(np.arange(len(queries)), candidates.numbers.shape[1])
     scores = pair_scores(queries, store, rows, candidates.numbers.reshape(-1))
-    return Candidates(scores.reshape(candidates.numbers.shape), candidates.numbers)
+    return FoundPassages(scores.reshape(candidates.numbers.shape), candidates.numbers)
 
 
 def bm25_candidates(
     texts: MiningTexts, positives: Positives, k: int
-) -> tuple[Candidates, np.ndarray]:
+) -> tuple[FoundPassages, np.ndarray]:
     """The k best passages of each query that share a word with it, query and instruction as one
     text, and float32[n], the scores of the positives. The index is in memory. Raises UserError."""
     index = Bm25(list(texts.passage_texts(range(len(texts.same)))), str(texts.passages.path.parent))
     count = len(texts.queries)
-    found = Candidates(np.full((count, k), -np.inf, np.float32), np.full((count, k), -1))
+    found = FoundPassages(np.full((count, k), -np.inf, np.float32), np.full((count, k), -1))
     own = np.empty(len(positives.query), np.float32)
     bounds = np.searchsorted(positives.query, np.arange(count + 1))
     asked = [f"{query} {instruction}".strip() for query, instruction in texts.queries]
@@ -184,23 +184,23 @@ def bm25_candidates(
     return found, own
 
 
-def united(parts: Sequence[Candidates]) -> Candidates:
+def united(parts: Sequence[FoundPassages]) -> FoundPassages:
     """The candidates of several searches, each passage of a query once, by number."""
     scores, numbers = (np.concatenate(each, axis=1) for each in zip(*parts, strict=True))
     order = np.argsort(numbers, axis=1, kind="stable")
     scores, numbers = (np.take_along_axis(x, order, axis=1) for x in (scores, numbers))
     numbers[:, 1:][numbers[:, 1:] == numbers[:, :-1]] = -1
     scores[numbers < 0] = -np.inf
-    return Candidates(scores, numbers)
+    return FoundPassages(scores, numbers)
 
 
 def choose_negatives(
     rules: MiningRules,
-    candidates: Candidates,
+    candidates: FoundPassages,
     positives: Positives,
     lowest: np.ndarray,
     texts: MiningTexts,
-) -> tuple[Candidates, Counter[str]]:
+) -> tuple[FoundPassages, Counter[str]]:
     """The negatives of each query, by score, and how many candidates each rule dropped.
 
     Args:
@@ -234,7 +234,7 @@ def choose_negatives(
         _draw(scores, rules, ["\n".join(query) for query in texts.queries])
         order = np.argsort(-scores, axis=1, kind="stable")
         scores, numbers = (np.take_along_axis(x, order, axis=1) for x in (scores, numbers))
-    return Candidates(scores[:, : rules.negatives], numbers[:, : rules.negatives]), dropped
+    return FoundPassages(scores[:, : rules.negatives], numbers[:, : rules.negatives]), dropped
 
 
 def _draw(scores: np.ndarray, rules: MiningRules, names: Sequence[str]) -> None:
@@ -249,7 +249,7 @@ def _draw(scores: np.ndarray, rules: MiningRules, names: Sequence[str]) -> None:
 
 
 def mined_rows(
-    rows: Sequence[PairRow], texts: MiningTexts, chosen: Candidates, scores: np.ndarray | None
+    rows: Sequence[PairRow], texts: MiningTexts, chosen: FoundPassages, scores: np.ndarray | None
 ) -> Iterator[dict]:
     """The record of each pair: id and instruction where it has them, query, passage, negatives.
 

@@ -36,7 +36,7 @@ class PairRow(NamedTuple):
     passage: str
 
 
-def read_pairs(path: Path, fields: Mapping[str, str], split: str = "") -> list[PairRow]:
+def read_pair_rows(path: Path, fields: Mapping[str, str], split: str = "") -> list[PairRow]:
     """The pairs of a file (.jsonl, .tsv, .parquet, `TextSource`), or of a built dataset.
 
     A row whose passage is a list of texts is as many pairs; those after the first have the row's id

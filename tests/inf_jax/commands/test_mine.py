@@ -13,7 +13,7 @@ from inf_jax import mine
 from inf_jax.core.errors import UserError
 from inf_jax.training import run_model
 from inf_jax.vectors import mining
-from inf_jax.vectors.pairs import MiningTexts, read_pairs
+from inf_jax.vectors.pairs import MiningTexts, read_pair_rows
 from inf_jax.vectors.searching import read_queries
 from inf_jax.vectors.store import VectorStore
 
@@ -74,7 +74,7 @@ def mined(folder, tiny_model_dir):
 def by_rules(mined, folder):
     """Rows by rules, from one search of all passages; those of the command where it was run."""
     expected = mined(range_max=8)
-    rows = read_pairs(folder / "pairs.jsonl", {})
+    rows = read_pair_rows(folder / "pairs.jsonl", {})
     corpus = [json.loads(x)["text"] for x in (folder / "corpus.jsonl").read_text().splitlines()]
     table = MiningTexts(rows, corpus, folder / "work", write=False)
     positives = mining.Positives(table)
@@ -86,7 +86,7 @@ def by_rules(mined, folder):
     def of(**values):
         rules = mining.MiningRules(**values)
         k = rules.depth(positives.most) + positives.most
-        part = mining.Candidates(found.scores[:, :k], found.numbers[:, :k])
+        part = mining.FoundPassages(found.scores[:, :k], found.numbers[:, :k])
         lowest = positives.lowest(scores)
         chosen, _ = mining.choose_negatives(rules, part, positives, lowest, table)
         return list(mining.mined_rows(rows, table, chosen, positives.of_rows(scores)))
