@@ -1,6 +1,6 @@
 """Reads a source, validates its examples, writes the TFDS dataset `inf_ir/<source>` (TFRecords).
 
-python -m data_pipeline.build --source=medquad --data-dir=out/data
+python -m data_pipeline.build --source=medquad --keyword-instructions --data-dir=out/data
 python -m data_pipeline.build --source=inf_ir --path-train=inf_ir.parquet --data-dir=out/data
 python -m data_pipeline.build --source=fields --name=nq --path-train=nq.jsonl --data-dir=out/data
 

@@ -48,7 +48,8 @@ step() { # step NAME COMMAND...: prints, runs and times a command
 venv=$(bash launch/setup_env.sh --where)
 readonly python=$venv/bin/python
 run=(--config=configs/medquad_minilm.py "$@")
-step build "$python" -m data_pipeline.build --source=medquad --data-dir="$data_dir"
+step build "$python" -m data_pipeline.build --source=medquad --keyword-instructions \
+  --data-dir="$data_dir"
 step train "$python" -m inf_jax.train "${run[@]}"
 step evaluate "$python" -m inf_jax.evaluate "${run[@]}"
 step export "$python" -m inf_jax.export "${run[@]}"

@@ -208,7 +208,7 @@ CASES = [
         "launch.bench.command_line",
         ["trian"],
         "benchmark: 'trian' is not a choice; did you mean train? "
-        "(choose from train, loss, factory, plan, memory, input, rehearsal, search)",
+        "(choose from train, quality, loss, factory, plan, memory, input, rehearsal, search)",
     ),
     ("launch.bench.command_line", ["train", "--round=3"], unknown("--round", "--rounds")),
     (

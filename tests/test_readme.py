@@ -23,7 +23,7 @@ _SMALL = """--config.train.steps=3 --config.train.batch_size=12 --config.optim.w
 
 # Run in this order, each with what is added to it.
 RUN: dict[str, list[str]] = {
-    "inf-jax-data build --source=medquad --data-dir=out/data": [],
+    "inf-jax-data build --source=medquad --keyword-instructions --data-dir=out/data": [],
     "inf-jax train --config=medquad_minilm": _SMALL,
     "inf-jax evaluate --config=medquad_minilm": _SMALL,
     "inf-jax export --config=medquad_minilm": _SMALL,

@@ -1,6 +1,7 @@
 """Measures this project: training step, loss and LLM requests beside others, TPU plans, memory.
 
     python launch/bench.py train      pairs/s of the training step, beside sentence-transformers
+    python launch/bench.py quality    scores after training, beside sentence-transformers
     python launch/bench.py loss       time and memory of the loss at batches of 1,024 to 65,536
     python launch/bench.py loss --aot              memory per TPU chip, by compilation alone
     python launch/bench.py factory    requests/s and memory of the data pipeline's LLM stages
@@ -23,12 +24,13 @@ from inf_jax.config.sections import RunConfig
 from inf_jax.core.cli_flags import FlagParser, check_choice
 from inf_jax.core.errors import main_guard
 
-from . import factory, input, loss, memory, plan, rehearsal, search, train
+from . import factory, input, loss, memory, plan, quality, rehearsal, search, train
 
 # Each module has `HELP`, `TAKES_CONFIG`, `add_arguments(parser)`, and `main(args)`, or with
 # TAKES_CONFIG `main(args, overrides)`.
 COMMANDS = {
     "train": train,
+    "quality": quality,
     "loss": loss,
     "factory": factory,
     "plan": plan,

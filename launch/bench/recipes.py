@@ -153,7 +153,7 @@ def compare(args: argparse.Namespace, common: list[str]) -> None:
 def _scores(trial: Trial, label: str, also: Sequence[str]) -> dict[str, dict]:
     """{source: {"base": scores, "trained": scores}} of a trial: of data.source, then of `also`."""
     started, scored = time.monotonic(), trial.scored
-    own = scored.config.data.source
+    own = scored.config.eval.source or scored.config.data.source
     files = {own: scored.directory / "eval.json"}
     files |= {source: scored.directory / f"eval_{source}.json" for source in also}
     if finished(scored) and all(file.exists() for file in files.values()):
@@ -165,7 +165,7 @@ def _scores(trial: Trial, label: str, also: Sequence[str]) -> dict[str, dict]:
             of = (f"--of={trial.recipe.average}", f"--out={scored.directory}")
             call(trial.run, "average", *of)
         for source in also:
-            call(scored, "evaluate", f"--config.data.source={source}")
+            call(scored, "evaluate", f"--config.eval.source={source}")
             (scored.directory / "eval.json").replace(files[source])
         call(scored, "evaluate")
         if not finished(scored):

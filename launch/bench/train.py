@@ -233,16 +233,21 @@ def ours_worker(args: argparse.Namespace, overrides: list[str]) -> Callable[[lis
     return answer
 
 
-def sentence_transformers_worker(
-    args: argparse.Namespace, overrides: list[str], *, dropout: bool
-) -> Callable[[list[int]], dict]:
-    """Trains on the same texts with sentence-transformers' model and loss."""
+def sentence_transformers_trainer(rows: dict, *, threads: int, dropout: bool) -> tuple:
+    """sentence-transformers' model, and a function that does a step on the texts of a batch.
+
+    Args:
+      rows: what `rows_worker` wrote.
+      dropout: that of the model's config.json, or none.
+
+    Returns:
+      The model, and step(batch, lr=None) -> (loss, tokens, slots), lr None: that of `rows`.
+    """
     import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
-    torch.set_num_threads(args.threads)
-    rows = json.loads(Path(args.rows).read_text())
+    torch.set_num_threads(threads)
     off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     model = SentenceTransformer(
         rows["directory"], device="cpu", config_kwargs={} if dropout else off
@@ -268,30 +273,43 @@ def sentence_transformers_worker(
     )
     limits = (rows["max_query_tokens"], rows["max_passage_tokens"])
 
+    def step(batch: list, lr: float | None = None) -> tuple[float, int, int]:
+        columns = zip(*batch, strict=True)
+        features = [
+            model.preprocess(list(texts), max_length=limit)
+            for texts, limit in zip(columns, limits, strict=True)
+        ]
+        for group in optimizer.param_groups if lr is not None else ():
+            group["lr"] = lr
+        loss = loss_fn(features, None)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), rows["clip_norm"])
+        optimizer.step()
+        optimizer.zero_grad()
+        tokens = sum(int(f["attention_mask"].sum()) for f in features)
+        return loss.item(), tokens, sum(f["input_ids"].numel() for f in features)
+
+    return model, step
+
+
+def sentence_transformers_worker(
+    args: argparse.Namespace, overrides: list[str], *, dropout: bool
+) -> Callable[[list[int]], dict]:
+    """Trains on the same texts with sentence-transformers' model and loss."""
+    rows = json.loads(Path(args.rows).read_text())
+    _, step = sentence_transformers_trainer(rows, threads=args.threads, dropout=dropout)
+
     def answer(steps: list[int]) -> dict:
-        pairs = tokens = slots = 0
         started = time.perf_counter()
-        for step in range(*steps):
-            columns = zip(*rows["batches"][step], strict=True)
-            features = [
-                model.preprocess(list(texts), max_length=limit)
-                for texts, limit in zip(columns, limits, strict=True)
-            ]
-            loss = loss_fn(features, None)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), rows["clip_norm"])
-            optimizer.step()
-            optimizer.zero_grad()
-            pairs += len(rows["batches"][step])
-            tokens += sum(int(f["attention_mask"].sum()) for f in features)
-            slots += sum(f["input_ids"].numel() for f in features)
+        done = [step(rows["batches"][number]) for number in range(*steps)]
+        losses, tokens, slots = zip(*done, strict=True)
         return {
             "seconds": time.perf_counter() - started,
-            "pairs": pairs,
-            "tokens": tokens,
-            "slots": slots,
+            "pairs": sum(len(rows["batches"][number]) for number in range(*steps)),
+            "tokens": sum(tokens),
+            "slots": sum(slots),
             "peak": peak_memory(),
-            "loss": loss.item(),
+            "loss": losses[-1],
         }
 
     return answer

@@ -66,7 +66,7 @@ def test_two_recipes_one_of_which_fails_at_first(recipes, tiny_config):
     assert code == 1, out
     assert "[2/2] half, seed 3: FAILED\ntrain ended with exit code 1" in out
     assert "error: 1 of 2 trials failed: [2/2] half, seed 3" in out
-    other = "--config.data.source=other"
+    other = "--config.eval.source=other"
     scored = [(plain, "train"), (plain, "evaluate", other), (plain, "evaluate")]
     assert recipes.calls == [*scored, (half, "train")]
 
