@@ -34,6 +34,7 @@ from .report import commit, machine, table
 LEVEL = 0.95  # of the intervals
 PAIRED = ("p_mrr", "ndcg@10")  # whose differences to the first recipe are given
 _OWN = ("out_dir", "seed", "eval.base_from")
+_OF_THE_BASE = ("--config.model.", "--config.data.", "--config.eval.")  # may change its scores
 _AVERAGE = "average"  # of a recipe: the mixture that `inf_jax.average` makes of its checkpoints
 
 
@@ -129,11 +130,11 @@ def compare(args: argparse.Namespace, common: list[str]) -> None:
     trials = make_trials(config, common, args.recipes, args.seeds)
     for trial in trials:
         check_unchanged(trial.run)
-    results, failures = [], {}
+    results, failures, bases = [], {}, {}
     for number, trial in enumerate(trials, 1):
         label = f"[{number}/{len(trials)}] {trial.recipe.name}, seed {trial.seed}"
         try:
-            scores = _scores(trial, label, args.also)
+            scores = _scores(trial, label, args.also, bases)
         except CellFailedError as failure:
             print(f"{label}: FAILED\n{failure}", file=sys.stderr, flush=True)
             failures[label] = str(failure)
@@ -150,8 +151,14 @@ def compare(args: argparse.Namespace, common: list[str]) -> None:
         )
 
 
-def _scores(trial: Trial, label: str, also: Sequence[str]) -> dict[str, dict]:
-    """{source: {"base": scores, "trained": scores}} of a trial: of data.source, then of `also`."""
+def _scores(
+    trial: Trial, label: str, also: Sequence[str], bases: dict[str, Path]
+) -> dict[str, dict]:
+    """{source: {"base": scores, "trained": scores}} of a trial: of its own, then of `also`.
+
+    `bases`, source -> a file with the scores of the base, is for the trials that have the same, so
+    that it is measured once; a trial that measured it is added.
+    """
     started, scored = time.monotonic(), trial.scored
     own = scored.config.eval.source or scored.config.data.source
     files = {own: scored.directory / "eval.json"}
@@ -165,17 +172,30 @@ def _scores(trial: Trial, label: str, also: Sequence[str]) -> dict[str, dict]:
             of = (f"--of={trial.recipe.average}", f"--out={scored.directory}")
             call(trial.run, "average", *of)
         for source in also:
-            call(scored, "evaluate", f"--config.eval.source={source}")
+            flags = [f"--config.eval.source={source}", *_base(trial, bases.get(source))]
+            call(scored, "evaluate", *flags)
             (scored.directory / "eval.json").replace(files[source])
-        call(scored, "evaluate")
+        call(scored, "evaluate", *_base(trial, bases.get(own)))
         if not finished(scored):
             raise CellFailedError(f"{files[own]} is of another step")
         print(f"{label}: {time.monotonic() - started:.0f} s", flush=True)
+    for source, file in files.items() if _usual(trial) else ():
+        bases.setdefault(source, file)
     found = {source: json.loads(file.read_text()) for source, file in files.items()}
     return {
         source: {key: scores[key] for key in ("base", "trained")}
         for source, scores in found.items()
     }
+
+
+def _usual(trial: Trial) -> bool:
+    """Whether the base of a trial scores as that of the config does."""
+    flags = [flag for flag in trial.recipe.flags if not flag.startswith("--config.data.source=")]
+    return not any(flag.startswith(_OF_THE_BASE) for flag in flags)
+
+
+def _base(trial: Trial, file: Path | None) -> list[str]:
+    return [f"--config.eval.base_from={file}"] if file and _usual(trial) else []
 
 
 def interval(values: Iterable[float]) -> tuple[float, float]:

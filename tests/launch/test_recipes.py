@@ -75,12 +75,12 @@ def test_two_recipes_one_of_which_fails_at_first(recipes, tiny_config):
     code, out = recipes(*names)
     assert code == 0, out
     assert "[1/2] plain, seed 3: already finished, reused" in out
-    mixture = half / "average"
+    mixture, base = half / "average", f"--config.eval.base_from={root / 'plain-3' / 'eval'}"
     assert recipes.calls == [
         (half, "train"),
         (half, "average", "--of=base,newest", f"--out={root / 'half-3' / 'average'}"),
-        (mixture, "evaluate", other),
-        (mixture, "evaluate"),
+        (mixture, "evaluate", other, f"{base}_other.json"),  # the base is measured once
+        (mixture, "evaluate", f"{base}.json"),
     ]
     found = json.loads((root / "recipes.json").read_text())["trials"]
     assert [trial["average"] for trial in found] == ["", "base,newest"]
