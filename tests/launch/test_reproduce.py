@@ -66,6 +66,7 @@ def test_questions_are_valid_runs_and_share_them():
     assert [c.name for c in cells if "negatives" in c.question] == [
         f"m = {m}" for m in (0, 1, 2, 4, 8)
     ]
+    assert [c.noise for c in cells if c.noise] == ["typos,case"]
     without = next(c for c in cells if c.name == "without, the same rows")
     assert without.data == "without_instructions" and without.keys == cells[0].keys
 

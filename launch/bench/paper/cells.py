@@ -128,9 +128,8 @@ def questions(backbone: str, asked: Asked) -> list[Cell]:
             (*objective_keys("uni(P,I)", 0), "model.query_encoder=attention"),
         ),
     ]
-    cells += [
-        Cell("noisy instructions", noise, backbone, usual, noise=noise) for noise in asked.noises
-    ]
+    if asked.noises:
+        cells.append(Cell(NOISY, "all kinds", backbone, usual, noise=",".join(asked.noises)))
     cells.append(Cell("seeds, pooled", "uni(P,I)", backbone, usual, seeds=asked.seeds))
     return cells
 
