@@ -96,7 +96,7 @@ def _by_type(results: Sequence[tuple[Cell, dict[str, Any]]]) -> list[tuple[str, 
             base = next(iter(scores["differences"]))
             label = next(name for name in scores["models"] if name != base)
             ours, theirs = (scores["models"][name]["scores"] for name in (label, base))
-            for metric in (m for m in ours if "/" in m and m in theirs):
+            for metric in (m for m in ours if m.endswith("/ndcg@10") and m in theirs):
                 subset, _, name = metric.rpartition("/")
                 gain = f"{ours[metric] - theirs[metric]:+.1f}"
                 values = (f"{theirs[metric]:.1f}", f"{ours[metric]:.1f}", gain)
