@@ -3,7 +3,7 @@
 Data:      python -m data_pipeline.build --source=medquad --keyword-instructions --data-dir=out/data
 Command:   python -m inf_jax.train --config=configs/medquad_minilm.py
 Hardware:  a CPU with 2 cores, 4 GB of memory
-Time:      about 5 minutes
+Time:      about 6 minutes
 Expected:  on dev nDCG@10 95, within-focus accuracy 98 %, p-MRR 74 (base: 80, 61 %, 14)
 
 Chosen on question types held out of training (--hold-out-types), where MedQuAD's own eight
