@@ -86,12 +86,12 @@ def test_medquad_with_keywords_passes_the_rules():
     both = list(medquad.read(path, keyword_instructions=True))
     assert both[: len(plain)] == plain
     more = both[len(plain) :]
-    assert len(more) > 0.9 * len(plain)
+    assert 0.4 * len(plain) < len(more) < 0.6 * len(plain)
     assert {e.id for e in more} <= {f"{e.id}/keywords" for e in plain}
     assert {e.query_positive for e in more} <= {e.query_positive for e in plain}
     limits = Limits(document_words=(8, 10_000))
     assert sum(validate(e, limits=limits).keep for e in more) > 0.99 * len(more)
-    assert len({e.instruction_positive for e in more}) > 500
+    assert len({e.instruction_positive for e in more}) > 250
     starts = [template.partition("{}")[0] for template in INSTRUCTIONS]
     assert all(any(e.instruction_positive.startswith(s) for s in starts) for e in more)
     assert all(getattr(e, name) for e in more for name in FIELDS[:5])
@@ -105,7 +105,7 @@ def test_build_with_keywords(tmp_path):
     final, _ = build("medquad", tmp_path, **inputs, options={"keyword_instructions": True})
     train, dev = (examples_of(final, split) for split in ("train", "dev"))
     keywords = [e for e in train if e.id.endswith("/keywords")]
-    assert len(keywords) > 0.45 * len(train)
+    assert 0.25 * len(train) < len(keywords) < 0.4 * len(train)
     assert not [e for e in dev if e.id.endswith("/keywords")]
     assert not {e.query_positive for e in train} & {e.query_positive for e in dev}
     with pytest.raises(UserError, match="built with other"):
