@@ -3,7 +3,7 @@
 Data:      python -m data_pipeline.build --source=inf_ir --path-train=FILE --data-dir=out/paper/data
 Command:   python -m inf_jax.train --config=configs/paper/inf_embed.py:e5-base-v2
 All runs:  python launch/reproduce.py --help
-Hardware:  8 devices; v5e:2x4 holds every backbone by its plan (launch/benchmarks.md).
+Hardware:  8 devices; not planned yet (python -m inf_jax.plan --topology=v5e:2x4 --config=...).
 Time:      not run yet, nothing measured.
 Expected:  the paper's abstract (arXiv 2505.21439) gives mean gains over the backbones on its
            instruction benchmarks: +9.0 p-MRR for encoders, +4.2 p-MRR for decoders.
@@ -15,7 +15,7 @@ passages of 512; pooling by backbone; no prefixes, the instruction after the que
 
 Different here: block I draws its 5 instructions for a query from the whole step, not from the 12
 queries of its device, and joins query and instruction by a space, not by a separator token;
-`uni(P,IQ,QQ,PP)` leaves a query's similarity to itself out (OBJECTIVES in inf_jax/README.md).
+`uni(P,IQ,QQ,PP)` leaves a query's similarity to itself out (Objectives in inf_jax/README.md).
 """
 
 from typing import NamedTuple
@@ -26,7 +26,6 @@ from inf_jax.config import defaults
 
 EXAMPLES = 38_400  # of the released corpus, about
 DEVICES, EXAMPLES_PER_DEVICE, EPOCHS = 8, 4, 2
-TOPOLOGY = "v5e:2x4"
 
 
 class Backbone(NamedTuple):

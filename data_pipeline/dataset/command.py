@@ -83,7 +83,7 @@ def build_parser(program: str, doc: str) -> FlagParser:
         'unseen in training; e.g. treatment "exams and tests"'
     )
     add("--hold-out-types", text, many=True, metavar="TYPE")
-    text = "medquad: also train on its passages under instructions that name words of them"
+    text = "medquad: also train on half of its passages under instructions naming words of them"
     parser.add_boolean("--keyword-instructions", text, default=None)
     return parser
 

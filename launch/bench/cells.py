@@ -1,8 +1,6 @@
 """One run of a comparison: trained and scored in processes of its own, or found finished."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,10 +11,9 @@ from inf_jax.core.errors import UserError
 from inf_jax.evaluation.scores import METRICS
 from inf_jax.io.json_files import read_json
 
-from .process import checkout_environment
+from .process import run_module
 
 COLUMNS = {key: METRICS[key] for key in ("p_mrr", "ndcg@10", *METRICS)}  # these two come first
-TAIL = 20  # lines shown of a failed command's output
 
 
 class Cell(NamedTuple):
@@ -80,18 +77,8 @@ def finished(cell: Cell) -> dict | None:
 
 def call(cell: Cell, command: str, *more: str) -> None:
     """Runs `python -m inf_jax.<command>`, output to `<command>.log`; raises CellFailedError."""
-    cell.directory.mkdir(parents=True, exist_ok=True)
     log = cell.directory / f"{command}.log"
-    quiet = {"TF_CPP_MIN_LOG_LEVEL": "2", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-    with log.open("w") as output:
-        done = subprocess.run(
-            [sys.executable, "-m", f"inf_jax.{command}", *cell.flags, *more],
-            env=quiet | checkout_environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            check=False,
-        )
-    if done.returncode:
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-TAIL:])
-        raise CellFailedError(f"inf_jax.{command} ended with exit code {done.returncode}:\n{tail}")
+    try:
+        run_module(f"inf_jax.{command}", [*cell.flags, *more], log)
+    except UserError as error:
+        raise CellFailedError(str(error)) from None
