@@ -5,7 +5,6 @@ separated by segment ids; attention and pooling stay inside a segment. Pure nump
 depends on the order of examples or on the model.
 """
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -56,34 +55,48 @@ def best_fit(
     lengths = np.asarray(lengths)
     check_longest(lengths, row_tokens)
     row, place_in_row, offset = np.full((3, lengths.size), -1, np.int32)
-    # Open rows by free tokens, and a bit set of the non-empty entries: the smallest free space that
-    # is large enough is one shift and one lowest set bit away.
-    open_rows: dict[int, list[int]] = defaultdict(list)
-    has_free = 0
-    used: list[int] = []  # texts of each row
-    rows, places, left = [], [], []
     order = np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)]
-    for length in lengths[order].tolist():
-        fitting = has_free >> length
-        if fitting:
-            free = length + (fitting & -fitting).bit_length() - 1
-            stack = open_rows[free]
-            target = stack.pop()
-            place = used[target]
-            if not stack:
-                has_free ^= 1 << free
-        else:
-            free, target, place = row_tokens, len(used), 0
-            used.append(0)
-        rows.append(target)
-        places.append(place)
-        left.append(free)
-        used[target] = place = place + 1
-        free -= length
-        if free and place < texts_per_row:
-            open_rows[free].append(target)
-            has_free |= 1 << free
-    row[order], place_in_row[order], offset[order] = rows, places, row_tokens - np.array(left, int)
+    falling = lengths[order]
+    first = np.flatnonzero(np.diff(falling, prepend=-1))
+    runs = zip(falling[first].tolist(), np.diff(first, append=len(order)).tolist(), strict=True)
+    # Open rows by free tokens, and a bit set of the non-empty entries: the smallest free space that
+    # is large enough is one shift and one lowest set bit away. It stays the smallest for further
+    # texts of that length, so a row takes all of them that it can at once. An entry is a row's
+    # number and, in the lowest bits, its texts.
+    open_rows: list[list[int]] = [[] for _ in range(row_tokens + 1)]
+    has_free, bits = 0, int(texts_per_row).bit_length()
+    one_row, texts, next_row = 1 << bits, (1 << bits) - 1, 0
+    entries, left, taken = [], [], []  # of each time that a row takes texts
+    for length, count in runs:
+        while count:
+            fitting = has_free >> length
+            if fitting:
+                free = length + (fitting & -fitting).bit_length() - 1
+                stack = open_rows[free]
+                entry = stack.pop()
+                if not stack:
+                    has_free ^= 1 << free
+            else:
+                free, entry, next_row = row_tokens, next_row, next_row + one_row
+            takes = free // length
+            if takes > count:
+                takes = count
+            if takes > 1 and takes > texts_per_row - (entry & texts):
+                takes = texts_per_row - (entry & texts)
+            entries.append(entry)
+            left.append(free)
+            taken.append(takes)
+            count -= takes
+            free -= takes * length
+            entry += takes
+            if free and entry & texts < texts_per_row:
+                open_rows[free].append(entry)
+                has_free |= 1 << free
+    taken = np.array(taken, np.int64)
+    entry, free = (np.repeat(np.array(x, np.int64), taken) for x in (entries, left))
+    inside = np.arange(len(order)) - np.repeat(np.cumsum(taken) - taken, taken)
+    row[order], place_in_row[order] = entry >> bits, (entry & texts) + inside
+    offset[order] = row_tokens - free + inside * falling
     return row, place_in_row, offset
 
 
@@ -189,39 +202,70 @@ def pack_chunk(
     lengths = np.fromiter(map(len, texts), np.int64, len(texts))
     tokens = np.concatenate([np.empty(0, np.int32), *texts])
     shape = {"rows": rows, "row_tokens": row_tokens, "texts_per_row": texts_per_row}
-    return pack_texts(tokens, lengths, text_ids, **shape)
+    [packed] = split_chunks(empty_chunks(1, len(texts), **shape))
+    pack_texts(tokens, np.cumsum(lengths) - lengths, lengths, text_ids, into=packed)
+    return packed
+
+
+def empty_chunks(
+    chunks: int, texts: int, *, rows: int, row_tokens: int, texts_per_row: int
+) -> Packed:
+    """Grids of so many chunks of so many texts, for `pack_texts` to fill; their values are any."""
+    grids = (np.empty((chunks, rows, row_tokens), np.int32) for _ in range(3))
+    ids = np.empty((chunks, rows, texts_per_row), np.uint32)
+    return Packed(*grids, ids, np.empty((chunks, texts), np.int32))
 
 
 def pack_texts(
-    ids_of_all: np.ndarray,
+    source: np.ndarray,
+    starts: np.ndarray,
     lengths: np.ndarray,
     text_ids: np.ndarray,
     *,
-    rows: int,
-    row_tokens: int,
-    texts_per_row: int,
-) -> Packed:
-    """As `pack_chunk`, of the texts' token ids one after another, int32[sum(lengths)]."""
-    row, place_in_row, offset = fit(lengths, row_tokens, texts_per_row, rows=rows)
+    into: Packed,
+) -> None:
+    """As `pack_chunk`, of texts in one array.
+
+    Args:
+      source: int32[...], which holds the tokens of text i from `starts`[i] on.
+      starts, lengths: int64[k].
+      into: filled; of one chunk, without its axis.
+    """
+    rows, row_tokens = into.tokens.shape
+    texts_per_row = into.text_ids.shape[1]
+    row, place_in_row, _ = fit(lengths, row_tokens, texts_per_row, rows=rows)
     needed = int(row.max(initial=-1)) + 1
     if needed > rows:
         raise TooFewRowsError(
             f"the texts of a chunk need {needed} rows of {row_tokens}, the grid has {rows}"
         )
-    tokens, segments, positions = (np.zeros((rows, row_tokens), np.int32) for _ in range(3))
-    ids = np.zeros((rows, texts_per_row), np.uint32)
     present = lengths > 0
-    if present.any():
-        count = lengths[present]  # token j of a text goes to row * t + offset + j
-        inside = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-        start = row[present].astype(np.int64) * row_tokens + offset[present]
-        flat = np.repeat(start, count) + inside
-        tokens.ravel()[flat] = ids_of_all
-        segments.ravel()[flat] = np.repeat(place_in_row[present] + 1, count)
-        positions.ravel()[flat] = inside
-        ids[row[present], place_in_row[present]] = np.asarray(text_ids)[present]
-    slots = np.where(present, row * texts_per_row + place_in_row, 0).astype(np.int32)
-    return Packed(tokens, segments, positions, ids, slots)
+    at = row[present], place_in_row[present]
+    # The grid is one stretch of tokens: in each row its texts, and a last one of what is empty.
+    counts, first = np.zeros((2, rows, texts_per_row + 1), np.int64)
+    counts[at], first[at] = lengths[present], starts[present]
+    counts[:, -1] = row_tokens - counts.sum(1)
+    counts, first = counts.ravel(), first.ravel()
+    begin = np.cumsum(counts) - counts
+    segments = np.resize(np.append(np.arange(1, texts_per_row + 1, dtype=np.int32), 0), len(counts))
+    into.segments.ravel()[:] = np.repeat(segments, counts)
+    filled = into.segments > 0
+    every = np.arange(rows * row_tokens)
+    positions = every.astype(np.int32) - np.repeat(begin.astype(np.int32), counts)
+    np.multiply(positions.reshape(filled.shape), filled, out=into.positions)
+    if source.size:
+        tokens = source.take(every + np.repeat(first - begin, counts), mode="clip")
+    else:
+        tokens = np.zeros(len(every), np.int32)
+    np.multiply(tokens.reshape(filled.shape), filled, out=into.tokens)
+    into.text_ids[:] = 0
+    into.text_ids[at] = np.asarray(text_ids)[present]
+    into.slots[:] = np.where(present, row * texts_per_row + place_in_row, 0)
+
+
+def split_chunks(chunks: Packed) -> list[Packed]:
+    """Each chunk without its axis, as views."""
+    return [Packed(*fields) for fields in zip(*chunks, strict=True)]
 
 
 def stack_chunks(chunks: Sequence[Packed]) -> Packed:

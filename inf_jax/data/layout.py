@@ -107,14 +107,16 @@ class BatchLayout:
         """Texts of a pair."""
         return sum(len(group) for grid in self.grids for group in grid)
 
-    def grid_texts(self, chunk: np.ndarray, grid: int) -> tuple[np.ndarray, np.ndarray]:
-        """(pairs, columns), int64[k] each: the texts of a chunk's pairs int64[n] in one grid."""
+    def grid_texts(self, chunks: np.ndarray, grid: int) -> tuple[np.ndarray, np.ndarray]:
+        """(pairs, columns), int64[h, k] each: the texts of the pairs int64[h, n] of some chunks in
+        one grid."""
         groups = [np.array(group, np.int64) for group in self.grids[grid]]
-        pairs = np.concatenate([np.repeat(chunk, len(group)) for group in groups])
-        return pairs, np.concatenate([np.tile(group, len(chunk)) for group in groups])
+        pairs = np.hstack([np.repeat(chunks, len(group), axis=1) for group in groups])
+        columns = np.concatenate([np.tile(group, chunks.shape[1]) for group in groups])
+        return pairs, np.broadcast_to(columns, pairs.shape)
 
     def text_ids(self, pairs: np.ndarray, columns: np.ndarray, *, count: int) -> np.ndarray:
-        """int64[k], ids of texts, unique among those of the `count` pairs of a step."""
+        """int64[...], ids of texts, unique among those of the `count` pairs of a step."""
         extra = 2 * count + pairs * (self.columns - FIRST_EXTRA) + columns - FIRST_EXTRA
         return np.where(columns < FIRST_EXTRA, 2 * pairs + columns, extra)
 
@@ -191,15 +193,18 @@ class StepTexts:
         self._limits = {"special": dataset.special, "limit": dataset.max_query_tokens}
         self._record = functools.cache(lambda number: decode_tokenised(self._batch.data[number]))
 
-    def texts(self, pairs: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Some texts, one after another; absent ones and those of the pair -1 have no tokens.
+    def texts(
+        self, pairs: np.ndarray, columns: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Where the tokens of some texts are; absent ones and those of the pair -1 have none.
 
         Args:
-          pairs, columns: int64[k].
+          pairs, columns: int64[...].
 
         Returns:
-          (int32[sum of lengths], int64[k]), tokens and lengths.
+          int32[m], tokens; int64[...] twice, the first one of each text and their number.
         """
+        shape, pairs, columns = pairs.shape, pairs.ravel(), columns.ravel()
         encoder, hard = self._layout.query_encoder, columns >= self._layout.first_negative
         stored = np.isin(columns, encoder.stored)
         other = ~(stored | hard)
@@ -222,8 +227,7 @@ class StepTexts:
             starts[hard] = len(self._batch.tokens) + _of(self._negative_starts, number)
         lengths[other] = [len(text) for text in spliced]
         starts[other] = len(source) - np.cumsum(lengths[other][::-1])[::-1]
-        shift = starts - (np.cumsum(lengths) - lengths)
-        return source[np.repeat(shift, lengths) + np.arange(lengths.sum())], lengths
+        return source, starts.reshape(shape), lengths.reshape(shape)
 
     def under_sampled_instruction(self, pair: int, number: int) -> np.ndarray:
         """The query with the instruction that was sampled as its n-th; empty where none was."""

@@ -129,22 +129,19 @@ class Loader:
             negatives=assignment.negatives,
         )
         pairs_of_host = mine.ravel()
-
-        def pack(chunk: np.ndarray, grid: int, rows: int) -> packing.Packed:
-            pairs, columns = layout.grid_texts(chunk, grid)
-            return packing.pack_texts(
-                *texts.texts(pairs, columns),
-                layout.text_ids(pairs, columns, count=len(assignment.lengths)),
-                rows=rows,
-                row_tokens=layout.row_tokens,
-                texts_per_row=layout.texts_per_row,
-            )
+        row = {"row_tokens": layout.row_tokens, "texts_per_row": layout.texts_per_row}
 
         def packed(rows: tuple[int, ...]) -> list[packing.Packed]:
-            return [
-                packing.stack_chunks([pack(chunk, grid, r) for chunk in mine])
-                for grid, r in enumerate(rows)
-            ]
+            grids = []
+            for grid, r in enumerate(rows):
+                pairs, columns = layout.grid_texts(mine, grid)
+                source, *where = texts.texts(pairs, columns)
+                ids = layout.text_ids(pairs, columns, count=len(assignment.lengths))
+                grids.append(packing.empty_chunks(*pairs.shape, rows=r, **row))
+                of_chunks = packing.split_chunks(grids[-1])
+                for chunk, *text in zip(of_chunks, *where, ids, strict=True):
+                    packing.pack_texts(source, *text, into=chunk)
+            return grids
 
         # A host that packs all chunks sees whether they fit; it need not count their rows before.
         if self.plan.refit and len(mine) == layout.chunks:

@@ -212,26 +212,33 @@ class Reader:
         """The data of several records; checks and errors as `read`, in a fraction of its time."""
         if records and not 0 <= min(records) <= max(records) < len(self):
             return [self.read(record) for record in records]  # names the one that is not there
-        offsets, lengths, whole = self._offsets, self._lengths, self._map
-        frames = [whole[offsets[n] : offsets[n] + lengths[n] + FRAME_BYTES] for n in records]
-        data, crcs, good = data_of_frames(frames)
+        starts, lengths = self.index.offsets[records], self.index.lengths[records]
+        data, crcs, good = data_of_frames(self._map, starts, starts + lengths + FRAME_BYTES)
         good &= crcs == self.index.crcs[records]
-        good &= np.array([lengths[n] for n in records]) == [len(each) for each in data]
         if not good.all():
             self.read(records[int(good.argmin())])  # raises
         return data
 
 
-def data_of_frames(frames: list[bytes]) -> tuple[list[bytes], np.ndarray, np.ndarray]:
-    """The data of records, uint32[n], their masked CRC-32C, and bool[n], whether both checksums in
-    each frame are right."""
-    data = [frame[_HEADER.size : -_CRC.size] for frame in frames]
-    pairs = zip(data, frames, strict=True)
-    headers = [frame.startswith(_frame_header(len(each))) for each, frame in pairs]
-    crcs = np.array([google_crc32c.value(each) for each in data], np.uint64)
+def data_of_frames(
+    whole: bytes | mmap.mmap, starts: np.ndarray, stops: np.ndarray
+) -> tuple[list[bytes], np.ndarray, np.ndarray]:
+    """The data of the records whose frames are at int64[n] bytes of `whole`, uint32[n], their
+    masked CRC-32C, and bool[n], whether the length and both checksums in each frame are right."""
+    if not len(starts):
+        return [], np.empty(0, np.uint32), np.empty(0, bool)
+    first, last = starts + _HEADER.size, stops - _CRC.size
+    data = [whole[start:stop] for start, stop in zip(first.tolist(), last.tolist(), strict=True)]
+    # numbers beyond the end are of damaged lengths, which no bytes there agree with
+    view = np.frombuffer(whole, np.uint8)
+    headers = view.take(starts[:, None] + np.arange(_HEADER.size), mode="clip")
+    stored = view.take(last[:, None] + np.arange(_CRC.size), mode="clip").view("<u4")[:, 0]
+    lengths, of_length = np.unique(last - first, return_inverse=True)
+    expected = b"".join(_frame_header(max(length, 0)) for length in lengths.tolist())
+    expected = np.frombuffer(expected, np.uint8).reshape(-1, _HEADER.size)[of_length]
+    crcs = np.fromiter(map(google_crc32c.value, data), np.uint64, len(data))
     crcs = ((crcs >> 15 | crcs << 17) + 0xA282EAD8 & 0xFFFFFFFF).astype(np.uint32)
-    stored = np.frombuffer(b"".join(frame[-_CRC.size :] for frame in frames), "<u4")
-    return data, crcs, np.array(headers, bool) & (crcs == stored)
+    return data, crcs, (headers == expected).all(1) & (crcs == stored)
 
 
 def starts_of_frames(data: bytes) -> np.ndarray:

@@ -220,26 +220,50 @@ def _decode_from_ends(data: list[bytes], k: int) -> TokenisedBatch | None:
     """The batch, but for negatives, without parsing protos; None where a record is not laid out as
     `encode_tokenised` does."""
     header, size_of_index, entry = _index_layout(k)
-    ends = [record[-size_of_index:] for record in data]
-    if not data or not all(end.startswith(header) for end in ends):
+    sizes = np.fromiter(map(len, data), np.int64, len(data))
+    if not data or sizes.min() < size_of_index:
         return None
-    index = np.frombuffer(b"".join(ends), np.dtype(entry))
+    joined = b"".join(data)
+    whole, ends = np.frombuffer(joined, np.uint8), np.cumsum(sizes)
+    index_at = ends - size_of_index
+    index = np.lib.stride_tricks.sliding_window_view(whole, size_of_index)[index_at]
+    if (index[:, : len(header)] != np.frombuffer(header, np.uint8)).any():
+        return None
+    index = index.view(np.dtype(entry))[:, 0]
     lengths, spans = index["lengths"].astype(np.int32), index["spans"].astype(np.int32)
-    # lists of numbers: of lists, one a record, the garbage collector would look at each
-    sizes = (4 * lengths.sum(1)).tolist(), (4 * uncut_tokens(lengths, spans)).tolist()
-    tokens, uncut = [], []
-    for record, size, rest in zip(data, *sizes, strict=True):
-        before, between = feature_headers("tokens", size, rest)
-        end = len(record) - size_of_index
-        middle = end - rest - len(between)
-        start, head = middle - size, middle - size - len(before)
-        found = record.startswith(before, head) and record.startswith(between, middle)
-        if not found or head < 0 or min(size, rest) < 0:
+    size, rest = 4 * lengths.sum(1, dtype=np.int64), 4 * uncut_tokens(lengths, spans)
+    if min(size.min(), rest.min()) < 0 or (size + rest > sizes).any():
+        return None
+    kinds, kind = np.unique(size << 32 | rest, return_inverse=True)
+    headers = [feature_headers("tokens", n >> 32, n & 0xFFFFFFFF) for n in kinds.tolist()]
+    before, between = (list(each) for each in zip(*headers, strict=True))
+    length_of = [np.array([*map(len, each)])[kind] for each in (before, between)]
+    middle = index_at - rest - length_of[1]
+    start = middle - size
+    head = start - length_of[0]
+    if (head < ends - sizes).any():
+        return None
+    for expected, at, count in zip((before, between), (head, middle), length_of, strict=True):
+        table = np.frombuffer(b"".join(expected), np.uint8)
+        first = np.cumsum([0, *map(len, expected[:-1])])[kind]
+        if not np.array_equal(whole[_ranges(at, count)], table[_ranges(first, count)]):
             return None
-        tokens.append(record[start:middle])
-        uncut.append(record[end - rest : end])
-    tokens, uncut = (np.frombuffer(b"".join(x), "<i4").astype(np.int32) for x in (tokens, uncut))
+    cuts = (start, middle), (index_at - rest, index_at)
+    tokens, uncut = (np.frombuffer(b"".join(_slices(joined, *cut)), "<i4") for cut in cuts)
+    tokens, uncut = (x.astype(np.int32, copy=False) for x in (tokens, uncut))
     return TokenisedBatch(data, tokens, lengths, index["hashes"].astype(np.uint64), spans, uncut)
+
+
+def _ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """int64[sum(counts)], so many numbers from each start on, one after another."""
+    return np.repeat(starts - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
+
+
+def _slices(data: bytes, starts: np.ndarray, stops: np.ndarray) -> list[bytes]:
+    """data[start:stop] of each that is not empty."""
+    some = starts < stops
+    pairs = zip(starts[some].tolist(), stops[some].tolist(), strict=True)
+    return [data[start:stop] for start, stop in pairs]
 
 
 def _decode_each(data: list[bytes], k: int) -> TokenisedBatch:

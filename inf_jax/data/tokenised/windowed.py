@@ -214,10 +214,8 @@ class WindowedDataset(TokenisedDataset):
         _, in_shard = self._places(examples)
         data: list[bytes] = [b""] * len(examples)
         for (key, places), found in zip(wanted.items(), self._stage.get([*wanted]), strict=True):
-            numbers = (in_shard[places] - key[1] * BLOCK_RECORDS).tolist()
-            starts = found.starts.tolist()
-            frames = [found.data[starts[n] : starts[n + 1]] for n in numbers]
-            records, _, good = data_of_frames(frames)
+            numbers, starts = in_shard[places] - key[1] * BLOCK_RECORDS, found.starts
+            records, _, good = data_of_frames(found.data, starts[numbers], starts[numbers + 1])
             if not good.all():
                 path, count = self._paths[key[0]], len(starts) - 1
                 read_frames(path, found.data, first=key[1] * BLOCK_RECORDS, count=count)

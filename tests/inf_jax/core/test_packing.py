@@ -46,6 +46,26 @@ def test_best_fit_takes_the_fullest_row_with_room():
     assert offset.tolist() == [0, 0, 20]
 
 
+@settings(max_examples=100, deadline=None)
+@given(LENGTHS, st.integers(1, 8))
+def test_best_fit_places_one_text_after_another(lengths, texts_per_row):
+    rows = []  # [free tokens, texts, when it took the last one]
+    expected = np.full((3, len(lengths)), -1)
+    for turn, text in enumerate(np.argsort(-np.array(lengths), kind="stable").tolist()):
+        length = lengths[text]
+        room = [r for r in rows if r[0] >= length and r[1] < texts_per_row]
+        if not length:
+            break
+        if not room:
+            rows.append([32, 0, turn])
+            room = rows[-1:]
+        row = min(room, key=lambda r: (r[0], -r[2]))  # of the fullest the last one to be changed
+        number = next(n for n, r in enumerate(rows) if r is row)
+        expected[:, text] = number, row[1], 32 - row[0]
+        row[:] = row[0] - length, row[1] + 1, turn
+    np.testing.assert_array_equal(packing.best_fit(np.array(lengths), 32, texts_per_row), expected)
+
+
 def test_fit_fills_rows_where_best_fit_leaves_holes():
     lengths, rows = np.array([23, 9, 5, 8, 8, 11, 17, 6, 9]), 3
     assert packing.rows_needed(lengths, 32, 8) == rows + 1
