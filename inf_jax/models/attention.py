@@ -1,7 +1,7 @@
 """Attention within the segments of packed rows: one function, its implementations by name.
 
 xla     any device
-splash  TPU; without T5's bias, dropout of weights, and rows of a length not a multiple of 128
+splash  TPU; without T5's bias and dropout of weights
 cudnn   NVIDIA, Ampere or newer; without T5's bias, dropout of weights, softcap, float32, and head
         widths that are not a multiple of 8 up to 128
 """

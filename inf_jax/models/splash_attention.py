@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as kernels
 from jaxtyping import Array
 
@@ -30,31 +31,35 @@ def splash_attention(
     scores: ScoreOptions,
     interpret: bool = False,
 ) -> Queries:
-    """See `attention.attention`; without bias and dropout, t a multiple of 128. `interpret` runs
-    Pallas's interpreter, on any device, slowly."""
+    """See `attention.attention`; without bias and dropout. Rows of a length that is not a multiple
+    of 128 are padded to one for the kernel. `interpret` runs Pallas's interpreter, on any device,
+    slowly."""
     del positions
-    heads, tokens = q.shape[1:3]
+    heads, length = q.shape[1:3]
+    tokens = -(-length // LANES) * LANES
+    if tokens > length:
+        rest = ((0, 0), (0, tokens - length))
+        segments = jnp.pad(segments, rest)
+        q, k, v = (jnp.pad(x, ((0, 0), *rest, (0, 0))) for x in (q, k, v))
     branches = [
         _kernel(size, scores, heads=heads, tokens=tokens, interpret=interpret)
         for size in scores.window.sizes
     ]
     operands = q * scores.scale, k, v, segments
     if scores.window.which is None:
-        return branches[0](*operands)
-    return jax.lax.switch(scores.window.which, branches, *operands)
+        return branches[0](*operands)[:, :, :length]
+    return jax.lax.switch(scores.window.which, branches, *operands)[:, :, :length]
 
 
 def splash_limitation(
     q: jax.Array | jax.ShapeDtypeStruct, *, bias: bool, dropout: bool, softcap: float | None
 ) -> str:
     """Why the kernels cannot compute it; "" if they can."""
-    del softcap
+    del q, softcap
     if bias:
         return "the model adds a position bias to its attention scores"
     if dropout:
         return "model.attention_dropout drops attention weights"
-    if q.shape[2] % LANES:
-        return f"rows have {q.shape[2]} tokens, not a multiple of {LANES}"
     return ""
 
 

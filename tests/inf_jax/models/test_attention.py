@@ -73,6 +73,7 @@ def assert_like_xla(function, operands, layout, scores):
         ((2, 2, 128), {"window": EITHER[0]}),
         ((2, 1, 640), {"window": Window((70,)), "causal": True}),  # five blocks
         ((2, 1, 640), {"softcap": 5.0}),
+        ((2, 1, 184), {}),  # padded to 256
     ],
     ids=lambda x: None if isinstance(x, tuple) else "-".join(x) or "plain",
 )
@@ -116,7 +117,6 @@ LIMITATIONS = {
     "splash": [
         ({"bias": True}, {}, "adds a position bias"),
         ({"dropout": True}, {}, r"model\.attention_dropout drops attention weights"),
-        ({}, {"tokens": 64}, "rows have 64 tokens, not a multiple of 128"),
     ],
     "cudnn": [
         ({"bias": True}, {}, "adds a position bias"),
@@ -162,12 +162,12 @@ def test_attention_in_training():
 
     assert chosen("bert", 256) == "splash"
     assert chosen("bert", 256, attention="xla") == "xla"
-    reason = "rows have 100 tokens, not a multiple of 128"
-    assert chosen("bert", 100) == f"xla (model.attention='splash': {reason})"
+    assert chosen("bert", 368) == "splash"
+    reason = r"model\.attention_dropout drops attention weights"
     assert "adds a position bias" in chosen("t5_encoder", 256)
     assert "drops attention weights" in chosen("bert", 256, dropout=0.1)
     with pytest.raises(UserError, match=f"='splash': {reason}; 'auto' chooses 'xla' here"):
-        chosen("bert", 100, attention="splash")
+        chosen("bert", 256, dropout=0.1, attention="splash")
 
 
 def test_device_decides():
