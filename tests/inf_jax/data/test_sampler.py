@@ -15,7 +15,7 @@ from inf_jax.data.example_order import (
 )
 from inf_jax.data.layout import BatchLayout
 from inf_jax.data.loader import Loader
-from inf_jax.data.sampler import assign_to_chunks, balance_chunks
+from inf_jax.data.sampler import assign_to_chunks, balance_chunks, even_chunks
 from tests.inf_jax.data.batches import make
 
 
@@ -128,8 +128,8 @@ def test_the_order_before_the_last_window_of_the_first_epoch_is_that_of_older_ve
 
 def test_an_unknown_order_is_refused(dataset):
     layout = BatchLayout(batch_size=6, chunks=2, row_tokens=64, texts_per_row=8)
-    with pytest.raises(UserError, match=r"began with order 4 .* this version knows 1, 2, 3"):
-        Loader(dataset, layout, seed=1, steps=2, order=4)
+    with pytest.raises(UserError, match=r"began with order 5 .* this version knows 1, 2, 3, 4"):
+        Loader(dataset, layout, seed=1, steps=2, order=5)
 
 
 def test_order_is_a_pure_function(dataset):
@@ -153,7 +153,7 @@ def test_the_snake_is_that_of_older_versions(longest):
     np.testing.assert_array_equal(assign_to_chunks(lengths, 6), np.sort(runs.T, axis=1))
 
 
-@pytest.mark.parametrize("assign", [assign_to_chunks, balance_chunks])
+@pytest.mark.parametrize("assign", [assign_to_chunks, balance_chunks, even_chunks])
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, 100), min_size=8, max_size=64), st.sampled_from([1, 2, 4, 8]))
 def test_assignment_is_an_even_partition(assign, lengths, chunks):
@@ -171,3 +171,30 @@ def test_chunks_hold_nearly_as_many_tokens(pairs):
     assert tokens.max() < 1.001 * tokens.mean()
     snake = lengths[assign_to_chunks(lengths, 64)].sum(1)
     assert np.ptp(tokens) < 0.5 * np.ptp(snake)
+
+
+@pytest.mark.parametrize(("chunks", "pairs"), [(512, 8), (256, 16), (64, 34), (3, 12), (2, 1)])
+def test_chunks_of_few_pairs_are_evened_out(chunks, pairs):
+    random = np.random.default_rng(0)
+    lengths = np.minimum(random.lognormal(4.3, 0.5, chunks * pairs), 270).astype(int)
+    lengths[: chunks // 2] = 0  # empty slots
+    before, after = (lengths[f(lengths, chunks)].sum(1) for f in (balance_chunks, even_chunks))
+    assert after.max() <= max(1.0025 * after.mean(), before.max() * (pairs == 1))
+    assert after.sum() == before.sum()
+    many = lengths[: 2 * (len(lengths) // 2)]
+    if chunks > 100:
+        assert before.max() > 1.008 * before.mean()
+        np.testing.assert_array_equal(even_chunks(many, 2), balance_chunks(many, 2))
+
+
+def test_a_run_of_order_3_keeps_its_chunks(dataset):
+    """The order of a run may never change."""
+    lengths = np.array([9, 40, 7, 31, 12, 22, 5, 18, 3, 11, 6, 27])
+    expected = [[0, 1, 8], [3, 6, 9], [2, 4, 11], [5, 7, 10]]
+    assert balance_chunks(lengths, 4).tolist() == expected
+    for order, assign in ((2, assign_to_chunks), (3, balance_chunks), (4, even_chunks)):
+        step = make(dataset, order=order, chunks=6).assignment(5)
+        [present] = np.nonzero(step.lengths[:, 1])
+        places = np.append(present, np.full(-len(present) % 6, -1))
+        tokens = np.append(step.lengths.sum(1), 0)[places]
+        np.testing.assert_array_equal(step.chunks, places[assign(tokens, 6)])
