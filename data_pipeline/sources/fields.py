@@ -8,15 +8,8 @@ from typing import Any
 
 from data_pipeline.sources.files import Row, id_field, one_split, read_rows, text_field, title_field
 from data_pipeline.sources.pairs import SourcePair, titled
-from data_pipeline.sources.training.formats import (
-    LISTS,
-    TEACHER,
-    known_fields,
-    labels,
-    numbered,
-    teacher_scores,
-    unread,
-)
+from data_pipeline.sources.training.formats import LISTS, known_fields, numbered, unread
+from data_pipeline.sources.training.scores import TEACHER, labels, teacher_scores
 from inf_jax.core.errors import UserError
 
 _OPTIONAL = ("title", "instruction", "negatives", "labels", *TEACHER)  # a row may lack them

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from data_pipeline.sources import inf_ir
+from data_pipeline.sources import fields, inf_ir
 from inf_jax.config.command_line import parse
 from inf_jax.core.errors import UserError
 from inf_jax.planning.model_shapes import model_shape
@@ -89,6 +89,17 @@ def test_rows_of_promptriever_are_drawn_by_their_ids(tmp_path):
     (tmp_path / "d.jsonl").write_text(json.dumps(rows[0]) + "\n")
     with pytest.raises(UserError, match=r"d.jsonl: no row has an instruction"):
         data.instructed_rows(str(tmp_path / "d.jsonl"), tmp_path / "e.jsonl", 1)
+
+
+def test_rows_of_promptriever_are_known(tmp_path):
+    source = smoke.data(tmp_path)
+    rows = smoke.promptriever(source, tmp_path / "rows.jsonl")
+    [first, *_] = fields.read(rows, fields=None)
+    example = next(inf_ir.read(source))
+    assert (first.query, first.instruction, first.passage, first.negatives) == (
+        *(example.query_positive, example.instruction_positive, example.document_positive),
+        (example.hard_negative_document_1,),
+    )
 
 
 def test_pairs_without_instructions_are_those_of_the_examples(tmp_path):

@@ -5,16 +5,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from data_pipeline.sources.files import Row
+from data_pipeline.sources.folding import word_range
+from data_pipeline.sources.training.scores import is_flag
 from inf_jax.core.errors import UserError
 
-# Parts with a teacher's scores.
-TEACHER = ("scores", "passage_scores", "negative_scores", "margins")
 # Fields that hold a list wherever they are known.
 LISTS = ("positive_passages", "positive_ctxs", "pos", "negative_passages", "hard_negative_ctxs")
-LISTS += ("neg", "negs_text", "negatives")
+LISTS += ("neg", "negs", "negs_text", "negatives")
 _NUMBERED = re.compile(r"(.+_|negative|neg)([0-9]+)")
-_DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
-_LARGEST = 1e38  # of a score: differences of three are still float32
 # The fields of formats whose rows are recognised without a map of fields: Tevatron's, DPR's,
 # FlagEmbedding's, sentence-transformers', and plain pairs.
 _KNOWN = {
@@ -36,20 +34,32 @@ _KNOWN = {
 }
 _NEGATIVES = (
     *LISTS[3:],
-    "hard_negatives",
-    "hard_negative",
-    "hard_negative_*",
-    "negative",
-    "negative_*",
-    "negative*",
-    "neg_*",
-    "neg*",
+    *("hard_negatives", "hard_negative", "hard_negative_*"),
+    *("hard_negs", "hard_neg", "hard_neg_*"),
+    *("negative", "negative_*", "negative*"),
+    *("neg_*", "neg*"),
+)
+# Promptriever's rows, whose "query" has the instruction behind it: its own name of each part. Its
+# training takes the negatives that fit the query but not the instruction first, then mined ones.
+_PROMPTRIEVER = {"query": ("only_query",), "instruction": ("only_instruction",)}
+# Fields whose negatives count together.
+_TOGETHER = (
+    ("negative", "negative_*"),
+    ("negative", "negative*"),
+    ("new_negatives", "negative_passages"),
 )
 _UNCLEAR = ("score", "scores", "label", "labels")  # what they mean depends on their values
 _TITLED = ("passage", "document")
 # Parts, and words, of the names of fields that may not go unread.
 _OPINIONS = ("score", "margin", "label", "relevan", "similar", "duplicate", "logit")
 _OPINION_WORDS = {"grade", "rating", "teacher", "distance", "qrel", "judgement", "judgment"}
+_VERDICTS = {"correct", "accepted", "gold", "selected", "clicked", "target", "class", "valid"}
+_VERDICTS |= {"match", "sim"}  # where they hold no text
+# Words of the names of texts that may not go unread, and of texts that may.
+_PASSAGES = {"positive", "positives", "neg", "negs", "rejected", "contradiction", "distractors"}
+_PASSAGES |= {"contradictions", "distractor"}
+_CONTEXTS = {"context", "contexts", "ctxs"}
+_ASIDE = {"id", "ids", "title", "titles", "url", "urls", "explanation", "type", "lang", "language"}
 _NOT_HARD = "negative_ctxs"  # DPR's other negatives, which it leaves out too
 
 
@@ -67,21 +77,25 @@ def known_fields(row: Row) -> tuple[Row, dict[str, tuple[str, ...]]]:
       - a list beside one passage and n negatives: the scores of all if it has 1 + n numbers, the
         margins if it has n, as for sentence-transformers.
     "prompt" is the instruction of a row of FlagEmbedding; "title" that of the field passage or
-    document, unless the negatives have none.
+    document, unless the negatives have none. A row with "only_query" and "only_instruction" is
+    Promptriever's, whose negatives are its "new_negatives", then its "negative_passages".
 
     Args:
       row: as `numbered` gives it.
 
     Raises:
-      UserError: the row has no field that is a passage's in one of them, two lists of negatives, or
-        labels, scores or margins whose meaning is not clear.
+      UserError: the row has no field that is a passage's in one of them, two lists of negatives,
+        labels, scores or margins whose meaning is not clear, or texts under another name that may
+        be passages or an instruction.
     """
     names = dict(_KNOWN)
+    if all(own in row.values for [own] in _PROMPTRIEVER.values()):
+        names |= _PROMPTRIEVER
     for part in ("query", "passage"):
         if not any(name in row.values for name in names[part]):
             raise UserError(
                 f"{row.where}: no field is known to be a {part} ({', '.join(names[part])}); the "
-                f"row has: {', '.join(row.values) or 'no fields'}; name the fields, such as "
+                f"row has: {', '.join(shown_names(row)) or 'no fields'}; name the fields, such as "
                 "--fields=query=QUESTION,passage=TEXT"
             )
     if "pos" in row.values:
@@ -99,11 +113,39 @@ def known_fields(row: Row) -> tuple[Row, dict[str, tuple[str, ...]]]:
         names["title"] = ("title",)
     names = {part: (found,) for part, each in names.items() if (found := _filled(row, each))}
     for name in unread(row, names):
-        words = set(re.split(r"[^a-z]+", name.lower()))
-        opinion = words & _OPINION_WORDS or any(part in name.lower() for part in _OPINIONS)
-        if opinion or (not others and "negative" in name.lower() and name != _NOT_HARD):
+        if name != _NOT_HARD and _matters(name, row.values[name], names, bool(others)):
             raise _unclear(row, name)
     return row, names
+
+
+def _matters(name: str, value: Any, names: Mapping[str, Any], negatives: bool) -> bool:
+    """Whether a field that no part of a row's map names changes what the row says."""
+    lower = name.lower()
+    words = set(re.split(r"[^a-z]+", lower))
+    if words & _OPINION_WORDS or any(part in lower for part in _OPINIONS):
+        return True
+    if "negative" in lower and not negatives:
+        return True
+    if words & _VERDICTS:
+        return not _is_text(value)
+    if words & _ASIDE:
+        return False
+    if "instruct" in lower or "prompt" in words:
+        says = "instruction" not in names
+    elif words & _CONTEXTS:
+        says = not {"answer", "response"}.isdisjoint(names["passage"])
+    else:
+        says = bool(words & _PASSAGES) or "negative" in lower
+    return says and _is_text(value)
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value holds a text of several words, or a list or an object does."""
+    if isinstance(value, Mapping):
+        value = [*value.values()]
+    if isinstance(value, list):
+        return any(map(_is_text, value))
+    return isinstance(value, str) and word_range(value)[1] > 1
 
 
 def _filled(row: Row, names: Sequence[str]) -> str:
@@ -118,17 +160,21 @@ def _present(row: Row, names: Sequence[str]) -> tuple[str, ...]:
 
 def _negatives(row: Row) -> tuple[Row, str]:
     """The row, and the field with its negatives, of which there may be a new one; "" for none."""
-    found = [n for n in _present(row, _NEGATIVES) if row.values[n] not in (None, [], "")]
-    if len(found) == 2 and found[0] == "negative" and found[1] in ("negative_*", "negative*"):
+    fields = _NEGATIVES
+    if all(own in row.values for [own] in _PROMPTRIEVER.values()):
+        fields = (_TOGETHER[-1][0], *fields)
+    found = [n for n in _present(row, fields) if row.values[n] not in (None, [], "")]
+    if tuple(found) in _TOGETHER:
         together = " and ".join(found)
-        values = [row.values[found[0]], *row.values[found[1]]]
+        values = [row.values[name] for name in found]
+        values = [e for each in values for e in (each if isinstance(each, list) else [each])]
         return Row(row.where, {**row.values, together: values}), together
     if len(found) > 1:
         raise UserError(
             f"{row.where}: has negatives in {' and in '.join(found)}; name the field that counts, "
             "such as --fields=query=QUESTION,passage=TEXT,negatives=NAMES"
         )
-    return row, _filled(row, found or _NEGATIVES)
+    return row, _filled(row, found or fields)
 
 
 def _meaning(row: Row, name: str, passage: str, others: Any) -> str:
@@ -140,7 +186,7 @@ def _meaning(row: Row, name: str, passage: str, others: Any) -> str:
     if isinstance(value, list) and len(value) == 1 == count and not negatives:
         [value] = value
     if isinstance(value, list):
-        flags = all(_is_flag(each) for each in value)
+        flags = all(is_flag(each) for each in value)
         if flags and label:
             alone = isinstance(passages, list) and not negatives and len(value) == count
             return "labels" if alone else _refuse(row, name)
@@ -150,17 +196,13 @@ def _meaning(row: Row, name: str, passage: str, others: Any) -> str:
             return _refuse(row, name)
         return "margins" if negatives and len(value) == negatives else "scores"
     if negatives:
-        if not isinstance(others, str) or (label and _is_flag(value)):
+        if not isinstance(others, str) or (label and is_flag(value)):
             return "scores" if name == "scores" else _refuse(row, name)
         return "margins"
     if label:
-        return "labels" if _is_flag(value) and count == 1 else _refuse(row, name)
+        return "labels" if is_flag(value) and count == 1 else _refuse(row, name)
     whole = value in ("0", "1") or (type(value) is int and value in (0, 1))
     return _refuse(row, name) if whole else "scores"
-
-
-def _is_flag(value: Any) -> bool:
-    return isinstance(value, int | float) and value in (0, 1)
 
 
 def _refuse(row: Row, name: str) -> str:
@@ -171,9 +213,14 @@ def _unclear(row: Row, name: str) -> UserError:
     return UserError(
         f"{row.where}: what field {name!r}, {row.values[name]!r:.40}, says is not clear here; name "
         "all fields that count, such as --fields=query=QUESTION,passage=TEXT, with this one as "
-        "labels (0 or 1 for each passage), scores, passage_scores, negative_scores, margins or "
-        "negatives, or without it"
+        "labels (0 or 1 for each passage), scores, passage_scores, negative_scores, margins, "
+        "passage, negatives or instruction, or without it"
     )
+
+
+def shown_names(row: Row) -> list[str]:
+    """The names of a row's own fields, without those that `numbered` gives."""
+    return [name for name in row.values if not name.endswith("*")]
 
 
 def unread(row: Row, names: Mapping[str, Sequence[str]]) -> Iterator[str]:
@@ -203,107 +250,3 @@ def numbered(row: Row) -> Row:
         for name, each in found.items()
     }
     return Row(row.where, {**lists, **row.values})
-
-
-def labels(row: Row, name: str, count: int) -> list[bool]:
-    """Whether each of a row's passages is relevant, of a field with 0 or 1 for each.
-
-    Raises:
-      UserError: another number of labels, or other values.
-    """
-    value = row.values[name]
-    found = value if isinstance(value, list) else [value]
-    if len(found) != count:
-        raise UserError(
-            f"{row.where}: field {name!r} has {len(found)} labels for {count} passages; correct "
-            "the row or remove it"
-        )
-    for each in found:
-        if not _is_flag(each):
-            raise UserError(
-                f"{row.where}: field {name!r} holds {each!r:.40}, expected 0 or 1; correct the row "
-                "or, if these are a teacher's scores, name the field as passage_scores"
-            )
-    return [bool(each) for each in found]
-
-
-def teacher_scores(
-    parts: Mapping[str, tuple[Row, str]], place: tuple[int, int], negatives: int
-) -> tuple[float, ...]:
-    """The scores of a passage and of its negatives, () where the row has none.
-
-    Args:
-      parts: of TEACHER, each with its field:
-        scores: a list with that of the passage and of each negative, or a number if there is no
-          negative.
-        passage_scores, negative_scores: a number or a list of them each, of all passages and
-          negatives of the row.
-        margins: the passage's score minus each negative's, a list or a number. Losses that compare
-          scores of one query are given 0 for the passage.
-      place: the passage's number among those of its row, and how many these are.
-      negatives: how many negatives the row has.
-
-    Raises:
-      UserError: another number of scores, one that is no float32, scores or margins that do not say
-        which of several passages they belong to, or scores of two kinds; names the field.
-    """
-    found = {part: _numbers(*field) for part, field in parts.items()}
-    number, count = place
-    for part in ("scores", "margins"):
-        if part not in found:
-            continue
-        row, name = parts[part]
-        if len(found) > 1:
-            fields = ", ".join(field for _, field in parts.values())
-            raise UserError(
-                f"{row.where}: has {' and '.join(found)}, in the fields {fields}; name one of "
-                "them, or passage_scores with negative_scores"
-            )
-        if count > 1:
-            raise UserError(
-                f"{row.where}: field {name!r} has {part} for one passage, but the row has {count}; "
-                "name fields with passage_scores and negative_scores, or give each passage a row"
-            )
-    if "scores" in found:
-        return _counted(*parts["scores"], found["scores"], 1 + negatives)
-    if "margins" in found:
-        margins = _counted(*parts["margins"], found["margins"], negatives)
-        return (0.0, *(-margin for margin in margins))
-    if not found.get("passage_scores") and not found.get("negative_scores"):
-        return ()
-    values = []
-    for part, expected in (("passage_scores", count), ("negative_scores", negatives)):
-        if part not in parts and expected:
-            row = next(iter(parts.values()))[0]
-            raise UserError(
-                f"{row.where}: has {' and '.join(parts)} but no {part}; name the field of both, or "
-                "of none"
-            )
-        values.append(_counted(*parts[part], found[part], expected) if part in parts else ())
-    return (values[0][number], *values[1])
-
-
-def _numbers(row: Row, name: str) -> list[float]:
-    """The numbers of a field, also such as are written in a text."""
-    value = row.values[name]
-    found = []
-    for each in value if isinstance(value, list) else [value]:
-        number = float(each) if isinstance(each, str) and _DECIMAL.fullmatch(each) else each
-        # false for NaN
-        if type(number) not in (int, float) or not abs(number) <= _LARGEST:
-            raise UserError(
-                f"{row.where}: field {name!r} holds {each!r:.40}, expected a finite number of at "
-                f"most {_LARGEST:g}; correct the row or remove it"
-            )
-        found.append(float(number))
-    return found
-
-
-def _counted(row: Row, name: str, values: list[float], expected: int) -> tuple[float, ...]:
-    if len(values) == expected:
-        return tuple(values)
-    raise UserError(
-        f"{row.where}: field {name!r} has {len(values)} scores, expected {expected}; correct the "
-        "row, or name the field of another part (scores: of the passage and each negative; "
-        "passage_scores, negative_scores; margins: the passage's minus each negative's)"
-    )

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from data_pipeline.sources.files import Row, file_type, id_field, lines_of, read_rows
 from data_pipeline.sources.qrels import JudgedPairs, Text, comparable_id
 from data_pipeline.sources.tables import read_table, wrong_columns
-from data_pipeline.sources.training.formats import numbered, teacher_scores
+from data_pipeline.sources.training.formats import numbered
+from data_pipeline.sources.training.scores import teacher_scores
 from inf_jax.core.errors import UserError
 
 _QUERY = ("query_id", "qid", "query")

@@ -63,7 +63,7 @@ def reproduce(args: argparse.Namespace, overrides: list[str]) -> None:
             if not rows.exists():
                 count = data.instructed_rows(args.promptriever, rows, args.promptriever_rows)
                 print(f"{count:,} rows of Promptriever")
-            flags = ["--source=fields", f"--path-train={rows}", f"--fields={data.FIELDS}"]
+            flags = ["--source=fields", f"--path-train={rows}"]
             build(settings, "promptriever", flags)
         asked = Asked(bool(args.unfiltered), bool(args.promptriever), tuple(args.noises))
         if args.smoke:

@@ -17,12 +17,6 @@ DOWNLOAD = {
     "promptriever": "hf download samaya-ai/msmarco-w-instructions --repo-type dataset "
     "--local-dir downloads/promptriever",
 }
-# Of Promptriever's rows: the query without its instruction, the instruction, its own passages, and
-# the passages that fit the query but not the instruction, else the mined ones.
-FIELDS = (
-    "query=only_query,instruction=only_instruction,passage=positive_passages,"
-    "negatives=new_negatives|negative_passages"
-)
 
 
 def check(name: str, path: str) -> None:

@@ -31,10 +31,29 @@ FLAG = {
     "neg_scores": [-1, 0.5],
     "prompt": "find it",
 }
+PROMPTRIEVER = TEVATRON | {
+    "query": "q i",
+    "only_query": "q",
+    "only_instruction": "i",
+    "has_instruction": True,
+    "new_negatives": [
+        {"docid": "7_1", "explanation": "why it is one", "followir_score": 0.01, "text": "new"}
+    ],
+}
 UNSCORED = {"pos_scores": None, "neg_scores": None}
 N = {"negative_1": "n", "negative_2": "n2"}
 CASES = {
     "tevatron": (TEVATRON, None, [("q", "T\np", ("n",), ()), ("q", "p2", ("n",), ())]),
+    "promptriever": (
+        PROMPTRIEVER,
+        None,
+        [("q", "T\np", ("new", "n"), ()), ("q", "p2", ("new", "n"), ())],
+    ),
+    "promptriever's row without instruction": (
+        PROMPTRIEVER | {"query": "q", "only_instruction": "", "new_negatives": []},
+        None,
+        [("q", "T\np", ("n",), ()), ("q", "p2", ("n",), ())],
+    ),
     "dpr": (DPR, None, [("q", "T\np", ("N\nn",), ())]),
     "dpr all negatives": (
         DPR,
@@ -130,6 +149,11 @@ CASES = {
         None,
         [("q", "p", ("n", "n2"), ())],
     ),
+    "hard negatives by other names": (
+        {"anchor": "q", "positive": "p", "hard_neg_1": "n", "hard_neg_2": "n2"},
+        None,
+        [("q", "p", ("n", "n2"), ())],
+    ),
     "a null negative beside numbered ones": (
         {"anchor": "q", "positive": "p", "negative": None, "negative1": "n", "negative2": "n2"},
         None,
@@ -174,7 +198,8 @@ def test_an_instruction(tmp_path):
     names = {"query": "query", "passage": "pos", "instruction": "prompt", "negatives": "neg"}
     assert {p.instruction for p in read(tmp_path / "rows.jsonl", FLAG, names)} == {"find it"}
     assert {p.instruction for p in read(tmp_path / "rows.jsonl", FLAG, None)} == {"find it"}
-    row = {"query": "q", "instruction": "i", "passage": "p", "prompt": "another"}
+    assert {p.instruction for p in read(tmp_path / "rows.jsonl", PROMPTRIEVER, None)} == {"i"}
+    row = {"query": "q", "instruction": "i", "passage": "p", "prompt": "another one"}
     assert [p.instruction for p in read(tmp_path / "rows.jsonl", row, None)] == ["i"]
 
 
@@ -230,6 +255,9 @@ def test_a_label_of_one_passage(tmp_path, name, value):
         *({"negative": "n", "label": 1}, {"neg": ["n"], "score": 0.5}),
         *({"margin": 2, "negative": "n", "score": 1.5}, {"negative_text": "n"}),
         *({name: 0} for name in ("relevance", "is_relevant", "grade", "is_duplicate", "Rating")),
+        *({name: False} for name in ("is_correct", "accepted", "gold", "class")),
+        *({name: ["not it"]} for name in ("neg_passages", "rejected", "distractors", "positives")),
+        *({"bm25_negatives": ["没有"], "neg": ["n"]}, {"query_instruction": "find it"}),
     ],
 )
 def test_labels_and_scores_whose_meaning_is_not_clear(tmp_path, change):
@@ -240,6 +268,20 @@ def test_labels_and_scores_whose_meaning_is_not_clear(tmp_path, change):
     [pair] = fields.read(path, fields={"query": "query", "passage": "passage"}, noted=noted)
     assert (pair.passage, pair.negatives, pair.scores) == ("p", (), ())
     assert noted == {f"field {name} is not read": 1 for name in change}
+
+
+def test_a_context_beside_an_answer(tmp_path):
+    row = {"question": "q", "answer": "yes", "context": "the text that says so"}
+    with pytest.raises(UserError, match="what field 'context', 'the text that says so', says"):
+        read(tmp_path / "rows.jsonl", row, None)
+
+
+def test_fields_that_say_nothing(tmp_path):
+    """Of the rows of public sets: what they have beside a pair and its negatives."""
+    more = {"negs_count": 1, "neg_id": ["7 8"], "document_rank": "1", "target": "a b", "type": "x"}
+    row = {"query": "q", "document": "p", "negatives": ["n"], **more, "positive_title": "A title"}
+    [pair] = read(tmp_path / "rows.jsonl", row, None)
+    assert (pair.passage, pair.negatives) == ("p", ("n",))
 
 
 def test_labels_that_are_none(tmp_path):
