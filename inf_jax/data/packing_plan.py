@@ -1,5 +1,6 @@
 """Finds one shape of the packed grids that is enough for all steps, before the first one."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ import numpy as np
 from inf_jax.core.packing import fit
 from inf_jax.core.query_encoders import FIRST_EXTRA
 from inf_jax.data.layout import BatchLayout
-from inf_jax.data.row_counts import rows_of_chunks
+from inf_jax.data.row_counts import rows_of_chunks, surely_fit
 from inf_jax.data.sampler import StepAssignment
 
 PLANNED_TEXTS = 2_000_000  # above this many texts the shape is planned on a sample of the steps
@@ -124,7 +125,7 @@ def planned_rows(texts: np.ndarray, row_tokens: int, texts_per_row: int) -> int:
 
 
 class _Needs:
-    """Rows that each chunk of a step needs in a grid, int64[c]: `rows`, of a first fit."""
+    """Rows that the chunks of a step need in a grid."""
 
     def __init__(self, assignment: StepAssignment, layout: BatchLayout, grid: int):
         # an empty slot is pair -1, the column of zeros; contiguous, which is gathered twice as fast
@@ -132,12 +133,18 @@ class _Needs:
         groups = layout.grids[grid]
         self._texts = np.hstack([columns[c][assignment.chunks] for group in groups for c in group])
         self._row = layout.row_tokens, layout.texts_per_row
-        self.rows = rows_of_chunks(self._texts, *self._row)
+
+    @functools.cached_property
+    def rows(self) -> np.ndarray:
+        """int64[c], of a first fit."""
+        return rows_of_chunks(self._texts, *self._row)
 
     def most(self, planned: int, attempts: int) -> int:
         """The rows that all chunks fit after these attempts of those above `planned`; 0 of no
         chunk above it."""
-        return max((self._refit(n, planned, attempts) for n in self._above(planned)), default=0)
+        [unsure] = np.nonzero(~surely_fit(self._texts, *self._row, rows=planned))
+        above = unsure[rows_of_chunks(self._texts[unsure], *self._row) > planned].tolist()
+        return max((self._refit(n, planned, attempts) for n in above), default=0)
 
     def with_few_refits(self, least: int) -> int:
         """As `most`, at least `least`, and so many that few chunks have to be fitted again."""
@@ -146,13 +153,10 @@ class _Needs:
         rows = max(least, -(-tokens // self._row[0]))
         if len(fullest) > _REFITTED:
             rows = max(rows, int(fullest[0]))
-        for chunk in self._above(rows):
+        for chunk in np.flatnonzero(self.rows > rows).tolist():
             if self.rows[chunk] > rows:
                 rows = max(rows, self._refit(chunk, rows, _PLANNED_ATTEMPTS))
         return rows
-
-    def _above(self, rows: int) -> list[int]:
-        return np.flatnonzero(self.rows > rows).tolist()
 
     def _refit(self, chunk: int, rows: int, attempts: int) -> int:
         found, _, _ = fit(self._texts[chunk], *self._row, rows=rows, attempts=attempts)

@@ -35,6 +35,37 @@ def rows_of_chunks(lengths: np.ndarray, row_tokens: int, texts_per_row: int) -> 
     return _rows_by_text(lengths, row_tokens, texts_per_row)
 
 
+def surely_fit(
+    lengths: np.ndarray, row_tokens: int, texts_per_row: int, *, rows: int
+) -> np.ndarray:
+    """bool[c], chunks of which it is known without packing that `rows_needed` is at most `rows`.
+
+    Where a text of n tokens opens a row, each row before it has less than n tokens free or is full
+    of texts, none of them shorter. So it does not, if all texts before it have too few tokens.
+
+    Args:
+      lengths: as of `rows_of_chunks`.
+    """
+    chunks, texts = lengths.shape
+    sure = np.zeros(chunks, bool)
+    if chunks < _FEW_CHUNKS or row_tokens**2 < _LENGTHS_PER_TEXT * texts:
+        return sure  # packing takes less time
+    sure[:] = lengths.max(initial=0) <= row_tokens < 1 << 16
+    falling = np.sort(lengths.astype(np.uint16), axis=1)[:, ::-1].T.astype(np.int32)
+    before = np.zeros((texts + 1, chunks), np.int32)  # tokens of the texts before each
+    np.cumsum(falling, axis=0, out=before[1:])
+    for number in range(rows, texts):  # the first ones have a row each
+        length = falling[number]
+        least = row_tokens + 1 - length  # tokens of a row without room
+        full = min(rows, number // texts_per_row)  # rows, at most, with as many texts as they take
+        needed = (rows - full) * least
+        if full:
+            fewest = before[number] - before[number - texts_per_row]  # tokens of so many texts
+            needed += full * np.minimum(least, fewest)
+        sure &= (before[number] < needed) | (length == 0)
+    return sure
+
+
 def _rows_by_length(
     lengths: np.ndarray, row_tokens: int, texts_per_row: int
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -46,7 +46,12 @@ def balance_chunks(lengths: np.ndarray, chunks: int) -> np.ndarray:
     The longest of each run of `chunks` pairs goes to the chunk with the fewest tokens so far, the
     next one to the next (in the last 256 runs; in those before them the order is the snake's).
     """
-    lengths = np.asarray(lengths)
+    return np.sort(_balanced(np.asarray(lengths), chunks)[0], axis=1)
+
+
+def _balanced(lengths: np.ndarray, chunks: int) -> tuple[np.ndarray, np.ndarray]:
+    """(int64[chunks, b // chunks], int64[chunks]), the pairs of each chunk in no order, and its
+    tokens."""
     runs = _stable_argsort(lengths.max(initial=0) - lengths).reshape(-1, chunks)
     first = max(0, len(runs) - _BALANCED_RUNS)
     runs[1:first:2] = runs[1:first:2, ::-1].copy()
@@ -55,7 +60,7 @@ def balance_chunks(lengths: np.ndarray, chunks: int) -> np.ndarray:
         lightest = _stable_argsort(tokens - tokens.min())
         tokens[lightest] += lengths[run]
         runs[number, lightest] = run.copy()
-    return np.sort(runs.T, axis=1)
+    return runs.T, tokens
 
 
 def even_chunks(lengths: np.ndarray, chunks: int) -> np.ndarray:
@@ -65,8 +70,9 @@ def even_chunks(lengths: np.ndarray, chunks: int) -> np.ndarray:
     That matters where chunks have few pairs. Of more, most steps are left as they are, and of over
     a thousand all.
     """
-    found, lengths = balance_chunks(lengths, chunks), np.asarray(lengths, np.int64)
-    tokens = lengths[found].sum(1)
+    lengths = np.asarray(lengths)
+    found, tokens = _balanced(lengths, chunks)
+    lengths = lengths.astype(np.int64)
     most = tokens.sum() / chunks * (1 + _ABOVE_MEAN)
     for number in range(_ROUNDS):
         heavier = np.count_nonzero(tokens > most)

@@ -6,7 +6,7 @@ import pytest
 from inf_jax.core.errors import UserError
 from inf_jax.core.packing import rows_needed
 from inf_jax.data import row_counts
-from inf_jax.data.row_counts import rows_of_chunks
+from inf_jax.data.row_counts import rows_of_chunks, surely_fit
 
 
 def drawn(rng, *, row_tokens, texts, absent, chunks=70):
@@ -59,3 +59,21 @@ def test_rows_of_many_texts(texts_per_row, absent, monkeypatch):
         assert rows_of_chunks(lengths, *row).tolist() == needed(lengths, *row)
     assert len(counted) == 3 * (texts_per_row > 1)
     assert texts_per_row < 9 or min(counted) > 60  # where rows are full of tokens before texts
+
+
+@pytest.mark.parametrize("texts_per_row", [1, 2, 4, 9, 40])
+@pytest.mark.parametrize("row_tokens", [9, 30, 200])
+def test_chunks_that_surely_fit_do(texts_per_row, row_tokens, monkeypatch):
+    monkeypatch.setattr(row_counts, "_LENGTHS_PER_TEXT", 0)
+    rng, row = np.random.default_rng(row_tokens), (row_tokens, texts_per_row)
+    for longest in (row_tokens, row_tokens // 3):
+        lengths = rng.integers(0, longest + 1, (200, 40))
+        needed = rows_of_chunks(lengths, *row)
+        for rows in range(needed.min(), 41):
+            sure = surely_fit(lengths, *row, rows=rows)
+            assert (needed[sure] <= rows).all()
+            if texts_per_row > 4 and rows == needed.max() + 1:
+                assert sure.mean() > 0.5
+        assert sure.all()
+    assert not surely_fit(lengths + row_tokens, *row, rows=40).any()  # texts longer than a row
+    assert not surely_fit(lengths[:3], *row, rows=40).any()  # packing them takes less time
