@@ -4,6 +4,8 @@
 the library datasets (extra mteb), which knows their layouts from the repository's README.md.
 """
 
+import difflib
+import functools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -63,7 +65,7 @@ def datasets_library() -> Any:
 def hub_rows(directory: Path, config: str, split: str | None = None) -> Iterable[Mapping]:
     """The rows of a config's split; None is its only one. UserError where it cannot be read."""
     try:
-        found = datasets_library().load_dataset(str(directory), config)
+        found = _loaded(directory, config)
         if split is None and len(found) != 1:
             raise ValueError(f"splits {', '.join(found)} where one is expected")
         return found[split if split is not None else next(iter(found))]
@@ -73,37 +75,75 @@ def hub_rows(directory: Path, config: str, split: str | None = None) -> Iterable
         ) from None
 
 
-def mair_sources(data_dir: Path) -> list[TaskSource]:
-    """The tasks of MAIR (arXiv 2410.10127) that are there, split by split."""
+@functools.lru_cache(maxsize=4)  # IFEval of MAIR has hundreds of splits, and each is a task
+def _loaded(directory: Path, config: str) -> Mapping[str, Iterable[Mapping]]:
+    """The splits of a config, whose rows stay on the disk."""
+    return datasets_library().load_dataset(str(directory), config)
+
+
+def mair_sources(data_dir: Path, only: str = "") -> list[TaskSource]:
+    """The tasks of MAIR (arXiv 2410.10127), split by split: all, or the one called `only`.
+
+    Raises:
+      UserError: no such task, or files that are missing or unreadable.
+    """
+    if only and not all((data_dir / each).is_dir() for each in _MAIR):
+        raise UserError(f"mair/{only}: no {data_dir / _MAIR[0]}; {_fetch_of_mair(data_dir, only)}")
     queries, documents = repository(data_dir, dict.fromkeys(_MAIR, ""), "mair").values()
-    library, sources = datasets_library(), []
+    library = datasets_library()
     try:
         names = library.get_dataset_config_names(str(queries))
-        for name in names:
-            for split in library.get_dataset_split_names(str(queries), name):
-                label = split.removesuffix("queries").rstrip("_")
-                sources.append(
-                    TaskSource(
-                        f"mair/{name}" + (f"/{label}" if label else ""),
-                        "mair",
-                        lambda name=name, split=split: _mair(queries, documents, name, split),
-                    )
-                )
     except (OSError, ValueError) as error:
         raise UserError(f"{queries}: {first_line(error)}; download it again") from None
+    if names == ["default"]:
+        raise UserError(f"{queries}: no README.md that names each task's files; download it again")
+    if only:
+        if only not in names:
+            close = difflib.get_close_matches(only, names, n=1)
+            meant = f"do you mean mair/{close[0]}" if close else f"there are {', '.join(names)}"
+            raise UserError(f"--suite: no task of MAIR is called {only!r}; {meant}")
+        names = [only]
+    sources = []
+    for name in names:
+        try:
+            splits = library.get_dataset_split_names(str(queries), name)
+            library.get_dataset_split_names(str(documents), name)
+        except (OSError, ValueError) as error:
+            why = first_line(error).partition(" with any supported extension")[0]
+            other = "" if only else ", or name the tasks that are there, as --suite=mair/TASK"
+            raise UserError(
+                f"mair/{name}: {why}; {_fetch_of_mair(data_dir, name)}{other}"
+            ) from None
+        for split in splits:
+            label = split.removesuffix("queries").rstrip("_")
+            sources.append(
+                TaskSource(
+                    f"mair/{name}" + (f"/{label}" if label else ""),
+                    "mair",
+                    lambda name=name, split=split: _mair(queries, documents, name, split),
+                )
+            )
     return sources
 
 
+def _fetch_of_mair(data_dir: Path, name: str) -> str:
+    """The commands that fetch one task: all documents are tens of gigabytes."""
+    return "where the hub can be reached: " + " && ".join(
+        f"hf download {each} {what} --repo-type=dataset --local-dir={data_dir / each}"
+        for each in _MAIR
+        for what in ("README.md", f"--include='{name}/*'")
+    )
+
+
 def _mair(queries: Path, documents: Path, name: str, split: str) -> BenchmarkTask:
-    """As MAIR's own code: 100 documents a query, every label counts, ids as strings."""
+    """As MAIR's own code: 100 documents a query, every label counts, ids as strings; of rows with
+    one query id the last counts."""
     label = split.removesuffix("queries").rstrip("_")
     task = f"mair/{name}" + (f"/{label}" if label else "")
-    rows = list(hub_rows(queries, name, split))
+    rows = {str(row["qid"]): row for row in hub_rows(queries, name, split)}
     qrels = {
-        str(row["qid"]): {str(x["id"]): int(x["score"]) for x in row["labels"]} for row in rows
+        qid: {str(x["id"]): int(x["score"]) for x in row["labels"]} for qid, row in rows.items()
     }
-    if len(qrels) < len(rows):
-        raise UserError(f"{task}: a query id occurs twice")
     return BenchmarkTask(
         name=task,
         suite="mair",
@@ -114,10 +154,15 @@ def _mair(queries: Path, documents: Path, name: str, split: str) -> BenchmarkTas
             ),
             task,
         ),
-        queries={str(r["qid"]): (r["query"], r["instruction"] or "") for r in rows if r["labels"]},
+        queries={
+            qid: (row["query"], row["instruction"] or "")
+            for qid, row in rows.items()
+            if row["labels"]
+        },
         qrels={qid: judged for qid, judged in qrels.items() if judged},
         top_k=100,
         cuts=(1, 5, 10, 100),
+        family=f"mair/{name}",
     )
 
 
@@ -131,9 +176,19 @@ def unique(items: Iterable[tuple[str, str]], task: str) -> dict[str, str]:
     return corpus
 
 
-def infosearch_sources(data_dir: Path) -> list[TaskSource]:
-    """The six dimensions of InfoSearch."""
-    found = repository(data_dir, _INFOSEARCH, "infosearch")
+def infosearch_sources(data_dir: Path, only: str = "") -> list[TaskSource]:
+    """The six dimensions of InfoSearch, or the one called `only`, as Audience-v1.
+
+    Raises:
+      UserError: no such dimension, or files that are missing.
+    """
+    wanted = {
+        name: _INFOSEARCH[name] for name in _INFOSEARCH if name.split("/")[1] == only or not only
+    }
+    if not wanted:
+        known = ", ".join(name.split("/")[1] for name in _INFOSEARCH)
+        raise UserError(f"--suite: InfoSearch has no {only!r}; choose among {known}")
+    found = repository(data_dir, wanted, "infosearch")
     return [
         TaskSource(f"infosearch/{path.name}", "infosearch", lambda path=path: read_infosearch(path))
         for path in found.values()

@@ -8,7 +8,8 @@ from inf_jax.benchmarks.mteb_tasks import SUITES, mteb_sources
 from inf_jax.benchmarks.task import TaskSource
 from inf_jax.core.errors import UserError
 
-NAMES_OF_SUITES = (*SUITES, "mair", "infosearch")
+_BY_PART = {"mair": mair_sources, "infosearch": infosearch_sources}
+NAMES_OF_SUITES = (*SUITES, *_BY_PART)
 
 
 def task_sources(
@@ -17,8 +18,9 @@ def task_sources(
     """The tasks of suites, in order.
 
     Args:
-      names: of suites (`NAMES_OF_SUITES`), of tasks of mteb, or directories in BEIR's layout; with
-        a "/" or "." in it a name is a directory.
+      names: of suites (`NAMES_OF_SUITES`), of one task of two of them (mair/IFEval,
+        infosearch/Audience-v1), of tasks of mteb, or directories in BEIR's layout; with another
+        "/" or a "." in front a name is a directory.
       data_dir: where the public benchmarks' files are, repository by repository.
       split, identical_ids: of directories, see `read_beir`.
 
@@ -28,10 +30,9 @@ def task_sources(
     sources: list[TaskSource] = []
     for name in names:
         path = Path(name).expanduser()
-        if name == "mair":
-            sources += mair_sources(data_dir)
-        elif name == "infosearch":
-            sources += infosearch_sources(data_dir)
+        suite, _, part = name.partition("/")
+        if suite in _BY_PART:
+            sources += _BY_PART[suite](data_dir, part)
         elif name not in SUITES and path.is_dir():
             sources.append(
                 TaskSource(

@@ -10,6 +10,7 @@ from inf_jax.benchmarks.bootstrap import Difference, differences, with_interval
 from inf_jax.benchmarks.contenders import TaskScores
 from inf_jax.benchmarks.noise import losses
 from inf_jax.benchmarks.scoring import METRIC_NAMES
+from inf_jax.metrics.runs import Score
 
 FEW = 4  # tasks for which more than the main metric is shown
 _OF_SUBSETS = "ndcg@10"
@@ -25,12 +26,15 @@ class Compared:
       differences: task -> label of another model -> metric -> model minus that one.
       losses: task -> label -> kind of noise -> metric -> without minus with noise in instructions;
         a model that got none of a task is not there.
+      draws, seed: of the bootstrap.
     """
 
     label: str
     scores: Mapping[str, Mapping[str, Sequence[TaskScores]]]
     differences: Mapping[str, Mapping[str, Mapping[str, Difference]]]
     losses: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Difference]]]]
+    draws: int
+    seed: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +85,7 @@ def compare_models(
         }
         for task in found
     }
-    return Compared(label, scores, found, lost)
+    return Compared(label, scores, found, lost, draws, seed)
 
 
 def rows_of(compared: Compared) -> list[ScoreRow]:
@@ -90,6 +94,8 @@ def rows_of(compared: Compared) -> list[ScoreRow]:
     few = len(compared.scores[compared.label]) <= FEW
     for task, by_other in compared.differences.items():
         one = compared.scores[compared.label][task][0]
+        if not few and one.suite == "mair" and one.family != task:
+            continue  # a split, in the mean of its task
         names = [one.main]
         if few:
             names += [n for n in METRIC_NAMES if n in one.scores and n != one.main]
@@ -147,37 +153,82 @@ def noise_rows(compared: Compared) -> list[ScoreRow]:
 
 
 def suite_rows(compared: Compared) -> list[ScoreRow]:
-    """The mean of the main metric over the families of a suite, over queries for MAIR."""
+    """The mean of the main metric over the families of a suite; for MAIR over queries, also of
+    each of its tasks that has several splits."""
     ours, suites = compared.scores[compared.label], {}
     for task, (one, *_) in ours.items():
+        if one.suite == "mair" and one.family != task:
+            suites.setdefault((one.family, one.main), []).append(task)
         suites.setdefault((one.suite, one.main), []).append(task)
     rows = []
     for (suite, main), tasks in suites.items():
-        if len(tasks) < 2 or suite in ("local", "mteb"):
+        if suite in ("local", "mteb") or (len(tasks) < 2 and "/" not in suite):
             continue
-        families = [ours[task][0].family for task in tasks]
-        weights = np.array([1 / families.count(family) for family in families])
-        if suite == "mair":
-            weights = np.array([float(ours[task][0].queries) for task in tasks])
-        weights /= weights.sum()
-
-        def total(values: Sequence, weights: np.ndarray = weights) -> Any:
-            return sum(w * v for w, v in zip(weights, values, strict=True))
-
-        values = {
-            label: total([pooled(s[task], main) for task in tasks])
-            for label, s in compared.scores.items()
-        }
-        found = {}
-        for other in list(compared.scores)[1:]:
-            each = [compared.differences[task][other][main] for task in tasks]
-            found[other] = with_interval(
-                total([d.value for d in each]), total([d.drawn for d in each])
-            )
-        rows.append(
-            ScoreRow("means of suites", f"{suite} {METRIC_NAMES.get(main, main)}", values, found)
-        )
+        over = _over_queries if ours[tasks[0]][0].suite == "mair" else _over_families
+        name = f"{suite} {METRIC_NAMES.get(main, main)}"
+        rows.append(ScoreRow("means of suites", name, *over(compared, tasks, main)))
     return rows
+
+
+def _over_families(
+    compared: Compared, tasks: Sequence[str], main: str
+) -> tuple[dict[str, float], dict[str, Difference]]:
+    """(means by label, differences by label of the other)."""
+    families = [compared.scores[compared.label][task][0].family for task in tasks]
+    weights = np.array([1 / families.count(family) for family in families])
+    weights /= weights.sum()
+
+    def total(values: Sequence) -> Any:
+        return sum(w * v for w, v in zip(weights, values, strict=True))
+
+    values = {
+        label: total([pooled(s[task], main) for task in tasks])
+        for label, s in compared.scores.items()
+    }
+    found = {}
+    for other in list(compared.scores)[1:]:
+        each = [compared.differences[task][other][main] for task in tasks]
+        found[other] = with_interval(total([d.value for d in each]), total([d.drawn for d in each]))
+    return values, found
+
+
+def _over_queries(
+    compared: Compared, tasks: Sequence[str], main: str
+) -> tuple[dict[str, float], dict[str, Difference]]:
+    """As `_over_families`; questions are drawn as those of one task, since some have only one."""
+    by_label = compared.scores
+    one = {
+        label: [
+            {
+                main: Score(
+                    {
+                        f"{task} {qid}": value
+                        for task in tasks
+                        for qid, value in by_task[task][n].scores[main].per_query.items()
+                    }
+                )
+            }
+            for n in range(len(by_task[tasks[0]]))
+        ]
+        for label, by_task in by_label.items()
+    }
+    clusters = {
+        f"{task} {qid}": f"{task} {first}"
+        for task in tasks
+        for qid, first in by_label[compared.label][task][0].clusters[""].items()
+    }
+    found = {
+        other: differences(
+            one[compared.label],
+            one[other],
+            task=tasks[0],
+            clusters={"": clusters},
+            draws=compared.draws,
+            seed=compared.seed,
+        )[main]
+        for other in list(by_label)[1:]
+    }
+    return {label: sum(s[main] for s in seeds) / len(seeds) for label, seeds in one.items()}, found
 
 
 def pooled(seeds: Sequence[TaskScores], name: str) -> float:

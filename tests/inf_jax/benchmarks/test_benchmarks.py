@@ -13,8 +13,10 @@ from inf_jax import metrics
 from inf_jax.benchmarks.beir_files import read_beir
 from inf_jax.benchmarks.bm25 import run_of_bm25
 from inf_jax.benchmarks.bootstrap import differences, paired_bootstrap
+from inf_jax.benchmarks.contenders import TaskScores
 from inf_jax.benchmarks.noise import losses
 from inf_jax.benchmarks.placement import INSTRUCTION_ORDERS, instructions, query_template
+from inf_jax.benchmarks.report.rows import compare_models, rows_of
 from inf_jax.benchmarks.scoring import clusters_of, score_run
 from inf_jax.benchmarks.searching import run_of_vectors
 from inf_jax.benchmarks.task import BenchmarkTask
@@ -516,3 +518,34 @@ def test_differences_are_the_same_in_any_order_of_tasks():
     assert first != differences([one], [two], task="t", draws=100, seed=1)
     with pytest.raises(UserError, match="t, a: the models were scored on different queries"):
         differences([one], [{m: Score({"q": 1.0}) for m in "ab"}], task="t")
+
+
+def test_means_of_mair_are_over_queries():
+    """A task of several splits is one line, which weighs them by their queries as its code does."""
+    values = {"mair/A": [1.0, 0.0], "mair/B/x": [1.0], "mair/B/y": [0.0] * 3}
+    values |= {"mair/C/z": [1.0], "mair/D": [1.0]}
+    scores = {
+        name: [
+            TaskScores(
+                name=name,
+                suite="mair",
+                family="/".join(name.split("/")[:2]),
+                main="ndcg@10",
+                subsets={},
+                queries=len(each),
+                documents=1,
+                scores={"ndcg@10": Score({f"q{n}": value for n, value in enumerate(each)})},
+                clusters={"": {f"q{n}": f"q{n}" for n in range(len(each))}},
+                template="",
+                instruction="",
+            )
+        ]
+        for name, each in values.items()
+    }
+    compared = compare_models({"ours": scores, "other": scores}, draws=20, seed=0)
+    rows = {row.name: row for row in rows_of(compared)}
+    shown = {name.removesuffix(" nDCG@10"): row.values["ours"] for name, row in rows.items()}
+    parts = {"mair/A": 0.5, "mair/D": 1.0, "mair/B": 0.25, "mair/C": 1.0}
+    assert shown == pytest.approx({**parts, "mair": 4 / 8})
+    difference = rows["mair/B nDCG@10"].differences["other"]
+    assert (difference.value, difference.low, difference.high) == (0.0, 0.0, 0.0)

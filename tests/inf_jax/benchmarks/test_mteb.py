@@ -5,6 +5,7 @@ models. All of mteb's tests are in this file, and it is imported in a fixture: t
 import gzip
 import importlib.util
 import json
+import re
 import sys
 import zlib
 from pathlib import Path
@@ -13,7 +14,6 @@ import numpy as np
 import pytest
 
 import inf_jax.mteb
-from inf_jax.benchmarks.hub_tasks import infosearch_sources, mair_sources, read_infosearch
 from inf_jax.benchmarks.mteb_tasks import mteb_sources, read_task
 from inf_jax.benchmarks.scoring import score_run
 from inf_jax.benchmarks.searching import run_of_vectors
@@ -57,12 +57,13 @@ class Numbers:
         return (np.asarray(a) * np.asarray(b)).sum(1)
 
 
-def write(directory, configs):
+def write(directory, configs, name_of="{config}-{split}.jsonl"):
     """A repository of the hub: {(config, split): rows}, with the README that names the files."""
     directory.mkdir(parents=True)
     by_config = {}
     for (config, split), rows in configs.items():
-        name = f"{config}-{split}.jsonl"
+        name = name_of.format(config=config, split=split)
+        (directory / name).parent.mkdir(exist_ok=True)
         (directory / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
         by_config.setdefault(config, []).append(f"  - split: {split}\n    path: {name}\n")
     text = "".join(
@@ -365,7 +366,7 @@ def test_missing_files_name_the_commands(mteb, tmp_path):
             mteb_sources(suite, tmp_path)
         assert str(error.value).count("hf download ") == repositories
     with pytest.raises(UserError, match="hf download MAIR-Bench/MAIR-Queries --repo-type=dataset"):
-        mair_sources(tmp_path)
+        task_sources(["mair"], tmp_path)
     with pytest.raises(UserError, match="'Core18' is neither a directory, a suite"):
         task_sources(["Core18"], tmp_path)
     with pytest.raises(UserError, match="Banking77Classification is not a text retrieval task"):
@@ -373,19 +374,33 @@ def test_missing_files_name_the_commands(mteb, tmp_path):
 
 
 def test_mair(tmp_path):
-    """Against the definition in MAIR's own code, on trec_eval."""
+    """Against the definition in MAIR's own code, on trec_eval; files and splits are named as in its
+    repositories, where some tasks have a split for each of their parts."""
     rows = [
         {"qid": n, "query": f"query {n}", "instruction": "find plants",
          "labels": [{"id": f"d{n}", "score": 1}, {"id": f"d{n + 9}", "score": 2}]}
         for n in range(5)
     ]  # fmt: skip
     docs = [{"id": row["_id"], "doc": row["text"]} for row in documents(30)]
-    write(tmp_path / "MAIR-Bench/MAIR-Queries", {("A", "queries"): rows, ("B", "x_queries"): rows})
-    write(tmp_path / "MAIR-Bench/MAIR-Docs", {("A", "docs"): docs, ("B", "x_docs"): docs})
-    sources = mair_sources(tmp_path)
-    assert [source.name for source in sources] == ["mair/A", "mair/B/x"]
+    for repository, kind, content in (("Queries", "queries", rows), ("Docs", "docs", docs)):
+        places = [("ACORDAR", kind), ("CQADupStack", f"CQADupStack_Tex_{kind}")]
+        places.append(("CQADupStack", f"CQADupStack_Android_{kind}"))
+        directory = tmp_path / f"MAIR-Bench/MAIR-{repository}"
+        write(directory, dict.fromkeys(places, content), "{config}/{split}.jsonl")
+        with open(directory / "README.md", "r+") as file:  # a task that was not downloaded
+            text = file.read().removesuffix("---\n")
+            file.seek(0)
+            file.write(
+                f"{text}- config_name: Quora\n  data_files:\n  - split: {kind}\n"
+                f"    path: Quora/{kind}.jsonl\n---\n"
+            )
+    names = ["mair/ACORDAR", "mair/CQADupStack/CQADupStack_Tex"]
+    names.append("mair/CQADupStack/CQADupStack_Android")
+    sources = task_sources(["mair/ACORDAR", "mair/CQADupStack"], tmp_path)
+    assert [source.name for source in sources] == names
     for source in sources:
         task = source.load()
+        assert task.family == "/".join(source.name.split("/")[:2])
         run = our_run(task)
         scores = score_run(task, run)
         from mteb._evaluators.retrieval_metrics import calculate_retrieval_scores
@@ -395,6 +410,16 @@ def test_mair(tmp_path):
         assert scores["ndcg@10"].per_query == pytest.approx(values, abs=1e-9)
         assert task.queries["3"] == ("query 3", "find plants")
         assert task.qrels["3"] == {"d3": 1, "d12": 2}
+    for suite, message in {
+        "mair": r"mair/Quora: Unable to find '\S+/MAIR-Queries/Quora/queries.jsonl'; where the hub "
+        r".*--include='Quora/\*' .*, or name the tasks that are there, as --suite=mair/TASK$",
+        "mair/Quora": r"MAIR-Docs --include='Quora/\*' --repo-type=dataset --local-dir=\S+$",
+        "mair/CQADupstack": "called 'CQADupstack'; do you mean mair/CQADupStack$",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            task_sources([suite], tmp_path)
+    with pytest.raises(UserError, match=r"mair/Quora: no \S+; .*--include='Quora/\*'"):
+        task_sources(["mair/Quora"], tmp_path / "none")
 
 
 def test_infosearch(tmp_path):
@@ -413,8 +438,20 @@ def test_infosearch(tmp_path):
             for q, each in fits.items()
             for d, scores in each.items()
         ]
-    write(tmp_path / "Language-v1", configs)
-    task = read_infosearch(tmp_path / "Language-v1")
+    directory = tmp_path / "jianqunZ" / "Language-v1"
+    write(directory, configs)
+    for mode in ("og", "changed", "reversed"):  # as in the authors' repository
+        (directory / f"qrels_{mode}").mkdir()
+        (directory / f"qrels_{mode}-test.jsonl").rename(directory / f"qrels_{mode}/test.jsonl")
+    for name in ("queries", "corpus"):
+        (directory / f"{name}-{name}.jsonl").rename(directory / f"{name}.jsonl")
+    readme = directory / "README.md"
+    text = re.sub(r"(\w+)-\1\.jsonl", r"\1.jsonl", readme.read_text())
+    readme.write_text(re.sub(r"(qrels_\w+)-test", r"\1/test", text))
+    (directory / "empty_scores.json").write_text('{"q0": {}}')
+    (source,) = task_sources(["infosearch/Language-v1"], tmp_path)
+    task = source.load()
+    assert task.name == source.name == "infosearch/Language-v1"
     assert task.positives == {"q0": ["d0"], "q1": ["d2"]}
     assert task.negatives == {"q0": ["d1"], "q1": [], "q2": ["d4"]}
     assert task.queries["q1-ori"] == ("query 1", "")
@@ -423,7 +460,9 @@ def test_infosearch(tmp_path):
     scores = score_run(task, our_run(task))
     assert {"wise", "sicr", "p_mrr", "ins/ndcg@10"} <= scores.keys()
     with pytest.raises(UserError, match="jianqunZ/Clarity-v1 --repo-type=dataset"):
-        infosearch_sources(tmp_path)
+        task_sources(["infosearch"], tmp_path)
+    with pytest.raises(UserError, match="InfoSearch has no 'Audience'; choose among Language-v1"):
+        task_sources(["infosearch/Audience"], tmp_path)
 
 
 @pytest.fixture(scope="module")
