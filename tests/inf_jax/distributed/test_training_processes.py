@@ -19,6 +19,7 @@ from inf_jax.monitoring.metrics_log import read_metrics
 from inf_jax.training.setup import make_training
 from tests.inf_jax.processes import finish, start, write_config
 
+SAMPLE = Path(__file__).parents[3] / "data_pipeline" / "samples" / "benchmark_medquad"
 DEVICES = 4  # of a run, however many processes share them
 
 # The command train, but process 1 finds a damaged record in its share of step 2.
@@ -36,6 +37,22 @@ def damaged(self, step):
     return host_batch(self, step)
 loader.Loader.host_batch = damaged
 run(run_distributed(train.main), train.__doc__)
+"""
+
+# The command evaluate, but for eval.benchmark and for eval.split.
+EVALUATE_BOTH = """
+import os
+from inf_jax import evaluate
+from inf_jax.config.command_line import run
+from inf_jax.distributed.coordination import is_primary
+from inf_jax.distributed.entry_point import run_distributed
+def both(config):
+    evaluate.main(config)
+    if is_primary():
+        os.rename(f"{config.out_dir}/eval.json", f"{config.out_dir}/benchmark.json")
+    config.eval.benchmark = ""
+    evaluate.main(config)
+run(run_distributed(both), evaluate.__doc__)
 """
 
 
@@ -63,15 +80,20 @@ def launch(file, *overrides, devices=DEVICES, **options):
 
 
 def test_one_two_and_four_processes_are_one_run(config, tmp_path, compiled):
-    """Four with two devices each, two with two, one with four; and two that one goes on from."""
+    """Four with two devices each, two with two, one with four; and two that one goes on from.
+
+    They score a directory in BEIR's layout while they train, the last one the eval split.
+    """
     config.train.eval_every = 3
+    config.eval.update({"benchmark": str(SAMPLE), "max_passages": 64})
+    names = {"ndcg@10", "recall@1", "mrr@10", "p_mrr", "robustness@10"}
     file = write_config(config, tmp_path / "c.py")
     training = make_training(run_config(config))
     scores = {}
 
-    def train(name, count, steps, *, starts=1, devices=DEVICES):
+    def train(name, count, steps, *more, starts=1, devices=DEVICES):
         out_dir = tmp_path / name
-        overrides = f"--config.out_dir={out_dir}", f"--config.train.steps={steps}"
+        overrides = f"--config.out_dir={out_dir}", f"--config.train.steps={steps}", *more
         outs, codes = launch(file, *overrides, count=count, devices=devices, cache=compiled)
         assert codes == [0] * count, "\n".join(outs)
         assert re.search(rf"hosts +. +{count} ", outs[0])
@@ -87,11 +109,15 @@ def test_one_two_and_four_processes_are_one_run(config, tmp_path, compiled):
         assert len(list((out_dir / "tensorboard").iterdir())) == starts
         lines = read_metrics(out_dir / "metrics.jsonl")
         assert [line["step"] for line in lines] == list(range(steps))
-        dev = {f"dev/{metric}" for metric in METRICS}
-        scores[name] = {x["step"]: {m: x[m] for m in dev} for x in lines if dev <= x.keys()}
+        scores[name] = {
+            x["step"]: {m[4:]: value for m, value in x.items() if m[:4] == "dev/"} for x in lines
+        }
+        scores[name] = {step: found for step, found in scores[name].items() if found}
         assert list(scores[name]) == list(range(2, steps, 3))
         for step, found in scores[name].items():
-            assert found == pytest.approx(scores["one"][step], abs=1e-5)
+            if not more or step < 6:
+                assert found.keys() == names
+                assert found == pytest.approx(scores["one"][step], abs=1e-5)
         return [line["loss"] for line in lines]
 
     def state(name, step):
@@ -119,17 +145,21 @@ def test_one_two_and_four_processes_are_one_run(config, tmp_path, compiled):
         losses = train(name, count, 6, devices=devices)
         np.testing.assert_allclose(losses, straight[:6], rtol=1e-5)
         assert_same(name, 6)
-    np.testing.assert_allclose(train("two", 1, 9, starts=2), straight, rtol=1e-5)
+    assert len({found["ndcg@10"] for found in scores["one"].values()}) > 1
+    losses = train("two", 1, 9, "--config.eval.benchmark=", starts=2)
+    np.testing.assert_allclose(losses, straight, rtol=1e-5)
     assert_same("two", 9)
     # of a checkpoint that one process wrote
-    overrides = f"--config.out_dir={tmp_path / 'two'}", "--config.eval.checkpoint=6"
-    program = ("-m", "inf_jax.evaluate")
+    overrides = f"--config.out_dir={tmp_path / 'two'}", "--config.eval.checkpoint=9"
+    program = ("-c", EVALUATE_BOTH)
     outs, codes = launch(file, *overrides, count=2, program=program, cache=compiled)
     assert codes == [0, 0], "\n".join(outs)
     assert "within-focus" in outs[0] and "within-focus" not in outs[1]
-    trained = json.loads((tmp_path / "two" / "eval.json").read_text())["trained"]
-    found = {f"dev/{name}": value for name, value in trained.items()}
-    assert found == pytest.approx(scores["two"][5], abs=1e-5)
+    for kind, expected in {"benchmark": scores["one"][8], "eval": scores["two"][8]}.items():
+        found = json.loads((tmp_path / "two" / f"{kind}.json").read_text())
+        assert found["dataset"]["source"] == (SAMPLE.name if kind == "benchmark" else "inf_ir")
+        assert found["trained"] == pytest.approx(expected, abs=1e-5)
+    assert scores["two"][8].keys() == METRICS.keys()
 
 
 def test_the_primary_process_tokenises_and_an_error_of_one_process_ends_all(
