@@ -13,9 +13,10 @@ import tensorflow_datasets as tfds
 from data_pipeline.quality.near_duplicates import is_near
 from data_pipeline.quality.rules import Limits, Report, held_out
 from data_pipeline.sources import inf_ir, medquad
-from data_pipeline.sources.files import Row, input_files, one_split
+from data_pipeline.sources.files import Row, input_files
 from data_pipeline.sources.pair_readers import OF_READERS
 from data_pipeline.sources.pairs import SourcePair
+from data_pipeline.sources.tables import one_split
 from inf_jax.core.errors import UserError
 from inf_jax.data.records import Example
 from inf_jax.io.json_files import sha256_of_file

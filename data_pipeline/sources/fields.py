@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.sources.files import Row, id_field, one_split, read_rows, text_field, title_field
+from data_pipeline.sources.files import Row, id_field, read_rows, text_field, title_field
 from data_pipeline.sources.pairs import SourcePair, titled
+from data_pipeline.sources.tables import one_split
 from data_pipeline.sources.training.formats import LISTS, known_fields, numbered, unread
 from data_pipeline.sources.training.scores import TEACHER, labels, teacher_scores
 from inf_jax.core.errors import UserError

@@ -10,7 +10,6 @@ import io
 import json
 import lzma
 import math
-import re
 import reprlib
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,10 +18,6 @@ from typing import Any, BinaryIO, NamedTuple
 
 from inf_jax.core.errors import UserError
 from inf_jax.io.json_files import parse_json
-
-# Words in the names of files -> the split that they name.
-_SPLITS = {name: name for name in ("train", "test", "dev")} | {"training": "train"}
-_SPLITS |= dict.fromkeys(("eval", "val", "valid", "validation"), "dev")
 
 
 class Row(NamedTuple):
@@ -44,12 +39,15 @@ def input_files(path: str | Path) -> list[Path]:
         files = sorted(f for f in visible if _reader(f) not in (None, _json))
         if files:
             return files
+        below = ", ".join(directories_with_files(path))
         raise UserError(
             f"{path} holds no {', '.join(_IN_DIRECTORY)} file; name the file itself, or the "
-            "directory that holds it"
+            f"directory that holds it{f', such as {below}' if below else ''}"
         )
     if not path.exists():
-        raise UserError(f"{path} does not exist; check the path")
+        pattern = any(letter in path.name for letter in "*?[")
+        remedy = "give a directory in place of a pattern" if pattern else "check the path"
+        raise UserError(f"{path} does not exist; {remedy}")
     if not _reader(path):
         raise UserError(f"{path} has an unsupported file type; give one of {', '.join(_SHOWN)}")
     return [path]
@@ -71,19 +69,14 @@ def read_rows(path: str | Path) -> Iterator[Row]:
         raise no_rows(path)
 
 
-def one_split(path: str | Path) -> None:
-    """Raises UserError if the names of a directory's files say that they are different splits."""
-    files = input_files(path)
-    found: dict[str, str] = {}  # split -> a file of it
-    for name in (file.name for file in files):
-        named = {_SPLITS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in _SPLITS}
-        if len(named) == 1:
-            found.setdefault(*named, name)
-    if len(found) > 1:
-        raise UserError(
-            f"{path} holds files of several splits ({', '.join(sorted(found.values()))}); name the "
-            "one file, or a directory with the files of one split"
-        )
+def directories_with_files(path: Path) -> list[str]:
+    """The names of the directories in a directory that hold jsonl or parquet files."""
+    return [
+        each.name
+        for each in sorted(path.iterdir())
+        if each.is_dir() and not each.name.startswith(".")
+        if any(_reader(file) not in (None, _json) for file in each.rglob("*") if file.is_file())
+    ]
 
 
 def no_rows(path: str | Path) -> UserError:

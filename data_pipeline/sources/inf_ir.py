@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_pipeline.sources.files import Row, id_field, one_split, read_rows, text_field
+from data_pipeline.sources.files import Row, id_field, read_rows, text_field
+from data_pipeline.sources.tables import one_split
 from inf_jax.core.errors import UserError
 from inf_jax.data.records import FIELDS, Example
 

@@ -1,10 +1,22 @@
 """Reads tables of separated columns, and finds the files of a dataset's layout."""
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from data_pipeline.sources.files import COMPRESSED, Row, decoded, lines_of
+from data_pipeline.sources.files import (
+    COMPRESSED,
+    Row,
+    decoded,
+    directories_with_files,
+    input_files,
+    lines_of,
+)
 from inf_jax.core.errors import UserError
+
+# Words in the names of files -> the split that they name.
+_SPLITS = {name: name for name in ("train", "test", "dev")} | {"training": "train"}
+_SPLITS |= dict.fromkeys(("eval", "val", "valid", "validation"), "dev")
 
 
 def find_file(directory: str | Path, name: str, *others: str) -> Path:
@@ -35,6 +47,27 @@ def find_file(directory: str | Path, name: str, *others: str) -> Path:
         f"neither {plain} nor {plain}.gz exists; {kind} files there: {', '.join(there) or 'none'}"
         f"{also}"
     )
+
+
+def one_split(path: str | Path) -> None:
+    """Raises UserError if the names of a directory's files say that they are different splits, or
+    further files are in directories below it."""
+    files = input_files(path)
+    if Path(path).is_dir() and (below := directories_with_files(Path(path))):
+        raise UserError(
+            f"{path} holds files, and so does {', '.join(below)} in it; name one of these "
+            "directories, or put all files into one"
+        )
+    found: dict[str, str] = {}  # split -> a file of it
+    for name in (file.name for file in files):
+        named = {_SPLITS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in _SPLITS}
+        if len(named) == 1:
+            found.setdefault(*named, name)
+    if len(found) > 1:
+        raise UserError(
+            f"{path} holds files of several splits ({', '.join(sorted(found.values()))}); name the "
+            "one file, or a directory with the files of one split"
+        )
 
 
 def read_table(path: str | Path, columns: Sequence[str]) -> Iterator[Row]:

@@ -4,8 +4,9 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_pipeline.sources.files import id_field, one_split, read_rows, text_field
+from data_pipeline.sources.files import id_field, read_rows, text_field
 from data_pipeline.sources.pairs import SourcePair
+from data_pipeline.sources.tables import one_split
 
 _IDS = ("id", "_id")
 

@@ -1,6 +1,7 @@
 """Data files as the public has them: each gives the right pairs, or one refusal that names it."""
 
 import bz2
+import functools
 import gzip
 import json
 import lzma
@@ -11,7 +12,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from data_pipeline.sources import inf_ir
+from data_pipeline.sources import fields, inf_ir
 from data_pipeline.sources.files import read_rows
 from data_pipeline.sources.pair_readers import read_pairs
 from inf_jax.core.errors import UserError
@@ -220,6 +221,20 @@ def test_a_directory_of_several_splits(tmp_path, names):
         pairs("fields", tmp_path, fields={"query": "query", "passage": "passage"})
     with pytest.raises(UserError, match="holds files of several splits"):
         list(inf_ir.read(tmp_path))
+
+
+def test_files_in_directories_below(tmp_path):
+    data = lines({"query": QUERY, "passage": PASSAGE})
+    write(tmp_path, {"hub/data/train-0.jsonl": data, "hub/README.md": "", "more/a.jsonl": data})
+    names = {"query": "query", "passage": "passage"}
+    with pytest.raises(UserError, match=r"hub holds no .* that holds it, such as data"):
+        pairs("fields", tmp_path / "hub", fields=names)
+    write(tmp_path, {"b.jsonl": data})
+    for read in (inf_ir.read, functools.partial(fields.read, fields=names)):
+        with pytest.raises(UserError, match="holds files, and so does hub, more in it; name one"):
+            list(read(tmp_path))
+    with pytest.raises(UserError, match="a directory in place of a pattern"):
+        pairs("fields", tmp_path / "*.jsonl", fields=names)
 
 
 def test_a_directory_of_one_split(tmp_path):
