@@ -22,7 +22,7 @@ from inf_jax.losses.dense import dense_sums
 from inf_jax.losses.objective import TAUGHT, Objective, parse_objective
 from inf_jax.losses.tiles import BlockwisePlan, Coefficients, Counts
 
-DENSE_SCORES = 2**22  # up to so many scores (16 MiB) the auto engine keeps the matrix
+DENSE_SCORES = 2**22  # up to so many scores a device (16 MiB) the auto engine keeps the matrix
 TILES = {"cpu": (2048, 1024), "gpu": (8192, 8192), "tpu": (4096, 1024)}
 
 
@@ -118,8 +118,8 @@ def contrastive_loss(
       spread: weight of the mean square of the inner products of two queries, and of two positives
         (EmbeddingGemma's regulariser). Static.
       engine: "dense" holds every score; "blockwise" (one device), "ring" and "gather" (all devices
-        of `mesh`) go tile by tile; "auto" is dense for small batches, else ring on a mesh of
-        several devices, else blockwise. Static.
+        of `mesh`) go tile by tile; "auto" is dense for small batches (by the
+        scores of a device), else ring on a mesh of several devices, else blockwise. Static.
       mesh: its axes, of type Auto, all split the batch; ring and gather need it. Static.
       tile: (rows, columns) of a tile on a device; None takes the platform's default. Static.
       tile_dtype: "bfloat16" rounds the embeddings for the products; None keeps them. Static.
@@ -218,9 +218,10 @@ def _choose(engine: str, passages: tuple[int, ...], mesh: Mesh | None) -> str:
     if engine != "auto":
         return engine
     b, k, _ = passages
-    if b * b * k <= DENSE_SCORES:
+    devices = 1 if mesh is None else mesh.size
+    if b * b * k <= DENSE_SCORES * devices:  # a ring would wait for its hops
         return "dense"
-    return "blockwise" if mesh is None or mesh.size == 1 else "ring"
+    return "blockwise" if devices == 1 else "ring"
 
 
 def _platform(mesh: Mesh | None) -> str:

@@ -268,6 +268,18 @@ def test_auto_keeps_small_batches_dense_and_large_ones_in_tiles():
 
 
 @pytest.mark.parametrize(
+    ("b", "devices", "hops"),
+    [(2048, 1, False), (2048, 8, False), (5792, 8, False), (5800, 8, True)],
+)
+def test_auto_counts_the_scores_of_a_device(b, devices, hops):
+    """Up to 2^22 of them there is no ring: each of its hops would cost more than it saves."""
+    options = {"objective": "uni(P)", "scale": 20.0, "mask": "faithful"}
+    texts = jax.ShapeDtypeStruct((b, 8), jnp.float32)
+    run = functools.partial(contrastive_loss, mesh=mesh_of(devices), **options)
+    assert ("ppermute" in str(jax.make_jaxpr(run)(texts, texts))) is hops
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"engine": "fast"}, "engine='fast'; choose one of auto, dense"),
