@@ -43,6 +43,7 @@ class Form(NamedTuple):
         two of these rows and not quite three of 256.
       remat, first, first_layers: `model.remat`, `remat_first` and `remat_first_layers`: together
         they keep what fits.
+      engine: `loss.engine`; dense where a device has few scores: a ring's hops would cost more.
     """
 
     chunks: int
@@ -50,6 +51,7 @@ class Form(NamedTuple):
     first: str = "full"
     first_layers: int = 0
     row_tokens: int = 256
+    engine: str = "auto"
 
 
 FORMS = {
@@ -60,7 +62,7 @@ FORMS = {
     "v5e-1048576": Form(124, "none"),
     "v5p-4096": Form(1, "none", row_tokens=368),
     "v5p-16384": Form(1, "none", row_tokens=368),
-    "v5p-65536": Form(1, "none"),
+    "v5p-65536": Form(1, "none", engine="dense"),
     "v5p-262144": Form(1, "dots"),
     "v5p-1048576": Form(1, "ffn", "sums", 16),
 }
@@ -70,7 +72,7 @@ def get_config(name: str = "v5e-65536") -> ConfigDict:
     """The config of "CHIP-PAIRS", a name of NAMES."""
     if name not in NAMES:
         raise ValueError(f"{name!r}: must be one of {', '.join(NAMES)}")
-    pairs = int(name.partition("-")[2])
+    pairs, form = int(name.partition("-")[2]), FORMS[name]
 
     config = defaults()
     config.out_dir = f"out/scaling/e5_large-{name}"
@@ -86,13 +88,13 @@ def get_config(name: str = "v5e-65536") -> ConfigDict:
 
     config.loss.objective = "multi(P,IQ)"
     config.loss.scale = 1 / (0.05 + 1e-4)
+    config.loss.engine = form.engine
     config.loss.tile_dtype = "bfloat16"  # float32 products take six passes of the matrix unit
 
     config.optim.lr = 1e-5 * (pairs / 4096) ** 0.5
     config.train.steps = RUN_PAIRS // pairs
     config.optim.warmup_steps = config.train.steps // 16
     config.train.batch_size = pairs
-    form = FORMS[name]
     config.data.row_tokens = form.row_tokens
     config.train.chunks_per_device = form.chunks
     config.model.remat = form.remat

@@ -84,7 +84,11 @@ def compiler(args: argparse.Namespace) -> Callable[[dict | None], Any]:
         ) from None
     import jax
 
+    from inf_jax.planning.chips import CHIPS
     from inf_jax.planning.hlo import collectives
+    from inf_jax.planning.hlo_cost import instruction_costs
+    from inf_jax.planning.roofline import predict
+    from inf_jax.planning.topology import parse_topology
 
     def answer(program: dict | None) -> Any:
         if program is None:
@@ -102,7 +106,12 @@ def compiler(args: argparse.Namespace) -> Callable[[dict | None], Any]:
         memory = compiled.memory_analysis()
         at_rest = memory.argument_size_in_bytes + memory.output_size_in_bytes
         kinds: dict[str, list[int]] = {}
-        for c in collectives(compiled.as_text()):
+        text = compiled.as_text()
+        found, costs = collectives(text), instruction_costs(text)
+        chip, shape = parse_topology(program["topology"])
+        predicted = predict(costs, found, CHIPS[chip], shape=shape)
+        cycles = sum(cost.times * cost.cycles for cost in costs)
+        for c in found:
             sums = kinds.setdefault(c.kind, [0, 0, 0, 0])
             moved = c.times * c.size
             for i, n in enumerate((1, c.times, moved, moved * c.overlapped)):
@@ -116,6 +125,9 @@ def compiler(args: argparse.Namespace) -> Callable[[dict | None], Any]:
             "outputs": memory.output_size_in_bytes,
             "peak": memory.peak_memory_in_bytes,
             "collectives": kinds,
+            "at_peak": predicted.compute,
+            "cycles": cycles / CHIPS[chip].clock if CHIPS[chip].clock else None,
+            "exposed": predicted.exposed,
         }
 
     return answer
@@ -194,6 +206,9 @@ def summary(cells: Sequence[dict[str, Any]], *, dim: int, versions: str) -> str:
         "in + out MiB",
         "peak MiB",
         "product TFLOP",
+        "s at peak",
+        "s, compiler's cycles",
+        "s of collectives not overlapped",
         "collectives (executions; MiB; share of bytes overlapped)",
         "compilation, s",
     )
@@ -204,7 +219,9 @@ def summary(cells: Sequence[dict[str, Any]], *, dim: int, versions: str) -> str:
         'including what it keeps on the chip. "needs" is the demand with which the compiler '
         'refuses a program, against the available memory. "trained" has identity masks, empty '
         "slots and the metrics, as in training. FLOPs are of the matrix products of the traced "
-        "program, loops included. Overlapped: the share of the bytes that move while the chip "
+        "program, loops included, and take the seconds at peak; the compiler's cycles are of all "
+        "instructions at the chip's clock, but for waiting for collectives. Overlapped: the share "
+        "of the bytes that move while the chip "
         "computes a product, or works on a larger array; it waits for the others.\n\n"
         + table(header, [*map(_row, cells)])
     )
@@ -217,11 +234,16 @@ def _row(cell: dict[str, Any]) -> tuple[str, ...]:
     name = cell["engine"] + ("" if cell["variant"] == "plain" else f", {cell['variant']}")
     if "temp" in cell:
         sizes = (mib("temp"), f"{(cell['arguments'] + cell['outputs']) / 2**20:,.1f}", mib("peak"))
+        times = tuple(
+            f"{cell[key]:.4f}" if cell[key] is not None else ""
+            for key in ("at_peak", "cycles", "exposed")
+        )
         moved = ", ".join(
             f"{n} {kind} ({runs:,}; {size / 2**20:,.1f}; {beside / max(size, 1):.0%})"
             for kind, (n, runs, size, beside) in sorted(cell["collectives"].items())
         )
     else:
+        times = ("", "", "")
         sizes = (f"needs {mib('demand')} of {mib('limit')}", "", "")
         moved = ""
     return (
@@ -230,6 +252,7 @@ def _row(cell: dict[str, Any]) -> tuple[str, ...]:
         name,
         *sizes,
         f"{cell['flops'] / 1e12:.2f}",
+        *times,
         moved,
         f"{cell['seconds']:.0f}",
     )
