@@ -23,6 +23,7 @@ from typing import Any
 
 from inf_jax.core.cli_flags import FlagParser, check_choice
 
+from .paper.cells import paper_config
 from .report import ROOT, publish, table
 
 HELP = "memory and step time of each shipped config on its TPUs, by compilation alone"
@@ -33,9 +34,12 @@ TAKES_CONFIG = True
 PROGRAMS = (
     ("medquad_minilm.py", "v5e:2x2", 1, ""),
     ("inf_ir_e5_base.py", "v5e:2x4", 1, ""),
+    *((f"paper/inf_embed.py:{name}", "v5e:2x4", 1, "") for name in paper_config().BACKBONES),
     *((f"scaling/e5_large.py:v5e-{4096 * 4**n}", "v5e:16x16", 1, "") for n in range(5)),
     *((f"scaling/e5_large.py:v5p-{4096 * 4**n}", "v5p:8x8x8", 1, "") for n in range(5)),
     ("scaling/e5_large.py:v5e-1048576", "v5e:16x16", 2, ""),
+    *((f"scaling/qwen2_5.py:v5e-{16384 * 4**n}", "v5e:16x16", 1, "") for n in range(4)),
+    *((f"scaling/qwen2_5.py:v5p-{16384 * 4**n}", "v5p:8x8x8", 1, "") for n in range(4)),
 )
 BACKBONES = tuple(
     (f"scaling/backbones.py:{name}", "v5e:16x16", 1, f"model.attention={attention}")

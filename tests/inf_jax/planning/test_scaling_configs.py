@@ -31,9 +31,10 @@ def says_its_data(module, config):
     assert config.train.batch_size < 0.75 * most[config.data.source]
 
 
-def test_scaling_configs():
-    module = scaling_module(ROOT / "configs" / "scaling" / "e5_large.py")
-    assert len(module.NAMES) == 10
+@pytest.mark.parametrize(("file", "count"), [("e5_large.py", 10), ("qwen2_5.py", 8)])
+def test_scaling_configs(file, count):
+    module = scaling_module(ROOT / "configs" / "scaling" / file)
+    assert len(module.NAMES) == count
     for name in module.NAMES:
         config = module.get_config(name)
         check_config(config)
@@ -44,7 +45,9 @@ def test_scaling_configs():
         chunks = chips * config.train.chunks_per_device
         assert -(-pairs // chunks) * chunks < 1.03 * pairs  # few empty slots
         assert config.train.steps * pairs == module.RUN_PAIRS
-    with pytest.raises(ValueError, match="one of v5e-4096"):
+        shape, _ = model_shape(config.model.name)
+        assert chips % config.mesh.fsdp == shape.width % config.mesh.fsdp == 0
+    with pytest.raises(ValueError, match=f"one of {module.NAMES[0]}"):
         module.get_config("v5e-1")
 
 
