@@ -78,6 +78,11 @@ ELSEWHERE = {
     ),
     "inf-jax-data build --source=fields --name=nq --path-train=nq-train.jsonl.gz "
     "--data-dir=out/data": "tests/data_pipeline/dataset/test_pair_build.py, on a file of its own",
+    "inf-jax train --config=medquad_minilm --config.data.source=nq "
+    "--config.loss.objective='uni(P)' --config.loss.instruction_negatives=0 "
+    "--config.loss.negatives=1 --config.out_dir=out/nq": (
+        "pairs with negatives: tests/inf_jax/training/test_step_negatives.py"
+    ),
     "inf-jax-data build --source=msmarco --path-train=msmarco/ "
     "--negatives=qidpidtriples.train.full.2.tsv.gz --dev-split=dev.small --data-dir=out/data": (
         "tests/data_pipeline/sources/test_training_formats.py, on files of its own"

@@ -107,7 +107,7 @@ def banner(
             ("attention", training.model.encoder.attention_in_training(layout.row_tokens)),
             ("shape", "known for all steps" if plan.exact else "from sampled steps"),
             *((f"negatives a query, block {b}", n) for b, n in negatives.items()),
-            *([("hard negatives a pair", f"{plan.negatives:.2f}")] if layout.negatives else []),
+            *_hard_negatives(loader),
             *_instruction_negatives(loader),
             *_old_order(loader),
             *_windows(loader),
@@ -164,6 +164,15 @@ def _windows(loader: Loader) -> list[tuple[str, str]]:
         return []
     order = loader.example_order
     return [("windows", f"of {len(order.steps(0)):,} steps and {order.lanes} lanes")]
+
+
+def _hard_negatives(loader: Loader) -> list[tuple[str, str]]:
+    """How many of its own are drawn for a pair, or that there are some."""
+    if loader.layout.negatives:
+        return [("hard negatives a pair", f"{loader.plan.negatives:.2f}")]
+    if loader.dataset.negative_counts is None:
+        return []
+    return [("hard negatives a pair", "0: the data has some, loss.negatives draws them")]
 
 
 def _instruction_negatives(loader: Loader) -> list[tuple[str, str]]:

@@ -59,7 +59,8 @@ def test_health_table():
 def test_a_step_larger_than_the_data_is_refused_or_said_in_the_banner_and_the_plan(
     tiny_config, capsys
 ):
-    """And the order of an older version, where a run that is resumed keeps it."""
+    """And the order of an older version, where a run that is resumed keeps it; and hard negatives
+    that are not drawn."""
     tiny_config.train.batch_size = 216
     config = run_config(tiny_config)
     remedy = r"batch_size=216 is larger than the data: .* 60 examples 1 or 2 times.*repeat_in_step"
@@ -69,6 +70,7 @@ def test_a_step_larger_than_the_data_is_refused_or_said_in_the_banner_and_the_pl
     allowed = run_config(tiny_config)
     assert make_loader(allowed, run_tokenizer(allowed), devices=1).plan.pairs == 216
     training = make_training(config, order=1)  # a run begun before this was refused
+    training.loader.dataset.negative_counts = np.ones((60, 3), np.int32)
     banner(config, training, first_step=0, more={"compilation cache": "none"})
     warning = (
         "WARNING: train.batch_size=216 is larger than the data: a step holds each of the 60 "
@@ -76,6 +78,7 @@ def test_a_step_larger_than_the_data_is_refused_or_said_in_the_banner_and_the_pl
     )
     said = capsys.readouterr().out
     assert warning in said and "1, as the run began" in said
+    assert "0: the data has some, loss.negatives draws them" in said
     memory = {"needed": 0, "limit": 1, "fits": True}
     batch = {"examples": 72, **loader_inputs(training.loader)._asdict()}
     plan = {"topology": "t", "slices": 1, "chips": 1, "model": "m", "hbm": memory, "batch": batch}
