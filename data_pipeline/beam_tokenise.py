@@ -22,7 +22,7 @@ from inf_jax.config.defaults import run_config
 from inf_jax.config.sections import RunConfig
 from inf_jax.core.cli_flags import FlagParser
 from inf_jax.core.errors import UserError, main_guard
-from inf_jax.data.from_config import dataset_dir, text_config
+from inf_jax.data.from_config import dataset_dir, rewriting_of, text_config
 from inf_jax.data.records import most_pairs
 from inf_jax.data.tokenised.plans import EXAMPLES_PER_SHARD, plan_shards
 from inf_jax.io.storage import is_bucket
@@ -63,12 +63,13 @@ def tokenise_on_beam(
         text=text,
         out_dir=Path(config.data.dir) / "tokenised" / config.data.source,
         examples_per_shard=examples_per_shard,
+        rewriting=rewriting_of(config),
     )
     todo = plan.todo()
     if todo is None:
         return plan.directory
     append_eos = eos.choice_for(config.model.append_eos, config.model.pooling)
-    k = most_pairs(plan.sources)
+    k = plan.rewriting.count(most_pairs(plan.sources))
     job = ShardJob(plan, text, model, append_eos, tokenizer.fingerprint, todo, k)
     starts = itertools.accumulate([count for _, count in plan.sources[:-1]], initial=0)
     files = list(zip(starts, plan.sources, strict=True))

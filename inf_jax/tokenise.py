@@ -12,7 +12,8 @@ from inf_jax.config.command_line import run
 from inf_jax.config.defaults import run_config
 from inf_jax.config.sections import RunConfig
 from inf_jax.core.console import table
-from inf_jax.data.from_config import source_configs, tokenised_split
+from inf_jax.data.from_config import source_configs, tokenised_split, wordings_of
+from inf_jax.data.tokenised.rewriting import Rewriting
 from inf_jax.models.hf.backbone import load_model
 from inf_jax.text.tokenizer import TextTokenizer
 
@@ -23,13 +24,14 @@ def main(resolved: ConfigDict) -> None:
     """Tokenises the train split of a run, as training would on first use."""
     config = run_config(resolved)
     tokenizer = load_model(config).tokenizer
-    for each in source_configs(config):
-        _tokenise(each, tokenizer)
+    for wording, rewriting in wordings_of(config):
+        for each in source_configs(wording):
+            _tokenise(each, tokenizer, rewriting)
 
 
-def _tokenise(config: RunConfig, tokenizer: TextTokenizer) -> None:
+def _tokenise(config: RunConfig, tokenizer: TextTokenizer, rewriting: Rewriting) -> None:
     split = config.data.train_split
-    dataset = tokenised_split(config, tokenizer, split)
+    dataset = tokenised_split(config, tokenizer, split, rewriting=rewriting)
     texts, tokens, cut = np.zeros((3, 2), np.int64)
     limits = config.data.max_query_tokens, config.data.max_passage_tokens
     for first in range(0, dataset.num_examples, _AT_ONCE):

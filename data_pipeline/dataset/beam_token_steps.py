@@ -96,6 +96,7 @@ class ShardJob(NamedTuple):
             path, _ = self.plan.shards[shard]
             options = {"tokenizer": self._tokenizer(), "text": self.text}
             options["pairs_per_example"] = self.pairs_per_example
+            options["rewriting"] = self.plan.rewriting
             write_shard(path, examples(), **options)
         else:
             collections.deque(examples(), maxlen=0)  # only for the sample

@@ -13,6 +13,7 @@ from inf_jax.core.errors import UserError
 from inf_jax.core.query_encoders import query_encoder
 from inf_jax.io.paths import checkpoint_path_problem, is_url, url_problem
 from inf_jax.losses.objective import TAUGHT, Objective, parse_objective
+from inf_jax.text.templates import TextConfig
 
 
 def check_config(config: ConfigDict) -> None:
@@ -47,7 +48,7 @@ def check_config(config: ConfigDict) -> None:
         )
         if path and (problem := check(path))
     ]
-    problems += _mixture_problems(data)
+    problems += _mixture_problems(data) + _wording_problems(data)
     if is_url(config.eval.benchmark):
         problems.append(
             f"eval.benchmark={config.eval.benchmark!r}: is read from a local disk; copy it to each "
@@ -82,6 +83,22 @@ def _mixture_problems(data: ConfigDict) -> list[str]:
     if not sources and data.at_max_epochs == "leave":
         return ["data.at_max_epochs='leave': there is no data.mixture that a source could leave"]
     return []
+
+
+def _wording_problems(data: ConfigDict) -> list[str]:
+    problems = []
+    for template in data.more_templates:
+        try:
+            TextConfig(query_template=template)
+        except UserError as error:
+            problems.append(f"data.more_templates: {error}")
+    varied = data.more_templates or data.paraphrases or data.drop_instructions
+    if varied and data.shuffle == "windows":
+        problems.append(
+            "data.shuffle='windows': data.more_templates, data.paraphrases and "
+            "data.drop_instructions draw from several copies of the split; set 'global'"
+        )
+    return problems
 
 
 def _best_problems(config: ConfigDict) -> list[str]:
@@ -212,5 +229,10 @@ def _query_encoder_problems(config: ConfigDict) -> list[str]:
         problems.append(
             f"data.query_template={template!r}: {given} encodes query and instruction separately, "
             "without a template; leave the default"
+        )
+    if encoder.texts_per_query > 1 and config.data.more_templates:
+        problems.append(
+            f"data.more_templates={config.data.more_templates!r}: {given} encodes query and "
+            "instruction separately, without a template; leave it empty"
         )
     return problems

@@ -26,6 +26,7 @@ VALUE_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "not negative": (lambda x: x >= 0, "must not be negative"),
     "below one": (lambda x: 0 <= x < 1, "must be in [0, 1)"),
     "up to one": (lambda x: 0 < x <= 1, "must be in (0, 1]"),
+    "share": (lambda x: 0 <= x <= 1, "must be in [0, 1]"),
 }
 
 TYPE_NAMES = {

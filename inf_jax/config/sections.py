@@ -36,6 +36,20 @@ class DataConfig:
     )
     train_split: str = key("train", "split that is trained on")
     query_template: str = key("{query} {instruction}", "text of an instructed query")
+    more_templates: tuple[str, ...] = key(
+        (), "others in training: each pair draws one of all templates and wordings in each step"
+    )
+    paraphrases: int = key(
+        0, "wordings by rule of each instruction besides its own, in English", rule="not negative"
+    )
+    drop_instructions: float = key(
+        0.0,
+        "share of the pairs that train without their instruction, drawn in each step",
+        rule="share",
+    )
+    poisoned_pairs: bool = key(
+        True, "train on all pairs of an example; False: on its first, the original one, alone"
+    )
     passage_template: str = key("{passage}", "text of a passage")
     max_query_tokens: int = key(64, "longer queries are cut", rule="positive")
     max_passage_tokens: int = key(128, "longer passages are cut in training", rule="positive")

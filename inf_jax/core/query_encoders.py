@@ -51,19 +51,22 @@ class Joint:
             return [[[QUERY], [PASSAGE], extra, hard]]
         return [[[QUERY], extra], [[PASSAGE], hard]]
 
-    def text_lengths(self, texts, parts, drawn, *, special: int, limit: int) -> np.ndarray:
+    def text_lengths(
+        self, texts, parts, drawn, instructions, *, special: int, limit: int
+    ) -> np.ndarray:
         """int[p, columns], tokens of each text of p pairs; 0 where it is absent.
 
         Args:
           texts: int[p, 2], tokens of instructed query and passage; 0 where absent.
           parts: int[p, 3], tokens of the instructed query before truncation, of its query and of
             its instruction.
-          drawn: int64[p, m], the pair whose instruction is sampled; -1 for none.
+          drawn: bool[p, m], whether an instruction is sampled.
+          instructions: int[p, m], tokens of these.
           special, limit: special tokens around a text, and the most tokens of one.
         """
         whole, _, instruction = parts.T
-        crossed = (whole - instruction)[:, None] + instruction[drawn]
-        return np.hstack([texts, np.where(drawn >= 0, np.minimum(crossed, limit), 0)])
+        crossed = (whole - instruction)[:, None] + instructions
+        return np.hstack([texts, np.where(drawn, np.minimum(crossed, limit), 0)])
 
     def text(self, texts: Any, pair: int, column: int) -> np.ndarray:
         """int32[tokens] of a text that is not `stored`; `texts` is `data.layout.StepTexts`."""
@@ -113,7 +116,9 @@ class Attention:
         passages = [[PASSAGE], list(range(first, first + negatives))]
         return [[*queries, *passages]] if towers == "shared" else [queries, passages]
 
-    def text_lengths(self, texts, parts, drawn, *, special: int, limit: int) -> np.ndarray:
+    def text_lengths(
+        self, texts, parts, drawn, instructions, *, special: int, limit: int
+    ) -> np.ndarray:
         alone = np.minimum(special + parts[:, 1:], limit) * (texts[:, QUERY, None] > 0)
         return np.stack([alone[:, 0], texts[:, PASSAGE], alone[:, 1]], 1)
 

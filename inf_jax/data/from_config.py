@@ -3,21 +3,22 @@
 import dataclasses
 import shlex
 from collections.abc import Sequence
-from fractions import Fraction
 
-from inf_jax.config.mixture import mixture_sources, temperature_weights, whole_weights
+from inf_jax.config.mixture import mixture_sources
 from inf_jax.config.sections import RunConfig
 from inf_jax.core.errors import UserError
 from inf_jax.core.query_encoders import query_encoder
 from inf_jax.data.layout import BatchLayout
 from inf_jax.data.loader import Loader, larger_than_data
 from inf_jax.data.mixture.dataset import MixtureDataset, check_alike
-from inf_jax.data.mixture.order import Mixing
+from inf_jax.data.mixture.from_config import mixing_of
 from inf_jax.data.sampler import ORDER
 from inf_jax.data.tokenise import tokenise_plan
 from inf_jax.data.tokenised.dataset import TokenisedDataset
 from inf_jax.data.tokenised.opening import open_tokenised
 from inf_jax.data.tokenised.plans import TokenisingPlan, plan_shards, split_names
+from inf_jax.data.tokenised.rewriting import AS_WRITTEN, Rewriting
+from inf_jax.data.tokenised.varied import VariedDataset
 from inf_jax.distributed.coordination import primary_first
 from inf_jax.io.storage import AnyPath, as_path, exists, is_bucket
 from inf_jax.losses.objective import TAUGHT, parse_objective
@@ -96,8 +97,58 @@ def _of_source(config: RunConfig, name: str, version: str) -> RunConfig:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))
 
 
+def rewriting_of(config: RunConfig) -> Rewriting:
+    """What the run changes in the pairs of its training split, whatever their wording."""
+    return Rewriting(poisoned=config.data.poisoned_pairs)
+
+
+def wordings_of(config: RunConfig) -> list[tuple[RunConfig, Rewriting]]:
+    """The training split's wordings as configs of their own: those that pairs draw from, and last
+    the one without instructions, if some lose theirs."""
+    data, base = config.data, rewriting_of(config)
+    each = [
+        (template, dataclasses.replace(base, wording=wording))
+        for template in dict.fromkeys((data.query_template, *data.more_templates))
+        for wording in range(1 + data.paraphrases)
+    ]
+    if data.drop_instructions:
+        each.append((data.query_template, dataclasses.replace(base, instructions=False)))
+    shared = {"stage_mb": max(1, data.stage_mb // len(each))}
+    if len(each) > 1:
+        shared["shuffle"] = "global"  # by other lengths a wording would be in another order
+    found = []
+    for template, rewriting in each:
+        own = dataclasses.replace(data, query_template=template, **shared)
+        found.append((dataclasses.replace(config, data=own), rewriting))
+    return found
+
+
+def training_wordings(
+    config: RunConfig, tokenizer: TextTokenizer, *, expected: str | None = None
+) -> TokenisedDataset | MixtureDataset | VariedDataset:
+    """As `training_data`, of the training split in all of its wordings."""
+    each, split = wordings_of(config), config.data.train_split
+    parts: list[str | None] = [*(expected or "").split("|")]
+    if len(parts) != len(each):
+        parts = [expected] * len(each)  # of other wordings: refused where a run is resumed
+    found = [
+        training_data(own, tokenizer, split, expected=part, rewriting=rewriting)
+        for (own, rewriting), part in zip(each, parts, strict=True)
+    ]
+    if len(found) == 1:
+        return found[0]
+    share = config.data.drop_instructions
+    dropped = found.pop() if share else None
+    return VariedDataset(found[0], found[1:], dropped=dropped, share=share)
+
+
 def training_data(
-    config: RunConfig, tokenizer: TextTokenizer, split: str, *, expected: str | None = None
+    config: RunConfig,
+    tokenizer: TextTokenizer,
+    split: str,
+    *,
+    expected: str | None = None,
+    rewriting: Rewriting = AS_WRITTEN,
 ) -> TokenisedDataset | MixtureDataset:
     """The tokenised split of the config's source, or of all sources of its mixture; of another
     split than the training split, of those that have it.
@@ -111,7 +162,8 @@ def training_data(
     configs, trains = source_configs(config), split == config.data.train_split
     if not config.data.mixture.strip():
         config = config if trains else eval_config(config)
-        return tokenised_split(config, tokenizer, split, expected=expected)
+        options = {"expected": expected, "rewriting": rewriting}
+        return tokenised_split(config, tokenizer, split, **options)
     fingerprints = (expected or "").split("+")
     if len(fingerprints) != len(configs):  # of other sources: refused where a run is resumed
         fingerprints = [None] * len(configs)
@@ -122,35 +174,23 @@ def training_data(
         names = ", ".join(each.data.source for each in configs)
         raise UserError(f"eval.split={split}: none of {names} has this split")
     found = [
-        tokenised_split(configs[n], tokenizer, split, expected=fingerprints[n]) for n in numbers
+        tokenised_split(configs[n], tokenizer, split, expected=fingerprints[n], rewriting=rewriting)
+        for n in numbers
     ]
     check_alike(found)
-    mixing = _mixing(config, found, numbers)
+    mixing = mixing_of(config, found, numbers)
     if not trains:
         mixing = dataclasses.replace(mixing, homogeneous=False, max_epochs=0.0)
     return MixtureDataset(found, mixing, numbers=numbers)
 
 
-def _mixing(config: RunConfig, found: list[TokenisedDataset], numbers: list[int]) -> Mixing:
-    """Of these of the mixture's sources."""
-    data = config.data
-    sources = [mixture_sources(data.mixture)[n] for n in numbers]
-    if data.mixture_temperature:
-        pairs = [one.num_examples * one.pairs_per_example for one in found]
-        weights = temperature_weights(pairs, data.mixture_temperature)
-    else:
-        weights = whole_weights([source.weight or Fraction(1) for source in sources])
-    return Mixing(
-        names=tuple(source.name for source in sources),
-        weights=weights,
-        homogeneous=data.mixture_batches == "homogeneous",
-        max_epochs=data.max_epochs,
-        leave=data.at_max_epochs == "leave",
-    )
-
-
 def tokenised_split(
-    config: RunConfig, tokenizer: TextTokenizer, split: str, *, expected: str | None = None
+    config: RunConfig,
+    tokenizer: TextTokenizer,
+    split: str,
+    *,
+    expected: str | None = None,
+    rewriting: Rewriting = AS_WRITTEN,
 ) -> TokenisedDataset:
     """The split's tokenised records, written now if there are none; `expected` as of `tokenise`."""
     text = text_config(config)
@@ -160,6 +200,7 @@ def tokenised_split(
         tokenizer=tokenizer,
         text=text,
         out_dir=as_path(config.data.dir) / "tokenised" / config.data.source,
+        rewriting=rewriting,
     )
     plan = _as_ordered(config, plan, expected)
     directory = tokenise_plan(plan, tokenizer=tokenizer, text=text, expected=expected)
@@ -240,7 +281,10 @@ def make_loader(
     batch_layout(config, devices=devices, pairs_per_example=1)  # raises before any long work
     name = split or config.data.train_split
     with primary_first(f"tokenised {name}"):
-        dataset = training_data(config, tokenizer, name, expected=expected)
+        if name == config.data.train_split:
+            dataset = training_wordings(config, tokenizer, expected=expected)
+        else:
+            dataset = training_data(config, tokenizer, name, expected=expected)
     k, size = dataset.pairs_per_example, config.train.batch_size
     if name != config.data.train_split:  # whose examples may have another number of pairs
         train = dataclasses.replace(config.train, batch_size=max(k, size - size % k))

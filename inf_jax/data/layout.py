@@ -12,6 +12,7 @@ from inf_jax.core.errors import UserError
 from inf_jax.core.query_encoders import FIRST_EXTRA, Joint, QueryEncoder
 from inf_jax.data.tokenised.dataset import TokenisedDataset
 from inf_jax.data.tokenised.records import decode_tokenised
+from inf_jax.data.tokenised.varied import VariedDataset
 from inf_jax.text.query_parts import QueryParts, as_own_text, truncate, with_instruction
 
 
@@ -122,7 +123,7 @@ class BatchLayout:
 
     def text_lengths(
         self,
-        dataset: TokenisedDataset,
+        dataset: TokenisedDataset | VariedDataset,
         examples: np.ndarray,
         drawn: np.ndarray,
         negatives: np.ndarray,
@@ -136,10 +137,16 @@ class BatchLayout:
         if self.first_negative == len(self.query_encoder.stored):  # there are no other texts
             lengths = stored
         else:
+            parts = dataset.part_lengths[examples].reshape(-1, 3)
+            if isinstance(dataset, VariedDataset):
+                instructions = dataset.sampled_lengths(examples, drawn)
+            else:
+                instructions = parts[:, 2][drawn]
             lengths = self.query_encoder.text_lengths(
                 stored,
-                dataset.part_lengths[examples].reshape(-1, 3),
-                drawn,
+                parts,
+                drawn >= 0,
+                instructions,
                 special=sum(map(len, dataset.special)),
                 limit=dataset.max_query_tokens,
             )
@@ -165,7 +172,7 @@ class StepTexts:
 
     def __init__(
         self,
-        dataset: TokenisedDataset,
+        dataset: TokenisedDataset | VariedDataset,
         layout: BatchLayout,
         *,
         examples: np.ndarray,
@@ -173,8 +180,12 @@ class StepTexts:
         drawn: np.ndarray,
         negatives: np.ndarray,
     ):
-        sources = drawn[needed]
-        pairs = np.concatenate([needed.ravel(), sources[sources >= 0]])
+        sources, pairs = drawn[needed], needed.ravel()
+        if isinstance(dataset, VariedDataset):
+            self._sampled = dataset.sampled_instructions(examples, needed, drawn)
+        else:
+            pairs = np.concatenate([pairs, sources[sources >= 0]])
+            self._sampled = lambda _, source: self._parts(source).ids_of("instruction")
         self._k = dataset.pairs_per_example
         numbers = np.unique(pairs // self._k)
         self._place = np.full(len(examples), -1)
@@ -234,7 +245,7 @@ class StepTexts:
         source = int(self._drawn[pair, number])
         if source < 0:
             return np.empty(0, np.int32)
-        instruction = self._parts(source).ids_of("instruction")
+        instruction = self._sampled(pair, source)
         return truncate(with_instruction(self._parts(pair), instruction), **self._limits)
 
     def alone(self, pair: int, part: str) -> np.ndarray:

@@ -23,6 +23,7 @@ from inf_jax.data.negatives import instruction_ids, of_chunk, of_rows, sibling_s
 from inf_jax.data.packing_plan import plan_packing
 from inf_jax.data.sampler import ORDER, StepAssignment, assign_step
 from inf_jax.data.tokenised.dataset import TokenisedDataset
+from inf_jax.data.tokenised.varied import VariedDataset
 from inf_jax.data.windows import WindowedOrder, WindowReader
 from inf_jax.distributed.mesh import batch_devices, batch_sharding, local_parts
 
@@ -39,6 +40,7 @@ class Loader:
         as hard negatives, is masked then instead of refused.
 
     Attributes:
+      dataset: without its other wordings.
       plan: the shape of the grids and what fills it.
       example_order: `ExampleOrder`, or the `MixtureOrder` of a mixture.
 
@@ -49,7 +51,7 @@ class Loader:
 
     def __init__(
         self,
-        dataset: TokenisedDataset | MixtureDataset,
+        dataset: TokenisedDataset | MixtureDataset | VariedDataset,
         layout: BatchLayout,
         *,
         seed: int,
@@ -58,6 +60,8 @@ class Loader:
         order: int = ORDER,
         measured: bool = False,
     ):
+        self._varied = dataset
+        dataset = dataset.base if isinstance(dataset, VariedDataset) else dataset
         if not dataset.num_examples:
             raise UserError(f"{dataset.directory} holds no example")
         if order not in ORDERS:
@@ -70,11 +74,11 @@ class Loader:
             raise ValueError(f"a layout for {layout.pairs_per_example} pairs an example")
         if layout.mixture != isinstance(dataset, MixtureDataset):
             raise ValueError(f"layout.mixture={layout.mixture} for a {type(dataset).__name__}")
-        _check_instructions(dataset, layout, measured=measured)
+        _check_instructions(self._varied, layout, measured=measured)
         if not measured:
             _check_negatives(dataset, layout)
         if splicing := layout.query_encoder.splicing(layout.sampled):
-            dataset.check_composition(splicing)
+            self._varied.check_composition(splicing)
         self.dataset, self.layout, self.seed, self.steps = dataset, layout, seed, steps
         self.order = order
         self._mine = np.arange(layout.chunks) if mine is None else np.asarray(mine)
@@ -101,6 +105,11 @@ class Loader:
         """int64[batch_size], the examples of a step; of a mixture [batch_size, m], its units."""
         return self.example_order.examples(step)
 
+    @property
+    def fingerprint(self) -> str:
+        """Of the dataset with all of its wordings."""
+        return self._varied.fingerprint
+
     def examples_by_source(self) -> list[float]:
         """Examples of a step, the mean of the run, of each of the dataset's sources."""
         if not self.layout.mixture:
@@ -121,7 +130,7 @@ class Loader:
         mine = assignment.of_host(self._mine)
         present = mine >= 0
         texts = StepTexts(
-            self.dataset,
+            self._varied,
             layout,
             examples=assignment.examples,
             needed=mine[present],
@@ -179,13 +188,15 @@ class Loader:
 
     def assignment(self, step: int) -> StepAssignment:
         """The pairs of a step and their chunks, on all hosts."""
-        examples = self.example_indices(step)
-        options = {"seed": self.seed, "step": step, "order": self.order, "groups": self._groups}
-        return assign_step(self.dataset, self.layout, examples, **options)
+        examples, drawn = self.example_indices(step), {"seed": self.seed, "step": step}
+        if isinstance(self._varied, VariedDataset):
+            examples = self._varied.units(examples, **drawn)
+        options = {"order": self.order, "groups": self._groups} | drawn
+        return assign_step(self._varied, self.layout, examples, **options)
 
     def _sources(self, assignment: StepAssignment, pairs: np.ndarray) -> np.ndarray:
         """int32[b], the source's number of each pair; -1 for the pair -1 of an empty slot."""
-        numbers = self.dataset.source_numbers(assignment.examples)
+        numbers = self._varied.source_numbers(assignment.examples)
         found = numbers[np.maximum(pairs, 0) // self.layout.pairs_per_example]
         return np.where(pairs >= 0, found, -1).astype(np.int32)
 
@@ -217,7 +228,10 @@ def larger_than_data(loader: Loader) -> str:
 
 
 def _check_instructions(
-    dataset: TokenisedDataset | MixtureDataset, layout: BatchLayout, *, measured: bool
+    dataset: TokenisedDataset | MixtureDataset | VariedDataset,
+    layout: BatchLayout,
+    *,
+    measured: bool,
 ) -> None:
     if not (layout.block_i or layout.query_encoder.texts_per_query > 1):
         return

@@ -13,6 +13,7 @@ from inf_jax.core.query_encoders import PASSAGE
 from inf_jax.data.layout import BatchLayout
 from inf_jax.data.negatives import draw_negatives, sample_instructions
 from inf_jax.data.tokenised.dataset import TokenisedDataset
+from inf_jax.data.tokenised.varied import VariedDataset
 
 ORDER = 4  # of new runs; a run that is resumed keeps the order that it began with
 _BALANCED_RUNS = 256  # see `balance_chunks`
@@ -128,7 +129,7 @@ class StepAssignment(NamedTuple):
     """The pairs of a step and their chunks; p pairs of B examples.
 
     Attributes:
-      examples: int64[B], or [B, m] units of a mixture.
+      examples: int64[B], or [B, m] units of a mixture or of a `VariedDataset`.
       chunks: int64[c, n], the pairs of each chunk; -1 for an empty slot.
       lengths: int[p, columns], tokens of each text (`BatchLayout.text_lengths`).
       drawn: int64[p, m], the pair whose instruction is sampled; -1 for none.
@@ -149,7 +150,7 @@ class StepAssignment(NamedTuple):
 
 
 def assign_step(
-    dataset: TokenisedDataset,
+    dataset: TokenisedDataset | VariedDataset,
     layout: BatchLayout,
     examples: np.ndarray,
     *,

@@ -87,7 +87,9 @@ def tokenise_plan(
         total=plan.num_examples, desc=f"tokenise {split}", unit="ex", disable=not progress
     )
     with _here(plan.sources) as sources, bar:
-        options = {"pairs_per_example": most_pairs(sources), "tokenizer": tokenizer, "text": text}
+        k = plan.rewriting.count(most_pairs(sources))
+        options = {"pairs_per_example": k, "tokenizer": tokenizer, "text": text}
+        options["rewriting"] = plan.rewriting
         if plan.shuffled:
             shuffled = ShuffledExamples(sources, per_shard=plan.recipe["examples_per_shard"])
             every = itertools.chain.from_iterable(

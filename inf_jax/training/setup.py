@@ -64,7 +64,7 @@ class Training(NamedTuple):
             step=0,
             seed=self.loader.seed,
             batch_size=layout.batch_size,
-            dataset=self.loader.dataset.fingerprint,
+            dataset=self.loader.fingerprint,
             groups=layout.chunks if chunk_negatives else 0,
             order=self.loader.order,
             start=start.fingerprint,

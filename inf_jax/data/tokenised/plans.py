@@ -7,6 +7,7 @@ import json
 from inf_jax.core.errors import UserError, first_line
 from inf_jax.data.tokenised.dataset import MANIFEST
 from inf_jax.data.tokenised.records import TOKENISED_SCHEMA
+from inf_jax.data.tokenised.rewriting import AS_WRITTEN, Rewriting
 from inf_jax.data.tokenised.shuffle import SHUFFLE
 from inf_jax.data.tokenised.sidecars import load_sidecar
 from inf_jax.io import gcs
@@ -51,6 +52,11 @@ class TokenisingPlan:
         """Whether the records are shuffled, to be read in windows."""
         return "shuffle" in self.recipe
 
+    @property
+    def rewriting(self) -> Rewriting:
+        """What is changed in the pairs before."""
+        return Rewriting(**self.recipe.get("pairs", {}))
+
     def as_shuffled(self, shuffled: bool) -> "TokenisingPlan":
         """The plan for shuffled records, or for records in the order of the sources."""
         recipe = {name: value for name, value in self.recipe.items() if name != "shuffle"}
@@ -81,6 +87,7 @@ def plan_shards(
     text: TextConfig,
     out_dir: AnyPath,
     examples_per_shard: int = EXAMPLES_PER_SHARD,
+    rewriting: Rewriting = AS_WRITTEN,
 ) -> TokenisingPlan:
     """The plan of `tokenise` for these arguments; reads the source files once for their checksums.
     Those of files in a bucket are kept there, in CHECKSUMS.
@@ -98,6 +105,7 @@ def plan_shards(
         "text": dataclasses.asdict(text),
         "examples_per_shard": examples_per_shard,
     }
+    recipe |= {"pairs": rewriting.recipe} if rewriting.recipe else {}
     return _plan(sources, as_path(out_dir), recipe)
 
 

@@ -16,7 +16,6 @@ from inf_jax.data.records import (
     AnyExample,
     Pair,
     pair_hashes,
-    pairs,
     text_hash,
 )
 from inf_jax.data.tokenised.columns import write_columns
@@ -27,6 +26,7 @@ from inf_jax.data.tokenised.records import (
     encode_tokenised,
     part_lengths,
 )
+from inf_jax.data.tokenised.rewriting import AS_WRITTEN, Rewriting
 from inf_jax.data.tokenised.shuffle import spread_by_length
 from inf_jax.data.tokenised.sidecars import Sidecar, load_sidecar, write_sidecar
 from inf_jax.io.storage import AnyPath, new_file
@@ -47,11 +47,13 @@ def write_shard(
     text: TextConfig,
     progress: Callable[[int], object] = lambda count: None,
     shuffle: int | None = None,
+    rewriting: Rewriting = AS_WRITTEN,
 ) -> None:
     """Writes a shard of these examples, then its index.
 
     Args:
       progress: called with the number of examples since the last call.
+      pairs_per_example: after rewriting.
       shuffle: number of the shard, of which its order is a function (`spread_by_length`); None
         keeps that of the examples.
 
@@ -62,6 +64,7 @@ def write_shard(
     none = [0] * pairs_per_example
     negatives = [np.empty(0, np.int32)]
     options = {"pairs_per_example": pairs_per_example, "tokenizer": tokenizer, "text": text}
+    options["rewriting"] = rewriting
 
     def tokenised() -> Iterator[TokenisedRecord]:
         while batch := list(itertools.islice(examples, _BATCH)):
@@ -107,11 +110,13 @@ def tokenise_batch(
     pairs_per_example: int,
     tokenizer: TextTokenizer,
     text: TextConfig,
+    rewriting: Rewriting = AS_WRITTEN,
 ) -> Iterator[TokenisedRecord]:
     """The records of these examples, in order; UserError where a text has no tokens."""
-    all_pairs = [pairs(example) for example in examples]
+    all_pairs = [rewriting.pairs(example) for example in examples]
     present = [pair for group in all_pairs for pair in group if pair is not None]
-    queries = iter(tokenizer.query_parts([(p.query, p.instruction) for p in present], text))
+    asked = [(p.query, rewriting.instruction(p)) for p in present]
+    queries = iter(tokenizer.query_parts(asked, text))
     wanted = [p.passage for p in present] + [negative for p in present for negative in p.negatives]
     every = tokenizer.passages(wanted, text)
     passages, others = iter(every[: len(present)]), iter(every[len(present) :])
@@ -184,7 +189,9 @@ def write_manifest(
 ) -> None:
     """Finishes a directory whose shards all exist; `sample` are the examples of `sampled`.
     UserError: an index is missing, or the file cannot be written."""
-    queries = [(p.query, p.instruction) for example in sample for p in pairs(example) if p]
+    change = plan.rewriting
+    each = [pair for example in sample for pair in change.pairs(example) if pair]
+    queries = [(pair.query, change.instruction(pair)) for pair in each]
     limits, counts, k = (text.max_query_tokens, text.max_passage_tokens), np.zeros(4, np.int64), 0
 
     def counted() -> Iterator[Sidecar]:
