@@ -39,6 +39,7 @@ def dataset(directory: Path, examples: list[PairExample], words: list[str]) -> T
 
 def encode(params, packed, key=None, *, shards=None):
     """[c, k, e]: for each text the sum of its tokens' vectors, rows of params["word"]."""
+    params = params if shards is None else shards.whole(params)
     places = 1 + jnp.arange(packed.text_ids.shape[-1])
     mine = packed.segments[..., None] == places[None, None, None]
     sums = jnp.einsum("crts,crte->crse", mine, params["word"][packed.tokens], precision="highest")

@@ -17,6 +17,7 @@ from inf_jax.data.mixture.order import Mixing
 from inf_jax.data.records import Pair, PairExample
 from inf_jax.data.step_shapes import batch_shapes, loader_inputs
 from inf_jax.distributed.mesh import make_mesh
+from inf_jax.distributed.sharding import state_shardings
 from inf_jax.losses import contrastive_loss
 from inf_jax.training.forward import EncodingPlan
 from inf_jax.training.step import TrainState, make_train_step
@@ -119,30 +120,42 @@ def expected(parts):
     return [by_hand(parts, loader, step) for step in (0, 1)]
 
 
-def step_result(loader, table, *, devices=1, groups=1, engine="dense"):
+def step_result(loader, table, *, mesh, groups, engine):
     """Metrics, and gradients by the table, through the train step: SGD of rate 1."""
-    mesh = make_mesh(devices=jax.devices()[:devices])
     tx = optax.apply_if_finite(optax.sgd(1.0), 5)
     plan = EncodingPlan(one_word.encode, groups=groups, mesh=mesh, sources=NAMES)
     config = LossConfig(objective=OBJECTIVE, scale=5.0, engine=engine, negatives=3)
-    step = jax.jit(make_train_step(plan, config, tx, tile=(4, 4)))
     params = {"shared": {"word": jnp.asarray(table)}}
-    results = []
+    state = TrainState(jnp.int32(0), params, tx.init(params))
+    shardings = state_shardings(mesh, jax.eval_shape(lambda: state))
+    step = make_train_step(plan, config, tx, tile=(4, 4))
+    step = jax.jit(step, out_shardings=(shardings, None))
+    state, results = jax.device_put(state, shardings), []
     for number in (0, 1):  # one program
-        state = TrainState(jnp.int32(0), params, tx.init(params))
         after, metrics = step(state, to_mesh(mesh)(loader.host_batch(number)))
         results.append((metrics, np.asarray(table - after.params["shared"]["word"])))
     return results
 
 
+# (data, fsdp), chunks a device: 15 pairs divide among 1, 3 and 5, so empty slots take part. Pairs
+# without instructions, of three, with negatives and with scores are in each.
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"devices": 4, "groups": 1, "engine": "ring"}, {"groups": 3, "engine": "blockwise"}],
+    ("mesh", "groups", "engine"),
+    [
+        ((1, 1), 1, "dense"),
+        ((1, 1), 3, "blockwise"),
+        ((1, 2), 4, "gather"),
+        ((2, 2), 2, "ring"),
+        ((8, 1), 1, "ring"),
+        ((2, 4), 1, "dense"),
+    ],
+    ids=lambda x: "x".join(map(str, x)) if isinstance(x, tuple) else None,
 )
-def test_loss_and_metrics_by_source(parts, expected, options):
-    chunks = options.get("devices", 1) * options.get("groups", 1)
-    loader = make_loader(parts, chunks=chunks)
-    results = step_result(loader, parts[2], **options)
+def test_loss_and_metrics_by_source(parts, expected, mesh, groups, engine):
+    devices = mesh[0] * mesh[1]
+    loader = make_loader(parts, chunks=devices * groups)
+    mesh = make_mesh(fsdp=mesh[1], devices=jax.devices()[:devices])
+    results = step_result(loader, parts[2], mesh=mesh, groups=groups, engine=engine)
     for (found, grads), (metrics, by_table, mine) in zip(results, expected, strict=True):
         np.testing.assert_allclose(grads, by_table, atol=2e-6)
         for name in metrics:
