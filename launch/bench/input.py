@@ -108,7 +108,7 @@ def summary(
     """
     header = (
         *("config", "pairs a step", "of the host", "rows", "fill", "longest device"),
-        *("global s", "whole s", "step s", "wait", "peak MiB"),
+        *("global s", "whole s", "step s", "of a core", "wait", "peak MiB"),
     )
     rates = []
     for name in rounds[0]:
@@ -124,8 +124,9 @@ def summary(
     lines = [
         f"{records:,} made-up records on a local disk, in the page cache. `global`: processor "
         "seconds of a step that every host spends on the order, the deal and the shape; `whole`: "
-        "with its own records and grids. `longest device`: its tokens above the mean's. `step`: by "
-        "its plan. `wait`: of a consumer that sleeps so long between two batches, after the first; "
+        "with its own records and grids; `of a core`: that over a step's time, which other work on "
+        "the machine does not raise. `longest device`: its tokens above the mean's. `step`: by its "
+        "plan. `wait`: of a consumer that sleeps so long between two batches, after the first; "
         "other work on the machine raises it.",
         "",
         table(header, [_row(name, found) for name, found in configs.items()]),
@@ -150,6 +151,7 @@ def _row(name: str, found: dict[str, Any]) -> tuple[str, ...]:
         f"{found['global']:.3f}",
         f"{found['whole']:.3f}",
         f"{found['step']:.3f}",
+        f"{found['whole'] / found['step']:.1%}",
         f"{found['wait']:.2%}",
         f"{found['peak'] / 2**20:,.0f}",
     )
