@@ -7,12 +7,20 @@ The second is the command `mteb` (extra mteb) where -m may also be a directory o
 package:MODULE/PATH; mteb 2.26 itself takes names of the hub only.
 
 The vectors are those that mteb gets of an export through sentence-transformers (`mteb run -m
-EXPORT`): the model's prompt, then the text as mteb joins query and instruction. Models that encode
-the two separately get them as two, and so do those whose template has a place for an instruction,
-which is the task's prompt where queries have none. `inf_jax.benchmark` places instructions as each
-benchmark does.
+EXPORT`): the model's prompt, then the text as mteb joins query and instruction. A prompt that the
+model's files name for a task or a type of tasks comes first, and texts that are neither queries nor
+documents, as in classification, have no other. Models that encode query and instruction separately
+get them as two, and so do those whose template has a place for an instruction, which is the task's
+prompt where queries have none. `inf_jax.benchmark` places instructions as each benchmark does.
+
+mteb uses a result again that it has of a model's name and revision; here a revision is a hash of
+weights, settings and templates, so that another model in the same directory is scored anew.
 """
 
+import copy
+import dataclasses
+import hashlib
+import json
 import os
 import sys
 from collections.abc import Iterable, Mapping
@@ -22,8 +30,14 @@ import numpy as np
 
 from inf_jax.benchmarks.placement import only_prompts, prompt_of_task
 from inf_jax.core.errors import UserError, main_guard
+from inf_jax.io.json_files import read_json
+from inf_jax.models.hf import sentence_transformers as st_files
+from inf_jax.models.hf.resolve import resolve_model
+from inf_jax.retriever.loading import with_templates
+from inf_jax.retriever.retriever import Retriever
+from inf_jax.retriever.settings import SETTINGS_FILE
 from inf_jax.retriever.similarity import unit_vectors
-from inf_jax.training.run_model import open_model
+from inf_jax.training.run_model import is_run, open_model
 
 _MISSING = "mteb is not installed: pip install 'inf_jax[mteb]'"
 
@@ -33,7 +47,8 @@ class Model:
 
     Args:
       name: as of `inf_jax.load`, or the out_dir of a run.
-      revision: for mteb's results; a hub id's newest revision is loaded in any case.
+      revision: under which mteb files its results, by default 16 hexadecimal digits of what decides
+        the vectors; a hub id's newest revision is loaded in any case.
       device: ignored: JAX's devices are used.
       load_options: of `inf_jax.load`, for example mask="bidirectional"; of a run also `which`:
         newest, best or a step.
@@ -58,6 +73,9 @@ class Model:
         except ImportError:
             raise UserError(_MISSING) from None
         self.retriever = open_model(os.fspath(name), **load_options)
+        self._prompts = _task_prompts(os.fspath(name))
+        if revision is None:
+            revision = _revision(self.retriever, self._prompts)
         parts = [part for part in os.fspath(name).split("/") if part not in ("", ".", "..")]
         shown = "/".join(parts[-2:]) if len(parts) > 1 else f"inf_jax/{parts[0]}"
         self.mteb_model_meta = ModelMeta.create_empty({"name": shown, "revision": revision})
@@ -76,7 +94,7 @@ class Model:
 
         Args:
           inputs: batches, {"text": texts, "query": ..., "instruction": ...}, of mteb's loader.
-          prompt_type: "document", or a query for anything else.
+          prompt_type: "query" or "document"; None: neither.
           kwargs: of mteb, ignored: batches are formed by number of tokens.
 
         Raises:
@@ -89,8 +107,15 @@ class Model:
             texts += batch["text"]
             queries += batch.get("query", batch["text"])
             instructions += batch.get("instruction", [""] * len(batch["text"]))
-        retriever = self.retriever
-        if getattr(prompt_type, "value", prompt_type) == "document":
+        kind = getattr(prompt_type, "value", prompt_type)
+        retriever, prompt = self.retriever, self._prompt(task_metadata, prompt_type)
+        if prompt is not None and retriever.config.queries.pooled:
+            before = prompt.replace("{", "{{").replace("}", "}}")
+            templates = f"{before}{{query}} {{instruction}}", f"{before}{{passage}}"
+            retriever = copy.copy(retriever)
+            retriever.config = with_templates(retriever.config, *templates)
+        one_tower = retriever.config.towers == "shared" and retriever.config.queries.pooled
+        if kind == "document" or (kind is None and one_tower):
             return retriever.encode_passages(texts)
         if not retriever.config.queries.pooled:
             return retriever.encode_queries(queries, instructions)
@@ -99,6 +124,17 @@ class Model:
         if any(instructions):
             return retriever.encode_queries(queries, instructions)
         return retriever.encode_queries(texts, prompt_of_task(task_metadata))
+
+    def _prompt(self, task_metadata: Any, prompt_type: Any) -> str | None:
+        """What stands before the texts in place of the model's own templates; None: these do."""
+        from mteb.models.abs_encoder import get_prompt_name
+        from mteb.types import PromptType
+
+        kind = PromptType(prompt_type) if prompt_type else None
+        name = get_prompt_name(self._prompts, task_metadata, kind)
+        if name is not None and name not in ("query", "document"):
+            return self._prompts[name]
+        return None if kind else self._prompts.get("", "")
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> np.ndarray:
         """float32[n, m] of vectors [n, e] and [m, e] or one of them, as the model's settings say;
@@ -114,6 +150,34 @@ class Model:
         if kind == "cosine":
             first, second = unit_vectors(first), unit_vectors(second)
         return np.sum(first * second, axis=1)
+
+
+def _task_prompts(name: str) -> dict[str, str]:
+    """The prompts that a model's sentence-transformers files name, the default one as ""."""
+    if is_run(name):
+        return {}
+    directory = resolve_model(name)
+    if (directory / SETTINGS_FILE).exists():
+        return {}  # an export has those of queries and documents, which are its templates
+    path = directory / "config_sentence_transformers.json"
+    fields = read_json(path, default={}, kind=dict)
+    prompts = {key: prompt or "" for key, prompt in (fields.get("prompts") or {}).items()}
+    if default := fields.get("default_prompt_name"):
+        prompts[""] = prompts.get(default, "")
+    model = st_files.read_model(directory)
+    if model is not None and not model.include_prompt and any(prompts.values()):
+        raise UserError(
+            f"{directory}: its pooling has include_prompt=false, which is not covered with the "
+            f"prompts of {path.name}; use sentence-transformers"
+        )
+    return prompts
+
+
+def _revision(retriever: Retriever, prompts: Mapping[str, str]) -> str:
+    """16 hexadecimal digits of what decides a model's vectors."""
+    text = dataclasses.asdict(retriever.config.text)
+    decides = [retriever.identity, text, str(retriever.dtype), dict(prompts)]
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def main(argv: list[str]) -> None:
@@ -139,8 +203,10 @@ def main(argv: list[str]) -> None:
         if name.startswith("package:") or os.path.isdir(name):
             name = name if name.startswith("package:") else os.path.abspath(name)
             arguments[place] = f"{flag}={name}" if equals else name
-            # loaders are called with the name and what mteb knows of the device
-            overwrites = {"name": name, "loader": Model}
+            # opened here, since mteb looks for results by the revision before it loads a model
+            model = Model(name)
+            overwrites = {"name": name, "revision": model.mteb_model_meta.revision}
+            overwrites["loader"] = lambda *args, model=model, **kwargs: model
             MODEL_REGISTRY[name] = ModelMeta.create_empty(overwrites)
     sys.argv = ["mteb", *arguments]
     mteb_main()

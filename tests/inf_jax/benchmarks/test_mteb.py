@@ -6,6 +6,7 @@ import gzip
 import importlib.util
 import json
 import re
+import shutil
 import sys
 import zlib
 from pathlib import Path
@@ -20,6 +21,8 @@ from inf_jax.benchmarks.searching import run_of_vectors
 from inf_jax.benchmarks.suites import task_sources
 from inf_jax.core.errors import UserError
 from inf_jax.metrics.runs import without_identical_ids
+from inf_jax.training.run_model import open_model
+from tests.inf_jax.commands import saved_runs
 
 pytestmark = [
     pytest.mark.skipif(
@@ -511,3 +514,69 @@ def test_our_model_and_sentence_transformers_in_mteb(
     (file,) = (tmp_path / "out").rglob(f"{name}.json")
     found = json.loads(file.read_text())["scores"]["test"][0]
     assert found["p-MRR"] == pytest.approx(ours["p-MRR"], abs=1e-6)  # six digits
+    # a name that other weights may get; mteb uses results of a name and revision again
+    assert file.parent.name == inf_jax.mteb.Model(plain_export).mteb_model_meta.revision
+
+
+@pytest.mark.parametrize("default", [None, "STSBenchmark"])
+def test_prompts_in_mteb(default, mteb, plain_export, tmp_path):
+    """Those of a task, of a type of tasks, of queries; none, or the default, of other texts."""
+    from datasets import Dataset
+    from mteb.types import PromptType
+    from sentence_transformers import SentenceTransformer
+    from torch.utils.data import DataLoader
+
+    directory = shutil.copytree(plain_export, tmp_path / "model")
+    path = directory / "config_sentence_transformers.json"
+    fields = json.loads(path.read_text())
+    prompts = {
+        "query": "text: ",
+        "document": "passage: ",
+        "STSBenchmark": "same? ",
+        "NFCorpus-query": "diet {x} ",
+        "Classification": "class: ",
+        "InstructionReranking-document": "long: ",
+    }
+    path.write_text(json.dumps({**fields, "prompts": prompts, "default_prompt_name": default}))
+    torch = mteb.SentenceTransformerEncoderWrapper(SentenceTransformer(str(directory)))
+    ours, texts = inf_jax.mteb.Model(directory), ["amber birch", "cedar"]
+    seen = set()
+    for name in (
+        *("STSBenchmark", "STS12", "NFCorpus", "SciFact"),
+        *("Banking77Classification", "Core17InstructionRetrieval"),
+    ):
+        for kind in (None, PromptType.query, PromptType.document):
+            what = {"task_metadata": mteb.get_task(name).metadata, "prompt_type": kind}
+            what |= {"hf_split": "test", "hf_subset": "default"}
+            loader = DataLoader(Dataset.from_dict({"text": texts}), batch_size=2)
+            found = ours.encode(loader, **what)
+            expected = torch.encode(loader, show_progress_bar=False, **what)
+            np.testing.assert_allclose(found, expected, atol=1e-5, err_msg=f"{name}, {kind}")
+            seen.add(tuple(found[0].round(4)))
+    assert len(seen) == len(prompts) + (default is None)
+
+
+def test_revisions_in_mteb(mteb, tiny_config, plain_export, tmp_path):
+    """Results of other weights, settings or steps in the same place are other results."""
+    revisions = []
+    for step in (1, 2):
+        params = saved_runs.changed(saved_runs.backbone_of(tiny_config), step)
+        saved_runs.save(tiny_config, {"shared": params}, step)
+        models = [inf_jax.mteb.Model(tiny_config.out_dir, which=n) for n in ("newest", str(step))]
+        assert models[0].mteb_model_meta.name == models[1].mteb_model_meta.name
+        (revision,) = {model.mteb_model_meta.revision for model in models}
+        revisions.append(revision)
+        batches = [{"text": ["amber", "birch"]}]
+        metadata = mteb.get_task("NFCorpus").metadata
+        what = {"task_metadata": metadata, "hf_split": "test", "hf_subset": "default"}
+        found = models[0].encode(batches, prompt_type="query", **what)
+        expected = open_model(tiny_config.out_dir, which=str(step)).encode_queries(
+            ["amber", "birch"]
+        )
+        np.testing.assert_array_equal(found, expected)
+    for options in ({}, {"dtype": "bfloat16"}, {"query_template": "q: {query} {instruction}"}):
+        revisions.append(inf_jax.mteb.Model(plain_export, **options).mteb_model_meta.revision)
+    assert len(set(revisions)) == 5
+    assert inf_jax.mteb.Model(plain_export, "mine").mteb_model_meta.revision == "mine"
+    again = inf_jax.mteb.Model(plain_export).mteb_model_meta.revision
+    assert again == revisions[2]

@@ -16,11 +16,14 @@ from inf_jax.core.errors import UserError
 from inf_jax.data.tokenise import read_examples
 from inf_jax.distributed.mesh import local_mesh, make_mesh
 from inf_jax.evaluation.task import task_from_examples
+from inf_jax.models import hf
+from inf_jax.models.hf.config import read_config
 from inf_jax.vectors import searching
 from inf_jax.vectors.encoding import Share, encode_source
 from inf_jax.vectors.searching import read_queries, search_store
 from inf_jax.vectors.store import VectorStore, open_for_writing
 from inf_jax.vectors.texts import TextSource
+from tests.inf_jax.commands import saved_runs
 
 WORDS = "amber birch cedar dahlia grows on wet hills near the coast frost and beetles".split()
 MODEL = "--passage-template=passage: {passage}"
@@ -340,6 +343,36 @@ def test_shares_of_several_processes(encoded, queries, corpus, retriever, tmp_pa
     (found,) = search_store(vectors, store, 9, mesh=one, share=Share(0, 3))
     for x, y in zip(found, expected, strict=True):
         np.testing.assert_array_equal(x, y)
+
+
+def test_the_checkpoint_of_a_run(tiny_config, tiny_model_dir, corpus, tmp_path):
+    """--model=OUT_DIR encodes and searches as a directory with the same weights does."""
+    params = saved_runs.backbone_of(tiny_config)
+    for step in (1, 2):
+        weights = saved_runs.changed(params, step)
+        saved_runs.save(tiny_config, {"shared": weights}, step)
+    directory = shutil.copytree(tiny_model_dir, tmp_path / "model")
+    hf.save_weights(weights, directory, read_config(tiny_model_dir))
+    out, file = tmp_path / "out", tmp_path / "run.trec"
+    run(encode, tiny_config.out_dir, texts=corpus, out=out, dtype="float32")
+    run(search, tiny_config.out_dir, vectors=out, queries=corpus, run=file, k=3)
+    found = VectorStore(out).vectors(0)
+    model = inf_jax.load(directory, passage_template="passage: {passage}")
+    lines = (corpus / "corpus.jsonl").read_text().splitlines()
+    passages = [json.loads(line)["text"] for line in lines]
+    np.testing.assert_allclose(found, model.encode_passages(passages), atol=1e-5)
+    query = model.encode_queries("what cedar", "Tell what harms it.")
+    lines = file.read_text().splitlines()
+    scores = [float(line.split()[4]) for line in lines if line.startswith("q2 ")]
+    np.testing.assert_allclose(scores, -np.sort(-found @ query)[:3], atol=1e-5)
+    for command in (  # the step is read
+        lambda: run(encode, tiny_config.out_dir, texts=corpus, out=out, checkpoint=1),
+        lambda: run(
+            search, tiny_config.out_dir, vectors=out, queries=corpus, run=file, checkpoint=1
+        ),
+    ):
+        with pytest.raises(UserError, match="weights"):
+            command()
 
 
 def test_in_a_bucket(encoded, queries, corpus, tiny_model_dir, run_dir, tmp_path):
