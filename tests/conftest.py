@@ -4,6 +4,7 @@ What is compiled once is not compiled again, in whichever process of the tests.
 """
 
 import atexit
+import gc
 import os
 import shutil
 import signal
@@ -24,6 +25,7 @@ import jax
 # A shell's background job ignores Ctrl-C, and so would the commands that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+gc.set_threshold(50_000, 20, 100)  # a tenth of the time: to import and to trace make no garbage
 
 LONG = (  # in this order
     "tests/test_readme.py",
@@ -41,6 +43,11 @@ def pytest_collection_modifyitems(items):
         return [n for n, start in enumerate(LONG) if item.nodeid.startswith(start)] or [len(LONG)]
 
     items.sort(key=place)
+
+
+def pytest_collection_finish():
+    """What was imported is never garbage."""
+    gc.freeze()
 
 
 def pytest_make_parametrize_id(val):
