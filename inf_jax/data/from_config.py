@@ -49,9 +49,12 @@ def dataset_dir(config: RunConfig) -> AnyPath:
         if config.data.source == "synthetic":
             flags.append(f"--count={4 * config.train.batch_size}")
         build = f"python -m data_pipeline.build {shlex.join(flags)}"
+        built = sorted(file.parent for file in root.glob("inf_ir/*/*/dataset_info.json"))
+        names = ", ".join(f"{each.parent.name}@{each.name}" for each in built)
+        there = f"; data.dir has {names}" if names else ""
         raise UserError(
-            f"{directory}: no dataset here; build it (and give --name, if it has one of its own) "
-            f"with `{build}`"
+            f"{directory}: no dataset here{there}; build it (and give --name, if it has one of its "
+            f"own) with `{build}`"
         )
     return directory
 

@@ -32,6 +32,18 @@ def test_the_advice_to_build_can_be_pasted(directory, flag, tmp_path, monkeypatc
         dataset_dir(config)
 
 
+def test_the_datasets_that_there_are(tmp_path):
+    for name in ("nq/1.0.0", "own/2.0.0"):
+        info = tmp_path / "inf_ir" / name / "dataset_info.json"
+        info.parent.mkdir(parents=True)
+        info.touch()
+    config = dataclasses.replace(RunConfig(), data=DataConfig(dir=str(tmp_path), source="ng"))
+    with pytest.raises(
+        UserError, match=r"no dataset here; data.dir has nq@1.0.0, own@2.0.0; build"
+    ):
+        dataset_dir(config)
+
+
 def test_a_batch_counts_pairs_and_holds_whole_examples():
     def layout(size, k):
         config = dataclasses.replace(RunConfig(), train=TrainConfig(batch_size=size))
