@@ -169,7 +169,7 @@ def main(
         or `out` holds a run.
     """
     mixtures = [parse_mixture(text) for text in of]
-    _check(mixtures, method, score=score, best=best)
+    _check(mixtures, method, out=out, score=score, best=best)
     config = run_config(resolved)
     use_compilation_cache(config.train.compilation_cache)
     out_dir = storage.as_path(config.out_dir)
@@ -211,7 +211,9 @@ def main(
         print(f"wrote {out_dir}/average.json")
 
 
-def _check(mixtures: list[tuple[Part, ...]], method: str, *, score: bool, best: str) -> None:
+def _check(
+    mixtures: list[tuple[Part, ...]], method: str, *, out: str, score: bool, best: str
+) -> None:
     for mixture in mixtures:
         if method == "slerp" and len(mixture) > 2:
             named = ",".join(part.name for part in mixture)
@@ -220,6 +222,8 @@ def _check(mixtures: list[tuple[Part, ...]], method: str, *, score: bool, best: 
         check_choice("--best", best, tuple(METRICS))
     if best and not score:
         raise UsageError("--best: needs --score")
+    if len(mixtures) > 1 and out and not best:
+        raise UsageError("--out: of several mixtures one is written with --score and --best")
 
 
 def _write(

@@ -35,7 +35,9 @@ from inf_jax.core.errors import UsageError, main_guard
 from inf_jax.io import storage
 from inf_jax.text.noise import RULES
 from inf_jax.text.templates import TextConfig
-from inf_jax.training.run_model import is_run, open_model
+from inf_jax.training.run_model import has_checkpoints, is_run, open_model
+
+_OF_MODELS = ("float32", "model", "benchmark")  # --dtype, --mask and --placement, if not given
 
 
 def main(argv: list[str]) -> None:
@@ -53,9 +55,13 @@ def main(argv: list[str]) -> None:
         TextConfig(query_template=args.query_template)
     models = [*args.model, *args.baseline]
     check_models(models, is_run)
-    if args.checkpoint != "newest" and not any(map(is_run, models)):
+    if args.checkpoint != "newest" and not any(map(has_checkpoints, models)):
         raise UsageError(
             "command line: --checkpoint: no model is the out_dir of a run; leave it out"
+        )
+    if set(models) == {BM25} and (args.dtype, args.mask, args.placement) != _OF_MODELS:
+        raise UsageError(
+            "command line: --dtype, --mask and --placement have no effect on bm25; leave them out"
         )
     labels = _labels(args.model, args.baseline)
     out_dir = storage.as_path(args.out_dir)
@@ -63,6 +69,13 @@ def main(argv: list[str]) -> None:
     sources = task_sources(
         args.suite, Path(args.data_dir), split=args.split, identical_ids=args.identical_ids
     )
+    if all(source.suite != "local" for source in sources):
+        for flag, given in (("split", args.split != "test"), ("identical-ids", args.identical_ids)):
+            if given:
+                raise UsageError(
+                    f"command line: --{flag} is of directories, and --suite names none; leave it "
+                    "out"
+                )
     options = ModelOptions(
         args.placement, args.dtype, args.mask, args.noise, args.seed, args.inspect
     )

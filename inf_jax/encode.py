@@ -4,8 +4,9 @@
     inf-jax encode --model=DIR --texts=queries.jsonl --role=query --out=DIR
 
 Texts are a .jsonl, .tsv or .parquet file (.gz as well), a directory in BEIR's layout, or a built
-dataset (`--split`); `inf_jax.vectors.texts` names the fields. They are read as a stream. Out is a
-local directory or gs://BUCKET/DIRECTORY: per shard vectors (NumPy), ids (text) and checksums
+dataset (`--split`); `inf_jax.vectors.texts` names the fields. A first line of a .tsv file that
+names its two columns, as id and text, is not a passage. Texts are read as a stream. Out is a local
+directory or gs://BUCKET/DIRECTORY: per shard vectors (NumPy), ids (text) and checksums
 (`inf_jax.vectors.store`). Started again after whatever end, the command reuses finished shards and
 writes the same bytes as an uninterrupted one, on any number of devices of one kind. Several
 processes, started as for training (`inf_jax.distributed.cluster`), encode a share each; the texts
@@ -26,6 +27,9 @@ from inf_jax.vectors.command import (
     check_place,
     encode_into,
     load_model_of,
+    refuse_idle,
+    refuse_idle_of_model,
+    refuse_idle_of_texts,
     text_source,
 )
 from inf_jax.vectors.encoding import SHARD_SIZE
@@ -41,6 +45,11 @@ def main(args: argparse.Namespace) -> None:
     """
     out = storage.as_path(check_place("--out", args.out))
     source = text_source(args.texts, args)
+    refuse_idle_of_texts(args, source)
+    refuse_idle_of_model(args)
+    if args.role == "passage":
+        of_queries = ("instruction", "query_template")
+        refuse_idle(args, of_queries, "passages are encoded, without --role=query")
     checked = source.check()
     coordination.check_shared(out, storage.check_access)
     with coordination.on_primary(storage.locked(out)):

@@ -28,12 +28,15 @@ from inf_jax.io.paths import is_url
 from inf_jax.training.run_model import open_model
 from inf_jax.vectors import mining
 from inf_jax.vectors.command import (
+    MODEL_FLAGS,
     add_model_flags,
     check_place,
     encode_for_mining,
     load_model_of,
     pair_fields,
     refuse_cross_encoder,
+    refuse_idle,
+    refuse_idle_of_model,
     text_source,
 )
 from inf_jax.vectors.encoding import SHARD_SIZE
@@ -62,6 +65,7 @@ def main(args: argparse.Namespace) -> None:
     for flag, model in (("--model", args.model), ("--teacher", args.teacher)):
         if model:
             refuse_cross_encoder(flag, model)
+    _refuse_idle_flags(args)
     primary = coordination.is_primary()
     if primary:
         storage.check_access(out.parent)
@@ -105,6 +109,27 @@ def main(args: argparse.Namespace) -> None:
         with storage.new_file(out) as file:
             counts = mining.write_rows(file, mined)
     _report(args, texts, rules, counts, dropped)
+
+
+def _refuse_idle_flags(args: argparse.Namespace) -> None:
+    """UsageError for flags of a model, a corpus or a dataset where there is none."""
+    if args.model:
+        refuse_idle_of_model(args)
+    else:
+        alone = MODEL_FLAGS if not args.teacher else MODEL_FLAGS[:-2]  # the teacher has those two
+        refuse_idle(args, alone, "there is no --model")
+    source = text_source(args.corpus, args, "passage") if args.corpus else None
+    if source is None or not source.has_fields:
+        why = f"{args.corpus} has no named fields" if args.corpus else "there is no --corpus"
+        refuse_idle(args, ("id_field", "text_field"), f"{why}; --fields is of the pairs")
+    if Path(args.pairs).is_dir():
+        if args.fields:
+            raise UsageError(
+                f"command line: --fields would have no effect: {args.pairs} is a built dataset, "
+                "whose fields have their names; leave it out"
+            )
+    elif source is None or not source.is_dataset:
+        refuse_idle(args, ["split"], "there is no built dataset")
 
 
 def _report(args, texts, rules, counts, dropped) -> None:

@@ -21,7 +21,17 @@ from inf_jax.distributed import coordination
 from inf_jax.distributed.entry_point import run_distributed
 from inf_jax.distributed.mesh import local_mesh
 from inf_jax.io import storage
-from inf_jax.vectors.command import add_model_flags, check_place, load_model_of, text_source
+from inf_jax.vectors.command import (
+    MODEL_FLAGS,
+    TEXT_FLAGS,
+    add_model_flags,
+    check_place,
+    load_model_of,
+    refuse_idle,
+    refuse_idle_of_model,
+    refuse_idle_of_texts,
+    text_source,
+)
 from inf_jax.vectors.encoding import comparable, make_manifest
 from inf_jax.vectors.searching import local_share, read_queries, search_store, write_run
 from inf_jax.vectors.store import STORE_MANIFEST, VectorStore
@@ -65,6 +75,8 @@ def _queries(args: argparse.Namespace, store: VectorStore) -> tuple[list[str], n
     """(ids, float32[q, e]), checked against the passages."""
     path = storage.as_path(check_place("--queries", args.queries))
     if (path / STORE_MANIFEST).exists():
+        why = f"the queries in {args.queries} are vectors already"
+        refuse_idle(args, ("model", *MODEL_FLAGS, *TEXT_FLAGS), why)
         queries = VectorStore(path)
         queries.check_role("query")
         queries.check_complete()
@@ -76,6 +88,8 @@ def _queries(args: argparse.Namespace, store: VectorStore) -> tuple[list[str], n
             "directory of vectors"
         )
     source = text_source(args.queries, args, "query")
+    refuse_idle_of_texts(args, source)
+    refuse_idle_of_model(args)
     checked = source.check()
     retriever = load_model_of(args)
     width = store.manifest.width
@@ -84,6 +98,15 @@ def _queries(args: argparse.Namespace, store: VectorStore) -> tuple[list[str], n
     names, texts, instructions = zip(*source.texts(), strict=True)
     blocks = retriever.encode_blocks(texts, instruction=instructions, dim=width)
     return list(names), np.concatenate(list(comparable(blocks, retriever.config)))
+
+
+def _one_word(text: str) -> str:
+    """A field of a run, for `FlagParser.add`."""
+    if len(text.split()) != 1 or text.strip() != text:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} must be one word: white space separates the fields of a run"
+        )
+    return text
 
 
 def _flags() -> FlagParser:
@@ -95,7 +118,7 @@ def _flags() -> FlagParser:
     add("--queries", "texts, or their vectors", metavar="FILE", example="queries.jsonl")
     add("--run", "the run to write", metavar="FILE", example="run.trec")
     add("--k", "passages for each query", default=1000, of=at_least(1))
-    add("--tag", "last field of the run", default="inf_jax")
+    add("--tag", "last field of the run, one word", default="inf_jax", of=_one_word)
     add_model_flags(parser)
     return parser
 

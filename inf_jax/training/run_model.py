@@ -6,6 +6,7 @@ from inf_jax.checkpoints import manager as checkpoint
 from inf_jax.core.errors import UserError
 from inf_jax.distributed.mesh import local_mesh
 from inf_jax.io.paths import is_url
+from inf_jax.io.storage import AnyPath
 from inf_jax.models.hf.backbone import load_model
 from inf_jax.models.hf.config import read_config
 from inf_jax.retriever.from_config import chunk_tokens, retriever_config
@@ -18,6 +19,11 @@ def is_run(name: str) -> bool:
     """Whether a model's name is the out_dir of a run, or one of its checkpoints."""
     path = Path(name).expanduser()
     return is_url(name) or (path / "checkpoints").is_dir() or (path / "state").is_dir()
+
+
+def has_checkpoints(name: str) -> bool:
+    """Whether a model's name is the out_dir of a run, one of whose checkpoints is opened."""
+    return is_run(name) and _place(name)[1] == "newest"
 
 
 def open_model(
@@ -43,7 +49,7 @@ def open_model(
     templates = {"query_template": query_template, "passage_template": passage_template}
     if not is_run(name):
         return load(name, dtype=dtype, fsdp=fsdp, mask=mask, **templates)
-    directory, step = checkpoints_of(name if is_url(name) else str(Path(name).expanduser()))
+    directory, step = _place(name)
     saved = checkpoint.read_saved(directory, which if step == "newest" else step)
     if saved is None:
         raise UserError(f"model {name!r}: no checkpoint in {directory}; train first")
@@ -61,3 +67,7 @@ def open_model(
         mesh=mesh,
         chunk_tokens=chunk_tokens(config),  # as in its evaluation: the same bits
     )
+
+
+def _place(name: str) -> tuple[AnyPath, str]:
+    return checkpoints_of(name if is_url(name) else str(Path(name).expanduser()))

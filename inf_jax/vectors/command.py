@@ -1,6 +1,7 @@
 """Flags that `inf-jax encode` and `inf-jax search` share, and what they name."""
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,15 @@ from inf_jax.io.json_files import read_json
 from inf_jax.io.paths import url_problem
 from inf_jax.models.hf.resolve import resolve_model
 from inf_jax.retriever.retriever import Retriever
-from inf_jax.training.run_model import is_run, open_model
+from inf_jax.training.run_model import has_checkpoints, is_run, open_model
 from inf_jax.vectors.encoding import encode_source, make_manifest
 from inf_jax.vectors.pairs import PAIR_FIELDS, MiningTexts
 from inf_jax.vectors.searching import local_share, read_queries
 from inf_jax.vectors.store import VectorStore, open_for_writing
 from inf_jax.vectors.texts import Checked, TextSource
 
+MODEL_FLAGS = ("checkpoint", "query_template", "passage_template", "mask", "compute_dtype", "fsdp")
+TEXT_FLAGS = ("instruction", "split", "id_field", "text_field")
 _WAIT_S = 24 * 3600.0  # for the shares of other processes; one that dies ends the wait at once
 
 
@@ -42,6 +45,37 @@ def add_model_flags(parser: FlagParser, *, example: str = "") -> None:
     add("--split", "of a built dataset", default="")
     add("--id-field", "of the texts, if it has an unusual name", default="")
     add("--text-field", "likewise; titles are left out then", default="")
+
+
+def refuse_idle(args: argparse.Namespace, names: Iterable[str], why: str) -> None:
+    """Raises UsageError if one of these flags of `add_model_flags` was given.
+
+    Args:
+      names: as the attributes of `args`.
+      why: they would have no effect.
+    """
+    parser = FlagParser("")
+    add_model_flags(parser)
+    unset = vars(parser.parse([]))
+    given = [name for name in names if (getattr(args, name) or None) != (unset[name] or None)]
+    if given:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        them = "them" if len(given) > 1 else "it"
+        raise UsageError(f"command line: {flags} would have no effect: {why}; leave {them} out")
+
+
+def refuse_idle_of_model(args: argparse.Namespace) -> None:
+    """UsageError for --checkpoint with a model that is no run's out_dir."""
+    if not has_checkpoints(args.model):
+        refuse_idle(args, ["checkpoint"], f"{args.model} is not the out_dir of a run")
+
+
+def refuse_idle_of_texts(args: argparse.Namespace, source: TextSource) -> None:
+    """UsageError for flags of other kinds of texts than these."""
+    if not source.is_dataset:
+        refuse_idle(args, ["split"], f"{source.path} is not a built dataset")
+    if not source.has_fields:
+        refuse_idle(args, ["id_field", "text_field"], f"{source.path} has no named fields")
 
 
 def load_model_of(args: argparse.Namespace) -> Retriever:

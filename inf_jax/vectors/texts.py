@@ -8,8 +8,10 @@
 | directory with corpus.* or queries.* of these kinds | BEIR's layout |
 | directory with dataset_info.json | passages of a built dataset, with the ids of `evaluate` |
 
-Records are read one after another and never held together. Those of an object have the fields
-`TEXT_FIELDS`; a passage's title goes before its text with a space, as in BEIR and for benchmarks.
+A first line of a TSV file whose two columns are names of fields, such as id and text, is its header
+and no record. Records are read one after another and never held together. Those of an object have
+the fields `TEXT_FIELDS`; a passage's title goes before its text with a space, as in BEIR and for
+benchmarks.
 """
 
 import array
@@ -39,6 +41,10 @@ TEXT_FIELDS = {  # the first that a record has
     "passage": ("text", "contents", "passage", "body", "document"),
     "query": ("text", "query", "question"),
 }
+# What a header calls the columns of a TSV file, in the order that they must have; also of pairs.
+_HEADER = dict.fromkeys((*TEXT_FIELDS["id"], "docno"), 0)
+_HEADER |= dict.fromkeys((*TEXT_FIELDS["query"], "anchor"), 1)
+_HEADER |= dict.fromkeys((*TEXT_FIELDS["passage"], "title", "positive", "pos", "answer"), 2)
 _ENDINGS = (".jsonl", ".jsonl.gz", ".tsv", ".tsv.gz", ".parquet")
 _STANDARD = {"passage": "corpus", "query": "queries"}  # BEIR's names
 _INFO = "dataset_info.json"
@@ -134,8 +140,18 @@ class TextSource:
         if file.name.endswith(".parquet"):
             return _parquet(file)
         if ".tsv" in file.suffixes[-2:]:
-            return ((where, _columns(where, line)) for where, line in _lines(file))
+            return _rows_of_tsv(file)
         return _lines(file)
+
+    @property
+    def is_dataset(self) -> bool:
+        """Whether the texts are the passages of a built dataset."""
+        return self._file().name == _INFO
+
+    @property
+    def has_fields(self) -> bool:
+        """Whether the records have named fields."""
+        return not self.is_dataset and ".tsv" not in self._file().suffixes[-2:]
 
     def parse(self, where: str, record: Any) -> TextRecord:
         """The text of a record of `records`; UserError where it cannot be used."""
@@ -233,6 +249,16 @@ def _hash(name: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little")
 
 
+def _rows_of_tsv(file: Path) -> Iterator[tuple[str, list[str]]]:
+    for number, (where, line) in enumerate(_lines(file)):
+        columns = _columns(where, line)
+        names = [column.strip().casefold().replace("-", "_") for column in columns]
+        if number or not _HEADER.keys() >= set(names):
+            yield where, columns
+        elif _HEADER[names[0]] > _HEADER[names[1]]:
+            raise UserError(f"{where}: a header of {' and '.join(columns)}; swap the two columns")
+
+
 def _columns(where: str, line: bytes) -> list[str]:
     """[id, text] of a line of a TSV file."""
     try:
@@ -240,7 +266,10 @@ def _columns(where: str, line: bytes) -> list[str]:
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8 ({error.reason}); convert the file") from None
     if len(columns) != 2:
-        raise UserError(f"{where}: {len(columns)} columns where id and text are expected")
+        raise UserError(
+            f"{where}: {len(columns)} columns where two are expected, separated by one tab; leave "
+            "the others out, or write JSON lines"
+        )
     return columns
 
 

@@ -47,6 +47,17 @@ def test_pairs_in_the_order_of_the_corpus_under_their_titles(tmp_path):
     assert dropped == {"score under 1": 1}
 
 
+def test_instructions_of_queries(tmp_path):
+    queries = [
+        {"_id": "q1", "text": "bees", "instruction": "Who makes it?"},
+        {"_id": "q2", "text": "bees", "instruction": None},
+    ]
+    pairs, _ = read(write(tmp_path, queries=queries))
+    assert [(p.query, p.instruction) for p in pairs] == [("bees", "Who makes it?"), ("bees", "")]
+    with pytest.raises(UserError, match="id 'q1' occurs a second time with another text"):
+        read(write(tmp_path, queries=[*queries, queries[0] | {"instruction": "Another?"}]))
+
+
 def test_minimum_score_and_split(tmp_path):
     write(tmp_path, qrels=HEADER + "q1\tp3\t1\nq2\tp1\t3\n", split="dev")
     assert [p.id for p in read(tmp_path, split="dev")[0]] == ["q2:p1", "q1:p3"]
