@@ -9,8 +9,9 @@
 With the last two, each query is searched with both instructions, as `<id>-og` and `<id>-changed`,
 as in FollowIR: documents that are relevant at first and not then give p-MRR. Queries of one
 `group`, by default those of equal text, are one query under several instructions, whose worst
-nDCG@10 is Robustness@10. `type` is the kind of instruction, for scores by kind. Files may end in
-.gz.
+nDCG@10 is Robustness@10; the group of a query in one of the two files is its group in both. `type`
+is the kind of instruction, for scores by kind; a changed query without one has the first's. Files
+may end in .gz.
 """
 
 import gzip
@@ -118,13 +119,14 @@ def _with_changed(
     """(queries of both instructions, their judgements, base id -> newly irrelevant documents)."""
     after = _queries(queries)
     judged = _qrels(judgements, after)
-    changed = {}
+    rows, changed = dict(rows), {}
     for qid, row in rows.items():
         if qid not in after or qid not in judged:
             place = judgements if qid in after else queries
             raise UserError(f"{place}: query {qid!r} of the first set is missing; add it")
         if row.text != after[qid].text:
             raise UserError(f"{queries}: query {qid!r} has another text; only instructions change")
+        rows[qid], after[qid] = _of_one_query(row, after[qid], f"{queries}: query {qid!r}")
         for document, relevance in qrels[qid].items():
             if document not in judged[qid]:
                 raise UserError(
@@ -143,6 +145,19 @@ def _with_changed(
     labels = {f"{qid}-og": qrels[qid] for qid in rows}
     labels |= {f"{qid}-changed": judged[qid] for qid in rows}
     return both, labels, changed
+
+
+def _of_one_query(first: _Row, changed: _Row, where: str) -> tuple[_Row, _Row]:
+    """Both with the group that one of them has; the changed one's type is its own or the first's:
+    another instruction may be of another kind."""
+    if first.group and changed.group and first.group != changed.group:
+        raise UserError(
+            f"{where} is of group {changed.group!r}, and of {first.group!r} in the first set; both "
+            "are one query under two instructions: write the same, or leave one out"
+        )
+    group = first.group or changed.group
+    kind = changed.type or first.type
+    return first._replace(group=group), changed._replace(group=group, type=kind)
 
 
 def _corpus(path: Path, needed: set[str] | None = None, most: int = 0) -> dict[str, str]:
@@ -177,9 +192,8 @@ def _fitting(
     if count <= most:
         return set(groups), found, same
     members: dict[str, list[str]] = defaultdict(list)
-    for qid in groups:  # a changed query may be of another group than its first form
-        first = f"{qid.removesuffix('-changed')}-og"
-        members[groups.get(first, groups[qid])].append(qid)
+    for qid, group in groups.items():
+        members[group].append(qid)
     kept: set[str] = set()
     needed: set[str] = set()
     for each in members.values():

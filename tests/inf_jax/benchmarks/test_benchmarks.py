@@ -88,7 +88,33 @@ def test_changed_instructions(tmp_path):
     assert scores["og/recall@1"] == 0.5
 
 
+@pytest.mark.parametrize("file", ["queries.jsonl", "queries_changed.jsonl"])
+def test_a_group_in_one_file_is_that_of_both_instructions(file, tmp_path):
+    files = changed()
+    plain = [{"_id": "q0", "text": "amber"}, {"_id": "q1", "text": "birch"}]
+    files["queries"] = plain
+    grouped = "queries" if file == "queries.jsonl" else file
+    files[grouped] = [row | {"group": "trees", "type": "kind"} for row in files[grouped]]
+    task = read_beir(write(tmp_path, **files))
+    assert task.groups == dict.fromkeys(["q0-og", "q1-og", "q0-changed", "q1-changed"], "trees")
+    of_kind = ["q0-changed", "q1-changed"]  # the kind of the first instructions may be another
+    if file == "queries.jsonl":
+        of_kind = ["q0-og", "q1-og", *of_kind]
+    assert task.subsets["type=kind"] == of_kind
+    run = {qid: {"d0": 1.0, "d1": 0.5} for qid in task.queries}
+    assert score_run(task, run)["robustness@10"].per_query.keys() == {"trees"}
+
+
 BAD = {
+    "two groups": (
+        {
+            "queries": [{"_id": "q0", "text": "amber", "group": "a"}],
+            "qrels": "q0\td0\t1\n",
+            "queries_changed.jsonl": [{"_id": "q0", "text": "amber", "group": "b"}],
+            "qrels_changed/test.tsv": "q0\td0\t0\n",
+        },
+        "queries_changed.jsonl: query 'q0' is of group 'b', and of 'a' in the first set",
+    ),
     "no file": ({"qrels_changed/test.tsv": "q0\td0\t0\n"}, "has qrels_changed/test.tsv but no"),
     "second id": ({"corpus": [{"_id": "a", "text": "x"}] * 2}, "line 2: _id 'a' occurs twice"),
     "empty query": ({"queries": [{"_id": "q0", "text": " "}]}, "line 1: query 'q0' is empty"),
