@@ -131,6 +131,8 @@ def test_parts_that_are_missing(tiny_config):
         average.main(tiny_config, of=["base,7"])
     with pytest.raises(UserError, match=r"^--of=gs_none: no checkpoint there"):
         average.main(tiny_config, of=["gs_none,newest"])
+    with pytest.raises(UsageError, match="--out: of several mixtures one is written with --score"):
+        average.main(tiny_config, of=["base", "newest"], out="x")
     with pytest.raises(UsageError, match="--best: needs --score"):
         average.main(tiny_config, of=["base", "newest"], best="p_mrr")
     assert not Path(tiny_config.out_dir, "average").exists()

@@ -17,6 +17,7 @@ from inf_jax.benchmark import main
 from inf_jax.benchmarks.beir_files import read_beir
 from inf_jax.benchmarks.scoring import score_run
 from inf_jax.benchmarks.searching import run_of_vectors
+from inf_jax.benchmarks.task import TaskSource
 from inf_jax.core.errors import UsageError, UserError
 from inf_jax.models import hf
 from inf_jax.models.hf.config import read_config
@@ -212,6 +213,7 @@ def test_a_template_is_the_models_own(tiny_model_dir, directory, tmp_path, monke
         (["--model=bm25", "--noise=typo"], UsageError, "typo"),
         (["--model=bm25", "--placement=front"], UsageError, "'front' is not a choice"),
         (["--model=bm25", "--checkpoint=best"], UsageError, "no model is the out_dir of a run"),
+        (["--model=bm25", "--placement=mteb"], UsageError, "no effect on bm25; leave them out"),
         (["--model=bm25", "--suite=./none"], UserError, "--suite: ./none is not a directory"),
     ],
 )
@@ -220,6 +222,14 @@ def test_refusals(arguments, kind, message, directory, tmp_path):
     with pytest.raises(kind, match=message):
         main([*arguments, *suite, f"--out-dir={tmp_path / 'out'}"])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("flag", ["--split=dev", "--identical-ids=keep"])
+def test_flags_of_directories_without_one(flag, tmp_path, monkeypatch):
+    sources = [TaskSource("NFCorpus", "beir", lambda: None)]
+    monkeypatch.setattr("inf_jax.benchmark.task_sources", lambda *_, **__: sources)
+    with pytest.raises(UsageError, match=f"{flag.partition('=')[0]} is of directories"):
+        main(["--model=bm25", "--suite=NFCorpus", flag, f"--out-dir={tmp_path / 'out'}"])
 
 
 def test_a_directory_without_a_model(directory, tmp_path):

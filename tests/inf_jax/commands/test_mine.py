@@ -277,6 +277,15 @@ def test_bm25(mined, tmp_path):
         ({"model": ""}, [], "--model missing"),
         ({"work_dir": "gs://bucket/x"}, [], "must be on a disk"),
         ({"pairs": "."}, [], "pairs are read from a file, or from a built dataset"),
+        ({"checkpoint": "best"}, [], "--checkpoint would have no effect: .* not the out_dir of"),
+        (
+            {"model": "", "candidates": "bm25", "mask": "causal", "fsdp": 2},
+            [],
+            "--mask, --fsdp would have no effect: there is no --model; leave them out",
+        ),
+        ({"text_field": "body"}, [], "--text-field would .* no --corpus; --fields is of the pairs"),
+        ({"split": "dev"}, [], "--split would have no effect: there is no built dataset"),
+        ({"pairs": ".", "split": "dev", "fields": "query=q"}, [], "--fields would have no effect"),
     ],
 )
 def test_refused(flags, lines, message, tiny_model_dir, tmp_path):
@@ -286,6 +295,15 @@ def test_refused(flags, lines, message, tiny_model_dir, tmp_path):
     with pytest.raises(UserError, match=message):
         run(**given)
     assert not (tmp_path / "o.jsonl").exists()
+
+
+def test_the_header_of_a_tsv_file_is_no_pair(tmp_path):
+    file = tmp_path / "pairs.tsv"
+    file.write_text("Query\tpositive\namber\twet hills\n")
+    assert [row[2:] for row in read_pair_rows(file, {})] == [("amber", "wet hills")]
+    file.write_text("passage\tquery\nwet hills\tamber\n")
+    with pytest.raises(UserError, match="a header of passage and query; swap the two columns"):
+        read_pair_rows(file, {})
 
 
 def test_cross_encoders_and_other_texts_are_refused(mined, folder, tiny_model_dir, tmp_path):

@@ -12,7 +12,7 @@ import pytest
 import inf_jax
 from inf_jax import encode, search
 from inf_jax.benchmarks.beir_files import read_beir
-from inf_jax.core.errors import UserError
+from inf_jax.core.errors import UsageError, UserError
 from inf_jax.data.tokenise import read_examples
 from inf_jax.distributed.mesh import local_mesh, make_mesh
 from inf_jax.evaluation.task import task_from_examples
@@ -53,7 +53,8 @@ def corpus(tmp_path_factory, texts):
 
 def run(command, model, **flags):
     given = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
-    command.main(command._flags().parse([f"--model={model}", MODEL, *given]))
+    named = [f"--model={model}", MODEL] if model else []
+    command.main(command._flags().parse([*named, *given]))
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +173,57 @@ def test_the_passages_of_a_dataset_have_the_ids_of_evaluate(tiny_dataset_dir):
     task = task_from_examples(read_examples(tiny_dataset_dir, "dev"))
     assert {text.id: text.text for text in source.texts()} == task.corpus
     assert source.check().count == len(task.corpus)
+
+
+@pytest.mark.parametrize(
+    ("command", "flags", "message"),
+    [
+        ("search", {"queries": "VECTORS"}, r"--model, --passage-template would have .* already"),
+        ("search", {"queries": "VECTORS", "model": "", "instruction": "x", "mask": "causal"},
+         "--mask, --instruction would have no effect: .* are vectors already; leave them out"),
+        ("search", {"split": "train"}, "--split would have no effect: .* not a built dataset"),
+        ("search", {"checkpoint": "best"}, "--checkpoint would .* not the out_dir of a run"),
+        ("encode", {"instruction": "x"}, "--instruction would .* passages are encoded"),
+        ("encode", {"query_template": "{query}"}, "--query-template would .* passages are"),
+        ("encode", {"checkpoint": 7}, "--checkpoint would .* not the out_dir of a run; leave it"),
+        ("encode", {"split": "train"}, "--split would have no effect: .* not a built dataset"),
+        ("encode", {"texts": "TSV", "text_field": "body"}, "--text-field .* no named fields"),
+    ],
+)  # fmt: skip
+def test_flags_without_effect_are_refused(
+    command, flags, message, encoded, queries, corpus, tiny_model_dir, tmp_path
+):
+    (tmp_path / "a.tsv").write_text("d0\tamber\n")
+    places = {"VECTORS": queries, "TSV": tmp_path / "a.tsv"}
+    flags = {name: places.get(value, value) for name, value in flags.items()}
+    model = flags.pop("model", tiny_model_dir)
+    if command == "search":
+        flags = {"vectors": encoded, "queries": corpus, "run": tmp_path / "run"} | flags
+    else:
+        flags = {"texts": corpus, "out": tmp_path / "out"} | flags
+    with pytest.raises(UsageError, match=message):
+        run({"search": search, "encode": encode}[command], model, **flags)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.tsv"]
+
+
+@pytest.mark.parametrize("tag", ["", "my tag", " a", "a\n"])
+def test_a_tag_is_one_field_of_a_run(tag):
+    with pytest.raises(UsageError, match=r"--tag: .* must be one word: white space separates"):
+        search._flags().parse(["--vectors=v", "--queries=q", "--run=r", f"--tag={tag}"])
+
+
+@pytest.mark.parametrize("header", ["id\ttext", "\ufeffpid\tPassage", "query-id\ttext"])
+def test_the_header_of_a_tsv_file_is_no_text(header, tmp_path):
+    """The form of BEIR-like files; MS MARCO's have none."""
+    file = tmp_path / "a.tsv"
+    file.write_text(f"{header}\nd0\tamber\nid\ttext\n")
+    assert [text[:2] for text in TextSource(file).texts()] == [("d0", "amber"), ("id", "text")]
+    file.write_text("title\tid\namber\td0\n")
+    with pytest.raises(UserError, match="line 1: a header of title and id; swap the two columns"):
+        TextSource(file).check()
+    file.write_text("d0\tTitle\ttext\n")
+    with pytest.raises(UserError, match="line 1: 3 columns where two are expected, separated by"):
+        TextSource(file).check()
 
 
 def damaged(name, change):
