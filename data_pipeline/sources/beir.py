@@ -1,9 +1,9 @@
 """Reads pairs from BEIR's directory layout (arXiv 2104.08663), common among retrieval datasets.
 
-The directory holds `corpus.jsonl` (_id, title, text), `queries.jsonl` (_id, text) and
-`qrels/<split>.tsv` (query-id, corpus-id, score), each optionally compressed. Instead of jsonl there
-may be parquet, a directory of such files as on the Hub too (`corpus/`, `queries/`); instead of tsv,
-all that `qrels.find_qrels` finds and `qrels.read_judgements` reads.
+The directory holds `corpus.jsonl` (_id, title, text), `queries.jsonl` (_id, text, perhaps
+instruction) and `qrels/<split>.tsv` (query-id, corpus-id, score), each optionally compressed.
+Instead of jsonl there may be parquet, a directory of such files as on the Hub too (`corpus/`,
+`queries/`); instead of tsv, all that `qrels.find_qrels` finds and `qrels.read_judgements` reads.
 """
 
 from collections import Counter
@@ -71,4 +71,5 @@ def read(
 def _texts(file: Path) -> Iterator[Text]:
     for row in read_rows(file):
         passage = titled(title_field(row, "title"), text_field(row, "text"))
-        yield Text(row.where, comparable_id(id_field(row, "_id", "id")), passage)
+        id = comparable_id(id_field(row, "_id", "id"))
+        yield Text(row.where, id, passage, title_field(row, "instruction"))

@@ -47,11 +47,12 @@ JudgedPairs = dict[str, dict[str, bool]]
 
 
 class Text(NamedTuple):
-    """A query or a passage; `where` is `file:line`."""
+    """A query, with its instruction ("" for none), or a passage; `where` is `file:line`."""
 
     where: str
     id: str
     text: str
+    instruction: str = ""
 
 
 def find_qrels(directory: str | Path, stem: str) -> list[Path]:
@@ -172,9 +173,10 @@ def join(
             continue
         query_id = needed.setdefault(query_id, query_id)
         wanted.setdefault(passage_id, []).append(query_id)
-    texts: dict[str, str] = {}
+    texts: dict[str, tuple[str, str]] = {}
     for query in queries:
-        if query.id in needed and texts.setdefault(query.id, query.text) != query.text:
+        both = query.text, query.instruction
+        if query.id in needed and texts.setdefault(query.id, both) != both:
             raise _repeated(query)
     matched = False
     read: dict[str, int] = {}  # judged passage's id -> hash of its text
@@ -192,11 +194,12 @@ def join(
                     f"{where}: passage {passage.id!r} has a score under {min_score} for query "
                     f"{id!r} here and another in a further row; remove one of them"
                 )
-            if texts.get(id):
+            text, instruction = texts.get(id, ("", ""))
+            if text:
                 matched = True
                 others, scores = negatives(id, passage.id) if negatives else ((), ())
                 pair_id = f"{id}:{passage.id}"
-                yield SourcePair(pair_id, texts[id], passage.text, "", others, scores)
+                yield SourcePair(pair_id, text, passage.text, instruction, others, scores)
             else:
                 dropped["empty query" if id in texts else "no such query"] += 1
     for query_ids in filter(None, wanted.values()):
