@@ -94,6 +94,10 @@ def _field_map(text: str) -> dict[str, list[str]]:
         part, equals, names = each.partition("=")
         if not (equals and part.strip() and names.strip()):
             raise argparse.ArgumentTypeError(f"{each!r} is not PART=NAME")
+        if part.strip() in fields:
+            raise argparse.ArgumentTypeError(
+                f"names {part.strip()} twice; of several fields, {part.strip()}=A|B takes the first"
+            )
         fields[part.strip()] = [name.strip() for name in names.split("|")]
     return fields
 

@@ -20,6 +20,7 @@ from data_pipeline.sources.tables import one_split
 from inf_jax.core.errors import UserError
 from inf_jax.data.records import Example
 from inf_jax.io.json_files import sha256_of_file
+from inf_jax.io.paths import is_url
 
 DEV_FRACTION = 0.02  # of the queries, where a source has no evaluation file
 MAX_NEGATIVES = 32  # of a pair
@@ -157,6 +158,12 @@ class Inputs:
                 f"source {self.config.name!r} ships no data; give your file by --path-train=FILE"
             )
         self.path_train, self.path_dev = str(self.path_train), str(self.path_dev)
+        for flag, path in (("path-train", self.path_train), ("path-dev", self.path_dev)):
+            if is_url(path):
+                raise UserError(
+                    f"--{flag}={path}: is a URL; copy the files to a local disk, such as with "
+                    "`gcloud storage cp -r` or `hf download`"
+                )
         if self.separate_dev:
             self.dev_fraction = 0.0
 
@@ -235,6 +242,12 @@ class Inputs:
         """Raises UserError if nothing was kept, with the most frequent reasons."""
         if report.kept:
             return
+        if split == "dev" and self.dev_fraction and not report.rows:
+            raise UserError(
+                f"--dev-fraction={self.dev_fraction:g}: holds out none of the queries that source "
+                f"{self.config.name!r} has; give a larger one such as 0.2, a file by --path-dev, "
+                "or 0 for no dev split"
+            )
         counts = (report.dropped_by_source + report.reasons).most_common(3)
         why = ", ".join(f"{count} for {reason!r}" for reason, count in counts)
         raise UserError(

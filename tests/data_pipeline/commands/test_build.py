@@ -24,7 +24,7 @@ TINY = Path(__file__).parents[1] / "data" / "inf_ir_tiny.jsonl"
         ),
         (
             ["--source=inf_ir", f"--path_train={TINY}", "--dev_fraction=1e-9"],
-            "split 'dev' of source 'inf_ir' is empty: 0 rows read; give other files, or another",
+            "--dev-fraction=1e-09: holds out none of the queries that source 'inf_ir' has; give a",
         ),
         (
             ["--source=inf_ir", f"--path_train={TINY}", f"--path_dev={TINY}"],

@@ -216,6 +216,8 @@ def test_synthetic_pairs(tmp_path):
         (["--source=medquad", "--max-negatives=3"], "--max-negatives: source 'medquad' has no"),
         (["--source=fields", "--fields=query"], "'query' is not PART=NAME"),
         (["--source=fields", "--path-train=x", "--fields=passage=p"], "no field for 'query'"),
+        (["--source=fields", "--fields=query=a,query=b"], "names query twice; of several fields"),
+        (["--source=fields", "--path-train=gs://b/x"], "--path-train=gs://b/x: is a URL; copy the"),
         (["--source=fields"], "give your file by --path-train"),
         (["--source=synthetic"], "--count=0: give the number"),
         (["--source=synthetic", "--count=5", "--name=a/b"], "--name=a/b: must be letters"),
