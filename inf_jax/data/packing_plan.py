@@ -16,6 +16,7 @@ PLANNED_TEXTS = 2_000_000  # above this many texts the shape is planned on a sam
 SAMPLED_STEPS = 64  # fewer of large steps, whose many chunks are a sample by themselves
 SAMPLED_TEXTS = 16_000_000
 LEAST_STEPS = 8
+_NEIGHBOURS = 4  # sampled steps that follow each other: finding a window of steps takes the time
 MARGIN = 1.03  # rows of orders 1 and 2 added to the largest sampled need
 # Chunks of a step that are fitted again with more effort, a fraction of a millisecond each. The
 # plan makes fewer attempts than a step may: that is its margin for the steps outside the sample.
@@ -78,8 +79,7 @@ def plan_packing(
     count = min(SAMPLED_STEPS, max(LEAST_STEPS, SAMPLED_TEXTS // texts_a_step))
     if refit:
         count = max(count, PLANNED_TEXTS // 4 // texts_a_step)
-    spread = np.linspace(0, steps - 1, count).astype(int)
-    sample = np.arange(steps) if exact else np.unique(spread)
+    sample = np.arange(steps) if exact else _spread(steps, count, _NEIGHBOURS if refit else 1)
     rows, counts = [0] * len(layout.grids), []
     for step in sample.tolist():
         assignment = assign(step)
@@ -115,6 +115,14 @@ def plan_packing(
         negatives=negatives / pairs,
         negative_squares=squares,
     )
+
+
+def _spread(steps: int, count: int, neighbours: int) -> np.ndarray:
+    """int64[...], about `count` of the steps, rising: from the first to the last, as many of each
+    neighbourhood."""
+    neighbours = min(neighbours, count, steps)
+    first = np.linspace(0, steps - neighbours, -(-count // neighbours)).astype(int)
+    return np.unique(first[:, None] + np.arange(neighbours))
 
 
 def planned_rows(texts: np.ndarray, row_tokens: int, texts_per_row: int) -> int:

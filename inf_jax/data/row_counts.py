@@ -50,6 +50,10 @@ def surely_fit(
     sure = np.zeros(chunks, bool)
     if chunks < _FEW_CHUNKS or row_tokens**2 < _LENGTHS_PER_TEXT * texts:
         return sure  # packing takes less time
+    if chunks > 4 * _FEW_CHUNKS:  # where rows are so full that it is known of none, a few say so
+        some = lengths[:: chunks // _FEW_CHUNKS]
+        if not surely_fit(some, row_tokens, texts_per_row, rows=rows).any():
+            return sure
     sure[:] = lengths.max(initial=0) <= row_tokens < 1 << 16
     falling = np.sort(lengths.astype(np.uint16), axis=1)[:, ::-1].T.astype(np.int32)
     before = np.zeros((texts + 1, chunks), np.int32)  # tokens of the texts before each

@@ -45,6 +45,24 @@ def test_sampled_plan_falls_back_to_a_larger_shape(dataset, sampled, order):
         assert sorted(texts_of(batch, n)) == sorted(texts_of(expected, n))  # nothing dropped
 
 
+def test_few_windows_are_sampled(dataset, monkeypatch):
+    """A step is found with the 16 or more of its window, which takes most of a plan's time."""
+    monkeypatch.setattr(packing_plan, "PLANNED_TEXTS", 0)
+    loader, found = make(dataset), {}
+    for order in (2, 3):  # those of version 0.1.0 stay as they were
+        asked = found[order] = []
+
+        def assign(step, asked=asked):
+            asked.append(step)
+            return loader.assignment(step % 40)
+
+        packing_plan.plan_packing(assign, loader.layout, steps=10_000, refit=order > 2)
+        assert (asked[0], asked[-1], len(asked)) == (0, 9_999, packing_plan.SAMPLED_STEPS)
+    windows = [len({step // 16 for step in asked}) for asked in found.values()]
+    assert windows[0] == 64 and 16 <= windows[1] <= 20
+    assert packing_plan._spread(3, 8, 4).tolist() == [0, 1, 2]
+
+
 def test_older_orders_keep_their_margin(dataset, sampled):
     """Rows of version 0.1.0, which a run that began with it continues with."""
     old, new = (make(dataset, order=order).plan.rows[0] for order in (2, 3))

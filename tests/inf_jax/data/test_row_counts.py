@@ -65,6 +65,7 @@ def test_rows_of_many_texts(texts_per_row, absent, monkeypatch):
 @pytest.mark.parametrize("row_tokens", [9, 30, 200])
 def test_chunks_that_surely_fit_do(texts_per_row, row_tokens, monkeypatch):
     monkeypatch.setattr(row_counts, "_LENGTHS_PER_TEXT", 0)
+    monkeypatch.setattr(row_counts, "_FEW_CHUNKS", 32)
     rng, row = np.random.default_rng(row_tokens), (row_tokens, texts_per_row)
     for longest in (row_tokens, row_tokens // 3):
         lengths = rng.integers(0, longest + 1, (200, 40))
