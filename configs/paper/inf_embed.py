@@ -3,7 +3,7 @@
 Data:      python -m data_pipeline.build --source=inf_ir --path-train=FILE --data-dir=out/paper/data
 Command:   python -m inf_jax.train --config=configs/paper/inf_embed.py:e5-base-v2
 All runs:  python launch/reproduce.py --help
-Hardware:  8 devices; not planned yet (python -m inf_jax.plan --topology=v5e:2x4 --config=...).
+Hardware:  8 devices of 16 GiB: all fit v5e:2x4 by their plans (launch/benchmarks.md)
 Time:      not run yet, nothing measured.
 Expected:  the paper's abstract (arXiv 2505.21439) gives mean gains over the backbones on its
            instruction benchmarks: +9.0 p-MRR for encoders, +4.2 p-MRR for decoders.

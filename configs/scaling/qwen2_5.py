@@ -50,7 +50,7 @@ FORMS = {
     "v5e-1048576": Form(16, "full"),
     "v5p-16384": Form(1, "none"),
     "v5p-65536": Form(1, "none", engine="dense"),
-    "v5p-262144": Form(1, "ffn", 14),
+    "v5p-262144": Form(1, "full"),
     "v5p-1048576": Form(1, "full"),
 }
 FSDP = {"v5e": 32, "v5p": 16}
