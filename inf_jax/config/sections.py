@@ -72,6 +72,10 @@ class DataConfig:
     stage_mb: int = key(
         8192, "MiB of records that a host keeps, of a bucket or of windows", rule="positive"
     )
+    query_alone: bool = key(
+        False,
+        "one pair more an example: the query of its first without instruction, same passage",
+    )
 
 
 @dataclasses.dataclass(frozen=True)

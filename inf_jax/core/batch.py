@@ -76,6 +76,9 @@ class Batch(NamedTuple):
         where the objective has no teacher.
       sources: int32[b], the number of each pair's source in a mixture, -1 in an empty slot; None
         without a mixture.
+      queries_alone: bool[b], pairs without instruction, whose query every passage of the same query
+        answers, under whatever instruction: to the identity mask these are positives. None: equal
+        instructed queries alone have the same positives.
     """
 
     texts: Packed | tuple[Packed, Packed]
@@ -85,3 +88,4 @@ class Batch(NamedTuple):
     passage_valid: jax.Array | None = None
     teacher_scores: jax.Array | None = None
     sources: jax.Array | None = None
+    queries_alone: jax.Array | None = None

@@ -102,7 +102,7 @@ def _of_source(config: RunConfig, name: str, version: str) -> RunConfig:
 
 def rewriting_of(config: RunConfig) -> Rewriting:
     """What the run changes in the pairs of its training split, whatever their wording."""
-    return Rewriting(poisoned=config.data.poisoned_pairs)
+    return Rewriting(poisoned=config.data.poisoned_pairs, query_alone=config.data.query_alone)
 
 
 def wordings_of(config: RunConfig) -> list[tuple[RunConfig, Rewriting]]:
@@ -254,6 +254,7 @@ def batch_layout(config: RunConfig, *, devices: int, pairs_per_example: int) -> 
         negatives=config.loss.negatives,
         teacher=objective.has(*TAUGHT),
         mixture=bool(config.data.mixture.strip()),
+        queries_alone=config.data.query_alone or config.data.drop_instructions > 0,
     )
 
 

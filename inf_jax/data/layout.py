@@ -34,6 +34,7 @@ class BatchLayout:
       teacher: whether batches hold a teacher's scores.
       mixture: whether batches hold the number of each pair's source. An "example" is then a unit
         of `data.mixture.order`.
+      queries_alone: whether batches say which pairs have no instruction (`Batch.queries_alone`).
 
     Raises:
       UserError: more chunks than pairs, or negatives that the query encoder cannot sample.
@@ -50,6 +51,7 @@ class BatchLayout:
     negatives: int = 0
     teacher: bool = False
     mixture: bool = False
+    queries_alone: bool = False
 
     def __post_init__(self):
         if self.pairs < self.chunks:

@@ -21,11 +21,14 @@ from inf_jax.data.layout import BatchLayout, StepTexts
 from inf_jax.data.mixture.dataset import MixtureDataset, example_tokens
 from inf_jax.data.negatives import instruction_ids, of_chunk, of_rows, sibling_slots
 from inf_jax.data.packing_plan import plan_packing
+from inf_jax.data.records import text_hash
 from inf_jax.data.sampler import ORDER, StepAssignment, assign_step
 from inf_jax.data.tokenised.dataset import TokenisedDataset
 from inf_jax.data.tokenised.varied import VariedDataset
 from inf_jax.data.windows import WindowedOrder, WindowReader
 from inf_jax.distributed.mesh import batch_devices, batch_sharding, local_parts
+
+_NO_INSTRUCTION = np.uint64(text_hash(""))
 
 
 class Loader:
@@ -138,6 +141,7 @@ class Loader:
             negatives=assignment.negatives,
         )
         pairs_of_host = mine.ravel()
+        hashes = texts.hashes(pairs_of_host)
         row = {"row_tokens": layout.row_tokens, "texts_per_row": layout.texts_per_row}
 
         def packed(rows: tuple[int, ...]) -> list[packing.Packed]:
@@ -162,12 +166,13 @@ class Loader:
             grids = packed(self.plan.rows_for(assignment, layout))
         return Batch(
             texts=grids[0] if len(grids) == 1 else tuple(grids),
-            ids=text_ids(texts.hashes(pairs_of_host)),
+            ids=text_ids(hashes),
             valid=present.reshape(-1),
             negatives=self._negatives(assignment) if layout.block_i else None,
             passage_valid=texts.passage_valid(pairs_of_host) if layout.negatives else None,
             teacher_scores=texts.teacher_scores(pairs_of_host) if layout.teacher else None,
             sources=self._sources(assignment, pairs_of_host) if layout.mixture else None,
+            queries_alone=hashes[:, 0] == _NO_INSTRUCTION if layout.queries_alone else None,
         )
 
     def batches(

@@ -186,4 +186,5 @@ def batch_shapes(
         passage_valid=array(c * n, *passages, dtype=jnp.bool_) if passages else None,
         teacher_scores=array(c * n, *passages, dtype=jnp.float32) if layout.teacher else None,
         sources=array(c * n) if layout.mixture else None,
+        queries_alone=array(c * n, dtype=jnp.bool_) if layout.queries_alone else None,
     )

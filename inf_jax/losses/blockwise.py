@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from inf_jax.core.batch import TextIds
 from inf_jax.losses.blocks import BLOCKS
 from inf_jax.losses.candidates import RowTexts, texts_of
 from inf_jax.losses.tiles import (
@@ -251,7 +250,7 @@ def _sides(
     def side(fields: set[str], k: int, *, by_column: bool) -> Side:
         ids, present = rows.ids, rows.passage_valid is not None and "passages" in fields
         if ids is not None:
-            ids = TextIds(ids.instruction, ids.query, ids.passage[:, :k])
+            ids = ids._replace(passage=ids.passage[:, :k])
         own = lambda values: {  # noqa: E731
             t: x for t, x in values.items() if BLOCKS[t.split("/")[1]].by_column == by_column
         }

@@ -26,6 +26,7 @@ class RowTexts(NamedTuple):
       ids: TextIds with passage [b, 1 + h, 2], or None: then nothing is masked by identity.
       instruction_negative_ids: uint32[b, m, 2], hashes of the instructions of n_ik, or None.
       instruction_negative_valid: bool[b, m], False where there is no n_ik, or None: all are there.
+      alone: bool[b], as `Batch.queries_alone`, or None.
       instruction_negative_known: bool[b, m], `known_instructions` of the global batch; None: by
         ids, the row's own instruction alone.
     """
@@ -40,6 +41,7 @@ class RowTexts(NamedTuple):
     instruction_negative_ids: jax.Array | None = None
     instruction_negative_valid: jax.Array | None = None
     instruction_negative_known: jax.Array | None = None
+    alone: jax.Array | None = None
 
 
 class Candidates(NamedTuple):
@@ -72,7 +74,7 @@ def candidates(block: LogitBlock, rows: RowTexts, columns: RowTexts) -> Candidat
     own, other = (block.right, block.left) if block.by_column else (block.left, block.right)
     texts = texts_of(columns, other, all_texts=block.all_texts)
     scores, k = dots("re,cke->rck", texts_of(rows, own)[:, 0], texts), texts.shape[1]
-    known = None if rows.ids is None else known_positives(rows.ids, columns.ids, k)
+    known = None if rows.ids is None else known_of(rows, columns, k)
     flat = (scores, eligible_texts(rows, columns, k), known)
     return Candidates(*(None if x is None else x.reshape(x.shape[0], -1) for x in flat))
 
@@ -92,6 +94,16 @@ def eligible_texts(
     if k > 1 and columns.passage_valid is not None:
         eligible = eligible & columns.passage_valid[None, :, :k]
     return eligible
+
+
+def known_of(rows: RowTexts, columns: RowTexts, k: int) -> jax.Array:
+    """`known_positives` of rows and columns that have ids, with what `RowTexts.alone` adds."""
+    known = known_positives(rows.ids, columns.ids, k)
+    if rows.alone is None:
+        return known
+    either = rows.alone[:, None] | columns.alone[None]
+    answers = either & _equal(rows.ids.query[:, None], columns.ids.query[None])
+    return known | (answers[:, :, None] & (jnp.arange(k)[None, None] == 0))
 
 
 def known_positives(rows: TextIds, columns: TextIds, k: int) -> jax.Array:

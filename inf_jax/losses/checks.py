@@ -28,6 +28,10 @@ def check_texts(objective: Objective, rows: RowTexts) -> None:
     there, shape = rows.passage_valid, passages.shape[:2]
     if there is not None and (there.shape != shape or there.dtype != bool):
         raise UserError(f"passage_valid is {there.dtype}{there.shape}: expected bool{shape}")
+    alone = rows.alone
+    if alone is not None and (alone.shape != queries.shape[:1] or alone.dtype != bool):
+        expected = f"bool{queries.shape[:1]}"
+        raise UserError(f"queries_alone is {alone.dtype}{alone.shape}: expected {expected}")
     if "I" in objective.blocks:
         _check_instruction_negatives(objective, rows)
 

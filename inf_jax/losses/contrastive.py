@@ -41,6 +41,7 @@ def contrastive_loss(
     instruction_negative_ids: jax.Array | None = None,
     instruction_negative_valid: jax.Array | None = None,
     teacher_scores: jax.Array | None = None,
+    queries_alone: jax.Array | None = None,
     sources: jax.Array | None = None,
     source_names: Sequence[str] = (),
     dims: Sequence[int] = (),
@@ -101,6 +102,8 @@ def contrastive_loss(
       instruction_negative_valid: bool[b, m], False where there is no n_ik; None: all are there.
       teacher_scores: [b, 1 + h], logits of a teacher for the row's own passages, for distil and
         margin; -inf for all of a row without: its part of the sum is 0.
+      queries_alone: bool[b], rows without instruction, for "identity": every passage of a pair with
+        the same query is their positive, and they of its passage. None: none is special.
       sources: int32[b], a number in `source_names` of each row, for metrics by source.
       source_names: of the sources. Static.
       dims, dim_weights: Matryoshka (arXiv 2205.13147): the weighted sum of the losses of prefixes
@@ -157,6 +160,7 @@ def contrastive_loss(
         ids=ids,
         instruction_negative_ids=instruction_negative_ids,
         instruction_negative_valid=instruction_negative_valid,
+        alone=queries_alone,
     )
     checks.check_texts(objective, rows)
     checks.check_mask(objective, rows, mask)
@@ -185,9 +189,7 @@ def contrastive_loss(
         loss += spread * more
         return loss, metrics | {"loss": _metric(loss), "spread": _metric(more)}
 
-    def body(
-        rows: RowTexts, scale, bias, teacher, sources
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def body(rows: RowTexts, scale, bias, teacher, sources):
         rows = _zero_empty_slots(rows)
         if rows.instruction_negative_ids is not None:
             rows = rows._replace(instruction_negative_known=known_instructions(rows))
@@ -200,12 +202,11 @@ def contrastive_loss(
             return loss_of(rows, coefficients, teacher, by_source)
         parts = {d: loss_of(_prefix(rows, d), coefficients, teacher, by_source) for d in dims}
         weights = dim_weights or (1.0,) * len(dims)
-        loss = sum(w * value for w, (value, _) in zip(weights, parts.values(), strict=True))
+        weighted = list(zip(weights, parts.values(), strict=True))
+        loss = sum(w * value for w, (value, _) in weighted)
         metrics = parts[max(dims)][1] | {"loss": _metric(loss)}
         for name in (f"loss/{source}" for source in source_names):
-            metrics[name] = sum(
-                w * m[name] for w, (_, m) in zip(weights, parts.values(), strict=True)
-            )
+            metrics[name] = sum(w * m[name] for w, (_, m) in weighted)
         return loss, metrics | {f"loss/dim{d}": _metric(value) for d, (value, _) in parts.items()}
 
     context = jax.typeof(queries).sharding.mesh
@@ -239,7 +240,7 @@ def _only_needed(objective: Objective, rows: RowTexts, mask: str) -> RowTexts:
     valid = jnp.ones(rows.index.shape, bool) if rows.valid is None else jnp.asarray(rows.valid)
     rows = rows._replace(valid=valid)
     if mask == "faithful" or not objective.blocks:
-        rows = rows._replace(ids=None, instruction_negative_ids=None)
+        rows = rows._replace(ids=None, instruction_negative_ids=None, alone=None)
     return rows if "I" in objective.blocks else _without_instruction_negatives(rows)
 
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from inf_jax.losses.blocks import BLOCKS, LogitBlock
 from inf_jax.losses.by_score import NO_RULES, ByScore
-from inf_jax.losses.candidates import RowTexts, dots, eligible_texts, known_positives, texts_of
+from inf_jax.losses.candidates import RowTexts, dots, eligible_texts, known_of, texts_of
 
 Values = dict[str, jax.Array]  # "lse/P" or "softplus/P" -> [b]
 
@@ -265,7 +265,7 @@ class _Tile:
         rows, columns, k = self._rows, self._columns, self._k if block.all_texts else 1
         eligible = distinct = eligible_texts(rows, columns, k, by_column=block.by_column)
         if rows.ids is not None:
-            distinct = eligible & ~known_positives(rows.ids, columns.ids, k)
+            distinct = eligible & ~known_of(rows, columns, k)
         eligible, distinct = (x.reshape(x.shape[0], -1) for x in (eligible, distinct))
         negative = distinct
         if self._by_score.masks(block):

@@ -88,6 +88,7 @@ def make_loss(
                 valid=batch.valid,
                 passage_valid=batch.passage_valid,
                 teacher_scores=batch.teacher_scores,
+                queries_alone=batch.queries_alone,
                 sources=batch.sources,
                 source_names=encoding.sources,
                 instruction_negative_ids=None if negatives is None else negatives.ids,

@@ -200,3 +200,20 @@ def test_a_resumed_run_must_have_all_of_its_wordings(opened, tiny_config, tokeni
     first, other, last = found.fingerprint.split("|")
     with pytest.raises(UserError, match="not the data of the resumed run"):
         training_wordings(run_config(tiny_config), tokenizer, expected=f"{first}|{last}|{other}")
+
+
+def test_the_query_alone_is_one_pair_more(opened, examples):
+    more = opened(query_alone=True)
+    assert more.pairs_per_example == 4
+    loader = make(more, batch_size=4, pairs_per_example=4, queries_alone=True, row_tokens=128)
+    batch, numbers = loader.host_batch(1), loader.example_indices(1)
+    first = [pairs(examples[r.id])[0] for r in more.read(numbers)]
+    alone = batch.queries_alone
+    for hashes, texts in (
+        (batch.ids.query, [p.query for p in first]),
+        (batch.ids.passage, [p.passage for p in first]),
+        (batch.ids.instruction, [""] * 4),
+    ):
+        assert sorted(hash_of(hashes)[alone]) == sorted(map(text_hash, texts))
+    assert batch.valid[alone].all()
+    assert opened(poisoned_pairs=False).pairs_per_example == 2

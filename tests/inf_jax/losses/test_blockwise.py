@@ -129,8 +129,10 @@ BY_SCORE = [  # objective, hard negatives, engine, devices, tile, rules
 
 @pytest.mark.parametrize(("objective", "h", "engine", "devices", "tile", "rules"), BY_SCORE)
 def test_engines_agree_by_score(objective, h, engine, devices, tile, rules):
-    """Score masks, hardness and spread."""
+    """Score masks, hardness and spread, and queries alone."""
     arrays = make(h, b=37, h=h)
+    alone = np.random.default_rng(h).random(37) < 0.3
+    arrays["queries_alone"] = alone
     arrays["passages"][:, 0] += 0.5 * arrays["queries"]  # margins around which candidates lie
     expected = value_and_grad(arrays, objective, engine="dense", **rules)
     plain = value_and_grad(arrays, objective, engine="dense")

@@ -16,6 +16,7 @@ from inf_jax.losses.candidates import (
     RowTexts,
     candidates,
     known_instructions,
+    known_of,
     known_positives,
     same_query,
 )
@@ -37,6 +38,19 @@ def test_identity_masks():
     passages = np.eye(4, dtype=bool)
     passages[[0, 2, 1, 3], [2, 0, 3, 1]] = True
     np.testing.assert_array_equal(known_positives(ids, ids, 1)[:, :, 0], expected | passages)
+
+
+def test_a_query_alone_is_answered_by_the_passages_of_its_query():
+    texts = [("", "q", "p"), ("i", "q", "other"), ("j", "q", "third"), ("", "r", "fourth")]
+    alone = np.array([True, False, False, True])
+    ids = text_ids(hashes(*texts))
+    ids = ids._replace(passage=ids.passage[:, None])
+    rows = RowTexts(np.arange(4), np.ones(4, bool), None, None, ids=ids, alone=alone)
+    expected = np.eye(4, dtype=bool)
+    expected[0, 1:3] = expected[1:3, 0] = True  # not 1 and 2, which differ by instruction
+    np.testing.assert_array_equal(known_of(rows, rows, 1)[:, :, 0], expected)
+    plain = known_of(rows._replace(alone=None), rows._replace(alone=None), 1)
+    np.testing.assert_array_equal(plain[:, :, 0], np.eye(4, dtype=bool))
 
 
 def test_a_hard_negative_is_masked_where_it_is_the_rows_passage():
