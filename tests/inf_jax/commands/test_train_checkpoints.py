@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 
 from inf_jax import evaluate, train
 from inf_jax.checkpoints import manager as checkpoint
@@ -21,6 +23,7 @@ from inf_jax.core.errors import UserError
 from inf_jax.core.interrupts import INTERRUPTED
 from inf_jax.distributed.preemption import STOPPED
 from inf_jax.io import storage
+from inf_jax.io.tfrecord import read_records
 from inf_jax.models.hf.backbone import load_model
 from inf_jax.monitoring.metrics_log import read_metrics
 from inf_jax.training.setup import make_training
@@ -123,8 +126,16 @@ def test_the_best_on_dev_is_kept(tiny_config):
     assert steps_in(Path(tiny_config.out_dir, "checkpoints")) == [2, 6]
 
 
-def test_the_best_by_a_retrieval_score_is_the_one_that_evaluate_finds(tiny_config):
-    """Also between two of train.eval_every's steps, with frozen parameters, and of an average."""
+def test_the_best_by_a_retrieval_score_is_the_one_that_evaluate_finds(tiny_config, monkeypatch):
+    """Also between two of train.eval_every's steps, with frozen parameters, and of an average;
+    TensorBoard and W&B have all these scores."""
+    sent = {}
+    run = SimpleNamespace(log=lambda values, step: sent.setdefault(step, {}).update(values))
+    run.finish = lambda **_: None
+    wandb = SimpleNamespace(Error=RuntimeError, Settings=dict, Histogram=dict)
+    wandb.init = lambda **_: run
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    tiny_config.train.wandb_project = "plants"
     tiny_config.train.update({"steps": 6, "checkpoint_every": 2, "keep_checkpoints": 9})
     tiny_config.train.update({"eval_every": 5, "keep_best": 1, "best_metric": "dev/p_mrr"})
     tiny_config.train.best_mode = "max"
@@ -136,6 +147,15 @@ def test_the_best_by_a_retrieval_score_is_the_one_that_evaluate_finds(tiny_confi
     lines = read_metrics(out_dir / "metrics.jsonl")
     scored = {x["step"] + 1: x for x in lines if "dev/p_mrr" in x}
     assert list(scored) == [2, 4, 5, 6]
+    (file,) = (out_dir / "tensorboard").glob("events*")
+    drawn = {}
+    for event in map(Event.FromString, read_records(file)):
+        drawn |= {(event.step, value.tag): value.simple_value for value in event.summary.value}
+    for step, line in scored.items():
+        for name in ("dev/ndcg@10", "dev/p_mrr"):
+            tag = name.replace("@", "_")  # TensorBoard's rule for names
+            assert drawn[step - 1, tag] == pytest.approx(line[name])
+            assert sent[step - 1][name] == line[name]
     found = {}
     for step in (2, 4, 6):
         tiny_config.eval.checkpoint = str(step)
