@@ -33,6 +33,8 @@ from inf_jax.core.choices import ATTENTION_MASKS, DTYPES, IDENTICAL_IDS
 from inf_jax.core.cli_flags import FlagParser, at_least, names_among
 from inf_jax.core.errors import UsageError, main_guard
 from inf_jax.io import storage
+from inf_jax.io.paths import is_url
+from inf_jax.models.hf.resolve import resolve_model
 from inf_jax.text.noise import RULES
 from inf_jax.text.templates import TextConfig
 from inf_jax.training.run_model import has_checkpoints, is_run, open_model
@@ -47,14 +49,13 @@ def main(argv: list[str]) -> None:
       UserError: no such model, task or file, or one that cannot be scored.
     """
     args = _flags().parse(argv)
-    if len({*args.model, *args.baseline}) < len(args.model) + len(args.baseline):
-        raise UsageError("command line: the same model is named twice; leave one out")
     if args.query_template:
         if BM25 in args.model:
             raise UsageError("command line: --query-template with --model=bm25; leave it out")
         TextConfig(query_template=args.query_template)
     models = [*args.model, *args.baseline]
     check_models(models, is_run)
+    _refuse_same(models)
     if args.checkpoint != "newest" and not any(map(has_checkpoints, models)):
         raise UsageError(
             "command line: --checkpoint: no model is the out_dir of a run; leave it out"
@@ -110,6 +111,23 @@ def main(argv: list[str]) -> None:
         page = out_dir / "inspect.html"
         local = "" if storage.is_bucket(args.out_dir) else f": {page.resolve().as_uri()}"
         print(f"wrote {page}, to open in a browser{local}")
+
+
+def _refuse_same(models: list[str]) -> None:
+    """UsageError if two names are one model, whose differences would be none."""
+    places: dict[str, str] = {}
+    for name in models:
+        place = name.rstrip("/")
+        if name != BM25 and not is_url(name):
+            path = Path(name).expanduser() if is_run(name) else resolve_model(name)
+            place = str(path.resolve())
+        if place in places:
+            raise UsageError(
+                "command line: the same model is named twice"
+                + (f", {places[place]} and {name}" if places[place] != name else f", {name}")
+                + "; leave one out"
+            )
+        places[place] = name
 
 
 def _labels(models: list[str], baselines: list[str]) -> dict[str, list[str]]:

@@ -10,8 +10,8 @@ With the last two, each query is searched with both instructions, as `<id>-og` a
 as in FollowIR: documents that are relevant at first and not then give p-MRR. Queries of one
 `group`, by default those of equal text, are one query under several instructions, whose worst
 nDCG@10 is Robustness@10; the group of a query in one of the two files is its group in both. `type`
-is the kind of instruction, for scores by kind; a changed query without one has the first's. Files
-may end in .gz.
+is the kind of instruction, for scores by kind; a changed query without one has the first's. White
+space around ids is left out in all files. Files may end in .gz.
 """
 
 import gzip
@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 from inf_jax.benchmarks.task import BenchmarkTask, by_suffix
 from inf_jax.core.errors import UserError
 from inf_jax.core.json_text import parse_json
+from inf_jax.text.checks import check_text
 from inf_jax.text.templates import document_text
 
 _Judged = dict[str, dict[str, int]]
@@ -66,8 +67,11 @@ def read_beir(
     original = _queries(_file(directory, "queries.jsonl"))
     qrels = _qrels(_file(directory, f"qrels/{split}.tsv"), original)
     rows = {qid: original[qid] for qid in original if qid in qrels}
-    if not rows:
-        raise UserError(f"{directory}/qrels/{split}.tsv: no judgements")
+    if not any(score > 0 for judged in qrels.values() for score in judged.values()):
+        what = "no judgement is above 0, hence nothing is relevant" if rows else "no judgements"
+        raise UserError(
+            f"{_file(directory, f'qrels/{split}.tsv')}: {what}; write query-id, corpus-id and score"
+        )
     asked = set(rows)  # ids without the suffixes of the two instructions
     second = [_found(directory, n) for n in ("queries_changed.jsonl", f"qrels_changed/{split}.tsv")]
     if (second[0] is None) != (second[1] is None):
@@ -87,6 +91,8 @@ def read_beir(
         corpus = _corpus(documents, needed, most)
     else:
         corpus = _corpus(documents)
+        if not corpus:
+            raise UserError(f"{documents}: no documents; copy it again")
         same = asked & corpus.keys()
     _check_identical(directory, same, identical_ids, flag)
     if identical_ids == "ignore" and changed:
@@ -107,6 +113,7 @@ def read_beir(
         qrels={qid: qrels[qid] for qid in rows},
         main="p_mrr" if changed else "ndcg@10",
         ignore_identical_ids=identical_ids == "ignore",
+        place=str(directory),
         changed=changed,
         groups=groups if repeated else {},
         subsets=subsets,
@@ -274,9 +281,10 @@ def _add(found: dict[str, Any], name: str, value: Any, where: str) -> None:
 
 def _id(row: dict, where: str) -> str:
     value = row.get("_id")
-    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
         raise UserError(f"{where}: _id is {value!r}; it must be a string that is not empty")
-    return str(value)
+    check_text(name := str(value).strip(), f"{where}: _id")
+    return name
 
 
 def _text(row: dict, name: str, where: str, *, default: str | None = None) -> str:
@@ -285,6 +293,7 @@ def _text(row: dict, name: str, where: str, *, default: str | None = None) -> st
         return default
     if not isinstance(value, str):
         raise UserError(f"{where}: {name} is {value!r}; it must be a string")
+    check_text(value, f"{where}: {name} of _id {row['_id']!r}")
     return value
 
 

@@ -38,6 +38,7 @@ class BenchmarkTask:
       top_k: documents of a ranking.
       family: tasks of one family count as one in the mean of a suite; "" is a family of its own.
       cuts: cut-offs of the ranking metrics.
+      place: where its files are, for messages; "" is its name.
     """
 
     name: str
@@ -58,16 +59,26 @@ class BenchmarkTask:
     top_k: int = 1000
     family: str = ""
     cuts: Sequence[int] = CUTS
+    place: str = ""
 
     def __post_init__(self):
         if not self.queries or not self.corpus:
-            raise UserError(f"{self.name}: no queries with judgements, or no documents")
+            what = "documents" if self.queries else "queries with judgements"
+            raise UserError(f"{self.place or self.name}: no {what}; get its files again")
         relevant = {d for judged in self.qrels.values() for d, score in judged.items() if score > 0}
         if missing := sorted(relevant - self.corpus.keys()):
+            if len(missing) == len(relevant):
+                raise UserError(
+                    f"{self.place or self.name}: the corpus has none of the {len(missing):,} "
+                    f"relevant documents: their ids are like {missing[0]!r}, its own like "
+                    f"{next(iter(self.corpus))!r}; get corpus and judgements of one version"
+                )
             logging.getLogger(__name__).warning(
-                "%s: %d relevant documents are not in the corpus (%s); they count as never found",
-                self.name,
+                "%s: the corpus lacks %d of the %d relevant documents (%s ...), which count as "
+                "never found; get corpus and judgements of one version",
+                self.place or self.name,
                 len(missing),
+                len(relevant),
                 missing[0],
             )
         for qid, documents in (self.candidates or {}).items():

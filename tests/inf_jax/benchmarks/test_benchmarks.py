@@ -67,7 +67,8 @@ def test_a_plain_directory(tmp_path, caplog):
             qrels="7\td0\t1\n7\tgone\t1\n",
         )
     )
-    assert "1 relevant documents are not in the corpus (gone)" in caplog.text
+    warned = "the corpus lacks 1 of the 2 relevant documents (gone ...), which count as never found"
+    assert f"{tmp_path}: {warned}" in caplog.text
     assert task.queries == {"7": ("amber", "of trees")}
     assert task.qrels == {"7": {"d0": 1, "gone": 1}}
     assert task.subsets == {"type=kind": ["7"]} and not task.groups and not task.changed
@@ -128,7 +129,20 @@ BAD = {
     "two scores": ({"qrels": "q0\td0\t1\nq0\td0\t2\n"}, "document 'd0' has two scores"),
     "trec": ({"qrels": "q0\t0\td0\t1\n"}, "4 columns where query-id, corpus-id and score"),
     "fraction": ({"qrels": "q0\td0\t0.5\n"}, "score '0.5' is not a whole number"),
-    "none": ({"qrels": "\n"}, "test.tsv: no judgements"),
+    "none": ({"qrels": "\n"}, "test.tsv: no judgements; write query-id, corpus-id and score"),
+    "none above 0": ({"qrels": "q0\td0\t-1\nq1\td1\t0\n"}, "no judgement is above 0, hence"),
+    "no documents": ({"corpus": "\n"}, "corpus.jsonl: no documents; copy it again"),
+    "other corpus": (
+        {"qrels": "q0\tx0\t1\nq1\tx1\t1\n"},
+        "the corpus has none of the 2 relevant documents: their ids are like 'x0', its own like "
+        "'d0'; get corpus and judgements of one version",
+    ),
+    "surrogate": (
+        {"corpus": [{"_id": "a", "text": "x \ud800"}]},
+        "corpus.jsonl, line 1: text of _id 'a': the character '\\ud800' at 2 is half of a",
+    ),
+    "surrogate id": ({"queries": [{"_id": "\ud800", "text": "x"}]}, "line 1: _id: the character"),
+    "blank id": ({"corpus": [{"_id": " ", "text": "x"}]}, "_id is ' '; it must be a string"),
     "not json": ({"corpus": "{\n"}, "corpus.jsonl, line 1: not JSON"),
     "same ids": (
         {"queries": [{"_id": "d0", "text": "x"}], "qrels": "d0\td1\t1\n"},
@@ -186,6 +200,18 @@ def test_ids_that_look_like_those_of_changed_queries(tmp_path):
     write(tmp_path, corpus=corpus, queries=[{"_id": "d1-og", "text": "x"}], qrels="d1-og\td0\t1\n")
     with pytest.raises(UserError, match=r"1 query ids are document ids as well \('d1-og'\)"):
         read_beir(tmp_path)
+
+
+def test_white_space_around_ids(tmp_path):
+    """It is left out in every file."""
+    files = changed()
+    files["queries"] = [{"_id": "q0\n", "text": "amber"}, {"_id": "q1", "text": "birch"}]
+    files["corpus"] = [{"_id": f" d{n} ", "text": text} for n, text in enumerate(DOCUMENTS)]
+    files["qrels"] = " q0\td0 \t 1\nq1\t d1\t2\nq1\td2\t0\n"
+    task = read_beir(write(tmp_path / "a", **files))
+    plain = read_beir(write(tmp_path / "b", **changed()))
+    assert (task.corpus, task.queries) == (plain.corpus, plain.queries)
+    assert (task.qrels, task.changed) == (plain.qrels, plain.changed)
 
 
 def test_headers_of_judgements(tmp_path):
@@ -327,7 +353,8 @@ def test_golden_ranking_metrics(case):
 @pytest.mark.parametrize("case", golden("pmrr"))
 def test_golden_p_mrr(case):
     task = task_of(
-        {**case, "qrels": {q: {"d0": 1} for q in case["results"]}}, changed=case["changed_qrels"]
+        {**case, "qrels": {q: {next(iter(r)): 1} for q, r in case["results"].items()}},
+        changed=case["changed_qrels"],
     )
     score = score_run(task, case["results"])["p_mrr"]
     assert score == pytest.approx(case["expected"]["p_MRR"], abs=EXACT)

@@ -224,6 +224,15 @@ def test_refusals(arguments, kind, message, directory, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("other", ["{0}/", "{0}/../{1}"])
+def test_one_model_under_two_names(other, tiny_model_dir, directory, tmp_path):
+    name = str(tiny_model_dir)
+    other = other.format(name, tiny_model_dir.name)
+    for flags in ([f"--model={name},{other}"], [f"--model={name}", f"--baseline={other}"]):
+        with pytest.raises(UsageError, match=f"twice, {name} and {other}; leave one out"):
+            main([*flags, f"--suite={directory}", f"--out-dir={tmp_path / 'out'}"])
+
+
 @pytest.mark.parametrize("flag", ["--split=dev", "--identical-ids=keep"])
 def test_flags_of_directories_without_one(flag, tmp_path, monkeypatch):
     sources = [TaskSource("NFCorpus", "beir", lambda: None)]
