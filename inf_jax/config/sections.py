@@ -66,7 +66,7 @@ class DataConfig:
     shuffle: str = key(
         "auto",
         "global order, or windows of a stored shuffle, read in long stretches; auto: windows for "
-        "large data in a bucket",
+        "large data",
         choices.SHUFFLES,
     )
     stage_mb: int = key(

@@ -25,8 +25,9 @@ from inf_jax.losses.objective import TAUGHT, parse_objective
 from inf_jax.text.templates import TextConfig
 from inf_jax.text.tokenizer import TextTokenizer
 
-# data.shuffle=auto: examples and steps of data in a bucket from which on it is read in windows
-_WINDOWS_FROM, _WINDOW_STEPS = 1 << 17, 4
+# data.shuffle=auto: steps and examples, of data in a bucket and on a disk, from which on it is read
+# in windows; on a disk since the index of a global order takes about 250 bytes an example in memory
+_WINDOW_STEPS, _WINDOWS_FROM, _WINDOWS_FROM_ON_DISK = 4, 1 << 17, 1 << 22
 
 
 def text_config(config: RunConfig) -> TextConfig:
@@ -216,8 +217,8 @@ def _as_ordered(config: RunConfig, plan: TokenisingPlan, expected: str | None) -
     if not train or config.data.shuffle != "auto":
         return plan.as_shuffled(train and config.data.shuffle == "windows")
     count = plan.num_examples
-    large = count >= max(_WINDOWS_FROM, _WINDOW_STEPS * config.train.batch_size)
-    plan = plan.as_shuffled(is_bucket(plan.directory) and large)
+    least = _WINDOWS_FROM if is_bucket(plan.directory) else _WINDOWS_FROM_ON_DISK
+    plan = plan.as_shuffled(count >= max(least, _WINDOW_STEPS * config.train.batch_size))
     other = plan.as_shuffled(not plan.shuffled)  # a run goes on as it began, from elsewhere too
     return other if other.fingerprint == expected else plan
 

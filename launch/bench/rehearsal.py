@@ -164,6 +164,10 @@ def _flags(directory: Path) -> list[str]:
         f"--config={ROOT / 'configs' / 'medquad_minilm.py'}",
         f"--config.data.dir={directory}",
         "--config.data.source=synthetic",
+        "--config.data.shuffle=windows",
+        # plain pairs have no instructions
+        "--config.loss.objective=multi(P,IQ)",
+        "--config.loss.instruction_negatives=0",
     ]
 
 

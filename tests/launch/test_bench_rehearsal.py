@@ -4,7 +4,10 @@ import sys
 
 import pytest
 
-from launch.bench.rehearsal import measure, row
+from inf_jax.config.command_line import parse
+from inf_jax.config.defaults import run_config
+from inf_jax.losses.objective import parse_objective
+from launch.bench.rehearsal import _flags, measure, row
 
 
 def test_a_part_is_measured_by_what_its_process_used(tmp_path):
@@ -18,3 +21,10 @@ def test_a_part_is_measured_by_what_its_process_used(tmp_path):
     )
     with pytest.raises(SystemExit, match=r"no such pairs\nerror: .*ended with exit code 1"):
         measure([sys.executable, "-S", "-c", "raise SystemExit('no such pairs')"], log=log)
+
+
+def test_the_parts_take_the_config_of_plain_pairs(tmp_path):
+    config = run_config(parse(["rehearsal", *_flags(tmp_path)]))
+    objective = parse_objective(config.loss.objective)
+    assert "I" not in objective.blocks and not config.loss.instruction_negatives
+    assert config.data.shuffle == "windows"

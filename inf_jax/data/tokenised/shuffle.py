@@ -6,6 +6,7 @@ places need the same shape.
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,6 +18,24 @@ SHUFFLE = 1  # version of the order, in a plan's recipe
 BLOCK_RECORDS = 64  # records
 _MOST_PLACES = 1 << 24  # above this many examples, neighbours move together, a few of them
 _SOURCES, _SHARD = 5 << 32, 6 << 32  # random streams
+
+
+class _Runs(NamedTuple):
+    """Runs of neighbouring records, in the smallest types: there is one for each example.
+
+    Attributes:
+      files: uint16[n], number of the source.
+      records: uint32[n], number of the first record in its file.
+      counts: uint32[n], records.
+      offsets: int64[n], byte at which the first one's frame starts.
+      sizes: int64[n], bytes of the frames.
+    """
+
+    files: np.ndarray
+    records: np.ndarray
+    counts: np.ndarray
+    offsets: np.ndarray
+    sizes: np.ndarray
 
 
 class ShuffledExamples:
@@ -34,33 +53,44 @@ class ShuffledExamples:
         self._paths = [path for path, _ in sources]
         total = sum(count for _, count in sources)
         run = -(-total // _MOST_PLACES)
-        columns = []
-        for number, (path, count) in enumerate(sources):
-            index = build_index(path, count=count)
-            first = np.arange(0, count, run)
-            ends = np.append(index.offsets, (index.lengths + FRAME_BYTES).sum())
-            last = np.minimum(first + run, count)
-            columns.append([np.full(len(first), number), first, last - first, ends[first]])
-            columns[-1].append(ends[last] - ends[first])
-        self._runs = np.concatenate([np.stack(part, 1) for part in columns])
-        order = _spread_over_shards(self._runs[:, 4], max(1, total // per_shard))
-        self._runs = self._runs[order]
-        self._ends = np.cumsum(self._runs[:, 2])
+        runs = [_runs(number, source, run) for number, source in enumerate(sources)]
+        order = _spread_over_shards(
+            np.concatenate([each.sizes for each in runs]), max(1, total // per_shard)
+        )
+        # column by column, so that no second copy of all is held
+        self._runs = _Runs(*(np.concatenate(column)[order] for column in zip(*runs, strict=True)))
+        self._ends = np.cumsum(self._runs.counts, dtype=np.int64)
 
     def read(self, first: int, count: int) -> Iterator[AnyExample]:
         """The `count` examples from place `first`, in the order of the files."""
         low, high = np.searchsorted(self._ends, (first, first + count - 1), side="right")
-        runs = self._runs[low : high + 1].copy()
-        begin = self._ends[low : high + 1] - runs[:, 2]
+        runs = _Runs(*(column[low : high + 1].astype(np.int64) for column in self._runs))
+        begin = self._ends[low : high + 1] - runs.counts
         skip = np.maximum(first - begin, 0)
-        stop = np.minimum(first + count - begin, runs[:, 2])
-        for number in np.lexsort((runs[:, 1], runs[:, 0])).tolist():
-            file, record, count, offset, size = runs[number].tolist()
+        stop = np.minimum(first + count - begin, runs.counts)
+        for number in np.lexsort((runs.records, runs.files)).tolist():
+            file, record, count, offset, size = (int(column[number]) for column in runs)
             path = self._paths[file]
             data = read_bytes(path, offset, offset + size)
             found = read_frames(path, data, first=record, count=count)
             for n in range(skip[number], stop[number]):
                 yield decode_at(path, record + n, found[n])
+
+
+def _runs(number: int, source: tuple[AnyPath, int], run: int) -> _Runs:
+    """Those of a file, `run` records each."""
+    path, count = source
+    index = build_index(path, count=count)
+    ends = np.append(index.offsets, (index.lengths + FRAME_BYTES).sum())
+    first = np.arange(0, count, run)
+    last = np.minimum(first + run, count)
+    return _Runs(
+        np.full(len(first), number, np.uint16),
+        first.astype(np.uint32),
+        (last - first).astype(np.uint32),
+        ends[first],
+        ends[last] - ends[first],
+    )
 
 
 def _spread_over_shards(sizes: np.ndarray, shards: int) -> np.ndarray:

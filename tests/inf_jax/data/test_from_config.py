@@ -8,7 +8,9 @@ from inf_jax.config.checks import check_config
 from inf_jax.config.defaults import defaults
 from inf_jax.config.sections import DataConfig, RunConfig, TrainConfig
 from inf_jax.core.errors import UserError
-from inf_jax.data.from_config import batch_layout, dataset_dir
+from inf_jax.data.from_config import _as_ordered, batch_layout, dataset_dir
+from inf_jax.data.tokenised.plans import TokenisingPlan
+from inf_jax.io.storage import as_path
 
 
 @pytest.mark.parametrize(
@@ -78,3 +80,23 @@ def test_objectives_and_the_negatives_that_they_need(loss, message):
         check_config(config)
     config.loss.update({"objective": "multi(P,IQ) + 0.5*margin(P)", "negatives": 2})
     check_config(config)
+
+
+def test_large_data_are_read_in_windows_unless_the_run_began_otherwise(tmp_path):
+    def shuffled(directory, count, batch=192, expected=None):
+        recipe = {"split": "train", "examples_per_shard": 1 << 30}
+        plan = TokenisingPlan(
+            [(as_path(directory) / "f", count)], as_path(directory), [], recipe, ""
+        )
+        config = dataclasses.replace(RunConfig(), train=TrainConfig(batch_size=batch))
+        return _as_ordered(config, plan, expected and expected(plan))
+
+    disk, bucket = str(tmp_path / "d"), "gs://bucket/d"
+    for directory, least in ((disk, 1 << 22), (bucket, 1 << 17)):
+        assert shuffled(directory, least).shuffled
+        assert not shuffled(directory, least - 1).shuffled
+        assert not shuffled(directory, least, batch=least // 4 + 1).shuffled
+    assert not shuffled(
+        disk, 1 << 22, expected=lambda plan: plan.as_shuffled(False).fingerprint
+    ).shuffled
+    assert shuffled(disk, 9, expected=lambda plan: plan.as_shuffled(True).fingerprint).shuffled
