@@ -23,6 +23,7 @@ class ResumeInfo(NamedTuple):
       start_step: step of that checkpoint; None for a backbone.
       mixture: of sources, `data.mixture.order.Mixing` as text; "" for one source. `dataset` then
         has the fingerprints of all, with + between them.
+      teacher: fingerprint of the parameters of loss.teacher; "" for none.
     """
 
     step: int
@@ -35,6 +36,7 @@ class ResumeInfo(NamedTuple):
     start: str = ""
     start_step: int | None = None
     mixture: str = ""
+    teacher: str = ""
 
 
 def check_same_data(saved: ResumeInfo, now: ResumeInfo, directory: str | Path) -> None:
@@ -69,4 +71,15 @@ def check_frozen(saved: ResumeInfo, frozen: str, directory: str | Path) -> None:
             f"model.start_from gives now are not what the run began with (fingerprint "
             f"{saved.frozen or 'none'}, now {frozen or 'none'}); restore the old weights, or give "
             "a new out_dir"
+        )
+
+
+def check_same_teacher(saved: ResumeInfo, teacher: str, name: str) -> None:
+    """Raises UserError where loss.teacher, `name`, is not the one that the run began with."""
+    if saved.teacher != teacher:
+        raise UserError(
+            f"loss.teacher={name!r}: is not the teacher that the run began with (fingerprint "
+            f"{saved.teacher or 'none'}, now {teacher or 'none'}); restore the old one (of a run, "
+            "whose newest checkpoint is taken, name OUT_DIR/checkpoints/STEP), or give a new "
+            "out_dir"
         )

@@ -169,6 +169,11 @@ def _loss_problems(config: ConfigDict) -> list[str]:
             f"loss.objective={loss.objective}: a teacher's scores are of a row's own passages; set "
             "loss.negatives to the number of hard negatives to draw"
         )
+    if loss.teacher and not taught:
+        problems.append(
+            f"loss.teacher={loss.teacher!r}: loss.objective={loss.objective} has no distil(P) or "
+            "margin(P) that would use its scores; add one, or leave it empty"
+        )
     if loss.negatives > 0 and not taught and "P" not in objective.blocks:
         problems.append(
             f"loss.negatives={loss.negatives}: loss.objective={loss.objective} has no block P that "

@@ -17,7 +17,7 @@ from inf_jax.io.storage import AnyPath, new_file
 # evaluation or export; and exceptions from them.
 _MAY_CHANGE = """out_dir data.dir data.prefetch data.stage_mb data.texts_per_row
     data.max_epochs data.at_max_epochs model.scan_layers model.remat
-    model.remat_first model.remat_first_layers model.attention
+    model.remat_first model.remat_first_layers model.attention loss.teacher
     optim.max_nonfinite loss.engine mesh eval export train""".split()
 _MAY_NOT_CHANGE = ("train.batch_size",)
 # "auto" of these is replaced by a value when training starts; a run's saved config has that value.

@@ -145,6 +145,9 @@ class LossConfig:
     engine: str = key("auto", "how to compute it; auto: by batch and mesh", ("auto", *ENGINES))
     tile_dtype: str = key("float32", "dtype of embeddings in score products", choices.DTYPES)
     negatives: int = key(0, "hard negatives drawn per pair of its own list", rule="not negative")
+    teacher: str = key(
+        "", "model that scores a row's own passages in each step; empty: as in records", path=True
+    )
     instruction_negatives: int = key(0, "negatives sampled per pair (block I)", rule="not negative")
 
 

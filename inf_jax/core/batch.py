@@ -73,7 +73,7 @@ class Batch(NamedTuple):
       negatives: None where the objective has no block I.
       passage_valid: bool[b, 1 + h], False where a pair has no such hard negative; None for h = 0.
       teacher_scores: float32[b, 1 + h], of each passage of a row, -inf where there is none; None
-        where the objective has no teacher.
+        where the objective has no teacher, or where it is a model (loss.teacher).
       sources: int32[b], the number of each pair's source in a mixture, -1 in an empty slot; None
         without a mixture.
       queries_alone: bool[b], pairs without instruction, whose query every passage of the same query

@@ -253,7 +253,7 @@ def batch_layout(config: RunConfig, *, devices: int, pairs_per_example: int) -> 
         query_encoder=query_encoder(config.model.query_encoder),
         instruction_negatives=config.loss.instruction_negatives if block_i else None,
         negatives=config.loss.negatives,
-        teacher=objective.has(*TAUGHT),
+        teacher=objective.has(*TAUGHT) and not config.loss.teacher,
         mixture=bool(config.data.mixture.strip()),
         queries_alone=config.data.query_alone or config.data.drop_instructions > 0,
     )

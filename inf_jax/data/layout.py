@@ -31,7 +31,7 @@ class BatchLayout:
       instruction_negatives: m, sampled instruction negatives per pair, besides its poisoned
         instruction; None where the objective has no block I.
       negatives: h, hard negatives drawn for a pair from its list.
-      teacher: whether batches hold a teacher's scores.
+      teacher: whether batches hold a teacher's scores, of the records.
       mixture: whether batches hold the number of each pair's source. An "example" is then a unit
         of `data.mixture.order`.
       queries_alone: whether batches say which pairs have no instruction (`Batch.queries_alone`).

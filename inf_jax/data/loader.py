@@ -265,7 +265,8 @@ def _check_negatives(dataset: TokenisedDataset | MixtureDataset, layout: BatchLa
     if layout.teacher and not dataset.scored:
         raise UserError(
             f"{dataset.directory}: no pair has a teacher's scores, which loss.objective "
-            "needs; leave it out, or build the dataset from a source with scores"
+            "needs; leave it out, build the dataset from a source with scores, or name a model "
+            "that gives them, loss.teacher"
         )
 
 

@@ -12,7 +12,8 @@ products of it, T tokens of a step, S the sum of the squares of the texts' lengt
 a text, ignoring what a causal mask or a window skips), b pairs, e width of the embeddings, c
 candidates of a row in block I and hard negatives of all pairs in block P. With adapters of P
 parameters the kernels have no gradient, which saves one of backward's two products, and forward has
-2 T P more; other frozen parameters count as if trained. Not counted: padding, rematerialisation,
+2 T P more; other frozen parameters count as if trained. A teacher (loss.teacher) adds its encoder's
+forward, `encoder_flops`, once. Not counted: padding, rematerialisation,
 the products of the optimiser and of the health metrics, embedding look-ups, pooling, and the
 attention between query and instruction of query_encoder="attention". MFU is this over peak times
 seconds.

@@ -53,6 +53,7 @@ class Retriever:
 
     Attributes:
       embedding_size: int, entries of a vector, e; `config.truncate_dim` if that is set.
+      encoder, params: what encodes, and its parameters, {tower: tree}, on the mesh.
       mesh: the mesh on which the parameters are.
       dtype: of the computation.
 
@@ -85,10 +86,10 @@ class Retriever:
             scan_layers=jax.default_backend() != "cpu",  # unrolled layers are faster there
             attention=attention,
         )
-        self._encoder = _make_encoder(shape, options)
-        self.embedding_size: int = config.truncate_dim or self._encoder.width
+        self.encoder = _make_encoder(shape, options)
+        self.embedding_size: int = config.truncate_dim or self.encoder.width
         self.mesh: Mesh = local_mesh() if mesh is None else mesh
-        self._params = jax.device_put(params, state_shardings(self.mesh, params))
+        self.params: dict = jax.device_put(params, state_shardings(self.mesh, params))
 
     def encode(
         self,
@@ -194,11 +195,11 @@ class Retriever:
         settings = dataclasses.asdict(self.config)
         del settings["text"]
         return {
-            "weights": fingerprint(self._params),
+            "weights": fingerprint(self.params),
             "tokenizer": self.tokenizer.fingerprint[:16],
             "settings": json.dumps(settings, sort_keys=True),
-            "attention": "causal" if self._encoder.config.causal else "bidirectional",
-            "architecture": json.dumps(self._encoder.config.of_vectors(), sort_keys=True),
+            "attention": "causal" if self.encoder.config.causal else "bidirectional",
+            "architecture": json.dumps(self.encoder.config.of_vectors(), sort_keys=True),
         }
 
     def with_query_template(self, template: str) -> Self:
@@ -276,9 +277,9 @@ class Retriever:
         """The vectors of each window of texts, or (query, instruction) pairs, float32[..., e]; with
         `deal` those of one small window are dealt out to all devices."""
         text, grids, done = self.config.text, set(), 0
-        limit, encode = text.max_passage_tokens, self._encoder.encode
+        limit, encode = text.max_passage_tokens, self.encoder.encode
         if role == "query":
-            limit, encode = text.max_query_tokens, self.config.queries.encode(self._encoder)
+            limit, encode = text.max_query_tokens, self.config.queries.encode(self.encoder)
         windows = text_batches(
             texts, count=WINDOW_TEXTS, characters=WINDOW_CHARACTERS, length=_characters
         )
@@ -298,7 +299,7 @@ class Retriever:
                 grids.add(grid)
                 yield encode_texts(
                     encode,
-                    tower(self._params, role),
+                    tower(self.params, role),
                     tokens,
                     instructions,
                     grid=grid,
@@ -317,7 +318,7 @@ class Retriever:
         """Entries of a vector with this `dim`, see `encode`; UserError where it is out of range."""
         if dim is None:
             return self.embedding_size
-        none = np.empty((0, self._encoder.width), np.float32)
+        none = np.empty((0, self.encoder.width), np.float32)
         return shortened(none, dim, normalise=False).shape[1]
 
     def __repr__(self) -> str:

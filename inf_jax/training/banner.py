@@ -14,7 +14,7 @@ from inf_jax.data.step_shapes import loader_inputs
 from inf_jax.losses.objective import count_negatives
 from inf_jax.monitoring.step_timer import StepWork
 from inf_jax.planning.chips import peak_flops
-from inf_jax.planning.flops import model_flops
+from inf_jax.planning.flops import encoder_flops, model_flops
 from inf_jax.training.setup import Training
 
 # Metric -> (label in the closing table, format); a name that ends in "/" has one row per block.
@@ -51,6 +51,7 @@ def work_of(training: Training, *, dims: tuple[int, ...] = ()) -> StepWork:
     """The mean work of a run's step; `dims` are the Matryoshka sizes of the loss."""
     inputs, mesh = loader_inputs(training.loader), training.program.mesh
     peak = peak_flops(mesh.devices.flat[0].device_kind)
+    teacher, texts = training.program.teacher, {"tokens": inputs.tokens, "squares": inputs.squares}
     return StepWork(
         examples=inputs.examples,
         pairs=inputs.pairs,
@@ -58,13 +59,13 @@ def work_of(training: Training, *, dims: tuple[int, ...] = ()) -> StepWork:
         flops=model_flops(
             training.model.encoder.config,
             training.program.objective,
-            tokens=inputs.tokens,
-            squares=inputs.squares,
+            **texts,
             pairs=inputs.pairs,
             candidates=inputs.candidates(training.program.objective),
             dims=dims or (training.model.encoder.width,),
             adapter=training.program.partition.adapter_size,
-        ),
+        )
+        + (encoder_flops(teacher.config, **texts) if teacher else 0),
         peak=None if peak is None else peak * mesh.size,
     )
 
@@ -94,6 +95,7 @@ def banner(
             ("model", config.model.name),
             ("parameters", f"{parameters:,}, {config.model.towers} towers, {config.model.dtype}"),
             *([("trained parameters", f"{trained:,}")] if trained < parameters else []),
+            *([("teacher", config.loss.teacher)] if training.program.teacher else []),
             ("devices", f"{mesh.size} x {jax.devices()[0].device_kind}"),
             ("hosts", jax.process_count()),
             ("mesh", " ".join(f"{name}={size}" for name, size in mesh.shape.items())),

@@ -10,8 +10,9 @@ from inf_jax.data.step_shapes import StepInputs, batch_shapes
 from inf_jax.distributed.mesh import batch_devices, batch_sharding
 from inf_jax.models.encoder import Encoder
 from inf_jax.planning.compile import StepToPlan
-from inf_jax.planning.flops import model_flops
+from inf_jax.planning.flops import encoder_flops, model_flops
 from inf_jax.training.program import make_program
+from inf_jax.training.run_model import planned_teacher
 
 
 def planned_step(
@@ -30,7 +31,9 @@ def planned_step(
     Raises:
       UserError: the config does not suit the model or the devices.
     """
-    program, shape = make_program(config, encoder, mesh, source=source), encoder.config
+    teacher = planned_teacher(config, encoder)
+    program = make_program(config, encoder, mesh, source=source, teacher=teacher)
+    shape = encoder.config
     flops = model_flops(
         shape,
         program.objective,
@@ -41,6 +44,9 @@ def planned_step(
         dims=config.loss.dims or (encoder.width,),
         adapter=program.partition.adapter_size,
     )
+    if teacher is not None:
+        shape_of = teacher.encoder.config
+        flops += encoder_flops(shape_of, tokens=inputs.tokens, squares=inputs.squares)
     facts = {
         "tensor_divides": math.gcd(shape.heads, shape.ffn),  # a multiple of mesh.tensor
         "model": config.model.name,
@@ -48,6 +54,7 @@ def planned_step(
         "attention": encoder.attention_in_training(config.data.row_tokens),
         "parameters": _size(program.shapes.whole),
         "trained_parameters": _size(program.shapes.params),
+        **({"teacher_parameters": _size(program.shapes.teacher)} if teacher else {}),
         "objective": str(program.objective),
         "steps": config.train.steps,
         "batch": {

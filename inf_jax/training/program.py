@@ -1,5 +1,6 @@
 """Builds the jitted programs of a run for a mesh, from its config and the encoder's shape alone."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -24,7 +25,14 @@ from inf_jax.optim.optimisers import make_optimizer
 from inf_jax.optim.schedules import make_schedule
 from inf_jax.training.forward import EncodingPlan
 from inf_jax.training.parameters import ParameterPartition, make_partition
-from inf_jax.training.step import TrainState, init_coefficients, make_loss, make_train_step
+from inf_jax.training.run_model import Teacher
+from inf_jax.training.step import (
+    TrainState,
+    init_coefficients,
+    make_loss,
+    make_train_step,
+    with_teacher,
+)
 
 
 class TrainingProgram(NamedTuple):
@@ -34,25 +42,33 @@ class TrainingProgram(NamedTuple):
       mesh, objective: as in the config.
       sources: names of the mixture's sources; () without one.
       step: jitted (state, batch) -> (state, metrics); the state is donated.
-      measure: jitted (params, frozen, batch) -> the loss's metrics, without dropout.
+      measure: jitted (state, batch) -> the loss's metrics, without dropout.
       shapes: TrainState of ShapeDtypeStructs with shardings.
       init: jitted, {tower: tree} of `start_params` -> TrainState at step 0 on its shards.
       frozen: jitted, {tower: tree} -> the frozen parameters alone.
+      teacher: its encoder; None without loss.teacher. Its parameters are in the state's shapes, but
+        not in what `init` gives.
     """
 
     mesh: jax.sharding.Mesh
     sources: tuple[str, ...]
     objective: Objective
     step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
-    measure: Callable[[dict, dict, Batch], dict[str, jax.Array]]
+    measure: Callable[[TrainState, Batch], dict[str, jax.Array]]
     shapes: TrainState
     init: Callable[[dict], TrainState]
     partition: ParameterPartition
     frozen: Callable[[dict], dict]
+    teacher: Encoder | None = None
 
 
 def make_program(
-    config: RunConfig, encoder: Encoder, mesh: jax.sharding.Mesh, *, source: object
+    config: RunConfig,
+    encoder: Encoder,
+    mesh: jax.sharding.Mesh,
+    *,
+    source: object,
+    teacher: Teacher | None = None,
 ) -> TrainingProgram:
     """The programs for an encoder on a mesh: needs no data, no weights, and no device to run on.
 
@@ -60,6 +76,7 @@ def make_program(
       encoder: with the options of the `model` section.
       mesh: devices of one platform, this machine's or a topology's.
       source: where the encoder's shape is from, for messages.
+      teacher: with parameters or their shapes; None: without loss.teacher.
 
     Raises:
       UserError: loss or parameters do not suit the encoder or the mesh.
@@ -85,8 +102,14 @@ def make_program(
         step = with_ema(step, config.optim.ema)
     loss_fn = make_loss(encoding, loss)
 
-    def measure(params: dict, frozen: dict, batch: Batch) -> dict[str, jax.Array]:
-        return loss_fn(join_trees(params, frozen), batch, None)[1]
+    def measure(state: TrainState, batch: Batch) -> dict[str, jax.Array]:
+        return loss_fn(join_trees(state.scored, state.frozen), batch, None)[1]
+
+    if teacher is not None:
+        teacher.encoder.attention_in_training(config.data.row_tokens)  # raises
+        teaching = _encoding(config, teacher.encoder, mesh)
+        teaching = dataclasses.replace(teaching, keep_last=False)  # of backward alone
+        step, measure = (with_teacher(f, teaching, loss.scale) for f in (step, measure))
 
     def init(base: dict) -> TrainState:
         params = partition.trained(base)
@@ -104,6 +127,8 @@ def make_program(
     check_groups(config.optim.groups, jax.eval_shape(partition.trained, partition.base))
     # Shapes first: the state is created on its shards, from a checkpoint or from the backbone.
     shapes = jax.eval_shape(init, partition.base)
+    if teacher is not None:
+        shapes = shapes._replace(teacher=jax.eval_shape(lambda: teacher.params))
     shardings = state_shardings(mesh, shapes)
     options = compiler_options(mesh)
     return TrainingProgram(
@@ -120,9 +145,10 @@ def make_program(
         shapes=jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
         ),
-        init=jax.jit(init, out_shardings=shardings),
+        init=jax.jit(init, out_shardings=shardings._replace(teacher={})),
         partition=partition,
         frozen=jax.jit(partition.fixed, out_shardings=shardings.frozen),
+        teacher=None if teacher is None else teacher.encoder,
     )
 
 

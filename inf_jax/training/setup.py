@@ -8,7 +8,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from inf_jax.checkpoints.resume import ResumeInfo
+from inf_jax.checkpoints.integrity import fingerprint
+from inf_jax.checkpoints.resume import ResumeInfo, check_same_teacher
 from inf_jax.checkpoints.saver import Saver
 from inf_jax.config.sections import RunConfig
 from inf_jax.data.from_config import make_loader
@@ -18,6 +19,7 @@ from inf_jax.models.hf.backbone import Backbone, load_model
 from inf_jax.training.initial_params import Start, find_start, start_params
 from inf_jax.training.program import TrainingProgram, make_program
 from inf_jax.training.retrieval import StepScores
+from inf_jax.training.run_model import load_teacher
 from inf_jax.training.step import TrainState
 
 
@@ -30,7 +32,8 @@ class Training(NamedTuple):
       scores: of the eval split at some steps; None without train.eval_every.
       dev: loader of the dev split, for the batches that are measured; None without train.dev_every.
       base: Start -> {tower: tree} and its fingerprint: the backbone's parameters or another run's.
-      start_from: of the config.
+      start_from, teacher_name: of the config.
+      teacher: {tower: tree} on the mesh; {} without loss.teacher.
     """
 
     model: Backbone
@@ -40,9 +43,11 @@ class Training(NamedTuple):
     dev: Loader | None
     base: Callable[[Start], tuple[dict, str]]
     start_from: str
+    teacher: dict
+    teacher_name: str
 
     def fresh(self) -> TrainState:
-        """The state at step 0 on its shards."""
+        """The state at step 0 on its shards, without the teacher."""
         return self.program.init(self.base(find_start(self.start_from))[0])
 
     def frozen(self, recorded: ResumeInfo | None = None) -> dict:
@@ -70,7 +75,10 @@ class Training(NamedTuple):
             start=start.fingerprint,
             start_step=start.step,
             mixture=str(self.loader.dataset.mixing) if layout.mixture else "",
+            teacher=fingerprint(self.teacher),
         )
+        if saver.info:
+            check_same_teacher(saver.info, data.teacher, self.teacher_name)
 
         def fresh() -> tuple[dict, str]:
             params, fingerprint = self.base(start)
@@ -78,7 +86,7 @@ class Training(NamedTuple):
 
         shapes, frozen = self.program.shapes.saved, functools.partial(self.frozen, saver.info)
         state = saver.start(data, shapes=shapes, fresh=fresh, frozen=frozen)
-        return TrainState(**state), saver.first_step
+        return TrainState(**state | {"teacher": self.teacher}), saver.first_step
 
     def dev_metrics(self, state: TrainState) -> dict[str, jax.Array]:
         """Means over always the same batches of the dev split, {"dev/...": scalar}; of a source's
@@ -86,7 +94,7 @@ class Training(NamedTuple):
         count = self.dev.steps
         on_devices = self.dev.batches(0, count, to_device=to_mesh(self.program.mesh), prefetch=1)
         with contextlib.closing(on_devices):
-            each = [self.program.measure(state.scored, state.frozen, b) for b in on_devices]
+            each = [self.program.measure(state, b) for b in on_devices]
         means = {name: sum(one[name] for one in each) / count for name in each[0]}
         for source in self.program.sources:
             pairs = [one[f"pairs/{source}"] for one in each]
@@ -112,7 +120,8 @@ def make_training(
     """
     model = load_model(config)
     mesh = make_mesh(fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
-    program = make_program(config, model.encoder, mesh, source=model.directory)
+    teacher = load_teacher(config, model)
+    program = make_program(config, model.encoder, mesh, source=model.directory, teacher=teacher)
     share = {"devices": batch_devices(mesh), "parts": local_parts(mesh), "order": order}
     loader = make_loader(config, model.tokenizer, expected=expected, **share)
     dev = None
@@ -124,4 +133,8 @@ def make_training(
     if config.train.eval_every:
         scores = StepScores(config, model, program.partition, mesh)
     base = functools.partial(start_params, model, program.partition, mesh)
-    return Training(model, program, loader, scores, dev, base, config.model.start_from)
+    taught_by = {} if teacher is None else teacher.on_mesh(program.shapes.teacher)
+    begins = config.model.start_from
+    return Training(
+        model, program, loader, scores, dev, base, begins, taught_by, config.loss.teacher
+    )

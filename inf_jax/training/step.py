@@ -12,6 +12,7 @@ from inf_jax.config.sections import LossConfig
 from inf_jax.core.batch import Batch
 from inf_jax.core.trees import join_trees
 from inf_jax.losses import contrastive_loss
+from inf_jax.losses.candidates import dots
 from inf_jax.losses.objective import parse_objective
 from inf_jax.optim.optimisers import without_layers
 from inf_jax.training.forward import EncodingPlan, encode_pairs
@@ -27,6 +28,7 @@ class TrainState(NamedTuple):
       opt_state: of optax.
       frozen: what is not trained, {tower: tree}, without gradients and moments; not saved.
       ema: {tower: tree}, the moving average of params (optim.ema); {}: there is none.
+      teacher: {tower: tree} of a frozen teacher (loss.teacher); not saved; {}: there is none.
     """
 
     step: jax.Array
@@ -34,6 +36,7 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
     frozen: dict = {}  # noqa: RUF012
     ema: dict = {}  # noqa: RUF012
+    teacher: dict = {}  # noqa: RUF012
 
     @property
     def whole(self) -> dict:
@@ -47,9 +50,10 @@ class TrainState(NamedTuple):
 
     @property
     def saved(self) -> dict:
-        """What a checkpoint holds: all but the frozen parameters."""
+        """What a checkpoint holds: all but the frozen parameters and the teacher."""
         parts = self._asdict()
-        return {n: x for n, x in parts.items() if n != "frozen" and (n != "ema" or x)}
+        kept = {n: x for n, x in parts.items() if n not in ("frozen", "teacher")}
+        return {n: x for n, x in kept.items() if n != "ema" or x}
 
 
 def init_coefficients(scale: float, bias: float, *, sigmoid: bool) -> dict[str, jax.Array]:
@@ -177,3 +181,24 @@ def make_train_step(
         return state._replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     return step
+
+
+def with_teacher(function: Callable, plan: EncodingPlan, scale: float) -> Callable:
+    """A pure (state, batch) -> ..., such as a train step, on a batch that has the teacher's scores:
+    float32[b, 1 + h], `scale` times the cosines of its vectors of query and passages, no gradient.
+
+    Args:
+      function: (state, batch) -> anything.
+      plan: of the teacher's encoder; its parameters are `state.teacher`.
+      scale: of the loss at the start, whether it is learned or not.
+    """
+
+    def taught(state: TrainState, batch: Batch):
+        with jax.named_scope("teacher"):
+            pairs = batch._replace(negatives=None)  # of block I, which no teacher scores
+            queries, passages, _ = encode_pairs(plan, state.teacher, pairs)
+            passages = passages.reshape(len(queries), -1, passages.shape[-1])
+            scores = scale * dots("be,bke->bk", queries, passages)
+        return function(state, batch._replace(teacher_scores=jax.lax.stop_gradient(scores)))
+
+    return taught

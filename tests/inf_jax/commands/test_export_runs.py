@@ -75,7 +75,7 @@ def test_a_decoder_with_last_pooling_eos_projection_and_prompts(run, tiny_config
     assert fields["add_eos_token"] is True and fields["padding_side"] == "left"
     assert ours.tokenizer.passages(["iris"], ours.config.text)[0][-1] == ours.tokenizer.special[1]
     start = load_model(run_config(config)).load().params["projection"]["kernel"]
-    kernel = np.asarray(ours._params["shared"]["projection"]["kernel"])
+    kernel = np.asarray(ours.params["shared"]["projection"]["kernel"])
     assert np.abs(kernel - start).max() > 1e-3  # it was trained
     assert_same_vectors(directory, QWEN3, "")
     card = (directory / "README.md").read_text()
@@ -90,7 +90,7 @@ def test_a_t5_with_a_projection_goes_on_from_its_own_export(run, tiny_config):
     # the export serves as a backbone: the next run starts from its projection
     config.model.name = str(directory)
     loaded = load_model(run_config(config)).load().params["projection"]
-    exported = inf_jax.load(directory)._params["shared"]["projection"]
+    exported = inf_jax.load(directory).params["shared"]["projection"]
     np.testing.assert_array_equal(loaded["kernel"], exported["kernel"])
     settings = directory / "inf_jax.json"
     settings.write_text(settings.read_text().replace('"projection": 40', '"projection": 8'))

@@ -223,7 +223,7 @@ def test_a_projection_is_trained_beside_adapters(lora_config, tmp_path):
     out = Path(config.out_dir) / "export"
     loaded = load(out)
     assert loaded.embedding_size == 8
-    exported = loaded._params["shared"]["projection"]["kernel"]
+    exported = loaded.params["shared"]["projection"]["kernel"]
     np.testing.assert_array_equal(exported, kernels[0])
     parity = json.loads((out / "parity.json").read_text())
     assert "peft" in parity["not_verified"] or parity["loaders"]["peft"]["min_cosine"] >= 0.9999

@@ -40,7 +40,7 @@ def test_keys_that_are_paths():
     paths = {each.name for sections in SECTIONS.values() for each in keys(sections) if each.path}
     assert paths == {
         *("out_dir", "data.dir", "model.name", "model.start_from", "eval.base_from", "export.dir"),
-        *("train.compilation_cache", "eval.benchmark"),
+        *("train.compilation_cache", "eval.benchmark", "loss.teacher"),
         *("source.path", "evaluation.paths", "score.model", "review.path", "corpus.data_dir"),
         *(f"{stage}.prompt" for stage in ("query", "generate", "judge", "judge_2")),
     }

@@ -41,7 +41,7 @@ def model(tiny_model_dir, tmp_path):
 def test_what_was_read_is_written(model, tmp_path):
     st = pytest.importorskip("sentence_transformers")
     ours, out = inf_jax.load(model), tmp_path / "out"
-    params = jax.device_get(ours._params)
+    params = jax.device_get(ours.params)
     assert export_hf(params, ours.config, ours.tokenizer, out, backbone=model).verified
     again = inf_jax.load(out)
     assert again.config == ours.config and again.embedding_size == 8

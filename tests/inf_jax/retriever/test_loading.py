@@ -28,7 +28,7 @@ def test_a_model_split_over_the_devices(tiny_model_dir):
     whole, split = (inf_jax.load(tiny_model_dir, fsdp=fsdp) for fsdp in (1, 4))
     assert dict(split.mesh.shape) == {"data": len(jax.devices()) // 4, "fsdp": 4, "tensor": 1}
     for name in ("up_kernel", "out_kernel"):
-        array = split._params["shared"]["blocks"][name]
+        array = split.params["shared"]["blocks"][name]
         assert array.addressable_shards[0].data.size * 4 == array.size
     np.testing.assert_allclose(
         split.encode(QUERIES, instruction="Tell it."),

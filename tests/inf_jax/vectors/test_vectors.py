@@ -369,9 +369,9 @@ def test_shares_of_several_processes(encoded, queries, corpus, retriever, tmp_pa
     half = tmp_path / "half"
     one = make_mesh(devices=jax.devices()[:1])
     alone = inf_jax.Retriever(
-        retriever._params,
+        retriever.params,
         retriever.config,
-        shape=retriever._encoder.config,
+        shape=retriever.encoder.config,
         tokenizer=retriever.tokenizer,
         mesh=one,
     )
