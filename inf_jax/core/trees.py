@@ -11,6 +11,12 @@ def path_name(path) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+def is_vector(path) -> bool:
+    """Whether a parameter at a JAX key path is a bias or the scale of a norm, which stay float32
+    and have no weight decay."""
+    return path_name(path).endswith(("bias", "scale"))
+
+
 def leaf_paths(tree: Any) -> list[str]:
     """The path of every leaf, in JAX's order."""
     return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]

@@ -160,7 +160,7 @@ def _frames(
 
 def build_index(path: str | os.PathLike, *, count: int | None = None) -> Index:
     """The index of a file, by reading all of it; checks and errors as in `read_records`."""
-    lengths, crcs = array.array("q"), array.array("I")  # lists take 9 times the memory
+    lengths, crcs = array.array("q"), array.array("I")  # lists take 7 times the memory
     for data in read_records(path, count=count):
         lengths.append(len(data))
         crcs.append(masked_crc32c(data))

@@ -121,8 +121,8 @@ def contrastive_loss(
       spread: weight of the mean square of the inner products of two queries, and of two positives
         (EmbeddingGemma's regulariser). Static.
       engine: "dense" holds every score; "blockwise" (one device), "ring" and "gather" (all devices
-        of `mesh`) go tile by tile; "auto" is dense for small batches (by the
-        scores of a device), else ring on a mesh of several devices, else blockwise. Static.
+        of `mesh`) go tile by tile; "auto" is dense for small batches (by
+        the scores of a device), else ring on several devices, else blockwise. Static.
       mesh: its axes, of type Auto, all split the batch; ring and gather need it. Static.
       tile: (rows, columns) of a tile on a device; None takes the platform's default. Static.
       tile_dtype: "bfloat16" rounds the embeddings for the products; None keeps them. Static.

@@ -13,7 +13,7 @@ import optax
 from optax import contrib
 
 from inf_jax.config.sections import OptimConfig
-from inf_jax.core.trees import path_name
+from inf_jax.core.trees import is_vector, path_name
 from inf_jax.optim.groups import scale_by_group
 
 _MUON_RMS = 0.2  # of an entry of the update, about AdamW's (arXiv 2502.16982, section 2.2)
@@ -21,9 +21,7 @@ _MUON_RMS = 0.2  # of an entry of the update, about AdamW's (arXiv 2502.16982, s
 
 def decay_mask(params) -> dict:
     """True where weight decay applies: matrices and embedding tables, neither biases nor norms."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: not path_name(path).endswith(("bias", "scale")), params
-    )
+    return jax.tree_util.tree_map_with_path(lambda path, _: not is_vector(path), params)
 
 
 def without_layers(tree, count: int):

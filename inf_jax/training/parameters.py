@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from inf_jax.config.sections import RunConfig
 from inf_jax.core.errors import UserError
-from inf_jax.core.trees import join_trees, leaf_paths, path_name, select
+from inf_jax.core.trees import is_vector, join_trees, leaf_paths, select
 from inf_jax.models.encoder import COMPUTE_DTYPES, Encoder, make_encoder, plain_encoder
 from inf_jax.models.lora import Lora, initial_adapters, is_adapter, merged
 
@@ -42,8 +42,7 @@ class ParameterPartition(NamedTuple):
         frozen = select(self._with_adapters(base), lambda path: path in self.frozen)
 
         def leaf(path, x: jax.Array) -> jax.Array:
-            vector = path_name(path).endswith(("bias", "scale"))
-            return x if vector else x.astype(self.dtype)
+            return x if is_vector(path) else x.astype(self.dtype)
 
         return jax.tree_util.tree_map_with_path(leaf, frozen)
 

@@ -11,6 +11,7 @@ import numpy as np
 from inf_jax.checkpoints import manager as checkpoint
 from inf_jax.config.sections import RunConfig
 from inf_jax.core.errors import UserError
+from inf_jax.core.trees import is_vector
 from inf_jax.distributed.mesh import local_mesh
 from inf_jax.io.paths import is_url
 from inf_jax.io.storage import AnyPath
@@ -175,8 +176,7 @@ def _cast(config: RunConfig, params: dict) -> dict:
     dtype = COMPUTE_DTYPES[config.model.dtype]
 
     def leaf(path, x):
-        vector = str(path[-1].key).endswith(("bias", "scale"))
-        return x if vector else x.astype(dtype)
+        return x if is_vector(path) else x.astype(dtype)
 
     return jax.tree_util.tree_map_with_path(leaf, params)
 

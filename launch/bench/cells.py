@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from inf_jax.config.defaults import defaults
 from inf_jax.config.resume import as_saved
 from inf_jax.core.errors import UserError
 from inf_jax.evaluation.scores import METRICS
@@ -50,12 +51,17 @@ def settings(config: dict) -> dict:
     return json.loads(json.dumps(flat))  # JSON files have lists for tuples
 
 
+def _saved(config: dict) -> dict:
+    """As `settings`, of a config that was saved; a key that is newer than it has its default."""
+    return settings(defaults().to_dict()) | settings(config)
+
+
 def check_unchanged(cell: Cell) -> None:
     """Raises UserError if the cell was begun with other settings: its scores would not compare."""
     path, now = cell.directory / "config.json", settings(as_saved(cell.config))
     if not path.exists():
         return
-    was = settings(read_json(path, kind=dict, remedy=f"delete {path.parent}"))
+    was = _saved(read_json(path, kind=dict, remedy=f"delete {path.parent}"))
     keys = [k for k in was | now if was.get(k) != now.get(k)]
     if keys:
         differ = "; ".join(f"{k} was {was.get(k)!r}, is now {now.get(k)!r}" for k in keys)
@@ -69,7 +75,7 @@ def finished(cell: Cell) -> dict | None:
     """The cell's eval.json if it is of the last step and of these settings, else None."""
     try:
         scores = read_json(cell.directory / "eval.json", kind=dict)
-        same = settings(scores["config"]) == settings(as_saved(cell.config))
+        same = _saved(scores["config"]) == settings(as_saved(cell.config))
         return scores if same and scores["step"] == cell.config.train.steps else None
     except (UserError, KeyError, AttributeError):  # absent, or not an eval.json
         return None

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from inf_jax.config.defaults import defaults
 from inf_jax.config.resume import as_saved
 from inf_jax.core.errors import UserError
 from launch.bench.ablation import main
-from launch.bench.cells import CellFailedError
+from launch.bench.cells import Cell, CellFailedError, check_unchanged
 from launch.bench.recipes import interval, make_trials, parse_recipe, summarise
 from tests.inf_jax.processes import write_config
 
@@ -159,3 +160,16 @@ def test_impossible_recipes(tiny_config, tmp_path, texts, message):
     with pytest.raises(UserError, match=message):
         make_trials(tiny_config, [f"--config={path}"], texts, [0])
     assert parse_recipe("x:").flags == ()
+
+
+def test_a_cell_begun_before_a_key_existed_goes_on(tmp_path):
+    config = defaults()
+    config.out_dir = str(tmp_path)
+    cell = Cell("", "", [], config)
+    saved = json.loads(json.dumps(as_saved(config)))
+    del saved["loss"]["teacher"]
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    check_unchanged(cell)
+    config.loss.teacher = "other"
+    with pytest.raises(UserError, match=r"\(loss.teacher was '', is now 'other'\)"):
+        check_unchanged(cell)

@@ -92,11 +92,11 @@ def test_large_data_are_read_in_windows_unless_the_run_began_otherwise(tmp_path)
         return _as_ordered(config, plan, expected and expected(plan))
 
     disk, bucket = str(tmp_path / "d"), "gs://bucket/d"
-    for directory, least in ((disk, 1 << 22), (bucket, 1 << 17)):
+    for directory, least in ((disk, 1 << 23), (bucket, 1 << 17)):
         assert shuffled(directory, least).shuffled
         assert not shuffled(directory, least - 1).shuffled
         assert not shuffled(directory, least, batch=least // 4 + 1).shuffled
     assert not shuffled(
-        disk, 1 << 22, expected=lambda plan: plan.as_shuffled(False).fingerprint
+        disk, 1 << 23, expected=lambda plan: plan.as_shuffled(False).fingerprint
     ).shuffled
     assert shuffled(disk, 9, expected=lambda plan: plan.as_shuffled(True).fingerprint).shuffled
