@@ -1,12 +1,16 @@
 """Draws the figure of a run: its training loss, and its scores before and after."""
 
+from __future__ import annotations
+
+import typing
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from inf_jax.io.storage import AnyPath, new_file
+
+if typing.TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _BASE, _TRAINED, _INK = "#b8c0cc", "#12708a", "#2b2f36"
 
@@ -27,6 +31,8 @@ def draw(
         panel says so.
       bars: (name, base, trained), times 100, from top to bottom.
     """
+    from matplotlib.figure import Figure  # slow to import, needed at the end
+
     figure = Figure(figsize=(11, 4.4), dpi=150, layout="constrained", facecolor="white")
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
     figure.suptitle(title, fontsize=12, fontweight="bold", color=_INK, x=0.01, ha="left")

@@ -1,7 +1,6 @@
 """Draws benchmark.png: bars of the scores, and the differences with their intervals."""
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from inf_jax.benchmarks.report.rows import Compared, rows_of
 from inf_jax.io.storage import AnyPath, new_file
@@ -12,6 +11,8 @@ _INK = "#2b2f36"
 
 def draw_models(path: AnyPath, compared: Compared) -> None:
     """Bars of the values, and the differences with their intervals."""
+    from matplotlib.figure import Figure  # slow to import, needed at the end
+
     rows, labels = rows_of(compared), list(compared.scores)
     others = labels[1:]
     height = 1.3 + len(rows) * (0.12 + 0.13 * len(labels))
