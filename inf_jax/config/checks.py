@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from inf_jax.config.idle import idle_keys
 from inf_jax.config.mixture import mixture_sources
 from inf_jax.config.schema import key_problems, raise_problems, value_of
 from inf_jax.config.sections import RunConfig
@@ -29,8 +30,6 @@ def check_config(config: ConfigDict) -> None:
             f"optim.lr_scaling={config.optim.lr_scaling!r}: give optim.lr_batch, the pairs a step "
             "that optim.lr is for"
         )
-    if config.optim.lr_batch and config.optim.lr_scaling == "none":
-        problems.append(f"optim.lr_batch={config.optim.lr_batch}: there is no optim.lr_scaling")
     if warmup > train.steps:
         problems.append(f"optim.warmup_steps={warmup} exceeds train.steps={train.steps}")
     if config.seed >= 2**32:
@@ -63,7 +62,8 @@ def check_config(config: ConfigDict) -> None:
             "overwrite; give another"
         )
     problems += _freezing_problems(config) + _head_problems(config) + _loss_problems(config)
-    raise_problems([*problems, *_query_encoder_problems(config)])
+    problems += _query_encoder_problems(config)
+    raise_problems([*problems, *idle_keys(config, asks=True)])
 
 
 def _mixture_problems(data: ConfigDict) -> list[str]:
@@ -72,16 +72,12 @@ def _mixture_problems(data: ConfigDict) -> list[str]:
     except UserError as error:
         return [f"data.mixture={data.mixture!r}: {error}"]
     temperature = f"data.mixture_temperature={data.mixture_temperature:g}"
-    if data.mixture_temperature and not sources:
-        return [f"{temperature}: there is no data.mixture"]
     if data.mixture_temperature and any(source.weight for source in sources):
         return [f"{temperature}: gives the weights; name data.mixture's sources without theirs"]
     if sources and data.shuffle == "windows":
         return ["data.shuffle='windows': data.mixture draws from all of its sources; set 'global'"]
     if len(sources) == 1:
         return [f"data.mixture={data.mixture!r}: of one source; name it data.source"]
-    if not sources and data.at_max_epochs == "leave":
-        return ["data.at_max_epochs='leave': there is no data.mixture that a source could leave"]
     return []
 
 
@@ -116,27 +112,18 @@ def _best_problems(config: ConfigDict) -> list[str]:
 
 
 def _freezing_problems(config: ConfigDict) -> list[str]:
-    model, problems = config.model, []
+    problems = []
     for key in ("model.freeze", "model.lora_targets"):
         try:
             re.compile(value_of(config, key))
         except re.error as error:
             problems.append(f"{key}={value_of(config, key)!r}: not a regular expression ({error})")
-    if config.export.adapter and not model.lora_rank:
-        problems.append("export.adapter: a run without model.lora_rank has no adapter to export")
-    freezes = model.lora_rank or model.freeze or model.freeze_layers
-    if model.frozen_dtype != "float32" and not freezes:
-        problems.append("model.frozen_dtype: nothing is frozen without lora_rank or freeze")
     return problems
 
 
 def _head_problems(config: ConfigDict) -> list[str]:
-    model, dims, problems = config.model, config.eval.dims, []
-    if model.projection_bias and not model.projection:
-        problems.append("model.projection_bias=True: there is no model.projection")
-    if not _are_dims(dims):
-        problems.append(f"eval.dims={dims}: must be distinct positive integers")
-    return problems
+    dims = config.eval.dims
+    return [] if _are_dims(dims) else [f"eval.dims={dims}: must be distinct positive integers"]
 
 
 def _are_dims(dims) -> bool:
@@ -198,8 +185,6 @@ def _by_score_problems(config: ConfigDict, objective: Objective) -> list[str]:
             f"loss.mask_margin={loss.mask_margin}: loss.objective={loss.objective} has no block "
             "whose candidates it would mask; set it to 0"
         )
-    if loss.mask_relative and not loss.mask_margin:
-        problems.append("loss.mask_relative=True: there is no loss.mask_margin")
     if loss.hardness and not softmax:
         problems.append(
             f"loss.hardness={loss.hardness}: loss.objective={loss.objective} has no softmax over "

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict, config_flags
 
 from inf_jax.config.checks import check_config
 from inf_jax.config.config_files import load_config
+from inf_jax.config.idle import idle_keys
 from inf_jax.config.schema import Key, expand_paths, keys, keys_of, type_problems
 from inf_jax.config.sections import RunConfig
 from inf_jax.core.cli_flags import FlagParser
@@ -41,7 +42,14 @@ def run(
             sys.argv, doc, sections=RunConfig(), example=EXAMPLE, define=define
         )
         check_config(config)
+        say_idle(config)
         main(config, **own)
+
+
+def say_idle(config: ConfigDict) -> None:
+    """Prints to stderr, of a checked config, which of the keys that are set have no effect."""
+    for text in idle_keys(config, asks=False):
+        print(f"config: {text}; it has no effect", file=sys.stderr)
 
 
 def parse(argv: Sequence[str], doc: str = "") -> ConfigDict:

@@ -8,7 +8,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from inf_jax.config.defaults import defaults
-from inf_jax.config.schema import keys_of, value_of
+from inf_jax.config.idle import without_effect
+from inf_jax.config.schema import keys_of, set_value, value_of
 from inf_jax.core.choices import AUTO
 from inf_jax.core.errors import UserError
 from inf_jax.io.storage import AnyPath, new_file
@@ -48,15 +49,16 @@ def check_same_run(
       remedy: end of the message.
 
     Returns:
-      Allowed differences, as text.
+      Allowed differences, as text; a key that has no effect in either config may differ.
 
     Raises:
       UserError: lists the differences that are not allowed.
     """
     refused, allowed = [], []
+    idle = without_effect(config).keys() & without_effect(_whole(saved)).keys()
     for key in keys_of(config):
         free = key in besides or key in _MAY_CHANGE or key.split(".")[0] in _MAY_CHANGE
-        free = free and key not in _MAY_NOT_CHANGE
+        free = key in idle or (free and key not in _MAY_NOT_CHANGE)
         was = saved
         for name in key.split("."):
             was = was.get(name, _ABSENT) if isinstance(was, dict) else _ABSENT
@@ -124,6 +126,16 @@ def _before(key: str, saved: Mapping[str, Any]) -> Any:
     if key == "model.attention_dropout":  # model.dropout was the rate of attention weights as well
         return saved.get("model", {}).get("dropout", 0.0)
     return _as_json(value_of(defaults(), key))
+
+
+def _whole(saved: Mapping[str, Any]) -> ConfigDict:
+    """A saved config with the keys of this version."""
+    config = defaults()
+    for key in keys_of(config):
+        section, _, name = key.rpartition(".")
+        values = saved.get(section, {}) if section else saved
+        set_value(config, key, values[name] if name in values else _before(key, saved))
+    return config
 
 
 def _as_json(value: Any) -> Any:

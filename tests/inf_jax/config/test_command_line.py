@@ -2,13 +2,14 @@
 
 import dataclasses
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from inf_jax.config.command_line import command_line, parse
+from inf_jax.config.command_line import command_line, parse, run
 from inf_jax.config.defaults import run_config
 from inf_jax.config.schema import config_dict, keys
 from inf_jax.config.sections import RunConfig
@@ -61,6 +62,18 @@ def test_block_i_needs_no_sampled_negatives():
             ["--config.model.append_eos=True"],
             r"append_eos='True': must be one of auto, always, never",
         ),
+        (
+            ["--config.data.mixture_batches=homogeneous"],
+            r"mixture_batches='homogeneous': there is no data\.mixture",
+        ),
+        (["--config.data.at_max_epochs=leave"], r"at_max_epochs='leave': there is no data\.mixt"),
+        (
+            ["--config.data.mixture=a,b", "--config.data.at_max_epochs=leave"],
+            r"at_max_epochs='leave': there is no data\.max_epochs",
+        ),
+        (["--config.optim.lr_batch=64"], r"lr_batch=64: there is no optim\.lr_scaling"),
+        (["--config.model.frozen_dtype=bfloat16"], r"frozen_dtype='bfloat16': nothing is frozen"),
+        (["--config.export.adapter=True"], r"adapter=True: a run without model\.lora_rank has no"),
         (["--config.model.projection=-1"], r"model\.projection=-1: must not be negative"),
         (["--config.model.projection_bias=True"], r"projection_bias=True: there is no model\.proj"),
         (
@@ -131,6 +144,51 @@ def test_block_i_needs_no_sampled_negatives():
 def test_bad_command_lines(arguments, message):
     with pytest.raises(UserError, match=message):
         parse(["main", DEMO, *arguments])
+
+
+@pytest.mark.parametrize(
+    ("given", "without", "part"),
+    [
+        ("data.source=nevir", "data.mixture=a,b", ""),
+        ("model.lora_alpha=32.0", "", "model.lora_rank=4"),
+        ("model.lora_targets=up_kernel", "", "model.lora_rank=4"),
+        ("model.remat_first=dots", "", "model.remat_first_layers=1"),
+        ("loss.max_scale=50.0", "", "loss.learn_scale=True"),
+        ("loss.bias=-5.0", "", "loss.objective=sigmoid(P)"),
+        ("loss.hardness_of=all", "", "loss.hardness=1"),
+        ("optim.final_ratio=0.1", "optim.schedule=constant", ""),
+        ("optim.b1=0.8", "optim.name=adafactor", "optim.name=muon"),
+        ("optim.b2=0.98", "optim.name=adafactor", "optim.name=lion"),
+        ("optim.eps=0.5", "optim.name=lion", "optim.name=lamb"),
+        ("train.keep_last_chunk=True", "", "train.chunks_per_device=auto"),
+        ("train.dev_batches=2", "", "train.dev_every=5"),
+        ("train.best_metric=grad_norm", "", "train.keep_best=1"),
+        ("train.best_mode=max", "", "train.keep_best=1"),
+        ("train.spike_steps=5", "train.max_spike=0", ""),
+        ("mesh.gather=layer", "", "mesh.fsdp=2"),
+        ("eval.benchmark_split=dev", "", "eval.benchmark=plants"),
+        ("eval.identical_ids=keep", "", "eval.benchmark=plants"),
+    ],
+)
+def test_a_setting_of_a_part_that_is_off_is_said(
+    monkeypatch, capsys, tmp_path, given, without, part
+):
+    """And nothing with the part, nor of a key that is at its default."""
+    file = tmp_path / "c.py"
+    file.write_text("from inf_jax.config import defaults\n\nget_config = defaults\n")
+
+    def said(*keys: str) -> str:
+        flags = [f"--config.{key}" for key in keys if key]
+        monkeypatch.setattr(sys, "argv", ["train", f"--config={file}", *flags])
+        started = []
+        run(started.append, "")
+        assert len(started) == 1
+        return capsys.readouterr().err
+
+    key, value = given.split("=")
+    shown = rf"config: {re.escape(key)}='?{value}'?: .+; it has no effect\n"
+    assert re.fullmatch(shown, said(given, without))
+    assert said(given, part) == said(without) == ""
 
 
 def test_the_models_directory_is_no_out_dir(tmp_path):

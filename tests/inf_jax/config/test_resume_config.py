@@ -1,6 +1,7 @@
 """Comparing a config with that of the run that it resumes."""
 
 import json
+import re
 
 import pytest
 
@@ -75,4 +76,27 @@ def test_a_run_whose_batch_counts_pairs_does_not_change_it():
         config.train.batch_size = other
         assert continue_older(config, saved) == []
         with pytest.raises(UserError, match=rf"train\.batch_size was 48, is now {other}"):
+            check_same_run(config, saved, "run")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "part"),
+    [
+        ("data.mixture_batches", "homogeneous", "data.mixture=a,b"),  # is refused since
+        ("optim.eps", 1e-6, "optim.name=lamb"),
+    ],
+)
+def test_a_key_without_effect_may_change(key, value, part):
+    """So that a run that had it goes on without it; not where it has an effect in either config."""
+    config = defaults()
+    config.optim.name = "lion"
+    saved = json.loads(json.dumps(as_saved(config)))
+    section, name = key.split(".")
+    was, saved[section][name] = saved[section][name], value
+    assert check_same_run(config, saved, "run") == [f"{key} was {value!r}, is now {was!r}"]
+    (_, other), with_part = part.split("=")[0].split("."), part.split("=")[1]
+    saved[section][other] = with_part
+    for now in (config[section][other], with_part):
+        config[section][other] = now
+        with pytest.raises(UserError, match=rf"{re.escape(key)} was {value!r}, is now {was!r}"):
             check_same_run(config, saved, "run")

@@ -1,0 +1,146 @@
+"""Keys that have no effect beside the others of a config, and the rule for them.
+
+A key that asks for something which the run would then not do is refused (`checks`): a mixture's
+homogeneous batches without a mixture. A key that only describes a part that is off is said in one
+line: a config file keeps the rank's alpha while the command line turns adapters off. Both concern
+values other than the default alone. A resumed run may change either.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from inf_jax.config.schema import keys, value_of
+from inf_jax.config.sections import RunConfig
+from inf_jax.losses.objective import parse_objective
+
+
+class _Needs(NamedTuple):
+    """Keys that have an effect only in some configs.
+
+    Attributes:
+      names: dotted keys, with spaces between.
+      met: whether a config, whose values are each allowed, gives them an effect.
+      why: what is said where it does not.
+      asks: whether they ask for something, and are refused.
+    """
+
+    names: str
+    met: Callable[[ConfigDict], bool]
+    why: str
+    asks: bool = False
+
+
+_NEEDS = (
+    _Needs(
+        "data.mixture_batches data.mixture_temperature data.at_max_epochs",
+        lambda c: bool(c.data.mixture.strip()),
+        "there is no data.mixture",
+        asks=True,
+    ),
+    _Needs(
+        "data.at_max_epochs",
+        lambda c: c.data.max_epochs > 0,
+        "there is no data.max_epochs that a source could reach",
+        asks=True,
+    ),
+    _Needs(
+        "data.source",
+        lambda c: not c.data.mixture.strip(),
+        "data.mixture names the sources (eval.source that of the evaluation)",
+    ),
+    _Needs(
+        "model.projection_bias",
+        lambda c: c.model.projection > 0,
+        "there is no model.projection",
+        asks=True,
+    ),
+    _Needs(
+        "model.frozen_dtype",
+        lambda c: bool(c.model.lora_rank or c.model.freeze or c.model.freeze_layers),
+        "nothing is frozen without model.lora_rank or model.freeze",
+        asks=True,
+    ),
+    _Needs(
+        "model.lora_alpha model.lora_targets",
+        lambda c: c.model.lora_rank > 0,
+        "there is no model.lora_rank",
+    ),
+    _Needs(
+        "model.remat_first",
+        lambda c: c.model.remat_first_layers > 0,
+        "there is no model.remat_first_layers",
+    ),
+    _Needs("loss.max_scale", lambda c: c.loss.learn_scale, "loss.learn_scale is False"),
+    _Needs(
+        "loss.bias",
+        lambda c: parse_objective(c.loss.objective).has("sigmoid"),
+        "loss.objective has no sigmoid",
+    ),
+    _Needs(
+        "loss.mask_relative",
+        lambda c: c.loss.mask_margin != 0,
+        "there is no loss.mask_margin",
+        asks=True,
+    ),
+    _Needs("loss.hardness_of", lambda c: c.loss.hardness > 0, "there is no loss.hardness"),
+    _Needs(
+        "optim.lr_batch",
+        lambda c: c.optim.lr_scaling != "none",
+        "there is no optim.lr_scaling",
+        asks=True,
+    ),
+    _Needs(
+        "optim.final_ratio",
+        lambda c: c.optim.schedule != "constant",
+        "optim.schedule='constant' keeps the rate",
+    ),
+    _Needs("optim.b1 optim.b2", lambda c: c.optim.name != "adafactor", "Adafactor has none"),
+    _Needs("optim.eps", lambda c: c.optim.name not in ("adafactor", "lion"), "optim.name has none"),
+    _Needs("train.keep_last_chunk", lambda c: c.train.chunks_per_device != 1, "there is one chunk"),
+    _Needs("train.dev_batches", lambda c: c.train.dev_every > 0, "there is no train.dev_every"),
+    _Needs(
+        "train.best_metric train.best_mode",
+        lambda c: c.train.keep_best > 0,
+        "there is no train.keep_best",
+    ),
+    _Needs("train.spike_steps", lambda c: c.train.max_spike > 0, "train.max_spike is 0"),
+    _Needs("mesh.gather", lambda c: c.mesh.fsdp > 1, "mesh.fsdp=1 shards no weights"),
+    _Needs(
+        "eval.benchmark_split eval.identical_ids",
+        lambda c: bool(c.eval.benchmark),
+        "there is no eval.benchmark",
+    ),
+    _Needs(
+        "export.adapter",
+        lambda c: c.model.lora_rank > 0,
+        "a run without model.lora_rank has no adapter to export",
+        asks=True,
+    ),
+)
+
+
+def without_effect(config: ConfigDict, *, asks: bool | None = None) -> dict[str, str]:
+    """The keys that have no effect in a config, whatever their values, and why.
+
+    Args:
+      config: its values must be allowed, each by itself.
+      asks: only those that are refused (True), or said (False).
+    """
+    found: dict[str, str] = {}
+    for needs in _NEEDS:
+        if asks in (None, needs.asks) and not needs.met(config):
+            for name in needs.names.split():
+                found.setdefault(name, needs.why)
+    return found
+
+
+def idle_keys(config: ConfigDict, *, asks: bool) -> list[str]:
+    """The keys of `without_effect` that are not at their defaults, as `KEY=VALUE: why`."""
+    default = {each.name: each.default for each in keys(RunConfig())}
+    return [
+        f"{name}={value_of(config, name)!r}: {why}"
+        for name, why in without_effect(config, asks=asks).items()
+        if value_of(config, name) != default[name]
+    ]
