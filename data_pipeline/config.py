@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import re
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -17,6 +18,7 @@ from data_pipeline.llm.schemas import INSTRUCTION_TYPES
 from data_pipeline.quality.minhash import THRESHOLDS
 from data_pipeline.sources.pair_readers import PAIR_SOURCES
 from inf_jax.config import schema
+from inf_jax.config.idle import Needs, idle_keys
 from inf_jax.config.schema import key
 from inf_jax.io.paths import is_url
 
@@ -181,6 +183,36 @@ class FactoryConfig:
     corpus: CorpusConfig = CorpusConfig()
 
 
+def _is(name: str, *values: str) -> Callable[[ConfigDict], bool]:
+    """Whether a key has one of these values, or any that is not empty."""
+    if not values:
+        return lambda c: bool(schema.value_of(c, name))
+    return lambda c: schema.value_of(c, name) in values
+
+
+_BEIR, _FIELDS = _is("source.kind", "beir", "msmarco"), _is("source.kind", "fields")
+_NEEDS = (
+    Needs("source.split source.min_score", _BEIR, "is of source.kind=beir"),
+    Needs("source.passages_only", _BEIR, "is of source.kind=beir", asks=True),
+    Needs(
+        " ".join(f"source.fields.{each.name}" for each in dataclasses.fields(FieldsConfig)),
+        _FIELDS,
+        "is of source.kind=fields",
+    ),
+    Needs("evaluation.threshold", _is("evaluation.paths"), "there are no evaluation.paths"),
+    Needs("llm.concurrency", _is("llm.mode", "async"), "is of llm.mode=async"),
+    Needs("llm.batch_requests llm.batch_poll_s", _is("llm.mode", "batch"), "is of llm.mode=batch"),
+    Needs("judge_2.share", _is("judge_2.model"), "there is no judge_2.model"),
+    Needs("score.low score.high", _is("score.model"), "there is no score.model"),
+    Needs("review.accept_overrides", _is("review.path"), "there is no review.path", asks=True),
+)
+
+
+def idle(config: ConfigDict, *, asks: bool = False) -> list[str]:
+    """The keys that are set and have no effect, see `inf_jax.config.idle`."""
+    return idle_keys(config, _NEEDS, asks=asks, sections=FactoryConfig())
+
+
 def defaults() -> ConfigDict:
     """All keys with their defaults; locked, so that a new key raises."""
     return schema.config_dict(FactoryConfig())
@@ -247,7 +279,7 @@ def check_factory(config: ConfigDict) -> None:
         problems.append(f"generate.types={tuple(types)}: distinct ones of {known}")
     if weights and (len(weights) != len(types) or not min(weights) > 0):
         problems.append(f"generate.type_weights={tuple(weights)}: one above 0 for each type")
-    schema.raise_problems(problems)
+    schema.raise_problems([*problems, *idle(config, asks=True)])
 
 
 def same_model(one: str, two: str) -> bool:

@@ -16,7 +16,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from inf_jax.config.command_line import command_line, parse_flags
+from inf_jax.config.command_line import command_line, parse_flags, say_idle
 from inf_jax.config.resume import save_resolved
 from inf_jax.core.cli_flags import FlagParser, at_least, names_among, number
 from inf_jax.core.errors import main_guard
@@ -27,7 +27,7 @@ _EXTRA = ("datasketch", "httpx2", "ijson", "jinja2", "openai", "py3langid", "pyd
 if missing := [name for name in _EXTRA if importlib.util.find_spec(name) is None]:
     sys.exit(f"error: not installed: {', '.join(missing)}; run pip install 'inf_jax[pipeline]'")
 
-from data_pipeline.config import FactoryConfig, check_factory, factory_config  # noqa: E402
+from data_pipeline.config import FactoryConfig, check_factory, factory_config, idle  # noqa: E402
 from data_pipeline.report.tables import report_tables  # noqa: E402
 from data_pipeline.stages.factory import STAGES, Factory  # noqa: E402
 
@@ -43,6 +43,7 @@ def _run(argv: list[str]) -> None:
         argv, __doc__, sections=FactoryConfig(), example="data_msmarco", define=_define
     )
     check_factory(resolved)
+    say_idle(idle(resolved))
     stages = [stage for stage in STAGES if stage in (own["stages"] or STAGES)]
     names = ("max_usd", "forget_batches", "retry_rejected")
     factory = Factory(factory_config(resolved), **{name: own[name] for name in names})

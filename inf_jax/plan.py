@@ -27,6 +27,7 @@ from ml_collections import ConfigDict
 from inf_jax.config.checks import check_config
 from inf_jax.config.command_line import EXAMPLE, parse_flags, say_idle
 from inf_jax.config.defaults import run_config
+from inf_jax.config.idle import idle_keys
 from inf_jax.config.schema import value_of
 from inf_jax.config.sections import RunConfig
 from inf_jax.core.choices import AUTO
@@ -64,7 +65,7 @@ def main(argv: list[str]) -> None:
     )
     options = plan_options(own)
     check_config(config)
-    say_idle(config)
+    say_idle(idle_keys(config, asks=False))
     jax.config.update("jax_platforms", "cpu")  # nothing runs here: leave accelerators alone
 
     def planned(config: ConfigDict, name: str) -> dict[str, Any]:

@@ -42,13 +42,13 @@ def run(
             sys.argv, doc, sections=RunConfig(), example=EXAMPLE, define=define
         )
         check_config(config)
-        say_idle(config)
+        say_idle(idle_keys(config, asks=False))
         main(config, **own)
 
 
-def say_idle(config: ConfigDict) -> None:
-    """Prints to stderr, of a checked config, which of the keys that are set have no effect."""
-    for text in idle_keys(config, asks=False):
+def say_idle(idle: Sequence[str]) -> None:
+    """Prints to stderr which of the keys that are set have no effect, see `idle_keys`."""
+    for text in idle:
         print(f"config: {text}; it has no effect", file=sys.stderr)
 
 

@@ -6,8 +6,8 @@ line: a config file keeps the rank's alpha while the command line turns adapters
 values other than the default alone. A resumed run may change either.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -16,7 +16,7 @@ from inf_jax.config.sections import RunConfig
 from inf_jax.losses.objective import parse_objective
 
 
-class _Needs(NamedTuple):
+class Needs(NamedTuple):
     """Keys that have an effect only in some configs.
 
     Attributes:
@@ -32,87 +32,87 @@ class _Needs(NamedTuple):
     asks: bool = False
 
 
-_NEEDS = (
-    _Needs(
+RUN_NEEDS = (
+    Needs(
         "data.mixture_batches data.mixture_temperature data.at_max_epochs",
         lambda c: bool(c.data.mixture.strip()),
         "there is no data.mixture",
         asks=True,
     ),
-    _Needs(
+    Needs(
         "data.at_max_epochs",
         lambda c: c.data.max_epochs > 0,
         "there is no data.max_epochs that a source could reach",
         asks=True,
     ),
-    _Needs(
+    Needs(
         "data.source",
         lambda c: not c.data.mixture.strip(),
         "data.mixture names the sources (eval.source that of the evaluation)",
     ),
-    _Needs(
+    Needs(
         "model.projection_bias",
         lambda c: c.model.projection > 0,
         "there is no model.projection",
         asks=True,
     ),
-    _Needs(
+    Needs(
         "model.frozen_dtype",
         lambda c: bool(c.model.lora_rank or c.model.freeze or c.model.freeze_layers),
         "nothing is frozen without model.lora_rank or model.freeze",
         asks=True,
     ),
-    _Needs(
+    Needs(
         "model.lora_alpha model.lora_targets",
         lambda c: c.model.lora_rank > 0,
         "there is no model.lora_rank",
     ),
-    _Needs(
+    Needs(
         "model.remat_first",
         lambda c: c.model.remat_first_layers > 0,
         "there is no model.remat_first_layers",
     ),
-    _Needs("loss.max_scale", lambda c: c.loss.learn_scale, "loss.learn_scale is False"),
-    _Needs(
+    Needs("loss.max_scale", lambda c: c.loss.learn_scale, "loss.learn_scale is False"),
+    Needs(
         "loss.bias",
         lambda c: parse_objective(c.loss.objective).has("sigmoid"),
         "loss.objective has no sigmoid",
     ),
-    _Needs(
+    Needs(
         "loss.mask_relative",
         lambda c: c.loss.mask_margin != 0,
         "there is no loss.mask_margin",
         asks=True,
     ),
-    _Needs("loss.hardness_of", lambda c: c.loss.hardness > 0, "there is no loss.hardness"),
-    _Needs(
+    Needs("loss.hardness_of", lambda c: c.loss.hardness > 0, "there is no loss.hardness"),
+    Needs(
         "optim.lr_batch",
         lambda c: c.optim.lr_scaling != "none",
         "there is no optim.lr_scaling",
         asks=True,
     ),
-    _Needs(
+    Needs(
         "optim.final_ratio",
         lambda c: c.optim.schedule != "constant",
         "optim.schedule='constant' keeps the rate",
     ),
-    _Needs("optim.b1 optim.b2", lambda c: c.optim.name != "adafactor", "Adafactor has none"),
-    _Needs("optim.eps", lambda c: c.optim.name not in ("adafactor", "lion"), "optim.name has none"),
-    _Needs("train.keep_last_chunk", lambda c: c.train.chunks_per_device != 1, "there is one chunk"),
-    _Needs("train.dev_batches", lambda c: c.train.dev_every > 0, "there is no train.dev_every"),
-    _Needs(
+    Needs("optim.b1 optim.b2", lambda c: c.optim.name != "adafactor", "Adafactor has none"),
+    Needs("optim.eps", lambda c: c.optim.name not in ("adafactor", "lion"), "optim.name has none"),
+    Needs("train.keep_last_chunk", lambda c: c.train.chunks_per_device != 1, "there is one chunk"),
+    Needs("train.dev_batches", lambda c: c.train.dev_every > 0, "there is no train.dev_every"),
+    Needs(
         "train.best_metric train.best_mode",
         lambda c: c.train.keep_best > 0,
         "there is no train.keep_best",
     ),
-    _Needs("train.spike_steps", lambda c: c.train.max_spike > 0, "train.max_spike is 0"),
-    _Needs("mesh.gather", lambda c: c.mesh.fsdp > 1, "mesh.fsdp=1 shards no weights"),
-    _Needs(
+    Needs("train.spike_steps", lambda c: c.train.max_spike > 0, "train.max_spike is 0"),
+    Needs("mesh.gather", lambda c: c.mesh.fsdp > 1, "mesh.fsdp=1 shards no weights"),
+    Needs(
         "eval.benchmark_split eval.identical_ids",
         lambda c: bool(c.eval.benchmark),
         "there is no eval.benchmark",
     ),
-    _Needs(
+    Needs(
         "export.adapter",
         lambda c: c.model.lora_rank > 0,
         "a run without model.lora_rank has no adapter to export",
@@ -121,7 +121,9 @@ _NEEDS = (
 )
 
 
-def without_effect(config: ConfigDict, *, asks: bool | None = None) -> dict[str, str]:
+def without_effect(
+    config: ConfigDict, needs: Sequence[Needs] = RUN_NEEDS, *, asks: bool | None = None
+) -> dict[str, str]:
     """The keys that have no effect in a config, whatever their values, and why.
 
     Args:
@@ -129,18 +131,28 @@ def without_effect(config: ConfigDict, *, asks: bool | None = None) -> dict[str,
       asks: only those that are refused (True), or said (False).
     """
     found: dict[str, str] = {}
-    for needs in _NEEDS:
-        if asks in (None, needs.asks) and not needs.met(config):
-            for name in needs.names.split():
-                found.setdefault(name, needs.why)
+    for each in needs:
+        if asks in (None, each.asks) and not each.met(config):
+            for name in each.names.split():
+                found.setdefault(name, each.why)
     return found
 
 
-def idle_keys(config: ConfigDict, *, asks: bool) -> list[str]:
-    """The keys of `without_effect` that are not at their defaults, as `KEY=VALUE: why`."""
-    default = {each.name: each.default for each in keys(RunConfig())}
+def idle_keys(
+    config: ConfigDict,
+    needs: Sequence[Needs] = RUN_NEEDS,
+    *,
+    asks: bool,
+    sections: Any = RunConfig(),
+) -> list[str]:
+    """The keys of `without_effect` that are not at their defaults, as `KEY=VALUE: why`.
+
+    Args:
+      sections: an instance with the defaults.
+    """
+    default = {each.name: each.default for each in keys(sections)}
     return [
         f"{name}={value_of(config, name)!r}: {why}"
-        for name, why in without_effect(config, asks=asks).items()
+        for name, why in without_effect(config, needs, asks=asks).items()
         if value_of(config, name) != default[name]
     ]

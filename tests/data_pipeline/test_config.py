@@ -45,6 +45,7 @@ def test_every_shipped_config_is_valid():
         ("generate.types", ("haiku",), "generate.types=('haiku',)"),
         ("generate.type_weights", (1.0,), "one above 0 for each type"),
         ("corpus.dev_fraction", 1.0, "corpus.dev_fraction=1.0"),
+        ("review.accept_overrides", True, "accept_overrides=True: there is no review.path"),
     ],
 )
 def test_invalid_values_are_named(key, value, message):
@@ -54,6 +55,29 @@ def test_invalid_values_are_named(key, value, message):
     with pytest.raises(UserError) as error:
         factory_config.check_factory(config)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "part"),
+    [
+        ({"source.kind": "fields", "source.min_score": 2}, {"source.kind": "msmarco"}),
+        ({"source.kind": "beir", "source.fields.query": "q"}, {"source.kind": "fields"}),
+        ({"evaluation.threshold": 0.9}, {"evaluation.paths": ("x",)}),
+        ({"llm.mode": "batch", "llm.concurrency": 9}, {"llm.mode": "async"}),
+        ({"llm.batch_poll_s": 9.0}, {"llm.mode": "batch"}),
+        ({"judge_2.share": 0.5}, {"judge_2.model": "m"}),
+        ({"score.low": -0.2}, {"score.model": "m"}),
+    ],
+)
+def test_a_setting_of_a_part_that_is_off_is_said(given, part):
+    config = factory_config.defaults()
+    config.update_from_flattened_dict({"source.path": "somewhere"} | given)
+    factory_config.check_factory(config)
+    [text] = factory_config.idle(config)
+    name = list(given)[-1]
+    assert text.startswith(f"{name}={given[name]!r}: ")
+    config.update_from_flattened_dict(part)
+    assert factory_config.idle(config) == []
 
 
 @pytest.mark.parametrize(
