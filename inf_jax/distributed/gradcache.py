@@ -8,6 +8,7 @@ then encoded again, for a program whose layers are compiled twice.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,7 @@ def encode_in_chunks(
     mesh: Mesh | None,
     gather: str = "auto",
     keep_last: bool = False,
+    dtype: jnp.dtype | None = None,
 ) -> jax.Array | tuple:
     """encode(tree, packed), with the `groups` chunks of each device one after another.
 
@@ -37,7 +39,7 @@ def encode_in_chunks(
 
     | gather | parameters                                | gradients                         |
     |--------|-------------------------------------------|-----------------------------------|
-    | step   | gathered whole once a step                | whole; scattered once             |
+    | step   | gathered whole once a step                | whole, in float32; scattered once |
     | layer  | gathered layer by layer, in forward and   | scattered layer by layer          |
     |        | backward, for each of the groups          |                                   |
 
@@ -50,13 +52,18 @@ def encode_in_chunks(
       mesh: None for one device.
       gather: "step", "layer", or "auto": layer for groups = 1, else step.
       keep_last: of several groups, keep the activations of the last.
+      dtype: that the layers compute in; "step" holds their whole matrices in it. None: their own.
 
     Returns:
       The results of encode, [c, ...].
     """
-    run = encode if groups == 1 else _one_by_one(encode, keep_last=keep_last)
+
+    def run(encode: Callable, tree, packed, shards: Shards):
+        several = encode if groups == 1 else _one_by_one(encode, keep_last=keep_last)
+        return several(tree, packed, shards=shards)
+
     if mesh is None or mesh.size == 1:
-        return run(tree, packed, shards=WHOLE)
+        return run(encode, tree, packed, WHOLE)
     specs = jax.tree.map(lambda s: s.spec, state_shardings(mesh, tree))
     by_layer = gather == "layer" or (gather == "auto" and groups == 1)
     split = mesh.shape["fsdp"] > 1
@@ -66,7 +73,11 @@ def encode_in_chunks(
     )
 
     def on_a_device(tree: dict, packed):
-        return run(_gathered(tree) if split and not by_layer else tree, packed, shards=shards)
+        if not split or by_layer:
+            return run(encode, tree, packed, shards)
+        others = {name: x for name, x in tree.items() if name != "blocks"}
+        whole = _gathered(others) | {"blocks": _gathered(tree["blocks"], dtype, once=True)}
+        return run(_of_whole(encode), whole, packed, shards)
 
     over = PartitionSpec(BATCH_AXES)
     # check_vma=False: gradients of what the devices share are summed once, at the entrance
@@ -93,16 +104,50 @@ def _one_by_one(encode: Callable, *, keep_last: bool) -> Callable:
     return run
 
 
-def _gathered(tree, dtype: jnp.dtype | None = None):
+class _Whole(NamedTuple):
+    """A whole array in the compute dtype, and zeros that no product reads: their gradient is the
+    array's in float32, so that those of many chunks are summed in it."""
+
+    values: jax.Array
+    summed: jax.Array
+
+
+def _of_whole(encode: Callable) -> Callable:
+    """`encode` of a tree some of whose leaves are a _Whole."""
+
+    @jax.custom_vjp
+    def values(whole: _Whole) -> jax.Array:
+        return whole.values
+
+    def backward(_, g: jax.Array) -> tuple[_Whole]:
+        return (_Whole(None, g.astype(jnp.float32)),)
+
+    values.defvjp(lambda whole: (whole.values, None), backward)
+
+    def leaf(x: jax.Array | _Whole) -> jax.Array:
+        return values(x) if isinstance(x, _Whole) else x
+
+    def run(tree, packed, *, shards: Shards):
+        tree = jax.tree.map(leaf, tree, is_leaf=lambda x: isinstance(x, _Whole))
+        return encode(tree, packed, shards=shards)
+
+    return run
+
+
+def _gathered(tree, dtype: jnp.dtype | None = None, *, once: bool = False):
     """The whole arrays from their shards over "fsdp"; those that are split come in `dtype`.
 
     tree: stacked layers, one layer without the leading axis, or other parameters.
+    once: for all chunks of a step; what `dtype` changes is a _Whole then.
     """
 
-    def leaf(path, x: jax.Array) -> jax.Array:
+    def leaf(path, x: jax.Array) -> jax.Array | _Whole:
         spec = rule(path_name(path).removesuffix("/value"))  # nnx adds it
         spec = spec[max(0, len(spec) - x.ndim) :]
-        return _join(x, spec.index("fsdp"), dtype or x.dtype) if "fsdp" in spec else x
+        if "fsdp" not in spec:
+            return x
+        join = _join_once if once and dtype not in (None, x.dtype) else _join
+        return join(x, spec.index("fsdp"), dtype or x.dtype)
 
     return jax.tree_util.tree_map_with_path(leaf, tree)
 
@@ -121,3 +166,19 @@ def _join(x: jax.Array, axis: int, dtype: jnp.dtype) -> jax.Array:
 
     join.defvjp(lambda x: (join(x), None), scatter)
     return join(x)
+
+
+def _join_once(x: jax.Array, axis: int, dtype: jnp.dtype) -> _Whole:
+    """The same of a float32 array, as a _Whole."""
+
+    @jax.custom_vjp
+    def zeros(x: jax.Array) -> jax.Array:
+        shape = list(x.shape)
+        shape[axis] *= jax.lax.axis_size("fsdp")
+        return jnp.zeros(shape, x.dtype)
+
+    def scatter(_, g: jax.Array) -> tuple[jax.Array]:
+        return (jax.lax.psum_scatter(g, "fsdp", scatter_dimension=axis, tiled=True),)
+
+    zeros.defvjp(lambda x: (zeros(x), None), scatter)
+    return _Whole(jax.lax.stop_gradient(_join(x, axis, dtype)), zeros(x))

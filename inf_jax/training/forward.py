@@ -25,7 +25,7 @@ class EncodingPlan:
       encode: (tree, packed, key, shards=Shards) -> [c, k, e].
       instructed: for the query encoder "attention", `Encoder.encode_instructed` with its
         max_tokens; None for "joint".
-      groups, mesh, gather, keep_last: as of `gradcache.encode_in_chunks`.
+      groups, mesh, gather, keep_last, dtype: as of `gradcache.encode_in_chunks`.
       sources: names of the sources that a mixture's batches number, for metrics by source.
     """
 
@@ -35,6 +35,7 @@ class EncodingPlan:
     mesh: Mesh | None = None
     gather: str = "auto"
     keep_last: bool = False
+    dtype: jnp.dtype | None = None
     sources: tuple[str, ...] = ()
 
 
@@ -67,6 +68,7 @@ def encode_pairs(
             mesh=plan.mesh,
             gather=plan.gather,
             keep_last=plan.keep_last,
+            dtype=plan.dtype,
         )
 
     shared = isinstance(batch.texts, Packed)

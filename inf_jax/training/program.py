@@ -18,7 +18,7 @@ from inf_jax.distributed.layer_shards import HOST_MEMORY
 from inf_jax.distributed.mesh import compiler_options, replicated
 from inf_jax.distributed.sharding import state_shardings
 from inf_jax.losses.objective import Objective, parse_objective
-from inf_jax.models.encoder import Encoder
+from inf_jax.models.encoder import COMPUTE_DTYPES, Encoder
 from inf_jax.optim.ema import average_of, with_ema
 from inf_jax.optim.groups import check_groups
 from inf_jax.optim.optimisers import make_optimizer
@@ -163,6 +163,7 @@ def _encoding(config: RunConfig, encoder: Encoder, mesh: jax.sharding.Mesh) -> E
         mesh=mesh,
         gather=config.mesh.gather,
         keep_last=config.train.keep_last_chunk,
+        dtype=COMPUTE_DTYPES[encoder.options.dtype],
         sources=tuple(source.name for source in mixture_sources(config.data.mixture)),
     )
 

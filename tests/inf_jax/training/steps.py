@@ -15,7 +15,7 @@ from inf_jax.core.batch import Batch, TextIds
 from inf_jax.data.loader import to_mesh
 from inf_jax.data.sampler import assign_to_chunks
 from inf_jax.distributed.sharding import state_shardings
-from inf_jax.models.encoder import EncoderOptions, make_encoder
+from inf_jax.models.encoder import COMPUTE_DTYPES, EncoderOptions, make_encoder
 from inf_jax.models.hf.config import read_config
 from inf_jax.training.forward import EncodingPlan
 from inf_jax.training.step import TrainState, make_train_step
@@ -90,6 +90,7 @@ def make_step(*, mesh, groups=1, dropout=0.0, engine="auto", gather="auto", **op
     """SGD of rate 1, so that the step leaves params - grads."""
     tx = optax.apply_if_finite(optax.sgd(1.0), 5)
     chunks = {"groups": groups, "gather": gather, "keep_last": options.pop("keep_last", False)}
+    chunks["dtype"] = COMPUTE_DTYPES[options.get("dtype", "float32")]
     step = make_train_step(
         EncodingPlan(encoder(dropout, **options).encode, mesh=mesh, **chunks),
         LossConfig(objective="multi(P,IQ)", scale=20.0, engine=engine),

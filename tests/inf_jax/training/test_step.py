@@ -57,6 +57,18 @@ def test_any_mesh_and_chunking_gives_the_same_gradients(
     assert_same(actual, reference)
 
 
+def test_bfloat16_weights_gathered_once_sum_the_chunks_gradients_in_float32(weights):
+    # the same chunks in any order; sums in bfloat16 would differ by 4e-3
+    batch = make_batch(make_pairs(48), chunks=16)
+    one, four = (make_mesh(fsdp=n, devices=jax.devices()[: n * n]) for n in (1, 2))
+    options = {"dtype": "bfloat16", "engine": "gather"}
+    expected = loss_and_grads(weights, batch, mesh=one, groups=16, **options)
+    actual = loss_and_grads(weights, batch, mesh=four, groups=4, gather="step", **options)
+    assert actual[0] == pytest.approx(expected[0], rel=1e-6)
+    for a, b in zip(jax.tree.leaves(actual[1]), jax.tree.leaves(expected[1]), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6 * np.abs(b).max(), rtol=0)
+
+
 def test_separate_towers_start_equal_and_split_the_gradient(weights, reference):
     mesh = make_mesh(devices=jax.devices()[:2])
     batch = make_batch(make_pairs(22), chunks=2, towers="separate")

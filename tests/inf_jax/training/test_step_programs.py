@@ -90,6 +90,29 @@ def test_fsdp_gathers_a_layer_where_it_is_needed(weights, remat, scan_layers):
     assert {x.dtype for x in scattered} == {jnp.dtype("float32")}
 
 
+@pytest.mark.parametrize("groups", [1, 4])
+def test_a_step_gathers_each_matrix_once_in_the_compute_dtype(weights, groups):
+    """Counted in the traced program; gradients are summed, and scattered, in float32."""
+    mesh = make_mesh(fsdp=4)
+    options = {"dtype": "bfloat16", "scan_layers": False}
+    tx, step = make_step(mesh=mesh, groups=groups, engine="ring", gather="step", **options)
+    params = init_params(weights, "shared")
+    state = TrainState(jnp.int32(0), params, tx.init(params))
+    traced = jax.make_jaxpr(step)(state, make_batch(make_pairs(64), chunks=8 * groups)).jaxpr
+    equations = list(primitives(traced))
+    results = [e.outvars[0].aval for e in equations if e.primitive.name == "all_gather"]
+    matrices = [x for x in results if x.dtype == jnp.bfloat16]
+    kernels = {x.shape for name, x in weights["blocks"].items() if name.endswith("kernel")}
+    assert {x.shape for x in matrices} == kernels
+    assert len(matrices) == 6
+    scattered = [e.invars[0].aval for e in equations if e.primitive.name == "reduce_scatter"]
+    assert len(scattered) == 6 + 3
+    assert {x.dtype for x in scattered} == {jnp.dtype("float32")}
+    carried = [x.aval for e in equations if e.primitive.name == "scan" for x in e.outvars]
+    summed = {x.dtype for x in carried if x.shape in kernels}
+    assert summed == ({jnp.dtype("float32")} if groups > 1 else set())
+
+
 def primitives(jaxpr):
     """All equations, those inside others too."""
     for equation in jaxpr.eqns:
