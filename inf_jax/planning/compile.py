@@ -9,10 +9,10 @@ import numpy as np
 from inf_jax.core.errors import UserError, first_line
 from inf_jax.planning import hlo
 from inf_jax.planning.advice import exhausted
-from inf_jax.planning.chips import LOWER_BOUND
+from inf_jax.planning.chips import LOWER_BOUND, Chip
 from inf_jax.planning.flops import product_flops
 from inf_jax.planning.hlo_cost import InstructionCost, instruction_costs
-from inf_jax.planning.roofline import collective_seconds, predict
+from inf_jax.planning.roofline import Layout, collective_seconds, predict
 from inf_jax.planning.topology import Topology
 
 
@@ -103,8 +103,10 @@ def make_plan(
         "memory": sum(cost.times * cost.traffic for cost in costs),
         "cost_analysis_loops_once": once.get("bytes accessed", 0.0),
     }
-    plan["collectives"] = _collectives(collectives, target, mesh)
-    seconds = predict(costs, collectives, chip, shape=target.shape, slices=target.slices)
+    places = [getattr(device, "coords", None) for device in mesh.devices.flat]
+    at = Layout(target.shape, target.slices, tuple(places) if all(places) else ())
+    plan["collectives"] = _collectives(collectives, chip, at, mesh)
+    seconds = predict(costs, collectives, chip, at)
     plan["seconds"] = seconds._asdict()
     plan["rates"] = _rates(plan)
     return plan
@@ -136,7 +138,7 @@ def _shard_bytes(x: jax.ShapeDtypeStruct) -> int:
 
 
 def _collectives(
-    collectives: list[hlo.Collective], target: Topology, mesh: jax.sharding.Mesh
+    collectives: list[hlo.Collective], chip: Chip, at: Layout, mesh: jax.sharding.Mesh
 ) -> list[dict[str, Any]]:
     """Occurrences, runs, bytes and seconds by kind, group size and mesh axes."""
     kinds: dict[tuple[str, int, str], dict[str, Any]] = {}
@@ -149,9 +151,7 @@ def _collectives(
         entry["runs"] += c.times
         entry["bytes"] += c.times * c.size
         entry["bytes_beside_work"] += c.times * c.size * c.overlapped
-        entry["seconds"] += c.times * collective_seconds(
-            c, target.device, shape=target.shape, slices=target.slices
-        )
+        entry["seconds"] += c.times * collective_seconds(c, chip, at)
     return [
         {"kind": k, "group": n, "axes": a, **entry} for (k, n, a), entry in sorted(kinds.items())
     ]

@@ -15,8 +15,8 @@ devices whose result has S bytes takes
     dcn                    S / N, for all-reduce of s slices 2 S (s - 1) / s / N
 
 plus a microsecond a hop (Austin et al., How to Scale Your Model, jax-ml.github.io/scaling-book).
-R is the one-way rate over all links in use, or over one ring if a group is part of a slice (on GPUs
-always that of NVLink); N is the chip's share of the network between slices.
+R is the one-way rate over all links in use, those of the torus's dimensions that a group fills, at
+least one ring's (on GPUs always NVLink's); N is the chip's share of the network between slices.
 """
 
 import math
@@ -54,26 +54,48 @@ class Seconds(NamedTuple):
     host: float = 0.0
 
 
-def collective_seconds(c: Collective, chip: Chip, *, shape: tuple[int, ...], slices: int) -> float:
-    """Seconds of one run of a collective; a group that is unknown counts as the whole slice.
+class Layout(NamedTuple):
+    """Where the devices of a program are.
 
-    Args:
-      chip: figures of one device.
+    Attributes:
       shape: chips of a slice along each dimension.
       slices: their number.
+      places: coordinates of each device, in the program's order; empty if they have none.
     """
-    chips = math.prod(shape)
-    n = c.group or chips
+
+    shape: tuple[int, ...] = (1,)
+    slices: int = 1
+    places: tuple[tuple[int, ...], ...] = ()
+
+    def filled(self, c: Collective) -> tuple[int, ...]:
+        """The sizes of the slice's dimensions that a collective's groups fill, each a box of chips;
+        () if there is none."""
+        if c.group >= math.prod(self.shape) or not c.groups:
+            return self.shape
+        if not self.places:
+            return ()
+        members = (self.places[i] for i in c.groups[0])
+        across = [len(set(axis)) for axis in zip(*members, strict=True)]
+        box = math.prod(across) == c.group
+        # v5e's coordinates have a third, 0
+        return tuple(n for n, size in zip(across, self.shape, strict=False) if box and n == size)
+
+
+def collective_seconds(c: Collective, chip: Chip, at: Layout) -> float:
+    """Seconds of one run of a collective of devices, each a `chip`; a group that is unknown counts
+    as the whole slice."""
+    n = c.group or math.prod(at.shape)
     if c.kind.startswith("dcn"):
-        factor = 2 * (slices - 1) / max(slices, 1) if c.kind == "dcn all-reduce" else 1
+        factor = 2 * (at.slices - 1) / max(at.slices, 1) if c.kind == "dcn all-reduce" else 1
         return c.size * factor / chip.dcn_rate
     if c.kind == "collective-permute":
         return c.size / chip.link_rate + _HOP
     if n == 1:
         return 0.0
-    whole = n >= chips
-    rate = chip.rate(shape) if whole else min(2, chip.links) * chip.link_rate
-    hops = sum(size // 2 for size in shape) if whole else n // 2
+    filled = at.filled(c)
+    rate, hops = chip.rate(filled), sum(size // 2 for size in filled)
+    if n < math.prod(at.shape):
+        rate, hops = max(rate, min(2, chip.links) * chip.link_rate), hops or n // 2
     sent = c.size * (n - 1) / n
     factor = {"all-reduce": 2, "reduce-scatter": n}.get(c.kind, 1)
     return factor * sent / rate + _HOP * hops
@@ -83,11 +105,9 @@ def predict(
     costs: Sequence[InstructionCost],
     collectives: Sequence[Collective],
     chip: Chip,
-    *,
-    shape: tuple[int, ...] = (1,),
-    slices: int = 1,
+    at: Layout = Layout(),
 ) -> Seconds:
-    """Seconds of a step on a device; for `shape` and `slices` see `collective_seconds`."""
+    """Seconds of a step on a device."""
     compute = sum(w.times * w.unit_flops for w in costs) / chip.flops
     memory = sum(w.times * w.traffic for w in costs) / chip.hbm_rate
 
@@ -102,7 +122,7 @@ def predict(
     work = sum(bound(w) for w in costs if w.blocking)
     hidden = exposed = 0.0
     for c in collectives:
-        seconds = c.times * collective_seconds(c, chip, shape=shape, slices=slices)
+        seconds = c.times * collective_seconds(c, chip, at)
         hidden += seconds * c.overlapped
         exposed += seconds * (not c.overlapped)
     host = sum(w.times * w.host for w in costs) / chip.host_rate

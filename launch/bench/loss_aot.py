@@ -87,7 +87,7 @@ def compiler(args: argparse.Namespace) -> Callable[[dict | None], Any]:
     from inf_jax.planning.chips import CHIPS
     from inf_jax.planning.hlo import collectives
     from inf_jax.planning.hlo_cost import instruction_costs
-    from inf_jax.planning.roofline import predict
+    from inf_jax.planning.roofline import Layout, predict
     from inf_jax.planning.topology import parse_topology
 
     def answer(program: dict | None) -> Any:
@@ -109,7 +109,7 @@ def compiler(args: argparse.Namespace) -> Callable[[dict | None], Any]:
         text = compiled.as_text()
         found, costs = collectives(text), instruction_costs(text)
         chip, shape = parse_topology(program["topology"])
-        predicted = predict(costs, found, CHIPS[chip], shape=shape)
+        predicted = predict(costs, found, CHIPS[chip], Layout(shape))
         cycles = sum(cost.times * cost.cycles for cost in costs)
         for c in found:
             sums = kinds.setdefault(c.kind, [0, 0, 0, 0])
