@@ -19,7 +19,7 @@ from rich.table import Table
 from inf_jax.config.command_line import command_line, parse_flags, say_idle
 from inf_jax.config.resume import save_resolved
 from inf_jax.core.cli_flags import FlagParser, at_least, names_among, number
-from inf_jax.core.errors import main_guard
+from inf_jax.core.errors import UsageError, main_guard
 from inf_jax.io.atomic import atomic_write
 
 # The extra `pipeline` of setup.py; some of it is first imported in the middle of a run.
@@ -42,6 +42,8 @@ def _run(argv: list[str]) -> None:
     resolved, own = parse_flags(
         argv, __doc__, sections=FactoryConfig(), example="data_msmarco", define=_define
     )
+    if own["dry_run"] and own["stages"]:
+        raise UsageError("--stages: the estimate of --dry-run is of all stages; leave it out")
     check_factory(resolved)
     say_idle(idle(resolved))
     stages = [stage for stage in STAGES if stage in (own["stages"] or STAGES)]

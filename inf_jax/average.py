@@ -218,10 +218,14 @@ def _check(
         if method == "slerp" and len(mixture) > 2:
             named = ",".join(part.name for part in mixture)
             raise UsageError(f"--method=slerp: is of two parts, {named} has {len(mixture)}")
+    if method == "slerp" and all(len(mixture) == 1 for mixture in mixtures):
+        raise UsageError("--method=slerp: is of two parts, and no mixture has two")
     if best:
         check_choice("--best", best, tuple(METRICS))
     if best and not score:
         raise UsageError("--best: needs --score")
+    if best and len(mixtures) == 1:
+        raise UsageError("--best: there is one mixture, which is written; leave it out")
     if len(mixtures) > 1 and out and not best:
         raise UsageError("--out: of several mixtures one is written with --score and --best")
 

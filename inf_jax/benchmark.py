@@ -39,8 +39,6 @@ from inf_jax.text.noise import RULES
 from inf_jax.text.templates import TextConfig
 from inf_jax.training.run_model import has_checkpoints, is_run, open_model
 
-_OF_MODELS = ("float32", "model", "benchmark")  # --dtype, --mask and --placement, if not given
-
 
 def main(argv: list[str]) -> None:
     """Runs the command line, given without the program's name.
@@ -48,7 +46,8 @@ def main(argv: list[str]) -> None:
     Raises:
       UserError: no such model, task or file, or one that cannot be scored.
     """
-    args = _flags().parse(argv)
+    parser = _flags()
+    args = parser.parse(argv)
     if args.query_template:
         if BM25 in args.model:
             raise UsageError("command line: --query-template with --model=bm25; leave it out")
@@ -56,14 +55,10 @@ def main(argv: list[str]) -> None:
     models = [*args.model, *args.baseline]
     check_models(models, is_run)
     _refuse_same(models)
-    if args.checkpoint != "newest" and not any(map(has_checkpoints, models)):
-        raise UsageError(
-            "command line: --checkpoint: no model is the out_dir of a run; leave it out"
-        )
-    if set(models) == {BM25} and (args.dtype, args.mask, args.placement) != _OF_MODELS:
-        raise UsageError(
-            "command line: --dtype, --mask and --placement have no effect on bm25; leave them out"
-        )
+    if not any(map(has_checkpoints, models)):
+        parser.refuse_idle(args, ["checkpoint"], "no model is the out_dir of a run")
+    if set(models) == {BM25}:
+        parser.refuse_idle(args, ["dtype", "mask", "placement"], "no model but bm25")
     labels = _labels(args.model, args.baseline)
     out_dir = storage.as_path(args.out_dir)
     storage.check_access(out_dir)
@@ -71,12 +66,8 @@ def main(argv: list[str]) -> None:
         args.suite, Path(args.data_dir), split=args.split, identical_ids=args.identical_ids
     )
     if all(source.suite != "local" for source in sources):
-        for flag, given in (("split", args.split != "test"), ("identical-ids", args.identical_ids)):
-            if given:
-                raise UsageError(
-                    f"command line: --{flag} is of directories, and --suite names none; leave it "
-                    "out"
-                )
+        why = "of directories alone, and --suite names none"
+        parser.refuse_idle(args, ["split", "identical_ids"], why)
     options = ModelOptions(
         args.placement, args.dtype, args.mask, args.noise, args.seed, args.inspect
     )

@@ -112,7 +112,13 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _refuse_idle_flags(args: argparse.Namespace) -> None:
-    """UsageError for flags of a model, a corpus or a dataset where there is none."""
+    """UsageError for flags of a model, a corpus, a dataset or a draw where there is none."""
+    parser = _flags()
+    if args.sampling != "random":
+        parser.refuse_idle(args, ["seed"], f"--sampling={args.sampling} draws nothing")
+    if args.teacher and "dense" not in args.candidates:
+        why = "candidates are BM25's, and their scores the --teacher's"
+        parser.refuse_idle(args, ["model"], why)
     if args.model:
         refuse_idle_of_model(args)
     else:

@@ -91,6 +91,11 @@ CASES = [
         [DEMO, "--topology=cpu:8", "--query-tokens=0.5"],
         "--query-tokens: '0.5' is not a whole number",
     ),
+    (
+        "inf_jax.plan",
+        [DEMO, "--compare=cpu:2,cpu:4", "--try"],
+        "--try is of the plan of one --topology; leave it out",
+    ),
     ("inf_jax.plan", [DEMO, "--slices=0"], "--slices: must be at least 1, not 0"),
     ("inf_jax.plan", [DEMO, "--hbm_gib=nan"], "--hbm-gib: 'nan' is not a finite number"),
     (
@@ -162,6 +167,11 @@ CASES = [
         ["--config=data_sample", "--stages=pairs,biuld"],
         "--stages: 'biuld' is not a choice; did you mean build? (choose from pairs, generate, "
         "filter, judge, score, corpus, report, build)",
+    ),
+    (
+        "data_pipeline.run",
+        ["--config=data_sample", "--stages=judge", "--dry-run"],
+        "--stages: the estimate of --dry-run is of all stages; leave it out",
     ),
     (
         "data_pipeline.build",

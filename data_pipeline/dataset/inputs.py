@@ -165,6 +165,12 @@ class Inputs:
                     "`gcloud storage cp -r` or `hf download`"
                 )
         if self.separate_dev:
+            if self.dev_fraction not in (0.0, DEV_FRACTION):
+                where = self.path_dev or f"--dev-split={self.options['dev_split']}"
+                raise UserError(
+                    f"--dev-fraction={self.dev_fraction:g}: would have no effect, the dev split is "
+                    f"that of {where}; leave it out"
+                )
             self.dev_fraction = 0.0
 
     def _check_options(self) -> None:

@@ -141,6 +141,21 @@ class FlagParser:
         hint = f"; did you mean {nearest}?" if nearest else ""
         raise UsageError(f"command line: unknown flag {written}{hint} (--help lists all)")
 
+    def refuse_idle(self, args: argparse.Namespace, names: Iterable[str], why: str) -> None:
+        """Raises UsageError if one of these flags has another value than its default.
+
+        Args:
+          args: of `parse`, perhaps with more flags than these.
+          names: as the attributes of `args`.
+          why: they would have no effect.
+        """
+        default = self._parser.get_default
+        given = [name for name in names if (getattr(args, name) or None) != (default(name) or None)]
+        if given:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            them = "them" if len(given) > 1 else "it"
+            raise UsageError(f"command line: {flags} would have no effect: {why}; leave {them} out")
+
     def _split(self, argv: Sequence[str]) -> tuple[list[str], list[str]]:
         """(known flags and arguments, in standard spelling; unknown flags, as they are written)."""
         end = argv.index("--") if "--" in argv else len(argv)

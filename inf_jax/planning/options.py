@@ -68,4 +68,6 @@ def plan_options(values: dict[str, Any]) -> PlanOptions:
         raise UsageError("name what to plan for: --topology=v5e:16x16, or --compare=NAME,NAME")
     if values["search"] and several:
         raise UsageError("--search takes one --topology, not --compare")
+    if values["try"] and (values["search"] or several):
+        raise UsageError("--try is of the plan of one --topology; leave it out")
     return PlanOptions(tuple(several) or (one,), try_advice=values.pop("try"), **values)

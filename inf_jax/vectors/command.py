@@ -48,20 +48,10 @@ def add_model_flags(parser: FlagParser, *, example: str = "") -> None:
 
 
 def refuse_idle(args: argparse.Namespace, names: Iterable[str], why: str) -> None:
-    """Raises UsageError if one of these flags of `add_model_flags` was given.
-
-    Args:
-      names: as the attributes of `args`.
-      why: they would have no effect.
-    """
+    """`FlagParser.refuse_idle` of flags of `add_model_flags`."""
     parser = FlagParser("")
     add_model_flags(parser)
-    unset = vars(parser.parse([]))
-    given = [name for name in names if (getattr(args, name) or None) != (unset[name] or None)]
-    if given:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        them = "them" if len(given) > 1 else "it"
-        raise UsageError(f"command line: {flags} would have no effect: {why}; leave {them} out")
+    parser.refuse_idle(args, names, why)
 
 
 def refuse_idle_of_model(args: argparse.Namespace) -> None:

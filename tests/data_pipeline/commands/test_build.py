@@ -26,6 +26,7 @@ TINY = Path(__file__).parents[1] / "data" / "inf_ir_tiny.jsonl"
             ["--source=inf_ir", f"--path_train={TINY}", "--dev_fraction=1e-9"],
             "--dev-fraction=1e-09: holds out none of the queries that source 'inf_ir' has; give a",
         ),
+        (["--source=medquad", "--dev-fraction=0.3"], "--dev-fraction=0.3: would have no effect, "),
         (
             ["--source=inf_ir", f"--path_train={TINY}", f"--path_dev={TINY}"],
             "split 'train' of source 'inf_ir' is empty: 8 rows read, dropped: 8 for 'shared_with_",

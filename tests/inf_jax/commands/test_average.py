@@ -116,6 +116,7 @@ def test_frozen_parameters_and_adapters(tiny_config, tmp_path):
         ("base,,newest", "mean", "a part has no name"),
         ("base,base", "mean", "named twice"),
         ("base,1,2", "slerp", "of two parts"),
+        ("newest", "slerp", "no mixture has two"),
     ],
 )
 def test_mixtures_that_are_none(tiny_config, mixture, method, message):
@@ -135,4 +136,6 @@ def test_parts_that_are_missing(tiny_config):
         average.main(tiny_config, of=["base", "newest"], out="x")
     with pytest.raises(UsageError, match="--best: needs --score"):
         average.main(tiny_config, of=["base", "newest"], best="p_mrr")
+    with pytest.raises(UsageError, match="--best: there is one mixture, which is written"):
+        average.main(tiny_config, of=["base,newest"], score=True, best="p_mrr")
     assert not Path(tiny_config.out_dir, "average").exists()

@@ -283,6 +283,12 @@ def test_bm25(mined, tmp_path):
             [],
             "--mask, --fsdp would have no effect: there is no --model; leave them out",
         ),
+        ({"seed": 3}, [], "--seed would have no effect: --sampling=top draws nothing; leave it"),
+        (
+            {"teacher": ".", "candidates": "bm25"},
+            [],
+            "--model would have no effect: candidates are BM25's, and their scores the --teacher's",
+        ),
         ({"text_field": "body"}, [], "--text-field would .* no --corpus; --fields is of the pairs"),
         ({"split": "dev"}, [], "--split would have no effect: there is no built dataset"),
         ({"pairs": ".", "split": "dev", "fields": "query=q"}, [], "--fields would have no effect"),
