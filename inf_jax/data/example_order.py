@@ -238,8 +238,15 @@ class StraddlingOrder:
         return _generator(self._seed, epoch).permutation(len(self._tokens))
 
 
-# by their number; they also differ in how the pairs of a step are assigned (`data.sampler`)
-ORDERS = {1: StraddlingOrder, 2: ExampleOrder, 3: ExampleOrder, ORDER: ExampleOrder}
+# by their number; they also differ in how the pairs of a step are assigned (`data.sampler`), and
+# the last two in `data.windows` alone
+ORDERS = {
+    1: StraddlingOrder,
+    2: ExampleOrder,
+    3: ExampleOrder,
+    4: ExampleOrder,
+    ORDER: ExampleOrder,
+}
 
 
 def _generator(seed: int, number: int) -> np.random.Generator:

@@ -18,6 +18,7 @@ from inf_jax.data.tokenised.dataset import TokenisedDataset
 from inf_jax.data.tokenised.opening import open_tokenised
 from inf_jax.data.tokenised.plans import TokenisingPlan, plan_shards, split_names
 from inf_jax.data.tokenised.rewriting import AS_WRITTEN, Rewriting
+from inf_jax.data.tokenised.shuffle import SHUFFLE
 from inf_jax.data.tokenised.varied import VariedDataset
 from inf_jax.distributed.coordination import primary_first
 from inf_jax.io.storage import AnyPath, as_path, exists, is_bucket
@@ -26,8 +27,7 @@ from inf_jax.text.templates import TextConfig
 from inf_jax.text.tokenizer import TextTokenizer
 
 # data.shuffle=auto: steps and examples, of data in a bucket and on a disk, from which on it is read
-# in windows. On a disk a global order fills rows better; its index, about 250 bytes an example in
-# memory, stays below 2 GiB.
+# in windows. A global order leaves out no example; its index, 250 bytes each, stays below 2 GiB.
 _WINDOW_STEPS, _WINDOWS_FROM, _WINDOWS_FROM_ON_DISK = 4, 1 << 17, 1 << 23
 
 
@@ -213,15 +213,16 @@ def tokenised_split(
 
 
 def _as_ordered(config: RunConfig, plan: TokenisingPlan, expected: str | None) -> TokenisingPlan:
-    """The plan for records that are shuffled, to be read in windows, or as they are."""
-    train = plan.recipe["split"] == config.data.train_split
-    if not train or config.data.shuffle != "auto":
-        return plan.as_shuffled(train and config.data.shuffle == "windows")
-    count = plan.num_examples
+    """The plan for records that are shuffled, to be read in windows, or as they are; of a run that
+    is resumed, as it began."""
+    shuffle = config.data.shuffle if plan.recipe["split"] == config.data.train_split else "global"
+    before = [plan.as_shuffled(True, version=v) for v in range(1, SHUFFLE)]
+    windows, stored = plan.as_shuffled(True), plan.as_shuffled(False)
     least = _WINDOWS_FROM if is_bucket(plan.directory) else _WINDOWS_FROM_ON_DISK
-    plan = plan.as_shuffled(count >= max(least, _WINDOW_STEPS * config.train.batch_size))
-    other = plan.as_shuffled(not plan.shuffled)  # a run goes on as it began, from elsewhere too
-    return other if other.fingerprint == expected else plan
+    large = plan.num_examples >= max(least, _WINDOW_STEPS * config.train.batch_size)
+    auto = [windows if large else stored, stored, windows, *before]
+    plans = {"auto": auto, "windows": [windows, *before], "global": [stored]}[shuffle]
+    return next((one for one in plans if one.fingerprint == expected), plans[0])
 
 
 def batch_layout(config: RunConfig, *, devices: int, pairs_per_example: int) -> BatchLayout:

@@ -91,8 +91,8 @@ class Loader:
             self.example_order.check(steps)
         elif dataset.windowed:
             tokens = functools.partial(dataset.tokens_of, negatives=layout.negatives)
-            order_of = {"tokens": tokens, "seed": seed, "batch_size": layout.batch_size}
-            self.example_order = WindowedOrder(dataset.shard_sizes, **order_of)
+            order_of = {"seed": seed, "batch_size": layout.batch_size, "order": order}
+            self.example_order = WindowedOrder(dataset.shard_sizes, tokens=tokens, **order_of)
             self._groups = self.example_order.groups(layout.chunks)
             # sampled instructions are from all of the step
             read = np.arange(layout.chunks) if layout.sampled else self._mine

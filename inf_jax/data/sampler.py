@@ -15,7 +15,7 @@ from inf_jax.data.negatives import draw_negatives, sample_instructions
 from inf_jax.data.tokenised.dataset import TokenisedDataset
 from inf_jax.data.tokenised.varied import VariedDataset
 
-ORDER = 4  # of new runs; a run that is resumed keeps the order that it began with
+ORDER = 5  # of new runs; a run that is resumed keeps the order that it began with
 _BALANCED_RUNS = 256  # see `balance_chunks`
 # see `even_chunks`
 _ABOVE_MEAN, _ROUNDS, _COMPARED = 0.0025, 32, 1 << 20
@@ -180,7 +180,7 @@ def assign_step(
             counts = dataset.negative_counts[examples].ravel()
         negatives = draw_negatives(counts, count=layout.negatives, seed=seed, step=step)
     lengths = layout.text_lengths(dataset, examples, drawn, negatives)
-    assign = {3: balance_chunks, 4: even_chunks}.get(order, assign_to_chunks)
+    assign = {1: assign_to_chunks, 2: assign_to_chunks, 3: balance_chunks}.get(order, even_chunks)
     chunks = _chunks(layout, lengths, assign, groups)
     return StepAssignment(examples, chunks, lengths, drawn, instructions, negatives)
 

@@ -91,7 +91,7 @@ def tokenise_plan(
         options = {"pairs_per_example": k, "tokenizer": tokenizer, "text": text}
         options["rewriting"] = plan.rewriting
         if plan.shuffled:
-            shuffled = ShuffledExamples(sources, per_shard=plan.recipe["examples_per_shard"])
+            shuffled = ShuffledExamples(sources, shards=len(plan.shards))
             every = itertools.chain.from_iterable(
                 shuffled.read(first, 1) for first in sampled_places(plan.num_examples)
             )

@@ -2,8 +2,9 @@
 
 The stored order, shard by shard in random order, is cut into lanes, equal parts side by side. A
 step holds as many examples of each lane; a window is the next stretch of every lane, whose examples
-are assigned to the window's steps at random, evenly by length. A chunk of a step takes its pairs
-from lanes of its own, so a host reads the stretches of its lanes alone, one after another.
+are assigned to the window's steps at random, evenly by length. Chunks form groups, each with lanes
+of its own, between whose pairs and chunks tokens are evened out; so a host reads the stretches of
+its groups' lanes alone, one after another.
 """
 
 import functools
@@ -14,10 +15,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from inf_jax.core.errors import UserError
+from inf_jax.data.sampler import ORDER
 from inf_jax.data.tokenised.windowed import WindowedDataset
 
 MOST_LANES = 512
 _LEAST_OF_LANE = 4  # examples that a step takes from a lane
+_LEAST_OF_GROUP = 512  # and a group from its lanes: with fewer, chunks differ by over 1 % in tokens
 _STRETCH = 1024  # examples of a window in a lane, at least, where the data are as large
 _LEAST_STEPS = 16  # of a window, likewise
 _SHARDS, _WINDOWS = 8 << 32, 9 << 32  # random streams, added to the seed (below 2**32)
@@ -33,6 +36,8 @@ class WindowedOrder:
       shard_sizes: int64[shards], examples of each.
       tokens: int64[m] examples -> int[m], tokens of each.
       seed, batch_size: with the step's number they decide its examples.
+      order: a key of `example_order.ORDERS`. Before 5 a lane's share of each step was drawn without
+        regard to what the step had of it, and groups were as many as could be.
 
     Attributes:
       lanes: their number, a power of two that divides batch_size.
@@ -48,6 +53,7 @@ class WindowedOrder:
         tokens: Callable[[np.ndarray], np.ndarray],
         seed: int,
         batch_size: int,
+        order: int = ORDER,
     ):
         total = int(shard_sizes.sum())
         if batch_size > total:
@@ -56,6 +62,7 @@ class WindowedOrder:
                 f"{total:,}; lower train.batch_size or set data.shuffle=global"
             )
         self._sizes, self._tokens, self._seed = shard_sizes, tokens, seed
+        self._even = order > 4
         self._first = np.cumsum(shard_sizes) - shard_sizes
         self.lanes = math.gcd(batch_size, MOST_LANES)
         while self.lanes > 1 and batch_size // self.lanes < _LEAST_OF_LANE:
@@ -86,8 +93,11 @@ class WindowedOrder:
         return range(first, first + few + (inside < more))
 
     def groups(self, chunks: int) -> int:
-        """In how many groups chunks and lanes can be split, whose n-th belong together."""
-        return math.gcd(chunks, self.lanes)
+        """In how many groups chunks and lanes are split, whose n-th belong together."""
+        groups, least = math.gcd(chunks, self.lanes), _LEAST_OF_GROUP if self._even else 0
+        while groups > 1 and self._each * self.lanes < least * groups:
+            groups //= 2
+        return groups
 
     def lanes_of(self, mine: Sequence[int] | np.ndarray, chunks: int) -> np.ndarray:
         """int64[...], the lanes of these chunks."""
@@ -97,11 +107,13 @@ class WindowedOrder:
         return (wanted[:, None] * per_group + np.arange(per_group)).ravel()
 
     def stretches(self, window: int, lanes: np.ndarray) -> list[tuple[int, int]]:
-        """(first, last + 1) of the examples that a window has in these lanes, each in one shard."""
+        """(first, last + 1) of the examples that a window has in these lanes, each in one shard;
+        those that follow each other there are one."""
         epoch, steps = window // self._windows, self.steps(window)
         order, ends = self._shards(epoch)
         inside = steps.start - epoch * self._steps
-        found = []
+        found: list[tuple[int, int]] = []
+        before = -1  # the shard's number
         for lane in lanes.tolist():
             at = (lane * self._steps + inside) * self._each
             stop = at + len(steps) * self._each
@@ -109,8 +121,11 @@ class WindowedOrder:
                 number = int(np.searchsorted(ends, at, side="right"))
                 end, shard = int(ends[number]), order[number]
                 first = int(self._first[shard] + self._sizes[shard]) - (end - at)
-                found.append((first, first + min(stop, end) - at))
-                at = min(stop, end)
+                last = first + min(stop, end) - at
+                if number == before and found[-1][1] == first:
+                    first, _ = found.pop()
+                found.append((first, last))
+                at, before = min(stop, end), number
         return found
 
     def _permutation(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -123,15 +138,47 @@ class WindowedOrder:
         stretches, steps = self.stretches(window, np.arange(self.lanes)), len(self.steps(window))
         stored = np.concatenate([np.arange(*stretch) for stretch in stretches])
         tokens = self._tokens(stored)
-        stored, tokens = (x.reshape(self.lanes, -1) for x in (stored, tokens))
         if tokens.max() < 1 << 16:
             tokens = tokens.astype(np.uint16)  # sorted by radix
+        stored, tokens = (x.reshape(self.lanes, -1) for x in (stored, tokens))
         order = np.argsort(tokens, axis=1, kind="stable")
-        rows = np.take_along_axis(stored, order, 1).reshape(self.lanes, self._each, steps)
         kind = np.int32 if stored.max() < 1 << 31 else np.int64
+        rows, tokens = (
+            np.take_along_axis(x, order, 1).reshape(self.lanes, self._each, steps)
+            for x in (stored.astype(kind), tokens)
+        )
+        rng = _generator(self._seed + _WINDOWS, window)
         # of each row of neighbours by length a step gets one
-        rows = _generator(self._seed + _WINDOWS, window).permuted(rows.astype(kind), axis=2)
+        if self._even:
+            rows = _evened(rows, tokens, self.groups(self.lanes), rng)
+        else:
+            rows = rng.permuted(rows, axis=2)
         return np.ascontiguousarray(np.moveaxis(rows, 2, 0)).reshape(steps, -1)
+
+
+def _evened(
+    rows: np.ndarray, tokens: np.ndarray, groups: int, rng: np.random.Generator
+) -> np.ndarray:
+    """int[lanes, each, steps], each row in another order, in which all steps have nearly as many
+    tokens of a group's lanes.
+
+    A lane's longest examples are its last row, and the last of a row. The last row of a group's
+    last lane is in random order; of the others, from the last to the first, the longer ones are for
+    the steps that have fewer tokens so far.
+    """
+    lanes, each, steps = rows.shape
+    of_groups = (groups, lanes // groups, each, steps)
+    rows, tokens = (
+        x.reshape(of_groups).swapaxes(1, 2).reshape(groups, -1, steps) for x in (rows, tokens)
+    )
+    found, sums = np.empty_like(rows), np.zeros((groups, steps), np.int64)
+    by_tokens = rng.permuted(np.tile(np.arange(steps), (groups, 1)), axis=1)
+    for row in reversed(range(rows.shape[1])):
+        np.put_along_axis(found[:, row], by_tokens, rows[:, row], axis=1)
+        more = np.take_along_axis(sums, by_tokens, axis=1) + tokens[:, row]
+        np.put_along_axis(sums, by_tokens, more, axis=1)
+        by_tokens = np.argsort(-sums, axis=1, kind="stable")
+    return found.reshape(groups, each, -1, steps).swapaxes(1, 2).reshape(lanes, each, steps)
 
 
 class WindowReader:

@@ -152,7 +152,7 @@ def _scored(config: RunConfig) -> str:
 
 def _old_order(loader: Loader) -> list[tuple[str, str]]:
     """What a run that is resumed keeps of an older version."""
-    if loader.order == ORDER:
+    if loader.order in (ORDER, 0 if _windowed(loader) else 4):  # which differ in windows alone
         return []
     why = "rows are less full"
     if loader.order == 1:
@@ -162,10 +162,14 @@ def _old_order(loader: Loader) -> list[tuple[str, str]]:
 
 def _windows(loader: Loader) -> list[tuple[str, str]]:
     """How the records of a shuffled split are read."""
-    if loader.layout.mixture or not loader.dataset.windowed:
+    if not _windowed(loader):
         return []
     order = loader.example_order
     return [("windows", f"of {len(order.steps(0)):,} steps and {order.lanes} lanes")]
+
+
+def _windowed(loader: Loader) -> bool:
+    return not loader.layout.mixture and loader.dataset.windowed
 
 
 def _hard_negatives(loader: Loader) -> list[tuple[str, str]]:

@@ -18,13 +18,13 @@ from .process import Worker
 from .report import ROOT, table
 
 LATENCY_S = 0.02
-HOSTS, CHUNKS, STEP = 8, 8, 256  # pairs of a step
-SECONDS = 0.1  # a step
+HOSTS, CHUNKS, STEP = 8, 8, 4096  # pairs of a step
+SECONDS, EPOCHS = 1.0, 2  # of a step; of the run
 LINES = ("a disk", "the bucket")
 
 
 def measure(place: str, *, steps: int, seconds: float) -> dict[str, Any]:
-    """Feeds one of HOSTS for an epoch, `seconds` a step, from the shuffled split at a place.
+    """Feeds one of HOSTS for these steps, `seconds` a step, from the shuffled split at a place.
 
     Returns the share of the time that is waited for batches, after the first step and after the
     first minute, the seconds up to the first batch, the fill, and the quality of the shuffle
@@ -103,7 +103,7 @@ def report(directory: Path, records: int) -> list[str]:
     as_windows(directory)
     size = sum(path.stat().st_size for path in directory.glob("*.tfrecord"))
     common, found = ["input", f"--data={directory}"], {}
-    run = {"steps": records // STEP, "seconds": SECONDS}
+    run = {"steps": EPOCHS * (records // STEP), "seconds": SECONDS}
     stand_in = Worker([*common, "--worker=bucket"], threads=1)
     environment = stand_in.ask("environment")
     for name, place in zip(LINES, ("", "gs://data/records"), strict=True):
@@ -126,17 +126,17 @@ def lines(found: dict[str, dict[str, Any]], *, records: int, size: int) -> list[
         (name, *(f"{one[key]:.2%}" for key in ("wait", "later", "fill")), f"{one['start']:.1f}")
         for name, one in found.items()
     ]
-    sent = found[LINES[1]]["sent"]
+    sent, share = found[LINES[1]]["sent"], EPOCHS * size / HOSTS
     near = found[LINES[0]]["near"]
     return [
-        f"Read in windows, by one of {HOSTS} hosts, an epoch of {records:,} records in steps of "
-        f"{STEP:,}; a request to the bucket takes {1000 * LATENCY_S:.0f} ms.",
+        f"Read in windows, by one of {HOSTS} hosts, {EPOCHS} epochs of {records:,} records in "
+        f"steps of {STEP:,}; a request to the bucket takes {1000 * LATENCY_S:.0f} ms.",
         "",
         table(("from", "wait", "after the first minute", "fill", "start s"), rows),
         "",
-        f"By the bucket's own count the host read {sent['records'] * HOSTS / size:.3f} times its "
+        f"By the bucket's own count the host read {sent['records'] / share:.3f} times its "
         f"share of the records, and the index once, {sent['index'] / 2**20:.1f} MiB; together "
-        f"{(sent['records'] + sent['index']) * HOSTS / size:.3f} times its share of "
+        f"{(sent['records'] + sent['index']) / share:.3f} times its share of "
         f"{size / 2**20:,.0f} MiB. Of pairs of examples of a step {near[0]:.2%} are within 1/1000 "
         f"of the data in the stored order, {near[1]:.2%} within 1/100; of a uniform shuffle 0.20% "
         "and 1.99%.",

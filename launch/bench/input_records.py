@@ -14,6 +14,7 @@ from inf_jax.data.tokenised.records import (
     encode_tokenised,
     part_lengths,
 )
+from inf_jax.data.tokenised.shuffle import spread_by_length
 from inf_jax.data.tokenised.sidecars import Sidecar, load_sidecar, write_sidecar
 from inf_jax.io.tfrecord import Writer
 
@@ -35,6 +36,7 @@ def write_records(directory: Path, count: int) -> None:
             ],
             axis=1,
         ).astype(np.int32)
+        lengths = lengths[spread_by_length(lengths.sum(1), number=first)]
         tokens = rng.integers(1, 30_000, lengths.sum(), np.int32)
         hashes = rng.integers(1, 2**63, (size, 1, 3)).astype(np.uint64)
         spans = np.zeros((size, 1, 5), np.int32)

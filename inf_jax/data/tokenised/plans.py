@@ -57,10 +57,10 @@ class TokenisingPlan:
         """What is changed in the pairs before."""
         return Rewriting(**self.recipe.get("pairs", {}))
 
-    def as_shuffled(self, shuffled: bool) -> "TokenisingPlan":
+    def as_shuffled(self, shuffled: bool, *, version: int = SHUFFLE) -> "TokenisingPlan":
         """The plan for shuffled records, or for records in the order of the sources."""
         recipe = {name: value for name, value in self.recipe.items() if name != "shuffle"}
-        recipe |= {"shuffle": SHUFFLE} if shuffled else {}
+        recipe |= {"shuffle": version} if shuffled else {}
         return _plan(self.sources, self.directory.parent, recipe)
 
     def todo(self) -> set[int] | None:
@@ -70,6 +70,11 @@ class TokenisingPlan:
         trusted = written and (self.shuffled or is_bucket(self.directory))  # many files, or slow
         every = () if trusted else enumerate(self.shards)
         missing = {n for n, shard in every if not _is_finished(*shard)}
+        if (missing or not written) and self.recipe.get("shuffle", SHUFFLE) != SHUFFLE:
+            raise UserError(
+                f"{self.directory}, which the resumed run reads, is not complete, and this version "
+                "shuffles in another order: restore it, or give a new out_dir"
+            )
         if not missing and written:
             count = self.num_examples
             print(f"{split}: {count} examples are tokenised already, reusing {self.directory}")
@@ -113,7 +118,7 @@ def _plan(sources: list[tuple[AnyPath, int]], out_dir: AnyPath, recipe: dict) ->
     fingerprint = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
     directory = out_dir / f"{recipe['split']}-{fingerprint[:16]}"
     total = sum(count for _, count in sources)
-    shards = _shards(directory, total, recipe["examples_per_shard"])
+    shards = _shards(directory, total, recipe["examples_per_shard"], even="shuffle" in recipe)
     return TokenisingPlan(sources, directory, shards, recipe, fingerprint)
 
 
@@ -190,12 +195,17 @@ def _checksum(path: AnyPath) -> str:
         raise UserError(f"cannot read {path}: {error.strerror}; build the dataset again") from error
 
 
-def _shards(directory: AnyPath, num_examples: int, per_shard: int) -> list[tuple[AnyPath, int]]:
+def _shards(
+    directory: AnyPath, num_examples: int, per_shard: int, *, even: bool
+) -> list[tuple[AnyPath, int]]:
+    """Each with its examples: `per_shard` and the last one the rest, or all as many to one."""
     if per_shard < 1:
         raise UserError(f"examples_per_shard={per_shard} must be 1 or more")
-    starts = range(0, num_examples, per_shard)
-    names = (f"tokens-{n:05d}-of-{len(starts):05d}.tfrecord" for n in range(len(starts)))
-    sizes = (min(per_shard, num_examples - start) for start in starts)
+    count = -(-num_examples // per_shard)
+    sizes = [min(per_shard, num_examples - n * per_shard) for n in range(count)]
+    if even:
+        sizes = [num_examples // count + (n < num_examples % count) for n in range(count)]
+    names = (f"tokens-{n:05d}-of-{count:05d}.tfrecord" for n in range(count))
     return [(directory / name, size) for name, size in zip(names, sizes, strict=True)]
 
 

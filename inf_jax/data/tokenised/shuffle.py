@@ -14,7 +14,7 @@ from inf_jax.data.records import AnyExample, decode_at
 from inf_jax.io.storage import AnyPath, read_bytes
 from inf_jax.io.tfrecord import FRAME_BYTES, build_index, read_frames
 
-SHUFFLE = 1  # version of the order, in a plan's recipe
+SHUFFLE = 2  # version of the order, in a plan's recipe; in 1 the last shard held the longest
 BLOCK_RECORDS = 64  # records
 _MOST_PLACES = 1 << 24  # above this many examples, neighbours move together, a few of them
 _SOURCES, _SHARD = 5 << 32, 6 << 32  # random streams
@@ -43,20 +43,18 @@ class ShuffledExamples:
 
     Args:
       sources: files on a local disk, each with its number of records; read once for an index.
-      per_shard: examples of a shard, over which lengths are spread evenly.
+      shards: over which lengths are spread evenly, parts of equal size.
 
     Raises:
       CorruptRecordError: as of `read_records`.
     """
 
-    def __init__(self, sources: list[tuple[AnyPath, int]], *, per_shard: int):
+    def __init__(self, sources: list[tuple[AnyPath, int]], *, shards: int):
         self._paths = [path for path, _ in sources]
         total = sum(count for _, count in sources)
         run = -(-total // _MOST_PLACES)
         runs = [_runs(number, source, run) for number, source in enumerate(sources)]
-        order = _spread_over_shards(
-            np.concatenate([each.sizes for each in runs]), max(1, total // per_shard)
-        )
+        order = _spread_over_shards(np.concatenate([each.sizes for each in runs]), shards)
         # column by column, so that no second copy of all is held
         self._runs = _Runs(*(np.concatenate(column)[order] for column in zip(*runs, strict=True)))
         self._ends = np.cumsum(self._runs.counts, dtype=np.int64)
@@ -94,15 +92,17 @@ def _runs(number: int, source: tuple[AnyPath, int], run: int) -> _Runs:
 
 
 def _spread_over_shards(sizes: np.ndarray, shards: int) -> np.ndarray:
-    """int64[n], a random order in which each of the shards, parts of equal length, holds all
-    sizes evenly."""
+    """int64[n], a random order in which each of the shards, parts of which the first ones have one
+    more, holds all sizes evenly."""
     rng = np.random.Generator(np.random.Philox(key=[_SOURCES, SHUFFLE]))
     order = rng.permutation(len(sizes))
     rest = len(sizes) % shards
     left, order = order[:rest], order[rest:]
     order = order[np.argsort(sizes[order], kind="stable")].reshape(-1, shards)
-    order = rng.permuted(order, axis=1)  # of neighbours by size a shard gets one
-    return np.concatenate([order.T.ravel(), left])
+    rng.permuted(order, axis=1, out=order)  # of neighbours by size a shard gets one
+    # runs of several records move the bounds of shards a little, to where any size may be
+    rng.permuted(order, axis=0, out=order)
+    return np.insert(order.T.ravel(), len(order) * np.arange(1, rest + 1), left)
 
 
 def spread_by_length(tokens: np.ndarray, *, number: int) -> np.ndarray:

@@ -100,3 +100,19 @@ def test_large_data_are_read_in_windows_unless_the_run_began_otherwise(tmp_path)
         disk, 1 << 23, expected=lambda plan: plan.as_shuffled(False).fingerprint
     ).shuffled
     assert shuffled(disk, 9, expected=lambda plan: plan.as_shuffled(True).fingerprint).shuffled
+
+
+@pytest.mark.parametrize("shuffle", ["auto", "windows"])
+def test_a_run_goes_on_with_an_older_shuffle(shuffle, tmp_path):
+    """A complete split; one that is not would be written in another order."""
+    config = dataclasses.replace(RunConfig(), data=DataConfig(shuffle=shuffle))
+    recipe = {"split": "train", "examples_per_shard": 4}
+    plan = TokenisingPlan([(tmp_path / "f", 9)], tmp_path / "tokens" / "train-1", [], recipe, "")
+    old = plan.as_shuffled(True, version=1)
+    kept = _as_ordered(config, plan, old.fingerprint)
+    assert kept.directory == old.directory != _as_ordered(config, plan, None).directory
+    with pytest.raises(UserError, match=r"not complete.* restore it, or give a new out_dir"):
+        kept.todo()
+    old.directory.mkdir(parents=True)
+    old.manifest.write_text("{}")
+    assert kept.todo() is None

@@ -128,8 +128,8 @@ def test_the_order_before_the_last_window_of_the_first_epoch_is_that_of_older_ve
 
 def test_an_unknown_order_is_refused(dataset):
     layout = BatchLayout(batch_size=6, chunks=2, row_tokens=64, texts_per_row=8)
-    with pytest.raises(UserError, match=r"began with order 5 .* this version knows 1, 2, 3, 4"):
-        Loader(dataset, layout, seed=1, steps=2, order=5)
+    with pytest.raises(UserError, match=r"began with order 6 .* this version knows 1, 2, 3, 4, 5"):
+        Loader(dataset, layout, seed=1, steps=2, order=6)
 
 
 def test_order_is_a_pure_function(dataset):
