@@ -47,6 +47,10 @@ class DataConfig:
         "share of the pairs that train without their instruction, drawn in each step",
         rule="share",
     )
+    query_alone: bool = key(
+        False,
+        "one pair more an example: the query of its first without instruction, same passage",
+    )
     poisoned_pairs: bool = key(
         True, "train on all pairs of an example; False: on its first, the original one, alone"
     )
@@ -71,10 +75,6 @@ class DataConfig:
     )
     stage_mb: int = key(
         8192, "MiB of records that a host keeps, of a bucket or of windows", rule="positive"
-    )
-    query_alone: bool = key(
-        False,
-        "one pair more an example: the query of its first without instruction, same passage",
     )
 
 

@@ -255,6 +255,10 @@ def test_help_lists_the_keys(capsys):
     assert "steps of linear warm-up [0]" in " ".join(out.split())
     assert "[mean] mean | cls | last | weighted_mean" in " ".join(out.split())
     assert "!!python" not in out
+    shown = re.findall(r"^  data\.(\w+) ", out, re.M)
+    first = shown.index("more_templates")  # what varies the texts of pairs stands together
+    kin = ["more_templates", "paraphrases", "drop_instructions", "query_alone", "poisoned_pairs"]
+    assert shown[first : first + 5] == kin
 
 
 def test_configs_are_found_by_name():
