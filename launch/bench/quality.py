@@ -22,7 +22,8 @@ from inf_jax.core.cli_flags import FlagParser, at_least
 from .process import Worker, serve
 from .recipes import interval
 from .report import ROOT, publish, table
-from .train import LABELS, rows_worker, sentence_transformers_trainer
+from .rows import checked_config, rows_worker
+from .train import LABELS, sentence_transformers_trainer
 
 HELP = "the scores of a config after training, beside sentence-transformers"
 TAKES_CONFIG = True
@@ -89,11 +90,7 @@ def summary(results: dict[str, list[dict]], facts: dict) -> str:
 
 
 def _rows(args: argparse.Namespace, overrides: list[str]) -> Callable[[int], dict]:
-    from inf_jax.config.command_line import parse
-    from inf_jax.config.defaults import run_config
-
-    config = run_config(parse(["bench", f"--config={args.config}", *overrides]))
-    answer = rows_worker(args, overrides)
+    config, answer = checked_config(args, overrides), rows_worker(args, overrides)
 
     def facts(_: int) -> dict:
         scored = f"{config.eval.source or config.data.source} {config.eval.split}"
@@ -124,15 +121,13 @@ def _theirs(
 ) -> Callable[[int], dict]:
     import numpy as np
 
-    from inf_jax.config.command_line import parse
-    from inf_jax.config.defaults import run_config
     from inf_jax.data.from_config import text_config
     from inf_jax.evaluation.scores import score_task
     from inf_jax.optim.schedules import make_schedule
     from inf_jax.text.templates import instructed_query, passage_text
     from inf_jax.training.retrieval import retrieval_task
 
-    config = run_config(parse(["bench", f"--config={args.config}", *overrides]))
+    config = checked_config(args, overrides)
     rows = json.loads(Path(args.rows).read_text())
     model, step = sentence_transformers_trainer(rows, threads=args.threads, dropout=dropout)
     train = config.train

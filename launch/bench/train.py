@@ -26,6 +26,7 @@ from inf_jax.core.cli_flags import FlagParser, at_least
 
 from .process import Worker, peak_memory, serve
 from .report import ROOT, publish, table
+from .rows import checked_config, rows_worker
 
 HELP = "the training step of a config, beside sentence-transformers"
 TAKES_CONFIG = True
@@ -124,75 +125,6 @@ def summary(results: list[dict[str, dict[str, float]]], facts: dict[str, Any]) -
     )
 
 
-def _config(args: argparse.Namespace, overrides: list[str]):
-    """The checked config of the run."""
-    from inf_jax.config.command_line import parse
-    from inf_jax.config.defaults import run_config
-
-    return run_config(parse(["bench", f"--config={args.config}", *overrides]))
-
-
-def rows_worker(args: argparse.Namespace, overrides: list[str]) -> Callable[[int], dict]:
-    """Writes the texts and settings of the steps for sentence-transformers; answers with facts.
-
-    In its own process, so that the peak memory of sentence-transformers includes nothing of JAX.
-    """
-    import importlib.metadata
-
-    from inf_jax.core.errors import UserError, main_guard
-    from inf_jax.data.from_config import dataset_dir, text_config
-    from inf_jax.data.records import pairs
-    from inf_jax.data.tokenise import read_examples
-    from inf_jax.text.templates import instructed_query, passage_text
-    from inf_jax.training.setup import make_training
-
-    def answer(steps: int) -> dict:
-        with main_guard():
-            config = _config(args, overrides)
-            # the loader plans its token grid for the steps of the run
-            if steps > config.train.steps:
-                raise UserError(f"{steps} steps to time, but train.steps={config.train.steps}")
-            training = make_training(config)
-            loader, text = training.loader, text_config(config)
-            examples = list(read_examples(dataset_dir(config), config.data.train_split))
-        batches = [
-            [
-                (
-                    instructed_query(p.query, p.instruction, text.query_template),
-                    passage_text(p.passage, text.passage_template),
-                )
-                for index in loader.example_indices(step)
-                for p in pairs(examples[index])
-                if p
-            ]
-            for step in range(steps)
-        ]
-        facts = {
-            "model": config.model.name,
-            "objective": str(training.program.objective),
-            "batch_size": loader.layout.batch_size,
-            "pairs": loader.plan.pairs,
-            "max_query_tokens": text.max_query_tokens,
-            "max_passage_tokens": text.max_passage_tokens,
-            "versions": ", ".join(
-                f"{name} {importlib.metadata.version(name)}"
-                for name in ("jax", "torch", "sentence-transformers")
-            ),
-        }
-        optim = {k: getattr(config.optim, k) for k in ("lr", "b1", "b2", "eps", "weight_decay")}
-        rows = {
-            "directory": str(training.model.directory),
-            "scale": config.loss.scale,
-            "clip_norm": config.optim.clip_norm,
-            "optim": optim,
-            "batches": batches,
-        }
-        Path(args.rows).write_text(json.dumps(rows | facts))
-        return facts
-
-    return answer
-
-
 def ours_worker(args: argparse.Namespace, overrides: list[str]) -> Callable[[list[int]], dict]:
     """Trains as `inf_jax.train` does: loader, jitted step, metrics fetched one step late."""
     import jax
@@ -202,7 +134,7 @@ def ours_worker(args: argparse.Namespace, overrides: list[str]) -> Callable[[lis
     from inf_jax.training.setup import make_training
 
     with main_guard():
-        config = _config(args, overrides)
+        config = checked_config(args, overrides)
         training = make_training(config)
     loader, prefetch = training.loader, config.data.prefetch
     to_device = to_mesh(training.program.mesh)
@@ -219,7 +151,7 @@ def ours_worker(args: argparse.Namespace, overrides: list[str]) -> Callable[[lis
         loss = float(jax.device_get(pending)["loss"])
         jax.block_until_ready(state)
         seconds = time.perf_counter() - started
-        done = [loader.dataset.text_lengths[loader.example_indices(s)] for s in range(*steps)]
+        done = [loader.assignment(step).lengths[:, :2] for step in range(*steps)]
         grid = loader.layout.chunks * sum(loader.plan.rows) * loader.layout.row_tokens
         return {
             "seconds": seconds,

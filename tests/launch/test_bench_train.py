@@ -1,14 +1,19 @@
 """launch/bench.py train on the tiny model: the contenders do the same steps on the same rows."""
 
 import argparse
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
+from inf_jax.config.defaults import run_config
+from inf_jax.training.setup import make_training
 from launch.bench import train
+from launch.bench.rows import rows_worker
 from tests.inf_jax.processes import write_config
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
@@ -25,7 +30,7 @@ def config_file(tiny_config, tmp_path) -> Path:
 def test_contenders_do_the_same_steps(config_file, tmp_path):
     pytest.importorskip("sentence_transformers")
     args = argparse.Namespace(config=str(config_file), rows=str(tmp_path / "rows"), threads=2)
-    facts = train.rows_worker(args, [])(3)
+    facts = rows_worker(args, [])(3)
     ours, theirs = (train.WORKERS[name](args, []) for name in ("ours", "st_no_dropout"))
     results = [{"ours": ours(s), "st_no_dropout": theirs(s)} for s in ((0, 1), (1, 3))]
     for turn in results:
@@ -39,6 +44,36 @@ def test_contenders_do_the_same_steps(config_file, tmp_path):
         [turn | {"st": turn["st_no_dropout"]} for turn in results], facts | {"steps": 1}
     )
     assert "sentence-transformers, dropout 0" in text and "faster by" in text
+
+
+def test_rows_have_the_wording_of_each_step(tiny_config, tiny_model_dir, tmp_path):
+    data = tiny_config.data
+    data.drop_instructions, data.more_templates = 0.5, ("{instruction} : {query}",)
+    data.query_alone = True
+    path = write_config(tiny_config, tmp_path / "config.py")
+    rows_worker(argparse.Namespace(config=str(path), rows=str(tmp_path / "rows")), [])(2)
+    loader = make_training(run_config(tiny_config)).loader
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    limits = data.max_query_tokens, data.max_passage_tokens
+    for step, batch in enumerate(json.loads((tmp_path / "rows").read_text())["batches"]):
+        lengths = loader.assignment(step).lengths
+        found = [
+            [
+                min(len(tokenizer(text).input_ids), most)
+                for text, most in zip(pair, limits, strict=True)
+            ]
+            for pair in batch
+        ]
+        assert found == lengths[lengths[:, 0] > 0][:, :2].tolist()
+        assert len({" : " in query for query, _ in batch}) == 2
+
+
+@pytest.mark.parametrize("key", ["loss.negatives=1", "data.mixture=inf_ir:1"])
+def test_rows_of_pairs_alone(tiny_config, tmp_path, key):
+    path = write_config(tiny_config, tmp_path / "config.py")
+    args = argparse.Namespace(config=str(path), rows=str(tmp_path / "rows"))
+    with pytest.raises(SystemExit):
+        rows_worker(args, [f"--config.{key}"])(1)
 
 
 def test_command_reports_and_says_what_is_wrong(config_file):
