@@ -18,9 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from inf_jax.core.cli_flags import FlagParser, at_least
+from inf_jax.evaluation.scores import METRICS
 
 from .process import Worker, serve
-from .recipes import interval
+from .recipes import interval, with_interval
 from .report import ROOT, publish, table
 from .rows import checked_config, rows_worker
 from .train import LABELS, sentence_transformers_trainer
@@ -61,31 +62,41 @@ def main(args: argparse.Namespace, overrides: list[str]) -> None:
 
             facts = ask("rows")
             for name, label in LABELS.items():
-                results[name].append(ask(name))
-                scores = results[name][-1]
-                print(f"seed {seed}, {label}: {scores}", flush=True)
+                found = ask(name)
+                facts |= {"base": found["base"]} if "base" in found else {}
+                results[name].append(found["trained"])
+                print(f"seed {seed}, {label}: {found['trained']}", flush=True)
     publish("quality", summary(results, facts), threads=args.threads, write=args.write)
 
 
 def summary(results: dict[str, list[dict]], facts: dict) -> str:
-    """The Markdown report: means over the seeds with intervals.
+    """The Markdown report: means over the seeds and differences by seed, both with intervals.
 
     Args:
-      results: contender -> for each seed the scores, times 100, and `seconds` of the training.
-      facts: what the worker `rows` says of the runs.
+      results: for each contender, by seed: the scores and `seconds` of its training.
+      facts: what the worker `rows` says of the run, and `base`, the scores before it.
     """
-    keys = list(results["ours"][0])
-    rows = []
+    keys, ours = list(results["ours"][0]), results["ours"]
+    rows = [
+        ("base", *(f"{facts['base'][key]:.1f}" if key in facts["base"] else "" for key in keys))
+    ]
     for name, each in results.items():
         cells = [interval(scores[key] for scores in each) for key in keys]
-        rows.append((LABELS[name], *(f"{mean:.1f} ± {half:.1f}" for mean, half in cells)))
-    count = len(results["ours"])
+        rows.append((LABELS[name], *(with_interval(cell) for cell in cells)))
+    for name, each in results.items():
+        if name != "ours":
+            both = list(zip(ours, each, strict=True))
+            cells = [interval(mine[key] - theirs[key] for mine, theirs in both) for key in keys]
+            rows.append(
+                (f"inf_jax less {LABELS[name]}", *(with_interval(c, sign=True) for c in cells))
+            )
+    header = ("times 100", *(METRICS.get(key, f"training, {key}") for key in keys))
+    seeds = "One seed" if len(ours) == 1 else f"Means of {len(ours)} seeds, 95 % intervals"
     return (
         f"{facts['model']}, {facts['steps']} steps of {facts['batch_size']} examples "
         f"({facts['pairs']:.0f} pairs), scored on {facts['scored']}; inf_jax with "
         f"{facts['objective']}, sentence-transformers with MultipleNegativesRankingLoss in both "
-        f"directions; {facts['versions']}. Means of {count} seeds, 95 % intervals.\n\n"
-        f"{table(('', *keys), rows)}\n"
+        f"directions; {facts['versions']}. {seeds}.\n\n{table(header, rows)}\n"
     )
 
 
@@ -110,8 +121,8 @@ def _ours(args: argparse.Namespace, overrides: list[str]) -> Callable[[int], dic
         train.main(resolved)
         seconds = time.perf_counter() - started
         evaluate.main(resolved)
-        scores = json.loads(Path(resolved.out_dir, "eval.json").read_text())["trained"]
-        return scores | {"seconds": seconds}
+        scores = json.loads(Path(resolved.out_dir, "eval.json").read_text())
+        return {"base": scores["base"], "trained": scores["trained"] | {"seconds": seconds}}
 
     return answer
 
@@ -149,7 +160,8 @@ def _theirs(
         ):
             model.max_seq_length = limit
             vectors.append(np.asarray(model.encode(texts, normalize_embeddings=True)))
-        return score_task(task, *vectors, top_k=config.eval.top_k) | {"seconds": seconds}
+        scores = score_task(task, *vectors, top_k=config.eval.top_k)
+        return {"trained": scores | {"seconds": seconds}}
 
     return answer
 

@@ -237,7 +237,8 @@ def summarise(results: Sequence[dict], names: Sequence[str], source: str) -> lis
     return rows
 
 
-def _figure(value: tuple[float, float], *, sign: bool = False) -> str:
+def with_interval(value: tuple[float, float], *, sign: bool = False) -> str:
+    """A mean with the half of its interval, as in "72.4 ± 1.0"; alone without one."""
     mean, half = value
     return f"{mean:{'+' if sign else ''}.1f}" + ("" if math.isnan(half) else f" ± {half:.1f}")
 
@@ -257,8 +258,10 @@ def write_report(config: ConfigDict, results: list[dict], *, names: Sequence[str
         lines = [["base", "", *(f"{base[key]:.1f}" for key in columns), *("" for _ in gains)]]
         for row in rows:
             line = [row["recipe"], len(row["seeds"])]
-            line += [_figure(row["mean"][key]) for key in columns]
-            line += [_figure(row["gain"][key], sign=True) if row["gain"] else "" for key in gains]
+            line += [with_interval(row["mean"][key]) for key in columns]
+            line += [
+                with_interval(row["gain"][key], sign=True) if row["gain"] else "" for key in gains
+            ]
             lines.append(line)
         header = ("recipe", "seeds", *columns.values(), *gains.values())
         console.table(f"recipes on {source}", lines, header=header)

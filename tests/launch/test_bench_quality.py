@@ -25,7 +25,7 @@ def test_sentence_transformers_trains_on_the_rows_and_is_scored_as_we_are(tiny_c
     facts = quality.WORKERS["rows"](args, [])(0)
     rows = json.loads(Path(args.rows).read_text())
     assert len(rows["batches"]) == 2 == facts["steps"]
-    theirs = quality.WORKERS["st_no_dropout"](args, [])(0)
+    theirs = quality.WORKERS["st_no_dropout"](args, [])(0)["trained"]
     assert theirs.keys() == {*METRICS, "seconds"}
 
     model, step = train.sentence_transformers_trainer(rows, threads=2, dropout=False)
@@ -40,6 +40,9 @@ def test_sentence_transformers_trains_on_the_rows_and_is_scored_as_we_are(tiny_c
     assert {name: theirs[name] for name in METRICS} == pytest.approx(wanted)
     ours = {name: value + 1 for name, value in theirs.items()}
     results = {"ours": [ours, ours], "st": [theirs, theirs], "st_no_dropout": [theirs, theirs]}
-    text = quality.summary(results, facts)
+    base = {name: theirs[name] - 2 for name in METRICS}
+    text = quality.summary(results, facts | {"base": base})
     assert "sentence-transformers, dropout 0" in text and "2 steps of 8 examples" in text
-    assert f"| {ours['p_mrr']:.1f} ± 0.0" in text
+    assert f"| {ours['p_mrr']:.1f} ± 0.0" in text and f" {base['p_mrr']:.1f} |" in text
+    less = next(line for line in text.splitlines() if line.startswith("| inf_jax less"))
+    assert less.count("+1.0 ± 0.0") == len(METRICS) + 1
