@@ -235,7 +235,9 @@ class MeshConfig:
 
     fsdp: int = key(1, "devices that share one copy of the state", rule="positive")
     tensor: int = key(1, "devices that share the heads and the ffn of each layer", rule="positive")
-    gather: str = key("auto", "gather weights per layer or per step", choices.GATHERS)
+    gather: str = key(
+        "auto", "gather weights per layer or step; weights: sum gradients per step", choices.GATHERS
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ RETRIEVAL_METRICS = (  # names in a run's metrics; higher is better
 )
 IDENTICAL_IDS = ("keep", "ignore")
 ATTENTIONS = ("auto", "xla", "splash", "cudnn")
-GATHERS = ("auto", "layer", "step")
+GATHERS = ("auto", "layer", "step", "weights")
 SHUFFLES = ("auto", "global", "windows")  # of data.shuffle
 SCHEDULES = ("linear", "cosine", "constant")
 OPTIMISERS = ("adamw", "lamb", "lion", "adafactor", "muon")

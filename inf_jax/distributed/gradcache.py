@@ -37,11 +37,12 @@ def encode_in_chunks(
     over the copies of the state once, after the last chunk; a program partitioned by the compiler
     would do so for each layer and chunk. Within a copy:
 
-    | gather | parameters                                | gradients                         |
-    |--------|-------------------------------------------|-----------------------------------|
-    | step   | gathered whole once a step                | whole, in float32; scattered once |
-    | layer  | gathered layer by layer, in forward and   | scattered layer by layer          |
-    |        | backward, for each of the groups          |                                   |
+    | gather  | parameters                               | gradients                         |
+    |---------|------------------------------------------|-----------------------------------|
+    | step    | gathered whole once a step               | whole, in float32; scattered once |
+    | layer   | gathered layer by layer, in forward and  | scattered layer by layer          |
+    |         | backward, for each of the groups         |                                   |
+    | weights | as layer; all but the layers as step     | as step                           |
 
     Args:
       encode: (tree, packed, shards=Shards) -> arrays [c, ...], where a chunk's result depends on
@@ -50,7 +51,7 @@ def encode_in_chunks(
       packed: arrays [c, ...], split over the mesh; c a multiple of groups * devices.
       groups: chunks a device; 1 encodes all at once and keeps the activations.
       mesh: None for one device.
-      gather: "step", "layer", or "auto": layer for groups = 1, else step.
+      gather: "step", "layer", "weights", or "auto": layer for groups = 1, else step.
       keep_last: of several groups, keep the activations of the last.
       dtype: that the layers compute in; "step" holds their whole matrices in it. None: their own.
 
@@ -65,19 +66,20 @@ def encode_in_chunks(
     if mesh is None or mesh.size == 1:
         return run(encode, tree, packed, WHOLE)
     specs = jax.tree.map(lambda s: s.spec, state_shardings(mesh, tree))
-    by_layer = gather == "layer" or (gather == "auto" and groups == 1)
+    if gather == "auto":
+        gather = "layer" if groups == 1 else "step"
     split = mesh.shape["fsdp"] > 1
     shards = Shards(
-        gather=_gathered if split and by_layer else None,
+        gather={"layer": _gathered, "weights": _gathered_parts}.get(gather) if split else None,
         tensor="tensor" if mesh.shape["tensor"] > 1 else None,
     )
 
     def on_a_device(tree: dict, packed):
-        if not split or by_layer:
+        if not split or gather == "layer":
             return run(encode, tree, packed, shards)
         others = {name: x for name, x in tree.items() if name != "blocks"}
-        whole = _gathered(others) | {"blocks": _gathered(tree["blocks"], dtype, once=True)}
-        return run(_of_whole(encode), whole, packed, shards)
+        whole = _gathered(others) | {"blocks": _parts(tree["blocks"], dtype, gather)}
+        return run(_of_parts(encode) if gather == "step" else encode, whole, packed, shards)
 
     over = PartitionSpec(BATCH_AXES)
     # check_vma=False: gradients of what the devices share are summed once, at the entrance
@@ -104,72 +106,116 @@ def _one_by_one(encode: Callable, *, keep_last: bool) -> Callable:
     return run
 
 
-class _Whole(NamedTuple):
-    """A whole array in the compute dtype, and zeros that no product reads: their gradient is the
-    array's in float32, so that those of many chunks are summed in it."""
+class _Part(NamedTuple):
+    """A parameter for all chunks of a step, and zeros in its whole shape that no product reads:
+    their gradient is the parameter's, so that those of the chunks are summed in float32."""
 
     values: jax.Array
     summed: jax.Array
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.summed.shape
 
-def _of_whole(encode: Callable) -> Callable:
-    """`encode` of a tree some of whose leaves are a _Whole."""
+
+def _whole(part: _Part, gather: Callable) -> jax.Array:
+    """gather(part.values); its gradient is that of part.summed."""
 
     @jax.custom_vjp
-    def values(whole: _Whole) -> jax.Array:
-        return whole.values
+    def whole(part: _Part) -> jax.Array:
+        return gather(part.values)
 
-    def backward(_, g: jax.Array) -> tuple[_Whole]:
-        return (_Whole(None, g.astype(jnp.float32)),)
+    def backward(_, g: jax.Array) -> tuple[_Part]:
+        return (_Part(None, g.astype(part.summed.dtype)),)
 
-    values.defvjp(lambda whole: (whole.values, None), backward)
+    whole.defvjp(lambda part: (whole(part), None), backward)
+    return whole(part)
 
-    def leaf(x: jax.Array | _Whole) -> jax.Array:
-        return values(x) if isinstance(x, _Whole) else x
+
+def _of_parts(encode: Callable) -> Callable:
+    """`encode` of a tree some of whose leaves are a _Part with whole values."""
 
     def run(tree, packed, *, shards: Shards):
-        tree = jax.tree.map(leaf, tree, is_leaf=lambda x: isinstance(x, _Whole))
+        def leaf(x: jax.Array | _Part) -> jax.Array:
+            return _whole(x, lambda values: values) if isinstance(x, _Part) else x
+
+        tree = jax.tree.map(leaf, tree, is_leaf=lambda x: isinstance(x, _Part))
         return encode(tree, packed, shards=shards)
 
     return run
 
 
-def _gathered(tree, dtype: jnp.dtype | None = None, *, once: bool = False):
-    """The whole arrays from their shards over "fsdp"; those that are split come in `dtype`.
+def _split_axis(path: tuple, x: jax.Array) -> int | None:
+    """The axis of x that "fsdp" splits; x is of stacked layers, of one layer without the leading
+    axis, or another parameter."""
+    spec = rule(path_name(path).removesuffix("/value"))  # nnx adds it
+    spec = spec[max(0, len(spec) - x.ndim) :]
+    return spec.index("fsdp") if "fsdp" in spec else None
 
-    tree: stacked layers, one layer without the leading axis, or other parameters.
-    once: for all chunks of a step; what `dtype` changes is a _Whole then.
-    """
 
-    def leaf(path, x: jax.Array) -> jax.Array | _Whole:
-        spec = rule(path_name(path).removesuffix("/value"))  # nnx adds it
-        spec = spec[max(0, len(spec) - x.ndim) :]
-        if "fsdp" not in spec:
-            return x
-        join = _join_once if once and dtype not in (None, x.dtype) else _join
-        return join(x, spec.index("fsdp"), dtype or x.dtype)
+def _gathered(tree, dtype: jnp.dtype | None = None):
+    """The whole arrays from their shards over "fsdp"; those that are split come in `dtype`."""
+
+    def leaf(path, x: jax.Array) -> jax.Array:
+        axis = _split_axis(path, x)
+        return x if axis is None else _join(x, axis, dtype or x.dtype)
 
     return jax.tree_util.tree_map_with_path(leaf, tree)
 
 
+def _gathered_parts(tree, dtype: jnp.dtype | None = None):
+    """The same of a tree some of whose leaves are a _Part of shards; other leaves are whole."""
+
+    def leaf(path, x: jax.Array | _Part) -> jax.Array:
+        if not isinstance(x, _Part):
+            return x
+        axis = _split_axis(path, x.values)
+        return _whole(x, lambda shard: _joined(shard, axis, dtype or shard.dtype))
+
+    return jax.tree_util.tree_map_with_path(leaf, tree, is_leaf=lambda x: isinstance(x, _Part))
+
+
+def _parts(blocks: dict, dtype: jnp.dtype | None, gather: str) -> dict:
+    """What of the stacked layers is split over "fsdp" as a _Part: of shards for gather="weights",
+    for "step" of whole arrays in `dtype`, without one where that is their own."""
+
+    def leaf(path, x: jax.Array) -> jax.Array | _Part:
+        axis = _split_axis(path, x)
+        if axis is None:
+            return x
+        if gather == "weights":
+            return _Part(jax.lax.stop_gradient(x), _zeros(x, axis))
+        if dtype in (None, x.dtype):
+            return _join(x, axis, x.dtype)
+        return _Part(jax.lax.stop_gradient(_joined(x, axis, dtype)), _zeros(x, axis))
+
+    return jax.tree_util.tree_map_with_path(leaf, blocks)
+
+
+def _joined(x: jax.Array, axis: int, dtype: jnp.dtype) -> jax.Array:
+    """The whole array from its shards along `axis`, cast before the gather."""
+    return jax.lax.all_gather(x.astype(dtype), "fsdp", axis=axis, tiled=True)
+
+
+def _scattered(g: jax.Array, axis: int) -> jax.Array:
+    """A device's shard of the sum of the whole arrays."""
+    return jax.lax.psum_scatter(g, "fsdp", scatter_dimension=axis, tiled=True)
+
+
 def _join(x: jax.Array, axis: int, dtype: jnp.dtype) -> jax.Array:
-    """The whole array from its shards along `axis`, cast before the gather; backward gives each
-    device its shard of the gradients' sum, taken in x's own dtype."""
+    """`_joined`; backward gives each device its shard of the gradients' sum, taken in x's own
+    dtype."""
 
     @jax.custom_vjp
     def join(x: jax.Array) -> jax.Array:
-        return jax.lax.all_gather(x.astype(dtype), "fsdp", axis=axis, tiled=True)
+        return _joined(x, axis, dtype)
 
-    def scatter(_, g: jax.Array) -> tuple[jax.Array]:
-        g = g.astype(x.dtype)
-        return (jax.lax.psum_scatter(g, "fsdp", scatter_dimension=axis, tiled=True),)
-
-    join.defvjp(lambda x: (join(x), None), scatter)
+    join.defvjp(lambda x: (join(x), None), lambda _, g: (_scattered(g.astype(x.dtype), axis),))
     return join(x)
 
 
-def _join_once(x: jax.Array, axis: int, dtype: jnp.dtype) -> _Whole:
-    """The same of a float32 array, as a _Whole."""
+def _zeros(x: jax.Array, axis: int) -> jax.Array:
+    """Zeros in the whole shape of a shard, which has the shard of their gradients' sum."""
 
     @jax.custom_vjp
     def zeros(x: jax.Array) -> jax.Array:
@@ -177,8 +223,5 @@ def _join_once(x: jax.Array, axis: int, dtype: jnp.dtype) -> _Whole:
         shape[axis] *= jax.lax.axis_size("fsdp")
         return jnp.zeros(shape, x.dtype)
 
-    def scatter(_, g: jax.Array) -> tuple[jax.Array]:
-        return (jax.lax.psum_scatter(g, "fsdp", scatter_dimension=axis, tiled=True),)
-
-    zeros.defvjp(lambda x: (zeros(x), None), scatter)
-    return _Whole(jax.lax.stop_gradient(_join(x, axis, dtype)), zeros(x))
+    zeros.defvjp(lambda x: (zeros(x), None), lambda _, g: (_scattered(g, axis),))
+    return zeros(x)

@@ -49,10 +49,12 @@ def advice(config: RunConfig, plan: dict[str, Any]) -> list[dict[str, Any]]:
     if shards > mesh.fsdp and (fsdp := _larger_divisor(mesh.fsdp, data_devices, shards)):
         option("mesh.fsdp", fsdp, f"the state takes {state / 2**30:.2f} GiB of each device")
     chunks = config.train.chunks_per_device
-    gathered = mesh.gather == "step" or (mesh.gather == "auto" and chunks > 1)
-    whole = 4 * (plan["parameters"] + plan["trained_parameters"]) / mesh.tensor
-    if mesh.fsdp > 1 and gathered and whole > _LARGE * limit:
-        why = f"all gathered weights and their gradients take {whole / 2**30:.2f} GiB per device"
+    gather = ("layer" if chunks == 1 else "step") if mesh.gather == "auto" else mesh.gather
+    weights = plan["parameters"] * (2 if config.model.dtype == "bfloat16" else 4)
+    weights, gradients = weights * (gather == "step"), 4 * plan["trained_parameters"]
+    whole = (weights + gradients) / mesh.tensor
+    if mesh.fsdp > 1 and gather != "layer" and whole > _LARGE * limit:
+        why = f"whole weights and gradients take {whole / 2**30:.2f} GiB per device"
         option("mesh.gather", "layer", why)
     times = max(2, _times(memory))
     if chunks * times <= batch["pairs"] * mesh.tensor / plan["devices"]:

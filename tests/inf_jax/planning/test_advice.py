@@ -70,7 +70,7 @@ def test_advice_fits_the_cause():
     config.mesh.fsdp = 2
     config.train.chunks_per_device = 2
     found = keys(1, 20)
-    assert found["mesh.gather"] == "layer" and "mesh.tensor" not in found  # 8 GiB of 16
+    assert found["mesh.gather"] == "layer" and "mesh.tensor" not in found  # 6 GiB of 16
     config.mesh.gather = "layer"
     found = keys(1, 20, pairs=8)  # a chunk is one pair
     assert found["mesh.tensor"] == 2 and "train.chunks_per_device" not in found

@@ -44,6 +44,7 @@ def reference(weights):
         ((2, 1, 2), 2, "ring", {}),
         ((2, 2, 2), 1, "gather", {"remat": "full", "gather": "step"}),
         ((1, 2, 4), 2, "ring", {"gather": "layer"}),
+        ((1, 2, 2), 2, "ring", {"gather": "weights", "scan_layers": False}),
     ],
 )
 def test_any_mesh_and_chunking_gives_the_same_gradients(
@@ -57,13 +58,17 @@ def test_any_mesh_and_chunking_gives_the_same_gradients(
     assert_same(actual, reference)
 
 
-def test_bfloat16_weights_gathered_once_sum_the_chunks_gradients_in_float32(weights):
-    # the same chunks in any order; sums in bfloat16 would differ by 4e-3
+@pytest.mark.parametrize(
+    ("gather", "fsdp", "other"), [("step", 1, "step"), ("weights", 2, "layer")]
+)
+def test_chunks_gradients_of_bfloat16_weights_are_summed_in_float32(weights, gather, fsdp, other):
+    # programs that round alike in a chunk; sums in bfloat16 would differ by 4e-3
     batch = make_batch(make_pairs(48), chunks=16)
-    one, four = (make_mesh(fsdp=n, devices=jax.devices()[: n * n]) for n in (1, 2))
+    one, four = (make_mesh(fsdp=n, devices=jax.devices()[: n * n]) for n in (fsdp, 2))
     options = {"dtype": "bfloat16", "engine": "gather"}
-    expected = loss_and_grads(weights, batch, mesh=one, groups=16, **options)
-    actual = loss_and_grads(weights, batch, mesh=four, groups=4, gather="step", **options)
+    groups = 16 // one.size
+    expected = loss_and_grads(weights, batch, mesh=one, groups=groups, gather=other, **options)
+    actual = loss_and_grads(weights, batch, mesh=four, groups=4, gather=gather, **options)
     assert actual[0] == pytest.approx(expected[0], rel=1e-6)
     for a, b in zip(jax.tree.leaves(actual[1]), jax.tree.leaves(expected[1]), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6 * np.abs(b).max(), rtol=0)
