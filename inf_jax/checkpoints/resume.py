@@ -23,7 +23,8 @@ class ResumeInfo(NamedTuple):
       start_step: step of that checkpoint; None for a backbone.
       mixture: of sources, `data.mixture.order.Mixing` as text; "" for one source. `dataset` then
         has the fingerprints of all, with + between them.
-      teacher: fingerprint of the parameters of loss.teacher; "" for none.
+      teacher: of loss.teacher, WEIGHTS-SETTINGS as of `run_model.teacher_fingerprint`; of versions
+        that recorded no settings WEIGHTS alone; "" for none.
     """
 
     step: int
@@ -76,10 +77,15 @@ def check_frozen(saved: ResumeInfo, frozen: str, directory: str | Path) -> None:
 
 def check_same_teacher(saved: ResumeInfo, teacher: str, name: str) -> None:
     """Raises UserError where loss.teacher, `name`, is not the one that the run began with."""
-    if saved.teacher != teacher:
-        raise UserError(
-            f"loss.teacher={name!r}: is not the teacher that the run began with (fingerprint "
-            f"{saved.teacher or 'none'}, now {teacher or 'none'}); restore the old one (of a run, "
-            "whose newest checkpoint is taken, name OUT_DIR/checkpoints/STEP), or give a new "
-            "out_dir"
-        )
+    was, _, settings = saved.teacher.partition("-")
+    now, _, others = teacher.partition("-")
+    if was == now and (settings == others or not settings):
+        return
+    which = "is not the teacher that the run began with"
+    if was == now:
+        which += ": the same weights, but another pooling, mask or architecture"
+    raise UserError(
+        f"loss.teacher={name!r}: {which} (fingerprint {saved.teacher or 'none'}, now "
+        f"{teacher or 'none'}); restore the old one (of a run, whose newest checkpoint is taken, "
+        "name OUT_DIR/checkpoints/STEP), or give a new out_dir"
+    )

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import hashlib
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +11,7 @@ import jax
 import numpy as np
 
 from inf_jax.checkpoints import manager as checkpoint
+from inf_jax.checkpoints.integrity import fingerprint
 from inf_jax.config.sections import RunConfig
 from inf_jax.core.errors import UserError
 from inf_jax.core.trees import is_vector
@@ -45,6 +48,22 @@ class Teacher(NamedTuple):
             return jax.make_array_from_callback(x.shape, shape.sharding, x.__getitem__)
 
         return jax.tree.map(leaf, self.params, shapes)
+
+
+def teacher_fingerprint(encoder: Encoder | None, params: dict) -> str:
+    """WEIGHTS-SETTINGS, hexadecimal digits of what decides a teacher's vectors in a run's step, the
+    same on any mesh; "" for none.
+
+    Settings are pooling and architecture, the attention mask included. The rest is the run's own:
+    tokens, templates and limits of texts, and vectors of unit length.
+    """
+    if encoder is None or not params:
+        return ""
+    config = encoder.config
+    default = {field.name: field.default for field in dataclasses.fields(config)}
+    shape = {name: x for name, x in config.of_vectors().items() if x != default[name]}
+    text = json.dumps([encoder.options.pooling, shape], sort_keys=True)
+    return f"{fingerprint(params)}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def is_run(name: str) -> bool:

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from inf_jax.checkpoints.integrity import fingerprint
 from inf_jax.checkpoints.resume import ResumeInfo, check_same_teacher
 from inf_jax.checkpoints.saver import Saver
 from inf_jax.config.sections import RunConfig
@@ -19,7 +18,7 @@ from inf_jax.models.hf.backbone import Backbone, load_model
 from inf_jax.training.initial_params import Start, find_start, start_params
 from inf_jax.training.program import TrainingProgram, make_program
 from inf_jax.training.retrieval import StepScores
-from inf_jax.training.run_model import load_teacher
+from inf_jax.training.run_model import load_teacher, teacher_fingerprint
 from inf_jax.training.step import TrainState
 
 
@@ -75,7 +74,7 @@ class Training(NamedTuple):
             start=start.fingerprint,
             start_step=start.step,
             mixture=str(self.loader.dataset.mixing) if layout.mixture else "",
-            teacher=fingerprint(self.teacher),
+            teacher=teacher_fingerprint(self.program.teacher, self.teacher),
         )
         if saver.info:
             check_same_teacher(saver.info, data.teacher, self.teacher_name)

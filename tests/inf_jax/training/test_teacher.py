@@ -1,5 +1,6 @@
 """A frozen teacher in the step: its scores, the losses and gradients, meshes, resuming, plans."""
 
+import dataclasses
 import json
 import shutil
 
@@ -210,6 +211,23 @@ def test_the_weights_are_recorded_and_another_teacher_is_refused(config, tiny_mo
     for changed in (training._replace(teacher=other), training._replace(teacher={})):
         with pytest.raises(UserError, match=r"loss\.teacher=.* is not the teacher that the run"):
             changed.start(again)
+    teacher = training.program.teacher
+    by_cls = dataclasses.replace(
+        teacher, options=dataclasses.replace(teacher.options, pooling="cls")
+    )
+    causal = dataclasses.replace(teacher, config=dataclasses.replace(teacher.config, causal=True))
+    others = [
+        training._replace(program=training.program._replace(teacher=x)) for x in (by_cls, causal)
+    ]
+    for changed in others:
+        with pytest.raises(UserError, match="but another pooling, mask or architecture"):
+            changed.start(again)
+    recorded = again._info
+    again._info = recorded._replace(
+        teacher=recorded.teacher.partition("-")[0]
+    )  # an older version's
+    for each in (training, *others):
+        assert each.start(again)[1] == 2
     again.close()
 
     inputs = loader_inputs(training.loader)
