@@ -8,15 +8,18 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from inf_jax.checkpoints import manager as checkpoint
 from inf_jax.config.defaults import run_config
 from inf_jax.core.trees import path_name
+from inf_jax.data.records import PairExample, pairs
+from inf_jax.data.tokenise import read_examples
 from inf_jax.evaluation.scores import METRICS
 from inf_jax.models import hf
 from inf_jax.monitoring.metrics_log import read_metrics
 from inf_jax.training.setup import make_training
+from tests.inf_jax.data.small_split import make_dataset
 from tests.inf_jax.processes import finish, start, write_config
 
 SAMPLE = Path(__file__).parents[3] / "data_pipeline" / "samples" / "benchmark_medquad"
@@ -74,6 +77,29 @@ def config(tiny_config):
     return tiny_config
 
 
+def teach(config, folder):
+    """Makes it a run on pairs with hard negatives, which another model than its own scores."""
+    teacher, data = folder / "teacher", folder / "data"
+    shutil.copytree(config.model.name, teacher)
+    rng, weights = np.random.default_rng(3), load_file(teacher / "model.safetensors")
+    weights = {k: x + 0.1 * rng.standard_normal(x.shape, np.float32) for k, x in weights.items()}
+    save_file(weights, teacher / "model.safetensors", {"format": "pt"})
+    shutil.copytree(config.data.dir, data, ignore=shutil.ignore_patterns("tokenised"))
+    rows = list(read_examples(data / "inf_ir" / "inf_ir" / "1.0.0", "train"))
+    texts = [row.document_positive for row in rows]
+    examples = [
+        PairExample(
+            row.id, tuple(p._replace(negatives=(texts[n - 2], texts[n - 7])) for p in pairs(row))
+        )
+        for n, row in enumerate(rows)
+    ]
+    make_dataset(data / "inf_ir" / "taught" / "1.0.0", {"train": [examples]})
+    config.data.update({"dir": str(data), "source": "taught"})
+    config.eval.source = "inf_ir"
+    config.loss.update({"objective": "uni(P) + 2*distil(P)", "negatives": 2})
+    config.loss.teacher = str(teacher)
+
+
 def launch(file, *overrides, devices=DEVICES, **options):
     """All processes of a run, or those in `only`; their outputs and exit codes."""
     return finish(start(file, *overrides, devices=devices, **options))
@@ -82,8 +108,10 @@ def launch(file, *overrides, devices=DEVICES, **options):
 def test_one_two_and_four_processes_are_one_run(config, tmp_path, compiled):
     """Four with two devices each, two with two, one with four; and two that one goes on from.
 
-    They score a directory in BEIR's layout while they train, the last one the eval split.
+    They score a directory in BEIR's layout while they train, the last one the eval split. A frozen
+    teacher is in the step.
     """
+    teach(config, tmp_path)
     config.train.eval_every = 3
     config.eval.update({"benchmark": str(SAMPLE), "max_passages": 64})
     names = {"ndcg@10", "recall@1", "mrr@10", "p_mrr", "robustness@10"}
@@ -135,12 +163,14 @@ def test_one_two_and_four_processes_are_one_run(config, tmp_path, compiled):
         expected, exported_1, at_1 = state("one", step)
         assert at == at_1 and at.step == step
         assert exported.keys() == exported_1.keys()
-        pairs = [(*a, b) for a, (_, b) in zip(found, expected, strict=True)]
-        for key, a, b in [*pairs, *((key, a, exported_1[key]) for key, a in exported.items())]:
+        both = [(*a, b) for a, (_, b) in zip(found, expected, strict=True)]
+        for key, a, b in [*both, *((key, a, exported_1[key]) for key, a in exported.items())]:
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-6, err_msg=key)
 
     straight = train("one", 1, 9)
     assert straight[-1] < straight[0]
+    lines = read_metrics(tmp_path / "one" / "metrics.jsonl")
+    assert min(line["loss"] - line["loss/P"] for line in lines) > 0.01  # by the teacher
     for name, count, devices in (("four", 4, 8), ("two", 2, DEVICES)):
         losses = train(name, count, 6, devices=devices)
         np.testing.assert_allclose(losses, straight[:6], rtol=1e-5)
