@@ -26,6 +26,7 @@ from inf_jax.core.cli_flags import FlagParser
 from inf_jax.core.errors import UserError
 from inf_jax.data.from_config import check_datasets
 from inf_jax.data.loader import to_mesh
+from inf_jax.data.step_shapes import index_warning
 from inf_jax.distributed import coordination
 from inf_jax.distributed.entry_point import run_distributed
 from inf_jax.distributed.preemption import CONTINUE, STOP, PreemptionGuard
@@ -52,6 +53,8 @@ def main(resolved: ConfigDict, *, resume: bool | None = None) -> None:
     if config.train.wandb_project:
         import_wandb(config.train.wandb_project)
     check_datasets(config)  # raises before any long work, and before out_dir is written
+    if said := index_warning(config):
+        _say(f"WARNING: {said}")
     coordination.check_shared(storage.as_path(out_dir), storage.check_access)
     cache = use_compilation_cache(config.train.compilation_cache, out_dir=storage.as_path(out_dir))
     with (

@@ -18,17 +18,13 @@ from inf_jax.data.tokenised.dataset import TokenisedDataset
 from inf_jax.data.tokenised.opening import open_tokenised
 from inf_jax.data.tokenised.plans import TokenisingPlan, plan_shards, split_names
 from inf_jax.data.tokenised.rewriting import AS_WRITTEN, Rewriting
-from inf_jax.data.tokenised.shuffle import SHUFFLE
+from inf_jax.data.tokenised.shuffle import SHUFFLE, is_large
 from inf_jax.data.tokenised.varied import VariedDataset
 from inf_jax.distributed.coordination import primary_first
 from inf_jax.io.storage import AnyPath, as_path, exists, is_bucket
 from inf_jax.losses.objective import TAUGHT, parse_objective
 from inf_jax.text.templates import TextConfig
 from inf_jax.text.tokenizer import TextTokenizer
-
-# data.shuffle=auto: steps and examples, of data in a bucket and on a disk, from which on it is read
-# in windows. A global order leaves out no example; its index, 250 bytes each, stays below 2 GiB.
-_WINDOW_STEPS, _WINDOWS_FROM, _WINDOWS_FROM_ON_DISK = 4, 1 << 17, 1 << 23
 
 
 def text_config(config: RunConfig) -> TextConfig:
@@ -218,8 +214,7 @@ def _as_ordered(config: RunConfig, plan: TokenisingPlan, expected: str | None) -
     shuffle = config.data.shuffle if plan.recipe["split"] == config.data.train_split else "global"
     before = [plan.as_shuffled(True, version=v) for v in range(1, SHUFFLE)]
     windows, stored = plan.as_shuffled(True), plan.as_shuffled(False)
-    least = _WINDOWS_FROM if is_bucket(plan.directory) else _WINDOWS_FROM_ON_DISK
-    large = plan.num_examples >= max(least, _WINDOW_STEPS * config.train.batch_size)
+    large = is_large(plan.num_examples, plan.directory, batch=config.train.batch_size)
     auto = [windows if large else stored, stored, windows, *before]
     plans = {"auto": auto, "windows": [windows, *before], "global": [stored]}[shuffle]
     return next((one for one in plans if one.fingerprint == expected), plans[0])

@@ -15,10 +15,19 @@ from inf_jax.core import packing
 from inf_jax.core.batch import Batch, InstructionNegatives, TextIds
 from inf_jax.core.errors import UserError
 from inf_jax.core.query_encoders import PASSAGE
-from inf_jax.data.from_config import batch_layout, check_datasets, make_loader
+from inf_jax.data.from_config import (
+    batch_layout,
+    check_datasets,
+    dataset_dir,
+    make_loader,
+    source_configs,
+    wordings_of,
+)
 from inf_jax.data.layout import BatchLayout
 from inf_jax.data.loader import Loader, larger_than_data
 from inf_jax.data.packing_plan import planned_rows
+from inf_jax.data.tokenised.plans import source_files
+from inf_jax.data.tokenised.shuffle import INDEX_BYTES, INDEX_LIMIT, is_large
 from inf_jax.losses.objective import Objective
 from inf_jax.text.tokenizer import TextTokenizer
 
@@ -37,7 +46,7 @@ class StepInputs(NamedTuple):
       hard_negatives: mean number in a step.
       note: where lengths and fill are from, for people.
       measured: whether they are the dataset's own.
-      warning: about a step that is larger than the data; "" for none.
+      warning: about a step that is larger than the data, or an index that is; "" for none.
     """
 
     chunks: int
@@ -79,7 +88,31 @@ def plan_inputs(
         loaded = tokenizer()
     except UserError as error:
         return _assumed(config, devices, query_tokens, passage_tokens, why=str(error))
-    return loader_inputs(make_loader(config, loaded, devices=devices))
+    inputs = loader_inputs(make_loader(config, loaded, devices=devices))
+    return inputs._replace(warning="; ".join(filter(None, (inputs.warning, index_warning(config)))))
+
+
+def index_warning(config: RunConfig) -> str:
+    """What is said of a global order of the training split whose index takes much of a host's
+    memory; "" if it does not. Reads nothing but the number of examples."""
+    records = 0
+    for wording, _ in wordings_of(config):
+        for each in source_configs(wording):
+            directory, shuffle = dataset_dir(each), each.data.shuffle
+            count = sum(n for _, n in source_files(directory, config.data.train_split))
+            large = is_large(count, directory, batch=config.train.batch_size)
+            records += count * (shuffle == "global" or (shuffle == "auto" and not large))
+    if records * INDEX_BYTES <= INDEX_LIMIT:
+        return ""
+    several = len(wordings_of(config)) > 1 or config.data.mixture.strip()
+    remedy = "data.shuffle=windows leaves it on the disk"
+    if several:
+        remedy += ", without mixtures and with one wording of the instructions alone"
+    return (
+        f"the global order keeps an index of about {records * INDEX_BYTES / 2**30:.0f} GiB in each "
+        f"host's memory, {INDEX_BYTES} bytes for each of {records:,} examples, sources and "
+        f"wordings added up; {remedy}"
+    )
 
 
 def loader_inputs(loader: Loader) -> StepInputs:

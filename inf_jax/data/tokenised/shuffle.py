@@ -11,13 +11,24 @@ from typing import NamedTuple
 import numpy as np
 
 from inf_jax.data.records import AnyExample, decode_at
-from inf_jax.io.storage import AnyPath, read_bytes
+from inf_jax.io.storage import AnyPath, is_bucket, read_bytes
 from inf_jax.io.tfrecord import FRAME_BYTES, build_index, read_frames
 
 SHUFFLE = 2  # version of the order, in a plan's recipe; in 1 the last shard held the longest
 BLOCK_RECORDS = 64  # records
 _MOST_PLACES = 1 << 24  # above this many examples, neighbours move together, a few of them
 _SOURCES, _SHARD = 5 << 32, 6 << 32  # random streams
+
+# data.shuffle=auto: steps and examples, of data in a bucket and on a disk, from which on it is read
+# in windows. A global order leaves out no example; its index stays below INDEX_LIMIT bytes.
+_WINDOW_STEPS, _WINDOWS_FROM, _WINDOWS_FROM_ON_DISK = 4, 1 << 17, 1 << 23
+INDEX_BYTES, INDEX_LIMIT = 250, 1 << 31  # of an example of a pair, in a host's memory
+
+
+def is_large(examples: int, directory: AnyPath, *, batch: int) -> bool:
+    """Whether data.shuffle=auto reads so many in windows; `batch` is of a step."""
+    least = _WINDOWS_FROM if is_bucket(directory) else _WINDOWS_FROM_ON_DISK
+    return examples >= max(least, _WINDOW_STEPS * batch)
 
 
 class _Runs(NamedTuple):

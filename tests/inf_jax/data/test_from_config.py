@@ -1,16 +1,21 @@
 """Settings from a run's config, and the advice where the dataset is missing."""
 
 import dataclasses
+import functools
+import re
 
 import pytest
 
+from inf_jax import train
 from inf_jax.config.checks import check_config
-from inf_jax.config.defaults import defaults
+from inf_jax.config.defaults import defaults, run_config
 from inf_jax.config.sections import DataConfig, RunConfig, TrainConfig
 from inf_jax.core.errors import UserError
+from inf_jax.data import step_shapes
 from inf_jax.data.from_config import _as_ordered, batch_layout, dataset_dir
 from inf_jax.data.tokenised.plans import TokenisingPlan
 from inf_jax.io.storage import as_path
+from inf_jax.models.hf.backbone import run_tokenizer
 
 
 @pytest.mark.parametrize(
@@ -116,3 +121,48 @@ def test_a_run_goes_on_with_an_older_shuffle(shuffle, tmp_path):
     old.directory.mkdir(parents=True)
     old.manifest.write_text("{}")
     assert kept.todo() is None
+
+
+MANY = 100_000_000
+
+
+@pytest.mark.parametrize(
+    ("data", "records", "remedy"),
+    [
+        ({}, 0, ""),  # windows
+        ({"shuffle": "windows"}, 0, ""),
+        ({"shuffle": "global"}, MANY, r"windows leaves it on the disk$"),
+        ({"mixture": "a,b"}, 2 * MANY, "without mixtures and with one wording"),
+        ({"paraphrases": 1, "drop_instructions": 0.1}, 3 * MANY, "without mixtures and with one"),
+        ({"mixture": "a,b", "more_templates": ("{query}",)}, 4 * MANY, "without mixtures"),
+    ],
+)
+def test_an_index_that_takes_much_memory_is_said(monkeypatch, data, records, remedy):
+    monkeypatch.setattr(step_shapes, "dataset_dir", lambda config: as_path(config.data.source))
+    monkeypatch.setattr(step_shapes, "source_files", lambda *_: [("f", MANY - 1), ("g", 1)])
+    config = dataclasses.replace(RunConfig(), data=DataConfig(**data))
+    said = step_shapes.index_warning(config)
+    assert bool(said) == bool(records)
+    if records:
+        assert f"about {records * 250 / 2**30:.0f} GiB in each host's memory" in said
+        assert f"250 bytes for each of {records:,} examples" in said
+        assert re.search(remedy, said)
+    monkeypatch.setattr(step_shapes, "source_files", lambda *_: [("f", 2_000_000)])
+    assert step_shapes.index_warning(config) == ""
+
+
+def test_plan_and_train_say_it_before_anything_is_read(tiny_config, monkeypatch, capsys):
+    monkeypatch.setattr(step_shapes, "INDEX_LIMIT", 60 * 250 - 1)
+    config = run_config(tiny_config)
+    lengths = {"query_tokens": 9, "passage_tokens": 9}
+    tokenizer = functools.partial(run_tokenizer, config)
+    inputs = step_shapes.plan_inputs(config, tokenizer, devices=1, **lengths)
+    assert inputs.measured and "250 bytes for each of 60 examples" in inputs.warning
+
+    def stop(*_, **__):
+        raise UserError("reads")
+
+    monkeypatch.setattr(train, "settle_keys", stop)
+    with pytest.raises(UserError, match="reads"):
+        train.main(tiny_config)
+    assert "WARNING: the global order keeps an index of" in capsys.readouterr().out
