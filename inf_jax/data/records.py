@@ -16,7 +16,7 @@ import numpy as np
 
 from inf_jax.core.errors import UserError
 from inf_jax.io.tf_example import TfExample, parse_tf_example, tf_example_bytes
-from inf_jax.io.tf_texts import has_pairs, put_pairs, put_texts, take_pairs, take_texts
+from inf_jax.io.tf_texts import count_pairs, has_pairs, put_pairs, put_texts, take_pairs, take_texts
 from inf_jax.io.tfrecord import CorruptRecordError, read_records
 
 
@@ -154,10 +154,15 @@ def decode_at(path: Path, number: int, data: bytes) -> AnyExample:
 
 def most_pairs(sources: list[tuple[Path, int]]) -> int:
     """The pairs of an example of the split, k: those of the example with the most. Reads all
-    records unless they are InF-IR's, which all have as many."""
+    records, but no texts of pairs, unless they are InF-IR's, which all have as many."""
     most = 1
-    for example in read_sources(sources):
-        most = max(most, len(pairs(example)))
-        if isinstance(example, Example):
-            break
+    for path, count in sources:
+        for number, data in enumerate(read_records(path, count=count)):
+            try:
+                proto = parse_tf_example(data)
+            except UserError as error:
+                raise CorruptRecordError(path, number, str(error)) from error
+            if not has_pairs(proto):
+                return max(most, len(pairs(decode_at(path, number, data))))
+            most = max(most, count_pairs(proto))
     return most

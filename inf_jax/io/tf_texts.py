@@ -51,6 +51,11 @@ def has_pairs(proto: TfExample) -> bool:
     return "pairs/query" in proto.features.feature
 
 
+def count_pairs(proto: TfExample) -> int:
+    """The pairs of a record that `has_pairs`, without their texts."""
+    return len(proto.features.feature["pairs/query"].bytes_list.value)
+
+
 def take_pairs(proto: TfExample) -> tuple[str, list[Texts]]:
     """Inverse of `put_pairs`; ValueError where a feature is missing or their sizes differ."""
     [id] = take_texts(proto, ("id",))

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inf_jax.core.errors import UserError
+from inf_jax.data import records
 from inf_jax.data.records import (
     FIELDS,
     Example,
@@ -16,10 +17,12 @@ from inf_jax.data.records import (
     PairExample,
     decode_example,
     encode_example,
+    most_pairs,
     pairs,
     text_hash,
 )
 from inf_jax.io.tf_example import TfExample
+from inf_jax.io.tfrecord import CorruptRecordError, Writer
 
 EXAMPLE = Example("train-1", "q+", "i+", "p+", "i-", "p1", "q-", "p2")
 
@@ -65,6 +68,30 @@ def test_pair_example_round_trip(id, group):
     example = PairExample(id, group)
     assert pairs(example) == group
     assert decode_example(encode_example(example)) == example
+
+
+def test_the_most_pairs_of_an_example_without_their_texts(tmp_path, monkeypatch):
+    """Of InF-IR's records by the first one; what is no record is named with its file and number."""
+    plain = [PairExample(f"{n}", (Pair("", "q", "p"), None)[: n + 1]) for n in (0, 1, 0)]
+    files = {
+        "plain": [encode_example(each) for each in plain],
+        "inf_ir": [encode_example(EXAMPLE), b"\xff" * 9],
+        "bad": [encode_example(plain[0]), b"\xff" * 9],
+        "old": [encode_example(plain[0]), proto(id=[b"1"])],
+    }
+    for name, contents in files.items():
+        with Writer(tmp_path / name) as writer:
+            for data in contents:
+                writer.write(data)
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "take_pairs", None)
+        assert most_pairs([(tmp_path / "plain", 3)]) == 2
+    assert most_pairs([(tmp_path / "plain", 3), (tmp_path / "inf_ir", 2)]) == 3
+    for name in ("bad", "old"):
+        with pytest.raises(
+            CorruptRecordError, match=rf"{name}: record 1.*(text record|tf\.train\.Example)"
+        ):
+            most_pairs([(tmp_path / name, 2)])
 
 
 @pytest.mark.parametrize(
