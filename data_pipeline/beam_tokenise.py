@@ -4,8 +4,9 @@ python -m data_pipeline.beam_tokenise --config=configs/medquad_minilm.py --runne
     --direct_num_workers=0 --direct_running_mode=multi_processing
 
 Flags that begin with --config are those of `inf_jax.train`, which then uses the tokenised train
-split; --runner and all others are Beam's. After a kill, run it again: it writes the missing shards.
-data.dir must be on a file system that every worker mounts under the same path.
+split, in each of its wordings; --runner and all others are Beam's. After a kill, run it again: it
+writes the missing shards. data.dir must be on a file system that every worker mounts under the same
+path.
 """
 
 import itertools
@@ -22,9 +23,11 @@ from inf_jax.config.defaults import run_config
 from inf_jax.config.sections import RunConfig
 from inf_jax.core.cli_flags import FlagParser
 from inf_jax.core.errors import UserError, main_guard
-from inf_jax.data.from_config import dataset_dir, rewriting_of, text_config
+from inf_jax.data.from_config import dataset_dir, rewriting_of, text_config, wordings_of
 from inf_jax.data.records import most_pairs
 from inf_jax.data.tokenised.plans import EXAMPLES_PER_SHARD, plan_shards
+from inf_jax.data.tokenised.rewriting import Rewriting
+from inf_jax.data.tokenised.shuffle import is_large
 from inf_jax.io.storage import is_bucket
 from inf_jax.models.hf.backbone import load_model
 from inf_jax.text import eos
@@ -35,8 +38,12 @@ def tokenise_on_beam(
     beam_config: tfds.download.DownloadConfig,
     *,
     examples_per_shard: int = EXAMPLES_PER_SHARD,
+    rewriting: Rewriting | None = None,
 ) -> Path:
     """Tokenises the train split of a training run, unless it is tokenised already.
+
+    Args:
+      rewriting: of a wording of the split, as of `wordings_of`; None: that of the first one.
 
     Returns the directory that `inf_jax.data.tokenise.tokenise` returns, with byte-identical files,
     and raises UserError as it does.
@@ -63,8 +70,15 @@ def tokenise_on_beam(
         text=text,
         out_dir=Path(config.data.dir) / "tokenised" / config.data.source,
         examples_per_shard=examples_per_shard,
-        rewriting=rewriting_of(config),
+        rewriting=rewriting or rewriting_of(config),
     )
+    batch, shuffle = config.train.batch_size, config.data.shuffle
+    if shuffle == "auto" and is_large(plan.num_examples, plan.directory, batch=batch):
+        raise UserError(
+            f"data.shuffle=auto: training would read {plan.num_examples:,} examples in windows, "
+            "which workers do not write; set data.shuffle=global here and in training, or tokenise "
+            "with `python -m inf_jax.tokenise`"
+        )
     todo = plan.todo()
     if todo is None:
         return plan.directory
@@ -101,10 +115,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         options = [flag for flag in rest if flag not in overrides]
         beam_runner.quiet()
         config = parse(["beam_tokenise", f"--config={args.config}", *overrides])
-        directory = tokenise_on_beam(
-            run_config(config), beam_runner.make_config(args.runner, options)
-        )
-        print(f"tokenised records: {directory}")
+        beam = beam_runner.make_config(args.runner, options)
+        for wording, rewriting in wordings_of(run_config(config)):
+            directory = tokenise_on_beam(wording, beam, rewriting=rewriting)
+            print(f"tokenised records: {directory}")
 
 
 if __name__ == "__main__":

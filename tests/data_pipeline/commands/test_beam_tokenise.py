@@ -8,9 +8,10 @@ import pytest
 import tensorflow_datasets as tfds
 
 from data_pipeline.dataset.builder import InfIr
+from inf_jax.config.command_line import parse
 from inf_jax.config.defaults import defaults, run_config
 from inf_jax.core.errors import UserError
-from inf_jax.data.from_config import text_config, tokenised_split
+from inf_jax.data.from_config import text_config, tokenised_split, training_wordings
 from inf_jax.data.tokenise import tokenise
 from inf_jax.models.hf.backbone import load_model
 
@@ -100,6 +101,26 @@ def test_tokenising_by_processes(run):
     dataset = tokenised_split(config, load_model(config).tokenizer, "train")
     assert dataset.directory == directory
     assert {path: path.stat().st_mtime_ns for path in directory.iterdir()} == before
+
+
+def test_each_wording_is_tokenised(run, tmp_path, capsys, monkeypatch):
+    """As training opens them; what it would read in windows is refused."""
+    (tmp_path / "inf_ir").symlink_to(Path(run.data.dir, "inf_ir"))
+    flags = ["--config=medquad_minilm", f"--config.data.dir={tmp_path}"]
+    flags += ["--config.data.source=factory", "--config.data.drop_instructions=0.1"]
+    beam_tokenise.main([*flags, *THREADS])
+    printed = [line.partition(": ")[2] for line in capsys.readouterr().out.splitlines()]
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "tokenised").rglob("*")}
+    config = run_config(parse(["train", *flags]))
+    dataset = training_wordings(config, load_model(config).tokenizer)
+    assert [str(one.directory) for one in dataset.sources] == printed
+    assert len(set(printed)) == 2
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "tokenised").rglob("*")}
+    assert after == before
+
+    monkeypatch.setattr(beam_tokenise, "is_large", lambda *_, **__: True)
+    with pytest.raises(UserError, match=r"read \d+ examples in windows, .*shuffle=global here"):
+        beam_tokenise.tokenise_on_beam(run_config(run), direct())
 
 
 def test_damaged_text_shard(run, tmp_path):
