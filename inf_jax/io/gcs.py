@@ -77,6 +77,7 @@ def read_object_range(
         return b""
     end, wait = time.monotonic() + deadline_s, 0.5
     while True:
+        cut = None
         try:
             data = _ask(path, start, stop)
             if len(data) == stop - start:
@@ -87,11 +88,13 @@ def read_object_range(
                 f"{path}: no such object, or no such bucket; write it again, or correct the name"
             ) from error
         except Exception as error:  # OSError, and classes of gcsfs, aiohttp, google
-            info = object_info(path)
-            if info and info.size < stop:
+            with contextlib.suppress(UserError):  # it is asked as long as the object is
+                info = object_info(path)
+                cut = info.size if info and info.size < stop else None
+            if cut is not None:
                 raise UserError(
-                    f"{path}: has {info.size} bytes, at least {stop} are expected: it is cut or "
-                    "another one; write it again"
+                    f"{path}: has {cut} bytes, at least {stop} are expected: it is cut or another "
+                    "one; upload it again, or delete it if tokenising wrote it and start again"
                 ) from error
             if _status(error) or isinstance(error, UserError) or time.monotonic() + wait > end:
                 raise explanation(path, f"read bytes {start} to {stop} of it", error) from error

@@ -79,3 +79,20 @@ def test_without_gcsfs(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(UserError, match=r'gs:// need gcsfs.*pip install "inf_jax\[gcs\]"'):
         storage.as_path("gs://runs/run")
+
+
+def test_a_range_is_asked_for_until_it_comes(gcs, run_dir, monkeypatch):
+    """Also where the look at the object's size fails meanwhile."""
+    retry = pytest.importorskip("gcsfs.retry")
+    bucket.upload(run_dir / "large", b"0123456789")
+
+    async def at_once(seconds):
+        pass
+
+    monkeypatch.setattr(retry, "asyncio", SimpleNamespace(sleep=at_once))
+    monkeypatch.setattr(
+        bucket, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: None)
+    )
+    gcs.buckets["runs"].failures = 20  # 6 for the bytes, 12 for the size, 2 again
+    assert bucket.read_object_range(run_dir / "large", 2, 5) == b"234"
+    assert not gcs.buckets["runs"].failures
