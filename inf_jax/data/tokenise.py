@@ -9,6 +9,7 @@ import contextlib
 import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import tqdm
 
@@ -23,6 +24,7 @@ from inf_jax.data.tokenised.plans import (
 from inf_jax.data.tokenised.shards import write_manifest, write_shard
 from inf_jax.data.tokenised.shuffle import ShuffledExamples
 from inf_jax.io.storage import AnyPath, as_path, copy_here, is_bucket, local_directory
+from inf_jax.io.tfrecord import CorruptRecordError
 from inf_jax.text.splice_check import sampled, sampled_places
 from inf_jax.text.templates import TextConfig
 from inf_jax.text.tokenizer import TextTokenizer
@@ -128,7 +130,11 @@ def _here(sources: list[tuple[AnyPath, int]]) -> Iterator[list[tuple[AnyPath, in
         copies = [folder / path.name for path, _ in sources]
         each = pool.map(copy_here, [path for path, _ in sources], copies)
         list(tqdm.tqdm(each, total=len(copies), desc="copy from the bucket", unit="file"))
-        yield [(copy, count) for copy, (_, count) in zip(copies, sources, strict=True)]
+        try:
+            yield [(copy, count) for copy, (_, count) in zip(copies, sources, strict=True)]
+        except CorruptRecordError as error:  # not of the copy, which goes
+            path = sources[0][0].parent / Path(error.path).name
+            raise CorruptRecordError(path, error.record, error.reason) from error
 
 
 def read_examples(dataset_dir: AnyPath, split: str) -> Iterator[AnyExample]:

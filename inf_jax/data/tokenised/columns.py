@@ -177,9 +177,7 @@ def load_column(directory: AnyPath, name: str, entry: Mapping[str, int], *shape:
                 if file is not source:
                     file.write(piece)
             if (found, size) != (entry["crc32c"], math.prod(shape) * kind.itemsize):
-                raise UserError(
-                    f"{path} is damaged; delete {directory} and tokenise the split again"
-                )
+                raise UserError(f"{path} is damaged; delete it and tokenise the split again")
             file.flush()
             stored = _mapped(file) if size else np.empty(0, np.uint8)
     except OSError as error:

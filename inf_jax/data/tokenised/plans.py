@@ -3,13 +3,15 @@
 import dataclasses
 import hashlib
 import json
+import os
 
 from inf_jax.core.errors import UserError, first_line
+from inf_jax.data.tokenised.columns import column_path
 from inf_jax.data.tokenised.dataset import MANIFEST
 from inf_jax.data.tokenised.records import TOKENISED_SCHEMA
 from inf_jax.data.tokenised.rewriting import AS_WRITTEN, Rewriting
 from inf_jax.data.tokenised.shuffle import SHUFFLE
-from inf_jax.data.tokenised.sidecars import load_sidecar
+from inf_jax.data.tokenised.sidecars import index_path, load_sidecar
 from inf_jax.io import gcs
 from inf_jax.io.json_files import path_inside, read_json, sha256_of_file, write_json
 from inf_jax.io.storage import AnyPath, as_path, exists, file_size, is_bucket
@@ -67,8 +69,10 @@ class TokenisingPlan:
         """Shards still to write, None where the split is finished; prints what is reused."""
         split, total = self.recipe["split"], len(self.shards)
         written = exists(self.manifest)  # the last file
-        trusted = written and (self.shuffled or is_bucket(self.directory))  # many files, or slow
-        every = () if trusted else enumerate(self.shards)
+        slow = self.shuffled or is_bucket(self.directory)  # many files, or far away
+        if written and self._lost():
+            written = not slow
+        every = () if slow and written else enumerate(self.shards)
         missing = {n for n, shard in every if not _is_finished(*shard)}
         if (missing or not written) and self.recipe.get("shuffle", SHUFFLE) != SHUFFLE:
             raise UserError(
@@ -82,6 +86,19 @@ class TokenisingPlan:
         if len(missing) < total:
             print(f"{split}: reusing {total - len(missing)} of {total} shards in {self.directory}")
         return missing
+
+    def _lost(self) -> set[str]:
+        """Files that training reads and that the directory lacks, though it has a manifest."""
+        remedy = "delete it and tokenise the split again"
+        columns = read_json(self.manifest, kind=dict, remedy=remedy).get("columns")
+        needed = {shard.name for shard, _ in self.shards}
+        if not self.shuffled:
+            needed |= {index_path(shard).name for shard, _ in self.shards}
+        elif isinstance(columns, dict) and isinstance(columns.get("files"), dict):
+            needed |= {column_path(self.directory, name).name for name in columns["files"]}
+        if is_bucket(self.directory):
+            return needed - {*gcs.files_below(self.directory)}
+        return needed - {*os.listdir(self.directory)}
 
 
 def plan_shards(

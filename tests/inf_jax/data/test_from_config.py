@@ -120,6 +120,10 @@ def test_a_run_goes_on_with_an_older_shuffle(shuffle, tmp_path):
         kept.todo()
     old.directory.mkdir(parents=True)
     old.manifest.write_text("{}")
+    with pytest.raises(UserError, match=r"not complete.* restore it, or give a new out_dir"):
+        kept.todo()
+    for path, _ in old.shards:
+        path.touch()
     assert kept.todo() is None
 
 

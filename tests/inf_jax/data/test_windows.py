@@ -1,5 +1,6 @@
 """Shuffled splits, read in windows: from a disk and from a bucket, by one host or several."""
 
+import shutil
 from types import SimpleNamespace
 
 import jax
@@ -292,7 +293,39 @@ def test_text_in_a_bucket_is_tokenised_there(gcs, remote, source, stored, tokeni
     served.clear()
     tokenised(place, as_path("gs://data/again"), tokenizer)
     assert not any(name.endswith((".tfrecord", ".npz", "of-00002")) for name in served)
+    lost = stored.name + "/index-text-lengths.bin", stored.name + "/tokens-00002-of-00006.tfrecord"
+    for name in lost:
+        del objects[f"again/{name}"]
+    tokenised(place, as_path("gs://data/again"), tokenizer)
+    for name in lost:
+        assert objects[f"again/{name}"].data == (stored.parent / name).read_bytes()
     assert [*read_examples(place, "train")] == [*read_examples(source, "train")]
+
+
+def test_files_that_are_deleted_are_written_again(source, stored, tokenizer, tmp_path):
+    """As messages on damaged ones say; nothing that is there is."""
+    directory = tmp_path / stored.name
+    shutil.copytree(stored, directory)
+    for name in ("tokens-00003-of-00006.tfrecord", "index-block-crcs.bin"):
+        (directory / name).unlink()
+        kept = (directory / "tokens-00000-of-00006.tfrecord").stat().st_ino
+        tokenised(source, tmp_path, tokenizer)
+        assert (directory / name).read_bytes() == (stored / name).read_bytes()
+        assert (directory / "tokens-00000-of-00006.tfrecord").stat().st_ino == kept
+    (directory / "manifest.json").write_text("{")
+    with pytest.raises(UserError, match=r"manifest.json: not JSON .*; delete it and tokenise"):
+        tokenised(source, tmp_path, tokenizer)
+
+
+def test_damaged_text_in_a_bucket_is_named(gcs, remote, source, tokenizer):
+    """Not its copy, which is gone by then."""
+    objects = gcs.buckets["data"].objects
+    for path in source.iterdir():
+        data = path.read_bytes()
+        data = data[:-9] if path.name.endswith("1-of-00002") else data
+        objects[f"inf_ir/cut/1.0.0/{path.name}"] = Object(data, 1)
+    with pytest.raises(CorruptRecordError, match=r"^gs://data/inf_ir/cut/1.0.0/.*record 2299 "):
+        tokenised(as_path("gs://data/inf_ir/cut/1.0.0"), as_path("gs://data/cut"), tokenizer)
 
 
 def test_a_global_order_is_read_from_a_copy(gcs, remote, source, tokenizer):
