@@ -19,7 +19,7 @@ from inf_jax.data.tokenised.opening import open_tokenised
 from inf_jax.data.tokenised.plans import TokenisingPlan, plan_shards, split_names
 from inf_jax.data.tokenised.rewriting import AS_WRITTEN, Rewriting
 from inf_jax.data.tokenised.shuffle import SHUFFLE, is_large
-from inf_jax.data.tokenised.varied import VariedDataset
+from inf_jax.data.tokenised.varied import VariedDataset, check_instructed
 from inf_jax.distributed.coordination import primary_first
 from inf_jax.io.storage import AnyPath, as_path, exists, is_bucket
 from inf_jax.losses.objective import TAUGHT, parse_objective
@@ -285,6 +285,9 @@ def make_loader(
     with primary_first(f"tokenised {name}"):
         if name == config.data.train_split:
             dataset = training_wordings(config, tokenizer, expected=expected)
+            varied = ("paraphrases", "drop_instructions", "query_alone")
+            if order is None:  # of a new run
+                check_instructed(dataset, {key: getattr(config.data, key) for key in varied})
         else:
             dataset = training_data(config, tokenizer, name, expected=expected)
     k, size = dataset.pairs_per_example, config.train.batch_size

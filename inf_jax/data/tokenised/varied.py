@@ -5,8 +5,8 @@ same order.
 """
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -221,6 +221,15 @@ class VariedDataset:
         """The examples, as `base` takes them, and int64[B, k], the wordings of their pairs."""
         examples, chosen = np.split(units, [-self.pairs_per_example], axis=1)
         return (examples[:, 0] if isinstance(self.base, TokenisedDataset) else examples), chosen
+
+
+def check_instructed(dataset: TokenisedDataset | VariedDataset, keys: Mapping[str, Any]) -> None:
+    """Raises UserError where keys that vary instructions, KEY=VALUE, are set and there are none."""
+    asked = [f"data.{key}={value}" for key, value in keys.items() if value]
+    if asked and not any(one.instructions[0] for one in dataset.sources):
+        raise UserError(
+            f"{' '.join(asked)}: no pair of {dataset.directory} has an instruction; leave them out"
+        )
 
 
 class _Rows:

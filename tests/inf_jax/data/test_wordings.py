@@ -7,13 +7,15 @@ from inf_jax.config.checks import check_config
 from inf_jax.config.defaults import run_config
 from inf_jax.core.errors import UserError
 from inf_jax.core.query_encoders import Attention, Joint
-from inf_jax.data.from_config import tokenised_split, training_wordings
-from inf_jax.data.records import pairs, text_hash
+from inf_jax.data.from_config import make_loader, tokenised_split, training_wordings
+from inf_jax.data.records import Pair, PairExample, pairs, text_hash
+from inf_jax.data.sampler import ORDER
 from inf_jax.data.tokenised.varied import VariedDataset
 from inf_jax.text.noise import perturbed
 from inf_jax.text.templates import TextConfig
 from inf_jax.text.tokenizer import load_tokenizer
 from tests.inf_jax.data.batches import grid_texts, hash_of, make
+from tests.inf_jax.data.small_split import make_dataset
 
 TEMPLATES = ("{query} {instruction}", "Task: {instruction} Query: {query}")
 
@@ -217,3 +219,28 @@ def test_the_query_alone_is_one_pair_more(opened, examples):
         assert sorted(hash_of(hashes)[alone]) == sorted(map(text_hash, texts))
     assert batch.valid[alone].all()
     assert opened(poisoned_pairs=False).pairs_per_example == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"paraphrases": 1, "drop_instructions": 0.5}, r"^data\.paraphrases=1 data\.drop_instr"),
+        ({"query_alone": True}, r"^data\.query_alone=True: no pair of .* has an instruction"),
+        ({"more_templates": ("a {query} {instruction}",)}, ""),
+    ],
+)
+def test_instructions_that_there_are_none_of_are_not_varied(
+    tiny_config, tokenizer, tmp_path, changes, message
+):
+    """In a new run; one that is resumed goes on."""
+    plain = [PairExample(f"{n}", (Pair("", f"disease {n}", f"It is {n}."),)) for n in range(30)]
+    make_dataset(tmp_path / "inf_ir" / "plain" / "1.0.0", {"train": [plain]})
+    tiny_config.data.update({"dir": str(tmp_path), "source": "plain", **changes})
+    tiny_config.train.batch_size = 4
+    config = run_config(tiny_config)
+    make_loader(config, tokenizer, devices=1, order=ORDER)
+    if not message:
+        make_loader(config, tokenizer, devices=1)
+        return
+    with pytest.raises(UserError, match=message):
+        make_loader(config, tokenizer, devices=1)
