@@ -110,17 +110,17 @@ class WindowedOrder:
         """(first, last + 1) of the examples that a window has in these lanes, each in one shard;
         those that follow each other there are one."""
         epoch, steps = window // self._windows, self.steps(window)
-        order, ends = self._shards(epoch)
+        firsts, ends = self._shards(epoch)
         inside = steps.start - epoch * self._steps
         found: list[tuple[int, int]] = []
-        before = -1  # the shard's number
+        before = -1  # the part's number
         for lane in lanes.tolist():
             at = (lane * self._steps + inside) * self._each
             stop = at + len(steps) * self._each
             while at < stop:
                 number = int(np.searchsorted(ends, at, side="right"))
-                end, shard = int(ends[number]), order[number]
-                first = int(self._first[shard] + self._sizes[shard]) - (end - at)
+                end = int(ends[number])
+                first = int(firsts[number]) + at - int(ends[number - 1] if number else 0)
                 last = first + min(stop, end) - at
                 if number == before and found[-1][1] == first:
                     first, _ = found.pop()
@@ -129,9 +129,20 @@ class WindowedOrder:
         return found
 
     def _permutation(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The shards in an epoch's order, and the end of each there."""
-        order = _generator(self._seed + _SHARDS, epoch).permutation(len(self._sizes))
-        return order, np.cumsum(self._sizes[order])
+        """The parts of the stored order one after another as an epoch has them, all shards: the
+        first example of each, and where it ends in the epoch.
+
+        The epoch begins within its first shard, whose examples before that are its end.
+        """
+        rng = _generator(self._seed + _SHARDS, epoch)
+        order = rng.permutation(len(self._sizes))
+        first, sizes = self._first[order], self._sizes[order]
+        if self._even:
+            cut = int(rng.integers(sizes[0]))
+            first, sizes = np.append(first, first[0]), np.append(sizes, cut)
+            first[0] += cut
+            sizes[0] -= cut
+        return first, np.cumsum(sizes)
 
     def _examples(self, window: int) -> np.ndarray:
         """[steps, batch_size], the examples of the steps of a window."""

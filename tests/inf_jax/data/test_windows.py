@@ -163,6 +163,17 @@ def test_an_epoch_holds_each_example_once(total, batch, number):
     np.testing.assert_array_equal(order.examples(3), make(1).examples(3))  # of (seed, step) alone
 
 
+@pytest.mark.parametrize("sizes", [[100], [50, 50], [9] * 10 + [10]], ids=["one", "two", "many"])
+def test_epochs_leave_out_all_examples_alike(sizes):
+    """Before order 5 the last of a shard alone: of one shard always the same."""
+    options = {"seed": 1, "batch_size": 32, "tokens": np.ones_like}
+    order, left = WindowedOrder(np.array(sizes), **options), np.zeros(100, int)
+    for epoch in range(500):
+        seen = np.concatenate([order.examples(3 * epoch + n) for n in range(3)])
+        left[np.setdiff1d(np.arange(100), seen)] += 1
+    assert left.sum() == 4 * 500 and left.min() > 5 and left.max() < 40  # 20 on average
+
+
 @pytest.mark.parametrize("chunks", [8, 64, 256], ids="{} chunks".format)
 def test_chunks_are_equal_in_tokens(chunks):
     """And fill rows as a global order does; before, up to 13 % apart."""
