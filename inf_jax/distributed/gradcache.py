@@ -8,14 +8,13 @@ then encoded again, for a program whose layers are compiled twice.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from inf_jax.core.trees import path_name
-from inf_jax.distributed.layer_shards import WHOLE, Shards
+from inf_jax.distributed.layer_shards import WHOLE, Shards, SummedParameter, is_summed
 from inf_jax.distributed.mesh import BATCH_AXES
 from inf_jax.distributed.sharding import rule, state_shardings
 
@@ -58,28 +57,29 @@ def encode_in_chunks(
     Returns:
       The results of encode, [c, ...].
     """
-
-    def run(encode: Callable, tree, packed, shards: Shards):
-        several = encode if groups == 1 else _one_by_one(encode, keep_last=keep_last)
-        return several(tree, packed, shards=shards)
-
+    run = encode if groups == 1 else _one_by_one(encode, keep_last=keep_last)
     if mesh is None or mesh.size == 1:
-        return run(encode, tree, packed, WHOLE)
+        return run(tree, packed, shards=WHOLE)
     specs = jax.tree.map(lambda s: s.spec, state_shardings(mesh, tree))
     if gather == "auto":
         gather = "layer" if groups == 1 else "step"
     split = mesh.shape["fsdp"] > 1
+    summed = split and (gather == "weights" or (gather == "step" and groups > 1))
     shards = Shards(
-        gather={"layer": _gathered, "weights": _gathered_parts}.get(gather) if split else None,
+        gather=_gathered_summed if summed else _gathered if split and gather == "layer" else None,
+        held=gather == "step",
         tensor="tensor" if mesh.shape["tensor"] > 1 else None,
     )
 
     def on_a_device(tree: dict, packed):
-        if not split or gather == "layer":
-            return run(encode, tree, packed, shards)
-        others = {name: x for name, x in tree.items() if name != "blocks"}
-        whole = _gathered(others) | {"blocks": _parts(tree["blocks"], dtype, gather)}
-        return run(_of_parts(encode) if gather == "step" else encode, whole, packed, shards)
+        if split and gather != "layer":
+            blocks, others = tree["blocks"], {n: x for n, x in tree.items() if n != "blocks"}
+            if summed:
+                blocks = _summed(blocks, dtype, whole=gather == "step")
+            else:
+                blocks = _gathered(blocks, dtype)
+            tree = _gathered(others) | {"blocks": blocks}
+        return run(tree, packed, shards=shards)
 
     over = PartitionSpec(BATCH_AXES)
     # check_vma=False: gradients of what the devices share are summed once, at the entrance
@@ -106,45 +106,6 @@ def _one_by_one(encode: Callable, *, keep_last: bool) -> Callable:
     return run
 
 
-class _Part(NamedTuple):
-    """A parameter for all chunks of a step, and zeros in its whole shape that no product reads:
-    their gradient is the parameter's, so that those of the chunks are summed in float32."""
-
-    values: jax.Array
-    summed: jax.Array
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.summed.shape
-
-
-def _whole(part: _Part, gather: Callable) -> jax.Array:
-    """gather(part.values); its gradient is that of part.summed."""
-
-    @jax.custom_vjp
-    def whole(part: _Part) -> jax.Array:
-        return gather(part.values)
-
-    def backward(_, g: jax.Array) -> tuple[_Part]:
-        return (_Part(None, g.astype(part.summed.dtype)),)
-
-    whole.defvjp(lambda part: (whole(part), None), backward)
-    return whole(part)
-
-
-def _of_parts(encode: Callable) -> Callable:
-    """`encode` of a tree some of whose leaves are a _Part with whole values."""
-
-    def run(tree, packed, *, shards: Shards):
-        def leaf(x: jax.Array | _Part) -> jax.Array:
-            return _whole(x, lambda values: values) if isinstance(x, _Part) else x
-
-        tree = jax.tree.map(leaf, tree, is_leaf=lambda x: isinstance(x, _Part))
-        return encode(tree, packed, shards=shards)
-
-    return run
-
-
 def _split_axis(path: tuple, x: jax.Array) -> int | None:
     """The axis of x that "fsdp" splits; x is of stacked layers, of one layer without the leading
     axis, or another parameter."""
@@ -163,31 +124,38 @@ def _gathered(tree, dtype: jnp.dtype | None = None):
     return jax.tree_util.tree_map_with_path(leaf, tree)
 
 
-def _gathered_parts(tree, dtype: jnp.dtype | None = None):
-    """The same of a tree some of whose leaves are a _Part of shards; other leaves are whole."""
+def _gathered_summed(tree, dtype: jnp.dtype | None = None):
+    """The same of a tree some of whose leaves are a SummedParameter; other leaves are whole."""
 
-    def leaf(path, x: jax.Array | _Part) -> jax.Array:
-        if not isinstance(x, _Part):
+    def leaf(path, x: jax.Array | SummedParameter) -> jax.Array:
+        if not is_summed(x):
             return x
+        whole = x.values.shape == x.summed.shape
         axis = _split_axis(path, x.values)
-        return _whole(x, lambda shard: _joined(shard, axis, dtype or shard.dtype))
 
-    return jax.tree_util.tree_map_with_path(leaf, tree, is_leaf=lambda x: isinstance(x, _Part))
+        @jax.custom_vjp
+        def join(x: SummedParameter) -> jax.Array:
+            return x.values if whole else _joined(x.values, axis, dtype or x.values.dtype)
+
+        def backward(_, g: jax.Array) -> tuple[SummedParameter]:
+            return (SummedParameter(None, g.astype(x.summed.dtype)),)
+
+        join.defvjp(lambda x: (join(x), None), backward)
+        return join(x)
+
+    return jax.tree_util.tree_map_with_path(leaf, tree, is_leaf=is_summed)
 
 
-def _parts(blocks: dict, dtype: jnp.dtype | None, gather: str) -> dict:
-    """What of the stacked layers is split over "fsdp" as a _Part: of shards for gather="weights",
-    for "step" of whole arrays in `dtype`, without one where that is their own."""
+def _summed(blocks: dict, dtype: jnp.dtype | None, *, whole: bool) -> dict:
+    """What of the stacked layers is split over "fsdp" as a SummedParameter of shards or of whole
+    arrays in `dtype`."""
 
-    def leaf(path, x: jax.Array) -> jax.Array | _Part:
+    def leaf(path, x: jax.Array) -> jax.Array | SummedParameter:
         axis = _split_axis(path, x)
         if axis is None:
             return x
-        if gather == "weights":
-            return _Part(jax.lax.stop_gradient(x), _zeros(x, axis))
-        if dtype in (None, x.dtype):
-            return _join(x, axis, x.dtype)
-        return _Part(jax.lax.stop_gradient(_joined(x, axis, dtype)), _zeros(x, axis))
+        values = _joined(x, axis, dtype or x.dtype) if whole else x
+        return SummedParameter(jax.lax.stop_gradient(values), _zeros(x, axis))
 
     return jax.tree_util.tree_map_with_path(leaf, blocks)
 
@@ -214,14 +182,18 @@ def _join(x: jax.Array, axis: int, dtype: jnp.dtype) -> jax.Array:
     return join(x)
 
 
-def _zeros(x: jax.Array, axis: int) -> jax.Array:
-    """Zeros in the whole shape of a shard, which has the shard of their gradients' sum."""
+def _zeros(x: jax.Array, axis: int) -> tuple[jax.Array, ...]:
+    """Zeros in the whole shape of each layer of a shard, which has the shards of their gradients'
+    sums."""
 
     @jax.custom_vjp
-    def zeros(x: jax.Array) -> jax.Array:
-        shape = list(x.shape)
-        shape[axis] *= jax.lax.axis_size("fsdp")
-        return jnp.zeros(shape, x.dtype)
+    def zeros(x: jax.Array) -> tuple[jax.Array, ...]:
+        shape = list(x.shape[1:])
+        shape[axis - 1] *= jax.lax.axis_size("fsdp")
+        return tuple(jnp.zeros(shape, x.dtype) for _ in range(len(x)))
 
-    zeros.defvjp(lambda x: (zeros(x), None), lambda _, g: (_scattered(g, axis),))
+    def scatter(_, g: tuple[jax.Array, ...]) -> tuple[jax.Array]:
+        return (jnp.stack([_scattered(layer, axis - 1) for layer in g]),)
+
+    zeros.defvjp(lambda x: (zeros(x), None), scatter)
     return zeros(x)

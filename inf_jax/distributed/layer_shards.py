@@ -33,10 +33,12 @@ class Shards:
         except for heads and ffn. With a dtype, matrices are cast to it before they are gathered;
         the layer would cast them anyway. Backward gives each device its shard of the summed
         gradient. None where nothing is to be gathered.
+      held: devices hold the whole parameters all the time, so that `gather` moves nothing.
       tensor: the mesh axis that heads and ffn are split over; None where a device has them all.
     """
 
     gather: Callable[[Any, Any], Any] | None = None
+    held: bool = False
     tensor: str | None = None
 
     def whole(self, params: Any, dtype: Any = None) -> Any:
@@ -76,7 +78,7 @@ class Shards:
 
         Whatever the policy keeps (None keeps everything), backward gathers them again.
         """
-        if policy is None and self.gather is not None:
+        if policy is None and self.gather is not None and not self.held:
             policy = _all_but_gathered
         if policy is OFFLOAD_INPUT:
             return jax.checkpoint(_input_named(layer), policy=policy)
@@ -84,6 +86,46 @@ class Shards:
 
 
 WHOLE = Shards()
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SummedParameter:
+    """A parameter of the stacked layers in a step of several chunks.
+
+    Its gradient is that of `summed`, so the chunks' are summed in float32, layer by layer: sums of
+    stacked layers would be read and written several times.
+
+    Attributes:
+      values: whole or a shard, [layers, ...]; without a gradient.
+      summed: zeros that nothing reads, in the whole shape of each layer; one array where a loop
+        goes over the layers.
+    """
+
+    values: Array
+    summed: tuple[Array, ...] | Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the values."""
+        return self.values.shape
+
+    def __getitem__(self, layer: int) -> "SummedParameter":
+        return SummedParameter(self.values[layer], self.summed[layer])
+
+
+def is_summed(x: Any) -> bool:
+    """Whether x is a SummedParameter; for `is_leaf`."""
+    return isinstance(x, SummedParameter)
+
+
+def for_loop(stacked: Any) -> Any:
+    """Stacked parameters with a leading axis of layers in all arrays."""
+
+    def leaf(x: Any) -> Any:
+        return SummedParameter(x.values, jnp.stack(x.summed)) if is_summed(x) else x
+
+    return jax.tree.map(leaf, stacked, is_leaf=is_summed)
 
 
 def _input_named(layer: Callable) -> Callable:

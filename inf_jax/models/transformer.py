@@ -17,7 +17,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from inf_jax.distributed.layer_shards import OFFLOAD_INPUT, WHOLE, Shards
+from inf_jax.distributed.layer_shards import OFFLOAD_INPUT, WHOLE, Shards, for_loop, is_summed
 from inf_jax.models.attention import attention
 from inf_jax.models.config import EncoderConfig
 from inf_jax.models.dropout import AttentionDropout, DropoutKey, dropout
@@ -262,14 +262,14 @@ class Transformer(nnx.Module):
         runs = (early, range(first)), (late, range(first, config.layers))
         if execution.scan_layers and not all_layers:
             numbers = np.arange(config.layers, dtype=np.uint32)
-            of_layers = stacked, numbers, contexts.of_layer
+            of_layers = for_loop(stacked), numbers, contexts.of_layer
             for run, layers in runs:
                 x = _scan(run, x, contexts, of_layers, layers)
             return self._finish(x)
         states = [x]
         for run, layers in runs:
             for i in layers:
-                params = jax.tree.map(operator.itemgetter(i), stacked)
+                params = jax.tree.map(operator.itemgetter(i), stacked, is_leaf=is_summed)
                 states.append(run(states[-1], params, contexts.static(i)))
         states[-1] = self._finish(states[-1])
         return states if all_layers else states[-1]
