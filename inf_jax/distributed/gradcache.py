@@ -7,6 +7,7 @@ holds one chunk's activations at a time, forward may keep those of the last: of 
 then encoded again, for a program whose layers are compiled twice.
 """
 
+import re
 from collections.abc import Callable
 
 import jax
@@ -119,7 +120,10 @@ def _gathered(tree, dtype: jnp.dtype | None = None):
 
     def leaf(path, x: jax.Array) -> jax.Array:
         axis = _split_axis(path, x)
-        return x if axis is None else _join(x, axis, dtype or x.dtype)
+        if axis is None:
+            return x
+        table = re.search(r"(word|position|token_type)$", path_name(path)) is not None
+        return _join(x, axis, dtype or x.dtype, rows=table)
 
     return jax.tree_util.tree_map_with_path(leaf, tree)
 
@@ -165,12 +169,17 @@ def _joined(x: jax.Array, axis: int, dtype: jnp.dtype) -> jax.Array:
     return jax.lax.all_gather(x.astype(dtype), "fsdp", axis=axis, tiled=True)
 
 
-def _scattered(g: jax.Array, axis: int) -> jax.Array:
-    """A device's shard of the sum of the whole arrays."""
+def _scattered(g: jax.Array, axis: int, *, rows: bool = False) -> jax.Array:
+    """A device's shard of the sum of the whole arrays; `rows`: of tables, of which XLA would sum
+    the whole, since a row lies in one place."""
+    if rows:
+        n = jax.lax.axis_size("fsdp")
+        g = g.reshape(len(g), n, -1).transpose(1, 0, 2)
+        return jax.lax.psum_scatter(g, "fsdp", scatter_dimension=0)
     return jax.lax.psum_scatter(g, "fsdp", scatter_dimension=axis, tiled=True)
 
 
-def _join(x: jax.Array, axis: int, dtype: jnp.dtype) -> jax.Array:
+def _join(x: jax.Array, axis: int, dtype: jnp.dtype, *, rows: bool) -> jax.Array:
     """`_joined`; backward gives each device its shard of the gradients' sum, taken in x's own
     dtype."""
 
@@ -178,7 +187,10 @@ def _join(x: jax.Array, axis: int, dtype: jnp.dtype) -> jax.Array:
     def join(x: jax.Array) -> jax.Array:
         return _joined(x, axis, dtype)
 
-    join.defvjp(lambda x: (join(x), None), lambda _, g: (_scattered(g.astype(x.dtype), axis),))
+    def scatter(_, g: jax.Array) -> tuple[jax.Array]:
+        return (_scattered(g.astype(x.dtype), axis, rows=rows),)
+
+    join.defvjp(lambda x: (join(x), None), scatter)
     return join(x)
 
 
