@@ -44,7 +44,8 @@ class Form(NamedTuple):
       remat, first, first_layers: `model.remat`, `remat_first` and `remat_first_layers`: together
         they keep what fits.
       engine: `loss.engine`; dense where a device has few scores: a ring's hops would cost more.
-      fsdp: `mesh.fsdp`; 1 where one sum of all gradients takes less than gathers and scatters.
+      fsdp: `mesh.fsdp`; 64 devices are a plane of v5p:8x8x8 and have twice a ring's links.
+      gather: `mesh.gather`; "step" where few pairs a chip make gathers dear.
     """
 
     chunks: int
@@ -54,6 +55,7 @@ class Form(NamedTuple):
     row_tokens: int = 256
     engine: str = "auto"
     fsdp: int = 8
+    gather: str = "auto"
 
 
 FORMS = {
@@ -63,7 +65,7 @@ FORMS = {
     "v5e-262144": Form(31, "none"),
     "v5e-1048576": Form(124, "none"),
     "v5p-4096": Form(1, "none", row_tokens=368),
-    "v5p-16384": Form(1, "none", row_tokens=368, fsdp=1),
+    "v5p-16384": Form(1, "none", row_tokens=368, fsdp=64, gather="step"),
     "v5p-65536": Form(1, "none", engine="dense"),
     "v5p-262144": Form(1, "dots"),
     "v5p-1048576": Form(1, "ffn", "sums", 16),
@@ -103,5 +105,5 @@ def get_config(name: str = "v5e-65536") -> ConfigDict:
     config.model.remat_first, config.model.remat_first_layers = form.first, form.first_layers
     config.model.scan_layers = False  # nothing is copied into stacks; compiling takes longer
     config.train.checkpoint_every = max(1, config.train.steps // 16)
-    config.mesh.fsdp = form.fsdp
+    config.mesh.fsdp, config.mesh.gather = form.fsdp, form.gather
     return config

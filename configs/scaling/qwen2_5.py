@@ -35,6 +35,8 @@ class Form(NamedTuple):
       scan_layers: a loop over layers copies what backward keeps, and compiles in minutes.
       engine: `loss.engine`; dense where a device has few scores: a ring's hops would cost more.
       row_tokens: see e5_large.py; 32 pairs fill 8 rows of 368 to 98.1 %, and 12 of 256 to 94.0 %.
+      fsdp: `mesh.fsdp`; 64 devices are a plane of v5p:8x8x8 and have twice a ring's links.
+      gather: `mesh.gather`; "layer" where whole weights and gradients would not fit.
     """
 
     chunks: int
@@ -43,19 +45,20 @@ class Form(NamedTuple):
     scan_layers: bool = True
     engine: str = "auto"
     row_tokens: int = 256
+    fsdp: int = 32
+    gather: str = "layer"
 
 
 FORMS = {
     "v5e-16384": Form(1, "dots", 3, scan_layers=False),
-    "v5e-65536": Form(1, "full"),
+    "v5e-65536": Form(1, "dots", 25),
     "v5e-262144": Form(4, "full"),
     "v5e-1048576": Form(16, "full"),
-    "v5p-16384": Form(1, "none", row_tokens=368),
-    "v5p-65536": Form(1, "none", engine="dense"),
-    "v5p-262144": Form(1, "full"),
-    "v5p-1048576": Form(1, "full"),
+    "v5p-16384": Form(1, "none", scan_layers=False, row_tokens=368, fsdp=64, gather="step"),
+    "v5p-65536": Form(1, "none", engine="dense", fsdp=16),
+    "v5p-262144": Form(1, "dots", 20, fsdp=16),
+    "v5p-1048576": Form(1, "full", fsdp=16),
 }
-FSDP = {"v5e": 32, "v5p": 16}
 NAMES = tuple(FORMS)
 
 
@@ -63,8 +66,7 @@ def get_config(name: str = "v5p-65536") -> ConfigDict:
     """The config of "CHIP-PAIRS", a name of NAMES."""
     if name not in NAMES:
         raise ValueError(f"{name!r}: must be one of {', '.join(NAMES)}")
-    chip, _, number = name.partition("-")
-    pairs, form = int(number), FORMS[name]
+    pairs, form = int(name.partition("-")[2]), FORMS[name]
 
     config = defaults()
     config.out_dir = f"out/scaling/qwen2_5-{name}"
@@ -93,6 +95,5 @@ def get_config(name: str = "v5p-65536") -> ConfigDict:
     config.train.batch_size = pairs
     config.train.chunks_per_device = form.chunks
     config.train.checkpoint_every = max(1, config.train.steps // 16)
-    config.mesh.fsdp = FSDP[chip]
-    config.mesh.gather = "layer"  # the whole gradients of a step would not fit on v5e
+    config.mesh.fsdp, config.mesh.gather = form.fsdp, form.gather
     return config
