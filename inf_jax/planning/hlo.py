@@ -106,8 +106,7 @@ class Program:
 
     def __init__(self, text: str):
         self.computations: dict[str, list[Instruction]] = {}
-        self.entry = ""
-        current = None
+        self.entry, current = "", None
         # a Pallas kernel's metadata is printed on separate lines
         text = re.sub(r"(kernel_metadata=\{)\n(.*?)\n(\}\})", r"\1\2\3", text)
         for line in text.splitlines():
@@ -184,10 +183,12 @@ class Program:
         return {place: list(each.values()) for place, each in found.items()}
 
     def _fused(self, inner: Instruction, fusions: list[Instruction], times: int) -> Collective:
-        size = sum(array_bytes(inner.shape))
+        kind, shape = inner.opcode, inner.shape
+        if "=%all-reduce-scatter" in fusions[0].rest:  # a sum and its slices in one fusion
+            kind, shape = "reduce-scatter", fusions[0].shape
+        size = sum(array_bytes(shape))
         overlapped = any(self._computes(x, size) for x in fusions[1:-1])
-        blocking = len(fusions) == 1
-        return Collective(inner.opcode, times, size, blocking, overlapped, _groups(inner.rest))
+        return Collective(kind, times, size, len(fusions) == 1, overlapped, _groups(inner.rest))
 
     def _computes(self, instruction: Instruction, size: int) -> bool:
         """Whether it is a product, or computes on an array larger than `size` bytes."""

@@ -72,6 +72,27 @@ ENTRY %main (q: f32[8,4], p: bf16[4,4]) -> f32[8,8] {
 """
 
 
+def test_a_sum_and_its_slices_in_one_fusion_are_a_reduce_scatter():
+    program = """\
+HloModule jit_step
+
+%all-reduce-scatter (input: f32[4,30,16]) -> f32[8,16] {
+  %input = f32[4,30,16]{2,1,0} parameter(0)
+  %pad = f32[32,64]{1,0} bitcast(%input)
+  %all-reduce.1 = f32[32,64]{1,0} all-reduce(%pad), channel_id=5, replica_groups={{0,1,2,3}}
+  ROOT %slice = f32[8,16]{1,0} dynamic-slice(%all-reduce.1, %at), dynamic_slice_sizes={8,16}
+}
+
+ENTRY %main (p: f32[4,30,16]) -> f32[8,16] {
+  %p = f32[4,30,16]{2,1,0} parameter(0)
+  ROOT %fusion.1 = f32[8,16]{1,0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter
+}
+"""
+    (found,) = collectives(program)
+    assert found == Collective("reduce-scatter", 1, 8 * 16 * 4, blocking=True, overlapped=False)
+    assert found.group == 4
+
+
 def test_schedule():
     expected = [
         Collective("all-gather", 1, 128, blocking=False, overlapped=True),
