@@ -65,7 +65,8 @@ class ShuffledExamples:
         total = sum(count for _, count in sources)
         run = -(-total // _MOST_PLACES)
         runs = [_runs(number, source, run) for number, source in enumerate(sources)]
-        order = _spread_over_shards(np.concatenate([each.sizes for each in runs]), shards)
+        rng = np.random.Generator(np.random.Philox(key=[_SOURCES, SHUFFLE]))
+        order = spread_evenly(np.concatenate([each.sizes for each in runs]), shards, rng)
         # column by column, so that no second copy of all is held
         self._runs = _Runs(*(np.concatenate(column)[order] for column in zip(*runs, strict=True)))
         self._ends = np.cumsum(self._runs.counts, dtype=np.int64)
@@ -102,20 +103,6 @@ def _runs(number: int, source: tuple[AnyPath, int], run: int) -> _Runs:
     )
 
 
-def _spread_over_shards(sizes: np.ndarray, shards: int) -> np.ndarray:
-    """int64[n], a random order in which each of the shards, parts of which the first ones have one
-    more, holds all sizes evenly."""
-    rng = np.random.Generator(np.random.Philox(key=[_SOURCES, SHUFFLE]))
-    order = rng.permutation(len(sizes))
-    rest = len(sizes) % shards
-    left, order = order[:rest], order[rest:]
-    order = order[np.argsort(sizes[order], kind="stable")].reshape(-1, shards)
-    rng.permuted(order, axis=1, out=order)  # of neighbours by size a shard gets one
-    # runs of several records move the bounds of shards a little, to where any size may be
-    rng.permuted(order, axis=0, out=order)
-    return np.insert(order.T.ravel(), len(order) * np.arange(1, rest + 1), left)
-
-
 def spread_by_length(tokens: np.ndarray, *, number: int) -> np.ndarray:
     """int64[n], a random order of a shard's examples in which each block holds all lengths evenly.
 
@@ -124,10 +111,19 @@ def spread_by_length(tokens: np.ndarray, *, number: int) -> np.ndarray:
       number: of the shard; the order is a function of it and of `tokens`.
     """
     rng = np.random.Generator(np.random.Philox(key=[_SHARD, number]))
-    blocks = max(1, len(tokens) // BLOCK_RECORDS)
-    order = rng.permutation(len(tokens))
-    rest = len(tokens) % blocks
+    return spread_evenly(tokens, len(tokens) // BLOCK_RECORDS, rng)
+
+
+def spread_evenly(sizes: np.ndarray, parts: int, rng: np.random.Generator) -> np.ndarray:
+    """int64[n], a random order of n sizes in which each of the parts (at least one), of which the
+    first ones have one more, holds all sizes evenly."""
+    parts = max(1, parts)
+    order = rng.permutation(len(sizes))
+    rest = len(sizes) % parts
     left, order = order[:rest], order[rest:]
-    order = order[np.argsort(tokens[order], kind="stable")].reshape(-1, blocks)
-    order = rng.permuted(rng.permuted(order, axis=1), axis=0)
-    return np.concatenate([order.T.ravel(), left])
+    if sizes.max(initial=0) < 1 << 16:
+        sizes = sizes.astype(np.uint16)  # sorted by radix
+    order = order[np.argsort(sizes[order], kind="stable")].reshape(-1, parts)
+    rng.permuted(order, axis=1, out=order)  # of neighbours by size a part gets one
+    rng.permuted(order, axis=0, out=order)
+    return np.insert(order.T.ravel(), len(order) * np.arange(1, rest + 1), left)
