@@ -74,12 +74,15 @@ def encode_in_chunks(
 
     def on_a_device(tree: dict, packed):
         if split and gather != "layer":
-            blocks, others = tree["blocks"], {n: x for n, x in tree.items() if n != "blocks"}
-            if summed:
-                blocks = _summed(blocks, dtype, whole=gather == "step")
-            else:
-                blocks = _gathered(blocks, dtype)
-            tree = _gathered(others) | {"blocks": blocks}
+            whole = _gathered({name: x for name, x in tree.items() if name != "blocks"})
+            if "blocks" in tree:  # not in a tower without layers
+                layers = tree["blocks"]
+                if summed:
+                    layers = _summed(layers, dtype, whole=gather == "step")
+                else:
+                    layers = _gathered(layers, dtype)
+                whole["blocks"] = layers
+            tree = whole
         return run(tree, packed, shards=shards)
 
     over = PartitionSpec(BATCH_AXES)
