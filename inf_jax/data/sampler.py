@@ -47,21 +47,23 @@ def balance_chunks(lengths: np.ndarray, chunks: int) -> np.ndarray:
     The longest of each run of `chunks` pairs goes to the chunk with the fewest tokens so far, the
     next one to the next (in the last 256 runs; in those before them the order is the snake's).
     """
-    return np.sort(_balanced(np.asarray(lengths), chunks)[0], axis=1)
+    return np.sort(_balanced(np.asarray(lengths)[None], chunks)[0][0], axis=1)
 
 
 def _balanced(lengths: np.ndarray, chunks: int) -> tuple[np.ndarray, np.ndarray]:
-    """(int64[chunks, b // chunks], int64[chunks]), the pairs of each chunk in no order, and its
-    tokens."""
-    runs = _stable_argsort(lengths.max(initial=0) - lengths).reshape(-1, chunks)
-    first = max(0, len(runs) - _BALANCED_RUNS)
-    runs[1:first:2] = runs[1:first:2, ::-1].copy()
-    tokens = lengths[runs[:first]].sum(0, dtype=np.int64)
-    for number, run in enumerate(runs[first:] if chunks > 1 else (), first):
+    """(int64[g, chunks, b // chunks], int64[g, chunks]) of g groups, int[g, b]: the pairs of each
+    chunk in no order, and its tokens."""
+    runs = _stable_argsort(lengths.max(initial=0) - lengths).reshape(len(lengths), -1, chunks)
+    lengths = np.take_along_axis(lengths[:, None], runs, axis=2)
+    first = max(0, runs.shape[1] - _BALANCED_RUNS)
+    for values in (runs, lengths):
+        values[:, 1:first:2] = values[:, 1:first:2, ::-1].copy()
+    tokens, every = lengths[:, :first].sum(1, dtype=np.int64), np.arange(len(runs))[:, None]
+    for number in range(first, runs.shape[1]) if chunks > 1 else ():
         lightest = _stable_argsort(tokens - tokens.min())
-        tokens[lightest] += lengths[run]
-        runs[number, lightest] = run.copy()
-    return runs.T, tokens
+        tokens[every, lightest] += lengths[:, number]
+        runs[every, number, lightest] = runs[:, number].copy()
+    return runs.swapaxes(1, 2), tokens
 
 
 def even_chunks(lengths: np.ndarray, chunks: int) -> np.ndarray:
@@ -70,11 +72,26 @@ def even_chunks(lengths: np.ndarray, chunks: int) -> np.ndarray:
 
     That matters where chunks have few pairs. Of more, most steps are left as they are, and of over
     a thousand all.
+
+    Args:
+      lengths: int[..., b], of groups that exchange nothing.
+
+    Returns:
+      int64[..., chunks, b // chunks]
     """
     lengths = np.asarray(lengths)
-    found, tokens = _balanced(lengths, chunks)
-    lengths = lengths.astype(np.int64)
-    most = tokens.sum() / chunks * (1 + _ABOVE_MEAN)
+    groups = lengths.reshape(-1, lengths.shape[-1])
+    found, tokens = _balanced(groups, chunks)
+    most = groups.sum(1) / chunks * (1 + _ABOVE_MEAN)
+    for number in np.flatnonzero((tokens > most[:, None]).any(1)).tolist():
+        _exchange(found[number], tokens[number], groups[number].astype(np.int64), most[number])
+    return np.sort(found, axis=2).reshape(*lengths.shape[:-1], chunks, -1)
+
+
+def _exchange(found: np.ndarray, tokens: np.ndarray, lengths: np.ndarray, most: float) -> None:
+    """Changes the pairs of chunks, int64[chunks, n], and their tokens so that none has more than
+    the most, or few have."""
+    chunks = len(found)
     for number in range(_ROUNDS):
         heavier = np.count_nonzero(tokens > most)
         count = min(heavier, chunks // 2, _COMPARED // found.shape[1] ** 2)
@@ -94,11 +111,11 @@ def even_chunks(lengths: np.ndarray, chunks: int) -> np.ndarray:
         found[heavy, given], found[light, taken] = found[light, taken], found[heavy, given]
         tokens[heavy] -= moved[some]
         tokens[light] += moved[some]
-    return np.sort(found, axis=1)
 
 
 def _stable_argsort(values: np.ndarray) -> np.ndarray:
-    """int64[b], a stable order of values from 0; numpy sorts 16 bits by radix, 20 times faster."""
+    """int64[..., b], a stable order of values from 0 along the last axis; numpy sorts 16 bits by
+    radix, 20 times faster."""
     if values.max(initial=0) < 1 << 16:
         values = values.astype(np.uint16)
     return np.argsort(values, kind="stable")
@@ -196,12 +213,15 @@ def _chunks(
 
     def in_chunks(items: np.ndarray, weights: np.ndarray, per_chunk: int) -> np.ndarray:
         bounds, each = np.arange(1, groups) * (len(weights) // groups), layout.chunks // groups
-        parts = []
-        for part in np.split(items, np.searchsorted(items, bounds)):
-            padded = np.full(each * per_chunk, -1)
-            padded[: len(part)] = part
-            parts.append(padded[assign(np.where(padded >= 0, weights[padded], 0), each)])
-        return np.concatenate(parts)
+        padded = np.full((groups, each * per_chunk), -1)
+        for row, part in zip(padded, np.split(items, np.searchsorted(items, bounds)), strict=True):
+            row[: len(part)] = part
+        tokens = np.where(padded >= 0, weights[padded], 0)
+        if assign is even_chunks:
+            places = even_chunks(tokens, each)
+        else:
+            places = np.stack([assign(row, each) for row in tokens])
+        return padded[np.arange(groups)[:, None, None], places].reshape(layout.chunks, -1)
 
     n, k = layout.pairs_per_chunk, layout.pairs_per_example
     if not layout.block_i:

@@ -187,6 +187,14 @@ def test_chunks_of_few_pairs_are_evened_out(chunks, pairs):
         np.testing.assert_array_equal(even_chunks(many, 2), balance_chunks(many, 2))
 
 
+def test_groups_are_evened_out_each_for_itself():
+    lengths = np.random.default_rng(0).lognormal(4.3, 0.5, (12, 8 * 6)).astype(int).clip(5, 270)
+    lengths[3, :20] = 0  # empty slots
+    each = [even_chunks(group, 8) for group in lengths]
+    np.testing.assert_array_equal(even_chunks(lengths, 8), each)
+    assert not np.array_equal(each[0], balance_chunks(lengths[0], 8))  # pairs are exchanged
+
+
 def test_a_run_of_order_3_keeps_its_chunks(dataset):
     """The order of a run may never change."""
     lengths = np.array([9, 40, 7, 31, 12, 22, 5, 18, 3, 11, 6, 27])
