@@ -3,8 +3,8 @@
 The stored order, shard by shard in random order, is cut into lanes, equal parts side by side. A
 step holds as many examples of each lane; a window is the next stretch of every lane, whose examples
 are assigned to the window's steps at random, evenly by length. Chunks form groups, each with lanes
-of its own, between whose pairs and chunks tokens are evened out; so a host reads the stretches of
-its groups' lanes alone, one after another.
+of its own, and within a group chunks are made equal in tokens; so a host reads the stretches of its
+groups' lanes alone, one after another.
 """
 
 import functools

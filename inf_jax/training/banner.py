@@ -152,7 +152,8 @@ def _scored(config: RunConfig) -> str:
 
 def _old_order(loader: Loader) -> list[tuple[str, str]]:
     """What a run that is resumed keeps of an older version."""
-    if loader.order in (ORDER, 0 if _windowed(loader) else 4):  # which differ in windows alone
+    # order 4 differs from 5 in windows alone
+    if loader.order == ORDER or (loader.order == 4 and not _windowed(loader)):
         return []
     why = "rows are less full"
     if loader.order == 1:

@@ -70,8 +70,8 @@ class TokenisingPlan:
         split, total = self.recipe["split"], len(self.shards)
         written = exists(self.manifest)  # the last file
         slow = self.shuffled or is_bucket(self.directory)  # many files, or far away
-        if written and self._lost():
-            written = not slow
+        if written and self._lost() and slow:  # of other files each is looked at
+            written = False
         every = () if slow and written else enumerate(self.shards)
         missing = {n for n, shard in every if not _is_finished(*shard)}
         if (missing or not written) and self.recipe.get("shuffle", SHUFFLE) != SHUFFLE:
