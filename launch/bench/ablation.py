@@ -14,7 +14,7 @@ Writes `<out_dir>/ablation/ablation.md`, `.json` and `.png`: the scores, best p-
 goes on in the same way; `average=MIXTURE` of a recipe scores what `inf_jax.average --of` makes of
 its checkpoints. Writes `<out_dir>/recipes/recipes.md`, `.json` and `.png`: means over the seeds
 with intervals, gains over the first recipe (paired by seed), p-MRR against nDCG@10. `--also` names
-further sources of data.dir that each model is scored on.
+what else each model is scored on: sources of data.dir, and directories in BEIR's layout.
 """
 
 import argparse
@@ -62,9 +62,8 @@ def main() -> None:
         add("--masks", "of the grid", many=True, default=MASKS, choices=MASKS)
         add("--recipes", "instead of a grid: 'NAME: KEY=VALUE ...'", many=True, metavar="RECIPE")
         add("--seeds", "of the recipes", many=True, of=whole_number, default=[0], metavar="N")
-        add(
-            "--also", "of the recipes: data.source to score too", many=True, default=(), metavar="S"
-        )
+        what = "of the recipes: sources and directories to score too"
+        add("--also", what, many=True, default=(), metavar="TASK")
         args, overrides = parser.parse_known(sys.argv[1:], override_check(parser, RunConfig()))
         if args.recipes:
             compare(args, [f"--config={args.config}", *overrides])

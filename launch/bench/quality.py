@@ -21,7 +21,7 @@ from inf_jax.core.cli_flags import FlagParser, at_least
 from inf_jax.evaluation.scores import METRICS
 
 from .process import Worker, serve
-from .recipes import interval, with_interval
+from .recipes_report import interval, with_interval
 from .report import ROOT, publish, table
 from .rows import checked_config, rows_worker
 from .train import LABELS, sentence_transformers_trainer

@@ -15,7 +15,8 @@ from inf_jax.config.resume import as_saved
 from inf_jax.core.errors import UserError
 from launch.bench.ablation import main
 from launch.bench.cells import Cell, CellFailedError, check_unchanged
-from launch.bench.recipes import interval, make_trials, parse_recipe, summarise
+from launch.bench.recipes import make_trials, parse_recipe, tasks
+from launch.bench.recipes_report import interval, summarise
 from tests.inf_jax.processes import write_config
 
 
@@ -67,8 +68,8 @@ def test_two_recipes_one_of_which_fails_at_first(recipes, tiny_config):
     assert code == 1, out
     assert "[2/2] half, seed 3: FAILED\ntrain ended with exit code 1" in out
     assert "error: 1 of 2 trials failed: [2/2] half, seed 3" in out
-    other = "--config.eval.source=other"
-    scored = [(plain, "train"), (plain, "evaluate", other), (plain, "evaluate")]
+    other = ("--config.eval.benchmark=", "--config.eval.source=other")
+    scored = [(plain, "train"), (plain, "evaluate", *other), (plain, "evaluate")]
     assert recipes.calls == [*scored, (half, "train")]
 
     recipes.failing.clear()
@@ -80,7 +81,7 @@ def test_two_recipes_one_of_which_fails_at_first(recipes, tiny_config):
     assert recipes.calls == [
         (half, "train"),
         (half, "average", "--of=base,newest", f"--out={root / 'half-3' / 'average'}"),
-        (mixture, "evaluate", other, f"{base}_other.json"),  # the base is measured once
+        (mixture, "evaluate", *other, f"{base}_other.json"),  # the base is measured once
         (mixture, "evaluate", f"{base}.json"),
     ]
     found = json.loads((root / "recipes.json").read_text())["trials"]
@@ -103,6 +104,28 @@ def test_two_recipes_one_of_which_fails_at_first(recipes, tiny_config):
     code, out = recipes(*names, "--config.train.steps=3")
     assert code == 1
     assert "begun with other settings (train.steps was 4, is now 3)" in out
+
+
+def test_what_else_is_scored(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("sub/nevir").mkdir(parents=True)
+    Path("pubmedqa").mkdir()
+    assert tasks(tiny_config, ["other", "sub/nevir", "pubmedqa", "other"]) == {
+        "other": ["--config.eval.benchmark=", "--config.eval.source=other"],
+        "nevir": ["--config.eval.benchmark=sub/nevir", "--config.eval.source="],
+        "pubmedqa": ["--config.eval.benchmark=pubmedqa", "--config.eval.source="],
+    }
+    for also, message in [
+        (["sub/none"], "sub/none: no such directory"),
+        (["sub/nevir", "nevir"], "nevir is scored already"),
+        (["inf_ir"], "inf_ir is scored already"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            tasks(tiny_config, also)
+    with tiny_config.unlocked():
+        tiny_config.eval.benchmark = "sub/nevir"
+    with pytest.raises(UserError, match="nevir is scored already"):
+        tasks(tiny_config, ["sub/nevir"])
 
 
 def test_interval_is_student_s():
