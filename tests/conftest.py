@@ -45,6 +45,24 @@ def pytest_collection_modifyitems(items):
     items.sort(key=place)
 
 
+class _Failures:
+    """Shows a failure when it happens: a run that is ended from outside shows no summary."""
+
+    def __init__(self, config):
+        self._plugins = config.pluginmanager
+
+    def pytest_runtest_logreport(self, report):
+        terminal = self._plugins.get_plugin("terminalreporter")
+        if report.failed and terminal:
+            terminal.write_line(f"\n{report.outcome.upper()} {report.nodeid} ({report.when})")
+            terminal.write_line(report.longreprtext[-4000:])
+
+
+def pytest_configure(config):
+    if not hasattr(config, "workerinput"):  # the workers of pytest-xdist report to this process
+        config.pluginmanager.register(_Failures(config))
+
+
 def pytest_collection_finish():
     """What was imported is never garbage."""
     gc.freeze()

@@ -10,7 +10,7 @@ from tests.xla_flags import quick_flags
 
 ROOT = Path(__file__).parents[2]
 WITHOUT_TORCH = ROOT / "tests" / "doubles" / "without_torch"
-LIMIT_S = 1800  # only ends what hangs
+LIMIT_S = 900  # only ends what hangs
 TRAIN = ("-m", "inf_jax.train")
 
 

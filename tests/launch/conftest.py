@@ -20,7 +20,7 @@ from tests.inf_jax.conftest import tiny_config, tiny_dataset_dir, tiny_model_dir
 ROOT = Path(__file__).resolve().parents[2]
 FAKE_GCLOUD = ROOT / "tests" / "doubles" / "fake_gcloud.py"
 SENT = ["setup.py", "launch/constraints.txt", "launch/constraints_tpu.txt", ".gitignore"]
-LIMIT_S = 1800  # only ends what hangs
+LIMIT_S = 900  # only ends what hangs
 SECRET = "s3cr3t-'with $igns\" in it"
 
 CURL = r"""#!/bin/bash

@@ -71,7 +71,7 @@ class Runs:
     def finish(self, *, max_usd: float = CAP) -> str:
         """Runs to the end; returns what was printed."""
         process = self.start(max_usd=max_usd)
-        output, _ = process.communicate(timeout=1800)
+        output, _ = process.communicate(timeout=900)
         assert process.returncode == 0, output
         return output
 

@@ -215,7 +215,7 @@ def test_a_run_does_not_import_jax(tmp_path, calm_server, dry_run):
         env=os.environ | {"OPENAI_API_KEY": KEY},
         capture_output=True,
         text=True,
-        timeout=1800,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stderr

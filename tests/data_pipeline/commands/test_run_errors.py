@@ -124,7 +124,7 @@ def test_a_full_disk_is_reported_and_nothing_is_lost(tmp_path, calm_server, fini
         env=os.environ | {"OPENAI_API_KEY": KEY},
         capture_output=True,
         text=True,
-        timeout=1800,
+        timeout=900,
         check=False,
     )
     error = refused(Done(done.returncode, done.stdout, done.stderr))

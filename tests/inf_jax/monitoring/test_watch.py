@@ -150,7 +150,7 @@ def test_watched_run(tiny_config, tmp_path):
         said += process.stdout.readline()
         assert process.poll() is None, said
     process.send_signal(signal.SIGUSR1)  # while it waits in C
-    rest, _ = process.communicate("go on\n", timeout=1800)
+    rest, _ = process.communicate("go on\n", timeout=900)
     said += rest
     assert process.returncode == HUNG, said
     assert "process 0 hangs: nothing finished after step 10" not in said  # it had not returned yet
@@ -170,7 +170,7 @@ def test_watched_run(tiny_config, tmp_path):
     assert steps == {"5", "6", "7"}
 
     resumed = start(file, *overrides, **environment)
-    said, _ = resumed.communicate(timeout=1800)
+    said, _ = resumed.communicate(timeout=900)
     assert resumed.returncode == 0, said
     assert "steps 9 to 16" in said
     assert re.search(r"step time, s: p50 / p90 / p99 +. +\S+ / \S+ / \S+ ", said)
@@ -179,7 +179,7 @@ def test_watched_run(tiny_config, tmp_path):
     assert re.search(r"loss=\d\.\d{4}, step=\S+s, goodput=\d+%", said)
 
     # Watching changes nothing.
-    said, _ = straight.communicate(timeout=1800)
+    said, _ = straight.communicate(timeout=900)
     assert straight.returncode == 0, said
     expected, found = (final_state(tiny_config, d) for d in (tmp_path / "straight", out_dir))
     assert found[1] == expected[1] and found[1].step == 16

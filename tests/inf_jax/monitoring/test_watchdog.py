@@ -130,7 +130,7 @@ def test_one_process(tmp_path):
     }
     ended = {}
     for case, process in processes.items():
-        out, errors = process.communicate(timeout=1800)
+        out, errors = process.communicate(timeout=900)
         ended[case] = process.returncode, out, errors
     assert ended["healthy"] == (0, "ended well\n", "")
     assert not (tmp_path / "healthy").exists()
@@ -160,7 +160,7 @@ def test_of_two_processes_both_report(tmp_path):
             assert all(process.poll() is None for process in processes), "ended early"
             time.sleep(0.02)
         (tmp_path / "late").touch()
-        errors = [process.communicate(timeout=1800)[1] for process in processes]
+        errors = [process.communicate(timeout=900)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
