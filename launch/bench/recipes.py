@@ -8,6 +8,7 @@ import argparse
 import json
 import re
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -58,7 +59,11 @@ def parse_recipe(text: str) -> Recipe:
     """
     name, _, rest = text.partition(":")
     flags, average = [], ""
-    for part in shlex.split(rest):
+    try:
+        parts = shlex.split(rest)
+    except ValueError as error:
+        raise UserError(f"--recipes {text!r}: {error}") from None
+    for part in parts:
         key, equals, value = part.partition("=")
         if not (equals and key):
             raise UserError(f"--recipes {text!r}: {part!r} is not KEY=VALUE")
@@ -152,6 +157,7 @@ def compare(args: argparse.Namespace, common: list[str]) -> None:
     also = tasks(config, args.also)
     for trial in trials:
         check_unchanged(trial.run)
+        _check_average(trial)
     results, failures, bases = [], {}, {}
     for number, trial in enumerate(trials, 1):
         label = f"[{number}/{len(trials)}] {trial.recipe.name}, seed {trial.seed}"
@@ -173,6 +179,24 @@ def compare(args: argparse.Namespace, common: list[str]) -> None:
         )
 
 
+def _mixture_in(directory: Path) -> str | None:
+    """The mixture that `inf_jax.average` wrote a directory for; None: none, or not to the end."""
+    path = directory / "command.txt"  # the last file that it writes
+    words = shlex.split(path.read_text()) if path.exists() else []
+    return next((w.removeprefix("--of=") for w in words if w.startswith("--of=")), None)
+
+
+def _check_average(trial: Trial) -> None:
+    """Raises UserError if the trial's average was made of another mixture."""
+    directory, wanted = trial.scored.directory, trial.recipe.average
+    was = _mixture_in(directory) if wanted else None
+    if was not in (None, wanted):
+        raise UserError(
+            f"{directory}: is the average {was}, and recipe {trial.recipe.name!r} asks for "
+            f"{wanted}; give it another name, or delete that directory"
+        )
+
+
 def _scores(
     trial: Trial, label: str, also: Mapping[str, list[str]], bases: dict[str, Path]
 ) -> dict[str, dict]:
@@ -190,7 +214,8 @@ def _scores(
     else:
         print(f"{label}: training", flush=True)
         call(trial.run, "train")
-        if trial.recipe.average and not (scored.directory / "config.json").exists():
+        if trial.recipe.average and _mixture_in(scored.directory) is None:
+            shutil.rmtree(scored.directory / "checkpoints", ignore_errors=True)  # of a killed one
             of = (f"--of={trial.recipe.average}", f"--out={scored.directory}")
             call(trial.run, "average", *of)
         for name, flags in also.items():

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 import sys
 from pathlib import Path
 
@@ -38,6 +39,10 @@ def recipes(tiny_config, tmp_path, monkeypatch, capsys):
             scores = {"base": {"p_mrr": 1.0, "ndcg@10": 2.0}, "trained": trained}
             scores |= {"step": cell.config.train.steps, "config": config}
             (cell.directory / "eval.json").write_text(json.dumps(scores))
+        elif name == "average":  # as it leaves a directory, and refuses one with checkpoints
+            out = Path(more[-1].removeprefix("--out="))
+            (out / "checkpoints").mkdir(parents=True)
+            (out / "command.txt").write_text(shlex.join(["python", "-m", "inf_jax.average", *more]))
         else:
             (cell.directory / "config.json").write_text(json.dumps(as_saved(cell.config)))
 
@@ -106,6 +111,37 @@ def test_two_recipes_one_of_which_fails_at_first(recipes, tiny_config):
     assert "begun with other settings (train.steps was 4, is now 3)" in out
 
 
+def test_an_average_that_was_made_is_scored_and_one_that_was_killed_is_made_again(
+    recipes, tiny_config
+):
+    names = ("--recipes", "half: average=base,newest", "--seeds", "3")
+    half = Path("recipes/half-3")
+    evaluate = (half / "average", "evaluate")
+    directory = Path(tiny_config.out_dir) / half / "average"
+    recipes.failing.add(evaluate)
+    assert recipes(*names)[0] == 1
+    recipes.failing.clear()
+    recipes.calls.clear()
+    code, out = recipes(*names)
+    assert code == 0, out
+    assert [call[:2] for call in recipes.calls] == [(half, "train"), evaluate]
+
+    for path in (directory / "command.txt", directory / "eval.json"):
+        path.unlink()
+    recipes.calls.clear()
+    code, out = recipes(*names)
+    assert code == 0, out
+    assert [call[1] for call in recipes.calls] == ["train", "average", "evaluate"]
+
+
+def test_an_average_of_another_mixture_is_not_taken_for_this_one(recipes):
+    recipes("--recipes", "half: average=base,newest")
+    recipes.calls.clear()
+    code, out = recipes("--recipes", "half: average=base:2,newest")
+    assert code == 1 and not recipes.calls
+    assert "is the average base,newest, and recipe 'half' asks for base:2,newest" in out
+
+
 def test_what_else_is_scored(tiny_config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("sub/nevir").mkdir(parents=True)
@@ -172,6 +208,7 @@ def test_recipes_and_their_configs(tiny_config, tmp_path):
     ("texts", "message"),
     [
         (["a: b"], "'b' is not KEY=VALUE"),
+        (["a: 'optim.lr=1"], "No closing quotation"),
         (["a: seed=3"], "the comparison sets seed; leave it out"),
         (["optim.lr=1"], "begin with a name"),
         (["a:", "A: optim.lr=1"], "two have one name"),
