@@ -141,8 +141,9 @@ def by_source(
     pairs = jnp.sum(mine, axis=0).astype(losses.dtype)
     parts = {"pairs": pairs, "loss": total(losses) / pairs}
     for t, c in counts.items():
-        masked, negatives = total(c.masked), total(c.negatives)
-        share = masked / jnp.maximum(negatives + masked, 1)
+        masked, rest = total(c.masked), total(c.negatives)
+        rest += 0 if c.close is None else total(c.close)
+        share = masked / jnp.maximum(rest + masked, 1)
         parts[f"accuracy/{t}"] = total((positive > c.hardest).astype(losses.dtype)) / pairs
         parts[f"masked/{t}"] = jnp.where(pairs > 0, share, jnp.nan)
     return {f"{kind}/{name}": x[n] for kind, x in parts.items() for n, name in enumerate(names)}

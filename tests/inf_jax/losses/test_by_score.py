@@ -97,6 +97,17 @@ def test_spread_is_the_second_moment_of_global_orthogonality(texts):
     np.testing.assert_allclose(metrics["spread"], expected, rtol=1e-5)
 
 
+def test_share_of_the_identity_mask_by_source_counts_what_the_margin_removed():
+    _, arrays = make(5)
+    valid = arrays["valid"]
+    options = {"objective": "uni(P,IQ)", "scale": 20.0, "mask_margin": -0.1}
+    one = {"sources": np.zeros(len(valid), np.int32), "source_names": ("a",)}
+    _, found = contrastive_loss(**arrays, **options, **one)
+    for block in ("P", "IQ"):
+        assert found[f"score_masked/{block}"] > 0 and found[f"masked/{block}"] > 0
+        np.testing.assert_allclose(found[f"masked/{block}/a"], found[f"masked/{block}"], rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
