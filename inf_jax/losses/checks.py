@@ -12,6 +12,8 @@ from inf_jax.losses.by_score import ByScore
 from inf_jax.losses.candidates import RowTexts
 from inf_jax.losses.objective import ENGINES, HARDNESS_OF, MASKS, TAUGHT, Objective
 
+MOST_HARDNESS = 64  # exp(64) times the candidates of a batch is far from float32's end
+
 
 def check_texts(objective: Objective, rows: RowTexts) -> None:
     """Shapes and dtypes of the embeddings and of `valid`; passages are [b, 1 + h, e]."""
@@ -96,6 +98,11 @@ def check_by_score(rules: ByScore, spread: float) -> None:
     for name, value in {"hardness": rules.hardness, "spread": spread}.items():
         if not 0 <= value < math.inf:
             raise UserError(f"{name}={value}: expected a number of at least 0")
+    if rules.hardness > MOST_HARDNESS:
+        raise UserError(
+            f"hardness={rules.hardness}: weights of exp({rules.hardness:g}) leave no room in "
+            f"float32's sums; give at most {MOST_HARDNESS}"
+        )
 
 
 def check_coefficients(scale: float | jax.Array, bias: float | jax.Array) -> None:

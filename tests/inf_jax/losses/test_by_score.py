@@ -97,6 +97,16 @@ def test_spread_is_the_second_moment_of_global_orthogonality(texts):
     np.testing.assert_allclose(metrics["spread"], expected, rtol=1e-5)
 
 
+def test_the_largest_hardness_is_exact_tile_by_tile(texts):
+    options = {"objective": "uni(P)", "scale": 20.0, "mask": "faithful", "hardness": 64.0}
+    for of in ("hard", "all"):
+        dense, tiled = (
+            contrastive_loss(*texts, **options, hardness_of=of, engine=engine, tile=(4, 4))[0]
+            for engine in ("dense", "blockwise")
+        )
+        np.testing.assert_allclose(tiled, dense, rtol=1e-5)
+
+
 def test_share_of_the_identity_mask_by_source_counts_what_the_margin_removed():
     _, arrays = make(5)
     valid = arrays["valid"]
@@ -113,6 +123,7 @@ def test_share_of_the_identity_mask_by_source_counts_what_the_margin_removed():
     [
         ({"mask_margin": float("nan")}, "mask_margin=nan: expected a number"),
         ({"hardness": -1.0}, "hardness=-1.0: expected a number of at least 0"),
+        ({"hardness": 100.0}, "hardness=100.0: .* give at most 64"),
         ({"hardness_of": "own"}, "hardness_of='own'; choose one of hard, all"),
         ({"spread": float("inf")}, "spread=inf: expected"),
     ],
