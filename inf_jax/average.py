@@ -228,6 +228,11 @@ def _check(
         raise UsageError("--best: there is one mixture, which is written; leave it out")
     if len(mixtures) > 1 and out and not best:
         raise UsageError("--out: of several mixtures one is written with --score and --best")
+    if len(mixtures) > 1 and not score:
+        raise UsageError(
+            "--of: several mixtures are for --score, and there is none; give it, or join the parts "
+            "of one mixture by commas"
+        )
 
 
 def _write(

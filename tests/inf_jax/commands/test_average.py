@@ -134,6 +134,8 @@ def test_parts_that_are_missing(tiny_config):
         average.main(tiny_config, of=["gs_none,newest"])
     with pytest.raises(UsageError, match="--out: of several mixtures one is written with --score"):
         average.main(tiny_config, of=["base", "newest"], out="x")
+    with pytest.raises(UsageError, match="--of: several mixtures are for --score"):
+        average.main(tiny_config, of=["base", "newest"])
     with pytest.raises(UsageError, match="--best: needs --score"):
         average.main(tiny_config, of=["base", "newest"], best="p_mrr")
     with pytest.raises(UsageError, match="--best: there is one mixture, which is written"):
