@@ -9,9 +9,10 @@ Dropped are, in this order: known positives of the same query and instruction; t
 of them, or the query, but for case; what a margin or a limit excludes; the best --range-min of what
 is left. The output has a row for each pair, in their order: id, query, instruction, passage,
 negatives and (--scores) scores, of the passage and of each negative; `inf-jax-data build
---source=fields` reads it. Pairs are a .jsonl, .tsv or .parquet file, or a built dataset (--split).
---work-dir keeps texts and vectors: after whatever end the same command goes on there, and other
-margins need no encoding.
+--source=fields` reads it. A model's scores are cosines: to train on them (distil, margin) set
+loss.teacher_scale, as large as loss.scale. Pairs are a .jsonl, .tsv or .parquet file, or a built
+dataset (--split). --work-dir keeps texts and vectors: after whatever end the same command goes on
+there, and other margins need no encoding.
 """
 
 import argparse

@@ -52,7 +52,7 @@ ELSEWHERE = {
     "inf-jax average --config=medquad_minilm --of base base:0.5,newest newest --score": (
         "tests/inf_jax/commands/test_average.py"
     ),
-    "inf-jax average --config=medquad_minilm --of=base:0.5,newest --out=out/half": (
+    "inf-jax average --config=medquad_minilm --of=base,newest --out=out/half": (
         "tests/inf_jax/commands/test_average.py"
     ),
     "inf-jax export --config=medquad_minilm --config.out_dir=out/half": (

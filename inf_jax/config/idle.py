@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 
 from inf_jax.config.schema import keys, value_of
 from inf_jax.config.sections import RunConfig
-from inf_jax.losses.objective import parse_objective
+from inf_jax.core.errors import UserError
+from inf_jax.losses.objective import TAUGHT, parse_objective
 
 
 class Needs(NamedTuple):
@@ -30,6 +31,15 @@ class Needs(NamedTuple):
     met: Callable[[ConfigDict], bool]
     why: str
     asks: bool = False
+
+
+def _is_taught(config: ConfigDict) -> bool:
+    """Whether the loss takes a teacher's scores; True for an objective that is none, which
+    `checks` refuses by its own name."""
+    try:
+        return parse_objective(config.loss.objective).has(*TAUGHT)
+    except UserError:
+        return True
 
 
 RUN_NEEDS = (
@@ -82,6 +92,12 @@ RUN_NEEDS = (
         "loss.mask_relative",
         lambda c: c.loss.mask_margin != 0,
         "there is no loss.mask_margin",
+        asks=True,
+    ),
+    Needs(
+        "loss.teacher_scale",
+        lambda c: _is_taught(c) and not c.loss.teacher,
+        "no teacher's scores are read from records",
         asks=True,
     ),
     Needs("loss.hardness_of", lambda c: c.loss.hardness > 0, "there is no loss.hardness"),

@@ -148,6 +148,11 @@ class LossConfig:
     teacher: str = key(
         "", "model that scores a row's own passages in each step; empty: as in records", path=True
     )
+    teacher_scale: float = key(
+        1.0,
+        "factor of a teacher's scores in records; of cosines (mine --scores) as loss.scale",
+        rule="positive",
+    )
     instruction_negatives: int = key(0, "negatives sampled per pair (block I)", rule="not negative")
 
 

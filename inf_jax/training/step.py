@@ -73,6 +73,7 @@ def make_loss(
     """A pure (params, batch, key) -> (loss, metrics) of a global batch; a key turns dropout on.
     Arguments as of `make_train_step`."""
     objective = parse_objective(loss.objective)
+    of_scores = 1.0 if loss.teacher else loss.teacher_scale
 
     def loss_fn(params: dict, batch: Batch, key: jax.Array | None):
         embeddings = encode_pairs(encoding, params, batch, key=key)
@@ -81,7 +82,7 @@ def make_loss(
             "scale": jnp.exp(learned["log_scale"]) if learned else loss.scale,
             "bias": learned.get("bias", loss.bias),
         }
-        negatives = batch.negatives
+        negatives, scores = batch.negatives, batch.teacher_scores
         with jax.named_scope("loss"):
             value, metrics = contrastive_loss(
                 *embeddings,
@@ -91,7 +92,7 @@ def make_loss(
                 mask=loss.mask,
                 valid=batch.valid,
                 passage_valid=batch.passage_valid,
-                teacher_scores=batch.teacher_scores,
+                teacher_scores=None if scores is None else of_scores * scores,
                 queries_alone=batch.queries_alone,
                 sources=batch.sources,
                 source_names=encoding.sources,

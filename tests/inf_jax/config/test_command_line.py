@@ -109,6 +109,7 @@ def test_block_i_needs_no_sampled_negatives():
             r"loss\.mask_margin=0\.1: loss\.objective=distil\(P\) has no block",
         ),
         (["--config.loss.mask_relative=True"], r"mask_relative=True: there is no loss\.mask_marg"),
+        (["--config.loss.teacher_scale=20"], r"teacher_scale=20\.0: no teacher's scores are read"),
         (["--config.loss.hardness=5"], r"loss\.hardness=5\.0: .* set loss\.negatives, or loss"),
         (
             ["--config.loss.objective=sigmoid(P)", "--config.loss.hardness=5"],

@@ -88,12 +88,14 @@ def by_hand(teacher_dir, tiny_model_dir):
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory, by_hand):
-    """Datasets `plain`, without scores, and `scored`, with those of the teacher's vectors."""
+    """Datasets `plain`, without scores, and `cosines` and `scored`, with those of the teacher's
+    vectors, plain and times SCALE."""
     directory = tmp_path_factory.mktemp("taught")
     queries, passages = by_hand["teacher"]
-    scores = dict(zip(QUERIES, SCALE * np.einsum("be,bke->bk", queries, passages), strict=True))
-    scored = examples(lambda query, _, texts: scores[query])
-    for name, each in {"plain": examples(), "scored": scored}.items():
+    cosines = dict(zip(QUERIES, np.einsum("be,bke->bk", queries, passages), strict=True))
+    scored = examples(lambda query, _, texts: SCALE * cosines[query])
+    plain = {"plain": examples(), "cosines": examples(lambda query, _, texts: cosines[query])}
+    for name, each in {**plain, "scored": scored}.items():
         make_dataset(directory / "inf_ir" / name / "1.0.0", {"train": [each]})
     return directory
 
@@ -151,6 +153,11 @@ def test_scores_loss_and_gradients_are_those_of_records_on_any_mesh(config, monk
 
     config.model.lora_rank = 2
     assert_allclose(first_step(config)[1]["loss"], expected["loss"], rtol=1e-5)
+
+    recorded.data.source = "cosines"
+    assert abs(first_step(recorded)[1]["loss"] - expected["loss"]) > 0.01
+    recorded.loss.teacher_scale = SCALE
+    assert_allclose(first_step(recorded)[1]["loss"], expected["loss"], rtol=1e-5)
 
     torch = pytest.importorskip("torch")
     losses = pytest.importorskip("sentence_transformers.losses")
