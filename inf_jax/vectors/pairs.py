@@ -87,6 +87,8 @@ def _pairs(path: Path, fields: Mapping[str, str], split: str) -> Iterator[tuple[
         name, instruction = ("" if value is None else value for value in others)
         if isinstance(name, int):
             name = str(name)
+        if passages == []:
+            raise UserError(f"{where}: the passage is an empty list; complete the row or remove it")
         title = record.get("title") or ""
         for number, text in enumerate(passages if isinstance(passages, list) else [passages]):
             if isinstance(title, str) and title and isinstance(text, str):

@@ -269,6 +269,7 @@ def test_bm25(mined, tmp_path):
     [
         ({}, ['{"query": "a"}'], "line 1: no passage or positive or pos or document"),
         ({}, ['{"query": " ", "passage": "b"}'], "line 1: the query is empty"),
+        ({}, ['{"query": "a", "passage": []}'], "line 1: the passage is an empty list"),
         ({}, ['{"query": "a", "passage": 3}'], "line 1: passage must be a string, not a int"),
         ({}, [], "holds no pairs"),
         ({"fields": "query=q"}, ['{"query": "a", "passage": "b"}'], "line 1: no q among"),
