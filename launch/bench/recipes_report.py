@@ -96,7 +96,11 @@ def write_report(config: ConfigDict, results: list[dict], *, names: Sequence[str
     note = f"Means over seeds ± {LEVEL:.0%} intervals by t; gains over {names[0]!r} are paired."
     body = "\n".join(text)
     atomic_write(directory / "recipes.md", f"# Recipes\n\n{title}; {where}. {note}\n\n{body}")
-    data = {"units": "times 100", "sources": report, "trials": results, "config": config.to_dict()}
+    written = {
+        source: {"base": each["base"], "recipes": [_without_nan(row) for row in each["recipes"]]}
+        for source, each in report.items()
+    }
+    data = {"units": "times 100", "sources": written, "trials": results, "config": config.to_dict()}
     atomic_write(directory / "recipes.json", json.dumps(data, indent=2) + "\n")
     drawn = [s for s in sources if all(key in report[s]["base"] for key in PAIRED)]
     if drawn:
@@ -131,6 +135,15 @@ def draw_frontier(path: Path, title: str, report: dict[str, dict]) -> None:
         axes.margins(0.2)
     with atomic_file(path) as file:
         figure.savefig(file, format="png")
+
+
+def _without_nan(row: dict) -> dict:
+    """A row of `summarise` with null for the interval of one seed, which JSON has no NaN for."""
+    figures = {
+        kind: {key: [None if math.isnan(x) else x for x in pair] for key, pair in row[kind].items()}
+        for kind in ("mean", "gain")
+    }
+    return row | figures
 
 
 def _drawn(half: float) -> float | None:

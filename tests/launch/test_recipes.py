@@ -89,7 +89,10 @@ def test_two_recipes_one_of_which_fails_at_first(recipes, tiny_config):
         (mixture, "evaluate", *other, f"{base}_other.json"),  # the base is measured once
         (mixture, "evaluate", f"{base}.json"),
     ]
-    found = json.loads((root / "recipes.json").read_text())["trials"]
+    written = json.loads((root / "recipes.json").read_text())
+    plain = written["sources"]["inf_ir"]["recipes"][0]
+    assert plain["mean"]["p_mrr"] == [13.0, None]  # of one seed: no NaN, which is no JSON
+    found = written["trials"]
     assert [trial["average"] for trial in found] == ["", "base,newest"]
     values = [
         [trial["scores"][source]["trained"]["p_mrr"] for source in ("inf_ir", "other")]
