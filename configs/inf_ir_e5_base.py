@@ -4,8 +4,8 @@ Data:      python -m data_pipeline.build --source=inf_ir --data-dir=out/data --p
 Command:   python -m inf_jax.train --config=configs/inf_ir_e5_base.py
 Hardware:  one host with accelerators, e.g. TPU v5e-8; several hosts come with the pod launcher.
 Time:      148 steps of 1,536 pairs; not run yet, nothing measured.
-Expected:  not measured; the paper reports +8 to +9 p-MRR on FollowIR over the backbone with
-           multi(P,IQ) (arXiv 2505.21439).
+Expected:  not measured; the paper's abstract (arXiv 2505.21439) gives +9.0 p-MRR as the mean gain
+           of encoders on its instruction benchmarks, and does not say with which objective.
 
 From the paper and its code: scale 1 / (0.05 + 1e-4), mean pooling, shared towers, texts of up to
 256 and 512 tokens, 2 epochs (configs/paper has all of its settings). The batch, the rate and the
