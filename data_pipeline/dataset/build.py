@@ -106,7 +106,7 @@ def _check_reusable(final: Path, recipe: dict) -> None:
             Report.from_json(report)
     except Exception as error:  # TFDS's and protobuf's parsers raise many kinds on a damaged file
         raise UserError(f"the dataset in {final} cannot be read ({error}); {remedy}") from error
-    for name in [*recipe, *stored]:
+    for name in ["options", *recipe, *stored]:  # options first: others follow from them
         was, now = stored.get(name), recipe.get(name)
         if was != now:
             raise UserError(
@@ -132,7 +132,7 @@ def _brief(value: Any) -> str:
         return ", ".join(f"{name} {_brief(part)}" for name, part in value.items())
     if isinstance(value, list):
         return " ".join(map(_brief, value))
-    return str(value)
+    return "none" if value is None else str(value)
 
 
 @contextlib.contextmanager

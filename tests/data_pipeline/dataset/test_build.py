@@ -213,6 +213,14 @@ def test_held_out_question_types(small_medquad, tmp_path, dev_file):
         build("medquad", tmp_path, **arguments, overwrite=True)
 
 
+def test_an_option_that_is_left_out_is_named_not_the_limits_that_follow_from_it(
+    small_medquad, tmp_path
+):
+    build("medquad", tmp_path, **small_medquad, options={"keyword_instructions": True})
+    with pytest.raises(UserError, match="other options: keyword_instructions True; now: none;"):
+        build("medquad", tmp_path, **small_medquad)
+
+
 def test_only_medquad_has_question_types(tiny):
     with pytest.raises(UserError, match="--hold-out-types: source 'inf_ir' has no such option"):
         tiny[1](options={"hold_out_types": ["treatment"]})
