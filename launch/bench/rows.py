@@ -45,6 +45,13 @@ def rows_worker(args: argparse.Namespace, overrides: list[str]) -> Callable[[int
             if config.data.mixture or config.loss.negatives:
                 key = "data.mixture" if config.data.mixture else "loss.negatives"
                 raise UserError(f"{key}: the contenders train on the pairs of one source alone")
+            optim = config.optim
+            if optim.name != "adamw" or optim.groups or optim.layer_decay < 1:
+                raise UserError(
+                    f"optim.name={optim.name} optim.groups={optim.groups} optim.layer_decay="
+                    f"{optim.layer_decay:g}: the contenders train with AdamW at one rate; leave "
+                    "them out"
+                )
             training = make_training(config)
             loader, text = training.loader, text_config(config)
             examples = list(read_examples(dataset_dir(config), config.data.train_split))

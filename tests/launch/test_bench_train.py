@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -68,12 +69,21 @@ def test_rows_have_the_wording_of_each_step(tiny_config, tiny_model_dir, tmp_pat
         assert len({" : " in query for query, _ in batch}) == 2
 
 
-@pytest.mark.parametrize("key", ["loss.negatives=1", "data.mixture=inf_ir:1"])
-def test_rows_of_pairs_alone(tiny_config, tmp_path, key):
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("loss.negatives=1", "loss.negatives: the contenders train on the pairs of one source"),
+        ("data.mixture=inf_ir:1,nevir:1", "data.mixture: the contenders train on the pairs"),
+        ("optim.name=lion", "optim.name=lion .* the contenders train with AdamW at one rate"),
+        ("optim.layer_decay=0.5", "layer_decay=0.5: the contenders train with AdamW at one"),
+    ],
+)
+def test_what_only_we_train_with_is_refused(tiny_config, tmp_path, capsys, key, message):
     path = write_config(tiny_config, tmp_path / "config.py")
     args = argparse.Namespace(config=str(path), rows=str(tmp_path / "rows"))
     with pytest.raises(SystemExit):
         rows_worker(args, [f"--config.{key}"])(1)
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_command_reports_and_says_what_is_wrong(config_file):
