@@ -24,6 +24,7 @@ from inf_jax.core.console import table
 from inf_jax.core.errors import UsageError, main_guard
 from inf_jax.distributed import coordination
 from inf_jax.distributed.entry_point import run_distributed
+from inf_jax.evaluation.bm25 import check_installed
 from inf_jax.io import storage
 from inf_jax.io.paths import is_url
 from inf_jax.training.run_model import open_model
@@ -67,6 +68,8 @@ def main(args: argparse.Namespace) -> None:
         if model:
             refuse_cross_encoder(flag, model)
     _refuse_idle_flags(args)
+    if "bm25" in args.candidates:
+        check_installed()
     primary = coordination.is_primary()
     if primary:
         storage.check_access(out.parent)

@@ -11,6 +11,16 @@ SETTINGS = "BM25 of bm25s: lucene, k1 1.5, b 0.75, English stop words, no stemmi
 _QUIET = {"show_progress": False, "leave": False}
 
 
+def check_installed() -> None:
+    """Raises UserError where bm25s is not; quick, before long work that ends in an index."""
+    try:
+        import bm25s  # noqa: F401
+    except ImportError:
+        raise UserError(
+            "bm25 needs the extra benchmark: pip install 'inf_jax[benchmark]'"
+        ) from None
+
+
 class Bm25:
     """The index of n texts, which are in memory; scores as in `SETTINGS`.
 
@@ -23,12 +33,9 @@ class Bm25:
     """
 
     def __init__(self, texts: Sequence[str], name: str):
-        try:
-            import bm25s
-        except ImportError:
-            raise UserError(
-                "bm25 needs the extra benchmark: pip install 'inf_jax[benchmark]'"
-            ) from None
+        check_installed()
+        import bm25s
+
         logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs at DEBUG
         self._tokenize, self._count = bm25s.tokenize, len(texts)
         self._index = bm25s.BM25(method="lucene", k1=1.5, b=0.75)

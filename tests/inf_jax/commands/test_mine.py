@@ -3,6 +3,7 @@
 import functools
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -304,6 +305,15 @@ def test_refused(flags, lines, message, tiny_model_dir, tmp_path):
     assert not (tmp_path / "o.jsonl").exists()
 
 
+def test_without_bm25s_nothing_is_encoded(tiny_model_dir, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bm25s", None)
+    pairs = jsonl(tmp_path / "pairs.jsonl", [{"query": "amber", "passage": "wet hills"}])
+    out = tmp_path / "o.jsonl"
+    with pytest.raises(UserError, match="bm25 needs the extra benchmark"):
+        run(pairs=pairs, model=tiny_model_dir, out=out, candidates="dense,bm25")
+    assert not (tmp_path / "o.jsonl.work").exists()
+
+
 def test_the_header_of_a_tsv_file_is_no_pair(tmp_path):
     file = tmp_path / "pairs.tsv"
     file.write_text("Query\tpositive\namber\twet hills\n")
@@ -320,6 +330,7 @@ def test_cross_encoders_and_other_texts_are_refused(mined, folder, tiny_model_di
     (cross / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"--teacher=.*is a cross-encoder"):
         mined(teacher=cross)
+    mined()
     other = shutil.copytree(folder / "work", tmp_path / "work")
     few = jsonl(tmp_path / "few.jsonl", [{"query": "amber", "passage": "wet hills"}])
     with pytest.raises(UserError, match="holds vectors of other texts or settings"):
