@@ -180,6 +180,19 @@ def test_missing_files_are_named_with_their_download(monkeypatch, capsys, tmp_pa
     assert code == 1 and "no such file; download it: hf download InF-IR/InF-IR" in out
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--promptriever=rows",), "--promptriever would have no effect: there is no --questions"),
+        (("--questions", "--seeds", "3"), "--seeds would have no effect: --questions has its own"),
+        (("--smoke", "--inf-ir=x"), "--inf-ir would have no effect: --smoke has files of its own"),
+    ],
+)
+def test_flags_without_effect(monkeypatch, capsys, tmp_path, flags, message):
+    code, out = call(monkeypatch, capsys, f"--out-dir={tmp_path}", *flags)
+    assert code == 2 and message in out
+
+
 def test_smoke(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("XLA_FLAGS", quick_flags())
     monkeypatch.setenv("PYTHONPATH", str(WITHOUT_TORCH))

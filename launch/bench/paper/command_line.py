@@ -46,6 +46,7 @@ def reproduce(args: argparse.Namespace, overrides: list[str]) -> None:
     Raises:
       UserError: files are missing, or a run failed.
     """
+    _refuse_idle_flags(args)
     settings = _settings(args, overrides)
     for name in ("inf_ir", "unfiltered", "promptriever"):
         if getattr(args, name) or name == "inf_ir":
@@ -86,6 +87,19 @@ def reproduce(args: argparse.Namespace, overrides: list[str]) -> None:
             f"{len(failures)} of {len(cells)} runs failed: {'; '.join(map(_name, failures))} (see "
             "above, and the logs in their directories); the same command tries them again"
         )
+
+
+def _refuse_idle_flags(args: argparse.Namespace) -> None:
+    """UsageError for flags of the grid with --questions, of these without, files with --smoke."""
+    parser = _flags()
+    of_questions = ("unfiltered", "promptriever", "promptriever_rows", "noises")
+    if args.smoke:
+        files = (*of_questions[:-1], "inf_ir", "suite", "data_dir")
+        parser.refuse_idle(args, files, "--smoke has files of its own")
+    if args.questions:
+        parser.refuse_idle(args, ("objectives", "seeds"), "--questions has its own")
+    else:
+        parser.refuse_idle(args, of_questions, "there is no --questions")
 
 
 def _settings(args: argparse.Namespace, overrides: list[str]) -> Settings:
