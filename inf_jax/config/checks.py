@@ -190,6 +190,11 @@ def _by_score_problems(config: ConfigDict, objective: Objective) -> list[str]:
             f"loss.hardness={loss.hardness}: loss.objective={loss.objective} has no softmax over "
             "candidates; set it to 0"
         )
+    if loss.hardness and not config.model.normalise:
+        problems.append(
+            f"loss.hardness={loss.hardness}: weighs by cosines, and vectors that are not of unit "
+            "length have scores whose exponentials leave float32; set model.normalise=True"
+        )
     has_hard = loss.negatives > 0 and "P" in softmax
     if loss.hardness > 0 and loss.hardness_of == "hard" and softmax and not has_hard:
         problems.append(

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from inf_jax.config.command_line import parse
 from inf_jax.core.errors import UserError
+from inf_jax.io.json_files import read_json
 from inf_jax.io.storage import is_bucket
 
 from .cells import Cell, CellFailedError, call, check_unchanged, finished
@@ -209,7 +210,7 @@ def _scores(
     own = _own(scored.config)
     files = {own: scored.directory / "eval.json"}
     files |= {name: scored.directory / f"eval_{name}.json" for name in also}
-    if finished(scored) and all(file.exists() for file in files.values()):
+    if finished(scored) and all(_is_of(files[name], flags) for name, flags in also.items()):
         print(f"{label}: already finished, reused", flush=True)
     else:
         print(f"{label}: training", flush=True)
@@ -232,6 +233,18 @@ def _scores(
         source: {key: scores[key] for key in ("base", "trained")}
         for source, scores in found.items()
     }
+
+
+def _is_of(file: Path, flags: Sequence[str]) -> bool:
+    """Whether a file has the scores that these flags of `inf_jax.evaluate` give; two directories
+    may have one name."""
+    if not file.exists():
+        return False
+    saved = read_json(file, kind=dict, remedy=f"delete {file}")["config"]["eval"]
+    return all(
+        saved[key] == value
+        for key, _, value in (flag.removeprefix("--config.eval.").partition("=") for flag in flags)
+    )
 
 
 def _usual(trial: Trial) -> bool:

@@ -35,6 +35,8 @@ def recipes(tiny_config, tmp_path, monkeypatch, capsys):
         cell.directory.mkdir(parents=True, exist_ok=True)
         if name == "evaluate":
             config = as_saved(cell.config)
+            set_here = [flag.partition("=") for flag in more if "base_from" not in flag]
+            config["eval"] |= {key.removeprefix("--config.eval."): v for key, _, v in set_here}
             trained = {"p_mrr": 10.0 + len(calls), "ndcg@10": 50.0 + cell.config.seed}
             scores = {"base": {"p_mrr": 1.0, "ndcg@10": 2.0}, "trained": trained}
             scores |= {"step": cell.config.train.steps, "config": config}
@@ -143,6 +145,18 @@ def test_an_average_of_another_mixture_is_not_taken_for_this_one(recipes):
     code, out = recipes("--recipes", "half: average=base:2,newest")
     assert code == 1 and not recipes.calls
     assert "is the average base,newest, and recipe 'half' asks for base:2,newest" in out
+
+
+def test_another_directory_of_the_same_name_is_scored_anew(recipes, tmp_path):
+    first, second = tmp_path / "a" / "task", tmp_path / "b" / "task"
+    first.mkdir(parents=True), second.mkdir(parents=True)
+    names = ("--recipes", "plain:", "--also")
+    assert recipes(*names, str(first))[0] == 0
+    recipes.calls.clear()
+    assert "already finished, reused" in recipes(*names, str(first))[1]
+    assert recipes.calls == []
+    assert recipes(*names, str(second))[0] == 0
+    assert f"--config.eval.benchmark={second}" in recipes.calls[1]
 
 
 def test_what_else_is_scored(tiny_config, tmp_path, monkeypatch):

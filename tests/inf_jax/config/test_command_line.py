@@ -112,6 +112,10 @@ def test_block_i_needs_no_sampled_negatives():
         (["--config.loss.teacher_scale=20"], r"teacher_scale=20\.0: no teacher's scores are read"),
         (["--config.loss.hardness=5"], r"loss\.hardness=5\.0: .* set loss\.negatives, or loss"),
         (
+            ["--config.loss.hardness=5", "--config.model.normalise=False"],
+            r"loss\.hardness=5\.0: weighs by cosines, .* set model\.normalise=True",
+        ),
+        (
             ["--config.loss.objective=sigmoid(P)", "--config.loss.hardness=5"],
             r"loss\.hardness=5\.0: loss\.objective=sigmoid\(P\) has no softmax",
         ),
