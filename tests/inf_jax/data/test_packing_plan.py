@@ -134,15 +134,20 @@ def test_few_pairs_fill_wider_rows(pairs, rows):
     assert (np.max(tokens, 1) < 1.01 * np.mean(tokens, 1)).all()
 
 
-@pytest.mark.parametrize(("pairs", "row_tokens"), [(32, 256), (64, 256), (64, 512)])
+@pytest.mark.parametrize(
+    ("pairs", "chunks", "row_tokens"),
+    # of a device; some of 31 chunks with 1024 pairs have 34, most 33
+    [(32, 1, 256), (64, 1, 256), (64, 1, 512), (1024, 31, 256)],
+)
 def test_assumed_lengths_fill_rows_as_a_dataset_of_such_lengths_does(
-    pairs, row_tokens, monkeypatch
+    pairs, chunks, row_tokens, monkeypatch
 ):
     monkeypatch.setattr(packing_plan, "PLANNED_TEXTS", 0)
     config = defaults()
     config.data.dir, config.data.row_tokens = "nowhere", row_tokens
     config.data.max_passage_tokens = 256
     config.train.batch_size = 16 * pairs // 3 * 3
+    config.train.chunks_per_device = chunks
     examples, assumed = config.train.batch_size // 3, {"query_tokens": 40, "passage_tokens": 120}
     inputs = plan_inputs(run_config(config), lambda: None, devices=16, **assumed)
     rng = np.random.default_rng(0)
