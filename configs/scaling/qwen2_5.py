@@ -36,7 +36,8 @@ class Form(NamedTuple):
       engine: `loss.engine`; dense where a device has few scores: a ring's hops would cost more.
       row_tokens: see e5_large.py; 32 pairs fill 8 rows of 368 to 98.1 %, and 12 of 256 to 94.0 %.
       fsdp: `mesh.fsdp`; 64 devices are a plane of v5p:8x8x8 and have twice a ring's links.
-      gather: `mesh.gather`; "layer" where whole weights and gradients would not fit.
+      gather: `mesh.gather`; "layer" where whole weights and gradients would not fit, "weights"
+        where gradients of several chunks do.
     """
 
     chunks: int
@@ -52,12 +53,12 @@ class Form(NamedTuple):
 FORMS = {
     "v5e-16384": Form(1, "dots", 3, scan_layers=False),
     "v5e-65536": Form(1, "dots", 25),
-    "v5e-262144": Form(4, "full"),
-    "v5e-1048576": Form(16, "full"),
+    "v5e-262144": Form(32, "dots", scan_layers=False, gather="weights"),
+    "v5e-1048576": Form(128, "dots", scan_layers=False, gather="weights"),
     "v5p-16384": Form(1, "none", scan_layers=False, row_tokens=368, fsdp=64, gather="step"),
     "v5p-65536": Form(1, "none", engine="dense", fsdp=16),
     "v5p-262144": Form(1, "dots", 20, fsdp=16),
-    "v5p-1048576": Form(1, "full", fsdp=16),
+    "v5p-1048576": Form(1, "dots", 26, fsdp=16),
 }
 NAMES = tuple(FORMS)
 

@@ -148,9 +148,7 @@ def _assumed(
 ) -> StepInputs:
     k, data = 1 if config.train.batch_size % 3 else 3, config.data
     layout = batch_layout(config, devices=devices, pairs_per_example=k)
-    # chunks have the same tokens, and the mean number of pairs where not every one is full
-    mean = layout.pairs / layout.chunks
-    n = max(1, round(mean))
+    n = layout.pairs_per_chunk
     # the parts of a query that are texts of their own share its tokens
     queries = _spread(query_tokens / layout.query_encoder.texts_per_query, data.max_query_tokens, n)
     passages = _spread(passage_tokens, data.max_passage_tokens, n)
@@ -159,7 +157,7 @@ def _assumed(
     for groups in layout.grids:
         columns = [column for group in groups for column in group]
         texts = np.concatenate([passages if is_passage(c) else queries for c in columns])
-        fullest = int(np.ceil(_FULLEST * mean / n * texts.sum() / layout.row_tokens))
+        fullest = int(np.ceil(_FULLEST * texts.sum() / layout.row_tokens))
         rows.append(max(fullest, planned_rows(texts, layout.row_tokens, layout.texts_per_row)))
         tokens += float(texts.sum()) / n
         squares += float(np.square(texts).sum()) / n

@@ -77,7 +77,8 @@ def make_plan(
         plan["hbm"] = _memory(at_rest, needed=needed, limit=min(limit, available))
         return plan
     parts = memory_parts(compiled)
-    needed = bytes_needed(parts, platform=mesh.devices.flat[0].platform)
+    platform = mesh.devices.flat[0].platform
+    needed = bytes_needed(parts, platform=platform, usable=chip.usable)
     plan["hbm"] = _memory(at_rest, needed=needed, limit=limit) | parts
     text = compiled.as_text()
     costs, collectives = instruction_costs(text), hlo.collectives(text)
@@ -117,24 +118,25 @@ def memory_parts(compiled: jax.stages.Compiled) -> dict[str, int]:
     }
 
 
-def bytes_needed(parts: dict[str, int], *, platform: str) -> float:
-    """Bytes that a program takes of a device's memory.
+def bytes_needed(parts: dict[str, int], *, platform: str, usable: float) -> float:
+    """Bytes that a compiled program takes of a device's memory, on a TPU at most.
 
-    "peak" is what is alive at once, "temp" the heap that holds it, which has holes. libtpu's
-    "temp" counts the holes twice: its heap, by which it refuses a program, is half way between the
-    two (launch/benchmarks.md). A part of "peak" may be on the chip, so that this is at most 64 MiB
-    above the truth on v5e.
+    "peak" is what is alive at once, "temp" the heap that holds it, with holes between its arrays.
+    libtpu's "temp" counts the holes twice or more often, so its heap is at most half way between
+    the two; and it refuses a program whose heap and arguments are larger than the memory, so one
+    that it compiled takes no more than that (launch/benchmarks.md).
 
     Args:
       parts: of `memory_parts`.
       platform: of the devices, "tpu" or another.
+      usable: bytes of a device's memory that the compiler may use.
     """
     whole = parts["arguments"] + parts["outputs"] - parts["reused"]
     heap = parts["temp"]
-    if platform == "tpu":
-        alive = max(0, parts["peak"] - whole)
-        heap = min(heap, (heap + alive) / 2)
-    return whole + heap + parts["code"]
+    if platform != "tpu":
+        return whole + heap + parts["code"]
+    alive = max(0, parts["peak"] - whole)  # may have arrays on the chip, above `heap`
+    return min(whole + min(heap, (heap + alive) / 2) + parts["code"], usable)
 
 
 def _rates(plan: dict[str, Any]) -> dict[str, float]:

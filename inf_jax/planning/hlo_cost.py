@@ -13,10 +13,20 @@ from typing import NamedTuple
 import numpy as np
 
 from inf_jax.planning.gpu_calls import gpu_call
-from inf_jax.planning.hlo import Instruction, Program, array_bytes, arrays, body_of
+from inf_jax.planning.hlo import (
+    COLLECTIVES,
+    Instruction,
+    Program,
+    array_bytes,
+    arrays,
+    body_of,
+)
 
 # Passes of the bfloat16 unit for a product of float32 arrays, by precision (jax.lax.Precision).
 _PASSES = {"highest": 6, "high": 3}
+# Of the TPU compiler: its fusions hand on the arrays of a collective that goes on beside them.
+_ASYNC_PART = re.compile(r'custom_call_target="AsyncCollective(Start|Done)"')
+_ASYNC_FUSION = "async_collective_fusion"
 _HOST = 5  # the memory space of the host, S(5) in a layout
 # Neither reads nor writes memory itself.
 _NO_TRAFFIC = """after-all async-start bitcast call conditional constant custom-call
@@ -106,7 +116,8 @@ class _Reader:
             traffic=self._traffic(x, computation),
             cycles=int(cycles[1]) if cycles else 0,
             # asynchronous fusions of a GPU move slices and share the memory with all others
-            blocking=not x.opcode.endswith("-start") or x.opcode == "fusion-start",
+            blocking=(not x.opcode.endswith("-start") or x.opcode == "fusion-start")
+            and self._async_part(x) != "Start",
             kernel=kernel,
             host=self._host(x, computation),
         )
@@ -146,6 +157,10 @@ class _Reader:
             return min(array_bytes(x.shape)[:2]) * in_hbm
         if x.opcode.endswith("-start") and x.opcode != "fusion-start":  # a collective
             return sum(map(_hbm_bytes, operands)) * 2
+        if part := self._async_part(x):
+            # what the collective writes, beside the chip's work; its end moves nothing
+            collective = (y for y in self._program.computations[x.calls()[0]] if _collective(y))
+            return sum(_hbm_bytes(y.shape) for y in collective) if part == "Start" else 0
         if x.opcode in ("fusion", "fusion-start"):
             inner = x.calls()[0]
             root, parameters = self._program.computations[inner][-1], self._parameters(inner)
@@ -161,6 +176,13 @@ class _Reader:
             return 2 * _hbm_bytes(operands[1])
         return sum(map(_hbm_bytes, operands)) + _hbm_bytes(x.shape)
 
+    def _async_part(self, x: Instruction) -> str:
+        """Whether a fusion is the "Start" or "Done" of a collective beside others; else ""."""
+        if x.opcode != "fusion":
+            return ""
+        found = _ASYNC_PART.search(self._program.computations[x.calls()[0]][-1].rest)
+        return found[1] if found else ""
+
     def _parameters(self, computation: str) -> dict[int, Instruction]:
         body = self._program.computations[computation]
         return {int(x.operands[0]): x for x in body if x.opcode == "parameter"}
@@ -172,6 +194,10 @@ class _Reader:
             for place, name in enumerate(user.operands):
                 if name != parameter.name or user.opcode in ("constant", "parameter"):
                     continue
+                if computation.startswith(_ASYNC_FUSION) and (
+                    user.opcode == "tuple" or _collective(user)
+                ):
+                    continue  # handed on
                 if user.opcode in ("dynamic-slice", "slice") or (
                     user.opcode == "gather" and place == 0
                 ):
@@ -196,7 +222,10 @@ class _Reader:
         if root.opcode == "bitcast" and root.operands[0] in body:
             return self._written(body[root.operands[0]], computation)
         if root.opcode == "tuple":
-            return sum(self._written(body[n], computation) for n in root.operands if n in body)
+            parts = [body[name] for name in root.operands if name in body]
+            if computation.startswith(_ASYNC_FUSION):
+                parts = [x for x in parts if x.opcode != "parameter" and not _collective(x)]
+            return sum(self._written(part, computation) for part in parts)
         if root.opcode == "fusion":
             inner = root.calls()[0]
             return self._written(self._program.computations[inner][-1], inner)
@@ -223,6 +252,10 @@ def kernel_flops(x: Instruction, shapes: dict[str, str]) -> float:
     products += kind == "dkv" and any(len(d) > len(queries) for _, d, _ in arrays(x.shape))
     pairs = math.prod(blocks[1:]) * block * block
     return 2.0 * products * math.prod(queries[:-2]) * pairs * queries[-1]
+
+
+def _collective(x: Instruction) -> bool:
+    return x.opcode in COLLECTIVES
 
 
 def _hbm_bytes(shape: str) -> int:

@@ -136,7 +136,7 @@ def test_few_pairs_fill_wider_rows(pairs, rows):
 
 @pytest.mark.parametrize(
     ("pairs", "chunks", "row_tokens"),
-    # of a device; some of 31 chunks with 1024 pairs have 34, most 33
+    # of a device; of 31 chunks for 1024 pairs most have 33
     [(32, 1, 256), (64, 1, 256), (64, 1, 512), (1024, 31, 256)],
 )
 def test_assumed_lengths_fill_rows_as_a_dataset_of_such_lengths_does(

@@ -110,6 +110,67 @@ def test_work_of_a_tpu_program():
     assert sent == Collective("dcn all-reduce", 1, 8192, blocking=False, overlapped=True)
 
 
+ASYNC_TEXT = """\
+HloModule jit_step, is_scheduled=true
+
+%begin (p: bf16[48,8960]) -> (bf16[48,8960], bf16[1536,8960], u32[]) {
+  %p = bf16[48,8960]{1,0:T(8,128)(2,1)} parameter(0)
+  %all-gather.1 = bf16[1536,8960]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=1, dimensions={0}
+  ROOT %custom-call.1 = (bf16[48,8960]{1,0}, bf16[1536,8960]{1,0}, u32[]{:S(2)}) \
+custom-call(%all-gather.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%async_collective_fusion.2 (p: bf16[48,8960], q: bf16[1536,8960], s: u32[], x: bf16[64,256], \
+y: bf16[256,128]) -> (bf16[64,128], bf16[48,8960], bf16[1536,8960], bf16[1536,8960], u32[]) {
+  %x = bf16[64,256]{1,0} parameter(3)
+  %y = bf16[256,128]{1,0} parameter(4)
+  %convolution.2 = bf16[64,128]{1,0} convolution(%x, %y), dim_labels=bf_io->bf
+  %p = bf16[48,8960]{1,0} parameter(0)
+  %q = bf16[1536,8960]{1,0} parameter(1)
+  %s = u32[]{:S(2)} parameter(2)
+  %all-gather.2 = bf16[1536,8960]{1,0} all-gather(%p), channel_id=1, dimensions={0}
+  ROOT %tuple.2 = (bf16[64,128]{1,0}, bf16[48,8960]{1,0}, bf16[1536,8960]{1,0}, \
+bf16[1536,8960]{1,0}, u32[]{:S(2)}) tuple(%convolution.2, %p, %q, %all-gather.2, %s)
+}
+
+%end (p: bf16[48,8960], q: bf16[1536,8960], s: u32[]) -> bf16[1536,8960] {
+  %p = bf16[48,8960]{1,0} parameter(0)
+  %q = bf16[1536,8960]{1,0} parameter(1)
+  %s = u32[]{:S(2)} parameter(2)
+  %all-gather.3 = bf16[1536,8960]{1,0} all-gather(%p), channel_id=1, dimensions={0}
+  ROOT %custom-call.3 = bf16[1536,8960]{1,0} custom-call(%p, %q, %all-gather.3, %s), \
+custom_call_target="AsyncCollectiveDone"
+}
+
+ENTRY %main (w: bf16[48,8960], x: bf16[64,256], y: bf16[256,128]) -> bf16[1536,8960] {
+  %w = bf16[48,8960]{1,0} parameter(0)
+  %x = bf16[64,256]{1,0} parameter(1)
+  %y = bf16[256,128]{1,0} parameter(2)
+  %start = (bf16[48,8960]{1,0}, bf16[1536,8960]{1,0}, u32[]{:S(2)}) fusion(%w), kind=kCustom, \
+output_to_operand_aliasing={{0}: (0, {})}, calls=%begin
+  %a = bf16[48,8960]{1,0} get-tuple-element(%start), index=0
+  %b = bf16[1536,8960]{1,0} get-tuple-element(%start), index=1
+  %c = u32[]{:S(2)} get-tuple-element(%start), index=2
+  %product = (bf16[64,128]{1,0}, bf16[48,8960]{1,0}, bf16[1536,8960]{1,0}, \
+bf16[1536,8960]{1,0}, u32[]{:S(2)}) fusion(%a, %b, %c, %x, %y), kind=kOutput, \
+calls=%async_collective_fusion.2
+  %d = bf16[48,8960]{1,0} get-tuple-element(%product), index=1
+  %e = bf16[1536,8960]{1,0} get-tuple-element(%product), index=3
+  %f = u32[]{:S(2)} get-tuple-element(%product), index=4
+  ROOT %done = bf16[1536,8960]{1,0} fusion(%d, %e, %f), kind=kCustom, \
+output_to_operand_aliasing={{}: (1, {})}, calls=%end
+}
+"""
+
+
+def test_a_collective_beside_products_is_not_their_traffic():
+    start, product, *others = [w for w in instruction_costs(ASYNC_TEXT) if w.flops or w.traffic]
+    assert start.traffic == 1536 * 8960 * 2 and not start.blocking
+    assert product.traffic == 2 * (64 * 256 + 256 * 128 + 64 * 128) and product.blocking
+    assert product.flops == 2 * 64 * 256 * 128
+    assert not others  # the end hands on what has arrived
+
+
 KERNEL = """\
   %splash_mha_{name}.{number} = ({results}) custom-call(%blocks, %blocks, %q, %kv, %kv), \
 custom_call_target="tpu_custom_call", frontend_attributes={{kernel_metadata={{
