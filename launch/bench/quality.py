@@ -2,7 +2,7 @@
 
     python launch/bench.py quality [--write] [--config=FILE] [--config.KEY=VALUE ...]
 
-As in `bench.py train`: same weights, pairs at every step, batch size, length limits, AdamW with
+As in `bench.py train`: same weights, pairs at every step, batch size, length limits, optimiser with
 gradient clipping and its schedule, float32, same CPU cores. sentence-transformers trains with
 MultipleNegativesRankingLoss in both directions, once with the dropout of the model's config.json
 and once without: it has no block I and no average, which the config may have. Both models are

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .torch_optim import NAMES
+
 if TYPE_CHECKING:
     from inf_jax.config.sections import RunConfig
     from inf_jax.data.records import AnyExample
@@ -46,11 +48,11 @@ def rows_worker(args: argparse.Namespace, overrides: list[str]) -> Callable[[int
                 key = "data.mixture" if config.data.mixture else "loss.negatives"
                 raise UserError(f"{key}: the contenders train on the pairs of one source alone")
             optim = config.optim
-            if optim.name != "adamw" or optim.groups or optim.layer_decay < 1:
+            if optim.name not in NAMES or optim.groups or optim.layer_decay < 1:
                 raise UserError(
                     f"optim.name={optim.name} optim.groups={optim.groups} optim.layer_decay="
-                    f"{optim.layer_decay:g}: the contenders train with AdamW at one rate; leave "
-                    "them out"
+                    f"{optim.layer_decay:g}: the contenders train with {' or '.join(NAMES)} at one "
+                    "rate; choose one, without groups and layer_decay"
                 )
             training = make_training(config)
             loader, text = training.loader, text_config(config)
@@ -68,7 +70,8 @@ def rows_worker(args: argparse.Namespace, overrides: list[str]) -> Callable[[int
                 for name in ("jax", "torch", "sentence-transformers")
             ),
         }
-        optim = {k: getattr(config.optim, k) for k in ("lr", "b1", "b2", "eps", "weight_decay")}
+        keys = ("name", "lr", "b1", "b2", "eps", "weight_decay")
+        optim = {key: getattr(config.optim, key) for key in keys}
         rows = {
             "directory": str(training.model.directory),
             "scale": config.loss.scale,

@@ -3,11 +3,12 @@
     python launch/bench.py train [--write] [--config=FILE] [--config.KEY=VALUE ...]
 
 Both train the same weights on the same pairs at every step: same batch size, length limits,
-objective, AdamW with gradient clipping, float32, same CPU cores. inf_jax runs its loader, the
-transfer to the device and the jitted step, as inf_jax.train does. sentence-transformers runs its
-model, its tokenisation and MultipleNegativesRankingLoss in both directions (its closest to
-multi(P,IQ)) in a plain PyTorch loop with fused AdamW, so without the cost of its Trainer: once with
-the dropout of the model's config.json, and once without dropout, as inf_jax trains.
+objective, optimiser (AdamW or Lion) with gradient clipping, float32, same CPU cores. inf_jax runs
+its loader, the transfer to the device and the jitted step, as inf_jax.train does.
+sentence-transformers runs its model, its tokenisation and MultipleNegativesRankingLoss in both
+directions (its closest to multi(P,IQ)) in a plain PyTorch loop, with fused AdamW where that is
+asked for, so without the cost of its Trainer: once with the dropout of the model's config.json, and
+once without dropout, as inf_jax trains.
 
 The contenders take turns, each in its own process. Not counted: the steps before the first round,
 and the first step of each turn, which has to get its memory back from the system.
@@ -27,6 +28,7 @@ from inf_jax.core.cli_flags import FlagParser, at_least
 from .process import Worker, peak_memory, serve
 from .report import ROOT, publish, table
 from .rows import checked_config, rows_worker
+from .torch_optim import make_torch_optimizer
 
 HELP = "the training step of a config, beside sentence-transformers"
 TAKES_CONFIG = True
@@ -190,19 +192,7 @@ def sentence_transformers_trainer(rows: dict, *, threads: int, dropout: bool) ->
         directions=("query_to_doc", "doc_to_query"),
         partition_mode="per_direction",
     )
-    optim = rows["optim"]
-    decay = [p for p in model.parameters() if p.ndim > 1]
-    rest = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": decay, "weight_decay": optim["weight_decay"]},
-            {"params": rest, "weight_decay": 0.0},
-        ],
-        lr=optim["lr"],
-        betas=(optim["b1"], optim["b2"]),
-        eps=optim["eps"],
-        fused=True,
-    )
+    optimizer = make_torch_optimizer(model.parameters(), rows["optim"])
     limits = (rows["max_query_tokens"], rows["max_passage_tokens"])
 
     def step(batch: list, lr: float | None = None) -> tuple[float, int, int]:

@@ -74,8 +74,8 @@ def test_rows_have_the_wording_of_each_step(tiny_config, tiny_model_dir, tmp_pat
     [
         ("loss.negatives=1", "loss.negatives: the contenders train on the pairs of one source"),
         ("data.mixture=inf_ir:1,nevir:1", "data.mixture: the contenders train on the pairs"),
-        ("optim.name=lion", "optim.name=lion .* the contenders train with AdamW at one rate"),
-        ("optim.layer_decay=0.5", "layer_decay=0.5: the contenders train with AdamW at one"),
+        ("optim.name=muon", "optim.name=muon .* the contenders train with adamw or lion at one"),
+        ("optim.layer_decay=0.5", "layer_decay=0.5: the contenders train with adamw or lion"),
     ],
 )
 def test_what_only_we_train_with_is_refused(tiny_config, tmp_path, capsys, key, message):
