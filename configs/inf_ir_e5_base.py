@@ -11,7 +11,7 @@ From the paper and its code: scale 1 / (0.05 + 1e-4), mean pooling, shared tower
 256 and 512 tokens, 2 epochs (configs/paper has all of its settings). The batch, the rate and the
 moving average are ours, and so is the objective. It was chosen with all-MiniLM-L6-v2 on MedQuAD, by
 p-MRR on question types held out of training (launch/benchmarks.md, recipes); on InF-IR or with E5
-nothing was compared.
+nothing was compared. There Lion won; here it is AdamW, since Lion's rate for E5 is not known.
 """
 
 from ml_collections import ConfigDict
