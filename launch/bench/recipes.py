@@ -242,7 +242,7 @@ def _is_of(file: Path, flags: Sequence[str]) -> bool:
         return False
     saved = read_json(file, kind=dict, remedy=f"delete {file}")["config"]["eval"]
     return all(
-        saved[key] == value
+        saved.get(key, "") == value
         for key, _, value in (flag.removeprefix("--config.eval.").partition("=") for flag in flags)
     )
 
