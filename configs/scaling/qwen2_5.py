@@ -36,8 +36,8 @@ class Form(NamedTuple):
       engine: `loss.engine`; dense where a device has few scores: a ring's hops would cost more.
       row_tokens: see e5_large.py; 32 pairs fill 8 rows of 368 to 98.1 %, and 12 of 256 to 94.0 %.
       fsdp: `mesh.fsdp`; 64 devices are a plane of v5p:8x8x8 and have twice a ring's links.
-      gather: `mesh.gather`; "layer" where whole weights and gradients would not fit, "weights"
-        where gradients of several chunks do.
+      gather: `mesh.gather`; "weights" where several chunks' whole gradients fit but whole weights
+        beside them would not, "layer" where neither does.
     """
 
     chunks: int

@@ -131,7 +131,7 @@ def tasks(config: ConfigDict, also: Sequence[str]) -> dict[str, list[str]]:
       also: directories in BEIR's layout, and sources of data.dir.
 
     Raises:
-      UserError: two have one name.
+      UserError: two have one name, or a path is no directory.
     """
     found: dict[str, list[str]] = {}
     for text in dict.fromkeys(also):
