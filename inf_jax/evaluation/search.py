@@ -88,7 +88,8 @@ class PartSearch:
 
     Equal scores go to the passage of the part that came first, there to the lower index. All parts
     and all blocks of queries have the same shapes on the devices: one program serves all, and a
-    score does not depend on the mesh or on what else is searched.
+    score does not depend on what else is searched. On a mesh of another size the tiles may have
+    other shapes, whose products XLA may sum in another order: scores agree to rounding.
 
     Args:
       queries: float32[q, e].
