@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from data_pipeline.items import INSTRUCTED_QUERIES, PASSAGES, Item, Judgement
 from data_pipeline.report.agreement import Agreement, cohen_kappa
 
+cohen_kappa_score = pytest.importorskip("sklearn.metrics").cohen_kappa_score  # comes with torch
+
 COUNT = st.integers(0, 40)
 
 
@@ -19,7 +21,6 @@ def test_kappa_is_that_of_scikit_learn(both, first, second, neither):
     a = [1] * both + [1] * first + [0] * second + [0] * neither
     b = [1] * both + [0] * first + [1] * second + [0] * neither
     kappa = cohen_kappa(both, first, second, neither)
-    cohen_kappa_score = pytest.importorskip("sklearn.metrics").cohen_kappa_score
     if not a:
         assert kappa is None
         return
