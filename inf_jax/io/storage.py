@@ -74,9 +74,9 @@ def open_to_read(path: AnyPath, buffer: int = 1 << 20) -> io.BufferedReader:
 
 
 def copy_here(source: AnyPath, target: Path) -> None:
-    """Copies a file, mostly an object, to a local disk; errors as of `file_size`, and UserError
-    where the disk is full."""
-    with open_to_read(source) as file, atomic_file(target) as copy:
+    """Copies an object into TMPDIR; errors as of `file_size`, and UserError where it cannot be
+    written there."""
+    with open_to_read(source) as file, in_tmpdir(), open(target, "wb") as copy:
         shutil.copyfileobj(file, copy, _READ_AT_ONCE)
 
 
@@ -266,11 +266,20 @@ class WorkDir(contextlib.AbstractContextManager):
 @contextlib.contextmanager
 def local_directory() -> Iterator[Path]:
     """A new directory in TMPDIR, deleted when the block ends. Raises UserError."""
+    with in_tmpdir(), tempfile.TemporaryDirectory(prefix="inf_jax-") as name:
+        yield Path(name)
+
+
+@contextlib.contextmanager
+def in_tmpdir() -> Iterator[None]:
+    """Turns an OSError of the block, which writes in TMPDIR, into a UserError with the remedy."""
     try:
-        with tempfile.TemporaryDirectory(prefix="inf_jax-") as name:
-            yield Path(name)
+        yield
     except OSError as error:
+        where = "temporary files"
+        with contextlib.suppress(OSError):  # there may be no directory for them at all
+            where = f"in {tempfile.gettempdir()}"
         raise UserError(
-            f"cannot write in {tempfile.gettempdir()}: {error}; free some space there, or set "
+            f"cannot write {where}: {error.strerror or error}; free some space there, or set "
             "TMPDIR to another directory"
         ) from error

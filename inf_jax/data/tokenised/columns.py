@@ -15,7 +15,14 @@ from inf_jax.core.errors import UserError
 from inf_jax.data.negatives import KnownInstructions, usual_siblings
 from inf_jax.data.tokenised.shuffle import BLOCK_RECORDS
 from inf_jax.io import gcs
-from inf_jax.io.storage import AnyPath, is_bucket, local_directory, new_file, open_to_read
+from inf_jax.io.storage import (
+    AnyPath,
+    in_tmpdir,
+    is_bucket,
+    local_directory,
+    new_file,
+    open_to_read,
+)
 from inf_jax.io.tfrecord import FRAME_BYTES
 
 _PIECE = 16 << 20  # bytes read at once
@@ -164,14 +171,16 @@ def load_column(directory: AnyPath, name: str, entry: Mapping[str, int], *shape:
     One in a bucket is downloaded into a file in TMPDIR without a name, which goes with the process.
 
     Raises:
-      UserError: it is missing or damaged.
+      UserError: it is missing or damaged, or TMPDIR cannot be written.
     """
     path = column_path(directory, name)
     shape, kind, found, size = (entry["rows"], *shape), np.dtype(_kind(name)), 0, 0
     try:
         with contextlib.ExitStack() as stack:
-            source = stack.enter_context(open_to_read(path))
-            file = stack.enter_context(tempfile.TemporaryFile()) if is_bucket(path) else source
+            file = source = stack.enter_context(open_to_read(path))
+            if is_bucket(path):  # to read an object raises UserError alone
+                stack.enter_context(in_tmpdir())
+                file = stack.enter_context(tempfile.TemporaryFile())
             while piece := source.read(_PIECE):
                 found, size = google_crc32c.extend(found, piece), size + len(piece)
                 if file is not source:

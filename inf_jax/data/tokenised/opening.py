@@ -12,7 +12,7 @@ from inf_jax.data.tokenised.sidecars import index_path
 from inf_jax.data.tokenised.windowed import STAGE_KEY, WindowedDataset
 from inf_jax.io import gcs
 from inf_jax.io.json_files import path_inside, read_json
-from inf_jax.io.storage import AnyPath, copy_here, is_bucket
+from inf_jax.io.storage import AnyPath, copy_here, in_tmpdir, is_bucket
 
 
 def open_tokenised(directory: AnyPath, *, limit: int) -> TokenisedDataset:
@@ -49,11 +49,15 @@ class _CopiedDataset(TokenisedDataset):
                 f"{mib:,} MiB, and {STAGE_KEY}={limit >> 20}: set {STAGE_KEY}={mib}, or begin a "
                 "new run with data.shuffle=windows, in which a host reads its own share"
             )
-        local = Path(tempfile.mkdtemp(prefix="inf_jax-"))
+        with in_tmpdir():
+            local = Path(tempfile.mkdtemp(prefix="inf_jax-"))
         weakref.finalize(self, shutil.rmtree, local, ignore_errors=True)
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda name: copy_here(directory / name, local / name), names))
-        super().__init__(local)
+        try:
+            super().__init__(local)
+        except UserError as error:  # not of the copy, which goes
+            raise UserError(str(error).replace(str(local), str(directory))) from error
         self.directory, self._paths = directory, remote
         for reader, path in zip(self._readers, remote, strict=True):
             reader.path = path  # what messages name

@@ -1,7 +1,9 @@
 """Reads and writes the index file of a shard of tokenised records."""
 
 import dataclasses
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,8 +13,12 @@ from inf_jax.core.errors import UserError
 from inf_jax.io.storage import AnyPath, new_file, open_to_read
 from inf_jax.io.tfrecord import Index
 
-# RuntimeError: a flipped bit can also name a compression method that zipfile lacks
-_DAMAGE = (OSError, EOFError, KeyError, ValueError, TypeError, RuntimeError, zipfile.BadZipFile)
+# a flipped bit can also name another compression method, or one that zipfile lacks (RuntimeError),
+# or change the header of an array, which numpy parses as Python
+_DAMAGE = (
+    *(OSError, EOFError, KeyError, ValueError, TypeError, RuntimeError, MemoryError),
+    *(SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+)
 
 
 class Sidecar(NamedTuple):

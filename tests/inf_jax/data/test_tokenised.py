@@ -1,5 +1,6 @@
 """Reading tokenised examples: by number, from the index alone, damage named."""
 
+import contextlib
 import json
 import pickle
 from pathlib import Path
@@ -11,7 +12,8 @@ from inf_jax.core.errors import UserError
 from inf_jax.data.records import encode_example, text_hash
 from inf_jax.data.tokenised.dataset import TokenisedDataset
 from inf_jax.data.tokenised.records import encode_tokenised
-from inf_jax.io.tfrecord import CorruptRecordError, Writer
+from inf_jax.data.tokenised.sidecars import Sidecar, index_path, load_sidecar, write_sidecar
+from inf_jax.io.tfrecord import CorruptRecordError, Index, Writer
 from inf_jax.text.templates import TextConfig
 from tests.inf_jax.data.small_split import EXAMPLES, contents
 
@@ -152,6 +154,24 @@ def test_every_damage_of_an_index_is_detected(run):
             continue  # else the flip was in a part of the zip file that nobody reads
         assert [encode_tokenised(r) for r in dataset.read(range(48, 50))] == records
     assert caught > 200
+
+
+def test_damage_in_the_headers_of_a_large_index_is_named(tmp_path):
+    """numpy parses an array's header before zipfile has read all of a large file and its sum."""
+    shard, n = tmp_path / "tokens", 1999
+    rows = [np.ones((n, *shape), np.int32) for shape in ((2,), (1, 3), (1,))]
+    write_sidecar(shard, Sidecar(Index(*np.ones((3, n), np.int64)), *rows))
+    path = index_path(shard)
+    whole = path.read_bytes()
+    header = whole.index(b"\x93NUMPY", whole.index(b"part_lengths"))
+    for place in range(header, header + 128):
+        for bit in (4, 16, 64):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+            with contextlib.suppress(UserError):  # no other error; some flips mean nothing
+                load_sidecar(shard)
+    path.write_bytes(whole.replace(b"(1999, 1, 3)", b"(1999, 1, #)"))
+    with pytest.raises(UserError, match=r"tokens.index.npz is damaged .*; delete it"):
+        load_sidecar(shard)
 
 
 @pytest.mark.parametrize(
