@@ -6,7 +6,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from inf_jax.config.idle import idle_keys
-from inf_jax.config.mixture import mixture_sources
+from inf_jax.config.mixture import NAME, mixture_sources
 from inf_jax.config.schema import key_problems, raise_problems, value_of
 from inf_jax.config.sections import RunConfig
 from inf_jax.core.choices import AUTO, QUERY_ENCODERS, RETRIEVAL_METRICS
@@ -15,6 +15,8 @@ from inf_jax.core.query_encoders import query_encoder
 from inf_jax.io.paths import checkpoint_path_problem, is_url, url_problem
 from inf_jax.losses.objective import TAUGHT, Objective, parse_objective
 from inf_jax.text.templates import TextConfig
+
+_MOST_PARAPHRASES = 100
 
 
 def check_config(config: ConfigDict) -> None:
@@ -47,7 +49,7 @@ def check_config(config: ConfigDict) -> None:
         )
         if path and (problem := check(path))
     ]
-    problems += _mixture_problems(data) + _wording_problems(data)
+    problems += _name_problems(data) + _mixture_problems(data) + _wording_problems(data)
     if is_url(config.eval.benchmark):
         problems.append(
             f"eval.benchmark={config.eval.benchmark!r}: is read from a local disk; copy it to each "
@@ -64,6 +66,18 @@ def check_config(config: ConfigDict) -> None:
     problems += _freezing_problems(config) + _head_problems(config) + _loss_problems(config)
     problems += _query_encoder_problems(config)
     raise_problems([*problems, *idle_keys(config, asks=True)])
+
+
+def _name_problems(data: ConfigDict) -> list[str]:
+    named = {"data.version": data.version}
+    if not data.mixture.strip():
+        named["data.source"] = data.source
+    return [
+        f"{key}={name!r}: give one that a directory below data.dir/inf_ir has: letters, digits, "
+        "'.', '_' and '-'"
+        for key, name in named.items()
+        if not NAME.fullmatch(name)
+    ]
 
 
 def _mixture_problems(data: ConfigDict) -> list[str]:
@@ -88,6 +102,11 @@ def _wording_problems(data: ConfigDict) -> list[str]:
             TextConfig(query_template=template)
         except UserError as error:
             problems.append(f"data.more_templates: {error}")
+    if data.paraphrases > _MOST_PARAPHRASES:
+        problems.append(
+            f"data.paraphrases={data.paraphrases}: each is a copy of the tokenised split; at most "
+            f"{_MOST_PARAPHRASES}"
+        )
     varied = data.more_templates or data.paraphrases or data.drop_instructions
     if varied and data.shuffle == "windows":
         problems.append(

@@ -13,7 +13,11 @@ from typing import NamedTuple
 from inf_jax.core.errors import UserError
 from inf_jax.losses.blocks import BLOCKS
 
+NAME = re.compile(r"\w[\w.-]*")  # of a source, and of its version
 MOST_PARTS = 100_000  # the sum of a mixture's weights as whole numbers
+_MOST_DIGITS = (
+    24  # of a weight; exponents of two digits are refused as well: a number would be huge
+)
 _BY_TEMPERATURE = 10_000  # the sum of those that a temperature gives
 
 
@@ -34,7 +38,7 @@ def mixture_sources(text: str) -> tuple[MixtureSource, ...]:
     """
     sources: list[MixtureSource] = []
     for entry in text.split(",") if text.strip() else ():
-        match = re.fullmatch(r"\s*(\w[\w.-]*)(?:@([\w.-]+))?(?:\s*:\s*([\w./+-]+))?\s*", entry)
+        match = re.fullmatch(r"\s*(\w[\w.-]*)(?:@(\w[\w.-]*))?(?:\s*:\s*([\w./+-]+))?\s*", entry)
         if not match:
             raise UserError(
                 f"{entry.strip()!r} is not of the form NAME, NAME:WEIGHT or NAME@VERSION"
@@ -47,6 +51,8 @@ def mixture_sources(text: str) -> tuple[MixtureSource, ...]:
                 f"{name}: metrics by source would be named like those of the loss's parts; build "
                 "the dataset under another --name"
             )
+        if given and (len(given) > _MOST_DIGITS or re.search(r"e[+-]?\d\d", given, re.IGNORECASE)):
+            raise UserError(f"{name}: weight {given:.40} has too many digits; round it")
         try:
             weight = None if given is None else Fraction(given)
         except (ValueError, ZeroDivisionError):

@@ -50,10 +50,10 @@ def dataset_dir(config: RunConfig) -> AnyPath:
         built = sorted(file.parent for file in root.glob("inf_ir/*/*/dataset_info.json"))
         names = ", ".join(f"{each.parent.name}@{each.name}" for each in built)
         there = f"; data.dir has {names}" if names else ""
-        raise UserError(
-            f"{directory}: no dataset here{there}; build it (and give --name, if it has one of its "
-            f"own) with `{build}`"
-        )
+        remedy = f"build it (and give --name, if it has one of its own) with `{build}`"
+        if versions := [one.name for one in built if one.parent.name == config.data.source]:
+            remedy = f"set data.version (of a mixture: NAME@VERSION) to {' or '.join(versions)}"
+        raise UserError(f"{directory}: no dataset here{there}; {remedy}")
     return directory
 
 

@@ -4,6 +4,7 @@ from fractions import Fraction
 
 import pytest
 
+from inf_jax.config.command_line import parse
 from inf_jax.config.mixture import mixture_sources, temperature_weights, whole_weights
 from inf_jax.core.errors import UserError
 
@@ -27,6 +28,9 @@ def test_the_notation():
         ("a:0", "weight 0 must be above 0"),
         ("a:-1", "weight -1 must be above 0"),
         ("a:nan", "weight 'nan' is not a number"),
+        ("a:1e99999999", "weight 1e99999999 has too many digits"),
+        (f"a:1/{'3' * 50}", "3 has too many digits; round it"),
+        ("a@..", "'a@..' is not of the form"),
         ("a:1/0", "weight '1/0' is not a number"),
         ("a:0.333333,b:0.666667", "333333:666667, whose sum is above 100,000; round them"),
         ("a,IQ", "IQ: metrics by source would be named like"),
@@ -36,6 +40,15 @@ def test_what_is_no_mixture_is_refused(text, problem):
     with pytest.raises(UserError) as error:
         mixture_sources(text)
     assert problem in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "flag", ["source=", "source=../nq", "source=/nq", "source=a b", "version=", "version=../1.0.0"]
+)
+def test_names_that_are_none_are_refused(flag):
+    key = flag.partition("=")[0]
+    with pytest.raises(UserError, match=rf"data\.{key}='.*': give one that a directory below"):
+        parse(["main", "--config=medquad_minilm", f"--config.data.{flag}"])
 
 
 def test_weights_are_exact():

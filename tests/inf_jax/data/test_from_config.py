@@ -49,6 +49,9 @@ def test_the_datasets_that_there_are(tmp_path):
         UserError, match=r"no dataset here; data.dir has nq@1.0.0, own@2.0.0; build"
     ):
         dataset_dir(config)
+    config = dataclasses.replace(config, data=DataConfig(dir=str(tmp_path), source="own"))
+    with pytest.raises(UserError, match=r"no dataset here; .*; set data\.version .* to 2\.0\.0$"):
+        dataset_dir(config)
 
 
 def test_a_batch_counts_pairs_and_holds_whole_examples():

@@ -186,6 +186,7 @@ def test_poisoned_pairs_can_be_left_out(opened, examples):
     [
         ({"more_templates": ("{query}",)}, r"more_templates: .*'\{query\}' must hold"),
         ({"paraphrases": -1}, r"paraphrases=-1: must not be negative"),
+        ({"paraphrases": 10**9}, r"paraphrases=1000000000: each is a copy .*; at most 100"),
         ({"drop_instructions": 1.5}, r"drop_instructions=1\.5: must be in \[0, 1\]"),
         ({"paraphrases": 1, "shuffle": "windows"}, r"several copies of the split; set 'global'"),
     ],
