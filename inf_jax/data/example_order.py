@@ -50,7 +50,9 @@ class ExampleOrder:
     Epochs follow each other without a gap, each holds every example once, and a step holds an
     example floor(batch_size / n) or ceil(batch_size / n) times: never twice where it is not larger
     than the data. Steps of more than half of the data are drawn by what they leave out. Steps that
-    are larger than the data and differ in size are cut from whole epochs, one after another.
+    differ in size, of which some are larger than the data or some are clearly above and others
+    clearly below half of it, are cut from whole epochs, one after another: one that two epochs
+    share may hold an example twice.
 
     Args:
       batch_size: examples of a step, or `Cuts` where steps differ.
@@ -63,9 +65,13 @@ class ExampleOrder:
             self._copies, rest = divmod(cuts.most, self._n)
             cuts = Cuts.even(rest)
         self._whole = cuts if cuts.most > self._n else None
-        self._by_left_out = self._n >= cuts.most > self._n / 2
-        if self._by_left_out:
-            cuts = _left_out(cuts, self._n)
+        self._by_left_out = False
+        if self._n >= cuts.most > self._n / 2:
+            # both halves of a step that two epochs share, and the next one's, are of other examples
+            left, most = _left_out(cuts, self._n), (self._n + 1) // 2
+            self._by_left_out = left.most <= most
+            self._whole = cuts if min(left.most, cuts.most) > most else None
+            cuts = left if self._by_left_out else cuts
         if cuts.most and not self._whole:
             self._epochs = _Epochs(tokens, seed=seed, cuts=cuts)
 

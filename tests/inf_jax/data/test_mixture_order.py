@@ -126,3 +126,22 @@ def test_steps_larger_than_a_source_are_named():
     assert "a step takes 1,372 examples of medquad, which has 700; lower its" in order.larger()
     for step in (0, 5):  # and can be taken
         assert order.examples(step).shape == (1200, 6)
+
+
+@pytest.mark.parametrize("size", [*range(5, 15)])
+def test_steps_of_about_half_of_a_source(size):
+    """Of one or two of its units, three or six of its examples."""
+    mixing, tokens = Mixing(("inf_ir", "few"), (7, 1)), [np.arange(300), np.arange(size)]
+    make = lambda: MixtureOrder(mixing, tokens, (3, 1), units=10, seed=5)  # noqa: E731
+    order, seen, taken = make(), np.zeros(size, int), 0
+    steps = [order.examples(step) for step in range(80)]
+    for step, examples in enumerate(steps):
+        assert examples.shape == (10, 3)
+        few = examples[examples >= 300] - 300
+        taken += len(few)
+        assert order.pairs_before(step + 1)[1] == taken
+        seen += np.bincount(few, minlength=size)
+        assert seen.min() >= taken // size - 1
+        assert seen.max() <= -(-taken // size)
+    for step in (79, 3, 41):
+        np.testing.assert_array_equal(make().examples(step), steps[step])
