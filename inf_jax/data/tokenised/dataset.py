@@ -57,7 +57,7 @@ class TokenisedDataset:
             if recipe["schema"] != TOKENISED_SCHEMA:
                 raise UserError(
                     f"{self.directory} has schema {recipe['schema']}, this version reads "
-                    f"{TOKENISED_SCHEMA}; tokenise the split again"
+                    f"{TOKENISED_SCHEMA}; delete it and tokenise the split again"
                 )
             self.fingerprint: str = manifest["fingerprint"]
             # older manifests are of InF-IR's three

@@ -160,6 +160,8 @@ def source_files(directory: AnyPath, split: str) -> list[tuple[AnyPath, int]]:
         if split not in splits:
             raise UserError(f"{info_path}: no split {split!r}; it has {', '.join(sorted(splits))}")
         counts = [int(n) for n in splits[split]["shardLengths"]]
+        if min(counts, default=0) < 0:
+            raise ValueError(f"shardLengths {min(counts)}")
         file_format = info.get("fileFormat", "tfrecord")
         if file_format != "tfrecord":
             raise UserError(f"{info_path}: file format {file_format!r}, only tfrecord can be read")

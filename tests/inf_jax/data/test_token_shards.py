@@ -39,7 +39,12 @@ def test_missing_source_files_are_named(run, source, damage, message):
 
 @pytest.mark.parametrize(
     "change",
-    [{"shardLengths": ["x"]}, {"filepathTemplate": "{"}, {"filepathTemplate": "{0}"}],
+    [
+        {"shardLengths": ["x"]},
+        {"shardLengths": ["-1"]},
+        {"filepathTemplate": "{"},
+        {"filepathTemplate": "{0}"},
+    ],
     ids=str,
 )
 def test_wrong_values_in_dataset_info(run, source, change):
