@@ -248,7 +248,7 @@ def starts_of_frames(data: bytes) -> np.ndarray:
     starts, at = [0], 0
     while at + FRAME_BYTES <= len(data):
         at += FRAME_BYTES + _LENGTH.unpack_from(data, at)[0]
-        starts.append(at)
+        starts.append(min(at, len(data) + 1))  # a damaged length may not fit into int64
     return np.array(starts, np.int64)
 
 

@@ -10,6 +10,7 @@ from inf_jax.data.tokenise import tokenise_plan
 from inf_jax.data.tokenised.opening import open_tokenised
 from inf_jax.data.tokenised.plans import plan_shards
 from inf_jax.io.storage import as_path
+from inf_jax.io.tfrecord import CorruptRecordError
 from tests.doubles.gcs_server import Object
 from tests.inf_jax.data.small_split import EXAMPLES, TEXT, make_dataset
 
@@ -45,6 +46,24 @@ def test_damage_is_named_in_the_bucket_not_in_its_copy(gcs, written, suffix):
     try:
         with pytest.raises(UserError, match=f"^gs://data/{name}.*; delete"):
             open_tokenised(directory, limit=LIMIT)
+    finally:
+        objects[name] = whole
+
+
+@pytest.mark.parametrize("byte", [0, 7])
+def test_a_damaged_length_in_a_window_is_named(gcs, written, byte):
+    """The lowest byte of a record's length, and the highest: beyond int64."""
+    objects, directory = gcs.buckets["data"].objects, written[True]
+    name = next(n for n in objects if directory.name in n and n.endswith(".tfrecord"))
+    whole = objects[name]
+    damaged = bytearray(whole.data)
+    damaged[byte] ^= 0xFF
+    objects[name] = whole._replace(data=bytes(damaged))
+    try:
+        with pytest.raises(
+            CorruptRecordError, match=f"^gs://data/{name}: record 0 .*of its length"
+        ):
+            open_tokenised(directory, limit=LIMIT).read([0])
     finally:
         objects[name] = whole
 
