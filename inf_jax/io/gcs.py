@@ -56,6 +56,9 @@ def _connect() -> None:
         ) from error
     # a cached listing would hide what other hosts write
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
+    # it prints a traceback of what is reported in one line or asked for again
+    if (log := logging.getLogger("gcsfs")).level == logging.NOTSET:  # GCSFS_DEBUG sets it
+        log.setLevel(logging.CRITICAL + 1)
 
 
 def download(path: epath.Path, target: Path) -> bool:

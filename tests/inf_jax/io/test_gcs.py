@@ -74,6 +74,14 @@ def test_no_bucket_no_credentials_no_answer(gcs, monkeypatch):
     bucket.check_bucket_access(storage.as_path("gs://well/run"))
 
 
+def test_a_failed_read_is_reported_once(gcs, run_dir, caplog):
+    """Without the traceback that gcsfs logs."""
+    bucket.upload(run_dir / "file", b"content")
+    with pytest.raises(UserError, match="has 7 bytes, at least 20 are expected"):
+        bucket.read_object_range(run_dir / "file", 10, 20)
+    assert not caplog.records
+
+
 def test_without_gcsfs(monkeypatch):
     bucket._connect.cache_clear()
     monkeypatch.setitem(sys.modules, "gcsfs", None)
