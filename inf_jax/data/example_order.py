@@ -10,13 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from inf_jax.data.sampler import ORDER, assign_to_chunks, even_chunks
+from inf_jax.data.sampler import ORDER, assign_to_chunks
 
 WINDOW_STEPS = 16  # steps that share their examples' lengths evenly
-# Examples that follow each other in an epoch and hold all lengths evenly: at most so many, and of
-# several steps. The parts by length, of each of which they have one example, overlap by so many:
-# examples of like length meet in a step.
-_STRETCH, _STRETCH_STEPS, _OVERLAP = 64, 4, 8
 _SHUFFLE = 2 << 32  # added to the seed (below 2**32): another random stream than the epochs' order
 
 
@@ -62,8 +58,6 @@ class ExampleOrder:
       batch_size: examples of a step, or `Cuts` where steps differ.
     """
 
-    _even = False  # whether all windows hold nearly as many tokens, or only the steps of each
-
     def __init__(self, tokens: np.ndarray, *, seed: int, batch_size: int | Cuts):
         cuts = batch_size if isinstance(batch_size, Cuts) else Cuts.even(batch_size)
         self._n, self._seed, self._copies, self._epochs = len(tokens), seed, 0, None
@@ -79,7 +73,7 @@ class ExampleOrder:
             self._whole = cuts if min(left.most, cuts.most) > most else None
             cuts = left if self._by_left_out else cuts
         if cuts.most and not self._whole:
-            self._epochs = _Epochs(tokens, seed=seed, cuts=cuts, even=self._even)
+            self._epochs = _Epochs(tokens, seed=seed, cuts=cuts)
 
     def examples(self, step: int) -> np.ndarray:
         """int64[batch_size], the examples of a step."""
@@ -123,14 +117,8 @@ class _Epochs:
     far into a run.
     """
 
-    def __init__(self, tokens: np.ndarray, *, seed: int, cuts: Cuts, even: bool):
+    def __init__(self, tokens: np.ndarray, *, seed: int, cuts: Cuts):
         self._tokens, self._seed, self._cuts = tokens, seed, cuts
-        self._ranked = None
-        if even:  # kept small: they are of all examples
-            ranks = np.int32 if len(tokens) < 1 << 31 else np.int64
-            self._ranked = np.argsort(tokens, kind="stable").astype(ranks)
-        self._stretches = max(1, len(tokens) // min(_STRETCH, _STRETCH_STEPS * cuts.most))
-        self._assign = even_chunks if even else assign_to_chunks
         self._epoch = functools.lru_cache(maxsize=2)(self._permutation)
         self._window = functools.lru_cache(maxsize=4)(self._window_steps)
         self._whole = functools.lru_cache(maxsize=4)(self._whole_steps)
@@ -170,8 +158,7 @@ class _Epochs:
         steps, begin = self._steps(epoch, window), epoch * len(self._tokens)
         first = self._cuts.before(steps.start) - begin if window else 0
         last = self._cuts.before(steps.stop) - begin
-        places = slice(first, None if window == self._last_window(epoch) else last)
-        return self._epoch(epoch)[places].astype(np.int64)
+        return self._epoch(epoch)[first : None if window == self._last_window(epoch) else last]
 
     def _window_steps(self, epoch: int, window: int) -> list[np.ndarray]:
         """int64[size] of each step."""
@@ -181,7 +168,7 @@ class _Epochs:
         sizes, by_length = self._cuts.sizes(steps.start, steps.stop), self._by_length
         even = (sizes == sizes[0]).all()
         if last and even:
-            return [*examples[self._assign(self._tokens[examples], len(steps))]]
+            return [*examples[assign_to_chunks(self._tokens[examples], len(steps))]]
         # All windows hold the same examples, whose ranks by length are always the same too: of each
         # row of neighbours by length a step gets one at random, the n-th place in the permutation.
         if even:
@@ -227,34 +214,7 @@ class _Epochs:
         return np.argsort(-self._tokens[examples], kind="stable")
 
     def _permutation(self, epoch: int) -> np.ndarray:
-        rng = _generator(self._seed, epoch)
-        if self._ranked is None:
-            return rng.permutation(len(self._tokens))
-        return _by_parts(self._ranked, self._stretches, rng)
-
-
-def _by_parts(ranked: np.ndarray, stretches: int, rng: np.random.Generator) -> np.ndarray:
-    """int[n], a permutation in so many stretches, each with one example of every part of the
-    ranks: as many near neighbours as there are stretches. The examples that are too few for
-    another part are drawn at random and go to as many stretches."""
-    blurred = rng.random(len(ranked), dtype=np.float32)
-    blurred *= _OVERLAP * stretches
-    blurred += np.arange(len(ranked), dtype=np.float32)
-    ranked = ranked[np.argsort(blurred, kind="stable")]  # the same on all hosts
-    left = np.zeros(len(ranked), bool)
-    left[rng.choice(len(ranked), len(ranked) % stretches, replace=False)] = True
-    parts = rng.permuted(ranked[~left].reshape(-1, stretches), axis=1)
-    count, each = np.count_nonzero(left), len(parts)
-    examples = rng.permuted(parts.T, axis=1).ravel()
-    places = rng.permutation(stretches)[:count] * each + rng.integers(each + 1, size=count)
-    return np.insert(examples, places, ranked[left])
-
-
-class EvenOrder(ExampleOrder):
-    """As `ExampleOrder`, with lengths spread evenly over an epoch: all of its steps hold nearly as
-    many tokens, not those of one window alone."""
-
-    _even = True
+        return _generator(self._seed, epoch).permutation(len(self._tokens))
 
 
 class StraddlingOrder:
@@ -285,14 +245,13 @@ class StraddlingOrder:
 
 
 # by their number; they also differ in how the pairs of a step are assigned (`data.sampler`), and
-# 4 and 5 in `data.windows` alone
+# the last two in `data.windows` alone
 ORDERS = {
     1: StraddlingOrder,
     2: ExampleOrder,
     3: ExampleOrder,
     4: ExampleOrder,
-    5: ExampleOrder,
-    ORDER: EvenOrder,
+    ORDER: ExampleOrder,
 }
 
 

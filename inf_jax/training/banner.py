@@ -152,8 +152,8 @@ def _scored(config: RunConfig) -> str:
 
 def _old_order(loader: Loader) -> list[tuple[str, str]]:
     """What a run that is resumed keeps of an older version."""
-    # order 5 differs from 4 in windows alone, 6 from 5 in all but windows
-    if loader.order == ORDER or (loader.order == 5 and _windowed(loader)):
+    # order 4 differs from 5 in windows alone
+    if loader.order == ORDER or (loader.order == 4 and not _windowed(loader)):
         return []
     why = "rows are less full"
     if loader.order == 1:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from inf_jax.core.errors import UserError
-from inf_jax.data.example_order import Cuts, EvenOrder, ExampleOrder
+from inf_jax.data.example_order import Cuts, ExampleOrder
 from inf_jax.data.mixture.shares import Shares
 
 _OF_SOURCE = 40  # a source's number is shifted by so many bits and added to the seed
@@ -69,7 +69,6 @@ class MixtureOrder:
       tokens: of each source int[n], tokens of its examples.
       pairs: pairs an example of each source.
       units: of a step.
-      even: whether lengths are spread evenly over the epochs of each source.
 
     Attributes:
       unit: pairs of a unit.
@@ -84,7 +83,6 @@ class MixtureOrder:
         *,
         units: int,
         seed: int,
-        even: bool = True,
     ):
         self.unit = math.lcm(*pairs)
         self._mixing, self._seed = mixing, seed
@@ -96,7 +94,7 @@ class MixtureOrder:
         self._phases, self.ends = self._make_phases()
         self._starts = np.cumsum([0, *self._sizes]).tolist()
         self._orders = [
-            (EvenOrder if even else ExampleOrder)(
+            ExampleOrder(
                 each,
                 seed=seed + (i << _OF_SOURCE),
                 batch_size=self._in_slot[i] if mixing.homogeneous else self._cuts(i),

@@ -10,7 +10,6 @@ from inf_jax.data.example_order import (
     ORDERS,
     WINDOW_STEPS,
     Cuts,
-    EvenOrder,
     ExampleOrder,
     StraddlingOrder,
 )
@@ -19,14 +18,11 @@ from inf_jax.data.loader import Loader
 from inf_jax.data.sampler import assign_to_chunks, balance_chunks, even_chunks
 from tests.inf_jax.data.batches import make
 
-both_orders = pytest.mark.parametrize("order_of", [ExampleOrder, EvenOrder])
-
 
 def lengths(count):
     return np.random.default_rng(0).integers(5, 90, count)
 
 
-@both_orders
 # whole windows; a window and a bit; less than a window; 2 and 3 steps an epoch; more than half of
 # the data (1, 2, half of it are left out); all of it; more; several times; one example
 @pytest.mark.parametrize(
@@ -36,8 +32,8 @@ def lengths(count):
         *[(60, 59), (60, 58), (60, 31), (60, 30), (60, 60), (60, 61), (60, 119), (7, 64), (1, 3)],
     ],
 )
-def test_a_step_holds_no_copies_and_an_epoch_each_example_once(order_of, count, batch_size):
-    order, seen = order_of(lengths(count), seed=3, batch_size=batch_size), np.zeros(count, int)
+def test_a_step_holds_no_copies_and_an_epoch_each_example_once(count, batch_size):
+    order, seen = ExampleOrder(lengths(count), seed=3, batch_size=batch_size), np.zeros(count, int)
     for step in range(max(40, 3 * count // batch_size)):
         times = np.bincount(order.examples(step), minlength=count)
         assert times.sum() == batch_size
@@ -49,70 +45,36 @@ def test_a_step_holds_no_copies_and_an_epoch_each_example_once(order_of, count, 
         assert seen.max() == -(-(step + 1) * batch_size // count)
 
 
-@both_orders
 @pytest.mark.parametrize(("count", "batch_size"), [(38_000, 21_845), (1_000, 512), (1_000, 384)])
-def test_steps_hold_nearly_as_many_tokens(order_of, count, batch_size):
+def test_steps_hold_nearly_as_many_tokens(count, batch_size):
     tokens = np.minimum(np.random.default_rng(0).lognormal(4.5, 0.6, count), 256).astype(int)
-    order = order_of(tokens, seed=0, batch_size=batch_size)
+    order = ExampleOrder(tokens, seed=0, batch_size=batch_size)
     sums = np.array([tokens[order.examples(step)].sum() for step in range(30)])
     np.testing.assert_allclose(sums, batch_size * tokens.mean(), rtol=0.015)
 
 
-def test_lengths_are_even_over_an_epoch():
-    """Windows hold as many tokens as each other; an example may be anywhere in an epoch."""
-    tokens = np.minimum(np.random.default_rng(0).lognormal(4.5, 0.6, 9728), 256).astype(int)
-    spreads, places = {}, []
-    for kind in (ExampleOrder, EvenOrder):
-        steps = [kind(tokens, seed=0, batch_size=16).examples(step) for step in range(608)]
-        spreads[kind] = np.std([tokens[each].mean() for each in steps])
-    assert spreads[EvenOrder] < 0.25 * spreads[ExampleOrder]
-    for seed in range(300):
-        order = EvenOrder(np.arange(200), seed=seed, batch_size=8)
-        found = np.concatenate([order.examples(step) for step in range(25)])
-        places.append(np.argsort(found))
-    mean, each = np.mean(places, axis=0), np.arange(200).std() / 300**0.5
-    assert abs(mean - 99.5).max() < 5 * each
-
-
-@both_orders
-@pytest.mark.parametrize("batch_size", [2, 4, 6, 16])
-def test_examples_of_like_length_meet(order_of, batch_size):
-    """Of neighbours by length not all are dealt to other steps: at least a third as many of their
-    pairs meet as of others."""
-    n = 640
-    lengths = np.random.default_rng(0).permutation(n)
-    order, met = order_of(lengths, seed=1, batch_size=batch_size), np.zeros((n, n), bool)
-    for step in range(60 * n // batch_size):
-        found = lengths[order.examples(step)]
-        met[np.ix_(found, found)] = True
-    apart = abs(np.arange(n)[:, None] - np.arange(n))
-    assert met[(apart > 0) & (apart <= 10)].mean() > met[apart > 10].mean() / 3
-
-
-@both_orders
 @pytest.mark.parametrize("batch_size", [6, 31, 48, 60, 150])
-def test_a_step_far_into_a_run_is_the_same_without_those_before(order_of, batch_size):
-    orders = [order_of(lengths(60), seed=3, batch_size=batch_size) for _ in range(2)]
+def test_a_step_far_into_a_run_is_the_same_without_those_before(batch_size):
+    orders = [ExampleOrder(lengths(60), seed=3, batch_size=batch_size) for _ in range(2)]
     steps = [*range(10**7, 10**7 + 30)]
     forwards = [orders[0].examples(step) for step in steps]
     for step, examples in zip(reversed(steps), reversed(forwards), strict=True):
         np.testing.assert_array_equal(orders[1].examples(step), examples)
 
 
-@both_orders
 # sizes 9 and 10; 0 and 1; 1 to 5; more than half of the data; more than all of it
 @pytest.mark.parametrize(
     ("count", "rate", "least", "most"),
     [(1999, 9.5, 9, 10), (40, 0.3, 0, 1), (100, 3.3, 1, 5), (60, 41.5, 41, 42), (7, 16.4, 16, 17)],
 )
-def test_steps_of_several_sizes(order_of, count, rate, least, most):
+def test_steps_of_several_sizes(count, rate, least, most):
     wobble = (lambda step: step % 3) if most - least > 1 else (lambda step: 0)
     before = lambda step: int(step * rate) + (wobble(step) if step else 0)  # noqa: E731
     sizes = [before(step + 1) - before(step) for step in range(400)]
     assert (min(sizes), max(sizes)) == (least, most)
     tokens = lengths(count)
     order, again = (
-        order_of(tokens, seed=3, batch_size=Cuts(before, least, most)) for _ in range(2)
+        ExampleOrder(tokens, seed=3, batch_size=Cuts(before, least, most)) for _ in range(2)
     )
     steps, seen, sums = [order.examples(step) for step in range(400)], np.zeros(count, int), []
     for step, examples in enumerate(steps):
@@ -130,19 +92,17 @@ def test_steps_of_several_sizes(order_of, count, rate, least, most):
         assert np.std(sums) < 0.4 * tokens.std() / most**0.5
 
 
-@both_orders
 @pytest.mark.parametrize("batch_size", [60, 150])
-def test_steps_of_all_examples_differ_in_their_order(order_of, batch_size):
-    orders = [order_of(lengths(60), seed=seed, batch_size=batch_size) for seed in (1, 2)]
+def test_steps_of_all_examples_differ_in_their_order(batch_size):
+    orders = [ExampleOrder(lengths(60), seed=seed, batch_size=batch_size) for seed in (1, 2)]
     steps = [order.examples(step).tolist() for order in orders for step in (0, 1, 2)]
     assert len(set(map(tuple, steps))) == 6
 
 
-@both_orders
 @pytest.mark.parametrize("batch_size", [6, 20, 31, 54])
-def test_an_example_meets_others_in_every_epoch(order_of, batch_size):
+def test_an_example_meets_others_in_every_epoch(batch_size):
     """Also where lengths all differ and the data are one window: no fixed companions by length."""
-    order, steps = order_of(np.arange(60), seed=1, batch_size=batch_size), 1200
+    order, steps = ExampleOrder(np.arange(60), seed=1, batch_size=batch_size), 600
     together = np.zeros((60, 60), int)
     for step in range(steps):
         together[np.ix_(*[order.examples(step)] * 2)] += 1
@@ -168,8 +128,8 @@ def test_the_order_before_the_last_window_of_the_first_epoch_is_that_of_older_ve
 
 def test_an_unknown_order_is_refused(dataset):
     layout = BatchLayout(batch_size=6, chunks=2, row_tokens=64, texts_per_row=8)
-    with pytest.raises(UserError, match=r"began with order 7 .* this version knows 1, .* 6"):
-        Loader(dataset, layout, seed=1, steps=2, order=7)
+    with pytest.raises(UserError, match=r"began with order 6 .* this version knows 1, 2, 3, 4, 5"):
+        Loader(dataset, layout, seed=1, steps=2, order=6)
 
 
 def test_order_is_a_pure_function(dataset):
