@@ -110,7 +110,7 @@ def write_report(config: ConfigDict, results: list[dict], *, names: Sequence[str
 
 def draw_frontier(path: Path, title: str, report: dict[str, dict]) -> None:
     """Draws nDCG@10 over p-MRR for each source: the recipes' means with intervals, and the base."""
-    figure = Figure(figsize=(6.5 * len(report), 5.2), dpi=150, layout="constrained")
+    figure = Figure(figsize=(8 * len(report), 5.2), dpi=150, layout="constrained")
     figure.suptitle(f"recipes: {title}", fontsize=12, fontweight="bold", x=0.01, ha="left")
     for axes, (source, found) in zip(
         figure.subplots(1, len(report), squeeze=False)[0], report.items(), strict=True
@@ -120,14 +120,15 @@ def draw_frontier(path: Path, title: str, report: dict[str, dict]) -> None:
         axes.annotate(
             "base", (base["p_mrr"], base["ndcg@10"]), xytext=(4, 4), textcoords="offset points"
         )
-        for row in found["recipes"]:
+        for number, row in enumerate(found["recipes"], 1):  # names would lie on each other
             (x, dx), (y, dy) = (row["mean"][key] for key in PAIRED)
-            axes.errorbar(
-                x, y, xerr=_drawn(dx), yerr=_drawn(dy), fmt="o", color="#12708a", capsize=2, lw=0.8
-            )
-            axes.annotate(
-                row["recipe"], (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8
-            )
+            bars = {"xerr": _drawn(dx), "yerr": _drawn(dy), "elinewidth": 0.5, "capsize": 2}
+            label = f"{number}  {row['recipe']}"
+            axes.errorbar(x, y, **bars, fmt=".", color="#12708a", alpha=0.45, label=label)
+            axes.annotate(str(number), (x, y), xytext=(2, 2), textcoords="offset points")
+        axes.legend(
+            loc="upper left", bbox_to_anchor=(1, 1), fontsize=8, frameon=False, handlelength=0
+        )
         axes.set_title(source, fontsize=10, loc="left")
         axes.set_xlabel(METRICS["p_mrr"])
         axes.set_ylabel(METRICS["ndcg@10"])

@@ -109,7 +109,7 @@ def test_two_recipes_one_of_which_fails_at_first(recipes, tiny_config):
         ["plain", "1", "13.0", "53.0", "", ""],
         ["half", "1", "14.0", "53.0", "+1.0", "+0.0"],
     ]
-    assert matplotlib.image.imread(root / "recipes.png").shape[1] == 2 * 975
+    assert matplotlib.image.imread(root / "recipes.png").shape[1] == 2 * 1200
 
     code, out = recipes(*names, "--config.train.steps=3")
     assert code == 1
