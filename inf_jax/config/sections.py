@@ -132,7 +132,9 @@ class LossConfig:
     bias: float = key(-10.0, "bias of the sigmoid objective's logits")
     mask: str = key("identity", "positives: equal texts; faithful: by index, as the paper", MASKS)
     mask_margin: float = key(
-        0.0, "a candidate above the positive's cosine plus this is no negative; 0: no such mask"
+        0.0,
+        "a candidate above the positive's cosine plus this is no negative; 0: no such mask, and "
+        "1e-6 in place of a margin of 0",
     )
     mask_relative: bool = key(False, "that margin is a share of the positive's cosine")
     hardness: float = key(
