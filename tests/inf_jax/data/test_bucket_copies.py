@@ -1,5 +1,6 @@
 """What of a bucket's split is copied to TMPDIR: damage there and no room for the copy are named."""
 
+import contextlib
 import resource
 import tempfile
 
@@ -68,21 +69,30 @@ def test_a_damaged_length_in_a_window_is_named(gcs, written, byte):
         objects[name] = whole
 
 
-@pytest.fixture(params=[None, 0, 20])
-def no_room(request, tmp_path, monkeypatch):
-    """TMPDIR is not there; no file in it can have a byte; none can have more than a few."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
-    if request.param is not None:
-        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (request.param, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+# TMPDIR is not there; no file in it can have a byte; none can have more than a few
+ROOM = pytest.mark.parametrize("room", [None, 0, 20])
 
 
+@contextlib.contextmanager
+def little(room, directory):
+    """A temporary directory with no room. It ends within the test: pytest's own output may go to a
+    file."""
+    before, was = resource.getrlimit(resource.RLIMIT_FSIZE), tempfile.tempdir
+    tempfile.tempdir = str(directory / "absent" if room is None else directory)
+    try:
+        if room is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        tempfile.tempdir = was
+
+
+@ROOM
 @pytest.mark.parametrize("windows", [True, False])
-def test_no_room_for_a_copy_is_said(written, no_room, windows):
-    with pytest.raises(UserError, match=r"^cannot write in .*; free some space .* TMPDIR"):
+def test_no_room_for_a_copy_is_said(written, tmp_path, room, windows):
+    message = r"^cannot write in .*; free some space .* TMPDIR"
+    with pytest.raises(UserError, match=message), little(room, tmp_path):
         open_tokenised(written[windows], limit=LIMIT)
 
 
@@ -93,8 +103,10 @@ def test_no_directory_for_copies_at_all_is_said(written, monkeypatch):
         open_tokenised(written[False], limit=LIMIT)
 
 
-def test_no_room_for_a_copy_of_the_text_is_said(source, tokenizer, no_room):
+@ROOM
+def test_no_room_for_a_copy_of_the_text_is_said(source, tokenizer, tmp_path, room):
     options = {"tokenizer": tokenizer, "text": TEXT}
     plan = plan_shards(source, "train", out_dir="gs://data/not-written", **options)
-    with pytest.raises(UserError, match=r"^cannot write in .*; free some space .* TMPDIR"):
+    message = r"^cannot write in .*; free some space .* TMPDIR"
+    with pytest.raises(UserError, match=message), little(room, tmp_path):
         tokenise_plan(plan, progress=False, **options)
