@@ -3,7 +3,7 @@
 Data:      python -m data_pipeline.build --source=medquad --keyword-instructions --data-dir=out/data
 Command:   python -m inf_jax.train --config=configs/medquad_minilm.py
 Hardware:  a CPU with 2 cores, 4 GB of memory
-Time:      about 6 minutes
+Time:      6 to 8 minutes
 Expected:  on dev nDCG@10 97, within-focus accuracy 99 %, p-MRR 75 (base: 80, 61 %, 14)
 
 Chosen as the highest p-MRR on question types held out of training (--hold-out-types), where

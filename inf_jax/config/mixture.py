@@ -14,10 +14,9 @@ from inf_jax.core.errors import UserError
 from inf_jax.losses.blocks import BLOCKS
 
 NAME = re.compile(r"\w[\w.-]*")  # of a source, and of its version
+_ENTRY = re.compile(rf"\s*({NAME.pattern})(?:@({NAME.pattern}))?(?:\s*:\s*([\w./+-]+))?\s*")
 MOST_PARTS = 100_000  # the sum of a mixture's weights as whole numbers
-_MOST_DIGITS = (
-    24  # of a weight; exponents of two digits are refused as well: a number would be huge
-)
+_MOST_DIGITS = 24  # of a weight; longer ones, and exponents of two digits, are huge numbers
 _BY_TEMPERATURE = 10_000  # the sum of those that a temperature gives
 
 
@@ -38,7 +37,7 @@ def mixture_sources(text: str) -> tuple[MixtureSource, ...]:
     """
     sources: list[MixtureSource] = []
     for entry in text.split(",") if text.strip() else ():
-        match = re.fullmatch(r"\s*(\w[\w.-]*)(?:@(\w[\w.-]*))?(?:\s*:\s*([\w./+-]+))?\s*", entry)
+        match = _ENTRY.fullmatch(entry)
         if not match:
             raise UserError(
                 f"{entry.strip()!r} is not of the form NAME, NAME:WEIGHT or NAME@VERSION"
