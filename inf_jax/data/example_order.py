@@ -12,7 +12,8 @@ import numpy as np
 
 from inf_jax.data.sampler import ORDER, assign_to_chunks
 
-WINDOW_STEPS = 16  # steps that share their examples' lengths evenly
+WINDOW_STEPS = 16  # at least so many steps share their examples' lengths evenly,
+WINDOW_EXAMPLES = 1024  # and of small steps so many that they have these examples
 _SHUFFLE = 2 << 32  # added to the seed (below 2**32): another random stream than the epochs' order
 
 
@@ -58,6 +59,8 @@ class ExampleOrder:
       batch_size: examples of a step, or `Cuts` where steps differ.
     """
 
+    _window_examples = WINDOW_EXAMPLES
+
     def __init__(self, tokens: np.ndarray, *, seed: int, batch_size: int | Cuts):
         cuts = batch_size if isinstance(batch_size, Cuts) else Cuts.even(batch_size)
         self._n, self._seed, self._copies, self._epochs = len(tokens), seed, 0, None
@@ -73,7 +76,8 @@ class ExampleOrder:
             self._whole = cuts if min(left.most, cuts.most) > most else None
             cuts = left if self._by_left_out else cuts
         if cuts.most and not self._whole:
-            self._epochs = _Epochs(tokens, seed=seed, cuts=cuts)
+            steps = window_steps(self._n, cuts.most, self._window_examples)
+            self._epochs = _Epochs(tokens, seed=seed, cuts=cuts, window=steps)
 
     def examples(self, step: int) -> np.ndarray:
         """int64[batch_size], the examples of a step."""
@@ -97,6 +101,18 @@ class ExampleOrder:
         return np.concatenate([np.empty(0, np.int64), *parts])[first - begin : last - begin]
 
 
+class ShortWindowsOrder(ExampleOrder):
+    """The order of runs that began with ORDER 2 to 5: windows of small steps are short too."""
+
+    _window_examples = 0
+
+
+def window_steps(count: int, most: int, examples: int) -> int:
+    """Steps of a window, of `count` examples, in steps of at most `most`; a window of so many
+    `examples` is at most half of an epoch, so that it does not hold the same ones each time."""
+    return max(WINDOW_STEPS, min(-(-examples // most), count // (2 * most)))
+
+
 def _left_out(cuts: Cuts, count: int) -> Cuts:
     """The cuts of what is left of `count` examples in each step."""
     if cuts.least == cuts.most:
@@ -109,7 +125,7 @@ class _Epochs:
     """Steps of at most half of the n examples: the stream of epochs, cut into steps.
 
     An epoch is its head, the last part of the step that the epoch before has opened, its whole
-    steps, and its tail, the first part of a step. The whole steps form windows of WINDOW_STEPS, the
+    steps, and its tail, the first part of a step. The whole steps form windows of `window`, the
     last one of up to twice as many. The examples of a window are assigned to its steps by length,
     so that all steps hold nearly as many tokens; head and tail are drawn evenly by length from the
     first and the last window. The tail depends on this epoch's permutation alone, and the head on
@@ -117,8 +133,8 @@ class _Epochs:
     far into a run.
     """
 
-    def __init__(self, tokens: np.ndarray, *, seed: int, cuts: Cuts):
-        self._tokens, self._seed, self._cuts = tokens, seed, cuts
+    def __init__(self, tokens: np.ndarray, *, seed: int, cuts: Cuts, window: int):
+        self._tokens, self._seed, self._cuts, self._size = tokens, seed, cuts, window
         self._epoch = functools.lru_cache(maxsize=2)(self._permutation)
         self._window = functools.lru_cache(maxsize=4)(self._window_steps)
         self._whole = functools.lru_cache(maxsize=4)(self._whole_steps)
@@ -133,8 +149,8 @@ class _Epochs:
         if last > (epoch + 1) * len(self._tokens):
             return np.concatenate([self._tail(epoch), self._head(epoch + 1)])
         number = step - self._whole(epoch).start
-        window = min(number // WINDOW_STEPS, self._last_window(epoch))
-        return self._window(epoch, window)[number - window * WINDOW_STEPS]
+        window = min(number // self._size, self._last_window(epoch))
+        return self._window(epoch, window)[number - window * self._size]
 
     def _whole_steps(self, epoch: int) -> range:
         """The steps inside an epoch."""
@@ -145,11 +161,11 @@ class _Epochs:
         return self._cuts.before(self._whole(epoch).start) - epoch * len(self._tokens)
 
     def _last_window(self, epoch: int) -> int:
-        return max(0, len(self._whole(epoch)) // WINDOW_STEPS - 1)
+        return max(0, len(self._whole(epoch)) // self._size - 1)
 
     def _steps(self, epoch: int, window: int) -> range:
         """The steps of a window."""
-        first, last = WINDOW_STEPS * window, WINDOW_STEPS * (window + 1)
+        first, last = self._size * window, self._size * (window + 1)
         whole = self._whole(epoch)
         return whole[first:] if window == self._last_window(epoch) else whole[first:last]
 
@@ -245,12 +261,13 @@ class StraddlingOrder:
 
 
 # by their number; they also differ in how the pairs of a step are assigned (`data.sampler`), and
-# the last two in `data.windows` alone
+# 4 and 5 in `data.windows` alone
 ORDERS = {
     1: StraddlingOrder,
-    2: ExampleOrder,
-    3: ExampleOrder,
-    4: ExampleOrder,
+    2: ShortWindowsOrder,
+    3: ShortWindowsOrder,
+    4: ShortWindowsOrder,
+    5: ShortWindowsOrder,
     ORDER: ExampleOrder,
 }
 

@@ -87,7 +87,7 @@ class Loader:
         self._mine = np.arange(layout.chunks) if mine is None else np.asarray(mine)
         self._groups, self._reader = 1, None
         if layout.mixture:
-            self.example_order = dataset.order(layout, seed=seed)
+            self.example_order = dataset.order(layout, seed=seed, order=order)
             self.example_order.check(steps)
         elif dataset.windowed:
             tokens = functools.partial(dataset.tokens_of, negatives=layout.negatives)

@@ -7,6 +7,7 @@ import jax
 from inf_jax.config.sections import RunConfig
 from inf_jax.core.console import table
 from inf_jax.core.errors import UserError
+from inf_jax.data.example_order import WINDOW_EXAMPLES, WINDOW_STEPS
 from inf_jax.data.from_config import eval_config
 from inf_jax.data.loader import Loader
 from inf_jax.data.sampler import ORDER
@@ -152,8 +153,9 @@ def _scored(config: RunConfig) -> str:
 
 def _old_order(loader: Loader) -> list[tuple[str, str]]:
     """What a run that is resumed keeps of an older version."""
-    # order 4 differs from 5 in windows alone
-    if loader.order == ORDER or (loader.order == 4 and not _windowed(loader)):
+    # 5 differs from 4 in `data.windows` alone, 6 from 5 in small steps outside them
+    large = loader.layout.batch_size * WINDOW_STEPS >= WINDOW_EXAMPLES and not loader.layout.mixture
+    if loader.order == ORDER or loader.order >= (5 if _windowed(loader) else 4 if large else 6):
         return []
     why = "rows are less full"
     if loader.order == 1:

@@ -55,14 +55,15 @@ class MixtureDataset:
         if any(one.negative_counts is not None for one in sources):
             self.negative_counts = _Rows(self, "negative_counts", (k,), np.int32)
 
-    def order(self, layout: BatchLayout, *, seed: int) -> MixtureOrder:
-        """The order of the units of steps of this layout."""
+    def order(self, layout: BatchLayout, *, seed: int, order: int) -> MixtureOrder:
+        """The order of the units of steps of this layout; `order`: see `MixtureOrder`."""
         return MixtureOrder(
             self.mixing,
             [example_tokens(one, layout.negatives) for one in self.sources],
             [one.pairs_per_example for one in self.sources],
             units=layout.batch_size,
             seed=seed,
+            order=order,
         )
 
     def source_numbers(self, units: np.ndarray) -> np.ndarray:

@@ -14,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from inf_jax.core.errors import UserError
-from inf_jax.data.example_order import Cuts, ExampleOrder
+from inf_jax.data.example_order import ORDERS, Cuts
 from inf_jax.data.mixture.shares import Shares
+from inf_jax.data.sampler import ORDER
 
 _OF_SOURCE = 40  # a source's number is shifted by so many bits and added to the seed
 
@@ -69,6 +70,7 @@ class MixtureOrder:
       tokens: of each source int[n], tokens of its examples.
       pairs: pairs an example of each source.
       units: of a step.
+      order: of the examples of each source, a key of `example_order.ORDERS`.
 
     Attributes:
       unit: pairs of a unit.
@@ -83,6 +85,7 @@ class MixtureOrder:
         *,
         units: int,
         seed: int,
+        order: int = ORDER,
     ):
         self.unit = math.lcm(*pairs)
         self._mixing, self._seed = mixing, seed
@@ -94,7 +97,7 @@ class MixtureOrder:
         self._phases, self.ends = self._make_phases()
         self._starts = np.cumsum([0, *self._sizes]).tolist()
         self._orders = [
-            ExampleOrder(
+            ORDERS[order](
                 each,
                 seed=seed + (i << _OF_SOURCE),
                 batch_size=self._in_slot[i] if mixing.homogeneous else self._cuts(i),

@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 from inf_jax.core.errors import UserError
 from inf_jax.data.example_order import (
     ORDERS,
+    WINDOW_EXAMPLES,
     WINDOW_STEPS,
     Cuts,
     ExampleOrder,
     StraddlingOrder,
+    window_steps,
 )
 from inf_jax.data.layout import BatchLayout
 from inf_jax.data.loader import Loader
@@ -126,10 +128,34 @@ def test_the_order_before_the_last_window_of_the_first_epoch_is_that_of_older_ve
         np.testing.assert_array_equal(new.examples(step), old.examples(step))
 
 
+def test_windows_of_small_steps_hold_as_many_examples_as_those_of_larger_ones():
+    """Steps of 16 examples hold nearly as many tokens throughout an epoch; a run of order 5 keeps
+    its windows of 16 steps, which differ. Steps of 64 examples are the same in both."""
+    tokens = np.minimum(np.random.default_rng(0).lognormal(5.5, 0.6, 9_700), 450).astype(int)
+    old, new = (ORDERS[n](tokens, seed=1, batch_size=16) for n in (5, 6))
+    spread = [
+        np.std([tokens[order.examples(step)].sum() for step in range(600)]) for order in (old, new)
+    ]
+    assert spread[1] < 0.6 * spread[0]
+    old, new = (ORDERS[n](tokens, seed=1, batch_size=64) for n in (5, 6))
+    for step in (0, 70, 149, 151, 400):
+        np.testing.assert_array_equal(new.examples(step), old.examples(step))
+
+
+# fewer than two windows of 16 steps; two; a limit of half of the data; a limit of 1,024 examples
+@pytest.mark.parametrize(
+    ("count", "most", "steps"),
+    [(60, 6, 16), (1999, 3, 333), (9728, 16, 64), (9728, 10, 103), (10**6, 64, 16)],
+)
+def test_steps_of_a_window(count, most, steps):
+    assert window_steps(count, most, WINDOW_EXAMPLES) == steps
+    assert window_steps(count, most, 0) == WINDOW_STEPS
+
+
 def test_an_unknown_order_is_refused(dataset):
     layout = BatchLayout(batch_size=6, chunks=2, row_tokens=64, texts_per_row=8)
-    with pytest.raises(UserError, match=r"began with order 6 .* this version knows 1, 2, 3, 4, 5"):
-        Loader(dataset, layout, seed=1, steps=2, order=6)
+    with pytest.raises(UserError, match=r"began with order 7 .* knows 1, 2, 3, 4, 5, 6"):
+        Loader(dataset, layout, seed=1, steps=2, order=7)
 
 
 def test_order_is_a_pure_function(dataset):
