@@ -12,8 +12,8 @@ import numpy as np
 
 from inf_jax.data.sampler import ORDER, assign_to_chunks
 
-WINDOW_STEPS = 16  # at least so many steps share their examples' lengths evenly,
-WINDOW_EXAMPLES = 1024  # and of small steps so many that they have these examples
+WINDOW_STEPS = 16  # at least so many steps share their examples' lengths evenly, and of small ones
+WINDOW_EXAMPLES = 1024  # so many that they have these examples, but at most half of the data
 _SHUFFLE = 2 << 32  # added to the seed (below 2**32): another random stream than the epochs' order
 
 
@@ -76,8 +76,12 @@ class ExampleOrder:
             self._whole = cuts if min(left.most, cuts.most) > most else None
             cuts = left if self._by_left_out else cuts
         if cuts.most and not self._whole:
-            steps = window_steps(self._n, cuts.most, self._window_examples)
-            self._epochs = _Epochs(tokens, seed=seed, cuts=cuts, window=steps)
+            self._epochs = _Epochs(tokens, seed=seed, cuts=cuts, examples=self._window_examples)
+
+    @property
+    def short_windows(self) -> bool:
+        """Whether fewer steps share their examples' lengths evenly than in a new run."""
+        return self._epochs is not None and self._epochs.short_windows
 
     def examples(self, step: int) -> np.ndarray:
         """int64[batch_size], the examples of a step."""
@@ -107,10 +111,19 @@ class ShortWindowsOrder(ExampleOrder):
     _window_examples = 0
 
 
-def window_steps(count: int, most: int, examples: int) -> int:
-    """Steps of a window, of `count` examples, in steps of at most `most`; a window of so many
-    `examples` is at most half of an epoch, so that it does not hold the same ones each time."""
-    return max(WINDOW_STEPS, min(-(-examples // most), count // (2 * most)))
+def window_steps(cuts: Cuts, whole: range, examples: int) -> int:
+    """How many of an epoch's `whole` steps form a window: enough for so many `examples`.
+
+    They are at most half of the steps, so that a window does not hold the same examples each time,
+    and at most `examples` steps, where some have none. But they are at least WINDOW_STEPS, and hold
+    the tail of the epoch before, which the head skips that is drawn from the first window. With 0
+    `examples` they are WINDOW_STEPS, as in older orders.
+    """
+    if not examples:
+        return WINDOW_STEPS
+    first, last = cuts.before(whole.start), cuts.before(whole.stop)
+    wanted = min(-(-examples * len(whole) // (last - first)), examples, len(whole) // 2)
+    return max(WINDOW_STEPS, wanted, cuts.first(first + cuts.most - 1) - whole.start)
 
 
 def _left_out(cuts: Cuts, count: int) -> Cuts:
@@ -125,22 +138,30 @@ class _Epochs:
     """Steps of at most half of the n examples: the stream of epochs, cut into steps.
 
     An epoch is its head, the last part of the step that the epoch before has opened, its whole
-    steps, and its tail, the first part of a step. The whole steps form windows of `window`, the
-    last one of up to twice as many. The examples of a window are assigned to its steps by length,
-    so that all steps hold nearly as many tokens; head and tail are drawn evenly by length from the
-    first and the last window. The tail depends on this epoch's permutation alone, and the head on
-    the tail before it, whose examples it skips: any step is known from two permutations, however
-    far into a run.
+    steps, and its tail, the first part of a step. The whole steps form windows of `window_steps`,
+    the last one of up to twice as many. The examples of a window are assigned to its steps by
+    length, so that all steps hold nearly as many tokens; head and tail are drawn evenly by length
+    from the first and the last window. The tail depends on this epoch's permutation alone, and the
+    head on the tail before it, whose examples it skips: any step is known from two permutations,
+    however far into a run.
     """
 
-    def __init__(self, tokens: np.ndarray, *, seed: int, cuts: Cuts, window: int):
-        self._tokens, self._seed, self._cuts, self._size = tokens, seed, cuts, window
+    def __init__(self, tokens: np.ndarray, *, seed: int, cuts: Cuts, examples: int):
+        self._tokens, self._seed, self._cuts = tokens, seed, cuts
         self._epoch = functools.lru_cache(maxsize=2)(self._permutation)
         self._window = functools.lru_cache(maxsize=4)(self._window_steps)
         self._whole = functools.lru_cache(maxsize=4)(self._whole_steps)
+        self._size = functools.lru_cache(maxsize=4)(
+            lambda epoch: window_steps(cuts, self._whole(epoch), examples)
+        )
         self._head, self._tail = (
             functools.lru_cache(maxsize=4)(draw) for draw in (self._draw_head, self._draw_tail)
         )
+
+    @property
+    def short_windows(self) -> bool:
+        """See `ExampleOrder`."""
+        return self._size(0) < window_steps(self._cuts, self._whole(0), WINDOW_EXAMPLES)
 
     def step(self, step: int) -> np.ndarray:
         """int64[size], the examples of a step."""
@@ -148,9 +169,9 @@ class _Epochs:
         epoch = first // len(self._tokens)
         if last > (epoch + 1) * len(self._tokens):
             return np.concatenate([self._tail(epoch), self._head(epoch + 1)])
-        number = step - self._whole(epoch).start
-        window = min(number // self._size, self._last_window(epoch))
-        return self._window(epoch, window)[number - window * self._size]
+        number, size = step - self._whole(epoch).start, self._size(epoch)
+        window = min(number // size, self._last_window(epoch))
+        return self._window(epoch, window)[number - window * size]
 
     def _whole_steps(self, epoch: int) -> range:
         """The steps inside an epoch."""
@@ -161,11 +182,11 @@ class _Epochs:
         return self._cuts.before(self._whole(epoch).start) - epoch * len(self._tokens)
 
     def _last_window(self, epoch: int) -> int:
-        return max(0, len(self._whole(epoch)) // self._size - 1)
+        return max(0, len(self._whole(epoch)) // self._size(epoch) - 1)
 
     def _steps(self, epoch: int, window: int) -> range:
         """The steps of a window."""
-        first, last = self._size * window, self._size * (window + 1)
+        first, last = (self._size(epoch) * n for n in (window, window + 1))
         whole = self._whole(epoch)
         return whole[first:] if window == self._last_window(epoch) else whole[first:last]
 
@@ -234,7 +255,8 @@ class _Epochs:
 
 
 class StraddlingOrder:
-    """The order of runs that began with ORDER 1: as `ExampleOrder`, but windows straddle epochs.
+    """The order of runs that began with ORDER 1: as `ShortWindowsOrder`, but windows straddle
+    epochs.
 
     A step near the seam of two epochs may hold an example several times.
     """

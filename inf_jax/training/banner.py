@@ -7,10 +7,8 @@ import jax
 from inf_jax.config.sections import RunConfig
 from inf_jax.core.console import table
 from inf_jax.core.errors import UserError
-from inf_jax.data.example_order import WINDOW_EXAMPLES, WINDOW_STEPS
 from inf_jax.data.from_config import eval_config
 from inf_jax.data.loader import Loader
-from inf_jax.data.sampler import ORDER
 from inf_jax.data.step_shapes import loader_inputs
 from inf_jax.losses.objective import count_negatives
 from inf_jax.monitoring.step_timer import StepWork
@@ -153,9 +151,12 @@ def _scored(config: RunConfig) -> str:
 
 def _old_order(loader: Loader) -> list[tuple[str, str]]:
     """What a run that is resumed keeps of an older version."""
-    # 5 differs from 4 in `data.windows` alone, 6 from 5 in small steps outside them
-    large = loader.layout.batch_size * WINDOW_STEPS >= WINDOW_EXAMPLES and not loader.layout.mixture
-    if loader.order == ORDER or loader.order >= (5 if _windowed(loader) else 4 if large else 6):
+    # 5 differs from 4 in `data.windows` alone, 6 from 5 in the windows of small steps outside them
+    if _windowed(loader):
+        fuller = loader.order < 5
+    else:
+        fuller = loader.order < 4 or loader.example_order.short_windows
+    if not fuller:
         return []
     why = "rows are less full"
     if loader.order == 1:

@@ -105,6 +105,11 @@ class MixtureOrder:
             for i, each in enumerate(tokens)
         ]
 
+    @property
+    def short_windows(self) -> bool:
+        """Whether a source has shorter windows than in a new run: see `ExampleOrder`."""
+        return any(order.short_windows for order in self._orders)
+
     def examples(self, step: int) -> np.ndarray:
         """int64[units, m], the examples of each unit of a step, numbered through all sources; -1
         after the last one. Units are in the order of their sources."""

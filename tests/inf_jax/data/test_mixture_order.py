@@ -145,3 +145,27 @@ def test_steps_of_about_half_of_a_source(size):
         assert seen.max() <= -(-taken // size)
     for step in (79, 3, 41):
         np.testing.assert_array_equal(make().examples(step), steps[step])
+
+
+def test_an_epoch_holds_every_example_of_a_source_that_few_steps_have():
+    """Sixteen steps may have one example of 11 here, which the tail before it has taken: orders up
+    to 5 then have no example for the head."""
+    mixing, sizes, pairs = Mixing(("a", "b", "c"), (50, 2, 1)), (40, 11, 13), (6, 2, 3)
+    tokens = [np.random.default_rng(i).integers(5, 90, n) for i, n in enumerate(sizes)]
+    for seed in range(4):
+        order = MixtureOrder(mixing, tokens, pairs, units=1, seed=seed)
+        found = np.concatenate([order.examples(step).ravel() for step in range(1500)])
+        for first, size in zip(np.cumsum([0, *sizes]), sizes, strict=False):
+            own = found[(found >= first) & (found < first + size)]
+            epochs = own[: len(own) // size * size].reshape(-1, size)
+            assert len(epochs) > 3
+            assert (np.sort(epochs, axis=1) == first + np.arange(size)).all()
+
+
+def test_a_run_of_an_older_version_keeps_its_short_windows():
+    old, new = (
+        MixtureOrder(Mixing(NAMES, (4, 2, 1)), TOKENS, PAIRS, units=2, seed=3, order=n)
+        for n in (5, 6)
+    )
+    assert (old.short_windows, new.short_windows) == (True, False)
+    assert any((old.examples(n) != new.examples(n)).any() for n in range(50))

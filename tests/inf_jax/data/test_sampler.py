@@ -142,14 +142,45 @@ def test_windows_of_small_steps_hold_as_many_examples_as_those_of_larger_ones():
         np.testing.assert_array_equal(new.examples(step), old.examples(step))
 
 
-# fewer than two windows of 16 steps; two; a limit of half of the data; a limit of 1,024 examples
+# fewer than two windows of 16 steps; half of the steps, also where few are whole; 1,024 examples
 @pytest.mark.parametrize(
-    ("count", "most", "steps"),
-    [(60, 6, 16), (1999, 3, 333), (9728, 16, 64), (9728, 10, 103), (10**6, 64, 16)],
+    ("count", "size", "steps"),
+    [(60, 6, 16), (1998, 3, 333), (1999, 3, 332), (9728, 16, 64), (9728, 10, 103), (9728, 64, 16)],
 )
-def test_steps_of_a_window(count, most, steps):
-    assert window_steps(count, most, WINDOW_EXAMPLES) == steps
-    assert window_steps(count, most, 0) == WINDOW_STEPS
+def test_steps_of_a_window(count, size, steps):
+    cuts = Cuts.even(size)
+    whole = range(cuts.first(count), cuts.first(2 * count + 1) - 1)  # of the second epoch
+    assert window_steps(cuts, whole, WINDOW_EXAMPLES) == steps
+    assert window_steps(cuts, whole, 0) == WINDOW_STEPS
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "short"),
+    # small steps; large ones; few steps; nearly all of the data, drawn by what they leave out;
+    # more than the data, whose few examples beyond whole copies are drawn; whole copies alone
+    [
+        (9728, 16, True),
+        (9728, 64, False),
+        (500, 16, False),
+        (5000, 4990, True),
+        (1000, 2010, True),
+        (1000, 4000, False),
+    ],
+)
+def test_orders_differ_where_an_old_one_has_short_windows(count, size, short):
+    old, new = (ORDERS[n](lengths(count), seed=1, batch_size=size) for n in (5, 6))
+    assert (old.short_windows, new.short_windows) == (short, False)
+    steps = range(200)
+    assert short == any(not np.array_equal(old.examples(n), new.examples(n)) for n in steps)
+
+
+def test_windows_of_steps_that_mostly_have_no_example():
+    """1,024 steps, not so many that they have as many examples, but those of a tail in any case."""
+    cuts = Cuts(lambda step: 3 * (step // 2000), 0, 3)
+    whole = range(1000, 601_000)
+    assert window_steps(cuts, whole, WINDOW_EXAMPLES) == 1024
+    cuts = Cuts(lambda step: 3 * (step // 3000), 0, 3)
+    assert window_steps(cuts, whole, WINDOW_EXAMPLES) == 2000
 
 
 def test_an_unknown_order_is_refused(dataset):

@@ -89,6 +89,15 @@ def test_a_step_larger_than_the_data_is_refused_or_said_in_the_banner_and_the_pl
     assert "WARNING" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("batch_size", "said"), [(24, False), (177, True)])
+def test_an_older_order_is_said_where_its_steps_differ(tiny_config, capsys, batch_size, said):
+    """Seven steps are one window, now as before; 60 that leave out one example are two windows."""
+    tiny_config.train.batch_size = batch_size
+    config = run_config(tiny_config)
+    banner(config, make_training(config, order=5), first_step=0, more={})
+    assert ("5, as the run began: rows are less full" in capsys.readouterr().out) == said
+
+
 def test_work_of_a_run(tiny_config):
     """By hand for 2 layers, d 32, f 64: real tokens only, backward twice the forward."""
     tiny_config.loss.objective = "uni(P,IQ)"
