@@ -93,7 +93,9 @@ class Training(NamedTuple):
         count = self.dev.steps
         on_devices = self.dev.batches(0, count, to_device=to_mesh(self.program.mesh), prefetch=1)
         with contextlib.closing(on_devices):
-            each = [self.program.measure(state, b) for b in on_devices]
+            # One at a time: virtual CPU devices share threads, and collectives of programs that do
+            # not depend on each other can wait for each other until XLA ends the process.
+            each = [jax.block_until_ready(self.program.measure(state, b)) for b in on_devices]
         means = {name: sum(one[name] for one in each) / count for name in each[0]}
         for source in self.program.sources:
             pairs = [one[f"pairs/{source}"] for one in each]
