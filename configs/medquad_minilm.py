@@ -10,7 +10,7 @@ Chosen as the highest p-MRR on question types held out of training (--hold-out-t
 MedQuAD's own eight instructions make a model follow others less than its base does, among recipes
 that keep on dev nDCG@10 96.5, within-focus accuracy 99 and p-MRR 72, and PubMedQA within a point of
 the base. It was chosen in order 5 of the examples, where dev had 75.4, 96.7 and 99.6 %; another
-draw moves that: seed 1 there had 68.2, 96.1 and 98.8 %, order 6 has 75.3, 96.2 and 99.3 %. On
+draw moves that: seed 1 there had 68.2, 96.1 and 98.8 %, order 7 has 75.3, 96.2 and 99.3 %. On
 held-out types, one seed, order 5: p-MRR 33.9, nDCG@10 92.3, Robustness@10 84.0, against 27.3, 91.9,
 83.0 with AdamW in place of Lion, 15.8, 89.0, 78.0 of multi(P,IQ) without the keywords, and 27.0,
 91.3, 82.2 of the base (launch/benchmarks.md, recipes). Four parts do it: instructions by keywords

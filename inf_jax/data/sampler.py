@@ -15,7 +15,7 @@ from inf_jax.data.negatives import draw_negatives, sample_instructions
 from inf_jax.data.tokenised.dataset import TokenisedDataset
 from inf_jax.data.tokenised.varied import VariedDataset
 
-ORDER = 6  # of new runs; a run that is resumed keeps the order that it began with
+ORDER = 7  # of new runs; a run that is resumed keeps the order that it began with
 _BALANCED_RUNS = 256  # see `balance_chunks`
 # see `even_chunks`
 _ABOVE_MEAN, _ROUNDS, _COMPARED = 0.0025, 32, 1 << 20

@@ -151,7 +151,7 @@ def _scored(config: RunConfig) -> str:
 
 def _old_order(loader: Loader) -> list[tuple[str, str]]:
     """What a run that is resumed keeps of an older version."""
-    # 5 differs from 4 in `data.windows` alone, 6 from 5 in the windows of small steps outside them
+    # 5 differs from 4 in `data.windows` alone, 7 from 5 in the windows of small steps outside them
     if _windowed(loader):
         fuller = loader.order < 5
     else:
